@@ -1,0 +1,74 @@
+"""Every error that featherweight raises on purpose.
+
+The tree (each class also is the standard error that a caller would expect):
+
+    FeatherweightError
+    ├── ConfigError(ValueError)         a setting, file or argument is wrong
+    ├── ShapeError(ValueError)          tensors do not fit together
+    ├── CheckpointError(RuntimeError)   a checkpoint is missing, damaged or belongs to another run
+    ├── NumericsError(RuntimeError)     a number became NaN or infinite, or an algorithm did not converge
+    ├── MissingExtraError(ImportError)  an optional package is not installed
+    └── DeviceError(RuntimeError)       the device cannot do what was asked
+
+Messages follow one form: where, which value is wrong, what is allowed, what to do now.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class FeatherweightError(Exception):
+    """Root of all errors raised on purpose; catch it to catch them all."""
+
+
+class ConfigError(FeatherweightError, ValueError):
+    """A setting, file or argument is wrong."""
+
+
+class ShapeError(FeatherweightError, ValueError):
+    """Tensors do not fit together."""
+
+
+class CheckpointError(FeatherweightError, RuntimeError):
+    """A checkpoint is missing, damaged, or belongs to another run."""
+
+
+class NumericsError(FeatherweightError, RuntimeError):
+    """A number became NaN or infinite, or an algorithm did not converge."""
+
+
+class MissingExtraError(FeatherweightError, ImportError):
+    """An optional package is not installed; the message holds the install command."""
+
+
+class DeviceError(FeatherweightError, RuntimeError):
+    """The device cannot do what was asked."""
+
+
+def nearest(name: str, known: Iterable[str], limit: int = 3) -> list[str]:
+    """Return the known names that look most like `name`, best first.
+
+    Args:
+        name: what the user wrote.
+        known: what exists.
+        limit: how many names to return at most.
+
+    Example:
+        >>> nearest("rnak", ["rank", "scale"])
+        ['rank']
+    """
+    return difflib.get_close_matches(name, list(known), n=limit, cutoff=0.5)
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return a closing sentence that names the nearest spelling, or else all that is known.
+
+    Example:
+        >>> did_you_mean("rnak", ["rank", "scale"])
+        "Did you mean 'rank'?"
+        >>> did_you_mean("xyz", ["rank", "scale"])
+        'Known: rank, scale.'
+    """
+    names = list(known)
+    close = nearest(name, names, limit=1)
+    return f"Did you mean '{close[0]}'?" if close else f"Known: {', '.join(names)}."
