@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Self, Union
 
 import annotated_types
 import yaml
-from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema
 
@@ -47,6 +47,7 @@ def _forbid_conversion(schema: Any) -> Any:
     return schema
 
 
+@typing.dataclass_transform(kw_only_default=True, field_specifiers=(Field,))
 class _ParseOnCall(ModelMetaclass):
     """Sends `SomeConfig(...)` through `SomeConfig.parse`, so that every way to build one obeys the same rules."""
 
