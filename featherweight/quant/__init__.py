@@ -1,0 +1,12 @@
+"""Quantisation: blockwise codes, stochastic rounding, and how an optimizer state is stored."""
+
+from featherweight.quant.storage import (
+    DenseStorage,
+    DynamicStorage,
+    StateStorage,
+    UniformStorage,
+    basis_storage_for,
+    storage_for,
+)
+
+__all__ = ["DenseStorage", "DynamicStorage", "StateStorage", "UniformStorage", "basis_storage_for", "storage_for"]
