@@ -47,8 +47,8 @@ def format_bytes(count: float) -> str:
     if not math.isfinite(count):
         return f"{count} B"
     for exponent, unit in ((4, "TiB"), (3, "GiB"), (2, "MiB"), (1, "KiB")):
-        # Compare after rounding to the printed digits: 1048575 bytes are 1.00 MiB and not 1024.00 KiB.
-        if round(abs(count) / 1024**exponent, 2) >= 1:
+        # Compare what the next smaller unit would print: 1048575 bytes are 1.00 MiB and not 1024.00 KiB.
+        if round(abs(count) / 1024 ** (exponent - 1), 2 if exponent > 1 else None) >= 1024:
             return f"{count / 1024**exponent:.2f} {unit}"
     return f"{count:.0f} B"
 
@@ -401,7 +401,7 @@ def _terminal_section(section: Section, width: int, can_draw: bool) -> Renderabl
         return Text(f"{section.title}: {section.text}")
     heading = Text(section.title, style="bold cyan")
     table = _as_table(section)
-    if not table.rows:
+    if not table.rows or not table.columns:
         return Group(heading, Text("no data", style="dim"))
     values = list(zip(*table.rows, strict=True))
     columns = [[name, *_format_column(column)] for name, column in zip(table.columns, values, strict=True)]
@@ -743,7 +743,7 @@ def _page_section(section: Section) -> str:
 
 
 def _page_table(table: Table, has_header: bool) -> str:
-    if not table.rows:
+    if not table.rows or not table.columns:
         return '<p class="empty">no data</p>'
     columns = list(zip(*table.rows, strict=True))
     classes = ["number" if _is_numeric(column) else "" for column in columns]
