@@ -1,5 +1,6 @@
 """Quantisation: blockwise codes, stochastic rounding, and how an optimizer state is stored."""
 
+from featherweight.quant.rounding import hash_bits, stochastic_round_
 from featherweight.quant.storage import (
     DenseStorage,
     DynamicStorage,
@@ -9,4 +10,13 @@ from featherweight.quant.storage import (
     storage_for,
 )
 
-__all__ = ["DenseStorage", "DynamicStorage", "StateStorage", "UniformStorage", "basis_storage_for", "storage_for"]
+__all__ = [
+    "DenseStorage",
+    "DynamicStorage",
+    "StateStorage",
+    "UniformStorage",
+    "basis_storage_for",
+    "hash_bits",
+    "stochastic_round_",
+    "storage_for",
+]

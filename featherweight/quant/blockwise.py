@@ -156,7 +156,7 @@ def quantize_blockwise(
     table = table.on(flat.device)
     for start, stop in _tiles(flat, block_size):
         blocks_QB = _blocks(flat[start:stop], block_size)
-        absmax_Q = torch.linalg.vector_norm(blocks_QB, ord=torch.inf, dim=1)
+        absmax_Q = blocks_QB.abs().amax(dim=1)  # vector_norm is 10 times slower here on a CPU
         block_scale[start // block_size : start // block_size + absmax_Q.numel()] = absmax_Q
         divisor_Q = absmax_Q + (absmax_Q == 0)
         normalized_QB = blocks_QB / divisor_Q[:, None]

@@ -117,8 +117,8 @@ class DynamicStorage:
     """Dynamic 8- or 4-bit codes with one float32 scale per block: parts "codes" and "block_scale".
 
     An unsigned storage (second moments) never reads a positive value as 0: it takes the smallest positive code, even
-    where 0 is nearer. Differs from arXiv 2110.02861: under a first moment that is not 0, a second moment of 0 would make
-    Adam divide by eps alone; too large a second moment only makes one step shorter.
+    where 0 is nearer. Differs from arXiv 2110.02861: under a first moment that is not 0, a second moment of 0 would
+    make Adam divide by eps alone; too large a second moment only makes one step shorter.
 
     Args:
         bits: 8 (block of 256) or 4 (block of 128).
