@@ -1,7 +1,7 @@
 """The contract between the training loop and a workload: data, model, loss and metrics of one kind of work.
 
-The loop knows no text, images or fields; it calls a `Task`. Tasks register by name, so that a recipe can name them, and as strings,
-so that naming one imports nothing else.
+The loop knows no text, images or fields; it calls a `Task`. Tasks register by name, so that a recipe can name them,
+and as strings, so that naming one imports nothing else.
 """
 
 from collections.abc import Iterator, Mapping
@@ -32,7 +32,7 @@ class Task(Protocol):
         """Read the data and prepare the splits; `config` is an instance of `self.Config`."""
 
     def build_model(self) -> nn.Module:
-        """Return the model with float32 weights on the CPU, the same under the same seed; the loop casts and moves it."""
+        """Return the model in float32 on the CPU, the same under the same seed; the loop casts and moves it."""
         ...
 
     def batches(
@@ -48,7 +48,8 @@ class Task(Protocol):
         """Yield micro-batches.
 
         Args:
-            split: "train" never ends and is shuffled anew in every epoch by (seed, epoch); "held_out" is one pass in fixed order.
+            split: "train" never ends and is shuffled anew in every epoch by (seed, epoch); "held_out" is one pass in
+                fixed order.
             micro_batch_size: samples per micro-batch and process.
             seed: of the shuffling.
             process_rank: which share of the data; 0 <= process_rank < world_size.
@@ -58,7 +59,7 @@ class Task(Protocol):
         ...
 
     def item_count(self, batch: Batch) -> int:
-        """Return how many items (predicted tokens, pixels, ...) the loss of `batch` sums over; known before the forward."""
+        """Return how many items (tokens, pixels, ...) the loss of `batch` sums over; known before the forward."""
         ...
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, int]:

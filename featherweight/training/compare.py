@@ -1,0 +1,123 @@
+"""`compare`: one recipe with one optimizer after the other, and one table of what each costs and reaches."""
+
+import gc
+from collections.abc import Iterable, Sequence
+from os import PathLike
+from pathlib import Path
+
+import torch
+
+from featherweight.errors import CheckpointError, ConfigError
+from featherweight.report import Report
+from featherweight.training.console import ConsoleProgress
+from featherweight.training.environment import describe_environment, machine_name
+from featherweight.training.events import Callback
+from featherweight.training.metrics import read_metrics
+from featherweight.training.recipe import Recipe, RecipeSource, load_recipe, resume_conflicts
+from featherweight.training.run import new_run_folder, run_name, save_report, train
+from featherweight.training.summary import Lines, Summary, comparison_report
+
+DEFAULT_METHODS = ("adamw", "galore", "galore_8bit")
+"""Full-rank AdamW, GaLore, and GaLore with 8-bit moments."""
+
+
+def compare(
+    recipe: RecipeSource,
+    methods: Sequence[str] = DEFAULT_METHODS,
+    *,
+    overrides: Iterable[str] = (),
+    out: str | PathLike[str] | None = None,
+    resume: bool = False,
+    callbacks: Sequence[Callback] | None = None,
+) -> Report:
+    """Train one recipe with several optimizers in turn: same start, same data, same seed.
+
+    A method takes its options from the recipe's key `compare`; without an entry there, from `optimizer` if that
+    names the method, else its defaults. Each method gets its own run folder inside `out`; the report is written anew
+    after each of them, so an interruption keeps what is done.
+
+    Args:
+        recipe: a recipe, a mapping, or the path of a YAML or JSON file.
+        methods: names of optimizers, or of entries of `compare` that give their `name`.
+        overrides: "key=value" changes of the recipe, such as "compare.galore.rank=64".
+        out: the folder of the comparison; None makes runs/<name>-compare-<time>.
+        resume: continue the comparison in `out`: finished methods stay, the interrupted one goes on.
+        callbacks: listeners of each run; None shows the progress on standard output, an empty list is silent.
+
+    Returns:
+        The report: one table, loss curves, and memory by category. Also in `out` as report.html and report.json.
+
+    Raises:
+        ConfigError: if the recipe or a method is wrong, before any training; or `out` is not usable.
+        CheckpointError: if what is to be resumed belongs to another recipe.
+        NumericsError: if a loss is not finite.
+        TrainingInterrupted: after a requested stop.
+    """
+    base = load_recipe(recipe, overrides)
+    recipes = {method: method_recipe(base, method) for method in methods}
+    if not recipes:
+        raise ConfigError(
+            "compare: methods=[] is empty; expected names of optimizers. Name at least one, for example adamw."
+        )
+    for one in recipes.values():
+        one.optimizer_config()
+        one.task_config()
+    name = run_name(recipe, base)
+    folder = Path(out) if out is not None else new_run_folder(f"{name}-compare")
+    if resume and not folder.is_dir():
+        raise CheckpointError(
+            f"compare: out={folder} holds no comparison; expected the folder of the one to resume. Correct the path."
+        )
+    machine = machine_name(describe_environment())
+    done: dict[str, tuple[Summary, Lines]] = {}
+    report = Report(name)
+    for method, one in recipes.items():
+        if done:
+            # All start from the same model; the first has evaluated it.
+            one = one.override(["evaluate_at_start=false"])
+        listeners = [ConsoleProgress(method)] if callbacks is None else callbacks
+        summary = _train_or_read(one, folder / method, resume, listeners)
+        done[method] = (summary, read_metrics(folder / method / "metrics.jsonl"))
+        report = comparison_report(f"{name}: {', '.join(done)}", done, machine)
+        save_report(report, folder)
+        _release_memory()
+    return report
+
+
+def method_recipe(recipe: Recipe, method: str) -> Recipe:
+    """Return the recipe with the optimizer of one row of a comparison.
+
+    Example:
+        >>> base = Recipe(task="text", steps=1, micro_batch_size=1, compare={"small": {"name": "galore", "rank": 8}})
+        >>> method_recipe(base, "small").optimizer
+        {'name': 'galore', 'rank': 8}
+        >>> method_recipe(base, "adamw").optimizer
+        {'name': 'adamw'}
+    """
+    if method in recipe.compare:
+        options = {"name": method, **recipe.compare[method]}
+    else:
+        options = recipe.optimizer if recipe.optimizer["name"] == method else {"name": method}
+    return Recipe.parse({**recipe.to_dict(), "optimizer": options}, where="recipe")
+
+
+def _train_or_read(recipe: Recipe, folder: Path, resume: bool, callbacks: Sequence[Callback]) -> Summary:
+    """Train one method, or read its outcome if a resumed comparison has it already."""
+    finished = folder / "summary.json"
+    if resume and finished.is_file():
+        conflicts = resume_conflicts(Recipe.from_file(folder / "recipe.yaml").to_dict(), recipe.to_dict())
+        if conflicts:
+            raise CheckpointError(
+                f"compare: recipe of {folder} differs ({'; '.join(conflicts)}); expected the recipe of the "
+                "finished run. "
+                "Resume with that recipe, or compare into another folder."
+            )
+        return Summary.load(finished)
+    return train(recipe, out=folder, resume=resume and (folder / "recipe.yaml").is_file(), callbacks=callbacks).summary
+
+
+def _release_memory() -> None:
+    """Free the model of the method that is done, which reference cycles keep alive, before the next one is built."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

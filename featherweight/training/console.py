@@ -1,0 +1,87 @@
+"""The progress of a run on a terminal: a bar that moves; elsewhere: a line now and then."""
+
+import resource
+import sys
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+
+from featherweight.training.events import Callback, Event
+
+
+class ConsoleProgress(Callback):
+    """Shows loss, tokens/s, memory and the time left.
+
+    Args:
+        label: what is running, for example the name of the optimizer.
+        console: where to; standard output by default. If it is no terminal, one line appears per `log_every` steps.
+    """
+
+    def __init__(self, label: str = "train", console: Console | None = None) -> None:
+        self.label, self.console = label, console or Console()
+        self._bar: Progress | None = None
+
+    def on_start(self, event: Event) -> None:
+        """Show the bar."""
+        if not self.console.is_terminal:
+            return
+        self._bar = Progress(
+            SpinnerColumn(),
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[numbers]}"),
+            TimeRemainingColumn(),
+            console=self.console,
+        )
+        self._bar.add_task(self.label, total=event.recipe.steps, completed=event.step, numbers="")
+        self._bar.start()
+
+    def on_step(self, event: Event) -> None:
+        """Move the bar, or print a line."""
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=event.step, numbers=_numbers(event))
+        elif event.step % event.recipe.log_every == 0:
+            self._print(f"step {event.step}/{event.recipe.steps}  {_numbers(event)}")
+
+    def on_evaluate(self, event: Event) -> None:
+        """Print the metrics of an evaluation."""
+        numbers = "  ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in event.metrics.items())
+        self._print(f"evaluated after step {event.step}: {numbers}")
+
+    def on_checkpoint(self, event: Event) -> None:
+        """Print where the checkpoint stands."""
+        if isinstance(event.checkpoint, Path):
+            self._print(f"checkpoint {event.checkpoint.name} written")
+
+    def on_end(self, event: Event) -> None:
+        """Leave the bar as it stands."""
+        if self._bar is not None:
+            self._bar.stop()
+
+    def _print(self, line: str) -> None:
+        self.console.print(f"{self.label}: {line}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _numbers(event: Event) -> str:
+    speed = event.metrics.get("tokens_per_s")
+    parts = [f"loss {event.metrics['loss']:.4f}"]
+    if speed is not None:
+        parts.append(f"{speed:,.0f} tokens/s")
+    parts.append(f"{memory_in_use_bytes() / 2**30:.2f} GiB")
+    return "  ".join(parts)
+
+
+def memory_in_use_bytes() -> int:
+    """Return what the process holds now: tensors on the GPU if one is in use, else resident memory."""
+    if torch.cuda.is_available() and torch.cuda.memory_allocated():
+        return torch.cuda.memory_allocated()
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        # No /proc outside Linux; the largest value so far has to stand in (bytes on macOS, KiB elsewhere).
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
+    return pages * resource.getpagesize()

@@ -1,0 +1,50 @@
+"""What a run tells its listeners, and the listener's base class."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import nn
+from torch.optim import Optimizer
+
+if TYPE_CHECKING:
+    from featherweight.training.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Event:
+    """A moment of a run."""
+
+    recipe: "Recipe"
+    """What is being run."""
+    step: int
+    """Optimizer steps that are done."""
+    model: nn.Module
+    """The model, after that step."""
+    optimizer: Optimizer
+    """The optimizer, after that step."""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """Numbers of this moment. After a step: loss (per token), lr, grad_norm (before clipping), tokens (so far),
+    seconds (of the step), tokens_per_s (so far), skipped_steps. After an evaluation: whatever the task measures."""
+    checkpoint: Path | None = None
+    """The folder that was written; only in `on_checkpoint`."""
+
+
+class Callback:
+    """A listener to a run; override what is of interest. Listeners watch: a run's numbers must not depend on them."""
+
+    def on_start(self, event: Event) -> None:
+        """Before the first step, also of a resumed run (`event.step` says where it starts)."""
+
+    def on_step(self, event: Event) -> None:
+        """After each optimizer step."""
+
+    def on_evaluate(self, event: Event) -> None:
+        """After each evaluation on the held-out split."""
+
+    def on_checkpoint(self, event: Event) -> None:
+        """After each complete checkpoint."""
+
+    def on_end(self, event: Event) -> None:
+        """At the end, also after an error or an interruption; `event.step` says how far it came."""

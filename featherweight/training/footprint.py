@@ -1,0 +1,68 @@
+"""The memory of a training step by category: what the formulas predict, and what was measured.
+
+Predicted, in bytes: weights and gradients are numel * element size over the distinct parameters (gradients: those
+that train), the optimizer says its own state. Activations depend on the whole graph and are only measured.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from torch import nn
+
+CATEGORIES = ("weights", "gradients", "optimizer_state", "activations")
+"""The four terms that methods cut, in the order of tables and pictures."""
+
+
+class StatefulOptimizer(Protocol):
+    """An optimizer that knows its bytes before its first step, as those of `featherweight.optim` do."""
+
+    def state_bytes(self) -> int:
+        """Return the bytes of all state tensors."""
+        ...
+
+
+def predict_bytes(model: nn.Module, optimizer: StatefulOptimizer) -> dict[str, int]:
+    """Return the bytes of weights, gradients and optimizer state by formula.
+
+    Args:
+        model: tied parameters count once.
+        optimizer: built for this model; it may not have made a step yet.
+    """
+    parameters = list(model.parameters())
+    return {
+        "weights": sum(one.numel() * one.element_size() for one in parameters),
+        "gradients": sum(one.numel() * one.element_size() for one in parameters if one.requires_grad),
+        "optimizer_state": optimizer.state_bytes(),
+    }
+
+
+@dataclass
+class Footprint:
+    """Predicted and measured bytes of the steps of one run."""
+
+    predicted: dict[str, int] = field(default_factory=dict)
+    """By category, from `predict_bytes`."""
+    measured: dict[str, int] = field(default_factory=dict)
+    """Each category's own largest value over the measured steps; empty if none was measured."""
+    at_peak: dict[str, int] = field(default_factory=dict)
+    """By category at the moment when the sum was largest; adds up to `peak_bytes`."""
+    peak_bytes: int = 0
+    """The largest sum over the measured steps."""
+
+    def include(self, peak_by_category: Mapping[Any, int], max_by_category: Mapping[Any, int]) -> None:
+        """Take in the measurement of one more step."""
+        peak_bytes = sum(peak_by_category.values())
+        if peak_bytes > self.peak_bytes:
+            self.peak_bytes, self.at_peak = peak_bytes, dict(peak_by_category)
+        for name, count in max_by_category.items():
+            self.measured[name] = max(self.measured.get(name, 0), count)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain dicts and numbers; `Footprint(**footprint.to_dict())` is equal."""
+        return {
+            "predicted": dict(self.predicted),
+            "measured": dict(self.measured),
+            "at_peak": dict(self.at_peak),
+            "peak_bytes": self.peak_bytes,
+        }

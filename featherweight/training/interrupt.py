@@ -1,0 +1,61 @@
+"""Ctrl-C and SIGTERM as a request to stop at the next good moment.
+
+The first signal only sets a flag, which the loop reads after each optimizer step; the second one interrupts at once.
+"""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+
+class TrainingInterrupted(KeyboardInterrupt):
+    """Training ended early on request, with a checkpoint written.
+
+    A `KeyboardInterrupt`, so that a notebook or script stops as it does on any Ctrl-C.
+
+    Args:
+        step: optimizer steps that are done.
+        checkpoint: the folder that a resumed run continues from.
+    """
+
+    def __init__(self, step: int, checkpoint: Path) -> None:
+        self.step, self.checkpoint = step, checkpoint
+        super().__init__(step, checkpoint)
+
+    def __str__(self) -> str:
+        return f"training: interrupted after step {self.step}; checkpoint {self.checkpoint} is complete."
+
+
+@dataclass
+class StopRequest:
+    """Whether somebody asked for the end of the run."""
+
+    requested: bool = False
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[StopRequest]:
+    """Turn the first SIGINT or SIGTERM inside the body into a `StopRequest`.
+
+    Only the main thread can receive signals; in any other one the request simply never comes.
+    """
+    request = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield request
+        return
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if request.requested:
+            raise KeyboardInterrupt
+        request.requested = True
+
+    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield request
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,308 @@
+"""The training loop: the one place where micro-batches become optimizer steps.
+
+One optimizer step: draw the micro-batches and count their tokens; forward and backward each, its summed loss divided
+by the tokens of all of them, so that unequal micro-batches weigh what one large batch would; refuse a loss that is
+not finite; clip; update; move on the schedule. accelerate chooses the device and moves the model there.
+"""
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import clip_grads_with_norm_
+from torch.optim.lr_scheduler import LambdaLR
+
+from featherweight.errors import CheckpointError, ConfigError, DeviceError, NumericsError
+from featherweight.training.checkpoint import Checkpoint, Checkpoints
+from featherweight.training.events import Callback, Event
+from featherweight.training.footprint import Footprint, predict_bytes
+from featherweight.training.interrupt import StopRequest, TrainingInterrupted
+from featherweight.training.randomness import preserved_rng, rng_state, seed_everything, set_rng_state
+from featherweight.training.recipe import Recipe, resume_conflicts
+from featherweight.training.schedule import lr_factor
+from featherweight.training.task import Batch
+
+
+@dataclass
+class Progress:
+    """How far a run has come; part of every checkpoint."""
+
+    step: int = 0
+    """Optimizer steps that are done."""
+    tokens: int = 0
+    """Tokens that the loss has summed over."""
+    skipped_steps: int = 0
+    """Parameters left out of a step because their gradient was not finite, summed over the steps."""
+    timed_tokens: int = 0
+    """Tokens of the steps that count for the speed."""
+    timed_seconds: float = 0.0
+    """Duration of those steps; evaluation, checkpoints, the first step and measured steps are not among them."""
+
+    @property
+    def tokens_per_s(self) -> float | None:
+        """Speed of the training steps, or None before one has counted."""
+        return self.timed_tokens / self.timed_seconds if self.timed_seconds else None
+
+
+class Loop:
+    """A run of a recipe in memory: task, model, optimizer, schedule, and how far they are.
+
+    Building one seeds the global random generators. Use `step` to advance by one optimizer step, or `run` for the
+    whole recipe.
+
+    Args:
+        recipe: what to run.
+
+    Raises:
+        ConfigError: if an option of the recipe is not allowed or does not fit the model.
+        DeviceError: if several processes were started; this loop runs in one.
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        from accelerate import Accelerator
+
+        from featherweight.optim import build_optimizer
+
+        optimizer_config, _ = recipe.optimizer_config(), recipe.task_config()  # both are judged before the data is read
+        # Precision is handled below by plain torch, because accelerate keeps its own for the life of the process.
+        self.accelerator = Accelerator(mixed_precision="no")
+        if self.accelerator.num_processes > 1:
+            raise DeviceError(
+                f"training: world_size={self.accelerator.num_processes} processes were started; expected 1. "
+                "Start the program once, without a launcher for several processes."
+            )
+        self.recipe = recipe
+        seed_everything(recipe.seed)
+        self.task = recipe.build_task()
+        model = self.task.build_model()
+        if recipe.precision == "bf16":
+            model = model.to(torch.bfloat16)
+        if recipe.activation_checkpointing:
+            _checkpoint_activations(model)
+        self.model: nn.Module = self.accelerator.prepare_model(model)
+        self.optimizer = build_optimizer(self.model, optimizer_config, seed=recipe.seed)
+        self.scheduler = LambdaLR(self.optimizer, lambda step: lr_factor(recipe.schedule, step, recipe.steps))
+        self.progress = Progress()
+        self.footprint = Footprint(predicted=predict_bytes(self.model, self.optimizer))
+        # Once more, so that dropout does not depend on how many numbers the building of the model has drawn.
+        seed_everything(recipe.seed)
+        self._batches: Iterator[Batch] | None = None
+        self._is_first_step = True
+
+    def step(self) -> dict[str, float]:
+        """Make one optimizer step and return its metrics (see `Event.metrics`).
+
+        Raises:
+            NumericsError: if the loss is not finite; weights, optimizer and schedule are then as before the step.
+        """
+        is_measured = self.progress.step + 1 in self.recipe.memory_steps
+        skipped_before = self.optimizer.skipped_steps
+        self.model.train()
+        started = time.perf_counter()
+        if is_measured:
+            from featherweight.memory import measure_memory
+
+            with measure_memory(self.model, self.optimizer) as memory:
+                loss, tokens, lr, grad_norm = self._optimizer_step()
+            self.footprint.include(memory.peak_by_category, memory.max_by_category)
+        else:
+            loss, tokens, lr, grad_norm = self._optimizer_step()
+        seconds = time.perf_counter() - started
+        self.progress.step += 1
+        self.progress.tokens += tokens
+        self.progress.skipped_steps += self.optimizer.skipped_steps - skipped_before
+        if not is_measured and not self._is_first_step:
+            self.progress.timed_tokens += tokens
+            self.progress.timed_seconds += seconds
+        self._is_first_step = False
+        metrics = {
+            "loss": loss,
+            "lr": lr,
+            "grad_norm": grad_norm,
+            "tokens": self.progress.tokens,
+            "seconds": seconds,
+            "skipped_steps": self.progress.skipped_steps,
+        }
+        speed = self.progress.tokens_per_s
+        return metrics if speed is None else {**metrics, "tokens_per_s": speed}
+
+    def _optimizer_step(self) -> tuple[float, int, float, float]:
+        """Return the loss per token, the tokens, the learning rate used, and the gradient's norm before clipping."""
+        recipe = self.recipe
+        micro_batches = [self._next_batch() for _ in range(recipe.accumulation_steps)]
+        tokens = sum(self.task.item_count(batch) for batch in micro_batches)
+        if tokens == 0:
+            raise NumericsError(
+                f"training: tokens=0 in step {self.progress.step + 1}, so its loss is undefined; expected at least 1. "
+                "Check the labels of the data, or raise micro_batch_size or accumulation_steps."
+            )
+        total = torch.zeros((), device=self.accelerator.device, dtype=torch.float64)
+        for batch in micro_batches:
+            with self._autocast():
+                loss, _ = self.task.loss(self.model, batch)
+            total += loss.detach()
+            self.accelerator.backward(loss / tokens)
+        mean_loss = float(total) / tokens
+        if not math.isfinite(mean_loss):
+            self.optimizer.zero_grad(set_to_none=True)
+            raise NumericsError(
+                f"training: loss={mean_loss} is not finite in step {self.progress.step + 1}; expected a finite number. "
+                "The weights are those before that step. Lower the learning rate or lengthen the warm-up."
+            )
+        grad_norm = self._clip()
+        lr = float(self.scheduler.get_last_lr()[0])
+        self.optimizer.step()
+        self.scheduler.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return mean_loss, tokens, lr, grad_norm
+
+    def _clip(self) -> float:
+        """Scale the gradients down to `max_grad_norm` and return the norm that they had."""
+        trained = [one for one in self.model.parameters() if one.grad is not None]
+        norm = gradient_norm([one.grad for one in trained if one.grad is not None])
+        limit = self.recipe.max_grad_norm
+        # With an infinite norm the factor would be 0 or NaN everywhere; left alone, the optimizer skips just the
+        # parameters concerned.
+        if limit is not None and bool(torch.isfinite(norm)):
+            clip_grads_with_norm_(trained, limit, norm)
+        return float(norm)
+
+    def evaluate(self) -> dict[str, float]:
+        """Return the task's metrics on the held-out split; the random generators are left as they were."""
+        with preserved_rng(), self._autocast():
+            return self.task.evaluate(self.model, micro_batch_size=self.recipe.micro_batch_size)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything but the weights that a bitwise resume needs, as tensors, numbers and plain containers."""
+        return {
+            "progress": asdict(self.progress),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "rng": rng_state(),
+            "footprint": self.footprint.to_dict(),
+        }
+
+    def resume(self, checkpoint: Checkpoint) -> None:
+        """Continue from a checkpoint: from here on every number is the one that the uninterrupted run has.
+
+        Raises:
+            CheckpointError: if the checkpoint is damaged or its recipe computes something else; names what differs.
+        """
+        conflicts = resume_conflicts(checkpoint.recipe, self.recipe.to_dict())
+        if conflicts:
+            raise CheckpointError(
+                f"checkpoint: recipe of {checkpoint.folder} differs ({'; '.join(conflicts)}); expected the recipe "
+                "that wrote it. "
+                "Resume with that recipe, or start a new run in another folder."
+            )
+        state = checkpoint.load(self.model)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        self.progress = Progress(**state["progress"])
+        self.footprint = Footprint(**state["footprint"])
+        set_rng_state(state["rng"])
+        self._batches = None
+        self._is_first_step = True
+
+    def run(self, callbacks: Sequence[Callback], checkpoints: Checkpoints, stop: StopRequest) -> None:
+        """Make all remaining steps of the recipe, with its evaluations and checkpoints.
+
+        Args:
+            callbacks: are told what happens, in this order.
+            checkpoints: where checkpoints go.
+            stop: when requested, the current step is finished, a checkpoint written, and the run ends.
+
+        Raises:
+            TrainingInterrupted: after a requested stop.
+            NumericsError: if the loss is not finite; names the last checkpoint.
+            CheckpointError: if a checkpoint cannot be written.
+        """
+        recipe, progress = self.recipe, self.progress
+        evaluated_at = None
+
+        def tell(moment: str, **details: Any) -> None:
+            event = Event(recipe, self.progress.step, self.model, self.optimizer, **details)
+            for callback in callbacks:
+                getattr(callback, moment)(event)
+
+        def write_checkpoint() -> Any:
+            folder = checkpoints.save(progress.step, self.model, self.state_dict(), recipe.to_dict())
+            tell("on_checkpoint", checkpoint=folder)
+            return folder
+
+        tell("on_start")
+        try:
+            if progress.step == 0 and recipe.evaluate_at_start:
+                tell("on_evaluate", metrics=self.evaluate())
+            while progress.step < recipe.steps and not stop.requested:
+                tell("on_step", metrics=self._step_or_explain(checkpoints))
+                if _is_due(recipe.evaluate_every, progress.step):
+                    tell("on_evaluate", metrics=self.evaluate())
+                    evaluated_at = progress.step
+                if _is_due(recipe.checkpoint_every, progress.step) and not stop.requested:
+                    write_checkpoint()
+            if stop.requested:
+                raise TrainingInterrupted(progress.step, write_checkpoint())
+            if evaluated_at != progress.step:
+                tell("on_evaluate", metrics=self.evaluate())
+        finally:
+            tell("on_end")
+
+    def _step_or_explain(self, checkpoints: Checkpoints) -> dict[str, float]:
+        try:
+            return self.step()
+        except NumericsError as error:
+            last = checkpoints.latest()
+            kept = f"The last checkpoint is {last.folder}." if last else "No checkpoint was written yet."
+            raise NumericsError(f"{error} {kept}") from error
+
+    def _next_batch(self) -> Batch:
+        recipe = self.recipe
+        if self._batches is None:
+            start = self.progress.step * recipe.accumulation_steps
+            self._batches = self.task.batches(
+                "train", micro_batch_size=recipe.micro_batch_size, seed=recipe.seed, start=start
+            )
+        batch = next(self._batches)
+        return {name: tensor.to(self.accelerator.device, non_blocking=True) for name, tensor in batch.items()}
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self.recipe.precision != "bf16_autocast":
+            return nullcontext()
+        return torch.autocast(self.accelerator.device.type, dtype=torch.bfloat16)
+
+
+def gradient_norm(gradients: Sequence[Tensor]) -> Tensor:
+    """Return the Euclidean norm over all gradients, accumulated in at least float32.
+
+    Args:
+        gradients: any shapes, one device; bf16 ones are summed in float32, because a bf16 norm has only three digits.
+
+    Returns:
+        A scalar, on the device of the gradients; 0 if there are none.
+    """
+    if not gradients:
+        return torch.zeros(())
+    norms = [torch.linalg.vector_norm(one, dtype=torch.promote_types(one.dtype, torch.float32)) for one in gradients]
+    return torch.linalg.vector_norm(torch.stack(norms))
+
+
+def _is_due(every: int | None, step: int) -> bool:
+    return every is not None and step % every == 0
+
+
+def _checkpoint_activations(model: nn.Module) -> None:
+    """Switch on the recomputation that Hugging Face models bring along."""
+    enable = getattr(model, "gradient_checkpointing_enable", None)
+    if enable is None:
+        raise ConfigError(
+            f"recipe: activation_checkpointing=True is unknown to the model {type(model).__name__}; "
+            "expected a Hugging Face model. Set it to false."
+        )
+    # The older re-entrant variant ignores keyword arguments and needs inputs that require gradients.
+    enable(gradient_checkpointing_kwargs={"use_reentrant": False})

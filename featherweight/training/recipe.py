@@ -1,0 +1,181 @@
+"""The recipe: one file that says everything about a run, from the data to the seed.
+
+A recipe is data. What its names stand for is looked up in the registries of tasks and optimizers when the run is built.
+"""
+
+import os
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from featherweight.config import Config
+from featherweight.training.schedule import Schedule
+from featherweight.training.task import Task, tasks
+
+if TYPE_CHECKING:
+    from featherweight.optim import OptimizerConfig
+
+
+class Recipe(Config):
+    """A complete, serialisable description of a run; on the same machine it gives the same weights, bit by bit."""
+
+    name: str | None = Field(default=None, pattern=r"^[\w][\w.-]*$")
+    """Opens the name of the run folder; None takes the name of the recipe file."""
+    task: dict[str, Any]
+    """The workload: `name` and its own options, for example {name: text, model: smollm2, corpus: english}."""
+    optimizer: dict[str, Any] = {"name": "adamw"}
+    """The optimizer: `name` and its own options such as lr and rank; a name alone takes the defaults."""
+    methods: list[Any] = []
+    """Changes of the model; none exist in this version, so the list stays empty."""
+    schedule: Schedule = Schedule()
+    """The learning rate over the steps."""
+    steps: int = Field(gt=0)
+    """Optimizer steps of the whole run."""
+    micro_batch_size: int = Field(gt=0)
+    """Samples of one forward and backward pass."""
+    accumulation_steps: int = Field(default=1, gt=0)
+    """Micro-batches that one optimizer step sums up."""
+    max_grad_norm: float | None = Field(default=1.0, gt=0)
+    """Gradients are scaled down to this norm over all parameters; None never clips."""
+    precision: Literal["fp32", "bf16", "bf16_autocast"] = "fp32"
+    """fp32 weights; bf16 weights (written with stochastic rounding); or fp32 weights with matrix products in bf16."""
+    activation_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    """Of everything random: new weights, order of the data, dropout, rounding."""
+    evaluate_at_start: bool = True
+    """Measure the held-out loss before the first step."""
+    evaluate_every: int | None = Field(default=None, gt=0)
+    """Optimizer steps between evaluations; None evaluates at the end alone."""
+    checkpoint_every: int | None = Field(default=None, gt=0)
+    """Optimizer steps between checkpoints; None writes one only on an interruption."""
+    keep_checkpoints: int = Field(default=2, gt=0)
+    """How many of the newest checkpoints stay on the disk."""
+    save_model: bool = True
+    """Write the trained model into the run folder."""
+    log_every: int = Field(default=10, gt=0)
+    """Optimizer steps between lines of progress when the output is no terminal, and between entries of the trackers."""
+    memory_steps: list[Annotated[int, Field(gt=0)]] = [2, 3]
+    """Steps (the first is 1) whose memory is measured by category; they are slower and stay out of the speed."""
+    trackers: list[str] = []
+    """Where else to log: names of accelerate's trackers, such as tensorboard."""
+    compare: dict[str, dict[str, Any]] = {}
+    """Optimizer options for each row of `fw compare`; a row whose name is no optimizer gives its `name` among them."""
+
+    @field_validator("task", "optimizer", mode="before")
+    @classmethod
+    def _name_alone(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    @field_validator("task", "optimizer")
+    @classmethod
+    def _has_a_name(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if not isinstance(value.get("name"), str):
+            raise ValueError("has no name; expected a mapping with the key 'name'. Add 'name: ...' to it.")
+        return value
+
+    @field_validator("methods")
+    @classmethod
+    def _no_methods_yet(cls, value: list[Any]) -> list[Any]:
+        if value:
+            raise ValueError("names methods, and this version has none; expected an empty list. Remove the key.")
+        return value
+
+    @model_validator(mode="after")
+    def _warmup_fits(self) -> "Recipe":
+        if self.schedule.warmup(self.steps) > self.steps:
+            raise ValueError(
+                f"schedule.warmup_steps={self.schedule.warmup_steps} is longer than the run; "
+                f"expected at most steps={self.steps}. Shorten the warm-up."
+            )
+        return self
+
+    def build_task(self) -> Task:
+        """Build the workload that the recipe names.
+
+        Raises:
+            ConfigError: if the name is unknown or an option is not allowed.
+        """
+        return tasks.get(self.task["name"])(self.task_config(), seed=self.seed)
+
+    def task_config(self) -> Config:
+        """Return the strict options of the workload that the recipe names.
+
+        Raises:
+            ConfigError: if the name is unknown or an option is not allowed.
+        """
+        options = {key: value for key, value in self.task.items() if key != "name"}
+        return tasks.get(self.task["name"]).Config.parse(options, where="recipe task")
+
+    def optimizer_config(self) -> "OptimizerConfig":
+        """Return the strict options of the optimizer that the recipe names.
+
+        Raises:
+            ConfigError: if the name is unknown or an option is not allowed.
+        """
+        from featherweight.optim import parse_optimizer
+
+        return parse_optimizer(self.optimizer)
+
+
+FREE_ON_RESUME = frozenset(
+    {
+        "name",
+        "evaluate_at_start",
+        "evaluate_every",
+        "checkpoint_every",
+        "keep_checkpoints",
+        "save_model",
+        "log_every",
+        "memory_steps",
+        "trackers",
+        "compare",
+    }
+)
+"""Keys that change what a run reports and not what it computes; a resumed run may set them anew."""
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Return "key: old -> new" for every setting in which two nested mappings differ.
+
+    Example:
+        >>> differences({"steps": 4, "optimizer": {"lr": 0.1}}, {"steps": 4, "optimizer": {"lr": 0.2, "rank": 8}})
+        ['optimizer.lr: 0.1 -> 0.2', 'optimizer.rank: absent -> 8']
+    """
+    found = []
+    for key in dict.fromkeys([*old, *new]):
+        before, after = old.get(key, "absent"), new.get(key, "absent")
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            found += differences(before, after, f"{prefix}{key}.")
+        elif before != after:
+            found.append(f"{prefix}{key}: {before} -> {after}")
+    return found
+
+
+def resume_conflicts(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Return what forbids to continue a run of recipe `old` with recipe `new`; empty if nothing does."""
+    return [line for line in differences(old, new) if line.partition(":")[0].partition(".")[0] not in FREE_ON_RESUME]
+
+
+RecipeSource = Recipe | Mapping[str, Any] | str | os.PathLike[str]
+"""What the functions of this package take for a recipe: the object, a mapping, or the path of a YAML or JSON file."""
+
+
+def load_recipe(source: RecipeSource, overrides: Iterable[str] = ()) -> Recipe:
+    """Return the recipe of an object, a mapping, or a YAML or JSON file, with some keys changed.
+
+    Args:
+        source: recipe, mapping or path.
+        overrides: "key=value" assignments such as "optimizer.rank=64".
+
+    Raises:
+        ConfigError: if the file cannot be read or a setting is not allowed.
+    """
+    if isinstance(source, Recipe):
+        recipe, where = source, "recipe"
+    elif isinstance(source, Mapping):
+        recipe, where = Recipe.parse(source, where="recipe"), "recipe"
+    else:
+        recipe, where = Recipe.from_file(source), os.fspath(source)
+    return recipe.override(overrides, where=where)

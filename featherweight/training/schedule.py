@@ -1,0 +1,71 @@
+"""The learning rate over the steps of a run: linear warm-up, then constant, linear or cosine.
+
+Everything is a factor on the groups' own rates, so groups with different rates keep their ratio.
+Source of the cosine: Loshchilov and Hutter, SGDR, arXiv 1608.03983, equation 5, without restarts.
+"""
+
+import math
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from featherweight.config import Config
+
+
+class Schedule(Config):
+    """How the learning rate changes over a run."""
+
+    name: Literal["cosine", "linear", "constant"] = "cosine"
+    """Shape after the warm-up."""
+    warmup_steps: int | None = Field(default=None, ge=0)
+    """Optimizer steps of linear warm-up; None takes `warmup_fraction`."""
+    warmup_fraction: float | None = Field(default=None, ge=0, lt=1)
+    """Warm-up as a share of all steps, rounded down; None is none. Only one of the two may be given."""
+    final_fraction: float = Field(default=0.1, ge=0, le=1)
+    """Factor on the rate that cosine and linear reach when the last step is done; "constant" ignores it."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_alone(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _one_warmup(self) -> "Schedule":
+        if self.warmup_steps is not None and self.warmup_fraction is not None:
+            raise ValueError(
+                f"warmup_steps={self.warmup_steps} and warmup_fraction={self.warmup_fraction} are both given; "
+                "expected one. "
+                "Remove the other."
+            )
+        return self
+
+    def warmup(self, steps: int) -> int:
+        """Return the warm-up in optimizer steps for a run of `steps`."""
+        if self.warmup_steps is not None:
+            return self.warmup_steps
+        return int((self.warmup_fraction or 0.0) * steps)
+
+
+def lr_factor(schedule: Schedule, step: int, steps: int) -> float:
+    """Return the factor on the learning rate for one optimizer step.
+
+    The warm-up rises linearly and reaches 1 at its last step; the decay starts from 1 and would reach
+    `final_fraction` at index `steps`, so that no step is spent at a rate of 0.
+
+    Args:
+        schedule: the shape.
+        step: index of the step, from 0.
+        steps: optimizer steps of the run.
+
+    Example:
+        >>> [lr_factor(Schedule(name="linear", warmup_steps=2, final_fraction=0.0), step, 6) for step in range(6)]
+        [0.5, 1.0, 1.0, 0.75, 0.5, 0.25]
+    """
+    warmup = schedule.warmup(steps)
+    if step < warmup:
+        return (step + 1) / warmup
+    if schedule.name == "constant":
+        return 1.0
+    progress = min(1.0, (step - warmup) / max(1, steps - warmup))
+    shape = 1.0 - progress if schedule.name == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress))
+    return schedule.final_fraction + (1.0 - schedule.final_fraction) * shape

@@ -1,0 +1,228 @@
+"""The outcome of a run in numbers, and the reports that show it: of one run, and of several side by side."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from featherweight.config import write_atomically
+from featherweight.errors import CheckpointError
+from featherweight.report import Report
+from featherweight.training.footprint import CATEGORIES, Footprint
+from featherweight.training.metrics import curve, smooth, to_json
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What came out of a run."""
+
+    optimizer: dict[str, Any]
+    """Complete options, `name` among them."""
+    steps: int
+    """Optimizer steps."""
+    tokens: int
+    """Tokens trained on."""
+    training_loss: float | None
+    """Mean over the last tenth of the steps, per token."""
+    held_out: dict[str, float | None]
+    """The task's metrics after the last step; null if not finite."""
+    before_training: dict[str, float | None]
+    """The same before the first step; empty if not measured."""
+    tokens_per_s: float | None
+    """Speed of the training steps; None if too few were made."""
+    skipped_steps: int
+    """Parameters left out of a step because their gradient was not finite."""
+    task: dict[str, Any]
+    """Names and counts of the data and the model."""
+    footprint: Footprint = field(default_factory=Footprint)
+    """Memory, predicted and measured."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values, as they stand in summary.json."""
+        return asdict(self)
+
+    def save(self, path: Path) -> None:
+        """Write the summary as JSON."""
+        write_atomically(path, f"{json.dumps(self.to_dict(), indent=2, default=str)}\n")
+
+    @classmethod
+    def load(cls, path: Path) -> "Summary":
+        """Read what `save` wrote.
+
+        Raises:
+            CheckpointError: if the file is no summary.
+        """
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            return cls(**{**content, "footprint": Footprint(**content["footprint"])})
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise CheckpointError(
+                f"run: summary={path} cannot be read ({error}); expected the file of a finished run. Delete it to "
+                "train again."
+            ) from error
+
+
+def finite(metrics: Mapping[str, float]) -> dict[str, float | None]:
+    """Return the metrics with None in place of NaN and infinity."""
+    return {name: to_json(value) for name, value in metrics.items()}
+
+
+Lines = Sequence[Mapping[str, Any]]
+"""The lines of a metrics file."""
+
+
+def run_report(title: str, summary: Summary, lines: Lines, machine: str) -> Report:
+    """Return the report of one run.
+
+    Args:
+        title: its name.
+        summary: its outcome.
+        lines: its metrics file.
+        machine: what it ran on, in a few words.
+    """
+    report = Report(title)
+    names = list(dict.fromkeys([*summary.before_training, *summary.held_out]))
+    rows = [[name.replace("_", " "), summary.before_training.get(name), summary.held_out.get(name)] for name in names]
+    rows.append(["training loss", None, summary.training_loss])
+    report.add_table("Result", ["metric", "before training", "after training"], rows)
+    _add_memory(report, {summary.optimizer["name"]: summary.footprint})
+    _add_curves(report, {summary.optimizer["name"]: lines}, {})
+    report.add_facts(
+        {
+            **summary.task,
+            "optimizer": ", ".join(f"{name}={value}" for name, value in summary.optimizer.items()),
+            "steps": summary.steps,
+            "tokens": summary.tokens,
+            "tokens/s": summary.tokens_per_s,
+            "machine": machine,
+        },
+        title="Run",
+    )
+    _add_skipped(report, {summary.optimizer["name"]: summary})
+    return report
+
+
+def comparison_report(title: str, runs: Mapping[str, tuple[Summary, Lines]], machine: str) -> Report:
+    """Return the report of several runs of one recipe that differ in the optimizer alone.
+
+    Args:
+        title: heading.
+        runs: method -> its outcome and its metrics file; at least one.
+        machine: what they ran on, in a few words.
+    """
+    report = Report(title)
+    summaries = {method: summary for method, (summary, _) in runs.items()}
+    before = next((one.before_training for one in summaries.values() if one.before_training), {})
+    unit, divisor = _unit([one.footprint for one in summaries.values()])
+    columns = ["method", "training loss", "held-out loss", "perplexity"]
+    for category in CATEGORIES[:-1]:
+        columns += [f"{_words(category)} predicted ({unit})", f"{_words(category)} measured ({unit})"]
+    columns += [f"activations measured ({unit})", f"peak measured ({unit})", "tokens/s"]
+    rows: list[list[Any]] = []
+    if before:
+        losses = [None, before.get("held_out_loss"), before.get("perplexity")]
+        rows.append(["before training", *losses, *[None] * (len(columns) - 4)])
+    for method, one in summaries.items():
+        footprint = one.footprint
+        row: list[Any] = [method, one.training_loss, one.held_out.get("held_out_loss"), one.held_out.get("perplexity")]
+        for category in CATEGORIES[:-1]:
+            row += [_share(footprint.predicted, category, divisor), _share(footprint.measured, category, divisor)]
+        peak = footprint.peak_bytes / divisor if footprint.peak_bytes else None
+        rows.append([*row, _share(footprint.measured, "activations", divisor), peak, one.tokens_per_s])
+    report.add_table("Methods", columns, rows)
+    report.add_note(
+        "Each category shows its own largest value; they are reached at different moments, so they do not add up "
+        "to the peak. "
+        "Training loss: mean over the last tenth of the steps.",
+        title="How to read the table",
+    )
+    _add_curves(report, {method: lines for method, (_, lines) in runs.items()}, before)
+    _add_bars(report, {method: one.footprint for method, one in summaries.items()}, unit, divisor)
+    first = next(iter(summaries.values()))
+    report.add_facts({**first.task, "steps": first.steps, "tokens": first.tokens, "machine": machine}, title="Run")
+    options = {method: ", ".join(f"{k}={v}" for k, v in one.optimizer.items()) for method, one in summaries.items()}
+    report.add_facts(options, title="Optimizers")
+    _add_skipped(report, summaries)
+    return report
+
+
+def memory_report(title: str, method: str, footprint: Footprint) -> Report:
+    """Return the report of a measurement: predicted and measured bytes by category."""
+    report = Report(title)
+    _add_memory(report, {method: footprint})
+    return report
+
+
+def _add_memory(report: Report, footprints: Mapping[str, Footprint]) -> None:
+    unit, divisor = _unit(footprints.values())
+    rows: list[list[Any]] = []
+    for footprint in footprints.values():
+        for name in _categories(footprint.measured or footprint.predicted):
+            predicted, measured = (_share(part, name, divisor) for part in (footprint.predicted, footprint.measured))
+            rows.append([_words(name), predicted, measured, _share(footprint.at_peak, name, divisor)])
+        peak = footprint.peak_bytes / divisor if footprint.peak_bytes else None
+        rows.append(["all", None, None, peak])
+    columns = ["category", f"predicted ({unit})", f"measured maximum ({unit})", f"measured at the peak ({unit})"]
+    report.add_table("Memory", columns, rows)
+    _add_bars(report, footprints, unit, divisor)
+
+
+def _add_bars(report: Report, footprints: Mapping[str, Footprint], unit: str, divisor: int) -> None:
+    bars = {
+        method: {
+            _words(name): footprint.at_peak[name] / divisor
+            for name in _categories(footprint.at_peak)
+            if footprint.at_peak.get(name)
+        }
+        for method, footprint in footprints.items()
+        if footprint.at_peak
+    }
+    if bars:
+        report.add_bars("Memory at the peak of a step", f"memory ({unit})", bars)
+
+
+def _add_curves(report: Report, runs: Mapping[str, Lines], before: Mapping[str, Any]) -> None:
+    training, held_out = {}, {}
+    for name, lines in runs.items():
+        xs, ys = curve(lines, "step", "loss")
+        training[name] = (xs, smooth(ys))
+        xs, ys = curve(lines, "evaluate", "held_out_loss")
+        if before.get("held_out_loss") is not None and 0.0 not in xs:
+            # All methods start from the same model, which is evaluated once.
+            xs, ys = [0.0, *xs], [before["held_out_loss"], *ys]
+        held_out[name] = (xs, ys)
+    report.add_curves(
+        "Training loss (running mean over a twentieth of the steps)", "tokens", "loss (nats/token)", training
+    )
+    report.add_curves("Held-out loss", "tokens", "loss (nats/token)", held_out)
+
+
+def _add_skipped(report: Report, summaries: Mapping[str, Summary]) -> None:
+    for name, summary in summaries.items():
+        if summary.skipped_steps:
+            report.add_note(
+                f"{name} left out {summary.skipped_steps} updates of single parameters because their gradient was "
+                "not finite. "
+                "A lower learning rate or fp32 may help.",
+                title="Gradients that were not finite",
+            )
+
+
+def _categories(measured: Mapping[str, int]) -> list[str]:
+    """Return the categories of the tables first, then whatever else was measured."""
+    return [*CATEGORIES, *(name for name in measured if name not in CATEGORIES)]
+
+
+def _words(category: str) -> str:
+    return category.replace("_", " ")
+
+
+def _share(counts: Mapping[str, int], name: str, divisor: int) -> float | None:
+    return counts[name] / divisor if name in counts else None
+
+
+def _unit(footprints: Any) -> tuple[str, int]:
+    """Return one unit for all figures of a report: MiB up to 10 GiB, then GiB."""
+    largest = max([max(one.peak_bytes, sum(one.predicted.values())) for one in footprints], default=0)
+    return ("GiB", 2**30) if largest >= 10 * 2**30 else ("MiB", 2**20)

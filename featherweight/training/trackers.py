@@ -1,0 +1,76 @@
+"""Other places to log to, by way of accelerate's trackers: TensorBoard and whatever else is installed."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from featherweight.errors import ConfigError, MissingExtraError, did_you_mean
+from featherweight.training.events import Callback, Event
+
+
+class Trackers(Callback):
+    """Sends the metrics of steps (every `log_every`) and evaluations to trackers.
+
+    Args:
+        names: of accelerate's trackers, such as ["tensorboard"].
+        folder: where trackers that write files put them.
+
+    Raises:
+        ConfigError: if accelerate knows no tracker of a name.
+        MissingExtraError: if its package is not installed.
+    """
+
+    def __init__(self, names: list[str], folder: Path) -> None:
+        from accelerate import Accelerator
+        from accelerate.tracking import get_available_trackers
+        from accelerate.utils import LoggerType
+
+        known = [one for one in LoggerType.list() if one != "all"]
+        installed = [str(one) for one in get_available_trackers()]
+        for name in names:
+            if name not in known:
+                raise ConfigError(
+                    f"recipe: trackers={name} is unknown; expected names of accelerate's trackers. "
+                    f"{did_you_mean(name, known)}"
+                )
+            if name not in installed:
+                raise MissingExtraError(
+                    f"recipe: trackers={name} is not installed; expected its package. Run: pip install {name}"
+                )
+        self._accelerator = Accelerator(mixed_precision="no", log_with=names, project_dir=folder)
+
+    def on_start(self, event: Event) -> None:
+        """Open the trackers with the recipe as their configuration."""
+        self._accelerator.init_trackers("tracker", config=flatten(event.recipe.to_dict()))
+
+    def on_step(self, event: Event) -> None:
+        """Log a step."""
+        if event.step % event.recipe.log_every == 0:
+            self._log("train", event)
+
+    def on_evaluate(self, event: Event) -> None:
+        """Log an evaluation."""
+        self._log("held_out", event)
+
+    def on_end(self, event: Event) -> None:
+        """Close the trackers."""
+        self._accelerator.end_training()
+
+    def _log(self, group: str, event: Event) -> None:
+        self._accelerator.log({f"{group}/{name}": value for name, value in event.metrics.items()}, step=event.step)
+
+
+def flatten(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, str | float | bool]:
+    """Return nested settings as one level, with dots in the keys and text for what is no number.
+
+    Example:
+        >>> flatten({"steps": 4, "optimizer": {"lr": 0.1, "betas": [0.9, 0.95]}})
+        {'steps': 4, 'optimizer.lr': 0.1, 'optimizer.betas': '[0.9, 0.95]'}
+    """
+    flat: dict[str, str | float | bool] = {}
+    for key, value in mapping.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value if isinstance(value, (bool, int, float, str)) else str(value)
+    return flat
