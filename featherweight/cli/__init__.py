@@ -1,0 +1,91 @@
+"""The command line `fw` (also `featherweight`): one file per command.
+
+Exit codes: 0 done, 1 failed, 2 bad input, 130 interrupted. A mistake is one sentence on standard error;
+FEATHERWEIGHT_DEBUG=1 shows where it came from. The commands import torch and the rest when they run, so that help is
+quick.
+"""
+
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+import featherweight
+from featherweight.cli import compare as _compare
+from featherweight.cli import measure as _measure
+from featherweight.cli import train as _train
+from featherweight.cli.screen import print_error
+from featherweight.errors import ConfigError, FeatherweightError, MissingExtraError
+
+app = typer.Typer(
+    name="fw",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("train")(_train.train)
+app.command("compare")(_compare.compare)
+app.command("measure")(_measure.measure)
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        print(f"featherweight {featherweight.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _describe(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Train, fine-tune and measure large models on hardware that you can afford.
+
+    A [bold]recipe[/bold] is a YAML file that says everything about a run; any of its keys can be changed by key=value.
+
+    [bold]Examples[/bold]
+
+    fw compare examples/recipes/demo.yaml --methods adamw,galore_8bit
+
+    fw train recipe.yaml optimizer.rank=64 steps=500 --out runs/rank64
+
+    fw measure recipe.yaml optimizer=galore_8bit
+    """
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit the process with its code.
+
+    Args:
+        arguments: what stands behind the program's name; None takes it from the process.
+    """
+    sys.exit(run(arguments))
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit code; see `main`."""
+    warnings.formatwarning = _format_warning
+    try:
+        # Prints its own usage errors and then leaves by SystemExit, as on every way out.
+        app(args=None if arguments is None else list(arguments), prog_name="fw")
+    except SystemExit as leaving:
+        return leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
+    except FeatherweightError as error:
+        if os.environ.get("FEATHERWEIGHT_DEBUG") == "1":
+            raise
+        print_error(str(error))
+        return 2 if isinstance(error, ConfigError | MissingExtraError) else 1
+    return 0
+
+
+def _format_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """Write a warning as one line; where in the code it arose means nothing to a user of the command line."""
+    return f"warning: {message}\n"

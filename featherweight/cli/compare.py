@@ -1,0 +1,53 @@
+"""`fw compare`: run a recipe with several optimizers and show them side by side."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from featherweight.cli.screen import AsJson, Overrides, RecipeFile, Resume, leave_cleanly, print_json, print_result
+
+
+def compare(
+    recipe: RecipeFile,
+    changes: Overrides = None,
+    methods: Annotated[
+        str, typer.Option("--methods", "-m", help="Optimizers, separated by commas.")
+    ] = "adamw,galore,galore_8bit",
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="The folder; default: runs/<name>-compare-<time>.", show_default=False),
+    ] = None,
+    resume: Resume = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train one recipe with several optimizers in turn: same start, same data, same seed.
+
+    Prints one table: loss, perplexity, predicted and measured memory, tokens/s; report.html adds the curves.
+    The recipe's key 'compare' gives each method its own options; finished methods survive an interruption.
+
+    [bold]Examples[/bold]
+
+    fw compare recipe.yaml
+
+    fw compare recipe.yaml --methods adamw,galore_8bit compare.galore_8bit.rank=64
+
+    fw compare recipe.yaml --out runs/first --resume
+    """
+    from featherweight.training.compare import compare as run_comparison
+    from featherweight.training.recipe import load_recipe
+    from featherweight.training.run import new_run_folder, run_name
+    from featherweight.training.summary import Summary
+
+    names = [name.strip() for name in methods.split(",") if name.strip()]
+    folder = out or new_run_folder(f"{run_name(recipe, load_recipe(recipe, changes or []))}-compare")
+    words = [str(recipe), *(changes or []), "--methods", ",".join(names)]
+    with leave_cleanly("compare", words, lambda _: folder):
+        report = run_comparison(
+            recipe, names, overrides=changes or [], out=folder, resume=resume, callbacks=[] if as_json else None
+        )
+        if as_json:
+            outcomes = {name: Summary.load(folder / name / "summary.json").to_dict() for name in names}
+            print_json({"folder": str(folder), "methods": outcomes})
+        else:
+            print_result(report, folder)
