@@ -1,0 +1,142 @@
+"""Do the low-rank optimizers learn as well as AdamW? A byte-level Llama on real text, every method on its own grid.
+
+    scripts/bench learning --tune            # the grid below on seed 0
+    scripts/bench learning --confirm         # the best setting of each method on seeds 0, 1, 2
+    scripts/bench learning --table           # the table from the CSV
+
+Model: Llama, hidden 128, 4 layers, 4 heads, vocabulary of bytes; 400 steps of 8 x 256 tokens of the English corpus,
+warm-up over 10 % of the steps, cosine to 10 %, no weight decay, no clipping. GaLore: rank 32 = hidden / 4, gap 50,
+scale 0.25. Every grid includes a multiplier of the learning rate for embeddings and head: GaLore's recipes run these
+parameters at the full rate and the matrices at `scale` times it, and without that freedom AdamW looks far worse than
+it is.
+"""
+
+import argparse
+import csv
+import itertools
+import json
+import math
+import statistics
+import time
+from typing import Any
+
+import torch
+from measurement import RESULTS, write_rows
+from rich.console import Console
+from rich.table import Table
+
+from featherweight.optim import build_optimizer, parse_optimizer
+from featherweight.text.task import TextConfig, TextTask
+
+STEPS, BATCH, SEQ_LEN, WARM_UP = 400, 8, 256, 40
+GALORE = {"rank": 32, "update_proj_gap": 50}
+# Method: (fixed options, learning rates, multipliers for embeddings and head).
+GRID: dict[str, tuple[dict[str, Any], list[float], list[float]]] = {
+    "adamw": ({"name": "adamw"}, [1e-3, 2e-3, 4e-3], [1, 4, 8, 16]),
+    "galore": ({"name": "galore", **GALORE}, [1e-2, 2e-2, 4e-2], [0.5, 1, 2]),
+    "galore_keep": ({"name": "galore", "moment_policy": "keep", **GALORE}, [1e-2, 2e-2], [1]),
+    "galore_svd": ({"name": "galore", "basis_method": "svd", **GALORE}, [1e-2, 2e-2], [1]),
+    "galore_8bit": ({"name": "galore_8bit", **GALORE}, [1e-2, 2e-2], [1]),
+    "galore_right": ({"name": "galore", "proj_type": "right", **GALORE}, [1e-2, 2e-2], [1]),
+}
+COLUMNS = ("method", "options", "seed", "held_out_loss", "state_bytes", "tokens_per_s")
+
+
+def train(options: dict[str, Any], seed: int, tasks: dict[int, TextTask]) -> tuple[float, int, float]:
+    """Train once; return (held-out loss, bytes of optimizer state, training tokens per second)."""
+    if seed not in tasks:
+        config = TextConfig(model="tiny", corpus="english", seq_len=SEQ_LEN, max_held_out_tokens=60_000)
+        tasks[seed] = TextTask(config, seed=seed)
+    task = tasks[seed]
+    model = task.build_model()
+    optimizer = build_optimizer(model, parse_optimizer(options), seed=seed)
+
+    def factor(step: int) -> float:
+        if step < WARM_UP:
+            return (step + 1) / WARM_UP
+        return 0.1 + 0.45 * (1 + math.cos(math.pi * (step - WARM_UP) / (STEPS - WARM_UP)))
+
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+    start = time.perf_counter()
+    for batch in itertools.islice(task.batches("train", micro_batch_size=BATCH, seed=seed), STEPS):
+        total, items = task.loss(model, batch)
+        (total / items).backward()
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+    speed = STEPS * BATCH * SEQ_LEN / (time.perf_counter() - start)
+    return task.evaluate(model, micro_batch_size=BATCH)["held_out_loss"], optimizer.state_bytes(), speed
+
+
+def read() -> list[dict[str, str]]:
+    """Return the rows measured so far."""
+    path = RESULTS / "learning.csv"
+    return list(csv.DictReader(path.open())) if path.exists() else []
+
+
+def run(method: str, options: dict[str, Any], seed: int, tasks: dict[int, TextTask]) -> None:
+    """Measure one setting unless the CSV has it already."""
+    text = json.dumps(options, sort_keys=True)
+    if any(row["options"] == text and row["seed"] == str(seed) and row["method"] == method for row in read()):
+        return
+    loss, state_bytes, speed = train(options, seed, tasks)
+    values = (method, text, seed, round(loss, 5), state_bytes, round(speed))
+    write_rows("learning", [dict(zip(COLUMNS, values, strict=True))])
+    print(f"{method:14} seed {seed}  {loss:.4f}  {text}", flush=True)
+
+
+def best(method: str) -> dict[str, Any]:
+    """Return the options with the lowest loss on seed 0."""
+    rows = [row for row in read() if row["method"] == method and row["seed"] == "0"]
+    return json.loads(min(rows, key=lambda row: float(row["held_out_loss"]))["options"])
+
+
+def show() -> None:
+    """Print the table of the confirmed settings."""
+    table = Table(
+        "method", "best options", "held-out loss, mean of seeds", "spread", "vs AdamW", "state (KiB)", "tokens/s"
+    )
+    means = {}
+    for method in GRID:
+        rows = [row for row in read() if row["method"] == method]
+        if not rows:
+            continue
+        options = best(method)
+        chosen = [row for row in rows if json.loads(row["options"]) == options]
+        losses = [float(row["held_out_loss"]) for row in chosen]
+        means[method] = statistics.mean(losses)
+        speed = statistics.median(float(row["tokens_per_s"]) for row in chosen)
+        table.add_row(
+            method,
+            ", ".join(f"{k}={v}" for k, v in options.items() if k in ("lr", "embedding_lr_factor")),
+            f"{means[method]:.4f} ({len(losses)})",
+            f"{max(losses) - min(losses):.4f}",
+            f"{means[method] / means['adamw']:.3f}",
+            f"{int(chosen[0]['state_bytes']) / 1024:.0f}",
+            f"{speed:.0f}",
+        )
+    Console(width=140).print(table)
+
+
+def main() -> None:
+    """Read the arguments and run."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tune", action="store_true")
+    parser.add_argument("--confirm", action="store_true")
+    parser.add_argument("--table", action="store_true")
+    parser.add_argument("--methods", default=",".join(GRID))
+    arguments = parser.parse_args()
+    tasks: dict[int, TextTask] = {}
+    for method in arguments.methods.split(","):
+        fixed, rates, factors = GRID[method]
+        if arguments.tune:
+            for lr, factor in itertools.product(rates, factors):
+                run(method, {**fixed, "lr": lr, "embedding_lr_factor": factor}, 0, tasks)
+        if arguments.confirm:
+            for seed in (0, 1, 2):
+                run(method, best(method), seed, tasks)
+    show()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,21 @@
+"""Optimizers whose state may live in a subspace of the gradient or in few bits.
+
+The presets choose policies of one core, `LowRankOptimizer`; `param_groups` says which weights are projected.
+"""
+
+from featherweight.optim.adamw import AdamW
+from featherweight.optim.build import OptimizerConfig, build_optimizer, optimizers, parse_optimizer
+from featherweight.optim.galore import GaLoreAdamW
+from featherweight.optim.low_rank import LowRankOptimizer
+from featherweight.optim.param_groups import param_groups
+
+__all__ = [
+    "AdamW",
+    "GaLoreAdamW",
+    "LowRankOptimizer",
+    "OptimizerConfig",
+    "build_optimizer",
+    "optimizers",
+    "param_groups",
+    "parse_optimizer",
+]

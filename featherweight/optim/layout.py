@@ -1,0 +1,177 @@
+"""What is decided once for a parameter: its matrices, the side, the rank, and how each state tensor is stored.
+
+Everything here follows from the shape, the dtype and the options of the parameter group, so the bytes of the state are
+known before the first step, on the meta device too.
+Shapes: a parameter is `blocks` matrices (M, N); core (R, N), (M, R) or (R, R) by side.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from featherweight.errors import ConfigError, ShapeError
+from featherweight.optim import state as states
+from featherweight.optim.refresh import Side, cheaper_side, choose_side
+from featherweight.optim.rules import rules
+from featherweight.quant.storage import StateStorage, basis_storage_for, storage_for
+
+DENSE_COUNTERS = ("step",)
+LOW_RANK_COUNTERS = ("step", "moment_step", "next_refresh", "refresh_count", "side")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the optimizer sees one parameter."""
+
+    name: str
+    """Full parameter name if the groups carry names, else its position."""
+    index: int
+    """Position among all parameters of the optimizer; key of its random numbers."""
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    """Dtype of the arithmetic: float64 for float64 weights, else float32."""
+    rank: int | None
+    """R, or None for a parameter that keeps full-rank moments."""
+    side: Side
+    alternative: Side | None
+    """Cheaper side to try at the first steps (`proj_type="min_memory"`)."""
+    blocks: int | None
+    """Number of stacked matrices, None for one."""
+    rows: int
+    columns: int
+    moments: Mapping[str, StateStorage]
+    basis: StateStorage | None
+
+    @property
+    def moment_shape(self) -> tuple[int, ...]:
+        """Shape of each moment: of the core of one matrix, or of the parameter."""
+        if self.rank is None:
+            return self.shape
+        left = self.rank if self.side in ("left", "both") else self.rows
+        right = self.rank if self.side in ("right", "both") else self.columns
+        return (left, right)
+
+    def basis_shapes(self) -> dict[str, tuple[int, int]]:
+        """State name and shape of each basis of one matrix."""
+        if self.rank is None:
+            return {}
+        shapes = {"left": ("basis_left", (self.rows, self.rank)), "right": ("basis_right", (self.columns, self.rank))}
+        return dict(shapes[side] for side in ("left", "right") if self.side in (side, "both"))
+
+    @property
+    def counters(self) -> tuple[str, ...]:
+        """Names of the integer counters."""
+        return DENSE_COUNTERS if self.rank is None else LOW_RANK_COUNTERS
+
+    def moment_bytes(self) -> int:
+        """Bytes of all moments."""
+        return (self.blocks or 1) * sum(s.nbytes(self.moment_shape, self.dtype) for s in self.moments.values())
+
+    def basis_bytes(self) -> int:
+        """Bytes of all bases."""
+        if self.basis is None:
+            return 0
+        return (self.blocks or 1) * sum(self.basis.nbytes(s, self.dtype) for s in self.basis_shapes().values())
+
+    def counter_bytes(self) -> int:
+        """Bytes of the counters."""
+        return (self.blocks or 1) * states.COUNTER_BYTES * len(self.counters)
+
+    def nbytes(self) -> int:
+        """Bytes of the whole state of this parameter, exact."""
+        return self.moment_bytes() + self.basis_bytes() + self.counter_bytes()
+
+    def on_side(self, side: Side, group: Mapping[str, Any]) -> "Layout":
+        """Return the same layout with the basis on another side."""
+        moved = replace(self, side=side, alternative=None)
+        return replace(moved, moments=_moment_storages(moved.moment_shape, group))
+
+    def matrices(self, tensor: Tensor) -> list[Tensor]:
+        """Split a tensor of the parameter's shape into its (M, N) matrices, as views where the strides allow it."""
+        stacked = tensor.reshape(self.blocks or 1, self.rows, self.columns)
+        return list(stacked.unbind(0))
+
+
+def plan_layout(name: str, parameter: Tensor, group: Mapping[str, Any], index: int) -> Layout:
+    """Decide how the optimizer treats a parameter.
+
+    A parameter keeps full-rank moments if its group is not low-rank, if it has fewer than two dimensions, or if the
+    rank would save nothing (R >= min(M, N)).
+
+    Args:
+        name: full parameter name, for messages.
+        parameter: any device, meta included.
+        group: options of its parameter group.
+        index: its position in the optimizer.
+    Raises:
+        ConfigError: for complex or integer parameters and wrong options.
+        ShapeError: if `split` does not divide the rows.
+    """
+    if not parameter.is_floating_point():
+        raise ConfigError(
+            f"optimizer: '{name}' has dtype={parameter.dtype}; expected a real floating-point parameter. "
+            "Leave it out of the parameter groups or freeze it."
+        )
+    shape = tuple(parameter.shape)
+    dtype = torch.float64 if parameter.dtype == torch.float64 else torch.float32
+    blocks, rows, columns = _matrices_of(name, shape, group)
+    smaller = min(rows, columns)
+    rank = resolve_rank(group["rank"], smaller) if group["low_rank"] and len(shape) >= 2 else None
+    if rank is None or rank >= smaller:
+        storages = _moment_storages(shape, group)
+        return Layout(name, index, shape, dtype, None, "right", None, None, rows, columns, storages, None)
+    side = choose_side(rows, columns, group["proj_type"])
+    half = parameter.dtype in (torch.bfloat16, torch.float16)
+    basis = basis_storage_for(group["basis_bits"] or (16 if half else 32))
+    layout = Layout(name, index, shape, dtype, rank, side, None, blocks, rows, columns, {}, basis)
+    layout = layout.on_side(side, group)
+    if group["proj_type"] == "min_memory" and blocks is None:
+        left, right = (layout.on_side(s, group).nbytes() for s in ("left", "right"))
+        layout = replace(layout, alternative=cheaper_side(side, left, right))
+    return layout
+
+
+def resolve_rank(rank: int | float, smaller: int) -> int:
+    """Turn a rank that may be a fraction of min(M, N) into a number of columns.
+
+    Example:
+        >>> resolve_rank(0.25, 512), resolve_rank(128, 512)
+        (128, 128)
+    """
+    return max(1, round(rank * smaller)) if isinstance(rank, float) else rank
+
+
+def _matrices_of(name: str, shape: tuple[int, ...], group: Mapping[str, Any]) -> tuple[int | None, int, int]:
+    """Return (blocks, M, N): stacked experts and fused projections give several matrices, convolutions one."""
+    if len(shape) < 2:
+        return None, 1, math.prod(shape)
+    split = _split_of(name, group.get("split"))
+    if len(shape) == 3 and split == 1 and group.get("stacked", True):
+        return shape[0], shape[1], shape[2]
+    rows, columns = shape[0], math.prod(shape[1:])
+    if split == 1:
+        return None, rows, columns
+    if rows % split:
+        raise ShapeError(
+            f"param group: split={split} does not divide the {rows} rows of '{name}' {shape}; "
+            "expected a divisor. Project it whole by leaving it out of split."
+        )
+    return split, rows // split, columns
+
+
+def _split_of(name: str, split: Mapping[str, int] | None) -> int:
+    """Return in how many row blocks a parameter is split; keys of `split` begin or end a component of the name."""
+    for key, count in (split or {}).items():
+        if any(component.startswith(key) or component.endswith(key) for component in name.split(".")):
+            return count
+    return 1
+
+
+def _moment_storages(shape: tuple[int, ...], group: Mapping[str, Any]) -> dict[str, StateStorage]:
+    signs = rules.get(group["rule"]).moments
+    numel = math.prod(shape)
+    return {name: storage_for(group["state_bits"], signed=signed, numel=numel) for name, signed in signs.items()}

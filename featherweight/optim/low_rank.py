@@ -1,0 +1,478 @@
+"""The one step: an optimizer whose moments may live in a subspace of the gradient.
+
+`LowRankOptimizer` is the core of every optimizer here. A preset (`galore.py`, `adamw.py`) only chooses defaults; what
+varies is looked up by the options of the parameter group: inner rule, side, basis method, moment policy and storage.
+
+For a weight W (M, N) with gradient G and subspace S (left basis P, right basis Q, or both), step t::
+
+    refresh due?  S' = fit(G);  moments <- carry(moments, S'^T S);  S <- S'
+    core      = S.project(G)                       P^T G   |  G Q    |  P^T G Q
+    direction = rule(core, moments, t)             Adam on the core
+    W <- (1 - lr * weight_decay) W - lr * scale * S.project_back(direction)
+
+A parameter without subspace runs the same rule on its gradient, with factor lr.
+Source: GaLore, arXiv 2403.03507, Algorithm 2.
+"""
+
+import logging
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.adamw import adamw as torch_adamw
+
+from featherweight.errors import CheckpointError, ConfigError
+from featherweight.linalg.random import keyed_generator
+from featherweight.linalg.subspace import MatrixSubspace
+from featherweight.optim import state as states
+from featherweight.optim.layout import Layout, plan_layout
+from featherweight.optim.moments import moment_policies
+from featherweight.optim.options import LOW_RANK_KEYS, check_group
+from featherweight.optim.refresh import SIDES, Side, first_refresh, fit_subspace
+from featherweight.optim.rules import rules
+from featherweight.optim.weight_update import Rounding, add_core_, tiles, write_
+from featherweight.quant.storage import StateStorage
+from featherweight.report import Report
+
+logger = logging.getLogger(__name__)
+
+SLICE_ELEMENTS = 1 << 20
+FLIP_SHARE = 0.9
+"""`min_memory` takes the cheaper side if it holds this share of the usual side's energy on the next batch."""
+
+Group = dict[str, Any]
+
+
+class LowRankOptimizer(torch.optim.Optimizer):
+    """Base of the optimizers; use a preset such as `GaLoreAdamW` or `AdamW`.
+
+    Behaves as a `torch.optim.Optimizer`: schedulers, closures, hooks, `add_param_group`, `zero_grad`. The state holds
+    plain tensors only, so `state_dict()` loads with ``torch.load(weights_only=True)`` and a resumed run is bitwise the
+    same. A parameter whose gradient has a NaN or an infinity is left out of the step and counted in `skipped_steps`;
+    an expert (one matrix of a stacked parameter) with an all-zero gradient was not used and is left as it is.
+
+    Args:
+        params: tensors, named tensors, or parameter groups as in torch.optim. A group with a low-rank key (`rank`,
+            `update_proj_gap`, `scale`, `proj_type`) is projected; a flat list is projected wherever a rank is a saving.
+        defaults: every option, see the presets.
+    """
+
+    skipped_steps: int
+
+    def __init__(self, params: Iterable[Any], defaults: Mapping[str, Any]) -> None:
+        groups = list(params)
+        if groups and not isinstance(groups[0], dict):
+            groups = [{"params": groups, "low_rank": defaults["rank"] is not None}]
+        self._set_up()
+        super().__init__(groups, dict(defaults))
+
+    def _set_up(self) -> None:
+        self._layouts: dict[Tensor, Layout] | None = None
+        self.skipped_steps = 0
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        skipped = getattr(self, "skipped_steps", 0)
+        super().__setstate__(state)
+        self._set_up()
+        self.skipped_steps = skipped
+
+    def add_param_group(self, param_group: Group) -> None:
+        """Add a group as in torch.optim; its options are checked at once."""
+        group = dict(param_group)
+        group.setdefault("low_rank", any(key in group for key in LOW_RANK_KEYS))
+        check_group(type(self).__name__, {**self.defaults, **group}, known=self.defaults)
+        super().add_param_group(group)
+        self._layouts = None
+
+    @property
+    def layouts(self) -> dict[Tensor, Layout]:
+        """How each parameter is treated, in the order of the groups."""
+        if self._layouts is None:
+            self._layouts = {}
+            for group, parameter, name in self._named_parameters():
+                index = len(self._layouts)
+                self._layouts[parameter] = plan_layout(name or f"parameter {index}", parameter, group, index)
+        return self._layouts
+
+    def _named_parameters(self) -> Iterable[tuple[Group, Tensor, str]]:
+        for group in self.param_groups:
+            names = group.get("param_names") or [""] * len(group["params"])
+            for parameter, name in zip(group["params"], names, strict=True):
+                yield group, parameter, name
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Update every parameter that has a gradient.
+
+        Args:
+            closure: recomputes the loss and its gradients, as in torch.optim.
+        Returns:
+            What the closure returned.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        pending = [(g, p) for g in self.param_groups for p in g["params"] if p.grad is not None]
+        fused: dict[int, list[Tensor]] = defaultdict(list)
+        for (group, parameter), finite in zip(pending, _are_finite([p.grad for _, p in pending]), strict=True):
+            if not finite:
+                self.skipped_steps += 1
+                continue
+            layout = self.layouts[parameter]
+            if layout.rank is None and _fits_torch_kernel(layout, parameter, group):
+                fused[id(group)].append(parameter)
+            else:
+                self.step_parameter(parameter, group, parameter.grad)
+        for group in self.param_groups:
+            if members := fused.get(id(group)):
+                self._step_fused(members, group)
+        return loss
+
+    def step_parameter(self, parameter: Tensor, group: Group, grad: Tensor) -> None:
+        """Update one parameter from a finite gradient.
+
+        Args:
+            parameter: a parameter of `group`.
+            group: its group.
+            grad: gradient of the parameter's shape; not modified.
+        """
+        layout, state = self.layouts[parameter], self.state[parameter]
+        if not state:
+            self.create_state(parameter)
+        if layout.rank is None:
+            self._step_dense(parameter, grad, layout, state, group)
+        else:
+            self._step_matrices(parameter, grad, layout, state, group)
+
+    def create_state(self, parameter: Tensor) -> None:
+        """Create the zero state of one parameter."""
+        self._create_state(self.state[parameter], self.layouts[parameter], parameter.device)
+
+    def _create_state(self, state: states.State, layout: Layout, device: torch.device) -> None:
+        for name, storage in layout.moments.items():
+            states.create(state, name, storage, layout.moment_shape, layout.blocks, device=device, dtype=layout.dtype)
+        for name, shape in layout.basis_shapes().items():
+            assert layout.basis is not None
+            states.create(state, name, layout.basis, shape, layout.blocks, device=device, dtype=layout.dtype)
+        states.create_counters(state, layout.counters, layout.blocks)
+        if layout.rank is not None:
+            state["side"].fill_(SIDES.index(layout.side))
+
+    # ---- full-rank parameters
+
+    def _step_fused(self, members: list[Tensor], group: Group) -> None:
+        """Let torch's fused kernel update float32 weights with float32 moments: no temporaries at all."""
+        for parameter in members:
+            if not self.state[parameter]:
+                self.create_state(parameter)
+            self.state[parameter]["step"] += 1
+        by_state = [self.state[p] for p in members]
+        beta1, beta2 = group["betas"]
+        torch_adamw(
+            members,
+            [p.grad for p in members],  # type: ignore[misc]
+            [s["exp_avg"] for s in by_state],
+            [s["exp_avg_sq"] for s in by_state],
+            [],
+            # The kernel counts on float tensors beside the weights; ours count on the CPU, and it adds the 1 itself.
+            [(s["step"] - 1).to(p.device, torch.float32) for p, s in zip(members, by_state, strict=True)],
+            fused=True,
+            amsgrad=False,
+            beta1=beta1,
+            beta2=beta2,
+            lr=float(group["lr"]),
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            maximize=False,
+        )
+
+    def _step_dense(self, parameter: Tensor, grad: Tensor, layout: Layout, state: states.State, group: Group) -> None:
+        """Run the rule on flat slices: the temporaries are a few slices, whatever the size of the parameter."""
+        rule = rules.get(group["rule"])
+        step = states.read_counter(state, "step", None) + 1
+        states.write_counter(state, "step", None, step)
+        lr = float(group["lr"])
+        alpha, beta = _factors(lr, group)
+        weight, flat_grad = _contiguous(parameter).view(-1), grad.reshape(-1)
+        size = SLICE_ELEMENTS
+        stored = {name: states.parts_of(state, name, None) for name, storage in layout.moments.items()}
+        for start, stop in tiles(weight.numel(), size):
+            parts = {name: layout.moments[name].slice(stored[name], start, stop) for name in stored}
+            shape = (stop - start,)
+            moments = {name: layout.moments[name].read(parts[name], shape) for name in parts}
+            direction = rule.direction(flat_grad[start:stop].to(layout.dtype), moments, step, group)
+            for name, values in moments.items():
+                layout.moments[name].write_(parts[name], values)
+            part = weight[start:stop]
+            if part.dtype == layout.dtype:
+                part.mul_(beta).add_(direction, alpha=alpha)
+            else:
+                values = part.to(layout.dtype).mul_(beta).add_(direction, alpha=alpha)
+                write_(part, values, _rounding(group, layout, step), start)
+        _copy_back(parameter, weight)
+
+    # ---- projected parameters
+
+    def _step_matrices(
+        self, parameter: Tensor, grad: Tensor, layout: Layout, state: states.State, group: Group
+    ) -> None:
+        weight = _contiguous(parameter)
+        layout = self._on_stored_side(layout, state, group)
+        if "trial_basis" in state:
+            layout = self._settle_side(layout.matrices(grad)[0], layout, state, group)
+        matrices = zip(layout.matrices(weight), layout.matrices(grad), strict=True)
+        for number, (weight_MN, grad_MN) in enumerate(matrices):
+            block = None if layout.blocks is None else number
+            if block is not None and not grad_MN.any():
+                continue
+            self._step_matrix(weight_MN, grad_MN, layout, state, group, block)
+        _copy_back(parameter, weight)
+
+    def _step_matrix(
+        self, weight_MN: Tensor, grad_MN: Tensor, layout: Layout, state: states.State, group: Group, block: int | None
+    ) -> None:
+        step = states.read_counter(state, "step", block)
+        moment_step = states.read_counter(state, "moment_step", block)
+        parts = {name: states.parts_of(state, name, block) for name, storage in layout.moments.items()}
+        moments = {name: layout.moments[name].read(parts[name], layout.moment_shape) for name in parts}
+        subspace = None if step == 0 else _read_subspace(layout, state, block)
+
+        if subspace is None or step >= states.read_counter(state, "next_refresh", block):
+            fresh = self._refresh(grad_MN, layout, state, group, block, subspace, step)
+            if subspace is not None:
+                carry = moment_policies.get(group["moment_policy"])
+                moment_step = carry(moments, fresh.overlap(subspace), moment_step, group["betas"])
+            subspace = fresh
+
+        core = subspace.project(grad_MN).to(layout.dtype)
+        direction = rules.get(group["rule"]).direction(core, moments, moment_step + 1, group)
+        for name, values in moments.items():
+            layout.moments[name].write_(parts[name], values)
+        states.write_counter(state, "step", block, step + 1)
+        states.write_counter(state, "moment_step", block, moment_step + 1)
+        alpha, beta = _factors(float(group["lr"]), group)
+        rounding = _rounding(group, layout, step + 1)
+        offset = (block or 0) * weight_MN.numel()
+        add_core_(
+            weight_MN, subspace, direction, alpha=alpha * group["scale"], beta=beta, rounding=rounding, offset=offset
+        )
+
+    def _refresh(
+        self,
+        grad_MN: Tensor,
+        layout: Layout,
+        state: states.State,
+        group: Group,
+        block: int | None,
+        old: MatrixSubspace | None,
+        step: int,
+    ) -> MatrixSubspace:
+        """Fit and store a new subspace; return it as stored, that is after rounding to `basis_bits`."""
+        assert layout.rank is not None and layout.basis is not None
+        if old is not None and not grad_MN.any():
+            return old  # nothing to fit; stays due and is tried again at the next step
+        generator = keyed_generator(group["seed"], layout.index, block or 0, step)
+        method = group["basis_method"]
+        fresh = fit_subspace(grad_MN, layout.side, layout.rank, method, old=old, generator=generator)
+        for name, basis in (("basis_left", fresh.left), ("basis_right", fresh.right)):
+            if basis is not None:
+                layout.basis.write_(states.parts_of(state, name, block), basis)
+        if old is None and layout.alternative is not None:
+            other = fit_subspace(grad_MN, layout.alternative, layout.rank, method, old=None, generator=generator)
+            state["trial_basis"] = other.right if other.left is None else other.left  # type: ignore[assignment]
+        gap = group["update_proj_gap"]
+        index, count = self._refresh_turn(layout, block)
+        following = first_refresh(index, count, gap, group["stagger"]) if old is None else gap
+        states.write_counter(state, "next_refresh", block, step + following)
+        states.write_counter(state, "refresh_count", block, states.read_counter(state, "refresh_count", block) + 1)
+        return _read_subspace(layout, state, block)
+
+    def _settle_side(self, grad_MN: Tensor, layout: Layout, state: states.State, group: Group) -> Layout:
+        """Judge both sides of a `min_memory` parameter on a batch that neither was fitted to; start anew if it moves.
+
+        The energy on the batch of the refresh says nothing: it is the same for both sides.
+        """
+        assert layout.alternative is not None
+        trial = _one_sided(layout.alternative, state.pop("trial_basis"))
+        if trial.energy(grad_MN) < FLIP_SHARE * _read_subspace(layout, state, None).energy(grad_MN):
+            return layout
+        moved = layout.on_side(layout.alternative, group)
+        device = grad_MN.device
+        state.clear()
+        self._create_state(state, moved, device)
+        return moved
+
+    def _refresh_turn(self, layout: Layout, block: int | None) -> tuple[int, int]:
+        """Position of a matrix among all projected matrices, and their number."""
+        turn = count = 0
+        for other in self.layouts.values():
+            if other.index == layout.index:
+                turn = count + (block or 0)
+            count += (other.blocks or 1) if other.rank is not None else 0
+        return turn, count
+
+    def _on_stored_side(self, layout: Layout, state: states.State, group: Group) -> Layout:
+        side = SIDES[int(state["side"].reshape(-1)[0])]
+        return layout if side == layout.side else layout.on_side(side, group)
+
+    # ---- state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state: tensors keep their stored dtype and move to their parameter's device, counters stay on the CPU.
+
+        As in torch.optim the options of the groups are those of the state, too.
+
+        Raises:
+            CheckpointError: if the groups do not fit, or a stored tensor has another shape than this optimizer's
+                options give.
+        """
+        try:
+            super().load_state_dict(state_dict)
+        except (ValueError, KeyError) as error:
+            raise CheckpointError(
+                f"{type(self).__name__}.load_state_dict: {error}; expected the parameter groups of this optimizer. "
+                "Build the optimizer with the options of the run that wrote the checkpoint."
+            ) from error
+        # torch casts floating-point state to the weight's dtype; codes, scales and float32 moments of bf16 weights
+        # must stay.
+        saved_ids = [index for group in state_dict["param_groups"] for index in group["params"]]
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        for saved_id, parameter in zip(saved_ids, parameters, strict=True):
+            saved = state_dict["state"].get(saved_id)
+            if saved is None:
+                continue
+            device = parameter.device
+            self.state[parameter] = {
+                key: value.clone() if key in states.COUNTERS else value.to(device, copy=True)
+                for key, value in saved.items()
+            }
+        self._check_state()
+
+    def _check_state(self) -> None:
+        """Compare loaded tensors with what the options of this optimizer would create."""
+        for group, parameter, _ in self._named_parameters():
+            state = self.state.get(parameter)
+            if not state:
+                continue
+            layout = self.layouts[parameter]
+            if layout.rank is not None and "side" in state:
+                layout = self._on_stored_side(layout, state, group)
+            expected: dict[str, Tensor] = {}
+            self._create_state(expected, layout, torch.device("meta"))
+            for key in expected.keys() | (state.keys() - {"trial_basis"}):
+                have, want = state.get(key), expected.get(key)
+                if have is None or want is None or have.shape != want.shape or have.dtype != want.dtype:
+                    raise CheckpointError(
+                        f"{type(self).__name__}.load_state_dict: '{layout.name}' has {key}={_describe(have)}; "
+                        f"expected {_describe(want)}. Use the rank, proj_type and bits of the run that wrote it."
+                    )
+
+    def state_bytes(self) -> int:
+        """Return the bytes of the whole state, exact, before the first step too.
+
+        Counts moments, bases and counters of every parameter (a parameter that never gets a gradient never creates its
+        state).
+        """
+        total = 0
+        for group, parameter, _ in self._named_parameters():
+            layout, state = self.layouts[parameter], self.state.get(parameter)
+            if state and "side" in state:
+                layout = self._on_stored_side(layout, state, group)
+            total += layout.nbytes()
+            if state and "trial_basis" in state:
+                total += state["trial_basis"].nbytes
+        return total
+
+    def report(self) -> Report:
+        """Return how the parameters are treated: a table by kind with counts, bytes and refreshes."""
+        kinds: dict[str, list[int]] = defaultdict(lambda: [0] * 6)
+        for group, parameter, _ in self._named_parameters():
+            layout, state = self.layouts[parameter], self.state.get(parameter, {})
+            if state and "side" in state:
+                layout = self._on_stored_side(layout, state, group)
+            kind = "full rank" if layout.rank is None else f"rank {layout.rank}, {layout.side}"
+            refreshes = int(state["refresh_count"].sum()) if "refresh_count" in state else 0
+            row = (1, parameter.numel(), layout.moment_bytes(), layout.basis_bytes(), layout.nbytes(), refreshes)
+            kinds[kind] = [a + b for a, b in zip(kinds[kind], row, strict=True)]
+        report = Report(f"{type(self).__name__}")
+        columns = ["kind", "tensors", "parameters", "moments (bytes)", "basis (bytes)", "state (bytes)", "refreshes"]
+        report.add_table("Parameters by kind", columns, [[kind, *row] for kind, row in sorted(kinds.items())])
+        report.add_facts({"state (bytes)": self.state_bytes(), "skipped tensor steps": self.skipped_steps})
+        return report
+
+
+def _are_finite(grads: list[Tensor]) -> list[bool]:
+    """Say for each gradient whether it is finite, with one wait for the device in all."""
+    for grad in grads:
+        if grad.is_sparse:
+            raise ConfigError(
+                "optimizer: gradient layout=sparse is not supported; expected a dense gradient. "
+                "Build the embedding with sparse=False."
+            )
+    if not grads:
+        return []
+    by_device: dict[torch.device, list[int]] = defaultdict(list)
+    for index, grad in enumerate(grads):
+        if grad.numel():
+            by_device[grad.device].append(index)
+    finite = [True] * len(grads)
+    for members in by_device.values():
+        # The largest magnitude is NaN or infinite exactly if an entry is; unlike a sum it cannot overflow by itself.
+        norms = torch._foreach_norm([grads[i] for i in members], float("inf"))
+        flags = torch.stack([norm.float() for norm in norms]).isfinite().tolist()
+        for index, flag in zip(members, flags, strict=True):
+            finite[index] = flag
+    return finite
+
+
+def _fits_torch_kernel(layout: Layout, parameter: Tensor, group: Group) -> bool:
+    """Say whether torch's fused AdamW computes this update."""
+    dense = all(storage.name == "dense" for storage in layout.moments.values())
+    plain = group["rule"] == "adamw" and group["eps_mode"] == "torch" and group["decay_order"] == "before"
+    grad = parameter.grad
+    assert grad is not None
+    same = parameter.dtype == grad.dtype == layout.dtype and parameter.is_contiguous() and grad.is_contiguous()
+    return dense and plain and same
+
+
+def _factors(lr: float, group: Group) -> tuple[float, float]:
+    """Return (factor of the direction, factor of the weight) of one write.
+
+    Decay first (torch.optim): ``W (1 - lr wd) - lr D``. Decay last (galore-torch): ``(W - lr D)(1 - lr wd)``.
+    """
+    kept = 1 - lr * group["weight_decay"]
+    return (-lr, kept) if group["decay_order"] == "before" else (-lr * kept, kept)
+
+
+def _rounding(group: Group, layout: Layout, step: int) -> Rounding:
+    return Rounding(group["seed"], layout.index, step, group["stochastic_rounding"])
+
+
+def _read_subspace(layout: Layout, state: states.State, block: int | None) -> MatrixSubspace:
+    assert layout.basis is not None
+    storage: StateStorage = layout.basis
+    bases = {
+        name: storage.read(states.parts_of(state, name, block), shape) for name, shape in layout.basis_shapes().items()
+    }
+    return MatrixSubspace(left=bases.get("basis_left"), right=bases.get("basis_right"))
+
+
+def _one_sided(side: Side, basis: Tensor) -> MatrixSubspace:
+    return MatrixSubspace(left=basis, right=None) if side == "left" else MatrixSubspace(left=None, right=basis)
+
+
+def _contiguous(parameter: Tensor) -> Tensor:
+    """Return the data of a parameter, or a contiguous copy that `_copy_back` writes into it."""
+    return parameter.detach() if parameter.is_contiguous() else parameter.detach().contiguous()
+
+
+def _copy_back(parameter: Tensor, weight: Tensor) -> None:
+    if not parameter.is_contiguous():
+        parameter.copy_(weight.view(parameter.shape))
+
+
+def _describe(tensor: Tensor | None) -> str:
+    return "nothing" if tensor is None else f"{tuple(tensor.shape)} {tensor.dtype}"

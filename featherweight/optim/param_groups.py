@@ -1,0 +1,88 @@
+"""Parameter groups: which weights are projected, and at what learning rate the rest runs."""
+
+from typing import Any
+
+from torch import nn
+
+from featherweight.errors import ConfigError
+from featherweight.selection import ALL_LINEAR, Pattern, select_embeddings, select_matrices
+
+
+def param_groups(
+    model: nn.Module,
+    target_modules: Pattern = ALL_LINEAR,
+    exclude_modules: Pattern = (),
+    *,
+    min_numel: int = 0,
+    **keys: Any,
+) -> list[dict[str, Any]]:
+    """Split the trainable parameters of a model into projected matrices and the rest.
+
+    Args:
+        model: any module.
+        target_modules: "all-linear", a regular expression, or a list of names, as in PEFT. Embeddings, output heads
+            and what is tied to them are never projected: their gradients are sparse by rows.
+        exclude_modules: same forms.
+        min_numel: smaller matrices are not projected.
+        keys: options of the projected group: `rank`, `update_proj_gap`, `scale`, `proj_type` (galore-torch's keys),
+            and every other option of the optimizer; `split={"qkv": 3}` gives each third of a fused projection its own
+            basis.
+    Returns:
+        Groups of named parameters: projected matrices, convolutions among them in a group of their own, and the rest.
+        Empty groups are left out.
+    Raises:
+        ConfigError: if nothing is selected, or the model has no trainable parameter.
+    Example:
+        >>> model = nn.Sequential(nn.Linear(64, 64), nn.LayerNorm(64))
+        >>> [(group["low_rank"], [name for name, _ in group["params"]]) for group in param_groups(model, rank=8)]
+        [(True, ['0.weight']), (False, ['0.bias', '1.weight', '1.bias'])]
+    """
+    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if not trainable:
+        raise ConfigError(
+            f"param_groups: {type(model).__name__} has no trainable parameter; expected at least one. "
+            "Unfreeze some with requires_grad_(True)."
+        )
+    selected = {id(p) for p in select_matrices(model, target_modules, exclude_modules, min_numel=min_numel).values()}
+    convolutions = {
+        id(module.weight)
+        for module in model.modules()
+        if isinstance(module, nn.modules.conv._ConvNd) and id(module.weight) in selected
+    }
+    matrices = [(n, p) for n, p in trainable.items() if id(p) in selected and id(p) not in convolutions]
+    kernels = [(n, p) for n, p in trainable.items() if id(p) in convolutions]
+    rest = [(n, p) for n, p in trainable.items() if id(p) not in selected]
+    groups: list[dict[str, Any]] = [
+        {"params": matrices, "low_rank": True, **keys},
+        {"params": kernels, "low_rank": True, "stacked": False, **keys},
+        {"params": rest, "low_rank": False},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def scale_embedding_lr(
+    groups: list[dict[str, Any]], model: nn.Module, lr: float, factor: float
+) -> list[dict[str, Any]]:
+    """Move embeddings and output heads into groups that run at ``factor * lr``.
+
+    GaLore's recipes run these parameters at the full lr and the matrices at ``scale * lr``; a fair comparison gives
+    AdamW the same freedom.
+
+    Args:
+        groups: groups of named parameters.
+        model: the model they come from.
+        lr: base learning rate.
+        factor: multiplier for embeddings and heads.
+    Returns:
+        New list of groups.
+    """
+    embeddings = {id(p) for p in select_embeddings(model).values()}
+    split = []
+    for group in groups:
+        inside = [(n, p) for n, p in group["params"] if id(p) in embeddings]
+        outside = [(n, p) for n, p in group["params"] if id(p) not in embeddings]
+        if outside:
+            split.append({**group, "params": outside})
+        if inside:
+            split.append({**group, "params": inside, "lr": group.get("lr", lr) * factor})
+    return split

@@ -1,0 +1,65 @@
+"""The optimizer state of one parameter: plain tensors under flat names, whatever stores them.
+
+A name such as `exp_avg` becomes one tensor (`exp_avg`) or several (`exp_avg_codes`, `exp_avg_block_scale`), as its
+storage says. A parameter that holds several matrices (stacked experts, fused projections) stacks each of these along a
+first axis. Counters are integers on the CPU, so reading them never waits for a GPU.
+"""
+
+from collections.abc import Mapping, MutableMapping
+
+import torch
+from torch import Tensor
+
+from featherweight.quant.storage import StateStorage
+
+COUNTERS = ("step", "moment_step", "next_refresh", "refresh_gap", "refresh_count", "side")
+COUNTER_BYTES = 8
+SUFFIXES = ("", "codes", "block_scale", "zero_point")
+"""Names of the parts that the storages use."""
+
+State = MutableMapping[str, Tensor]
+
+
+def parts_of(state: Mapping[str, Tensor], name: str, block: int | None) -> dict[str, Tensor]:
+    """Return the stored tensors of `name`, those of one matrix if `block` is given, as views."""
+    parts = {suffix: state[_key(name, suffix)] for suffix in SUFFIXES if _key(name, suffix) in state}
+    return parts if block is None else {suffix: part[block] for suffix, part in parts.items()}
+
+
+def create(
+    state: State,
+    name: str,
+    storage: StateStorage,
+    shape: tuple[int, ...],
+    blocks: int | None,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> None:
+    """Add the zero state `name` for one tensor of `shape`, or for `blocks` stacked ones."""
+    for suffix, part in storage.zeros(shape, device=device, dtype=dtype).items():
+        stacked = part if blocks is None else part.unsqueeze(0).repeat(blocks, *[1] * part.ndim)
+        state[_key(name, suffix)] = stacked
+
+
+def create_counters(state: State, names: tuple[str, ...], blocks: int | None) -> None:
+    """Add integer counters at zero, one for each of `blocks` matrices."""
+    for name in names:
+        state[name] = torch.zeros(() if blocks is None else blocks, dtype=torch.int64)
+
+
+def read_counter(state: Mapping[str, Tensor], name: str, block: int | None) -> int:
+    """Return a counter as a number."""
+    return int(state[name] if block is None else state[name][block])
+
+
+def write_counter(state: State, name: str, block: int | None, value: int) -> None:
+    """Set a counter."""
+    if block is None:
+        state[name].fill_(value)
+    else:
+        state[name][block] = value
+
+
+def _key(name: str, suffix: str) -> str:
+    return f"{name}_{suffix}" if suffix else name

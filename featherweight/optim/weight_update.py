@@ -1,0 +1,89 @@
+"""The write of the weight: decay and update in one pass, without a temporary of the weight's size.
+
+float32 and float64 weights are updated in place. 16-bit weights are raised to float32 tile by tile, updated, and
+written back with stochastic rounding: an update below half a unit in the last place would otherwise vanish (bfloat16:
+below 2^-9 of the weight). The rounding bits are a function of (seed, parameter, step, element), so tiling and resume
+do not change them.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from featherweight.linalg.subspace import MatrixSubspace
+from featherweight.quant.rounding import stochastic_round_
+
+TILE_ELEMENTS = 1 << 20
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """Key of the random bits of one write; `stochastic=False` rounds to nearest."""
+
+    seed: int
+    parameter: int
+    step: int
+    stochastic: bool = True
+
+
+def add_core_(
+    weight: Tensor,
+    subspace: MatrixSubspace,
+    core: Tensor,
+    *,
+    alpha: float,
+    beta: float,
+    rounding: Rounding,
+    offset: int = 0,
+) -> None:
+    """Compute ``weight <- beta * weight + alpha * subspace.project_back(core)`` in place.
+
+    Args:
+        weight: (M, N), any float dtype.
+        subspace: bases in the dtype of the core.
+        core: float32, or float64 for a float64 weight.
+        alpha: factor of the update.
+        beta: factor of the weight.
+        rounding: used below float32.
+        offset: index of this matrix's first element in its parameter, for the rounding bits.
+    Cost: one GEMM, 2*M*N*R FLOPs; at most `TILE_ELEMENTS` float32 temporaries, none for float32 weights.
+    """
+    if weight.dtype == core.dtype:
+        subspace.add_back_(weight, core, alpha=alpha, beta=beta)
+        return
+    columns = weight.shape[1]
+    for start, stop in tiles(weight.shape[0], max(1, TILE_ELEMENTS // columns)):
+        left = None if subspace.left is None else subspace.left[start:stop]
+        part = MatrixSubspace(left=left, right=subspace.right)
+        wide = weight[start:stop].to(core.dtype)
+        part.add_back_(wide, core if subspace.left is not None else core[start:stop], alpha=alpha, beta=beta)
+        write_(weight[start:stop], wide, rounding, offset + start * columns)
+
+
+def write_(weight: Tensor, values: Tensor, rounding: Rounding, offset: int) -> None:
+    """Write float32 values into a weight of any float dtype, stochastically into bfloat16 if asked.
+
+    Args:
+        weight: any shape; written in place.
+        values: same shape.
+        rounding: key of the random bits.
+        offset: index of the first element in its parameter.
+    """
+    if weight.dtype == torch.bfloat16 and rounding.stochastic:
+        key, step = rounding.parameter, rounding.step
+        stochastic_round_(weight, values, seed=rounding.seed, key=key, step=step, offset=offset)
+    else:
+        weight.copy_(values)
+
+
+def tiles(length: int, size: int) -> Iterator[tuple[int, int]]:
+    """Yield (start, stop) of consecutive runs of at most `size`.
+
+    Example:
+        >>> list(tiles(5, 2))
+        [(0, 2), (2, 4), (4, 5)]
+    """
+    for start in range(0, length, size):
+        yield start, min(start + size, length)

@@ -1,0 +1,125 @@
+"""Which modules and parameters of a model a pattern selects.
+
+The single place that reads `target_modules` and `exclude_modules`; optimizers and methods ask here, so that the same
+words select the same weights everywhere. The rules are those of PEFT.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+
+from torch import nn
+
+from featherweight.errors import ConfigError, nearest
+
+ALL_LINEAR = "all-linear"
+
+Pattern = str | Sequence[str]
+
+
+def select_modules(
+    model: nn.Module, target_modules: Pattern = ALL_LINEAR, exclude_modules: Pattern = ()
+) -> dict[str, nn.Module]:
+    """Return the modules that a pattern selects, by their full name, in the model's order.
+
+    Args:
+        model: any module; Hugging Face models are asked for their output embedding.
+        target_modules: "all-linear" (every linear layer, fused expert stacks included, without the output head), a
+            regular expression that must match the whole module name, or a list of names, each matching the full name
+            or its end after a dot (`"q_proj"` matches `"model.layers.0.self_attn.q_proj"`).
+        exclude_modules: same forms; what it matches is left out. May match nothing.
+    Returns:
+        Mapping of full module name to module; never empty.
+    Raises:
+        ConfigError: if nothing is selected; lists the nearest names.
+    Example:
+        >>> model = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2))
+        >>> list(select_modules(model, ["0"]))
+        ['0']
+    """
+    modules = {name: module for name, module in model.named_modules() if name}
+    if target_modules == ALL_LINEAR:
+        head = _output_heads(model)
+        selected = {name: module for name, module in modules.items() if _is_linear(module) and id(module) not in head}
+    else:
+        selected = {name: module for name, module in modules.items() if _matches(name, target_modules)}
+    if not selected:
+        raise ConfigError(_nothing_matches(target_modules, modules))
+    return {name: module for name, module in selected.items() if not _matches(name, exclude_modules)}
+
+
+def select_matrices(
+    model: nn.Module, target_modules: Pattern = ALL_LINEAR, exclude_modules: Pattern = (), *, min_numel: int = 0
+) -> dict[str, nn.Parameter]:
+    """Return the trainable weight matrices of the selected modules, by their full parameter name.
+
+    A weight counts once however many modules share it. A weight that is tied to an embedding follows the embedding,
+    whose gradients are sparse by rows, and is left out.
+
+    Args:
+        model: any module.
+        target_modules: see `select_modules`.
+        exclude_modules: see `select_modules`.
+        min_numel: smaller weights are left out.
+    Returns:
+        Mapping of parameter name to parameter; parameters have two dimensions or more and require a gradient.
+    Raises:
+        ConfigError: if no module is selected.
+    """
+    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    matrices: dict[str, nn.Parameter] = {}
+    seen: set[int] = set()
+    for module_name, module in select_modules(model, target_modules, exclude_modules).items():
+        for name, parameter in module.named_parameters(recurse=False):
+            wanted = parameter.ndim >= 2 and parameter.requires_grad and parameter.numel() >= min_numel
+            if wanted and id(parameter) not in embeddings and id(parameter) not in seen:
+                seen.add(id(parameter))
+                matrices[f"{module_name}.{name}"] = parameter
+    return matrices
+
+
+def select_embeddings(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the trainable parameters of embeddings and output heads, tied ones once, by their full parameter name."""
+    heads = _output_heads(model)
+    members = {
+        id(parameter)
+        for module in model.modules()
+        if isinstance(module, nn.Embedding) or id(module) in heads
+        for parameter in module.parameters(recurse=False)
+    }
+    return {name: p for name, p in model.named_parameters() if id(p) in members and p.requires_grad}
+
+
+def _is_linear(module: nn.Module) -> bool:
+    if isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D":  # Conv1D: GPT-2's transposed linear layer
+        return True
+    # Fused experts (Mixtral, Qwen MoE, ... in transformers 5) are 3-D parameters of a module outside torch.nn.
+    own = list(module.parameters(recurse=False))
+    return not type(module).__module__.startswith("torch.nn") and any(p.ndim == 3 for p in own)
+
+
+def _output_heads(model: nn.Module) -> set[int]:
+    """Identify heads: what a Hugging Face model names as such, and linear layers that share an embedding's weight."""
+    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    heads = {id(m) for m in model.modules() if isinstance(m, nn.Linear) and id(m.weight) in embeddings}
+    for module in model.modules():
+        named = getattr(module, "get_output_embeddings", None)
+        if callable(named) and (head := named()) is not None:
+            heads.add(id(head))
+    return heads
+
+
+def _matches(name: str, pattern: Pattern) -> bool:
+    if isinstance(pattern, str):
+        return re.fullmatch(pattern, name) is not None
+    return any(name == target or name.endswith(f".{target}") for target in pattern)
+
+
+def _nothing_matches(target_modules: Pattern, modules: Mapping[str, nn.Module]) -> str:
+    wanted: Iterable[str] = [target_modules] if isinstance(target_modules, str) else target_modules
+    short = {name.rsplit(".", 1)[-1] for name in modules}
+    close = [match for target in wanted for match in nearest(target, sorted(short | set(modules)))]
+    hint = f"Nearest names: {', '.join(close)}." if close else f"Names in this model: {', '.join(sorted(short))[:300]}."
+    return (
+        f"target_modules={target_modules!r} matches no module; expected {ALL_LINEAR!r}, a regular expression or a list "
+        f"of names. {hint}"
+    )

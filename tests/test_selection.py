@@ -1,0 +1,63 @@
+"""Selection of modules and weights by PEFT's rules."""
+
+import pytest
+from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
+
+from featherweight.errors import ConfigError
+from featherweight.selection import select_embeddings, select_matrices, select_modules
+
+
+@pytest.fixture(scope="module")
+def llama():
+    return LlamaForCausalLM(
+        LlamaConfig(hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, vocab_size=40)
+    )
+
+
+def test_all_linear_takes_every_projection_but_the_head(llama):
+    names = {name.rsplit(".", 1)[-1] for name in select_modules(llama)}
+    assert names == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+    assert len(select_modules(llama)) == 14
+
+
+def test_names_match_whole_components_and_regular_expressions_the_whole_name(llama):
+    assert len(select_modules(llama, ["q_proj", "layers.1.mlp.up_proj"])) == 3
+    assert len(select_modules(llama, r".*\.(q|v)_proj")) == 4
+    assert len(select_modules(llama, ["proj"] + ["q_proj"])) == 2  # "proj" alone is no component
+    assert len(select_modules(llama, exclude_modules=["q_proj"])) == 12
+    assert len(select_modules(llama, exclude_modules=r".*layers\.0\..*")) == 7
+
+
+def test_gpt2_conv1d_layers_are_linear_and_its_tied_head_is_not_selected():
+    model = GPT2LMHeadModel(GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=30))
+    assert {n.rsplit(".", 1)[-1] for n in select_modules(model)} == {"c_attn", "c_proj", "c_fc"}
+    assert set(select_embeddings(model)) == {"transformer.wte.weight", "transformer.wpe.weight"}
+    assert select_matrices(model, ["lm_head", "c_fc"]).keys() == {"transformer.h.0.mlp.c_fc.weight"}
+
+
+def test_fused_experts_are_selected_with_all_linear():
+    model = MixtralForCausalLM(
+        MixtralConfig(
+            hidden_size=16,
+            intermediate_size=24,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            vocab_size=30,
+            num_local_experts=3,
+        )  # fmt: skip
+    )
+    stacked = {n: p.shape for n, p in select_matrices(model).items() if p.ndim == 3}
+    assert len(stacked) == 2 and all(shape[0] == 3 for shape in stacked.values())
+
+
+def test_frozen_and_small_weights_are_left_out():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(40, 40))
+    assert select_matrices(model, min_numel=100).keys() == {"1.weight"}
+    model[1].requires_grad_(False)
+    assert select_matrices(model).keys() == {"0.weight"}
+
+
+def test_nothing_selected_lists_the_nearest_names(llama):
+    with pytest.raises(ConfigError, match=r"target_modules=\['qproj'\] matches no module.*q_proj"):
+        select_modules(llama, ["qproj"])
