@@ -65,6 +65,7 @@ NO_SUBSPACE: dict[str, Any] = {
     "basis_method": "auto",
     "moment_policy": "keep",
     "stagger": False,
+    "residual": None,
     "rule": "adamw",
 }
 """Low-rank options of an optimizer that projects nothing."""

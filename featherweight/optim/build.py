@@ -61,6 +61,8 @@ class GaLoreConfig(OptimizerConfig):
     """What a refresh does to the moments."""
     stagger: bool = True
     """Spread the refreshes over the gap."""
+    residual: Literal["fira"] | None = None
+    """What becomes of the gradient outside the subspace: dropped, or scaled and added (Fira)."""
     target_modules: str | list[str] = ALL_LINEAR
     """Modules whose matrices are projected: all-linear, a regular expression, or a list of names."""
     exclude_modules: str | list[str] = []

@@ -38,6 +38,8 @@ class GaLoreAdamW(LowRankOptimizer):
             "gram", "randomized", "subspace_iteration", "random".
         moment_policy: what a refresh does to the moments: "rotate" into the new basis, "keep" (official), "reset".
         stagger: spread the refreshes over the gap, so that no step is slow.
+        residual: None drops what lies outside the subspace; "fira" adds it, scaled like the core (arXiv 2410.01623),
+            at the cost of a temporary of the gradient's size.
         eps_mode: "torch", or "official" (galore-torch: eps acts before bias correction).
         decay_order: "before" the update (torch.optim), or "after" (galore-torch).
         stochastic_rounding: write bfloat16 weights with stochastic rounding instead of to nearest.
@@ -74,6 +76,7 @@ class GaLoreAdamW(LowRankOptimizer):
         basis_method: str = "auto",
         moment_policy: str = "rotate",
         stagger: bool = True,
+        residual: str | None = None,
         eps_mode: str = "torch",
         decay_order: str = "before",
         stochastic_rounding: bool = True,

@@ -45,6 +45,8 @@ class Layout:
     columns: int
     moments: Mapping[str, StateStorage]
     basis: StateStorage | None
+    residual: str | None
+    """Name of the residual policy; one keeps a float32 norm of each matrix."""
 
     @property
     def moment_shape(self) -> tuple[int, ...]:
@@ -83,7 +85,8 @@ class Layout:
 
     def nbytes(self) -> int:
         """Bytes of the whole state of this parameter, exact."""
-        return self.moment_bytes() + self.basis_bytes() + self.counter_bytes()
+        norms = 0 if self.residual is None else (self.blocks or 1) * torch.float32.itemsize
+        return self.moment_bytes() + self.basis_bytes() + self.counter_bytes() + norms
 
     def on_side(self, side: Side, group: Mapping[str, Any]) -> "Layout":
         """Return the same layout with the basis on another side."""
@@ -123,11 +126,11 @@ def plan_layout(name: str, parameter: Tensor, group: Mapping[str, Any], index: i
     rank = resolve_rank(group["rank"], smaller) if group["low_rank"] and len(shape) >= 2 else None
     if rank is None or rank >= smaller:
         storages = _moment_storages(shape, group)
-        return Layout(name, index, shape, dtype, None, "right", None, None, rows, columns, storages, None)
+        return Layout(name, index, shape, dtype, None, "right", None, None, rows, columns, storages, None, None)
     side = choose_side(rows, columns, group["proj_type"])
     half = parameter.dtype in (torch.bfloat16, torch.float16)
     basis = basis_storage_for(group["basis_bits"] or (16 if half else 32))
-    layout = Layout(name, index, shape, dtype, rank, side, None, blocks, rows, columns, {}, basis)
+    layout = Layout(name, index, shape, dtype, rank, side, None, blocks, rows, columns, {}, basis, group["residual"])
     layout = layout.on_side(side, group)
     if group["proj_type"] == "min_memory" and blocks is None:
         left, right = (layout.on_side(s, group).nbytes() for s in ("left", "right"))

@@ -31,6 +31,7 @@ from featherweight.optim.layout import Layout, plan_layout
 from featherweight.optim.moments import moment_policies
 from featherweight.optim.options import LOW_RANK_KEYS, check_group
 from featherweight.optim.refresh import SIDES, Side, first_refresh, fit_subspace
+from featherweight.optim.residual import residual_policies
 from featherweight.optim.rules import rules
 from featherweight.optim.weight_update import Rounding, add_core_, tiles, write_
 from featherweight.quant.storage import StateStorage
@@ -158,6 +159,9 @@ class LowRankOptimizer(torch.optim.Optimizer):
             assert layout.basis is not None
             states.create(state, name, layout.basis, shape, layout.blocks, device=device, dtype=layout.dtype)
         states.create_counters(state, layout.counters, layout.blocks)
+        if layout.residual is not None:
+            norms = torch.zeros(layout.blocks or 1, dtype=torch.float32, device=device)
+            state["residual_norm"] = norms[0] if layout.blocks is None else norms
         if layout.rank is not None:
             state["side"].fill_(SIDES.index(layout.side))
 
@@ -251,13 +255,22 @@ class LowRankOptimizer(torch.optim.Optimizer):
         direction = rules.get(group["rule"]).direction(core, moments, moment_step + 1, group)
         for name, values in moments.items():
             layout.moments[name].write_(parts[name], values)
+        extra = None
+        if layout.residual is not None:
+            last_norm = state["residual_norm"] if block is None else state["residual_norm"][block]
+            extra = residual_policies.get(layout.residual).extra(grad_MN, core, direction, subspace, last_norm)
         states.write_counter(state, "step", block, step + 1)
         states.write_counter(state, "moment_step", block, moment_step + 1)
         alpha, beta = _factors(float(group["lr"]), group)
-        rounding = _rounding(group, layout, step + 1)
-        offset = (block or 0) * weight_MN.numel()
         add_core_(
-            weight_MN, subspace, direction, alpha=alpha * group["scale"], beta=beta, rounding=rounding, offset=offset
+            weight_MN,
+            subspace,
+            direction,
+            alpha=alpha * group["scale"],
+            beta=beta,
+            rounding=_rounding(group, layout, step + 1),
+            offset=(block or 0) * weight_MN.numel(),
+            extra=extra,
         )
 
     def _refresh(

@@ -7,6 +7,7 @@ from featherweight.errors import ConfigError, did_you_mean
 from featherweight.linalg.basis import BASIS_METHODS
 from featherweight.optim.moments import moment_policies
 from featherweight.optim.refresh import PROJ_TYPES
+from featherweight.optim.residual import residual_policies
 from featherweight.optim.rules import rules
 
 LOW_RANK_KEYS = ("rank", "update_proj_gap", "scale", "proj_type")
@@ -45,6 +46,8 @@ def check_group(where: str, group: Mapping[str, Any], *, known: Iterable[str]) -
     for key, registry in (("moment_policy", moment_policies), ("rule", rules)):
         names = registry.names()
         _require(where, key, group[key], group[key] in names, f"one of {', '.join(names)}")
+    residual, names = group["residual"], residual_policies.names()
+    _require(where, "residual", residual, residual in (None, *names), f"None or one of {', '.join(names)}")
     lr, eps, decay, scale = (float(group[key]) for key in ("lr", "eps", "weight_decay", "scale"))
     _require(where, "lr", lr, lr >= 0, "a number >= 0")
     _require(where, "eps", eps, eps >= 0, "a number >= 0")

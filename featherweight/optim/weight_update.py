@@ -37,8 +37,9 @@ def add_core_(
     beta: float,
     rounding: Rounding,
     offset: int = 0,
+    extra: Tensor | None = None,
 ) -> None:
-    """Compute ``weight <- beta * weight + alpha * subspace.project_back(core)`` in place.
+    """Compute ``weight <- beta * weight + alpha * (subspace.project_back(core) + extra)`` in place.
 
     Args:
         weight: (M, N), any float dtype.
@@ -48,10 +49,13 @@ def add_core_(
         beta: factor of the weight.
         rounding: used below float32.
         offset: index of this matrix's first element in its parameter, for the rounding bits.
+        extra: (M, N) direction from outside the subspace, or None.
     Cost: one GEMM, 2*M*N*R FLOPs; at most `TILE_ELEMENTS` float32 temporaries, none for float32 weights.
     """
     if weight.dtype == core.dtype:
         subspace.add_back_(weight, core, alpha=alpha, beta=beta)
+        if extra is not None:
+            weight.add_(extra, alpha=alpha)
         return
     columns = weight.shape[1]
     for start, stop in tiles(weight.shape[0], max(1, TILE_ELEMENTS // columns)):
@@ -59,6 +63,8 @@ def add_core_(
         part = MatrixSubspace(left=left, right=subspace.right)
         wide = weight[start:stop].to(core.dtype)
         part.add_back_(wide, core if subspace.left is not None else core[start:stop], alpha=alpha, beta=beta)
+        if extra is not None:
+            wide.add_(extra[start:stop], alpha=alpha)
         write_(weight[start:stop], wide, rounding, offset + start * columns)
 
 

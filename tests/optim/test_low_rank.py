@@ -560,6 +560,7 @@ OPTIONS = {
     "random": {"basis_method": "random"},
     "two-sided, keep": {"proj_type": "full", "moment_policy": "keep"},
     "reset": {"moment_policy": "reset"},
+    "fira": {"residual": "fira"},
     "min_memory": {"proj_type": "min_memory", "basis_bits": 8},
 }
 
