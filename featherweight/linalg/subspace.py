@@ -110,7 +110,7 @@ class MatrixSubspace:
         Cost: 2*M*N*R FLOPs a side; the core and at most `TILE_ELEMENTS` converted elements are allocated.
         Source: arXiv 2403.03507, Algorithm 2. Differs from the official code: float32 sums, no cast of a float32 basis.
         """
-        shape = self.core_shape(grad.shape)
+        self._require_fit("project", "grad", tuple(grad.shape))
         dtype = _compute_dtype(grad, self.left, self.right)
         bases = [basis for basis in (self.left, self.right) if basis is not None]
         if grad.dtype == torch.bfloat16 and all(basis.dtype == torch.bfloat16 for basis in bases):
@@ -118,7 +118,7 @@ class MatrixSubspace:
         left, right = _cast(self.left, dtype), _cast(self.right, dtype)
         if grad.dtype == dtype or grad.numel() <= TILE_ELEMENTS:
             return _product(grad.to(dtype), left, right)
-        core = torch.empty(shape, dtype=dtype, device=grad.device)
+        core = torch.empty(self.core_shape(grad.shape), dtype=dtype, device=grad.device)
         for index in itertools.product(*map(range, grad.shape[:-2])):
             _project_by_tiles(grad[index], _pick(left, index), _pick(right, index), out=core[index])
         return core

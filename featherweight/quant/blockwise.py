@@ -179,8 +179,8 @@ def dequantize_blockwise(
         block_size: the same block size.
         shape: shape of the result; its product is P.
     Returns:
-        `shape`, float32. An element differs from the quantised one by at most half the largest gap of the table times
-        the block's scale (signed tables end before -1: there by the whole gap).
+        `shape`, float32. An element differs from the quantised one by at most half the widest gap of the table times
+        the block's scale; that holds too where a table ends before -1 or 0.
     Raises:
         ShapeError: if codes or block_scale do not have the lengths of P elements.
     """
