@@ -1,8 +1,9 @@
 """Orthonormal columns for any finite matrix, by matrix products where possible.
 
-Cholesky QR is two products and a triangular solve, 3 to 30 times faster than Householder QR on two cores. It needs a
-well-conditioned input, so columns are normalised first, its success is checked, and Householder QR takes over where it
-fails; that one returns orthonormal columns for every input, also a rank-deficient or zero one.
+Cholesky QR is mostly matrix products, which use all cores well. Householder QR waits for all threads at every column:
+2736 x 256 took 16 ms with one thread and 4.7 s with two beside busy processes. Cholesky QR needs a well-conditioned
+input, so columns are normalised first and its success is checked. Where it fails, Householder QR on one thread takes
+over; that one returns orthonormal columns for every input, also a rank-deficient or zero one.
 Shapes: M rows, R columns, M >= R; `...` batch.
 Source: Yamamoto et al., Roundoff error analysis of the CholeskyQR2 algorithm, ETNA 44 (2015), 306-326.
 """
