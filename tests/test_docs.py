@@ -1,0 +1,92 @@
+"""Documentation is executed: Python blocks of README and docs, every example, every recipe, every named command."""
+
+import re
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+from featherweight.training.recipe import Recipe
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+RECIPES = sorted((ROOT / "examples" / "recipes").glob("*.yaml"))
+ARGUMENTS = {"plain_loop.py": ["--steps", "5"]}
+
+
+def blocks(language):
+    """Return (page:line, text) of every fenced block of a language; a block marked `no-run` is only shown."""
+    found = []
+    for page in PAGES:
+        text = page.read_text()
+        for match in re.finditer(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+            line = text[: match.start()].count("\n") + 1
+            found.append(pytest.param(match[1], id=f"{page.relative_to(ROOT)}:{line}"))
+    return found
+
+
+@pytest.mark.parametrize("code", blocks("python"))
+def test_python_block_runs(code, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "<docs>", "exec"), {"__name__": "__main__"})
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
+def test_example_runs_and_is_short(path, tmp_path, monkeypatch):
+    if "galore_torch" in path.read_text():
+        pytest.importorskip("galore_torch", exc_type=ImportError)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [str(path), *ARGUMENTS.get(path.name, [])])
+    runpy.run_path(str(path), run_name="__main__")
+    assert len(path.read_text().splitlines()) < 80
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
+def test_recipe_is_complete_and_valid(path):
+    recipe = Recipe.from_file(path)
+    recipe.task_config()
+    recipe.optimizer_config()
+
+
+def test_every_link_to_a_file_of_the_project_leads_somewhere():
+    broken = [
+        f"{page.relative_to(ROOT)}: {target}"
+        for page in PAGES
+        for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", page.read_text())
+        if "://" not in target and not (page.parent / target).exists()
+    ]
+    assert not broken
+
+
+def test_every_named_command_and_script_exists():
+    from typer.main import get_command
+
+    from featherweight.cli import app
+
+    commands = set(get_command(app).commands)
+    text = "\n".join(page.read_text() for page in PAGES)
+    assert set(re.findall(r"`?fw ([a-z]+)", text)) <= commands
+    assert all((ROOT / "scripts" / name).exists() for name in re.findall(r"scripts/([a-z]+)", text))
+
+
+def test_every_public_name_of_the_optimizers_is_documented():
+    import featherweight as fw
+
+    text = "\n".join(page.read_text() for page in PAGES)
+    missing = [name for name in [*fw.optim.__all__, *fw.__all__[1:]] if name not in text]
+    assert not missing
+
+
+@pytest.mark.parametrize("name", ["Recipe", "Schedule", "TextConfig", "OptimizerConfig", "GaLoreConfig"])
+def test_recipe_reference_says_of_every_key_what_its_docstring_says(name):
+    from featherweight.optim.build import GaLoreConfig, OptimizerConfig
+    from featherweight.text.task import TextConfig
+    from featherweight.training.schedule import Schedule
+
+    configs = {config.__name__: config for config in (Recipe, Schedule, TextConfig, OptimizerConfig, GaLoreConfig)}
+    page = " ".join((ROOT / "docs" / "recipes.md").read_text().split())
+    for key, field in configs[name].model_fields.items():
+        meaning = " ".join(field.description.replace("None", "null").split())
+        assert f"| `{key}` |" in page and f"| {meaning} |" in page, key
