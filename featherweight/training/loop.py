@@ -298,11 +298,12 @@ def _is_due(every: int | None, step: int) -> bool:
 
 def _checkpoint_activations(model: nn.Module) -> None:
     """Switch on the recomputation that Hugging Face models bring along."""
-    enable = getattr(model, "gradient_checkpointing_enable", None)
+    # transformers renamed the method in version 5; its older name warns there.
+    enable = getattr(model, "activation_checkpointing_enable", getattr(model, "gradient_checkpointing_enable", None))
     if enable is None:
         raise ConfigError(
             f"recipe: activation_checkpointing=True is unknown to the model {type(model).__name__}; "
             "expected a Hugging Face model. Set it to false."
         )
     # The older re-entrant variant ignores keyword arguments and needs inputs that require gradients.
-    enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    enable({"use_reentrant": False})

@@ -78,7 +78,9 @@ def train(
     folder = folder or new_run_folder(run_name(recipe, parsed))
     _check_folder(folder, resume)
     environment = describe_environment()
-    parsed.to_file(folder / "recipe.yaml")
+    if not resume:
+        # Early, so that a folder that cannot be written is found before a model is loaded.
+        parsed.to_file(folder / "recipe.yaml")
     write_atomically(folder / "environment.json", f"{json.dumps(environment, indent=2)}\n")
     evaluations = _Evaluations()
     listeners: list[Callback] = [MetricsFile(folder / "metrics.jsonl"), evaluations]
@@ -91,6 +93,9 @@ def train(
     latest = checkpoints.latest() if resume else None
     if latest is not None:
         loop.resume(latest)
+    if resume:
+        # Late, so that a recipe that does not fit leaves the one of the run in place.
+        parsed.to_file(folder / "recipe.yaml")
     with stop_on_signals() as stop:
         loop.run(listeners, checkpoints, stop)
 

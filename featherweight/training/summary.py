@@ -83,8 +83,8 @@ def run_report(title: str, summary: Summary, lines: Lines, machine: str) -> Repo
     """
     report = Report(title)
     names = list(dict.fromkeys([*summary.before_training, *summary.held_out]))
-    rows = [[name.replace("_", " "), summary.before_training.get(name), summary.held_out.get(name)] for name in names]
-    rows.append(["training loss", None, summary.training_loss])
+    rows = [["training loss", None, summary.training_loss]]
+    rows += [[_metric(name), summary.before_training.get(name), summary.held_out.get(name)] for name in names]
     report.add_table("Result", ["metric", "before training", "after training"], rows)
     _add_memory(report, {summary.optimizer["name"]: summary.footprint})
     _add_curves(report, {summary.optimizer["name"]: lines}, {})
@@ -128,7 +128,7 @@ def comparison_report(title: str, runs: Mapping[str, tuple[Summary, Lines]], mac
         row: list[Any] = [method, one.training_loss, one.held_out.get("held_out_loss"), one.held_out.get("perplexity")]
         for category in CATEGORIES[:-1]:
             row += [_share(footprint.predicted, category, divisor), _share(footprint.measured, category, divisor)]
-        peak = footprint.peak_bytes / divisor if footprint.peak_bytes else None
+        peak = _share({"all": footprint.peak_bytes}, "all", divisor) if footprint.measured else None
         rows.append([*row, _share(footprint.measured, "activations", divisor), peak, one.tokens_per_s])
     report.add_table("Methods", columns, rows)
     report.add_note(
@@ -161,7 +161,7 @@ def _add_memory(report: Report, footprints: Mapping[str, Footprint]) -> None:
         for name in _categories(footprint.measured or footprint.predicted):
             predicted, measured = (_share(part, name, divisor) for part in (footprint.predicted, footprint.measured))
             rows.append([_words(name), predicted, measured, _share(footprint.at_peak, name, divisor)])
-        peak = footprint.peak_bytes / divisor if footprint.peak_bytes else None
+        peak = _share({"all": footprint.peak_bytes}, "all", divisor) if footprint.measured else None
         rows.append(["all", None, None, peak])
     columns = ["category", f"predicted ({unit})", f"measured maximum ({unit})", f"measured at the peak ({unit})"]
     report.add_table("Memory", columns, rows)
@@ -171,9 +171,9 @@ def _add_memory(report: Report, footprints: Mapping[str, Footprint]) -> None:
 def _add_bars(report: Report, footprints: Mapping[str, Footprint], unit: str, divisor: int) -> None:
     bars = {
         method: {
-            _words(name): footprint.at_peak[name] / divisor
+            _words(name): share
             for name in _categories(footprint.at_peak)
-            if footprint.at_peak.get(name)
+            if (share := _share(footprint.at_peak, name, divisor))
         }
         for method, footprint in footprints.items()
         if footprint.at_peak
@@ -211,7 +211,13 @@ def _add_skipped(report: Report, summaries: Mapping[str, Summary]) -> None:
 
 def _categories(measured: Mapping[str, int]) -> list[str]:
     """Return the categories of the tables first, then whatever else was measured."""
-    return [*CATEGORIES, *(name for name in measured if name not in CATEGORIES)]
+    return [*CATEGORIES, *(name for name, count in measured.items() if name not in CATEGORIES and count)]
+
+
+def _metric(name: str) -> str:
+    """Return the words for a metric of the held-out split."""
+    words = {"held_out_loss": "held-out loss", "tokens": "held-out tokens"}
+    return words.get(name, name.replace("_", " "))
 
 
 def _words(category: str) -> str:
@@ -219,10 +225,13 @@ def _words(category: str) -> str:
 
 
 def _share(counts: Mapping[str, int], name: str, divisor: int) -> float | None:
-    return counts[name] / divisor if name in counts else None
+    """Return the count in the report's unit, in the digits that a reader needs; summary.json has the bytes."""
+    return round(counts[name] / divisor, 3 if divisor == 2**30 else 2) if name in counts else None
 
 
 def _unit(footprints: Any) -> tuple[str, int]:
-    """Return one unit for all figures of a report: MiB up to 10 GiB, then GiB."""
+    """Return one unit for all figures of a report: KiB below 1 MiB, MiB up to 10 GiB, then GiB."""
     largest = max([max(one.peak_bytes, sum(one.predicted.values())) for one in footprints], default=0)
-    return ("GiB", 2**30) if largest >= 10 * 2**30 else ("MiB", 2**20)
+    if largest >= 10 * 2**30:
+        return "GiB", 2**30
+    return ("MiB", 2**20) if largest >= 2**20 else ("KiB", 2**10)

@@ -1,0 +1,38 @@
+"""The regression task by name, a recipe file, and the command line inside this process."""
+
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from featherweight.training.task import tasks
+
+REFERENCE = Path(__file__).parents[1] / "reference"
+sys.path.insert(0, str(REFERENCE))
+tasks.register("regression", "regression_task:RegressionTask")
+
+
+@pytest.fixture
+def recipe_file(tmp_path: Path) -> Path:
+    """Return the path of a small recipe."""
+    content = {
+        "task": {"name": "regression", "hidden": 80},
+        "optimizer": {"name": "galore", "rank": 4, "lr": 0.01},
+        "steps": 4,
+        "micro_batch_size": 4,
+        "memory_steps": [2],
+    }
+    path = tmp_path / "small.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+@pytest.fixture(autouse=True)
+def warnings_as_before() -> Iterator[None]:
+    """The command line changes how warnings are printed; other tests want the usual way."""
+    before = warnings.formatwarning
+    yield
+    warnings.formatwarning = before

@@ -1,0 +1,30 @@
+"""The regression task by name, and a recipe that a test changes as it needs."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from featherweight.training.recipe import Recipe
+from featherweight.training.task import tasks
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "reference"))
+tasks.register("regression", "regression_task:RegressionTask")
+
+
+@pytest.fixture
+def recipe() -> Any:
+    """Return a function that builds a small recipe with some keys changed."""
+
+    def build(**changes: Any) -> Recipe:
+        values: dict[str, Any] = {
+            "task": "regression",
+            "optimizer": {"name": "galore", "rank": 4, "lr": 1e-2, "update_proj_gap": 5},
+            "steps": 8,
+            "micro_batch_size": 4,
+            "memory_steps": [],
+        }
+        return Recipe.parse({**values, **changes}, where="recipe")
+
+    return build

@@ -1,0 +1,107 @@
+import os
+import signal
+
+import pytest
+
+from featherweight.errors import CheckpointError, ConfigError
+from featherweight.report import Report
+from featherweight.training.compare import compare
+from featherweight.training.events import Callback
+from featherweight.training.interrupt import TrainingInterrupted
+from featherweight.training.metrics import read_metrics
+
+METHODS = ["adamw", "galore", "small"]
+
+
+@pytest.fixture
+def several(recipe):
+    def build(**changes):
+        options = {"adamw": {"lr": 0.02}, "small": {"name": "galore_8bit", "rank": 2, "lr": 0.03}}
+        return recipe(task={"name": "regression", "hidden": 80}, memory_steps=[2], compare=options, **changes)
+
+    return build
+
+
+class Record(Callback):
+    def __init__(self, interrupt=None):
+        self.runs, self.interrupt = [], interrupt
+
+    def on_start(self, event):
+        self.runs.append(dict(event.recipe.optimizer))
+
+    def on_step(self, event):
+        if (len(self.runs), event.step) == self.interrupt:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_one_table_shows_every_method_beside_the_untrained_model(several, tmp_path):
+    report = compare(several(), METHODS, out=tmp_path / "all", callbacks=[])
+    table = report.section("Methods")
+    rows = {row[0]: dict(zip(table.columns, row, strict=True)) for row in table.rows}
+    assert list(rows) == ["before training", *METHODS]
+    for method in METHODS:
+        row = rows[method]
+        assert row["held-out loss"] < rows["before training"]["held-out loss"]
+        for category in ("weights", "gradients", "optimizer state"):
+            assert row[f"{category} predicted (KiB)"] == row[f"{category} measured (KiB)"] > 0
+        assert row["peak measured (KiB)"] > row["weights measured (KiB)"] and row["tokens/s"] > 0
+    states = [rows[method]["optimizer state measured (KiB)"] for method in METHODS]
+    assert states[0] > states[1] > states[2]
+    assert list(report.section("Memory at the peak of a step").bars) == METHODS
+    curves = report.section("Held-out loss").curves
+    # All curves start at the untrained model, which was evaluated once.
+    assert len({curves[method][1][0] for method in METHODS}) == 1 and all(
+        curves[method][0][0] == 0 for method in METHODS
+    )
+    assert [line["step"] for line in read_metrics(tmp_path / "all" / "galore" / "metrics.jsonl")][0] == 1
+    assert Report.from_json((tmp_path / "all" / "report.json").read_text()) == report
+    assert "<svg" in (tmp_path / "all" / "report.html").read_text()
+
+
+def test_each_method_has_its_own_options_and_the_same_start(several, tmp_path):
+    record = Record()
+    compare(several(), METHODS, out=tmp_path / "all", callbacks=[record])
+    assert record.runs == [
+        {"name": "adamw", "lr": 0.02},
+        {"name": "galore", "rank": 4, "lr": 0.01, "update_proj_gap": 5},
+        {"name": "galore_8bit", "rank": 2, "lr": 0.03},
+    ]
+    first = {method: read_metrics(tmp_path / "all" / method / "metrics.jsonl") for method in METHODS}
+    losses = {next(line["loss"] for line in lines if line["event"] == "step") for lines in first.values()}
+    assert len(losses) == 1
+
+
+def test_an_override_reaches_one_method(several, tmp_path):
+    record = Record()
+    compare(several(), ["small"], overrides=["compare.small.rank=3"], out=tmp_path / "all", callbacks=[record])
+    assert record.runs[0]["rank"] == 3
+
+
+def test_an_interruption_keeps_what_is_done_and_a_resume_makes_the_rest(several, tmp_path):
+    whole = compare(several(), METHODS, out=tmp_path / "whole", callbacks=[])
+    with pytest.raises(TrainingInterrupted):
+        compare(several(), METHODS, out=tmp_path / "parts", callbacks=[Record(interrupt=(2, 3))])
+    partial = Report.from_json((tmp_path / "parts" / "report.json").read_text())
+    assert [row[0] for row in partial.section("Methods").rows] == ["before training", "adamw"]
+    record = Record()
+    resumed = compare(several(), METHODS, out=tmp_path / "parts", resume=True, callbacks=[record])
+    assert [run["name"] for run in record.runs] == ["galore", "galore_8bit"]
+    columns = whole.section("Methods").columns
+    until_speed = columns.index("tokens/s")
+    assert [row[:until_speed] for row in resumed.section("Methods").rows] == [
+        row[:until_speed] for row in whole.section("Methods").rows
+    ]
+
+
+def test_a_finished_method_of_another_recipe_is_not_taken_over(several, tmp_path):
+    compare(several(steps=2), ["adamw"], out=tmp_path / "all", callbacks=[])
+    with pytest.raises(CheckpointError, match="differs \\(steps: 2 -> 3\\)"):
+        compare(several(steps=3), ["adamw"], out=tmp_path / "all", resume=True, callbacks=[])
+
+
+def test_a_wrong_method_is_found_before_any_training(several, tmp_path):
+    with pytest.raises(ConfigError, match="name='galor' is unknown.*Did you mean 'galore'"):
+        compare(several(), ["adamw", "galor"], out=tmp_path / "all", callbacks=[])
+    with pytest.raises(ConfigError, match="methods=\\[\\] is empty"):
+        compare(several(), [], out=tmp_path / "all", callbacks=[])
+    assert not (tmp_path / "all").exists()

@@ -1,0 +1,37 @@
+import io
+
+from rich.console import Console
+
+from featherweight.training.console import ConsoleProgress, memory_in_use_bytes
+from featherweight.training.run import train
+
+
+def run(recipe, tmp_path, **options) -> list[str]:
+    console = Console(file=io.StringIO(), width=120, **options)
+    train(recipe(log_every=4, checkpoint_every=4), out=tmp_path / "run", callbacks=[ConsoleProgress("demo", console)])
+    return console.file.getvalue().splitlines()
+
+
+def test_without_a_terminal_there_is_a_line_per_log_every_and_per_evaluation(recipe, tmp_path):
+    lines = run(recipe, tmp_path, force_terminal=False)
+    starts = [" ".join(line.split()[:4]) for line in lines]
+    assert starts == [
+        "demo: evaluated after step",
+        "demo: step 4/8 loss",
+        "demo: checkpoint step-00000004 written",
+        "demo: step 8/8 loss",
+        "demo: checkpoint step-00000008 written",
+        "demo: evaluated after step",
+    ]
+    assert "tokens/s" in lines[3] and "GiB" in lines[3]
+
+
+def test_a_terminal_shows_a_bar_with_loss_speed_memory_and_the_time_left(recipe, tmp_path):
+    text = "\n".join(run(recipe, tmp_path, force_terminal=True))
+    for part in ("demo", "8/8", "loss", "tokens/s", "GiB", "0:00:00"):
+        assert part in text
+
+
+def test_memory_in_use_is_that_of_this_process():
+    # Python with torch needs more than 100 MB, and no test machine has a terabyte.
+    assert 10**8 < memory_in_use_bytes() < 10**12

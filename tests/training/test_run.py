@@ -1,0 +1,216 @@
+import json
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+
+from featherweight.errors import CheckpointError, ConfigError, MissingExtraError, NumericsError
+from featherweight.report import Report
+from featherweight.training import trackers
+from featherweight.training.events import Callback
+from featherweight.training.metrics import read_metrics
+from featherweight.training.recipe import Recipe
+from featherweight.training.run import train
+from featherweight.training.summary import Summary
+
+WITHOUT_CLOCK = ("seconds", "tokens_per_s")
+
+
+def numbers(folder: Path) -> list[dict]:
+    """Return the metrics without what depends on the clock."""
+    return [
+        {name: value for name, value in line.items() if name not in WITHOUT_CLOCK}
+        for line in read_metrics(folder / "metrics.jsonl")
+    ]
+
+
+class Record(Callback):
+    def __init__(self, stop_at: int | None = None) -> None:
+        self.moments: list[tuple[str, int]] = []
+        self.stop_at = stop_at
+
+    def on_start(self, event):
+        self.moments.append(("start", event.step))
+
+    def on_step(self, event):
+        self.moments.append(("step", event.step))
+        if event.step == self.stop_at:
+            raise RuntimeError("the power is gone")
+
+    def on_evaluate(self, event):
+        self.moments.append(("evaluate", event.step))
+
+    def on_checkpoint(self, event):
+        assert (event.checkpoint / "manifest.json").is_file()
+        self.moments.append(("checkpoint", event.step))
+
+    def on_end(self, event):
+        self.moments.append(("end", event.step))
+
+
+def test_a_run_folder_holds_all_that_is_needed_to_judge_and_repeat_it(recipe, tmp_path):
+    one = recipe(evaluate_every=4, checkpoint_every=4, memory_steps=[2])
+    run = train(one, out=tmp_path / "run", callbacks=[])
+    names = {path.name for path in run.folder.iterdir()}
+    files = {"recipe.yaml", "environment.json", "metrics.jsonl", "summary.json", "report.html", "report.json"}
+    assert names == files | {"checkpoints", "model"}
+    assert Recipe.from_file(run.folder / "recipe.yaml") == one
+    assert json.loads((run.folder / "environment.json").read_text())["packages"]["torch"] == str(torch.__version__)
+    assert Report.from_json((run.folder / "report.json").read_text()) == run.report
+    assert Summary.load(run.folder / "summary.json").footprint == run.summary.footprint
+    lines = read_metrics(run.folder / "metrics.jsonl")
+    assert [(line["event"], line["step"]) for line in lines if line["event"] == "evaluate"] == [
+        ("evaluate", 0),
+        ("evaluate", 4),
+        ("evaluate", 8),
+    ]
+    steps = [line for line in lines if line["event"] == "step"]
+    assert [line["step"] for line in steps] == list(range(1, 9))
+    assert all(isinstance(value, int | float) for line in steps for name, value in line.items() if name != "event")
+    assert run.summary.training_loss == steps[-1]["loss"]
+    assert run.summary.held_out["held_out_loss"] == lines[-1]["held_out_loss"]
+    assert run.summary.before_training["held_out_loss"] == lines[0]["held_out_loss"]
+    assert run.summary.tokens == steps[-1]["tokens"]
+    assert run.summary.held_out["held_out_loss"] < run.summary.before_training["held_out_loss"]
+
+
+def test_the_report_shows_predicted_beside_measured_memory(recipe, tmp_path):
+    run = train(recipe(task={"name": "regression", "hidden": 80}, memory_steps=[2]), out=tmp_path / "run", callbacks=[])
+    table = run.report.section("Memory")
+    assert table.columns[:3] == ["category", "predicted (KiB)", "measured maximum (KiB)"]
+    cells = {row[0]: row[1:] for row in table.rows}
+    for category in ("weights", "gradients", "optimizer state"):
+        assert cells[category][0] == cells[category][1] > 0
+    assert cells["activations"][0] is None and cells["activations"][1] > 0
+    # Each of at most eight cells is rounded to two decimals.
+    assert sum(row[2] or 0 for name, row in cells.items() if name != "all") == pytest.approx(cells["all"][2], abs=0.05)
+
+
+def test_a_recipe_file_gives_its_name_to_the_run_folder(recipe, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recipe(steps=1).to_file(tmp_path / "small.yaml")
+    runs = [train("small.yaml", overrides=["seed=3"], callbacks=[]) for _ in range(2)]
+    assert all(run.folder.parent.name == "runs" and run.folder.name.startswith("small-2") for run in runs)
+    assert runs[0].folder != runs[1].folder
+    assert Recipe.from_file(runs[0].folder / "recipe.yaml").seed == 3
+
+
+def test_listeners_hear_every_moment_in_order(recipe, tmp_path):
+    record = Record()
+    train(recipe(steps=3, evaluate_every=2, checkpoint_every=2), out=tmp_path / "run", callbacks=[record])
+    assert record.moments == [
+        ("start", 0),
+        ("evaluate", 0),
+        ("step", 1),
+        ("step", 2),
+        ("evaluate", 2),
+        ("checkpoint", 2),
+        ("step", 3),
+        ("evaluate", 3),
+        ("end", 3),
+    ]
+
+
+def test_a_resumed_run_leaves_the_metrics_and_weights_of_an_uninterrupted_one(recipe, tmp_path):
+    one = recipe(task={"name": "regression", "dropout": 0.2}, evaluate_every=2, checkpoint_every=3)
+    through = train(one, out=tmp_path / "through", callbacks=[])
+    record = Record(stop_at=5)
+    with pytest.raises(RuntimeError, match="the power is gone"):
+        train(one, out=tmp_path / "run", callbacks=[record])
+    assert record.moments[-1] == ("end", 5)
+    again = Record()
+    resumed = train(one, out=tmp_path / "run", resume=True, callbacks=[again])
+    assert again.moments[0] == ("start", 3)
+    assert numbers(resumed.folder) == numbers(through.folder)
+    weights = [torch.load(run.folder / "model" / "weights.pt", weights_only=True) for run in (through, resumed)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_a_run_that_died_before_its_first_checkpoint_resumes_from_the_start(recipe, tmp_path):
+    with pytest.raises(RuntimeError):
+        train(recipe(), out=tmp_path / "run", callbacks=[Record(stop_at=2)])
+    run = train(recipe(), out=tmp_path / "run", resume=True, callbacks=[])
+    assert [line["step"] for line in read_metrics(run.folder / "metrics.jsonl")] == [0, *range(1, 9), 8]
+
+
+def test_a_damaged_checkpoint_is_passed_over_with_a_warning(recipe, tmp_path):
+    one = recipe(checkpoint_every=2)
+    through = train(one, out=tmp_path / "run", callbacks=[])
+    newest = tmp_path / "run" / "checkpoints" / "step-00000008" / "model.safetensors"
+    newest.write_bytes(b"")
+    record = Record()
+    with pytest.warns(UserWarning, match="step-00000008 is damaged"):
+        resumed = train(one, out=tmp_path / "run", resume=True, callbacks=[record])
+    assert record.moments[0] == ("start", 6)
+    assert resumed.summary.held_out == through.summary.held_out
+    assert newest.stat().st_size > 0
+
+
+def test_a_folder_that_holds_a_run_is_not_overwritten(recipe, tmp_path):
+    train(recipe(steps=1), out=tmp_path / "run", callbacks=[])
+    with pytest.raises(ConfigError, match="already holds a run; expected a new or empty folder"):
+        train(recipe(steps=1), out=tmp_path / "run", callbacks=[])
+
+
+def test_resume_needs_the_folder_of_a_run(recipe, tmp_path):
+    with pytest.raises(CheckpointError, match="absent holds no run"):
+        train(recipe(), out=tmp_path / "absent", resume=True, callbacks=[])
+    with pytest.raises(CheckpointError, match="leaves open what to resume"):
+        train(recipe(), resume=True, callbacks=[])
+
+
+def test_resume_with_another_recipe_changes_nothing_in_the_folder(recipe, tmp_path):
+    one = recipe(steps=2, checkpoint_every=2)
+    train(one, out=tmp_path / "run", callbacks=[])
+    with pytest.raises(CheckpointError, match="differs \\(seed: 0 -> 1\\)"):
+        train(one, overrides=["seed=1"], out=tmp_path / "run", resume=True, callbacks=[])
+    assert Recipe.from_file(tmp_path / "run" / "recipe.yaml") == one
+
+
+def test_a_folder_that_cannot_be_written_is_one_clear_sentence(recipe, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="cannot be written") as caught:
+        train(recipe(), out=tmp_path / "file" / "run", callbacks=[])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_broken_loss_keeps_the_last_checkpoint(recipe, tmp_path):
+    broken = recipe(task={"name": "regression", "broken_at": 5}, checkpoint_every=2)
+    with pytest.raises(NumericsError, match="step 6.*The last checkpoint is .*step-00000004"):
+        train(broken, out=tmp_path / "run", callbacks=[])
+    assert (tmp_path / "run" / "checkpoints" / "step-00000004").is_dir()
+
+
+def test_tensorboard_gets_losses_and_the_recipe(recipe, tmp_path):
+    one = recipe(trackers=["tensorboard"], log_every=4, evaluate_every=4)
+    run = train(one, out=tmp_path / "run", callbacks=[])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # tensorboard's own reader uses what NumPy and protobuf are about to drop
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+        events = EventAccumulator(str(run.folder / "tracker")).Reload()
+        losses = [(event.step, event.value) for event in events.Scalars("train/loss")]
+        held_out = [event.step for event in events.Scalars("held_out/held_out_loss")]
+    expected = {line["step"]: line["loss"] for line in read_metrics(run.folder / "metrics.jsonl") if "loss" in line}
+    assert [step for step, _ in losses] == [4, 8] and held_out == [0, 4, 8]
+    assert losses[0][1] == pytest.approx(expected[4], rel=1e-6)  # TensorBoard stores float32
+
+
+def test_an_unknown_or_missing_tracker_is_named_before_training(recipe, tmp_path, monkeypatch):
+    with pytest.raises(ConfigError, match="trackers=tensorbord is unknown.*Did you mean 'tensorboard'"):
+        train(recipe(trackers=["tensorbord"]), out=tmp_path / "a", callbacks=[])
+    with pytest.raises(MissingExtraError, match="trackers=aim is not installed.*pip install aim"):
+        train(recipe(trackers=["aim"]), out=tmp_path / "b", callbacks=[])
+    assert trackers.flatten({"a": {"b": None}}) == {"a.b": "None"}
+
+
+def test_updates_skipped_for_a_gradient_that_is_not_finite_are_reported(recipe, tmp_path):
+    class Spoil(Callback):
+        def on_start(self, event):
+            event.model[0].weight.register_hook(lambda grad: grad * float("inf"))
+
+    run = train(recipe(steps=3), out=tmp_path / "run", callbacks=[Spoil()])
+    assert run.summary.skipped_steps == 3
+    assert "left out 3 updates" in run.report.section("Gradients that were not finite").text
+    assert read_metrics(run.folder / "metrics.jsonl")[1]["grad_norm"] is None
