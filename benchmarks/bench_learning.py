@@ -17,7 +17,6 @@ import itertools
 import json
 import math
 import statistics
-import time
 from typing import Any
 
 import torch
@@ -30,20 +29,26 @@ from featherweight.text.task import TextConfig, TextTask
 
 STEPS, BATCH, SEQ_LEN, WARM_UP = 400, 8, 256, 40
 GALORE = {"rank": 32, "update_proj_gap": 50}
-# Method: (fixed options, learning rates, multipliers for embeddings and head).
+# Method: (fixed options, learning rates, multipliers for embeddings and head). Both grids have twelve points.
 GRID: dict[str, tuple[dict[str, Any], list[float], list[float]]] = {
     "adamw": ({"name": "adamw"}, [1e-3, 2e-3, 4e-3], [1, 4, 8, 16]),
-    "galore": ({"name": "galore", **GALORE}, [1e-2, 2e-2, 4e-2], [0.5, 1, 2]),
-    "galore_keep": ({"name": "galore", "moment_policy": "keep", **GALORE}, [1e-2, 2e-2], [1]),
-    "galore_svd": ({"name": "galore", "basis_method": "svd", **GALORE}, [1e-2, 2e-2], [1]),
-    "galore_8bit": ({"name": "galore_8bit", **GALORE}, [1e-2, 2e-2], [1]),
-    "galore_right": ({"name": "galore", "proj_type": "right", **GALORE}, [1e-2, 2e-2], [1]),
+    "galore": ({"name": "galore", **GALORE}, [1e-2, 2e-2, 4e-2], [0.5, 1, 2, 4]),
 }
-COLUMNS = ("method", "options", "seed", "held_out_loss", "state_bytes", "tokens_per_s")
+# Variants run at the best rates of the method that they vary: what differs is the named option alone.
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "adamw_8bit": ("adamw", {"name": "adamw_8bit"}),
+    "galore_8bit": ("galore", {"name": "galore_8bit"}),
+    "galore_4bit": ("galore", {"name": "galore_4bit"}),
+    "galore_keep": ("galore", {"moment_policy": "keep"}),
+    "galore_svd": ("galore", {"basis_method": "svd"}),
+    "galore_right": ("galore", {"proj_type": "right"}),
+    "galore_random": ("galore", {"basis_method": "random"}),
+}
+COLUMNS = ("method", "options", "seed", "held_out_loss", "state_bytes")
 
 
-def train(options: dict[str, Any], seed: int, tasks: dict[int, TextTask]) -> tuple[float, int, float]:
-    """Train once; return (held-out loss, bytes of optimizer state, training tokens per second)."""
+def train(options: dict[str, Any], seed: int, tasks: dict[int, TextTask]) -> tuple[float, int]:
+    """Train once; return (held-out loss, bytes of optimizer state)."""
     if seed not in tasks:
         config = TextConfig(model="tiny", corpus="english", seq_len=SEQ_LEN, max_held_out_tokens=60_000)
         tasks[seed] = TextTask(config, seed=seed)
@@ -57,15 +62,13 @@ def train(options: dict[str, Any], seed: int, tasks: dict[int, TextTask]) -> tup
         return 0.1 + 0.45 * (1 + math.cos(math.pi * (step - WARM_UP) / (STEPS - WARM_UP)))
 
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-    start = time.perf_counter()
     for batch in itertools.islice(task.batches("train", micro_batch_size=BATCH, seed=seed), STEPS):
         total, items = task.loss(model, batch)
         (total / items).backward()
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
-    speed = STEPS * BATCH * SEQ_LEN / (time.perf_counter() - start)
-    return task.evaluate(model, micro_batch_size=BATCH)["held_out_loss"], optimizer.state_bytes(), speed
+    return task.evaluate(model, micro_batch_size=BATCH)["held_out_loss"], optimizer.state_bytes()
 
 
 def read() -> list[dict[str, str]]:
@@ -79,33 +82,35 @@ def run(method: str, options: dict[str, Any], seed: int, tasks: dict[int, TextTa
     text = json.dumps(options, sort_keys=True)
     if any(row["options"] == text and row["seed"] == str(seed) and row["method"] == method for row in read()):
         return
-    loss, state_bytes, speed = train(options, seed, tasks)
-    values = (method, text, seed, round(loss, 5), state_bytes, round(speed))
+    loss, state_bytes = train(options, seed, tasks)
+    values = (method, text, seed, round(loss, 5), state_bytes)
     write_rows("learning", [dict(zip(COLUMNS, values, strict=True))])
     print(f"{method:14} seed {seed}  {loss:.4f}  {text}", flush=True)
 
 
 def best(method: str) -> dict[str, Any]:
-    """Return the options with the lowest loss on seed 0."""
+    """Return the options with the lowest loss on seed 0; of a variant, those of its base with its own change."""
+    if method in VARIANTS:
+        base, change = VARIANTS[method]
+        return {**best(base), **change}
     rows = [row for row in read() if row["method"] == method and row["seed"] == "0"]
     return json.loads(min(rows, key=lambda row: float(row["held_out_loss"]))["options"])
 
 
 def show() -> None:
     """Print the table of the confirmed settings."""
-    table = Table(
-        "method", "best options", "held-out loss, mean of seeds", "spread", "vs AdamW", "state (KiB)", "tokens/s"
-    )
+    table = Table("method", "rates", "held-out loss (seeds)", "spread", "vs AdamW", "state (KiB)")
     means = {}
-    for method in GRID:
+    for method in [*GRID, *VARIANTS]:
         rows = [row for row in read() if row["method"] == method]
         if not rows:
             continue
         options = best(method)
         chosen = [row for row in rows if json.loads(row["options"]) == options]
+        if not chosen:
+            continue
         losses = [float(row["held_out_loss"]) for row in chosen]
         means[method] = statistics.mean(losses)
-        speed = statistics.median(float(row["tokens_per_s"]) for row in chosen)
         table.add_row(
             method,
             ", ".join(f"{k}={v}" for k, v in options.items() if k in ("lr", "embedding_lr_factor")),
@@ -113,7 +118,6 @@ def show() -> None:
             f"{max(losses) - min(losses):.4f}",
             f"{means[method] / means['adamw']:.3f}",
             f"{int(chosen[0]['state_bytes']) / 1024:.0f}",
-            f"{speed:.0f}",
         )
     Console(width=140).print(table)
 
@@ -124,12 +128,12 @@ def main() -> None:
     parser.add_argument("--tune", action="store_true")
     parser.add_argument("--confirm", action="store_true")
     parser.add_argument("--table", action="store_true")
-    parser.add_argument("--methods", default=",".join(GRID))
+    parser.add_argument("--methods", default=",".join([*GRID, *VARIANTS]))
     arguments = parser.parse_args()
     tasks: dict[int, TextTask] = {}
     for method in arguments.methods.split(","):
-        fixed, rates, factors = GRID[method]
-        if arguments.tune:
+        if arguments.tune and method in GRID:
+            fixed, rates, factors = GRID[method]
             for lr, factor in itertools.product(rates, factors):
                 run(method, {**fixed, "lr": lr, "embedding_lr_factor": factor}, 0, tasks)
         if arguments.confirm:

@@ -116,9 +116,7 @@ def comparison_report(title: str, runs: Mapping[str, tuple[Summary, Lines]], mac
     before = next((one.before_training for one in summaries.values() if one.before_training), {})
     unit, divisor = _unit([one.footprint for one in summaries.values()])
     columns = ["method", "training loss", "held-out loss", "perplexity"]
-    for category in CATEGORIES[:-1]:
-        columns += [f"{_words(category)} predicted ({unit})", f"{_words(category)} measured ({unit})"]
-    columns += [f"activations measured ({unit})", f"peak measured ({unit})", "tokens/s"]
+    columns += [f"{_words(category)} ({unit})" for category in CATEGORIES] + [f"peak ({unit})", "tokens/s"]
     rows: list[list[Any]] = []
     if before:
         losses = [None, before.get("held_out_loss"), before.get("perplexity")]
@@ -126,14 +124,13 @@ def comparison_report(title: str, runs: Mapping[str, tuple[Summary, Lines]], mac
     for method, one in summaries.items():
         footprint = one.footprint
         row: list[Any] = [method, one.training_loss, one.held_out.get("held_out_loss"), one.held_out.get("perplexity")]
-        for category in CATEGORIES[:-1]:
-            row += [_share(footprint.predicted, category, divisor), _share(footprint.measured, category, divisor)]
+        row += [_predicted_and_measured(footprint, category, divisor) for category in CATEGORIES]
         peak = _share({"all": footprint.peak_bytes}, "all", divisor) if footprint.measured else None
-        rows.append([*row, _share(footprint.measured, "activations", divisor), peak, one.tokens_per_s])
+        rows.append([*row, peak, one.tokens_per_s])
     report.add_table("Methods", columns, rows)
     report.add_note(
-        "Each category shows its own largest value; they are reached at different moments, so they do not add up "
-        "to the peak. "
+        "Memory: predicted / measured; activations are only measured. Each category shows its own largest value; "
+        "they are reached at different moments, so they do not add up to the peak. "
         "Training loss: mean over the last tenth of the steps.",
         title="How to read the table",
     )
@@ -227,6 +224,12 @@ def _words(category: str) -> str:
 def _share(counts: Mapping[str, int], name: str, divisor: int) -> float | None:
     """Return the count in the report's unit, in the digits that a reader needs; summary.json has the bytes."""
     return round(counts[name] / divisor, 3 if divisor == 2**30 else 2) if name in counts else None
+
+
+def _predicted_and_measured(footprint: Footprint, category: str, divisor: int) -> str | None:
+    """Return both figures of a category as one cell."""
+    figures = (_share(part, category, divisor) for part in (footprint.predicted, footprint.measured))
+    return " / ".join(f"{figure:,.1f}" for figure in figures if figure is not None) or None
 
 
 def _unit(footprints: Any) -> tuple[str, int]:
