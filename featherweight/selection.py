@@ -26,11 +26,12 @@ def select_modules(
         target_modules: "all-linear" (every linear layer, fused expert stacks included, without the output head), a
             regular expression that must match the whole module name, or a list of names, each matching the full name
             or its end after a dot (`"q_proj"` matches `"model.layers.0.self_attn.q_proj"`).
-        exclude_modules: same forms; what it matches is left out. May match nothing.
+        exclude_modules: a regular expression or a list of names; what it matches is left out. May match nothing.
     Returns:
         Mapping of full module name to module; never empty.
     Raises:
-        ConfigError: if nothing is selected; lists the nearest names.
+        ConfigError: if nothing is selected (then it lists the nearest names), if everything is excluded, or for a
+            pattern that is no regular expression.
     Example:
         >>> model = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2))
         >>> list(select_modules(model, ["0"]))
@@ -44,7 +45,13 @@ def select_modules(
         selected = {name: module for name, module in modules.items() if _matches(name, target_modules)}
     if not selected:
         raise ConfigError(_nothing_matches(target_modules, modules))
-    return {name: module for name, module in selected.items() if not _matches(name, exclude_modules)}
+    kept = {name: module for name, module in selected.items() if not _matches(name, exclude_modules)}
+    if not kept:
+        raise ConfigError(
+            f"exclude_modules={exclude_modules!r} leaves none of the {len(selected)} modules that "
+            f"target_modules={target_modules!r} matches; expected at least one. Exclude fewer."
+        )
+    return kept
 
 
 def select_matrices(
@@ -53,7 +60,7 @@ def select_matrices(
     """Return the trainable weight matrices of the selected modules, by their full parameter name.
 
     A weight counts once however many modules share it. A weight that is tied to an embedding follows the embedding,
-    whose gradients are sparse by rows, and is left out.
+    whose gradients are sparse by rows, and is left out. So are biases, stacked ones of fused experts too.
 
     Args:
         model: any module.
@@ -61,7 +68,7 @@ def select_matrices(
         exclude_modules: see `select_modules`.
         min_numel: smaller weights are left out.
     Returns:
-        Mapping of parameter name to parameter; parameters have two dimensions or more and require a gradient.
+        Mapping of parameter name to parameter, each of two dimensions or more; empty if all are frozen or too small.
     Raises:
         ConfigError: if no module is selected.
     """
@@ -70,8 +77,9 @@ def select_matrices(
     seen: set[int] = set()
     for module_name, module in select_modules(model, target_modules, exclude_modules).items():
         for name, parameter in module.named_parameters(recurse=False):
-            wanted = parameter.ndim >= 2 and parameter.requires_grad and parameter.numel() >= min_numel
-            if wanted and id(parameter) not in embeddings and id(parameter) not in seen:
+            is_matrix = parameter.ndim >= 2 and not name.endswith("bias")
+            wanted = parameter.requires_grad and parameter.numel() >= min_numel
+            if is_matrix and wanted and id(parameter) not in embeddings and id(parameter) not in seen:
                 seen.add(id(parameter))
                 matrices[f"{module_name}.{name}"] = parameter
     return matrices
@@ -92,9 +100,10 @@ def select_embeddings(model: nn.Module) -> dict[str, nn.Parameter]:
 def _is_linear(module: nn.Module) -> bool:
     if isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D":  # Conv1D: GPT-2's transposed linear layer
         return True
-    # Fused experts (Mixtral, Qwen MoE, ... in transformers 5) are 3-D parameters of a module outside torch.nn.
+    # Fused experts (Mixtral, Qwen MoE, ... in transformers 5) are 3-D parameters of a module outside torch.nn. Position
+    # embeddings and class tokens (ViT) are 3-D too, but stack only one.
     own = list(module.parameters(recurse=False))
-    return not type(module).__module__.startswith("torch.nn") and any(p.ndim == 3 for p in own)
+    return not type(module).__module__.startswith("torch.nn") and any(p.ndim == 3 and p.shape[0] > 1 for p in own)
 
 
 def _output_heads(model: nn.Module) -> set[int]:
@@ -110,7 +119,13 @@ def _output_heads(model: nn.Module) -> set[int]:
 
 def _matches(name: str, pattern: Pattern) -> bool:
     if isinstance(pattern, str):
-        return re.fullmatch(pattern, name) is not None
+        try:
+            return re.fullmatch(pattern, name) is not None
+        except re.error as error:
+            raise ConfigError(
+                f"selection of modules: pattern={pattern!r} is no regular expression ({error}); expected one, such as "
+                "'.*q_proj'. Correct it, or give a list of names."
+            ) from error
     return any(name == target or name.endswith(f".{target}") for target in pattern)
 
 

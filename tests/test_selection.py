@@ -1,10 +1,12 @@
 """Selection of modules and weights by PEFT's rules."""
 
 import pytest
+import torch
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
 from featherweight.errors import ConfigError
+from featherweight.optim import param_groups
 from featherweight.selection import select_embeddings, select_matrices, select_modules
 
 
@@ -61,3 +63,42 @@ def test_frozen_and_small_weights_are_left_out():
 def test_nothing_selected_lists_the_nearest_names(llama):
     with pytest.raises(ConfigError, match=r"target_modules=\['qproj'\] matches no module.*q_proj"):
         select_modules(llama, ["qproj"])
+
+
+class Embeddings(nn.Module):
+    """As in a ViT: 3-D parameters that are no stack of matrices."""
+
+    def __init__(self):
+        super().__init__()
+        self.class_token = nn.Parameter(torch.zeros(1, 1, 16))
+        self.positions = nn.Parameter(torch.zeros(1, 50, 16))
+
+
+class Experts(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.up_proj = nn.Parameter(torch.zeros(8, 24, 16))
+        self.up_proj_bias = nn.Parameter(torch.zeros(8, 24))
+
+
+def test_position_embeddings_and_biases_of_experts_are_no_matrices():
+    model = nn.ModuleDict({"embeddings": Embeddings(), "experts": Experts(), "mlp": nn.Linear(16, 16)})
+    assert select_matrices(model).keys() == {"experts.up_proj", "mlp.weight"}
+
+
+def test_excluding_everything_is_refused(llama):
+    with pytest.raises(ConfigError, match=r"exclude_modules=\['q_proj'\] leaves none of the 2 modules"):
+        select_modules(llama, ["q_proj"], ["q_proj"])
+
+
+def test_a_wrong_regular_expression_is_named(llama):
+    with pytest.raises(ConfigError, match=r"pattern='\*q' is no regular expression"):
+        select_modules(llama, "*q")
+
+
+@pytest.mark.parametrize(
+    "options", [{"target_modules": ["norm"]}, {"target_modules": ["embed_tokens"]}, {"min_numel": 10**9}]
+)
+def test_groups_without_a_single_projected_matrix_are_refused(llama, options):
+    with pytest.raises(ConfigError, match="selects no trainable matrix"):
+        param_groups(llama, rank=4, **options)

@@ -26,10 +26,11 @@ class AdamW(LowRankOptimizer):
         state_bits: 32, 16 (bfloat16), or blockwise dynamic 8 or 4; tensors below 4096 elements keep 32.
         eps_mode: "torch", or "official" (as galore-torch and old Hugging Face AdamW: eps acts before bias correction).
         decay_order: "before" the update (torch.optim), or "after".
-        stochastic_rounding: write bfloat16 weights with stochastic rounding instead of to nearest.
+        stochastic_rounding: write bfloat16 weights and moments with stochastic rounding instead of to nearest.
         seed: of the rounding.
     Raises:
-        ConfigError: for an option out of range, a complex parameter, or a sparse gradient.
+        ConfigError: for an option out of range, a low-rank group, or a complex parameter; at a step for a sparse
+            gradient.
     Cost: state of 2 moments for each weight element: 8, 4, 2.03 or 1.06 bytes.
     Source: arXiv 1711.05101, arXiv 2110.02861.
     Example:

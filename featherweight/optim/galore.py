@@ -42,12 +42,14 @@ class GaLoreAdamW(LowRankOptimizer):
             at the cost of a temporary of the gradient's size.
         eps_mode: "torch", or "official" (galore-torch: eps acts before bias correction).
         decay_order: "before" the update (torch.optim), or "after" (galore-torch).
-        stochastic_rounding: write bfloat16 weights with stochastic rounding instead of to nearest.
+        stochastic_rounding: write bfloat16 weights and moments with stochastic rounding instead of to nearest.
         seed: of random bases and rounding; a run repeats bit by bit.
         rule: inner rule on the core, "adamw" or "sgd" (momentum ``betas[0]``).
     Raises:
-        ConfigError: for an option out of range, a complex parameter, or a sparse gradient.
+        ConfigError: for an option out of range or a complex parameter; at a step for a sparse gradient.
+        ShapeError: if `split` of a group does not divide the rows.
     Cost: 4*R*M*N FLOPs a step and matrix; state 2*R*max(M, N) moments and R*min(M, N) basis elements instead of 2*M*N.
+        A refresh converts a 16-bit gradient to float32 as a whole; else no temporary has the size of the weight.
     Source: arXiv 2403.03507; rotation of moments arXiv 2410.16103. Differs from the official code: eps and decay as in
         torch.optim, moments follow the basis, warm staggered refresh, plain-tensor state; its own behaviour is
         `moment_policy="keep", basis_method="svd", stagger=False, eps_mode="official", decay_order="after", eps=1e-6`.

@@ -86,6 +86,11 @@ def _import_parameter(
             f"load_galore_torch: '{layout.name}' is {theirs} in the file and {ours} here; expected the same. "
             "Use the same groups and rank."
         )
+    if missing := sorted({"step", *layout.moments} - saved.keys()):
+        raise CheckpointError(
+            f"load_galore_torch: '{layout.name}' has state={', '.join(sorted(saved))} without {missing[0]}; "
+            "expected that of galore-torch's GaLoreAdamW. States of its 8-bit and Adafactor versions cannot be read."
+        )
     state = optimizer.state[parameter]
     state.clear()
     optimizer.create_state(parameter)

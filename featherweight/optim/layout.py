@@ -102,8 +102,8 @@ class Layout:
 def plan_layout(name: str, parameter: Tensor, group: Mapping[str, Any], index: int) -> Layout:
     """Decide how the optimizer treats a parameter.
 
-    A parameter keeps full-rank moments if its group is not low-rank, if it has fewer than two dimensions, or if the
-    rank would save nothing (R >= min(M, N)).
+    A parameter keeps full-rank moments if its group is not low-rank, if it is empty or has fewer than two dimensions,
+    or if the rank would save nothing (R >= min(M, N)).
 
     Args:
         name: full parameter name, for messages.
@@ -123,7 +123,8 @@ def plan_layout(name: str, parameter: Tensor, group: Mapping[str, Any], index: i
     dtype = torch.float64 if parameter.dtype == torch.float64 else torch.float32
     blocks, rows, columns = _matrices_of(name, shape, group)
     smaller = min(rows, columns)
-    rank = resolve_rank(group["rank"], smaller) if group["low_rank"] and len(shape) >= 2 else None
+    can_project = group["low_rank"] and len(shape) >= 2 and parameter.numel() > 0
+    rank = resolve_rank(group["rank"], smaller) if can_project else None
     if rank is None or rank >= smaller:
         storages = _moment_storages(shape, group)
         return Layout(name, index, shape, dtype, None, "right", None, None, rows, columns, storages, None, None)
@@ -149,25 +150,32 @@ def resolve_rank(rank: int | float, smaller: int) -> int:
 
 
 def _matrices_of(name: str, shape: tuple[int, ...], group: Mapping[str, Any]) -> tuple[int | None, int, int]:
-    """Return (blocks, M, N): stacked experts and fused projections give several matrices, convolutions one."""
+    """Return (blocks, M, N): stacked experts and fused projections give several matrices, convolutions one.
+
+    A fused projection of stacked experts is split inside each expert.
+    """
     if len(shape) < 2:
         return None, 1, math.prod(shape)
-    split = _split_of(name, group.get("split"))
-    if len(shape) == 3 and split == 1 and group.get("stacked", True):
-        return shape[0], shape[1], shape[2]
-    rows, columns = shape[0], math.prod(shape[1:])
+    stack = shape[0] if len(shape) == 3 and group.get("stacked", True) else None
+    rows, columns = (shape[0], math.prod(shape[1:])) if stack is None else shape[1:]
+    split = split_of(name, group.get("split"))
     if split == 1:
-        return None, rows, columns
+        return stack, rows, columns
     if rows % split:
         raise ShapeError(
             f"param group: split={split} does not divide the {rows} rows of '{name}' {shape}; "
             "expected a divisor. Project it whole by leaving it out of split."
         )
-    return split, rows // split, columns
+    return (stack or 1) * split, rows // split, columns
 
 
-def _split_of(name: str, split: Mapping[str, int] | None) -> int:
-    """Return in how many row blocks a parameter is split; keys of `split` begin or end a component of the name."""
+def split_of(name: str, split: Mapping[str, int] | None) -> int:
+    """Return in how many row blocks a parameter is split; a key of `split` begins or ends a component of the name.
+
+    Example:
+        >>> split_of("layers.0.attn.qkv_proj.weight", {"qkv": 3}), split_of("layers.0.mlp.weight", {"qkv": 3})
+        (3, 1)
+    """
     for key, count in (split or {}).items():
         if any(component.startswith(key) or component.endswith(key) for component in name.split(".")):
             return count

@@ -1,7 +1,11 @@
 """Options of a parameter group: which exist, what they may be, and the error for a wrong one."""
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Mapping
+from numbers import Real
 from typing import Any
+
+from torch import Tensor
 
 from featherweight.errors import ConfigError, did_you_mean
 from featherweight.linalg.basis import BASIS_METHODS
@@ -13,6 +17,12 @@ from featherweight.optim.rules import rules
 LOW_RANK_KEYS = ("rank", "update_proj_gap", "scale", "proj_type")
 """galore-torch's group keys; a group that has one of them is projected."""
 
+GROUP_KEYS = ("params", "param_names", "name", "low_rank", "split", "stacked")
+"""What a group may hold besides the options of the optimizer."""
+
+SCHEDULER_KEYS = ("initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum", "swa_lr")
+"""What torch's schedulers write into the groups, which may be given to another optimizer."""
+
 _CHOICES: dict[str, tuple[Any, ...]] = {
     "proj_type": PROJ_TYPES,
     "basis_method": BASIS_METHODS,
@@ -22,24 +32,26 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "decay_order": ("before", "after"),
     "stagger": (True, False),
     "stochastic_rounding": (True, False),
+    "low_rank": (True, False),
 }
 
 
-def check_group(where: str, group: Mapping[str, Any], *, known: Iterable[str]) -> None:
+def check_group(where: str, group: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
     """Check every option of a parameter group.
 
     Args:
         where: name of the optimizer, for messages.
         group: options, defaults filled in.
-        known: names of the options that exist.
+        defaults: every option of the optimizer with its default; `rank` None for one that projects nothing.
     Raises:
         ConfigError: names the option, its value, what is allowed.
     """
-    allowed = {*known, "params", "param_names", "low_rank", "split", "stacked", "initial_lr", "name"}
+    allowed = sorted({*defaults, *GROUP_KEYS})
     for key in group:
-        if key not in allowed:
+        if key not in (*allowed, *SCHEDULER_KEYS):
             raise ConfigError(
-                f"{where}: {key}={group[key]!r} is no option of a parameter group. {did_you_mean(key, sorted(allowed))}"
+                f"{where}: {key}={group[key]!r} is no option of a parameter group; expected an option of the "
+                f"optimizer. {did_you_mean(key, allowed)}"
             )
     for key, choices in _CHOICES.items():
         _require(where, key, group[key], group[key] in choices, f"one of {', '.join(map(str, choices))}")
@@ -48,21 +60,42 @@ def check_group(where: str, group: Mapping[str, Any], *, known: Iterable[str]) -
         _require(where, key, group[key], group[key] in names, f"one of {', '.join(names)}")
     residual, names = group["residual"], residual_policies.names()
     _require(where, "residual", residual, residual in (None, *names), f"None or one of {', '.join(names)}")
-    lr, eps, decay, scale = (float(group[key]) for key in ("lr", "eps", "weight_decay", "scale"))
-    _require(where, "lr", lr, lr >= 0, "a number >= 0")
-    _require(where, "eps", eps, eps >= 0, "a number >= 0")
-    _require(where, "weight_decay", decay, decay >= 0, "a number >= 0")
-    _require(where, "scale", scale, scale > 0, "a number > 0")
-    betas = group["betas"]
-    valid = len(betas) == 2 and all(0 <= beta < 1 for beta in betas)
-    _require(where, "betas", tuple(betas), valid, "two numbers in [0, 1)")
-    gap = group["update_proj_gap"]
-    _require(where, "update_proj_gap", gap, isinstance(gap, int) and gap >= 1, "a whole number of steps >= 1")
-    rank = group["rank"]
+    for key in ("lr", "eps", "weight_decay"):
+        _require(where, key, group[key], _is_number(group[key]) and group[key] >= 0, "a finite number >= 0")
+    scale, betas, gap, rank = (group[key] for key in ("scale", "betas", "update_proj_gap", "rank"))
+    _require(where, "scale", scale, _is_number(scale) and scale > 0, "a finite number > 0")
+    valid = isinstance(betas, tuple | list) and len(betas) == 2 and all(_is_number(b) and 0 <= b < 1 for b in betas)
+    _require(where, "betas", betas, valid, "two numbers in [0, 1)")
+    _require(where, "seed", group["seed"], _is_whole(group["seed"]), "a whole number")
+    _require(where, "update_proj_gap", gap, _is_whole(gap) and gap >= 1, "a whole number of steps >= 1")
     if group["low_rank"]:
-        whole = isinstance(rank, int) and not isinstance(rank, bool) and rank >= 1
-        share = isinstance(rank, float) and 0 < rank <= 1
-        _require(where, "rank", rank, whole or share, "a whole number >= 1, or a fraction of min(M, N) in (0, 1]")
+        _check_projection(where, group, rank, defaults)
+
+
+def _check_projection(where: str, group: Mapping[str, Any], rank: Any, defaults: Mapping[str, Any]) -> None:
+    if defaults["rank"] is None:
+        raise ConfigError(
+            f"{where}: low_rank=True cannot be used by an optimizer that projects nothing; expected groups without "
+            f"{', '.join(LOW_RANK_KEYS)}. Use GaLoreAdamW, or set low_rank=False."
+        )
+    share = isinstance(rank, float) and 0 < rank <= 1
+    expected = "a whole number >= 1, or a fraction of min(M, N) in (0, 1]"
+    _require(where, "rank", rank, share or (_is_whole(rank) and rank >= 1), expected)
+    split, stacked = group.get("split"), group.get("stacked", True)
+    valid = split is None or (isinstance(split, Mapping) and all(_is_whole(n) and n >= 1 for n in split.values()))
+    _require(where, "split", split, valid, "a mapping of a part of a name to a number of row blocks >= 1")
+    _require(where, "stacked", stacked, isinstance(stacked, bool), "one of True, False")
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    """Say whether a value is a finite number; torch's schedulers also drive an lr that is a tensor of one element."""
+    if isinstance(value, Tensor):
+        return value.numel() == 1
+    return isinstance(value, Real) and math.isfinite(value)
 
 
 def _require(where: str, key: str, value: Any, condition: bool, expected: str) -> None:

@@ -22,16 +22,16 @@ def param_groups(
         model: any module.
         target_modules: "all-linear", a regular expression, or a list of names, as in PEFT. Embeddings, output heads
             and what is tied to them are never projected: their gradients are sparse by rows.
-        exclude_modules: same forms.
+        exclude_modules: a regular expression or a list of names.
         min_numel: smaller matrices are not projected.
         keys: options of the projected group: `rank`, `update_proj_gap`, `scale`, `proj_type` (galore-torch's keys),
-            and every other option of the optimizer; `split={"qkv": 3}` gives each third of a fused projection its own
-            basis.
+            and every other option of the optimizer; `split={"qkv": 3}` gives each third of the rows of a fused
+            projection its own basis.
     Returns:
         Groups of named parameters: projected matrices, convolutions among them in a group of their own, and the rest.
         Empty groups are left out.
     Raises:
-        ConfigError: if nothing is selected, or the model has no trainable parameter.
+        ConfigError: if no trainable matrix is selected, or the model has no trainable parameter.
     Example:
         >>> model = nn.Sequential(nn.Linear(64, 64), nn.LayerNorm(64))
         >>> [(group["low_rank"], [name for name, _ in group["params"]]) for group in param_groups(model, rank=8)]
@@ -44,6 +44,11 @@ def param_groups(
             "Unfreeze some with requires_grad_(True)."
         )
     selected = {id(p) for p in select_matrices(model, target_modules, exclude_modules, min_numel=min_numel).values()}
+    if not selected:
+        raise ConfigError(
+            f"param_groups: target_modules={target_modules!r} selects no trainable matrix of min_numel={min_numel} or "
+            "more that is no embedding; expected at least one. Select or unfreeze others, or use AdamW."
+        )
     convolutions = {
         id(module.weight)
         for module in model.modules()

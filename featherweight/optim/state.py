@@ -12,7 +12,7 @@ from torch import Tensor
 
 from featherweight.quant.storage import StateStorage
 
-COUNTERS = ("step", "moment_step", "next_refresh", "refresh_gap", "refresh_count", "side")
+COUNTERS = ("step", "moment_step", "next_refresh", "refresh_count", "side")
 COUNTER_BYTES = 8
 SUFFIXES = ("", "codes", "block_scale", "zero_point")
 """Names of the parts that the storages use."""

@@ -1,9 +1,9 @@
 """The write of the weight: decay and update in one pass, without a temporary of the weight's size.
 
 float32 and float64 weights are updated in place. 16-bit weights are raised to float32 tile by tile, updated, and
-written back with stochastic rounding: an update below half a unit in the last place would otherwise vanish (bfloat16:
-below 2^-9 of the weight). The rounding bits are a function of (seed, parameter, step, element), so tiling and resume
-do not change them.
+written back: bfloat16 with stochastic rounding, as an update below half a unit in the last place (2^-9 of the weight)
+would otherwise vanish; float16, whose unit is 8 times finer, to nearest. The rounding bits are a function of (seed,
+parameter, step, element), so tiling and resume do not change them.
 """
 
 from collections.abc import Iterator
@@ -26,6 +26,8 @@ class Rounding:
     parameter: int
     step: int
     stochastic: bool = True
+    tensor: int = 0
+    """0 for the weight, 1, 2, ... for its moments: each draws its own bits."""
 
 
 def add_core_(
@@ -69,17 +71,17 @@ def add_core_(
 
 
 def write_(weight: Tensor, values: Tensor, rounding: Rounding, offset: int) -> None:
-    """Write float32 values into a weight of any float dtype, stochastically into bfloat16 if asked.
+    """Write values into a weight (or moment) of any float dtype, stochastically into bfloat16 if asked.
 
     Args:
         weight: any shape; written in place.
-        values: same shape.
+        values: same shape, float32 or float64.
         rounding: key of the random bits.
         offset: index of the first element in its parameter.
     """
     if weight.dtype == torch.bfloat16 and rounding.stochastic:
-        key, step = rounding.parameter, rounding.step
-        stochastic_round_(weight, values, seed=rounding.seed, key=key, step=step, offset=offset)
+        key, step = rounding.parameter | rounding.tensor << 32, rounding.step
+        stochastic_round_(weight, values.float(), seed=rounding.seed, key=key, step=step, offset=offset)
     else:
         weight.copy_(values)
 

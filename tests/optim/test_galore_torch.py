@@ -153,5 +153,11 @@ def test_import_names_what_does_not_fit(tmp_path):
         load_galore_torch(GaLoreAdamW(param_groups(model, rank=4)), path)
     with pytest.raises(CheckpointError, match="groups of"):
         load_galore_torch(GaLoreAdamW(model.parameters()), path)
+    saved = reference.state_dict()
+    for state in saved["state"].values():
+        del state["exp_avg_sq"]  # as in the state of the 8-bit version, which has other names
+    torch.save(saved, tmp_path / "other.pt")
+    with pytest.raises(CheckpointError, match="without exp_avg_sq; expected that of galore-torch's GaLoreAdamW"):
+        load_galore_torch(GaLoreAdamW(param_groups(model, **keys)), tmp_path / "other.pt")
     with pytest.raises(CheckpointError, match="cannot be read"):
         load_galore_torch(GaLoreAdamW(param_groups(model, rank=4)), tmp_path / "missing.pt")

@@ -65,3 +65,41 @@ def test_transposed_training_gives_the_transpose():
             optimizer.step()
         results.append(weight.detach().T if flip else weight.detach())
     torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("basis_bits", [32, 16, 8])
+def test_fira_is_not_held_back_by_an_expert_that_saw_one_token(basis_bits):
+    # A gradient of rank 1 lies in the subspace; the rounding left of it must not limit the residuals that follow.
+    weight = nn.Parameter(torch.zeros(2, 40, 60))
+    group = {"params": [weight], "rank": 4, "basis_bits": basis_bits}
+    optimizer = GaLoreAdamW([group], residual="fira", update_proj_gap=1000)
+    for seed in range(3):
+        generator = torch.Generator().manual_seed(seed)
+        weight.grad = torch.randn(2, 40, 60, generator=generator)
+        if seed == 0:
+            weight.grad[1] = torch.randn(40, 1, generator=generator) @ torch.randn(1, 60, generator=generator)
+        optimizer.step()
+    often, once = optimizer.state[weight]["residual_norm"].tolist()
+    assert once > 0.5 * often  # with the limit of rounding it stays below 0.01 of it
+
+
+@pytest.mark.parametrize("zero", [False, True])
+def test_fira_keeps_its_limit_over_a_zero_gradient(zero):
+    subspace = MatrixSubspace(left=orthonormal(6, 2, 0))
+    last_norm = torch.tensor(1.0)
+    grads = [torch.zeros(6, 9, dtype=torch.float64)] * zero + [torch.ones(6, 9, dtype=torch.float64)]
+    for grad in grads:
+        core = subspace.project(grad)
+        FiraResidual().extra(grad, core, 100 * core + 1, subspace, last_norm)
+    assert math.isclose(last_norm.item(), 1.01, rel_tol=1e-6)
+
+
+def test_fira_leaves_an_unused_expert_alone():
+    weight = nn.Parameter(torch.ones(2, 40, 60))
+    optimizer = GaLoreAdamW([{"params": [weight], "rank": 4}], residual="fira", update_proj_gap=3)
+    for seed in range(5):
+        weight.grad = torch.randn(2, 40, 60, generator=torch.Generator().manual_seed(seed))
+        weight.grad[1] = 0
+        optimizer.step()
+    assert torch.equal(weight[1], torch.ones(40, 60))
+    assert optimizer.state[weight]["residual_norm"][1] == 0
