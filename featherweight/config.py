@@ -401,6 +401,9 @@ def _assign(values: dict[str, Any], path: list[str], value: Any, root: type[Conf
             return
         if container.get(key) is None:
             container[key] = {}
+        if isinstance(container[key], str) and _may_be_mapping(root, path[: depth + 1]):
+            # A name stands for the mapping with that name alone: "optimizer=galore optimizer.rank=64".
+            container[key] = {"name": container[key]}
         if not isinstance(container[key], dict):
             group = ".".join(path[: depth + 1])
             raise ConfigError(
@@ -438,6 +441,14 @@ def _descend(options: list[Any], key: str | int) -> list[Any]:
         elif isinstance(key, int) and isinstance(origin, type) and issubclass(origin, Sequence) and origin is not str:
             below += [choice for argument in arguments or (Any,) for choice in _options(argument)]
     return below
+
+
+def _may_be_mapping(root: type[BaseModel], path: Sequence[str]) -> bool:
+    options: list[Any] = [root]
+    for key in path:
+        options = _descend(options, key)
+    origins = [typing.get_origin(option) or option for option in options]
+    return any(isinstance(origin, type) and issubclass(origin, BaseModel | Mapping) for origin in origins)
 
 
 def _known_keys(root: type[BaseModel], path: Sequence[str | int]) -> list[str] | None:

@@ -15,6 +15,7 @@ import os
 import re
 import textwrap
 import warnings
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
@@ -340,13 +341,18 @@ def _decode(value: Any) -> Any:
 
 
 def _format_column(values: Sequence[Cell]) -> list[str]:
-    """Format the cells of a column; if one is no whole number, all share the decimals that keep two digits of each."""
+    """Format the cells of a column.
+
+    If one is no whole number, all share the decimals that keep three digits of each; but where they span more than
+    three powers of ten (a loss above a count of tokens), each has four digits of its own.
+    """
     decimals = None
     if _is_numeric(values) and any(isinstance(value, float) for value in values):
         sizes = [abs(value) for value in values if isinstance(value, int | float) and math.isfinite(value) and value]
         if sizes and max(sizes) < 1e6:
             digits = [math.floor(math.log10(size)) for size in (max(sizes), min(sizes))]
-            decimals = max(0, 3 - digits[0], 1 - digits[1])
+            if digits[0] - digits[1] <= 2:
+                decimals = max(0, 3 - digits[0], 2 - digits[1])
     return [_format_cell(value, decimals if decimals is not None and decimals <= 5 else None) for value in values]
 
 
@@ -767,6 +773,9 @@ def _inline_svg(section: Curves | Bars) -> str:
     """Draw a section as SVG whose colours are the page's variables, so that one picture fits both themes."""
     text = _picture(section, "svg").decode()
     text = re.sub("<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
+    # A page may hold an id once, and every picture of matplotlib has an "axes_1".
+    prefix = f"p{zlib.crc32(section.title.encode()):08x}-"
+    text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}", text)
     for color, variable in (
         (_INK, "ink"),
         (_GRID, "grid"),

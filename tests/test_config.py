@@ -207,6 +207,13 @@ def test_override_adds_keys_to_plain_dicts_and_starts_what_is_none():
     assert changed.warmup == Adam(lr=0.5)
 
 
+def test_a_name_alone_takes_the_options_that_follow_it_and_other_text_does_not():
+    changed = Recipe(steps=1).override(["task=text", "task.corpus=a.txt"])
+    assert changed.task == {"name": "text", "corpus": "a.txt"}
+    with pytest.raises(ConfigError, match="note='a' is text and has no key 'b'; expected a mapping"):
+        Recipe(steps=1).override(["note=a", "note.b=1"])
+
+
 def test_later_override_wins_and_values_may_hold_equal_signs():
     assert Recipe(steps=1).override(["note=a", "note=b=c"]).note == "b=c"
 

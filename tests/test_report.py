@@ -189,6 +189,16 @@ def test_terminal_sums_up_curves_and_bars(report):
     assert bars.split()[1] == "10.00"  # the other group's 10.5 needs decimals, so both have them
 
 
+def test_a_loss_keeps_its_digits_beside_a_perplexity_and_a_count_of_tokens():
+    report = Report("run")
+    rows = [["held-out loss", 10.86, 10.85], ["perplexity", 52163.2, 51520.7], ["tokens", 499, 499]]
+    report.add_table("Result", ["metric", "before", "after"], rows)
+    report.add_table("Small", ["metric", "value"], [["loss", 5.602], ["perplexity", 271.04]])
+    text = text_of(report)
+    for cell in ("10.86", "10.85", "52,163", "499", "5.60", "271.04"):
+        assert cell in text.split()
+
+
 def test_terminal_prints_markup_of_names_as_it_is(awkward_report):
     text = text_of(awkward_report)
 
@@ -232,6 +242,17 @@ def test_page_holds_one_picture_per_curves_and_bars_in_colours_of_the_theme(repo
         assert "var(--series-0)" in picture and "var(--ink)" in picture
         assert "#1f2328" not in picture  # ink of the light theme would vanish on the dark one
     assert "prefers-color-scheme: dark" in page
+
+
+def test_ids_stand_once_on_a_page_and_every_reference_finds_its_own(report, tmp_path):
+    report.save_html(tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    pictures = re.findall("<svg.*?</svg>", page, re.DOTALL)
+    ids = [set(re.findall(r'\bid="([^"]+)"', picture)) for picture in pictures]
+    assert len(set.union(*ids)) == sum(map(len, ids)) == page.count(' id="')
+    for picture, own in zip(pictures, ids, strict=True):
+        references = set(re.findall(r'href="#([^"]+)"', picture)) | set(re.findall(r"url\(#([^)]+)\)", picture))
+        assert references and references <= own
 
 
 def test_equal_reports_give_equal_pages(report, tmp_path):

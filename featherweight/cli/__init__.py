@@ -5,6 +5,7 @@ FEATHERWEIGHT_DEBUG=1 shows where it came from. The commands import torch and th
 quick.
 """
 
+import io
 import os
 import sys
 import warnings
@@ -71,6 +72,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code; see `main`."""
     warnings.formatwarning = _format_warning
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A character that the terminal does not know becomes "?" and must not end a run.
+        sys.stdout.reconfigure(errors="replace")
     try:
         # Prints its own usage errors and then leaves by SystemExit, as on every way out.
         app(args=None if arguments is None else list(arguments), prog_name="fw")

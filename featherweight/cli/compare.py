@@ -5,7 +5,16 @@ from typing import Annotated
 
 import typer
 
-from featherweight.cli.screen import AsJson, Overrides, RecipeFile, Resume, leave_cleanly, print_json, print_result
+from featherweight.cli.screen import (
+    AsJson,
+    Overrides,
+    RecipeFile,
+    Resume,
+    leave_cleanly,
+    print_error,
+    print_json,
+    print_result,
+)
 
 
 def compare(
@@ -24,7 +33,8 @@ def compare(
     """Train one recipe with several optimizers in turn: same start, same data, same seed.
 
     Prints one table: loss, perplexity, predicted and measured memory, tokens/s; report.html adds the curves.
-    The recipe's key 'compare' gives each method its own options; finished methods survive an interruption.
+    The recipe's key 'compare' gives each method its own options; finished methods survive an interruption, and the
+    failure of another one (which makes the exit code 1).
 
     [bold]Examples[/bold]
 
@@ -34,7 +44,9 @@ def compare(
 
     fw compare recipe.yaml --out runs/first --resume
     """
+    from featherweight.report import Note
     from featherweight.training.compare import compare as run_comparison
+    from featherweight.training.compare import failure_title
     from featherweight.training.recipe import load_recipe
     from featherweight.training.run import new_run_folder, run_name
     from featherweight.training.summary import Summary
@@ -46,8 +58,16 @@ def compare(
         report = run_comparison(
             recipe, names, overrides=changes or [], out=folder, resume=resume, callbacks=[] if as_json else None
         )
+        notes = {section.title: section.text for section in report.sections if isinstance(section, Note)}
+        failed = {name: notes[failure_title(name)] for name in names if failure_title(name) in notes}
         if as_json:
-            outcomes = {name: Summary.load(folder / name / "summary.json").to_dict() for name in names}
-            print_json({"folder": str(folder), "methods": outcomes})
+            outcomes = {
+                name: Summary.load(folder / name / "summary.json").to_dict() for name in names if name not in failed
+            }
+            print_json({"folder": str(folder), "methods": outcomes, "failed": failed})
         else:
             print_result(report, folder)
+        for name, reason in failed.items():
+            print_error(f"{name}: {reason}")
+        if failed:
+            raise typer.Exit(1)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from featherweight.errors import ConfigError, did_you_mean
+from featherweight.text.hub import require_hub
 
 BLANK_LINES = re.compile(r"\n(?:[ \t]*\n)+")
 HUB_PREFIX = "hf:"
@@ -302,8 +303,10 @@ def _from_datasets(source: str, text_key: str) -> Iterator[str]:
             rows = datasets.load_from_disk(str(folder))
         elif (folder / "dataset_dict.json").exists():
             rows = datasets.load_from_disk(str(folder))[split]
+        elif folder.is_dir():
+            rows = datasets.load_dataset(str(folder), configuration, split=split)
         else:
-            rows = datasets.load_dataset(str(folder) if folder.is_dir() else name, configuration, split=split)
+            rows = _from_hub(name, configuration, split)
     except Exception as error:
         # The package raises a dozen classes of its own, and those of four libraries below it.
         raise ConfigError(
@@ -314,6 +317,23 @@ def _from_datasets(source: str, text_key: str) -> Iterator[str]:
         raise _unknown_column(source, text_key, rows.column_names)
     for number, value in enumerate(rows[text_key], start=1):
         yield _checked_text(value, text_key, f"{source}, row {number}")
+
+
+def _from_hub(name: str, configuration: str | None, split: str) -> Any:
+    import datasets
+
+    try:
+        require_hub(name, "dataset", "README.md")
+    except ConnectionError as unreachable:
+        # What was loaded before is in the package's cache, to which it turns at once if it knows that it is offline.
+        was_offline, datasets.config.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE, True
+        try:
+            return datasets.load_dataset(name, configuration, split=split)
+        except Exception:
+            raise unreachable from None
+        finally:
+            datasets.config.HF_HUB_OFFLINE = was_offline
+    return datasets.load_dataset(name, configuration, split=split)
 
 
 def _parse_hub_name(source: str) -> tuple[str, str | None, str]:

@@ -28,6 +28,7 @@ import torch
 from torch import nn
 
 from featherweight.errors import ConfigError, MissingExtraError, did_you_mean
+from featherweight.text.hub import require_hub
 from featherweight.text.tokenizer import Tokenizer, byte_tokenizer, quiet_transformers
 
 ModelSource = str | Mapping[str, Any]
@@ -253,7 +254,17 @@ def _find(source: ModelSource) -> _Place:
             f"load_model: source={source} {'is no model' if path.exists() else 'does not exist'}; expected a model "
             f"folder, a .gguf or .json file, a name of the hub, or one of {', '.join(ALIASES)}. {_hint(path)}"
         )
-    return _Place(source, path=source)
+    place = _Place(source, path=source)
+    with _explained(place):
+        if not _is_cached(source):
+            require_hub(source, "model", "config.json")
+    return place
+
+
+def _is_cached(name: str) -> bool:
+    from huggingface_hub import try_to_load_from_cache
+
+    return isinstance(try_to_load_from_cache(name, "config.json"), str)
 
 
 def _hint(path: Path) -> str:

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import torch
 
-from featherweight.errors import CheckpointError, ConfigError
+from featherweight.errors import CheckpointError, ConfigError, DeviceError, FeatherweightError, NumericsError
 from featherweight.report import Report
 from featherweight.training.console import ConsoleProgress
 from featherweight.training.environment import describe_environment, machine_name
 from featherweight.training.events import Callback
 from featherweight.training.metrics import read_metrics
-from featherweight.training.recipe import Recipe, RecipeSource, load_recipe, resume_conflicts
-from featherweight.training.run import new_run_folder, run_name, save_report, train
+from featherweight.training.recipe import Recipe, RecipeSource, load_recipe
+from featherweight.training.run import check_free, new_run_folder, run_name, save_report, train
 from featherweight.training.summary import Lines, Summary, comparison_report
 
 DEFAULT_METHODS = ("adamw", "galore", "galore_8bit")
@@ -45,13 +45,14 @@ def compare(
         callbacks: listeners of each run; None shows the progress on standard output, an empty list is silent.
 
     Returns:
-        The report: one table, loss curves, and memory by category. Also in `out` as report.html and report.json.
+        The report: one table, loss curves, and memory by category; a note for each method that failed. Also in `out` as
+        report.html and report.json.
 
     Raises:
         ConfigError: if the recipe or a method is wrong, before any training; or `out` is not usable.
         CheckpointError: if what is to be resumed belongs to another recipe.
-        NumericsError: if a loss is not finite.
         TrainingInterrupted: after a requested stop.
+        FeatherweightError: that of the first method, if all failed.
     """
     base = load_recipe(recipe, overrides)
     recipes = {method: method_recipe(base, method) for method in methods}
@@ -68,20 +69,42 @@ def compare(
         raise CheckpointError(
             f"compare: out={folder} holds no comparison; expected the folder of the one to resume. Correct the path."
         )
+    if not resume:
+        for method in recipes:
+            check_free(folder / method)  # now, and not after the methods before it have trained for hours
     machine = machine_name(describe_environment())
     done: dict[str, tuple[Summary, Lines]] = {}
+    failed: dict[str, FeatherweightError] = {}
     report = Report(name)
     for method, one in recipes.items():
         if done:
             # All start from the same model; the first has evaluated it.
             one = one.override(["evaluate_at_start=false"])
         listeners = [ConsoleProgress(method)] if callbacks is None else callbacks
-        summary = _train_or_read(one, folder / method, resume, listeners)
-        done[method] = (summary, read_metrics(folder / method / "metrics.jsonl"))
-        report = comparison_report(f"{name}: {', '.join(done)}", done, machine)
-        save_report(report, folder)
+        goes_on = resume and (folder / method / "recipe.yaml").is_file()
+        try:
+            summary = train(one, out=folder / method, resume=goes_on, callbacks=listeners).summary
+        except (ConfigError, NumericsError, DeviceError) as error:
+            if isinstance(error, ConfigError) and not done:
+                raise  # nothing is lost yet, and most mistakes of a recipe concern every method
+            # That one optimizer diverges or does not fit into the memory is a result too.
+            failed[method] = error
+        else:
+            done[method] = (summary, read_metrics(folder / method / "metrics.jsonl"))
+        if done:
+            report = comparison_report(f"{name}: {', '.join(done)}", done, machine)
+            for loser, reason in failed.items():
+                report.add_note(str(reason), title=failure_title(loser))
+            save_report(report, folder)
         _release_memory()
+    if not done:
+        raise next(iter(failed.values()))
     return report
+
+
+def failure_title(method: str) -> str:
+    """Return the title of the note of a report that says why a method has no results."""
+    return f"{method} did not finish"
 
 
 def method_recipe(recipe: Recipe, method: str) -> Recipe:
@@ -99,21 +122,6 @@ def method_recipe(recipe: Recipe, method: str) -> Recipe:
     else:
         options = recipe.optimizer if recipe.optimizer["name"] == method else {"name": method}
     return Recipe.parse({**recipe.to_dict(), "optimizer": options}, where="recipe")
-
-
-def _train_or_read(recipe: Recipe, folder: Path, resume: bool, callbacks: Sequence[Callback]) -> Summary:
-    """Train one method, or read its outcome if a resumed comparison has it already."""
-    finished = folder / "summary.json"
-    if resume and finished.is_file():
-        conflicts = resume_conflicts(Recipe.from_file(folder / "recipe.yaml").to_dict(), recipe.to_dict())
-        if conflicts:
-            raise CheckpointError(
-                f"compare: recipe of {folder} differs ({'; '.join(conflicts)}); expected the recipe of the "
-                "finished run. "
-                "Resume with that recipe, or compare into another folder."
-            )
-        return Summary.load(finished)
-    return train(recipe, out=folder, resume=resume and (folder / "recipe.yaml").is_file(), callbacks=callbacks).summary
 
 
 def _release_memory() -> None:

@@ -10,6 +10,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 
 from featherweight.training.events import Callback, Event
 
+FULL_WIDTH = 80
+"""Columns of a terminal that hold all numbers beside the bar."""
+
 
 class ConsoleProgress(Callback):
     """Shows loss, tokens/s, memory and the time left.
@@ -28,7 +31,8 @@ class ConsoleProgress(Callback):
         if not self.console.is_terminal:
             return
         self._bar = Progress(
-            SpinnerColumn(),
+            # Not every terminal can show the usual spinner, whose characters would then stop the run.
+            SpinnerColumn("dots" if self.console.encoding.lower().startswith("utf") else "line"),
             TextColumn("[bold]{task.description}"),
             BarColumn(bar_width=None),
             MofNCompleteColumn(),
@@ -42,7 +46,9 @@ class ConsoleProgress(Callback):
     def on_step(self, event: Event) -> None:
         """Move the bar, or print a line."""
         if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], completed=event.step, numbers=_numbers(event))
+            # In a narrow terminal the count of the steps and the time left matter more than the other numbers.
+            numbers = _numbers(event) if self.console.width >= FULL_WIDTH else _loss(event)
+            self._bar.update(self._bar.task_ids[0], completed=event.step, numbers=numbers)
         elif event.step % event.recipe.log_every == 0:
             self._print(f"step {event.step}/{event.recipe.steps}  {_numbers(event)}")
 
@@ -65,9 +71,13 @@ class ConsoleProgress(Callback):
         self.console.print(f"{self.label}: {line}", highlight=False, markup=False, soft_wrap=True)
 
 
+def _loss(event: Event) -> str:
+    return f"loss {event.metrics['loss']:.4f}"
+
+
 def _numbers(event: Event) -> str:
     speed = event.metrics.get("tokens_per_s")
-    parts = [f"loss {event.metrics['loss']:.4f}"]
+    parts = [_loss(event)]
     if speed is not None:
         parts.append(f"{speed:,.0f} tokens/s")
     parts.append(f"{memory_in_use_bytes() / 2**30:.2f} GiB")

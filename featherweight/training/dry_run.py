@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from featherweight.report import Report
 from featherweight.training.footprint import Footprint
-from featherweight.training.loop import Loop
+from featherweight.training.loop import Loop, explain_out_of_memory
 from featherweight.training.recipe import RecipeSource, load_recipe
 from featherweight.training.run import run_name
 from featherweight.training.summary import memory_report
@@ -23,11 +23,13 @@ def measure(recipe: RecipeSource, *, overrides: Iterable[str] = (), steps: int =
 
     Raises:
         ConfigError: if the recipe is wrong.
+        DeviceError: if memory runs out.
         NumericsError: if the loss is not finite.
     """
     parsed = load_recipe(recipe, [*overrides, f"memory_steps={list(range(1, steps + 1))}"])
-    loop = Loop(parsed)
-    for _ in range(steps):
-        loop.step()
+    with explain_out_of_memory(parsed):
+        loop = Loop(parsed)
+        for _ in range(steps):
+            loop.step()
     title = f"Memory of {steps} steps: {run_name(recipe, parsed)}, {parsed.optimizer['name']}"
     return loop.footprint, memory_report(title, parsed.optimizer["name"], loop.footprint)

@@ -1,12 +1,14 @@
 """Ctrl-C and SIGTERM as a request to stop at the next good moment.
 
-The first signal only sets a flag, which the loop reads after each optimizer step; the second one interrupts at once.
+The first signal only sets a flag, which the loop reads after each optimizer step, and says so on standard error; the
+second one interrupts at once.
 """
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -37,6 +39,13 @@ class StopRequest:
     requested: bool = False
 
 
+ACKNOWLEDGEMENT = (
+    b"\nStopping after the current step or evaluation; the same signal again stops at once and loses what is since the "
+    b"last checkpoint.\n"
+)
+"""Without an answer to Ctrl-C one presses it again, and that loses work."""
+
+
 @contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
     """Turn the first SIGINT or SIGTERM inside the body into a `StopRequest`.
@@ -52,6 +61,9 @@ def stop_on_signals() -> Iterator[StopRequest]:
         if request.requested:
             raise KeyboardInterrupt
         request.requested = True
+        # Not through sys.stderr, which the interrupted code may be in the middle of writing to.
+        with suppress(OSError):
+            os.write(2, ACKNOWLEDGEMENT)
 
     previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

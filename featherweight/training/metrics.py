@@ -7,10 +7,12 @@ JSON readers accept.
 import json
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
 from featherweight.config import write_atomically
+from featherweight.errors import ConfigError
 from featherweight.training.events import Callback, Event
 
 SMOOTHING_SHARE = 0.1
@@ -45,7 +47,9 @@ class MetricsFile(Callback):
     def on_end(self, event: Event) -> None:
         """Close the file."""
         if self._file is not None:
-            self._file.close()
+            # Only what `_append` has already complained of can be left to write.
+            with suppress(OSError):
+                self._file.close()
 
     def _append(self, kind: str, event: Event) -> None:
         if self._file is not None:
@@ -54,8 +58,14 @@ class MetricsFile(Callback):
                 "step": event.step,
                 **{name: to_json(value) for name, value in event.metrics.items()},
             }
-            self._file.write(f"{json.dumps(line)}\n")
-            self._file.flush()
+            try:
+                self._file.write(f"{json.dumps(line)}\n")
+                self._file.flush()
+            except OSError as error:
+                raise ConfigError(
+                    f"run: metrics={self.path} cannot be written ({error.strerror}); expected a disk with free space. "
+                    "Free some space, then resume from the last checkpoint, if there is one."
+                ) from error
 
 
 def to_json(value: float) -> float | None:

@@ -4,8 +4,10 @@ recipe.yaml  environment.json  metrics.jsonl  summary.json  report.html  report.
 """
 
 import json
+import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -18,9 +20,9 @@ from featherweight.training.console import ConsoleProgress
 from featherweight.training.environment import describe_environment, machine_name
 from featherweight.training.events import Callback, Event
 from featherweight.training.interrupt import stop_on_signals
-from featherweight.training.loop import Loop
+from featherweight.training.loop import Loop, explain_out_of_memory
 from featherweight.training.metrics import MetricsFile, final_training_loss, read_metrics
-from featherweight.training.recipe import Recipe, RecipeSource, load_recipe
+from featherweight.training.recipe import Recipe, RecipeSource, load_recipe, resume_conflicts
 from featherweight.training.summary import Summary, finite, run_report
 from featherweight.training.trackers import Trackers
 
@@ -55,73 +57,107 @@ def train(
         overrides: "key=value" changes of the recipe, such as "optimizer.rank=64".
         out: the run folder; None makes runs/<name>-<time>.
         resume: continue the run in `out` from its newest complete checkpoint, bit by bit; from the start if it has
-            none yet.
+            none yet. A finished run is returned as it stands.
         callbacks: listeners; None shows the progress on standard output, an empty list is silent.
 
     Returns:
         The run, with its folder.
 
     Raises:
-        ConfigError: if the recipe is wrong, or `out` already holds a run or cannot be written.
+        ConfigError: if the recipe is wrong, or `out` already holds a run, is in use or cannot be written.
         CheckpointError: if there is nothing to resume, or it belongs to another recipe.
+        DeviceError: if memory runs out.
         NumericsError: if the loss is not finite.
         TrainingInterrupted: after a requested stop.
     """
     folder = Path(out) if out is not None else None
     parsed = load_recipe(recipe, overrides)
     # Everything that can be wrong with words is found before anything is written or read.
-    optimizer_config, _ = parsed.optimizer_config(), parsed.task_config()
+    parsed.optimizer_config()
+    parsed.task_config()
     if folder is None and resume:
         raise CheckpointError(
             "run: out=None leaves open what to resume; expected the folder of a run. Give its path as out."
         )
-    folder = folder or new_run_folder(run_name(recipe, parsed))
-    _check_folder(folder, resume)
+    name = run_name(recipe, parsed)
+    folder = folder or new_run_folder(name)
+    with _claimed(folder, resume):
+        if resume:
+            _check_same_recipe(folder, parsed)
+            if (folder / "summary.json").is_file():
+                return _finished(folder)
+        with explain_out_of_memory(parsed):
+            return _train(parsed, name, folder, resume, callbacks)
+
+
+def _finished(folder: Path) -> Run:
+    """Read a finished run."""
+    summary = Summary.load(folder / "summary.json")
+    try:
+        return Run(folder, summary, Report.from_json((folder / "report.json").read_text(encoding="utf-8")))
+    except OSError as error:
+        raise CheckpointError(
+            f"run: report={folder / 'report.json'} cannot be read ({error.strerror}); expected the report of a "
+            "finished run. Delete summary.json beside it to finish the run anew."
+        ) from error
+
+
+def _train(recipe: Recipe, name: str, folder: Path, resume: bool, callbacks: Sequence[Callback] | None) -> Run:
+    optimizer_config = recipe.optimizer_config()
     environment = describe_environment()
-    if not resume:
-        # Early, so that a folder that cannot be written is found before a model is loaded.
-        parsed.to_file(folder / "recipe.yaml")
-    write_atomically(folder / "environment.json", f"{json.dumps(environment, indent=2)}\n")
     evaluations = _Evaluations()
     listeners: list[Callback] = [MetricsFile(folder / "metrics.jsonl"), evaluations]
-    if parsed.trackers:
-        listeners.append(Trackers(parsed.trackers, folder))
+    if not resume:
+        # Early, so that a folder that cannot be written is found before a model is loaded.
+        recipe.to_file(folder / "recipe.yaml")
+    write_atomically(folder / "environment.json", f"{json.dumps(environment, indent=2)}\n")
+    if recipe.trackers:
+        listeners.append(Trackers(recipe.trackers, folder))
     listeners += [ConsoleProgress(optimizer_config.name)] if callbacks is None else callbacks
-
-    loop = Loop(parsed)
-    checkpoints = Checkpoints(folder / "checkpoints", keep=parsed.keep_checkpoints)
+    loop = Loop(recipe)
+    checkpoints = Checkpoints(folder / "checkpoints", keep=recipe.keep_checkpoints)
     latest = checkpoints.latest() if resume else None
     if latest is not None:
         loop.resume(latest)
     if resume:
         # Late, so that a recipe that does not fit leaves the one of the run in place.
-        parsed.to_file(folder / "recipe.yaml")
+        recipe.to_file(folder / "recipe.yaml")
     with stop_on_signals() as stop:
         loop.run(listeners, checkpoints, stop)
-
-    if parsed.save_model:
-        loop.task.save_model(loop.accelerator.unwrap_model(loop.model), folder / "model")
-    lines = read_metrics(folder / "metrics.jsonl")
-    at_start = [line for line in lines if line["event"] == "evaluate" and line["step"] == 0]
-    summary = Summary(
-        optimizer=optimizer_config.to_dict(),
-        steps=loop.progress.step,
-        tokens=loop.progress.tokens,
-        training_loss=final_training_loss(lines),
-        held_out=finite(evaluations.last),
-        before_training={k: v for k, v in at_start[0].items() if k not in ("event", "step")} if at_start else {},
-        tokens_per_s=loop.progress.tokens_per_s,
-        skipped_steps=loop.progress.skipped_steps,
-        task=loop.task.describe(),
-        footprint=loop.footprint,
-    )
-    report = run_report(
-        f"{run_name(recipe, parsed)}: {optimizer_config.name}", summary, lines, machine_name(environment)
-    )
-    save_report(report, folder)
-    # Last of all, because its presence says that the run is finished.
-    summary.save(folder / "summary.json")
+        # Still inside: a Ctrl-C that comes now must not lose a run that is all but done.
+        if recipe.save_model:
+            _save_model(loop, checkpoints, folder / "model")
+        lines = read_metrics(folder / "metrics.jsonl")
+        at_start = [line for line in lines if line["event"] == "evaluate" and line["step"] == 0]
+        summary = Summary(
+            optimizer=optimizer_config.to_dict(),
+            steps=loop.progress.step,
+            tokens=loop.progress.tokens,
+            training_loss=final_training_loss(lines),
+            held_out=finite(evaluations.last),
+            before_training={k: v for k, v in at_start[0].items() if k not in ("event", "step")} if at_start else {},
+            tokens_per_s=loop.progress.tokens_per_s,
+            skipped_steps=loop.progress.skipped_steps,
+            task=loop.task.describe(),
+            footprint=loop.footprint,
+        )
+        report = run_report(f"{name}: {optimizer_config.name}", summary, lines, machine_name(environment))
+        save_report(report, folder)
+        # Last of all, because its presence says that the run is finished.
+        summary.save(folder / "summary.json")
     return Run(folder, summary, report)
+
+
+def _save_model(loop: Loop, checkpoints: Checkpoints, folder: Path) -> None:
+    """Write the trained model; if that fails, a checkpoint keeps what was trained, and a resume tries again."""
+    try:
+        loop.task.save_model(loop.accelerator.unwrap_model(loop.model), folder)
+    except Exception:
+        latest = checkpoints.latest()
+        if latest is None or latest.step != loop.progress.step:
+            with suppress(CheckpointError):  # on a full disk, where the first reason is the one to tell
+                checkpoints.save(loop.progress.step, loop.model, loop.state_dict(), loop.recipe.to_dict())
+        raise
 
 
 class _Evaluations(Callback):
@@ -157,15 +193,81 @@ def new_run_folder(name: str) -> Path:
     return candidate
 
 
-def _check_folder(folder: Path, resume: bool) -> None:
-    """Refuse to overwrite a run, and to resume what is none."""
+def check_free(folder: Path) -> None:
+    """Refuse to overwrite a run.
+
+    Raises:
+        ConfigError: if the folder holds one.
+    """
+    if (folder / "metrics.jsonl").exists():
+        raise ConfigError(
+            f"run: out={folder} already holds a run; expected a new or empty folder. Resume it, or choose another "
+            "folder."
+        )
+
+
+@contextmanager
+def _claimed(folder: Path, resume: bool) -> Iterator[None]:
+    """Hold a run folder against other processes; the operating system lets go of it when this process ends.
+
+    It must hold a run to resume, or else none. A run that fails before it begins leaves nothing behind.
+    """
     if resume and not (folder / "recipe.yaml").is_file():
         raise CheckpointError(
             f"run: out={folder} holds no run; expected the folder of the run to resume. Correct the path, or "
             "start without resume."
         )
-    if not resume and (folder / "metrics.jsonl").exists():
+    is_new = not folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError as error:
         raise ConfigError(
-            f"run: out={folder} already holds a run; expected a new or empty folder. Resume it, or choose another "
-            "folder."
+            f"run: out={folder} cannot be written ({error.strerror}); expected the path of a folder, there or to be "
+            "made. Choose another one."
+        ) from error
+    try:
+        _lock(descriptor, folder)
+        if not resume:
+            check_free(folder)
+        try:
+            yield
+        except BaseException:
+            if not resume and not (folder / "metrics.jsonl").exists():
+                _forget(folder, is_new)
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, folder: Path) -> None:
+    try:
+        import fcntl
+
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ConfigError(
+            f"run: out={folder} is in use by another process; expected a folder of its own. Wait for that process, or "
+            "choose another folder."
+        ) from None
+    except (ImportError, OSError):
+        # No locks on this system or network drive: two runs in one folder then remain the user's care.
+        pass
+
+
+def _check_same_recipe(folder: Path, recipe: Recipe) -> None:
+    conflicts = resume_conflicts(Recipe.from_file(folder / "recipe.yaml").to_dict(), recipe.to_dict())
+    if conflicts:
+        raise CheckpointError(
+            f"run: recipe of {folder} differs ({'; '.join(conflicts)}); expected the recipe that began the run. Resume "
+            "with that recipe, or start a new run in another folder."
         )
+
+
+def _forget(folder: Path, is_new: bool) -> None:
+    """Remove what a run has written that never began; whatever else is in the folder stays."""
+    for name in ("recipe.yaml", "environment.json"):
+        (folder / name).unlink(missing_ok=True)
+    if is_new:
+        with suppress(OSError):
+            folder.rmdir()

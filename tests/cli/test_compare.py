@@ -19,3 +19,12 @@ def test_json_holds_the_outcome_of_each_method(recipe_file, tmp_path, capsys):
     assert state["galore_8bit"] < state["adamw"]
     assert run([*arguments, "--resume"]) == 0
     assert json.loads(capsys.readouterr().out) == result
+
+
+def test_a_method_that_fails_is_named_and_the_others_are_printed(recipe_file, tmp_path, capsys):
+    arguments = ["compare", str(recipe_file), "-m", "adamw,galore", "compare.galore.target_modules=absent"]
+    assert run([*arguments, "--out", str(tmp_path / "all"), "--json"]) == 1
+    out, err = capsys.readouterr()
+    result = json.loads(out)
+    assert list(result["methods"]) == ["adamw"] and "matches no module" in result["failed"]["galore"]
+    assert err.startswith("error: galore: ") and "matches no module" in err

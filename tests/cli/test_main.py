@@ -1,11 +1,16 @@
+import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 import featherweight
 from featherweight.cli import main, run
 from featherweight.errors import ConfigError
+
+REFERENCE = Path(__file__).parents[1] / "reference"
 
 
 def test_help_shows_the_commands_and_examples(capsys):
@@ -59,6 +64,35 @@ def test_bad_input_is_one_sentence_without_a_traceback_and_exit_code_2(
     out, err = capsys.readouterr()
     assert sentence in err and err.startswith("error: ") and err.count("\n") == 1
     assert out == ""
+
+
+def test_the_example_of_the_help_that_changes_the_optimizer_and_its_rank_works(recipe_file, capsys):
+    arguments = ["measure", str(recipe_file), "optimizer=galore_8bit", "optimizer.rank=2", "--json"]
+    assert run(arguments) == 0
+    with_rank_2 = json.loads(capsys.readouterr().out)["predicted"]["optimizer_state"]
+    assert run([*arguments, "optimizer.rank=8"]) == 0
+    assert json.loads(capsys.readouterr().out)["predicted"]["optimizer_state"] > with_rank_2
+
+
+def test_output_that_cannot_show_a_character_does_not_end_the_program(recipe_file):
+    code = (
+        f"import sys; sys.path.insert(0, {str(REFERENCE)!r})\n"
+        "from featherweight.training.task import tasks\n"
+        "tasks.register('regression', 'regression_task:RegressionTask')\n"
+        "from featherweight.cli import main\n"
+        f"main(['measure', {str(recipe_file)!r}, 'name=né'])"
+    )
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "Memory of 3 steps: n?" in done.stdout
+
+
+def test_the_package_can_be_executed():
+    done = subprocess.run(
+        [sys.executable, "-m", "featherweight", "--version"], capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout == f"featherweight {featherweight.__version__}\n", done.stderr
 
 
 def test_a_usage_error_has_exit_code_2(capsys):

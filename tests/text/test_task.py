@@ -16,6 +16,8 @@ from featherweight.errors import ConfigError
 from featherweight.text.corpus import load_documents
 from featherweight.text.packing import IGNORED_LABEL
 from featherweight.text.task import TextConfig, TextTask
+from featherweight.training.loop import Loop
+from featherweight.training.recipe import Recipe
 from featherweight.training.task import tasks
 
 SMALL = {"model_type": "llama", "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
@@ -281,3 +283,18 @@ def test_importing_the_text_package_loads_no_transformers_and_no_datasets():
     check = "import sys, featherweight.text; print({'transformers', 'datasets', 'pyarrow'} & sys.modules.keys())"
     result = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True, env=os.environ)
     assert result.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_saved_model_gives_the_logits_of_the_trained_one(corpus, tmp_path, precision):
+    # Mutation: casting the frequencies of the rotary embedding to bf16 as well moves the logits.
+    task = {"name": "text", "model": SMALL, "corpus": corpus, "seq_len": 64}
+    recipe = Recipe(task=task, steps=2, micro_batch_size=2, precision=precision, memory_steps=[])
+    loop = Loop(recipe)
+    loop.step()
+    loop.task.save_model(loop.model, tmp_path / "model")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype="auto")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
+    input_ids = tokenizer("ab" * 32, return_tensors="pt").input_ids
+    assert loaded.dtype == {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+    assert torch.equal(loop.model.eval()(input_ids).logits, loaded.eval()(input_ids).logits)

@@ -3,7 +3,7 @@ import signal
 
 import pytest
 
-from featherweight.errors import CheckpointError, ConfigError
+from featherweight.errors import CheckpointError, ConfigError, NumericsError
 from featherweight.report import Report
 from featherweight.training.compare import compare
 from featherweight.training.events import Callback
@@ -106,3 +106,36 @@ def test_a_wrong_method_is_found_before_any_training(several, tmp_path):
     with pytest.raises(ConfigError, match="methods=\\[\\] is empty"):
         compare(several(), [], out=tmp_path / "all", callbacks=[])
     assert not (tmp_path / "all").exists()
+
+
+def test_a_method_that_diverges_is_a_note_and_the_others_keep_their_results(several, tmp_path):
+    class Break(Callback):
+        def on_step(self, event):
+            if event.optimizer.defaults["lr"] == 0.02:
+                next(event.model.parameters()).data.fill_(float("nan"))
+
+    report = compare(several(), METHODS, out=tmp_path / "all", callbacks=[Break()])
+    rows = [row[0] for row in report.section("Methods").rows]
+    assert rows == ["before training", "galore", "small"]
+    assert "loss=nan is not finite in step 2" in report.section("adamw did not finish").text
+    assert Report.from_json((tmp_path / "all" / "report.json").read_text()) == report
+    with pytest.raises(NumericsError, match="loss=nan"):
+        compare(several(), ["adamw"], out=tmp_path / "none", callbacks=[Break()])
+
+
+def test_a_mistake_that_shows_late_in_one_method_keeps_the_others_and_an_early_one_stops_at_once(several, tmp_path):
+    wrong = ["compare.galore.target_modules=absent"]
+    report = compare(several(), ["adamw", "galore"], overrides=wrong, out=tmp_path / "late", callbacks=[])
+    assert "matches no module" in report.section("galore did not finish").text
+    record = Record()
+    with pytest.raises(ConfigError, match="matches no module"):
+        compare(several(), ["galore", "adamw"], overrides=wrong, out=tmp_path / "early", callbacks=[record])
+    assert record.runs == []
+
+
+def test_a_method_that_has_a_run_already_is_found_before_any_training(several, tmp_path):
+    compare(several(), ["galore"], out=tmp_path / "all", callbacks=[])
+    record = Record()
+    with pytest.raises(ConfigError, match="galore already holds a run"):
+        compare(several(), ["adamw", "galore"], out=tmp_path / "all", callbacks=[record])
+    assert record.runs == []

@@ -35,3 +35,11 @@ def test_a_terminal_shows_a_bar_with_loss_speed_memory_and_the_time_left(recipe,
 def test_memory_in_use_is_that_of_this_process():
     # Python with torch needs more than 100 MB, and no test machine has a terabyte.
     assert 10**8 < memory_in_use_bytes() < 10**12
+
+
+def test_a_narrow_terminal_keeps_the_count_and_the_time_left_and_one_without_unicode_survives(recipe, tmp_path):
+    file = io.TextIOWrapper(io.BytesIO(), encoding="ascii", write_through=True)
+    console = Console(file=file, width=50, force_terminal=True)
+    train(recipe(), out=tmp_path / "run", callbacks=[ConsoleProgress("demo", console)])
+    text = file.buffer.getvalue().decode("ascii")
+    assert "8/8" in text and "0:00:00" in text and "loss" in text and "tokens/s" not in text

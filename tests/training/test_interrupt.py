@@ -8,6 +8,7 @@ from featherweight.training.checkpoint import Checkpoints
 from featherweight.training.events import Callback
 from featherweight.training.interrupt import TrainingInterrupted, stop_on_signals
 from featherweight.training.run import train
+from featherweight.training.task import tasks
 
 
 class SendSignal(Callback):
@@ -51,3 +52,23 @@ def test_a_thread_that_cannot_receive_signals_trains_all_the_same():
     thread.start()
     thread.join()
     assert requests == [False]
+
+
+def test_the_first_signal_is_answered_at_once_on_standard_error(capfd):
+    with stop_on_signals():
+        os.kill(os.getpid(), signal.SIGINT)
+        out, err = capfd.readouterr()
+    assert out == "" and "Stopping after the current step or evaluation; the same signal again stops at once" in err
+
+
+def test_a_signal_while_the_model_is_saved_does_not_lose_the_run(recipe, tmp_path, monkeypatch):
+    task = tasks.get("regression")
+    save = task.save_model
+
+    def save_and_signal(self, model, folder):
+        os.kill(os.getpid(), signal.SIGINT)
+        save(self, model, folder)
+
+    monkeypatch.setattr(task, "save_model", save_and_signal)
+    assert train(recipe(), out=tmp_path / "run", callbacks=[]).summary.steps == 8
+    assert (tmp_path / "run" / "model" / "weights.pt").is_file()

@@ -3,10 +3,10 @@ import copy
 import pytest
 import torch
 
-from featherweight.errors import CheckpointError, ConfigError, NumericsError
+from featherweight.errors import CheckpointError, ConfigError, DeviceError, NumericsError
 from featherweight.training.checkpoint import Checkpoints
 from featherweight.training.interrupt import StopRequest
-from featherweight.training.loop import Loop, gradient_norm
+from featherweight.training.loop import Loop, explain_out_of_memory, gradient_norm
 
 
 def weights(loop: Loop) -> dict[str, torch.Tensor]:
@@ -218,3 +218,21 @@ def test_activation_checkpointing_needs_less_memory_and_changes_no_number(recipe
     # Four layers keep only their inputs; the logits and what the loss makes of them remain.
     assert saving.footprint.measured["activations"] < 0.5 * plain.footprint.measured["activations"]
     assert saving.footprint.peak_bytes < plain.footprint.peak_bytes
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory."),
+        RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried ..."),
+        MemoryError(),
+    ],
+)
+def test_running_out_of_memory_is_one_sentence_that_says_what_helps(recipe, error):
+    with pytest.raises(
+        DeviceError, match="micro_batch_size=4 .* needs more memory than there is.*Lower micro_batch_size"
+    ):
+        with explain_out_of_memory(recipe()):
+            raise error
+    with pytest.raises(RuntimeError, match="^another reason$"), explain_out_of_memory(recipe()):
+        raise RuntimeError("another reason")

@@ -3,7 +3,9 @@ import math
 
 import pytest
 
-from featherweight.training.metrics import curve, final_training_loss, read_metrics, smooth, to_json
+from featherweight.errors import ConfigError
+from featherweight.training.events import Event
+from featherweight.training.metrics import MetricsFile, curve, final_training_loss, read_metrics, smooth, to_json
 
 LINES = [
     {"event": "evaluate", "step": 0, "held_out_loss": 5.0},
@@ -40,3 +42,13 @@ def test_a_line_cut_off_by_a_kill_is_left_out(tmp_path):
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_numbers_that_json_does_not_know_become_null(value):
     assert to_json(value) is None and to_json(0.5) == 0.5
+
+
+def test_a_full_disk_is_one_sentence(recipe, tmp_path):
+    metrics = MetricsFile(tmp_path / "metrics.jsonl")
+    event = Event(recipe(), 1, None, None, metrics={"loss": 1.0})
+    metrics._file = open("/dev/full", "w")
+    with pytest.raises(ConfigError, match="metrics.jsonl cannot be written \\(No space left on device\\)"):
+        metrics.on_step(event)
+    metrics.on_end(event)
+    assert metrics._file.closed

@@ -139,6 +139,7 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(recipe, tmp_path):
     through = train(one, out=tmp_path / "run", callbacks=[])
     newest = tmp_path / "run" / "checkpoints" / "step-00000008" / "model.safetensors"
     newest.write_bytes(b"")
+    (tmp_path / "run" / "summary.json").unlink()  # as if the run had been killed before its end
     record = Record()
     with pytest.warns(UserWarning, match="step-00000008 is damaged"):
         resumed = train(one, out=tmp_path / "run", resume=True, callbacks=[record])
@@ -158,6 +159,58 @@ def test_resume_needs_the_folder_of_a_run(recipe, tmp_path):
         train(recipe(), out=tmp_path / "absent", resume=True, callbacks=[])
     with pytest.raises(CheckpointError, match="leaves open what to resume"):
         train(recipe(), resume=True, callbacks=[])
+
+
+def test_a_finished_run_is_not_made_again_by_a_resume(recipe, tmp_path):
+    first = train(recipe(), out=tmp_path / "run", callbacks=[])
+    files = {path: path.stat().st_mtime_ns for path in first.folder.rglob("*")}
+    record = Record()
+    again = train(recipe(), out=tmp_path / "run", resume=True, callbacks=[record])
+    assert record.moments == [] and again == first
+    assert {path: path.stat().st_mtime_ns for path in first.folder.rglob("*")} == files
+    (first.folder / "report.json").unlink()
+    with pytest.raises(CheckpointError, match="report.json cannot be read .*Delete summary.json"):
+        train(recipe(), out=tmp_path / "run", resume=True, callbacks=[])
+
+
+def test_another_recipe_is_refused_also_before_the_first_checkpoint(recipe, tmp_path):
+    with pytest.raises(RuntimeError):
+        train(recipe(), out=tmp_path / "run", callbacks=[Record(stop_at=2)])
+    with pytest.raises(CheckpointError, match="differs \\(seed: 0 -> 1\\); expected the recipe that began the run"):
+        train(recipe(seed=1), out=tmp_path / "run", resume=True, callbacks=[])
+
+
+def test_a_run_that_fails_before_it_begins_leaves_nothing_behind(recipe, tmp_path):
+    wrong = recipe(optimizer={"name": "galore", "target_modules": ["absent"]})
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("keep me")
+    for name in ("new", "mine"):
+        with pytest.raises(ConfigError, match="matches no module"):
+            train(wrong, out=tmp_path / name, callbacks=[])
+    assert [str(path.relative_to(tmp_path)) for path in sorted(tmp_path.rglob("*"))] == ["mine", "mine/notes.txt"]
+
+
+def test_two_runs_cannot_work_in_one_folder(recipe, tmp_path):
+    class SecondRun(Callback):
+        def on_start(self, event):
+            with pytest.raises(ConfigError, match="run is in use by another process; expected a folder of its own"):
+                train(recipe(), out=tmp_path / "run", callbacks=[])
+
+    assert train(recipe(), out=tmp_path / "run", callbacks=[SecondRun()]).summary.steps == 8
+
+
+def test_a_model_that_cannot_be_saved_is_kept_in_a_checkpoint(recipe, tmp_path):
+    class Block(Callback):
+        def on_end(self, event):
+            (tmp_path / "run" / "model").write_text("in the way")
+
+    with pytest.raises(FileExistsError):
+        train(recipe(), out=tmp_path / "run", callbacks=[Block()])
+    (tmp_path / "run" / "model").unlink()
+    record = Record()
+    run = train(recipe(), out=tmp_path / "run", resume=True, callbacks=[record])
+    assert record.moments == [("start", 8), ("evaluate", 8), ("end", 8)]
+    assert (run.folder / "model" / "weights.pt").is_file()
 
 
 def test_resume_with_another_recipe_changes_nothing_in_the_folder(recipe, tmp_path):
