@@ -83,9 +83,9 @@ def run_report(title: str, summary: Summary, lines: Lines, machine: str) -> Repo
     """
     report = Report(title)
     names = list(dict.fromkeys([*summary.before_training, *summary.held_out]))
-    rows = [["training loss", None, summary.training_loss]]
-    rows += [[_metric(name), summary.before_training.get(name), summary.held_out.get(name)] for name in names]
-    report.add_table("Result", ["metric", "before training", "after training"], rows)
+    before, after = ([metrics.get(name) for name in names] for metrics in (summary.before_training, summary.held_out))
+    rows = [["before training", None, *before], ["after training", summary.training_loss, *after]]
+    report.add_table("Result", ["weights", "training loss", *map(_metric, names)], rows)
     _add_memory(report, {summary.optimizer["name"]: summary.footprint})
     _add_curves(report, {summary.optimizer["name"]: lines}, {})
     report.add_facts(
