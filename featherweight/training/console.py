@@ -8,7 +8,9 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
+from featherweight.report import format_number
 from featherweight.training.events import Callback, Event
+from featherweight.training.summary import metric_words
 
 FULL_WIDTH = 80
 """Columns of a terminal that hold all numbers beside the bar."""
@@ -54,7 +56,7 @@ class ConsoleProgress(Callback):
 
     def on_evaluate(self, event: Event) -> None:
         """Print the metrics of an evaluation."""
-        numbers = "  ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in event.metrics.items())
+        numbers = "  ".join(f"{metric_words(name)} {format_number(value)}" for name, value in event.metrics.items())
         self._print(f"evaluated after step {event.step}: {numbers}")
 
     def on_checkpoint(self, event: Event) -> None:

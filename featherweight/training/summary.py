@@ -85,7 +85,7 @@ def run_report(title: str, summary: Summary, lines: Lines, machine: str) -> Repo
     names = list(dict.fromkeys([*summary.before_training, *summary.held_out]))
     before, after = ([metrics.get(name) for name in names] for metrics in (summary.before_training, summary.held_out))
     rows = [["before training", None, *before], ["after training", summary.training_loss, *after]]
-    report.add_table("Result", ["weights", "training loss", *map(_metric, names)], rows)
+    report.add_table("Result", ["weights", "training loss", *map(metric_words, names)], rows)
     _add_memory(report, {summary.optimizer["name"]: summary.footprint})
     _add_curves(report, {summary.optimizer["name"]: lines}, {})
     report.add_facts(
@@ -211,7 +211,7 @@ def _categories(measured: Mapping[str, int]) -> list[str]:
     return [*CATEGORIES, *(name for name, count in measured.items() if name not in CATEGORIES and count)]
 
 
-def _metric(name: str) -> str:
+def metric_words(name: str) -> str:
     """Return the words for a metric of the held-out split."""
     words = {"held_out_loss": "held-out loss", "tokens": "held-out tokens"}
     return words.get(name, name.replace("_", " "))
@@ -229,7 +229,8 @@ def _share(counts: Mapping[str, int], name: str, divisor: int) -> float | None:
 def _predicted_and_measured(footprint: Footprint, category: str, divisor: int) -> str | None:
     """Return both figures of a category as one cell."""
     figures = (_share(part, category, divisor) for part in (footprint.predicted, footprint.measured))
-    return " / ".join(f"{figure:,.1f}" for figure in figures if figure is not None) or None
+    known = [figure for figure in figures if figure is not None]
+    return " / ".join(f"{figure:,.0f}" if figure >= 100 else f"{figure:.1f}" for figure in known) or None
 
 
 def _unit(footprints: Any) -> tuple[str, int]:
