@@ -10,6 +10,8 @@ __version__ = "0.1.0"
 
 # Public name -> module that defines it. Sub-packages map to themselves.
 _LAZY = {
+    "errors": "featherweight.errors",
+    "memory": "featherweight.memory",
     "optim": "featherweight.optim",
     "training": "featherweight.training",
     "text": "featherweight.text",

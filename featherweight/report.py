@@ -711,7 +711,7 @@ def _page(report: Report) -> str:
 _STYLE = """* { box-sizing: border-box; }
 body { margin: 0; background: var(--back); color: var(--ink); line-height: 1.5;
   font-family: system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", sans-serif; }
-main { max-width: 64rem; margin: 0 auto; padding: 2rem 1rem 4rem; }
+main { max-width: 72rem; margin: 0 auto; padding: 2rem 1rem 4rem; }
 h1 { font-size: 1.75rem; line-height: 1.2; margin: 0 0 1.5rem; }
 h2 { font-size: 1.05rem; margin: 0 0 .75rem; }
 section { background: var(--paper); border: 1px solid var(--grid); border-radius: .75rem; padding: 1.25rem;
