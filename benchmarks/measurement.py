@@ -89,7 +89,7 @@ def write_rows(name: str, rows: list[dict[str, Any]]) -> Path:
     complete = [{**row, **machine(), "date": time.strftime("%Y-%m-%d")} for row in rows]
     is_new = not path.exists()
     with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(complete[0]))
+        writer = csv.DictWriter(file, fieldnames=list(complete[0]), lineterminator="\n")
         if is_new:
             writer.writeheader()
         writer.writerows(complete)
