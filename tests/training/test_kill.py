@@ -12,6 +12,6 @@ def test_a_process_killed_while_it_writes_leaves_a_checkpoint_that_resumes_bit_b
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     # A child spends most of its time writing; were it never hit there, this test would prove nothing.
-    assert result["mid_write"] >= 5
+    assert result["mid_write"] >= 3  # seen: 9 to 14 of 20
     assert result["step"] >= 20
     assert result["is_equal"]
