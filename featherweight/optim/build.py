@@ -124,6 +124,33 @@ def parse_optimizer(value: str | Mapping[str, Any]) -> OptimizerConfig:
     return preset.config.parse({**preset.values, **options}, where="optimizer")
 
 
+def inherited_options(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options with which an optimizer runs when it is put in the place of another one.
+
+    Names of one family (`galore`, `galore_8bit`, ...) share options, so they keep what was given, apart from what the
+    name itself stands for. Across families nothing is kept: a learning rate for GaLore is none for AdamW.
+
+    Args:
+        name: the optimizer that takes the place.
+        given: `name` and options of the one before.
+    Returns:
+        `name` and options.
+    Example:
+        >>> inherited_options("galore_4bit", {"name": "galore_8bit", "rank": 16, "state_bits": 16})
+        {'name': 'galore_4bit', 'rank': 16}
+        >>> inherited_options("adamw", {"name": "galore_8bit", "rank": 16})
+        {'name': 'adamw'}
+    """
+    if name == given["name"]:
+        return dict(given)
+    if name not in optimizers or given["name"] not in optimizers:
+        return {"name": name}  # whoever reads the options will say which name is unknown
+    ours, theirs = optimizers.get(name), optimizers.get(given["name"])
+    if ours.config is not theirs.config:
+        return {"name": name}
+    return {"name": name} | {key: value for key, value in given.items() if key not in {"name", *ours.values}}
+
+
 def build_optimizer(model: nn.Module, config: OptimizerConfig, *, seed: int = 0) -> LowRankOptimizer:
     """Return the optimizer that `config` describes for the trainable parameters of `model`.
 

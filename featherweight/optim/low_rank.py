@@ -14,6 +14,7 @@ A parameter without subspace runs the same rule on its gradient, with factor lr.
 Source: GaLore, arXiv 2403.03507, Algorithm 2.
 """
 
+import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -36,6 +37,8 @@ from featherweight.optim.rules import rules
 from featherweight.optim.weight_update import Rounding, add_core_, tiles, write_
 from featherweight.quant.storage import StateStorage
 from featherweight.report import Report
+
+logger = logging.getLogger(__name__)
 
 SLICE_ELEMENTS = 1 << 20
 FLIP_SHARE = 0.9
@@ -83,7 +86,7 @@ class LowRankOptimizer(torch.optim.Optimizer):
         super().__init__(groups, dict(defaults))
         # What cannot be optimized is refused here; the plan is made again at its first use, as the model's dtype may
         # still change.
-        self._plan(self.param_groups)
+        _log_full_rank(type(self).__name__, self.param_groups, self._plan(self.param_groups))
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "skipped_steps": self.skipped_steps}
@@ -503,6 +506,22 @@ def _are_finite(grads: list[Tensor]) -> list[bool]:
         for index, flag in zip(members, flags, strict=True):
             finite[index] = flag or bool(grads[index].isfinite().all())
     return finite
+
+
+def _log_full_rank(where: str, groups: list[Group], layouts: Mapping[Tensor, Layout]) -> None:
+    """Say once which matrices of low-rank groups keep full-rank moments, because nothing would be saved."""
+    wanted = [layouts[p] for group in groups if group["low_rank"] for p in group["params"] if p.ndim >= 2]
+    full = [layout for layout in wanted if layout.rank is None]
+    if full:
+        logger.warning(
+            "%s: %d of %d matrices keep full-rank moments, because the rank is not below their smaller side "
+            "(for example '%s' %s). Lower the rank to project them.",
+            where,
+            len(full),
+            len(wanted),
+            full[0].name,
+            full[0].shape,
+        )
 
 
 def _fits_torch_kernel(layout: Layout, parameter: Tensor, group: Group) -> bool:

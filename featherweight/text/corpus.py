@@ -7,6 +7,7 @@ that two machines with the same files train on the same text.
 import csv
 import hashlib
 import importlib
+import itertools
 import json
 import re
 import sys
@@ -86,8 +87,9 @@ def split_documents(documents: Iterable[str], held_out_fraction: float, seed: in
     places = {document: _place(document, seed) for document in documents}
     if len(places) < 2:
         raise ConfigError(
-            f"corpus: documents={len(places)} different ones cannot be split; expected at least 2, one to train on and "
-            "one to hold out. Add documents, let blank lines split text files, or name a second corpus in held_out."
+            f"corpus: documents={len(places)} after removing copies, too few to split; expected at least 2, one "
+            "to train on and one to hold out. Add documents, let blank lines split text files, or name a second "
+            "corpus in held_out."
         )
     by_place = sorted(places, key=places.__getitem__)
     # Never below the first place, so that one document is held out, and never above the last but one, so that one is
@@ -96,6 +98,24 @@ def split_documents(documents: Iterable[str], held_out_fraction: float, seed: in
     training = [document for document in documents if places[document] > threshold]
     held_out = [document for document in documents if places[document] <= threshold]
     return training, held_out
+
+
+def cut_document(document: str, pieces: int = 20) -> list[str]:
+    r"""Cut one long document at line ends into pieces of about equal length, so that some of them can be held out.
+
+    Args:
+        document: text.
+        pieces: how many at most; fewer if it has fewer lines.
+    Returns:
+        Pieces whose concatenation is the document.
+    Example:
+        >>> cut_document("a\nb\nc\nd\n", pieces=2)
+        ['a\nb\n', 'c\nd\n']
+    """
+    lines = document.splitlines(keepends=True)
+    count = min(pieces, len(lines))
+    edges = [round(i * len(lines) / count) for i in range(count + 1)]
+    return ["".join(lines[start:stop]) for start, stop in itertools.pairwise(edges)]
 
 
 def _place(document: str, seed: int) -> float:

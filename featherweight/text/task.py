@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from featherweight.config import Config
 from featherweight.errors import ConfigError
-from featherweight.text.corpus import load_documents, split_documents
+from featherweight.text.corpus import cut_document, load_documents, split_documents
 from featherweight.text.model import load_model, load_tokenizer, model_facts, save_model_folder
 from featherweight.text.packing import IGNORED_LABEL, held_out_rows, join_documents, predicted_tokens, training_rows
 from featherweight.text.tokenizer import encode_documents, end_of_text_id
@@ -41,8 +41,8 @@ class TextConfig(Config):
     split_text_files: bool = True
     """True: blank lines in a .txt file separate documents. False: such a file is one document."""
     held_out: float | str = 0.05
-    """Share of the documents to hold out, 0 < share < 1; or a corpus of its own (documents that also stand there are
-    not trained on)."""
+    """Share of the documents to hold out, 0 < share < 1 (a single document is cut into 20 pieces first); or a corpus of
+    its own (documents that also stand there are not trained on)."""
     held_out_seed: int = 0
     """Seed of the held-out split; apart from the run's seed, so that runs with different seeds are compared on the same
     text."""
@@ -228,6 +228,8 @@ class TextTask:
         config = self.config
         documents = self._documents(config.corpus)
         if not isinstance(config.held_out, str):
+            if len(set(documents)) == 1:
+                documents = cut_document(documents[0])
             return split_documents(documents, config.held_out, config.held_out_seed)
         held_out = self._documents(config.held_out)
         known = set(held_out)

@@ -32,9 +32,9 @@ def compare(
 ) -> Report:
     """Train one recipe with several optimizers in turn: same start, same data, same seed.
 
-    A method takes its options from the recipe's key `compare`; without an entry there, from `optimizer` if that
-    names the method, else its defaults. Each method gets its own run folder inside `out`; the report is written anew
-    after each of them, so an interruption keeps what is done.
+    A method takes its options from the recipe's key `compare`; without an entry there, from `optimizer` if that is
+    of the same kind, else its defaults, which the report then says. Each method gets its own run folder inside `out`;
+    the report is written anew after each of them, so an interruption keeps what is done.
 
     Args:
         recipe: a recipe, a mapping, or the path of a YAML or JSON file.
@@ -93,6 +93,12 @@ def compare(
             done[method] = (summary, read_metrics(folder / method / "metrics.jsonl"))
         if done:
             report = comparison_report(f"{name}: {', '.join(done)}", done, machine)
+            if bare := [method for method, each in recipes.items() if each.optimizer.keys() == {"name"}]:
+                report.add_note(
+                    f"{', '.join(bare)}: default options, learning rate included, because the recipe gives none for "
+                    "this kind of optimizer. Add some under the key 'compare' for a fair comparison.",
+                    title="Default options",
+                )
             for loser, reason in failed.items():
                 report.add_note(str(reason), title=failure_title(loser))
             save_report(report, folder)
@@ -110,6 +116,8 @@ def failure_title(method: str) -> str:
 def method_recipe(recipe: Recipe, method: str) -> Recipe:
     """Return the recipe with the optimizer of one row of a comparison.
 
+    Without an entry under `compare` it takes over the options of `optimizer` as `inherited_options` says.
+
     Example:
         >>> base = Recipe(task="text", steps=1, micro_batch_size=1, compare={"small": {"name": "galore", "rank": 8}})
         >>> method_recipe(base, "small").optimizer
@@ -117,10 +125,12 @@ def method_recipe(recipe: Recipe, method: str) -> Recipe:
         >>> method_recipe(base, "adamw").optimizer
         {'name': 'adamw'}
     """
+    from featherweight.optim.build import inherited_options
+
     if method in recipe.compare:
         options = {"name": method, **recipe.compare[method]}
     else:
-        options = recipe.optimizer if recipe.optimizer["name"] == method else {"name": method}
+        options = inherited_options(method, recipe.optimizer)
     return Recipe.parse({**recipe.to_dict(), "optimizer": options}, where="recipe")
 
 

@@ -82,7 +82,7 @@ def _numbers(event: Event) -> str:
     parts = [_loss(event)]
     if speed is not None:
         parts.append(f"{speed:,.0f} tokens/s")
-    parts.append(f"{memory_in_use_bytes() / 2**30:.2f} GiB")
+    parts.append(f"process {memory_in_use_bytes() / 2**30:.2f} GiB")
     return "  ".join(parts)
 
 

@@ -3,9 +3,10 @@
 A recipe is data. What its names stand for is looked up in the registries of tasks and optimizers when the run is built.
 """
 
+import json
 import os
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -25,7 +26,8 @@ class Recipe(Config):
     task: dict[str, Any]
     """The workload: `name` and its own options, for example {name: text, model: smollm2, corpus: english}."""
     optimizer: dict[str, Any] = {"name": "adamw"}
-    """The optimizer: `name` and its own options such as lr and rank; a name alone takes the defaults."""
+    """The optimizer: `name` and its own options such as lr and rank; a name alone takes the defaults. On the command
+    line optimizer=NAME keeps the options that both names share."""
     methods: list[Any] = []
     """Changes of the model; none exist in this version, so the list stays empty."""
     schedule: Schedule = Schedule()
@@ -61,7 +63,8 @@ class Recipe(Config):
     trackers: list[str] = []
     """Where else to log: names of accelerate's trackers, such as tensorboard."""
     compare: dict[str, dict[str, Any]] = {}
-    """Optimizer options for each row of `fw compare`; a row whose name is no optimizer gives its `name` among them."""
+    """Optimizer options for each row of `fw compare`; a row whose name is no optimizer gives its `name` among them. A
+    row without an entry takes the options of `optimizer` if it is of the same kind, else its defaults."""
 
     @field_validator("task", "optimizer", mode="before")
     @classmethod
@@ -90,6 +93,21 @@ class Recipe(Config):
                 f"expected at most steps={self.steps}. Shorten the warm-up."
             )
         return self
+
+    def override(self, assignments: Iterable[str], *, where: str | None = None) -> Self:
+        """Return a copy with some settings changed; see `Config.override`.
+
+        ``optimizer=NAME`` keeps the options that the named optimizer shares with the present one (`inherited_options`).
+        """
+        return super().override([self._keep_options(one) for one in assignments], where=where)
+
+    def _keep_options(self, assignment: str) -> str:
+        from featherweight.optim.build import inherited_options
+
+        key, _, name = assignment.partition("=")
+        if key.strip() != "optimizer" or not name.strip().isidentifier():
+            return assignment
+        return f"optimizer={json.dumps(inherited_options(name.strip(), self.optimizer))}"
 
     def build_task(self) -> Task:
         """Build the workload that the recipe names.

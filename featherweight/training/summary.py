@@ -130,7 +130,8 @@ def comparison_report(title: str, runs: Mapping[str, tuple[Summary, Lines]], mac
     report.add_table("Methods", columns, rows)
     report.add_note(
         "Memory: predicted / measured; activations are only measured. Each category shows its own largest value; "
-        "they are reached at different moments, so they do not add up to the peak. "
+        "they are reached at different moments, so they do not add up to the peak, and gradients may not exist yet "
+        "when it is reached. "
         "Training loss: mean over the last tenth of the steps.",
         title="How to read the table",
     )

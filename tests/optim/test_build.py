@@ -6,6 +6,7 @@ from torch import nn
 
 from featherweight.errors import ConfigError
 from featherweight.optim import AdamW, GaLoreAdamW, build_optimizer, optimizers, parse_optimizer
+from featherweight.optim.build import inherited_options
 
 
 class Tiny(nn.Module):
@@ -69,3 +70,11 @@ def test_embedding_lr_factor_reaches_embedding_and_head_only(name):
 def test_wrong_options_are_named(options, message):
     with pytest.raises(ConfigError, match=message):
         parse_optimizer(options)
+
+
+def test_a_name_keeps_the_options_of_its_family_and_none_of_another():
+    given = {"name": "galore", "rank": 8, "lr": 0.1, "state_bits": 32}
+    assert inherited_options("galore_8bit", given) == {"name": "galore_8bit", "rank": 8, "lr": 0.1}
+    assert inherited_options("galore", given) == given
+    assert inherited_options("adamw", given) == {"name": "adamw"}
+    assert inherited_options("unknown", given) == {"name": "unknown"}

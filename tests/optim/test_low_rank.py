@@ -385,6 +385,15 @@ class TestEdges:
             reference = torch.optim.AdamW([theirs], lr=0.01, weight_decay=0.1)
             torch.testing.assert_close(run(optimizer, ours, grads), run(reference, theirs, grads), rtol=1e-6, atol=1e-6)
 
+    def test_matrices_that_a_rank_cannot_help_are_named_once(self, caplog):
+        groups = [{"params": [("a.weight", parameter(6, 40)), ("b.weight", parameter(20, 40))], "rank": 8}]
+        optimizer = GaLoreAdamW(groups)
+        assert "1 of 2 matrices keep full-rank moments" in caplog.text and "'a.weight' (6, 40)" in caplog.text
+        caplog.clear()
+        optimizer.state_bytes()
+        GaLoreAdamW([{"params": [parameter(20, 40)], "rank": 8}])
+        assert not caplog.text
+
     def test_unused_experts_are_left_alone_and_used_ones_equal_separate_matrices(self):
         experts = nn.Parameter(torch.randn(3, 12, 20, generator=torch.Generator().manual_seed(0)))
         alone = nn.Parameter(experts.detach()[1].clone())

@@ -8,7 +8,7 @@ import pytest
 from pyarrow import parquet
 
 from featherweight.errors import ConfigError
-from featherweight.text.corpus import load_documents, split_documents
+from featherweight.text.corpus import cut_document, load_documents, split_documents
 
 DOCUMENTS = ["First one.\nIts second line.", "Zweites: größer, \"quoted\", 'single', tab\there", "三つ目 😀"]
 
@@ -169,8 +169,15 @@ def test_no_side_of_a_split_is_ever_empty(fraction, count):
 
 
 def test_fewer_than_two_different_documents_or_a_bad_fraction_are_refused():
-    with pytest.raises(ConfigError, match="documents=1 different ones cannot be split"):
+    with pytest.raises(ConfigError, match="documents=1 after removing copies, too few to split"):
         split_documents(["same", "same"], 0.5)
     for fraction in (0.0, 1.0, -0.1):
         with pytest.raises(ConfigError, match=f"held_out={fraction} is out of range"):
             split_documents(["a", "b"], fraction)
+
+
+def test_a_document_is_cut_at_line_ends_without_losing_a_character():
+    text = "".join(f"line {i}\n" for i in range(50))
+    pieces = cut_document(text)
+    assert len(pieces) == 20 and "".join(pieces) == text and all(piece.endswith("\n") for piece in pieces)
+    assert cut_document("one line") == ["one line"]

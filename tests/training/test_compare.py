@@ -139,3 +139,15 @@ def test_a_method_that_has_a_run_already_is_found_before_any_training(several, t
     with pytest.raises(ConfigError, match="galore already holds a run"):
         compare(several(), ["adamw", "galore"], out=tmp_path / "all", callbacks=[record])
     assert record.runs == []
+
+
+def test_methods_of_one_family_share_the_options_of_the_recipe_and_others_say_that_they_have_defaults(recipe, tmp_path):
+    record = Record()
+    base = recipe(optimizer={"name": "galore_8bit", "rank": 3, "lr": 0.02}, steps=2)
+    report = compare(base, ["galore_8bit", "galore", "adamw"], out=tmp_path / "all", callbacks=[record])
+    assert [{k: run[k] for k in run if k in ("name", "rank", "lr")} for run in record.runs] == [
+        {"name": "galore_8bit", "rank": 3, "lr": 0.02},
+        {"name": "galore", "rank": 3, "lr": 0.02},
+        {"name": "adamw"},
+    ]
+    assert report.section("Default options").text.startswith("adamw: default options")

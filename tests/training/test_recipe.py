@@ -70,3 +70,10 @@ def test_only_keys_that_change_no_number_may_differ_on_resume(recipe):
 
 def test_differences_name_keys_that_stand_on_one_side_only():
     assert differences({"a": {"b": 1}}, {"a": {"c": 2}}) == ["a.b: 1 -> absent", "a.c: absent -> 2"]
+
+
+def test_another_optimizer_on_the_command_line_keeps_the_options_that_both_share(recipe):
+    base = recipe(optimizer={"name": "galore_8bit", "rank": 3, "lr": 0.02})
+    assert base.override(["optimizer=galore"]).optimizer == {"name": "galore", "rank": 3, "lr": 0.02}
+    assert base.override(["optimizer=galore", "optimizer.rank=2"]).optimizer["rank"] == 2
+    assert base.override(["optimizer=adamw"]).optimizer == {"name": "adamw"}
