@@ -67,11 +67,12 @@ def leave_cleanly(command: str, words: Sequence[str], run_folder: "FolderOf | No
     try:
         yield
     except KeyboardInterrupt as interruption:
-        print_error("interrupted")
         if isinstance(interruption, TrainingInterrupted) and run_folder is not None:
             again = shlex.join(["fw", command, *words, "--out", str(run_folder(interruption)), "--resume"])
             lines = f"{_escape(str(interruption))}\nResume with: {_escape(again)}"
             Console(stderr=True).print(lines, highlight=False, soft_wrap=True)
+        else:
+            print_error("interrupted")
         raise typer.Exit(130) from None
 
 
