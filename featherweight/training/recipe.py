@@ -97,17 +97,19 @@ class Recipe(Config):
     def override(self, assignments: Iterable[str], *, where: str | None = None) -> Self:
         """Return a copy with some settings changed; see `Config.override`.
 
-        ``optimizer=NAME`` keeps the options that the named optimizer shares with the present one (`inherited_options`).
+        ``optimizer=NAME`` keeps the options that the named optimizer shares with the present one (`inherited_options`);
+        it acts first, so that ``optimizer.rank=64`` counts wherever it stands.
         """
-        return super().override([self._keep_options(one) for one in assignments], where=where)
-
-    def _keep_options(self, assignment: str) -> str:
         from featherweight.optim.build import inherited_options
 
-        key, _, name = assignment.partition("=")
-        if key.strip() != "optimizer" or not name.strip().isidentifier():
-            return assignment
-        return f"optimizer={json.dumps(inherited_options(name.strip(), self.optimizer))}"
+        named, others = [], []
+        for assignment in assignments:
+            key, _, name = (part.strip() for part in assignment.partition("="))
+            if key == "optimizer" and name.isidentifier():
+                named.append(f"optimizer={json.dumps(inherited_options(name, self.optimizer))}")
+            else:
+                others.append(assignment)
+        return super().override([*named, *others], where=where)
 
     def build_task(self) -> Task:
         """Build the workload that the recipe names.

@@ -76,4 +76,5 @@ def test_another_optimizer_on_the_command_line_keeps_the_options_that_both_share
     base = recipe(optimizer={"name": "galore_8bit", "rank": 3, "lr": 0.02})
     assert base.override(["optimizer=galore"]).optimizer == {"name": "galore", "rank": 3, "lr": 0.02}
     assert base.override(["optimizer=galore", "optimizer.rank=2"]).optimizer["rank"] == 2
+    assert base.override(["optimizer.rank=2", "optimizer=galore"]).optimizer["rank"] == 2
     assert base.override(["optimizer=adamw"]).optimizer == {"name": "adamw"}
