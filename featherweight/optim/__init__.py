@@ -4,14 +4,25 @@ The presets choose policies of one core, `LowRankOptimizer`; `param_groups` says
 """
 
 from featherweight.optim.adamw import AdamW
+from featherweight.optim.apollo import Apollo, ApolloMini
 from featherweight.optim.build import OptimizerConfig, build_optimizer, optimizers, parse_optimizer
+from featherweight.optim.fira import Fira
 from featherweight.optim.galore import GaLoreAdamW
+from featherweight.optim.galore_adafactor import GaLoreAdafactor
+from featherweight.optim.gum import GUM
+from featherweight.optim.ldadam import LDAdamW
 from featherweight.optim.low_rank import LowRankOptimizer
 from featherweight.optim.param_groups import param_groups
 
 __all__ = [
+    "GUM",
     "AdamW",
+    "Apollo",
+    "ApolloMini",
+    "Fira",
+    "GaLoreAdafactor",
     "GaLoreAdamW",
+    "LDAdamW",
     "LowRankOptimizer",
     "OptimizerConfig",
     "build_optimizer",

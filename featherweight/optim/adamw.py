@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from featherweight.optim.low_rank import LowRankOptimizer
+from featherweight.optim.options import LOW_RANK_DEFAULTS
 
 
 class AdamW(LowRankOptimizer):
@@ -57,16 +58,5 @@ class AdamW(LowRankOptimizer):
         super().__init__(params, {**NO_SUBSPACE, **options})
 
 
-NO_SUBSPACE: dict[str, Any] = {
-    "rank": None,
-    "update_proj_gap": 1,
-    "scale": 1.0,
-    "proj_type": "std",
-    "basis_bits": None,
-    "basis_method": "auto",
-    "moment_policy": "keep",
-    "stagger": False,
-    "residual": None,
-    "rule": "adamw",
-}
+NO_SUBSPACE: dict[str, Any] = {**LOW_RANK_DEFAULTS, "rank": None, "update_proj_gap": 1, "stagger": False}
 """Low-rank options of an optimizer that projects nothing."""

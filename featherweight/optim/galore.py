@@ -35,16 +35,18 @@ class GaLoreAdamW(LowRankOptimizer):
         state_bits: 32, 16 (bfloat16), or blockwise dynamic 8 or 4 for the moments; tensors below 4096 elements keep 32.
         basis_bits: 32, 16 (bfloat16), or blockwise 8 or 4. None: 16 for 16-bit weights, else 32.
         basis_method: "auto" (randomized SVD at first, then one warm subspace iteration a refresh), "svd" (exact),
-            "gram", "randomized", "subspace_iteration", "random".
+            "gram", "randomized", "subspace_iteration", "random" (orthonormal, drawn anew from the seed whenever it is
+            needed, so that the state holds no basis).
         moment_policy: what a refresh does to the moments: "rotate" into the new basis, "keep" (official), "reset".
         stagger: spread the refreshes over the gap, so that no step is slow.
+        early_refresh: refresh also at (about) the steps 10, 25, 50 and 100: the gradient turns fast at first.
         residual: None drops what lies outside the subspace; "fira" adds it, scaled like the core (arXiv 2410.01623),
             at the cost of a temporary of the gradient's size.
         eps_mode: "torch", or "official" (galore-torch: eps acts before bias correction).
         decay_order: "before" the update (torch.optim), or "after" (galore-torch).
         stochastic_rounding: write bfloat16 weights and moments with stochastic rounding instead of to nearest.
         seed: of random bases and rounding; a run repeats bit by bit.
-        rule: inner rule on the core, "adamw" or "sgd" (momentum ``betas[0]``).
+        rule: inner rule, "adamw", "adafactor", "sgd" (momentum ``betas[0]``) or "muon".
     Raises:
         ConfigError: for an option out of range or a complex parameter; at a step for a sparse gradient.
         ShapeError: if `split` of a group does not divide the rows.
@@ -78,6 +80,7 @@ class GaLoreAdamW(LowRankOptimizer):
         basis_method: str = "auto",
         moment_policy: str = "rotate",
         stagger: bool = True,
+        early_refresh: bool = False,
         residual: str | None = None,
         eps_mode: str = "torch",
         decay_order: str = "before",

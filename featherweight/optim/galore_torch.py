@@ -98,10 +98,10 @@ def _import_parameter(
     states.write_counter(state, "step", None, step)
     for name, storage in layout.moments.items():
         moment = saved[name]
-        if tuple(moment.shape) != layout.moment_shape:
+        if tuple(moment.shape) != layout.moment_shapes[name]:
             raise CheckpointError(
                 f"load_galore_torch: '{layout.name}' has {name} of shape {tuple(moment.shape)}; expected "
-                f"{layout.moment_shape}. Use the rank and proj_type of the run that wrote the file."
+                f"{layout.moment_shapes[name]}. Use the rank and proj_type of the run that wrote the file."
             )
         storage.write_(states.parts_of(state, name, None), moment.to(parameter.device, layout.dtype))
     if projector is None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from featherweight.errors import ConfigError, ShapeError
 from featherweight.optim import state as states
-from featherweight.optim.refresh import Side, cheaper_side, choose_side
+from featherweight.optim.refresh import SEEDED_METHODS, Side, cheaper_side, choose_side
 from featherweight.optim.rules import rules
 from featherweight.quant.storage import StateStorage, basis_storage_for, storage_for
 
@@ -43,16 +43,24 @@ class Layout:
     """Number of stacked matrices, None for one."""
     rows: int
     columns: int
+    rule: str
+    """Name of the inner rule."""
     moments: Mapping[str, StateStorage]
+    moment_shapes: Mapping[str, tuple[int, ...]]
+    """Shape of each moment: those of one matrix, or of the whole parameter."""
     basis: StateStorage | None
+    """How bases are stored; None for a full-rank parameter, and for random bases, which are drawn anew from the seed."""
+    seeded_basis: str | None
+    """Method of bases that are drawn anew from the seed whenever they are needed."""
     residual: str | None
     """Name of the residual policy; one keeps a float32 norm of each matrix."""
+    error_feedback: bool = False
+    """Whether what the projection loses is kept, in a tensor of the parameter's size, for the next step."""
 
     @property
-    def moment_shape(self) -> tuple[int, ...]:
-        """Shape of each moment: of the core of one matrix, or of the parameter."""
-        if self.rank is None:
-            return self.shape
+    def core_shape(self) -> tuple[int, int]:
+        """Shape of the core of one matrix."""
+        assert self.rank is not None
         left = self.rank if self.side in ("left", "both") else self.rows
         right = self.rank if self.side in ("right", "both") else self.columns
         return (left, right)
@@ -71,7 +79,9 @@ class Layout:
 
     def moment_bytes(self) -> int:
         """Bytes of all moments."""
-        return (self.blocks or 1) * sum(s.nbytes(self.moment_shape, self.dtype) for s in self.moments.values())
+        return (self.blocks or 1) * sum(
+            storage.nbytes(self.moment_shapes[name], self.dtype) for name, storage in self.moments.items()
+        )
 
     def basis_bytes(self) -> int:
         """Bytes of all bases."""
@@ -86,12 +96,21 @@ class Layout:
     def nbytes(self) -> int:
         """Bytes of the whole state of this parameter, exact."""
         norms = 0 if self.residual is None else (self.blocks or 1) * torch.float32.itemsize
-        return self.moment_bytes() + self.basis_bytes() + self.counter_bytes() + norms
+        error = math.prod(self.shape) * self.dtype.itemsize if self.error_feedback else 0
+        return self.moment_bytes() + self.basis_bytes() + self.counter_bytes() + norms + error
 
     def on_side(self, side: Side, group: Mapping[str, Any]) -> "Layout":
         """Return the same layout with the basis on another side."""
         moved = replace(self, side=side, alternative=None)
-        return replace(moved, moments=_moment_storages(moved.moment_shape, group))
+        return moved._with_moments(moved.core_shape, group)
+
+    def _with_moments(self, shape: tuple[int, ...], group: Mapping[str, Any]) -> "Layout":
+        moments = rules.get(self.rule).moments(shape, group)
+        storages = {
+            name: storage_for(group["state_bits"], signed=moment.is_signed, numel=math.prod(moment.shape))
+            for name, moment in moments.items()
+        }
+        return replace(self, moments=storages, moment_shapes={name: moment.shape for name, moment in moments.items()})
 
     def matrices(self, tensor: Tensor) -> list[Tensor]:
         """Split a tensor of the parameter's shape into its (M, N) matrices, as views where the strides allow it."""
@@ -126,14 +145,34 @@ def plan_layout(name: str, parameter: Tensor, group: Mapping[str, Any], index: i
     can_project = group["low_rank"] and len(shape) >= 2 and parameter.numel() > 0
     rank = resolve_rank(group["rank"], smaller) if can_project else None
     if rank is None or rank >= smaller:
-        storages = _moment_storages(shape, group)
-        return Layout(name, index, shape, dtype, None, "right", None, None, rows, columns, storages, None, None)
+        rule = rules.get(group["rule"]).full_rank_rule
+        layout = Layout(
+            name, index, shape, dtype, None, "right", None, None, rows, columns, rule, {}, {}, None, None, None
+        )
+        return layout._with_moments(shape, group)
     side = choose_side(rows, columns, group["proj_type"])
+    seeded = group["basis_method"] if group["basis_method"] in SEEDED_METHODS else None
     half = parameter.dtype in (torch.bfloat16, torch.float16)
-    basis = basis_storage_for(group["basis_bits"] or (16 if half else 32))
-    layout = Layout(name, index, shape, dtype, rank, side, None, blocks, rows, columns, {}, basis, group["residual"])
-    layout = layout.on_side(side, group)
-    if group["proj_type"] == "min_memory" and blocks is None:
+    layout = Layout(
+        name=name,
+        index=index,
+        shape=shape,
+        dtype=dtype,
+        rank=rank,
+        side=side,
+        alternative=None,
+        blocks=blocks,
+        rows=rows,
+        columns=columns,
+        rule=group["rule"],
+        moments={},
+        moment_shapes={},
+        basis=None if seeded else basis_storage_for(group["basis_bits"] or (16 if half else 32)),
+        seeded_basis=seeded,
+        residual=group["residual"],
+        error_feedback=group["error_feedback"],
+    ).on_side(side, group)
+    if group["proj_type"] == "min_memory" and blocks is None and seeded is None:
         left, right = (layout.on_side(s, group).nbytes() for s in ("left", "right"))
         layout = replace(layout, alternative=cheaper_side(side, left, right))
     return layout
@@ -180,9 +219,3 @@ def split_of(name: str, split: Mapping[str, int] | None) -> int:
         if any(component.startswith(key) or component.endswith(key) for component in name.split(".")):
             return count
     return 1
-
-
-def _moment_storages(shape: tuple[int, ...], group: Mapping[str, Any]) -> dict[str, StateStorage]:
-    signs = rules.get(group["rule"]).moments
-    numel = math.prod(shape)
-    return {name: storage_for(group["state_bits"], signed=signed, numel=numel) for name, signed in signs.items()}

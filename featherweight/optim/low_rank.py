@@ -17,7 +17,6 @@ Source: GaLore, arXiv 2403.03507, Algorithm 2.
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -25,17 +24,21 @@ from torch import Tensor
 from torch.optim.adamw import adamw as torch_adamw
 
 from featherweight.errors import CheckpointError, ConfigError, did_you_mean
-from featherweight.linalg.random import keyed_generator
 from featherweight.linalg.subspace import MatrixSubspace
 from featherweight.optim import state as states
 from featherweight.optim.layout import Layout, plan_layout, split_of
-from featherweight.optim.moments import moment_policies
-from featherweight.optim.options import LOW_RANK_KEYS, check_group
-from featherweight.optim.refresh import SIDES, Side, first_refresh, fit_subspace
-from featherweight.optim.residual import residual_policies
+from featherweight.optim.matrix import (
+    Group,
+    ProjectedMatrix,
+    read_moments,
+    rounding_of,
+    write_factors,
+    write_moments,
+)
+from featherweight.optim.options import LOW_RANK_DEFAULTS, LOW_RANK_KEYS, check_group
+from featherweight.optim.refresh import SIDES, Side
 from featherweight.optim.rules import rules
-from featherweight.optim.weight_update import Rounding, add_core_, tiles, write_
-from featherweight.quant.storage import StateStorage
+from featherweight.optim.weight_update import tiles, write_
 from featherweight.report import Report
 
 logger = logging.getLogger(__name__)
@@ -44,7 +47,8 @@ SLICE_ELEMENTS = 1 << 20
 FLIP_SHARE = 0.9
 """`min_memory` takes the cheaper side if it holds this share of the usual side's energy on the next batch."""
 
-Group = dict[str, Any]
+OPTIONAL_STATE = ("trial_basis", "exp_avg_full")
+"""State tensors that come and go."""
 
 
 class LowRankOptimizer(torch.optim.Optimizer):
@@ -78,12 +82,14 @@ class LowRankOptimizer(torch.optim.Optimizer):
                 f"{type(self).__name__}: params=Tensor{tuple(params.shape)} is one tensor; expected tensors or groups. "
                 "Put it into a list."
             )
+        defaults = {**LOW_RANK_DEFAULTS, **defaults}
         groups = list(params)
         if groups and not isinstance(groups[0], dict):
             groups = [{"params": groups, "low_rank": defaults["rank"] is not None}]
         self.skipped_steps = 0
         self._layouts: dict[Tensor, Layout] | None = None
-        super().__init__(groups, dict(defaults))
+        self._turns: dict[int, int] | None = None
+        super().__init__(groups, defaults)
         # What cannot be optimized is refused here; the plan is made again at its first use, as the model's dtype may
         # still change.
         _log_full_rank(type(self).__name__, self.param_groups, self._plan(self.param_groups))
@@ -93,7 +99,7 @@ class LowRankOptimizer(torch.optim.Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._layouts = None
+        self._layouts = self._turns = None
 
     def add_param_group(self, param_group: Group) -> None:
         """Add a group as in torch.optim; its options are checked at once."""
@@ -103,6 +109,7 @@ class LowRankOptimizer(torch.optim.Optimizer):
         super().add_param_group(group)
         if self._layouts is not None:  # present plans stay: their states exist
             self._layouts |= self._plan(self.param_groups[-1:], first_index=len(self._layouts))
+            self._turns = None
 
     @property
     def layouts(self) -> dict[Tensor, Layout]:
@@ -182,14 +189,17 @@ class LowRankOptimizer(torch.optim.Optimizer):
 
     def _create_state(self, state: states.State, layout: Layout, device: torch.device) -> None:
         for name, storage in layout.moments.items():
-            states.create(state, name, storage, layout.moment_shape, layout.blocks, device=device, dtype=layout.dtype)
-        for name, shape in layout.basis_shapes().items():
-            assert layout.basis is not None
-            states.create(state, name, layout.basis, shape, layout.blocks, device=device, dtype=layout.dtype)
+            shape = layout.moment_shapes[name]
+            states.create(state, name, storage, shape, layout.blocks, device=device, dtype=layout.dtype)
+        if layout.basis is not None:
+            for name, shape in layout.basis_shapes().items():
+                states.create(state, name, layout.basis, shape, layout.blocks, device=device, dtype=layout.dtype)
         states.create_counters(state, layout.counters, layout.blocks)
         if layout.residual is not None:
             norms = torch.zeros(layout.blocks or 1, dtype=torch.float32, device=device)
             state["residual_norm"] = norms[0] if layout.blocks is None else norms
+        if layout.error_feedback:
+            state["error"] = torch.zeros(layout.shape, dtype=layout.dtype, device=device)
         if layout.rank is not None:
             state["side"].fill_(SIDES.index(layout.side))
 
@@ -222,27 +232,32 @@ class LowRankOptimizer(torch.optim.Optimizer):
         )
 
     def _step_dense(self, parameter: Tensor, grad: Tensor, layout: Layout, state: states.State, group: Group) -> None:
-        """Run the rule on flat slices: the temporaries are a few slices, whatever the size of the parameter."""
-        rule = rules.get(group["rule"])
+        """Run the rule, an elementwise one on flat slices: its temporaries are a few slices, whatever the size."""
+        rule = rules.get(layout.rule)
         step = states.read_counter(state, "step", None) + 1
         states.write_counter(state, "step", None, step)
-        lr = float(group["lr"])
-        alpha, beta = _factors(lr, group)
-        weight, flat_grad = _contiguous(parameter).view(-1), grad.reshape(-1)
-        rounding = _rounding(group, layout, step)
-        stored = {name: states.parts_of(state, name, None) for name, storage in layout.moments.items()}
-        for start, stop in tiles(weight.numel(), SLICE_ELEMENTS):
-            parts = {name: layout.moments[name].slice(stored[name], start, stop) for name in stored}
-            shape = (stop - start,)
-            moments = _read_moments(layout, parts, shape)
-            direction = rule.direction(flat_grad[start:stop].to(layout.dtype), moments, step, group)
-            _write_moments(layout, parts, moments, rounding, start)
-            part = weight[start:stop]
-            if part.dtype == layout.dtype:
-                part.mul_(beta).add_(direction, alpha=alpha)
+        alpha, beta = write_factors(float(group["lr"]), group)
+        weight = _contiguous(parameter)
+        rounding = rounding_of(group, layout, step)
+        stored = {name: states.parts_of(state, name, None) for name in layout.moments}
+
+        def run(weight: Tensor, grad: Tensor, parts: dict[str, dict[str, Tensor]], start: int) -> None:
+            shapes = {n: tuple(weight.shape) for n in parts} if rule.is_elementwise else layout.moment_shapes
+            moments = read_moments(layout, parts, shapes)
+            direction = rule.direction(grad.to(layout.dtype), moments, step, group)
+            write_moments(layout, parts, moments, rounding, offset=start)
+            if weight.dtype == layout.dtype:
+                weight.mul_(beta).add_(direction, alpha=alpha)
             else:
-                values = part.to(layout.dtype).mul_(beta).add_(direction, alpha=alpha)
-                write_(part, values, rounding, start)
+                write_(weight, weight.to(layout.dtype).mul_(beta).add_(direction, alpha=alpha), rounding, start)
+
+        if rule.is_elementwise:
+            flat, flat_grad = weight.view(-1), grad.reshape(-1)
+            for start, stop in tiles(flat.numel(), SLICE_ELEMENTS):
+                parts = {name: layout.moments[name].slice(stored[name], start, stop) for name in stored}
+                run(flat[start:stop], flat_grad[start:stop], parts, start)
+        else:
+            run(weight, grad, stored, 0)
         _copy_back(parameter, weight)
 
     # ---- projected parameters
@@ -264,83 +279,35 @@ class LowRankOptimizer(torch.optim.Optimizer):
                     self._step_matrix(weights[block], grads[block], layout, state, group, block)
         _copy_back(parameter, weight)
 
-    def _step_matrix(
-        self, weight_MN: Tensor, grad_MN: Tensor, layout: Layout, state: states.State, group: Group, block: int | None
+    def matrices(self, parameter: Tensor, layout: Layout, state: states.State, group: Group) -> list[ProjectedMatrix]:
+        """Return the projected matrices of a parameter whose state exists."""
+        turn, count = self._refresh_turn(layout)
+        blocks: Iterable[int | None] = (None,) if layout.blocks is None else range(layout.blocks)
+        return [ProjectedMatrix(layout, state, group, block, (turn + (block or 0), count)) for block in blocks]
+
+    def _step_matrices(
+        self, parameter: Tensor, grad: Tensor, layout: Layout, state: states.State, group: Group
     ) -> None:
-        step = states.read_counter(state, "step", block)
-        moment_step = states.read_counter(state, "moment_step", block)
-        parts = {name: states.parts_of(state, name, block) for name, storage in layout.moments.items()}
-        moments = _read_moments(layout, parts, layout.moment_shape)
-        subspace = None if step == 0 else _read_subspace(layout, state, block)
+        weight = _contiguous(parameter)
+        layout = self.settled_layout(layout, state, group, grad)
+        weights, grads = layout.matrices(weight), layout.matrices(grad)
+        # A zero gradient of an only matrix is a gradient; an expert without one was not used. One wait for the device.
+        is_used = [True] if layout.blocks is None else torch.stack([grad_MN.any() for grad_MN in grads]).tolist()
+        for index, matrix in enumerate(self.matrices(parameter, layout, state, group)):
+            if is_used[index]:
+                grad_MN = matrix.corrected(grads[index])
+                matrix.refresh(grad_MN)
+                subspace = matrix.subspace()
+                core = subspace.project(grad_MN).to(layout.dtype)
+                matrix.update_(weights[index], core, subspace, grad_MN if matrix.needs_gradient() else None)
+        _copy_back(parameter, weight)
 
-        if subspace is None or step >= states.read_counter(state, "next_refresh", block):
-            fresh = self._refresh(grad_MN, layout, state, group, block, subspace, step)
-            if subspace is not None and fresh is not subspace:
-                carry = moment_policies.get(group["moment_policy"])
-                moment_step = carry(moments, fresh.overlap(subspace), moment_step, group["betas"])
-            subspace = fresh
-
-        core = subspace.project(grad_MN).to(layout.dtype)
-        direction = rules.get(group["rule"]).direction(core, moments, moment_step + 1, group)
-        rounding, offset = _rounding(group, layout, step + 1), (block or 0) * weight_MN.numel()
-        _write_moments(layout, parts, moments, rounding, (block or 0) * core.numel())
-        extra = None
-        if layout.residual is not None:
-            last_norm = state["residual_norm"] if block is None else state["residual_norm"][block]
-            extra = residual_policies.get(layout.residual).extra(grad_MN, core, direction, subspace, last_norm)
-        states.write_counter(state, "step", block, step + 1)
-        states.write_counter(state, "moment_step", block, moment_step + 1)
-        alpha, beta = _factors(float(group["lr"]), group)
-        add_core_(
-            weight_MN,
-            subspace,
-            direction,
-            alpha=alpha * group["scale"],
-            beta=beta,
-            rounding=rounding,
-            offset=offset,
-            extra=extra,
-        )
-
-    def _refresh(
-        self,
-        grad_MN: Tensor,
-        layout: Layout,
-        state: states.State,
-        group: Group,
-        block: int | None,
-        old: MatrixSubspace | None,
-        step: int,
-    ) -> MatrixSubspace:
-        """Fit and store a new subspace; return it as stored, that is after rounding to `basis_bits`.
-
-        A zero gradient has nothing to fit: the old subspace stays, or a random one stands in, and it stays due.
-        """
-        assert layout.rank is not None and layout.basis is not None
-        has_signal = bool(grad_MN.any())
-        if old is not None and not has_signal:
-            return old
-        refresh_count = states.read_counter(state, "refresh_count", block)
-        generator = keyed_generator(group["seed"], layout.index, block or 0, step)
-        method, start = group["basis_method"], old if refresh_count else None
-        fresh = fit_subspace(grad_MN, layout.side, layout.rank, method, old=start, generator=generator)
-        for name, basis in (("basis_left", fresh.left), ("basis_right", fresh.right)):
-            if basis is not None:
-                layout.basis.write_(states.parts_of(state, name, block), basis)
-        if has_signal:
-            following = group["update_proj_gap"]
-            if refresh_count == 0:
-                following = first_refresh(*self._refresh_turn(layout, block), following, group["stagger"])
-                if layout.alternative is not None:
-                    other = fit_subspace(
-                        grad_MN, layout.alternative, layout.rank, method, old=None, generator=generator
-                    )
-                    basis = other.right if other.left is None else other.left
-                    assert basis is not None
-                    state["trial_basis"] = basis.to(layout.dtype)
-            states.write_counter(state, "next_refresh", block, step + following)
-            states.write_counter(state, "refresh_count", block, refresh_count + 1)
-        return _read_subspace(layout, state, block)
+    def settled_layout(self, layout: Layout, state: states.State, group: Group, grad: Tensor) -> Layout:
+        """Return the layout on the side that the state is on, after a `min_memory` parameter has chosen with `grad`."""
+        layout = self._on_stored_side(layout, state, group)
+        if "trial_basis" in state and grad.any():  # a zero gradient says nothing about a side
+            return self._settle_side(layout.matrices(grad)[0], layout, state, group)
+        return layout
 
     def _settle_side(self, grad_MN: Tensor, layout: Layout, state: states.State, group: Group) -> Layout:
         """Judge both sides of a `min_memory` parameter on a batch that neither was fitted to; start anew if it moves.
@@ -349,7 +316,8 @@ class LowRankOptimizer(torch.optim.Optimizer):
         """
         assert layout.alternative is not None
         trial = _one_sided(layout.alternative, state.pop("trial_basis"))
-        if trial.energy(grad_MN) < FLIP_SHARE * _read_subspace(layout, state, None).energy(grad_MN):
+        present = ProjectedMatrix(layout, state, group, None, (0, 1)).subspace()
+        if trial.energy(grad_MN) < FLIP_SHARE * present.energy(grad_MN):
             return layout
         moved = layout.on_side(layout.alternative, group)
         device = grad_MN.device
@@ -357,14 +325,15 @@ class LowRankOptimizer(torch.optim.Optimizer):
         self._create_state(state, moved, device)
         return moved
 
-    def _refresh_turn(self, layout: Layout, block: int | None) -> tuple[int, int]:
-        """Position of a matrix among all projected matrices, and their number."""
-        turn = count = 0
-        for other in self.layouts.values():
-            if other.index == layout.index:
-                turn = count + (block or 0)
-            count += (other.blocks or 1) if other.rank is not None else 0
-        return turn, count
+    def _refresh_turn(self, layout: Layout) -> tuple[int, int]:
+        """Position of a parameter's first matrix among all projected matrices, and their number."""
+        if self._turns is None:
+            self._turns, count = {}, 0
+            for other in self.layouts.values():
+                self._turns[other.index] = count
+                count += (other.blocks or 1) if other.rank is not None else 0
+            self._matrix_count = count
+        return self._turns[layout.index], self._matrix_count
 
     def _on_stored_side(self, layout: Layout, state: states.State, group: Group) -> Layout:
         side = SIDES[int(state["side"].reshape(-1)[0])]
@@ -411,6 +380,9 @@ class LowRankOptimizer(torch.optim.Optimizer):
         stay. It also moves everything beside the weight; counters must stay on the CPU.
         """
         for group in self.param_groups:
+            if "low_rank" in group:
+                for key, value in LOW_RANK_DEFAULTS.items():
+                    group.setdefault(key, value)  # an option that came after the state was written
             # torch adds "differentiable" to the defaults, but not to groups.
             if missing := sorted({"low_rank", *self.defaults} - {"differentiable"} - group.keys()):
                 raise CheckpointError(
@@ -441,6 +413,9 @@ class LowRankOptimizer(torch.optim.Optimizer):
             if "trial_basis" in state and layout.alternative is not None:
                 (shape,) = layout.on_side(layout.alternative, group).basis_shapes().values()
                 expected["trial_basis"] = torch.empty(shape, dtype=layout.dtype, device="meta")
+            if "exp_avg_full" in state and group["full_rank_probability"] > 0:
+                shape = (layout.rows, layout.columns)
+                expected["exp_avg_full"] = torch.empty(shape, dtype=layout.dtype, device="meta")
             for key in sorted(expected.keys() | state.keys()):
                 have, want = state.get(key), expected.get(key)
                 if have is None or want is None or have.shape != want.shape or have.dtype != want.dtype:
@@ -454,7 +429,8 @@ class LowRankOptimizer(torch.optim.Optimizer):
 
         Counts moments, bases and counters of every parameter (a parameter that never gets a gradient never creates its
         state). `proj_type="min_memory"` holds a second basis from its first to its second step, where it may move to a
-        side with fewer bytes.
+        side with fewer bytes; `full_rank_probability` holds a moment of the weight's size for as long as a period of
+        full rank lasts.
         """
         total = 0
         for group, parameter, _ in _named_parameters(self.param_groups):
@@ -462,8 +438,9 @@ class LowRankOptimizer(torch.optim.Optimizer):
             if state and "side" in state:
                 layout = self._on_stored_side(layout, state, group)
             total += layout.nbytes()
-            if state and "trial_basis" in state:
-                total += state["trial_basis"].nbytes
+            for extra in OPTIONAL_STATE:
+                if state and extra in state:
+                    total += state[extra].nbytes
         return total
 
     def report(self) -> Report:
@@ -527,60 +504,11 @@ def _log_full_rank(where: str, groups: list[Group], layouts: Mapping[Tensor, Lay
 def _fits_torch_kernel(layout: Layout, parameter: Tensor, group: Group) -> bool:
     """Say whether torch's fused AdamW computes this update."""
     dense = all(storage.name == "dense" for storage in layout.moments.values())
-    plain = group["rule"] == "adamw" and group["eps_mode"] == "torch" and group["decay_order"] == "before"
+    plain = layout.rule == "adamw" and group["eps_mode"] == "torch" and group["decay_order"] == "before"
     grad = parameter.grad
     assert grad is not None
     same = parameter.dtype == grad.dtype == layout.dtype and parameter.is_contiguous() and grad.is_contiguous()
     return dense and plain and same
-
-
-def _factors(lr: float, group: Group) -> tuple[float, float]:
-    """Return (factor of the direction, factor of the weight) of one write.
-
-    Decay first (torch.optim): ``W (1 - lr wd) - lr D``. Decay last (galore-torch): ``(W - lr D)(1 - lr wd)``.
-    """
-    kept = 1 - lr * group["weight_decay"]
-    return (-lr, kept) if group["decay_order"] == "before" else (-lr * kept, kept)
-
-
-def _rounding(group: Group, layout: Layout, step: int) -> Rounding:
-    return Rounding(group["seed"], layout.index, step, group["stochastic_rounding"])
-
-
-def _read_moments(
-    layout: Layout, parts: Mapping[str, Mapping[str, Tensor]], shape: tuple[int, ...]
-) -> dict[str, Tensor]:
-    """Return the moments in the dtype of the arithmetic; dense ones are the stored tensors themselves."""
-    return {name: layout.moments[name].read(parts[name], shape).to(layout.dtype) for name in parts}
-
-
-def _write_moments(
-    layout: Layout,
-    parts: Mapping[str, Mapping[str, Tensor]],
-    moments: Mapping[str, Tensor],
-    rounding: Rounding,
-    offset: int,
-) -> None:
-    """Store the moments; in bfloat16 with stochastic rounding.
-
-    To nearest, a second moment with decay 0.999 would never fall: a change of 0.001 is below half a unit.
-    """
-    for number, (name, values) in enumerate(moments.items(), 1):
-        dense = parts[name].get("")
-        if dense is not None and dense.dtype == torch.bfloat16:
-            write_(dense, values, replace(rounding, tensor=number), offset)
-        else:
-            layout.moments[name].write_(parts[name], values)
-
-
-def _read_subspace(layout: Layout, state: states.State, block: int | None) -> MatrixSubspace:
-    assert layout.basis is not None
-    storage: StateStorage = layout.basis
-    bases = {
-        name: storage.read(states.parts_of(state, name, block), shape).to(layout.dtype)
-        for name, shape in layout.basis_shapes().items()
-    }
-    return MatrixSubspace(left=bases.get("basis_left"), right=bases.get("basis_right"))
 
 
 def _one_sided(side: Side, basis: Tensor) -> MatrixSubspace:

@@ -36,23 +36,28 @@ def rotate(moments: Mapping[str, Tensor], overlap: Overlap, step: int, betas: tu
 
     With the bias-corrected moments ``m = exp_avg / (1 - b1^t)`` and ``v = exp_avg_sq / (1 - b2^t)``:
     ``exp_avg <- C exp_avg`` and ``exp_avg_sq <- (1 - b2^t) |(C*C)(v - m^2) + (C m)^2|``, a rotated mean and, under
-    independent coordinates, a rotated variance. ``C = I`` changes nothing.
+    independent coordinates, a rotated variance. ``C = I`` changes nothing. Factored second moments: ``row <- (C*C) row``.
 
     Cost: two products of an (R, R) with a core for each moment.
     Source: LDAdam, arXiv 2410.16103, section 3.
     """
     if step == 0:
         return step
-    exp_avg = moments["exp_avg"]
-    rotated = _transform(exp_avg, overlap)
+    squared: Overlap = tuple(None if c is None else c.square() for c in overlap)  # type: ignore[assignment]
+    exp_avg = moments.get("exp_avg")
+    rotated = None if exp_avg is None else _transform(exp_avg, overlap)
     if "exp_avg_sq" in moments:
+        assert exp_avg is not None and rotated is not None
         exp_avg_sq = moments["exp_avg_sq"]
         correction1, correction2 = 1 - betas[0] ** step, 1 - betas[1] ** step
-        squared: Overlap = tuple(None if c is None else c.square() for c in overlap)  # type: ignore[assignment]
         variance = exp_avg_sq.div(correction2).sub_(exp_avg.div(correction1).square_())
         mean_sq = rotated.div(correction1).square_()
         exp_avg_sq.copy_(_transform(variance, squared).add_(mean_sq).abs_().mul_(correction2))
-    exp_avg.copy_(rotated)
+    for name, factor in zip(("exp_avg_sq_row", "exp_avg_sq_col"), squared, strict=True):
+        if name in moments and factor is not None:
+            moments[name].copy_(factor @ moments[name])
+    if exp_avg is not None and rotated is not None:
+        exp_avg.copy_(rotated)
     return step
 
 

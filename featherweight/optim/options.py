@@ -23,14 +23,43 @@ GROUP_KEYS = ("params", "param_names", "name", "low_rank", "split", "stacked")
 SCHEDULER_KEYS = ("initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum", "swa_lr")
 """What torch's schedulers write into the groups, which may be given to another optimizer."""
 
+LOW_RANK_DEFAULTS: dict[str, Any] = {
+    "rank": 128,
+    "update_proj_gap": 200,
+    "scale": 1.0,
+    "proj_type": "std",
+    "basis_bits": None,
+    "basis_method": "auto",
+    "basis_smoothing": 0.0,
+    "moment_policy": "rotate",
+    "stagger": True,
+    "early_refresh": False,
+    "residual": None,
+    "error_feedback": False,
+    "full_rank_probability": 0.0,
+    "rule": "adamw",
+    "momentum": 0.95,
+    "state_bits": 32,
+    "eps_mode": "torch",
+    "decay_order": "before",
+    "stochastic_rounding": True,
+    "seed": 0,
+}
+"""What an optimizer does where its preset says nothing. `basis_smoothing`: share of the first moment in the matrix that a
+warm iteration fits (LDAdam). `error_feedback`: keep what the projection loses for the next step (LDAdam), in a tensor of
+the weight's size. `full_rank_probability`: share of the periods between two refreshes in which a matrix follows the
+complement of its subspace (GUM). `momentum`: of the rule "muon"."""
+
 _CHOICES: dict[str, tuple[Any, ...]] = {
     "proj_type": PROJ_TYPES,
-    "basis_method": BASIS_METHODS,
+    "basis_method": (*BASIS_METHODS, "gaussian"),
     "state_bits": (32, 16, 8, 4),
     "basis_bits": (None, 32, 16, 8, 4),
     "eps_mode": ("torch", "official"),
     "decay_order": ("before", "after"),
     "stagger": (True, False),
+    "early_refresh": (True, False),
+    "error_feedback": (True, False),
     "stochastic_rounding": (True, False),
     "low_rank": (True, False),
 }
@@ -66,6 +95,12 @@ def check_group(where: str, group: Mapping[str, Any], defaults: Mapping[str, Any
     _require(where, "scale", scale, _is_number(scale) and scale > 0, "a finite number > 0")
     valid = isinstance(betas, tuple | list) and len(betas) == 2 and all(_is_number(b) and 0 <= b < 1 for b in betas)
     _require(where, "betas", betas, valid, "two numbers in [0, 1)")
+    for key in ("basis_smoothing", "full_rank_probability", "momentum"):
+        _require(where, key, group[key], _is_number(group[key]) and 0 <= group[key] < 1, "a number in [0, 1)")
+    if group["basis_method"] == "gaussian" and group["moment_policy"] == "rotate":
+        _require(where, "moment_policy", "rotate", False, "keep or reset beside basis_method='gaussian'")
+    if group["error_feedback"] and not (group["rule"] == "adamw" and group["residual"] is None):
+        _require(where, "error_feedback", True, False, "False, unless rule='adamw' and residual=None")
     _require(where, "seed", group["seed"], _is_whole(group["seed"]), "a whole number")
     _require(where, "update_proj_gap", gap, _is_whole(gap) and gap >= 1, "a whole number of steps >= 1")
     if group["low_rank"]:

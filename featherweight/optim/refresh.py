@@ -6,14 +6,21 @@ Source: GaLore, arXiv 2403.03507, section 4; the schedule over steps is ours.
 
 from typing import Literal
 
+import torch
 from torch import Generator, Tensor
 
 from featherweight.errors import ConfigError, did_you_mean
-from featherweight.linalg.basis import fit_left_basis
+from featherweight.linalg.basis import fit_left_basis, fix_signs
+from featherweight.linalg.orthonormal import orthonormalize, well_conditioned
+from featherweight.linalg.random import random_orthonormal
 from featherweight.linalg.subspace import MatrixSubspace
 
 Side = Literal["left", "right", "both"]
 SIDES: tuple[Side, ...] = ("left", "right", "both")
+SEEDED_METHODS = ("random", "gaussian")
+"""Basis methods that do not look at the gradient: the state keeps no basis, it is drawn anew from the seed."""
+EARLY_STEPS = (10, 25, 50, 100)
+"""Additional refreshes of `early_refresh`: the gradient turns fast at first, slowly later."""
 PROJ_TYPES = ("std", "reverse_std", "left", "right", "full", "min_memory")
 
 
@@ -81,15 +88,96 @@ def fit_subspace(
     return MatrixSubspace(left=left, right=right)
 
 
-def first_refresh(index: int, count: int, gap: int, stagger: bool) -> int:
-    """Return the step at which matrix `index` of `count` refreshes for the second time; its first refresh is at step 0.
+def draw_subspace(
+    method: str,
+    side: Side,
+    rows: int,
+    columns: int,
+    rank: int,
+    *,
+    generator: Generator,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> MatrixSubspace:
+    """Draw a subspace that depends on nothing but the generator.
 
-    With `stagger` the refreshes are spread evenly over the gap, so that every step costs the same: matrix i refreshes
-    when
-    ``(step + floor(i * gap / count)) % gap == 0``.
+    Args:
+        method: "random", uniformly distributed orthonormal columns; or "gaussian", independent normal elements of
+            variance 1 / R, whose projection keeps norms in expectation (arXiv 2412.05270).
+        side: which side gets a basis.
+        rows: M.
+        columns: N.
+        rank: R.
+        generator: on the device of the result, so that nothing is copied; devices of one kind draw the same numbers.
+        dtype: float32 or float64.
+        device: of the result.
+    """
+
+    def draw(length: int) -> Tensor:
+        if method == "random":
+            return random_orthonormal(length, rank, generator=generator, dtype=dtype, device=device)
+        return torch.randn(length, rank, generator=generator, dtype=dtype, device=device).mul_(rank**-0.5)
+
+    left = draw(rows) if side in ("left", "both") else None
+    right = draw(columns) if side in ("right", "both") else None
+    return MatrixSubspace(left=left, right=right)
+
+
+def smoothed_iteration(grad: Tensor, old: MatrixSubspace, mean_core: Tensor, smoothing: float) -> MatrixSubspace:
+    """Make one warm iteration on a gradient that is smoothed by what the first moment remembers.
+
+    With ``B = smoothing * project_back(mean_core) + (1 - smoothing) * grad`` the new left basis is ``qr(B (B^T P))``,
+    the new right one ``qr(B^T (B Q))``. B itself is never formed: the remembered part has rank R.
+
+    Args:
+        grad: (M, N) finite float.
+        old: present subspace with orthonormal columns, one-sided.
+        mean_core: bias-corrected first moment, of the core's shape.
+        smoothing: in [0, 1).
+    Returns:
+        Subspace on the same side.
+    Cost: 4*M*N*R FLOPs and about 4*R*R*max(M, N).
+    Source: LDAdam, arXiv 2410.16103, Algorithm 1 (rho = smoothing).
+    """
+    if old.left is None:
+        assert old.right is not None
+        turned = MatrixSubspace(left=old.right)
+        return MatrixSubspace(right=smoothed_iteration(grad.mT, turned, mean_core.mT, smoothing).left)
+    basis_MR = old.left
+    grad_MN = grad.to(basis_MR.dtype)
+    remembered_NR = mean_core.mT * smoothing
+    other_NR = well_conditioned(remembered_NR + (1 - smoothing) * (grad_MN.mT @ basis_MR))
+    sketch_MR = (1 - smoothing) * (grad_MN @ other_NR) + basis_MR @ (remembered_NR.mT @ other_NR)
+    return MatrixSubspace(left=fix_signs(orthonormalize(sketch_MR)))
+
+
+def next_refresh(step: int, turn: tuple[int, int], gap: int, *, stagger: bool, early: bool) -> int:
+    """Return the first step after `step` at which a matrix refreshes; its first refresh is at step 0.
+
+    With `stagger` the refreshes are spread evenly over the gap, so that every step costs the same: matrix i of `count`
+    refreshes when ``(step + floor(i * gap / count)) % gap == 0``. With `early` it also refreshes at (about) the steps
+    of `EARLY_STEPS` that come before its first regular refresh.
+
+    Args:
+        step: steps done.
+        turn: position of the matrix among all, and their number.
+        gap: steps between refreshes.
+        stagger: spread the refreshes of the matrices.
+        early: refresh densely at first.
 
     Example:
-        >>> [first_refresh(i, 4, 200, stagger=True) for i in range(4)]
+        >>> [next_refresh(0, (i, 4), 200, stagger=True, early=False) for i in range(4)]
         [200, 150, 100, 50]
+        >>> [next_refresh(s, (0, 4), 200, stagger=True, early=True) for s in (0, 10, 30, 100, 200)]
+        [10, 25, 50, 200, 400]
     """
-    return gap - (index * gap) // count if stagger else gap
+    index, count = turn if stagger else (0, 1)
+    regular = gap * (step // gap + 1) - (index * gap) // count
+    if regular <= step:
+        regular += gap
+    if early:
+        for before, due in zip((0, *EARLY_STEPS), EARLY_STEPS, strict=False):
+            moved = due - (index * (due - before)) // count
+            if step < moved < min(regular, gap):
+                return moved
+    return regular

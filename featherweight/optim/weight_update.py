@@ -33,7 +33,7 @@ class Rounding:
 def add_core_(
     weight: Tensor,
     subspace: MatrixSubspace,
-    core: Tensor,
+    core: Tensor | None,
     *,
     alpha: float,
     beta: float,
@@ -46,7 +46,7 @@ def add_core_(
     Args:
         weight: (M, N), any float dtype.
         subspace: bases in the dtype of the core.
-        core: float32, or float64 for a float64 weight.
+        core: float32, or float64 for a float64 weight; None if `extra` is the whole update.
         alpha: factor of the update.
         beta: factor of the weight.
         rounding: used below float32.
@@ -54,20 +54,22 @@ def add_core_(
         extra: (M, N) direction from outside the subspace, or None.
     Cost: one GEMM, 2*M*N*R FLOPs; at most `TILE_ELEMENTS` float32 temporaries, none for float32 weights.
     """
-    if weight.dtype == core.dtype:
-        subspace.add_back_(weight, core, alpha=alpha, beta=beta)
-        if extra is not None:
-            weight.add_(extra, alpha=alpha)
-        return
+    dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
     columns = weight.shape[1]
-    for start, stop in tiles(weight.shape[0], max(1, TILE_ELEMENTS // columns)):
-        left = None if subspace.left is None else subspace.left[start:stop]
-        part = MatrixSubspace(left=left, right=subspace.right)
-        wide = weight[start:stop].to(core.dtype)
-        part.add_back_(wide, core if subspace.left is not None else core[start:stop], alpha=alpha, beta=beta)
+    height = weight.shape[0] if weight.dtype == dtype else max(1, TILE_ELEMENTS // columns)
+    for start, stop in tiles(weight.shape[0], height):
+        rows = weight[start:stop]
+        wide = rows if rows.dtype == dtype else rows.to(dtype)
+        if core is None:
+            wide.mul_(beta)
+        else:
+            left = None if subspace.left is None else subspace.left[start:stop]
+            part = MatrixSubspace(left=left, right=subspace.right)
+            part.add_back_(wide, core if subspace.left is not None else core[start:stop], alpha=alpha, beta=beta)
         if extra is not None:
             wide.add_(extra[start:stop], alpha=alpha)
-        write_(weight[start:stop], wide, rounding, offset + start * columns)
+        if wide is not rows:
+            write_(rows, wide, rounding, offset + start * columns)
 
 
 def write_(weight: Tensor, values: Tensor, rounding: Rounding, offset: int) -> None:

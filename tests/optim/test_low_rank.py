@@ -41,7 +41,7 @@ def project_fully(optimizer):
     for p, layout in optimizer.layouts.items():
         smaller = min(layout.rows, layout.columns)
         twin = GaLoreAdamW([{"params": [p], "rank": 1}])
-        low = replace(twin.layouts[p], rank=smaller, index=layout.index)
+        low = replace(twin.layouts[p], rank=smaller, index=layout.index, rule=layout.rule)
         optimizer.layouts[p] = low.on_side(low.side, optimizer.param_groups[0])
     return optimizer
 
