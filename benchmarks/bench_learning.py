@@ -3,11 +3,13 @@
     scripts/bench learning --tune            # the grid below on seed 0
     scripts/bench learning --confirm         # the best setting of each method on seeds 0, 1, 2
     scripts/bench learning --table           # the table from the CSV
-    scripts/bench learning --tune --confirm --again     # all of it anew on this machine, an hour or two
+    scripts/bench learning --tune --confirm --again     # all of it anew on this machine, some hours
+    scripts/bench learning --confirm --methods apollo,apollo_torch      # some methods only
 
 Model: Llama, hidden 128, 4 layers, 4 heads, vocabulary of bytes; 400 steps of 8 x 256 tokens of the English corpus,
-warm-up over 10 % of the steps, cosine to 10 %, no weight decay, no clipping. GaLore: rank 32 = hidden / 4, gap 50,
-scale 0.25. Every grid includes a multiplier of the learning rate for embeddings and head: GaLore's recipes run these
+warm-up over 10 % of the steps, cosine to 10 %, no weight decay, no clipping. Low-rank methods: rank 32 = hidden / 4, gap
+50 (APOLLO-Mini: rank 1; LDAdam: every step), else their defaults. Peers in the same loop: apollo-torch and torch.optim.Muon
+(with AdamW for what is no hidden matrix). Every grid includes a multiplier of the learning rate for embeddings and head: GaLore's recipes run these
 parameters at the full rate and the matrices at `scale` times it, and without that freedom AdamW looks far worse than
 it is.
 """
@@ -24,52 +26,104 @@ import torch
 from measurement import RESULTS, write_rows
 from rich.console import Console
 from rich.table import Table
+from torch import nn
 
-from featherweight.optim import build_optimizer, parse_optimizer
+from featherweight.optim import build_optimizer, param_groups, parse_optimizer
+from featherweight.optim.param_groups import scale_embedding_lr
 from featherweight.text.task import TextConfig, TextTask
+from featherweight.training.loop import cast_weights
 
 STEPS, BATCH, SEQ_LEN, WARM_UP = 400, 8, 256, 40
-GALORE = {"rank": 32, "update_proj_gap": 50}
-# Method: (fixed options, learning rates, multipliers for embeddings and head). Both grids have twelve points.
-GRID: dict[str, tuple[dict[str, Any], list[float], list[float]]] = {
+RANK, GAP = 32, 50
+LOW_RANK = {"rank": RANK, "update_proj_gap": GAP}
+Grid = tuple[dict[str, Any], list[float], list[float]]
+# Method: (fixed options, learning rates, multipliers for embeddings and head). Every grid has twelve points.
+GRID: dict[str, Grid] = {
     "adamw": ({"name": "adamw"}, [1e-3, 2e-3, 4e-3], [1, 4, 8, 16]),
-    "galore": ({"name": "galore", **GALORE}, [1e-2, 2e-2, 4e-2], [0.5, 1, 2, 4]),
+    "galore": ({"name": "galore", **LOW_RANK}, [1e-2, 2e-2, 4e-2], [0.5, 1, 2, 4]),
+    "fira": ({"name": "fira", **LOW_RANK}, [1e-2, 2e-2, 4e-2], [0.5, 1, 2, 4]),
+    "apollo": ({"name": "apollo", **LOW_RANK}, [1e-2, 2e-2, 4e-2], [0.5, 1, 2, 4]),
+    "apollo_mini": ({"name": "apollo_mini", "update_proj_gap": GAP}, [5e-3, 1e-2, 2e-2], [1, 2, 4, 8]),
+    "ldadam": ({"name": "ldadam", "rank": RANK}, [2.5e-3, 5e-3, 1e-2], [2, 4, 8, 16]),
+    "gum": ({"name": "gum", **LOW_RANK}, [1e-2, 2e-2, 4e-2], [0.5, 1, 2, 4]),
+    "muon": ({"name": "torch_muon"}, [5e-3, 1e-2, 2e-2], [1, 2, 4, 8]),
 }
 # Variants run at the best rates of the method that they vary: what differs is the named option alone.
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "adamw_bf16": ("adamw", {"precision": "bf16"}),
     "adamw_8bit": ("adamw", {"name": "adamw_8bit"}),
     "galore_8bit": ("galore", {"name": "galore_8bit"}),
     "galore_4bit": ("galore", {"name": "galore_4bit"}),
     "galore_keep": ("galore", {"moment_policy": "keep"}),
+    "galore_early": ("galore", {"early_refresh": True}),
+    "galore_keep_early": ("galore", {"moment_policy": "keep", "early_refresh": True}),
     "galore_svd": ("galore", {"basis_method": "svd"}),
     "galore_right": ("galore", {"proj_type": "right"}),
     "galore_random": ("galore", {"basis_method": "random"}),
+    "apollo_torch": ("apollo", {"name": "apollo_torch"}),
+    "apollo_mini_torch": ("apollo_mini", {"name": "apollo_torch", "rank": 1, "scale": 128.0, "scale_type": "tensor"}),
+    "ldadam_feedback": ("ldadam", {"error_feedback": True}),
+    "gum_biased": ("gum", {"full_rank_probability": 0.0}),
 }
 COLUMNS = ("method", "options", "seed", "held_out_loss", "state_bytes")
 
 
+def build(model: nn.Module, options: dict[str, Any], seed: int) -> list[torch.optim.Optimizer]:
+    """Return the optimizer that the options describe: one of ours, or that of a peer."""
+    if options["name"] not in ("apollo_torch", "torch_muon"):
+        return [build_optimizer(model, parse_optimizer(options), seed=seed)]
+    lr, factor = options["lr"], options["embedding_lr_factor"]
+    groups = scale_embedding_lr(param_groups(model), model, lr, factor)
+    groups = [{**group, "params": [parameter for _, parameter in group["params"]]} for group in groups]
+    low = [group["params"] for group in groups if group["low_rank"]]
+    rest = [{"params": group["params"], "lr": group.get("lr", lr)} for group in groups if not group["low_rank"]]
+    if options["name"] == "torch_muon":
+        matrices = [parameter for each in low for parameter in each]
+        muon = torch.optim.Muon(matrices, lr=lr, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
+        return [muon, torch.optim.AdamW(rest, lr=lr, weight_decay=0.0)]
+    from apollo_torch import APOLLOAdamW
+
+    keys = {"rank": options["rank"], "update_proj_gap": options["update_proj_gap"], "proj_type": "std"}
+    keys |= {"proj": "random", "scale_type": options.get("scale_type", "channel"), "scale": options.get("scale", 1.0)}
+    projected = [{"params": each, **keys} for each in low]
+    return [APOLLOAdamW([*projected, *rest], lr=lr, eps=1e-8, weight_decay=0.0, no_deprecation_warning=True)]
+
+
+def state_bytes(optimizers: list[torch.optim.Optimizer]) -> int:
+    """Return the bytes of all state tensors, those inside apollo-torch's projectors too."""
+    states = [state for optimizer in optimizers for state in optimizer.state.values()]
+    values = [value for state in states for value in state.values()]
+    values += [value.ortho_matrix for value in values if hasattr(value, "ortho_matrix")]
+    return sum(value.nbytes for value in values if isinstance(value, torch.Tensor))
+
+
 def train(options: dict[str, Any], seed: int, tasks: dict[int, TextTask]) -> tuple[float, int]:
     """Train once; return (held-out loss, bytes of optimizer state)."""
+    options = dict(options)
+    precision = options.pop("precision", "fp32")
     if seed not in tasks:
         config = TextConfig(model="tiny", corpus="english", seq_len=SEQ_LEN, max_held_out_tokens=60_000)
         tasks[seed] = TextTask(config, seed=seed)
     task = tasks[seed]
     model = task.build_model()
-    optimizer = build_optimizer(model, parse_optimizer(options), seed=seed)
+    if precision == "bf16":
+        cast_weights(model, torch.bfloat16)
+    optimizers = build(model, options, seed)
 
     def factor(step: int) -> float:
         if step < WARM_UP:
             return (step + 1) / WARM_UP
         return 0.1 + 0.45 * (1 + math.cos(math.pi * (step - WARM_UP) / (STEPS - WARM_UP)))
 
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+    schedules = [torch.optim.lr_scheduler.LambdaLR(optimizer, factor) for optimizer in optimizers]
     for batch in itertools.islice(task.batches("train", micro_batch_size=BATCH, seed=seed), STEPS):
         total, items = task.loss(model, batch)
         (total / items).backward()
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-    return task.evaluate(model, micro_batch_size=BATCH)["held_out_loss"], optimizer.state_bytes()
+        for optimizer, schedule in zip(optimizers, schedules, strict=True):
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+    return task.evaluate(model, micro_batch_size=BATCH)["held_out_loss"], state_bytes(optimizers)
 
 
 Key = tuple[str, str, str]
@@ -87,8 +141,8 @@ def run(method: str, options: dict[str, Any], seed: int, tasks: dict[int, TextTa
     text = json.dumps(options, sort_keys=True)
     if (method, text, str(seed)) in known:
         return
-    loss, state_bytes = train(options, seed, tasks)
-    values = (method, text, seed, round(loss, 5), state_bytes)
+    loss, size_bytes = train(options, seed, tasks)
+    values = (method, text, seed, round(loss, 5), size_bytes)
     write_rows("learning", [dict(zip(COLUMNS, values, strict=True))])
     known.add((method, text, str(seed)))
     print(f"{method:14} seed {seed}  {loss:.4f}  {text}", flush=True)

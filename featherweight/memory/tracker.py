@@ -63,7 +63,7 @@ class StorageTracker(TorchDispatchMode):
     is allocated inside the context; other tensors from before are not. Categories:
 
     - ``weights``, ``buffers``: parameters and buffers of the model, and parameters of the optimizer; tied ones once.
-    - ``gradients``: what is or becomes ``.grad`` of a parameter.
+    - ``gradients``: what is or becomes ``.grad`` of a parameter, and what layer-wise accumulation keeps of one.
     - ``optimizer_state``: tensors in ``optimizer.state`` (nested containers and plain objects included) and its groups.
     - ``activations``: made by a forward pass with grad enabled (or by recomputation in backward) and alive when the
       backward pass goes on.
@@ -336,6 +336,9 @@ class StorageTracker(TorchDispatchMode):
         if self._model is not None:
             for name, buffer in self._model.named_buffers():
                 self.track(buffer, "buffers", name)
+        held_gradients = getattr(self._optimizer, "held_gradients", tuple)  # of layer-wise accumulation
+        for parameter, tensor in held_gradients():
+            self.track(tensor, "gradients", names.get(parameter, ""))
         if self._optimizer is not None:
             for parameter, state in self._optimizer.state.items():
                 self.track(state, "optimizer_state", names.get(parameter, ""))

@@ -10,6 +10,7 @@ from featherweight.optim.fira import Fira
 from featherweight.optim.galore import GaLoreAdamW
 from featherweight.optim.galore_adafactor import GaLoreAdafactor
 from featherweight.optim.gum import GUM
+from featherweight.optim.layerwise import Layerwise, layerwise
 from featherweight.optim.ldadam import LDAdamW
 from featherweight.optim.low_rank import LowRankOptimizer
 from featherweight.optim.param_groups import param_groups
@@ -23,9 +24,11 @@ __all__ = [
     "GaLoreAdafactor",
     "GaLoreAdamW",
     "LDAdamW",
+    "Layerwise",
     "LowRankOptimizer",
     "OptimizerConfig",
     "build_optimizer",
+    "layerwise",
     "optimizers",
     "param_groups",
     "parse_optimizer",

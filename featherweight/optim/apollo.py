@@ -37,6 +37,7 @@ class Apollo(LowRankOptimizer):
         basis_method: "gaussian" (the paper), or any of `GaLoreAdamW`'s, for example "svd" ("APOLLO with SVD").
         moment_policy: what a new projection does to the moments: "keep" (the paper) or "reset"; "rotate" suits
             orthonormal bases alone.
+        residual: "apollo", one factor for each channel, or "apollo_tensor", one for the matrix.
         stochastic_rounding: write bfloat16 weights and moments with stochastic rounding.
         seed: of projections and rounding.
     Raises:
@@ -91,7 +92,11 @@ class ApolloMini(LowRankOptimizer):
         rank: R.
         update_proj_gap: optimizer steps between two projections.
         scale: the update carries its square root.
+        proj_type: side of the projection, as in `GaLoreAdamW`.
         state_bits: of the parameters that are not projected; the moments of rank 1 are too small to gain from it.
+        basis_method: as `Apollo`.
+        moment_policy: as `Apollo`.
+        residual: "apollo_tensor", or "apollo" for a factor by channel.
         stochastic_rounding: write bfloat16 weights and moments with stochastic rounding.
         seed: of projections and rounding.
     Raises:
@@ -116,6 +121,7 @@ class ApolloMini(LowRankOptimizer):
         rank: int | float = 1,
         update_proj_gap: int = 200,
         scale: float = 128.0,
+        proj_type: str = "std",
         state_bits: int = 32,
         basis_method: str = "gaussian",
         moment_policy: str = "keep",

@@ -12,7 +12,12 @@ from torch import nn
 from featherweight.config import Config
 from featherweight.errors import ConfigError
 from featherweight.optim.adamw import AdamW
+from featherweight.optim.apollo import Apollo, ApolloMini
+from featherweight.optim.fira import Fira
 from featherweight.optim.galore import GaLoreAdamW
+from featherweight.optim.galore_adafactor import GaLoreAdafactor
+from featherweight.optim.gum import GUM
+from featherweight.optim.ldadam import LDAdamW
 from featherweight.optim.low_rank import LowRankOptimizer
 from featherweight.optim.param_groups import param_groups, scale_embedding_lr
 from featherweight.registry import Registry
@@ -40,19 +45,34 @@ class OptimizerConfig(Config):
     """Bits of each stored moment element."""
     stochastic_rounding: bool = True
     """Write bfloat16 weights with stochastic rounding instead of to nearest."""
+    layerwise: bool = False
+    """Update each weight inside the backward pass and free its gradient at once."""
+    max_grad_norm: float | None = Field(default=None, gt=0)
+    """Gradients are scaled down to this norm; None takes the recipe's `max_grad_norm`."""
+    clip: Literal["delayed", "per_tensor", "norm_growth", "projected"] = "delayed"
+    """How a layer-wise optimizer keeps `max_grad_norm`; see `fw.optim.layerwise`."""
 
 
-class GaLoreConfig(OptimizerConfig):
-    """Options of GaLore; see `GaLoreAdamW`."""
+class LowRankConfig(OptimizerConfig):
+    """Options of every optimizer that projects matrices."""
 
     rank: int | float = Field(default=128, gt=0)
     """R; a fraction of min(M, N) if between 0 and 1."""
     update_proj_gap: int = Field(default=200, ge=1)
     """Optimizer steps between refreshes of a basis."""
     scale: float = Field(default=0.25, gt=0)
-    """Factor of the update of projected matrices; their learning rate is lr * scale."""
+    """Factor of the update of projected matrices; their learning rate is lr * scale (Apollo: lr * sqrt(scale))."""
     proj_type: Literal["std", "reverse_std", "left", "right", "full", "min_memory"] = "std"
     """Side of the basis."""
+    target_modules: str | list[str] = ALL_LINEAR
+    """Modules whose matrices are projected: all-linear, a regular expression, or a list of names."""
+    exclude_modules: str | list[str] = []
+    """Modules left out, same forms."""
+
+
+class FittedConfig(LowRankConfig):
+    """Options of optimizers whose bases are fitted to gradients."""
+
     basis_bits: Literal[32, 16, 8, 4] | None = None
     """Bits of each basis element; None: 16 for 16-bit weights, else 32."""
     basis_method: Literal["auto", "svd", "gram", "randomized", "subspace_iteration", "random"] = "auto"
@@ -61,45 +81,107 @@ class GaLoreConfig(OptimizerConfig):
     """What a refresh does to the moments."""
     stagger: bool = True
     """Spread the refreshes over the gap."""
+
+
+class GaLoreConfig(FittedConfig):
+    """Options of GaLore; see `GaLoreAdamW`."""
+
+    early_refresh: bool = False
+    """Refresh also at (about) the steps 10, 25, 50 and 100."""
     residual: Literal["fira"] | None = None
     """What becomes of the gradient outside the subspace: dropped, or scaled and added (Fira)."""
-    target_modules: str | list[str] = ALL_LINEAR
-    """Modules whose matrices are projected: all-linear, a regular expression, or a list of names."""
-    exclude_modules: str | list[str] = []
-    """Modules left out, same forms."""
 
 
-def _build_adamw(model: nn.Module, config: OptimizerConfig, seed: int) -> LowRankOptimizer:
-    groups = [{"params": [(n, p) for n, p in model.named_parameters() if p.requires_grad], "low_rank": False}]
-    groups = scale_embedding_lr(groups, model, config.lr, config.embedding_lr_factor)
-    return AdamW(groups, seed=seed, **config.model_dump(exclude=NOT_OPTIMIZER_OPTIONS))
+class FiraConfig(FittedConfig):
+    """Options of Fira; see `Fira`."""
+
+    early_refresh: bool = False
+    """Refresh also at (about) the steps 10, 25, 50 and 100."""
 
 
-def _build_galore(model: nn.Module, config: GaLoreConfig, seed: int) -> LowRankOptimizer:
-    groups = param_groups(model, config.target_modules, config.exclude_modules)
-    groups = scale_embedding_lr(groups, model, config.lr, config.embedding_lr_factor)
-    return GaLoreAdamW(groups, seed=seed, **config.model_dump(exclude=NOT_OPTIMIZER_OPTIONS))
+class ApolloConfig(LowRankConfig):
+    """Options of APOLLO and APOLLO-Mini; see `Apollo`."""
+
+    scale: float = Field(default=1.0, gt=0)
+    """The update of projected matrices is multiplied with its square root."""
+    basis_method: Literal["gaussian", "auto", "svd", "gram", "randomized", "subspace_iteration", "random"] = "gaussian"
+    """How a projection is made."""
+    moment_policy: Literal["keep", "reset"] = "keep"
+    """What a new projection does to the moments."""
 
 
-NOT_OPTIMIZER_OPTIONS = {"name", "embedding_lr_factor", "target_modules", "exclude_modules"}
-"""Options that shape the parameter groups."""
+class LDAdamConfig(LowRankConfig):
+    """Options of LDAdam; see `LDAdamW`."""
+
+    betas: tuple[Decay, Decay] = (0.908, 0.99)
+    """Decay of the first and second moment, each in [0, 1)."""
+    update_proj_gap: int = Field(default=1, ge=1)
+    """Optimizer steps between two iterations of the subspace."""
+    scale: float = Field(default=1.0, gt=0)
+    """Factor of the update of projected matrices."""
+    basis_bits: Literal[32, 16, 8, 4] | None = None
+    """Bits of each basis element; None: 16 for 16-bit weights, else 32."""
+    basis_smoothing: float = Field(default=0.908, ge=0, lt=1)
+    """Share of the first moment in the matrix that is iterated."""
+    error_feedback: bool = False
+    """Keep what the projection loses for the next step, in a tensor of each weight's size."""
+
+
+class GUMConfig(FittedConfig):
+    """Options of GUM, low-rank Muon; see `GUM`."""
+
+    momentum: Decay = 0.95
+    """Decay of the moment of projected matrices; `betas` are those of AdamW for all others."""
+    scale: float = Field(default=1.0, gt=0)
+    """Factor of the update of projected matrices."""
+    full_rank_probability: float = Field(default=0.1, ge=0, lt=1)
+    """Share of the periods in which a matrix follows the complement of its subspace."""
+
+
+class GaLoreAdafactorConfig(FittedConfig):
+    """Options of GaLore with Adafactor's rule; see `GaLoreAdafactor`."""
+
+    betas: tuple[Decay, Decay] = (0.9, 0.0)
+    """Decay of the first moment, 0 for none; the second number is not used."""
+
+
+NOT_OPTIMIZER_OPTIONS = {
+    *("name", "embedding_lr_factor", "target_modules", "exclude_modules"),
+    *("layerwise", "max_grad_norm", "clip"),
+}
+"""Options that shape the parameter groups, or the loop around the optimizer."""
 
 
 class Preset(NamedTuple):
-    """What a name stands for: options, the values in which it differs from their defaults, and how to build it."""
+    """What a name stands for: options, the values in which it differs from their defaults, and its class."""
 
     config: type[OptimizerConfig]
     values: Mapping[str, Any]
-    build: Callable[[nn.Module, Any, int], LowRankOptimizer]
+    optimizer: Callable[..., LowRankOptimizer]
+
+
+def _galore_adafactor(
+    groups: list[dict[str, Any]], *, betas: tuple[float, float], eps: float, **options: Any
+) -> LowRankOptimizer:
+    return GaLoreAdafactor(groups, beta1=betas[0], **options)
 
 
 optimizers: Registry[Preset] = Registry("optimizer")
-optimizers.register("adamw", Preset(OptimizerConfig, {}, _build_adamw))
-optimizers.register("adamw_8bit", Preset(OptimizerConfig, {"state_bits": 8}, _build_adamw))
-optimizers.register("adamw_4bit", Preset(OptimizerConfig, {"state_bits": 4}, _build_adamw))
-optimizers.register("galore", Preset(GaLoreConfig, {}, _build_galore))
-optimizers.register("galore_8bit", Preset(GaLoreConfig, {"state_bits": 8, "basis_bits": 16}, _build_galore))
-optimizers.register("galore_4bit", Preset(GaLoreConfig, {"state_bits": 4, "basis_bits": 8}, _build_galore))
+for _name, _config, _values, _optimizer in (
+    ("adamw", OptimizerConfig, {}, AdamW),
+    ("adamw_8bit", OptimizerConfig, {"state_bits": 8}, AdamW),
+    ("adamw_4bit", OptimizerConfig, {"state_bits": 4}, AdamW),
+    ("galore", GaLoreConfig, {}, GaLoreAdamW),
+    ("galore_8bit", GaLoreConfig, {"state_bits": 8, "basis_bits": 16}, GaLoreAdamW),
+    ("galore_4bit", GaLoreConfig, {"state_bits": 4, "basis_bits": 8}, GaLoreAdamW),
+    ("galore_adafactor", GaLoreAdafactorConfig, {}, _galore_adafactor),
+    ("apollo", ApolloConfig, {}, Apollo),
+    ("apollo_mini", ApolloConfig, {"rank": 1, "scale": 128.0}, ApolloMini),
+    ("fira", FiraConfig, {}, Fira),
+    ("ldadam", LDAdamConfig, {}, LDAdamW),
+    ("gum", GUMConfig, {}, GUM),
+):
+    optimizers.register(_name, Preset(_config, _values, _optimizer))
 
 
 def parse_optimizer(value: str | Mapping[str, Any]) -> OptimizerConfig:
@@ -161,4 +243,10 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig, *, seed: int = 0)
     Raises:
         ConfigError: if target_modules select nothing.
     """
-    return optimizers.get(config.name).build(model, config, seed)
+    if isinstance(config, LowRankConfig):
+        groups = param_groups(model, config.target_modules, config.exclude_modules)
+    else:
+        groups = [{"params": [(n, p) for n, p in model.named_parameters() if p.requires_grad], "low_rank": False}]
+    groups = scale_embedding_lr(groups, model, config.lr, config.embedding_lr_factor)
+    options = config.model_dump(exclude=NOT_OPTIMIZER_OPTIONS)
+    return optimizers.get(config.name).optimizer(groups, seed=seed, **options)

@@ -17,7 +17,7 @@ Source: GaLore, arXiv 2403.03507, Algorithm 2.
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -26,6 +26,7 @@ from torch.optim.adamw import adamw as torch_adamw
 from featherweight.errors import CheckpointError, ConfigError, did_you_mean
 from featherweight.linalg.subspace import MatrixSubspace
 from featherweight.optim import state as states
+from featherweight.optim.accumulation import CoreSum
 from featherweight.optim.layout import Layout, plan_layout, split_of
 from featherweight.optim.matrix import (
     Group,
@@ -47,8 +48,16 @@ SLICE_ELEMENTS = 1 << 20
 FLIP_SHARE = 0.9
 """`min_memory` takes the cheaper side if it holds this share of the usual side's energy on the next batch."""
 
-OPTIONAL_STATE = ("trial_basis", "exp_avg_full")
+OPTIONAL_STATE = ("trial_basis", "exp_avg_full", "grad_norm")
 """State tensors that come and go."""
+
+
+class _Layerwise(Protocol):
+    """What the optimizer needs to know of `featherweight.optim.layerwise`, which stands above it."""
+
+    def end_window(self) -> None: ...
+
+    def held_tensors(self) -> Iterable[tuple[Tensor, Tensor]]: ...
 
 
 class LowRankOptimizer(torch.optim.Optimizer):
@@ -89,6 +98,7 @@ class LowRankOptimizer(torch.optim.Optimizer):
         self.skipped_steps = 0
         self._layouts: dict[Tensor, Layout] | None = None
         self._turns: dict[int, int] | None = None
+        self.layerwise: _Layerwise | None = None
         super().__init__(groups, defaults)
         # What cannot be optimized is refused here; the plan is made again at its first use, as the model's dtype may
         # still change.
@@ -100,9 +110,15 @@ class LowRankOptimizer(torch.optim.Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._layouts = self._turns = None
+        self.layerwise = getattr(self, "layerwise", None)
 
     def add_param_group(self, param_group: Group) -> None:
         """Add a group as in torch.optim; its options are checked at once."""
+        if getattr(self, "layerwise", None) is not None:
+            raise ConfigError(
+                f"{type(self).__name__}: add_param_group is not possible while the optimizer is layer-wise; expected it "
+                "before. Call handle.remove(), add the group, then fw.optim.layerwise again."
+            )
         group = dict(param_group)
         group.setdefault("low_rank", any(key in group for key in LOW_RANK_KEYS))
         check_group(type(self).__name__, {**self.defaults, **group}, self.defaults)
@@ -145,6 +161,13 @@ class LowRankOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        if self.layerwise is not None:
+            if getattr(self, "found_inf", None) is not None:
+                raise ConfigError(
+                    f"{type(self).__name__}: GradScaler scales the loss, and a layer-wise update cannot take that back; "
+                    "expected bfloat16 or float32 without a scaler. Use bfloat16, or an ordinary optimizer step."
+                )
+            self.layerwise.end_window()
         pending = [(g, p) for g in self.param_groups for p in g["params"] if p.grad is not None]
         for _, parameter in pending:
             if parameter.grad.is_sparse:
@@ -157,18 +180,19 @@ class LowRankOptimizer(torch.optim.Optimizer):
             if not finite:
                 self.skipped_steps += 1
                 continue
-            layout = self.layouts[parameter]
-            if layout.rank is None and _fits_torch_kernel(layout, parameter, group):
+            if _fits_torch_kernel(self.layouts[parameter], parameter, parameter.grad, group):
                 fused[id(group)].append(parameter)
             else:
-                self.step_parameter(parameter, group, parameter.grad)
+                self.step_gradient(parameter, group, parameter.grad)
         for group in self.param_groups:
             if members := fused.get(id(group)):
-                self._step_fused(members, group)
+                self._step_fused(members, [p.grad for p in members], group)  # type: ignore[misc]
         return loss
 
-    def step_parameter(self, parameter: Tensor, group: Group, grad: Tensor) -> None:
-        """Update one parameter from a finite gradient.
+    # ---- one parameter at a time, as layer-wise updates need it
+
+    def step_gradient(self, parameter: Tensor, group: Group, grad: Tensor) -> None:
+        """Update one parameter from a finite gradient, with the bits of an ordinary step.
 
         Args:
             parameter: a parameter of `group`.
@@ -178,10 +202,45 @@ class LowRankOptimizer(torch.optim.Optimizer):
         layout, state = self.layouts[parameter], self.state[parameter]
         if not state:
             self.create_state(parameter)
-        if layout.rank is None:
+        if _fits_torch_kernel(layout, parameter, grad, group):
+            self._step_fused([parameter], [grad], group)
+        elif layout.rank is None:
             self._step_dense(parameter, grad, layout, state, group)
         else:
             self._step_matrices(parameter, grad, layout, state, group)
+
+    def begin_matrices(self, parameter: Tensor, group: Group, grad: Tensor) -> tuple[Layout, list[ProjectedMatrix]]:
+        """Return what a sum over micro-batches needs to know of a projected parameter.
+
+        Args:
+            parameter: a projected parameter of `group`.
+            group: its group.
+            grad: of the first micro-batch; a `min_memory` parameter chooses its side with it.
+        """
+        if not self.state[parameter]:
+            self.create_state(parameter)
+        state = self.state[parameter]
+        layout = self._settled_layout(self.layouts[parameter], state, group, grad)
+        return layout, self._matrices(layout, state, group)
+
+    def step_cores(self, parameter: Tensor, total: CoreSum, factor: float) -> int:
+        """Update one projected parameter from the cores of its gradients.
+
+        Args:
+            parameter: a projected parameter.
+            total: sums over the micro-batches.
+            factor: of the gradient, from clipping.
+        Returns:
+            Number of matrices that were left out because their sum is not finite.
+        """
+        weight = _contiguous(parameter)
+        skipped = total.update_(total.layout.matrices(weight), factor)
+        _copy_back(parameter, weight)
+        return skipped
+
+    def held_gradients(self) -> Iterable[tuple[Tensor, Tensor]]:
+        """Yield (parameter, tensor) for what layer-wise accumulation keeps of gradients besides ``.grad``."""
+        return () if self.layerwise is None else self.layerwise.held_tensors()
 
     def create_state(self, parameter: Tensor) -> None:
         """Create the zero state of one parameter."""
@@ -205,7 +264,7 @@ class LowRankOptimizer(torch.optim.Optimizer):
 
     # ---- full-rank parameters
 
-    def _step_fused(self, members: list[Tensor], group: Group) -> None:
+    def _step_fused(self, members: list[Tensor], grads: list[Tensor], group: Group) -> None:
         """Let torch's fused kernel update float32 weights with float32 moments: no temporaries at all."""
         for parameter in members:
             if not self.state[parameter]:
@@ -215,7 +274,7 @@ class LowRankOptimizer(torch.optim.Optimizer):
         beta1, beta2 = group["betas"]
         torch_adamw(
             members,
-            [p.grad for p in members],  # type: ignore[misc]
+            grads,
             [s["exp_avg"] for s in by_state],
             [s["exp_avg_sq"] for s in by_state],
             [],
@@ -262,24 +321,7 @@ class LowRankOptimizer(torch.optim.Optimizer):
 
     # ---- projected parameters
 
-    def _step_matrices(
-        self, parameter: Tensor, grad: Tensor, layout: Layout, state: states.State, group: Group
-    ) -> None:
-        weight = _contiguous(parameter)
-        layout = self._on_stored_side(layout, state, group)
-        weights, grads = layout.matrices(weight), layout.matrices(grad)
-        if layout.blocks is None:
-            if "trial_basis" in state and grads[0].any():  # a zero gradient says nothing about a side
-                layout = self._settle_side(grads[0], layout, state, group)
-            self._step_matrix(weights[0], grads[0], layout, state, group, None)
-        else:
-            is_used = torch.stack([grad_MN.any() for grad_MN in grads]).tolist()  # one wait for the device
-            for block in range(layout.blocks):
-                if is_used[block]:
-                    self._step_matrix(weights[block], grads[block], layout, state, group, block)
-        _copy_back(parameter, weight)
-
-    def matrices(self, parameter: Tensor, layout: Layout, state: states.State, group: Group) -> list[ProjectedMatrix]:
+    def _matrices(self, layout: Layout, state: states.State, group: Group) -> list[ProjectedMatrix]:
         """Return the projected matrices of a parameter whose state exists."""
         turn, count = self._refresh_turn(layout)
         blocks: Iterable[int | None] = (None,) if layout.blocks is None else range(layout.blocks)
@@ -289,11 +331,11 @@ class LowRankOptimizer(torch.optim.Optimizer):
         self, parameter: Tensor, grad: Tensor, layout: Layout, state: states.State, group: Group
     ) -> None:
         weight = _contiguous(parameter)
-        layout = self.settled_layout(layout, state, group, grad)
+        layout = self._settled_layout(layout, state, group, grad)
         weights, grads = layout.matrices(weight), layout.matrices(grad)
         # A zero gradient of an only matrix is a gradient; an expert without one was not used. One wait for the device.
         is_used = [True] if layout.blocks is None else torch.stack([grad_MN.any() for grad_MN in grads]).tolist()
-        for index, matrix in enumerate(self.matrices(parameter, layout, state, group)):
+        for index, matrix in enumerate(self._matrices(layout, state, group)):
             if is_used[index]:
                 grad_MN = matrix.corrected(grads[index])
                 matrix.refresh(grad_MN)
@@ -302,7 +344,7 @@ class LowRankOptimizer(torch.optim.Optimizer):
                 matrix.update_(weights[index], core, subspace, grad_MN if matrix.needs_gradient() else None)
         _copy_back(parameter, weight)
 
-    def settled_layout(self, layout: Layout, state: states.State, group: Group, grad: Tensor) -> Layout:
+    def _settled_layout(self, layout: Layout, state: states.State, group: Group, grad: Tensor) -> Layout:
         """Return the layout on the side that the state is on, after a `min_memory` parameter has chosen with `grad`."""
         layout = self._on_stored_side(layout, state, group)
         if "trial_basis" in state and grad.any():  # a zero gradient says nothing about a side
@@ -394,7 +436,7 @@ class LowRankOptimizer(torch.optim.Optimizer):
         for saved_id, parameter in zip(saved_ids, parameters, strict=True):
             if saved := state_dict["state"].get(saved_id):
                 self.state[parameter] = {
-                    key: value.to("cpu" if key in states.COUNTERS else parameter.device, copy=True)
+                    key: value.to("cpu" if key in states.ON_CPU else parameter.device, copy=True)
                     for key, value in saved.items()
                 }
         self._check_state()
@@ -416,6 +458,8 @@ class LowRankOptimizer(torch.optim.Optimizer):
             if "exp_avg_full" in state and group["full_rank_probability"] > 0:
                 shape = (layout.rows, layout.columns)
                 expected["exp_avg_full"] = torch.empty(shape, dtype=layout.dtype, device="meta")
+            if "grad_norm" in state:
+                expected["grad_norm"] = torch.empty((), dtype=torch.float32, device="meta")
             for key in sorted(expected.keys() | state.keys()):
                 have, want = state.get(key), expected.get(key)
                 if have is None or want is None or have.shape != want.shape or have.dtype != want.dtype:
@@ -501,12 +545,10 @@ def _log_full_rank(where: str, groups: list[Group], layouts: Mapping[Tensor, Lay
         )
 
 
-def _fits_torch_kernel(layout: Layout, parameter: Tensor, group: Group) -> bool:
+def _fits_torch_kernel(layout: Layout, parameter: Tensor, grad: Tensor, group: Group) -> bool:
     """Say whether torch's fused AdamW computes this update."""
-    dense = all(storage.name == "dense" for storage in layout.moments.values())
+    dense = layout.rank is None and all(storage.name == "dense" for storage in layout.moments.values())
     plain = layout.rule == "adamw" and group["eps_mode"] == "torch" and group["decay_order"] == "before"
-    grad = parameter.grad
-    assert grad is not None
     same = parameter.dtype == grad.dtype == layout.dtype and parameter.is_contiguous() and grad.is_contiguous()
     return dense and plain and same
 

@@ -1,8 +1,8 @@
 """One projected matrix of a parameter: the phases of its step.
 
 `LowRankOptimizer` makes a `ProjectedMatrix` whenever it needs one; it holds references, the state lives in the
-optimizer. An ordinary step runs `refresh`, projects and runs `update_`. A gradient that arrives in pieces (accumulation,
-layer-wise updates) is projected piece by piece (`accumulation.py`) and meets `update_` at the end.
+optimizer. An ordinary step runs `refresh`, projects and runs `update_`. A gradient that arrives in pieces is projected
+piece by piece (`accumulation.py`) and meets `update_` at the end.
 Shapes: weight and gradient (M, N), core (R, N) behind a left basis, (M, R) behind a right one, (R, R) behind both.
 """
 
@@ -142,7 +142,7 @@ class ProjectedMatrix:
             fresh = smoothed_iteration(grad_MN, start, self.mean_core(), smoothing)
         else:
             fresh = fit_subspace(grad_MN, layout.side, layout.rank, method, old=start, generator=generator)
-        self.install(fresh, old, is_fitted=has_signal)
+        self.install(fresh, old, step=step if has_signal else None)
         if has_signal and count == 0 and layout.alternative is not None:
             other = fit_subspace(grad_MN, layout.alternative, layout.rank, method, old=None, generator=generator)
             basis = other.right if other.left is None else other.left
@@ -153,18 +153,18 @@ class ProjectedMatrix:
         """Take the next random subspace; no gradient is needed."""
         count = self.counter("refresh_count")
         old = self._drawn(count) if count else None
-        self._schedule()
+        self._schedule(self.counter("step"))
         if old is not None and self.group["moment_policy"] != "keep":
             self.carry(old)
         self._choose_period()
 
-    def install(self, fresh: MatrixSubspace, old: MatrixSubspace | None, *, is_fitted: bool = True) -> None:
+    def install(self, fresh: MatrixSubspace, old: MatrixSubspace | None, *, step: int | None) -> None:
         """Store a subspace, carry the moments from the old one into it, and say when the next one is due.
 
         Args:
             fresh: its bases.
             old: the one that the moments are in; None before the first step.
-            is_fitted: False for one that only stands in; it stays due.
+            step: the step that asked for it; None leaves the time of the next refresh as it is.
         Raises:
             ConfigError: if the optimizer keeps no basis, because it began with a random method.
         """
@@ -172,16 +172,16 @@ class ProjectedMatrix:
         if storage is None:
             raise ConfigError(
                 f"optimizer: '{self.layout.name}' has basis_method={self.group['basis_method']!r} in a state without "
-                f"bases; expected {self.layout.seeded_basis!r}, with which it began. Build a new optimizer to change it."
+                f"bases; expected {self.layout.seeded_basis!r}, with which it began. Build a new optimizer."
             )
         for name, basis in (("basis_left", fresh.left), ("basis_right", fresh.right)):
             if basis is not None:
                 storage.write_(states.parts_of(self.state, name, self.block), basis)
-        if is_fitted:
-            self._schedule()
+        if step is not None:
+            self._schedule(step)
         if old is not None:
             self.carry(old)
-        if is_fitted:
+        if step is not None:
             self._choose_period()
 
     def carry(self, old: MatrixSubspace) -> None:
@@ -203,8 +203,8 @@ class ProjectedMatrix:
         exp_avg = self.read_moments()["exp_avg"]
         return exp_avg / (1 - beta1**step) if step else torch.zeros_like(exp_avg)
 
-    def _schedule(self) -> None:
-        step, group = self.counter("step"), self.group
+    def _schedule(self, step: int) -> None:
+        group = self.group
         following = next_refresh(
             step, self.turn, group["update_proj_gap"], stagger=group["stagger"], early=group["early_refresh"]
         )

@@ -13,6 +13,9 @@ from torch import Tensor
 from featherweight.quant.storage import StateStorage
 
 COUNTERS = ("step", "moment_step", "next_refresh", "refresh_count", "side")
+ON_CPU = (*COUNTERS, "grad_norm")
+"""State that stays on the CPU, whatever the parameter's device."""
+
 COUNTER_BYTES = 8
 SUFFIXES = ("", "codes", "block_scale", "zero_point")
 """Names of the parts that the storages use."""

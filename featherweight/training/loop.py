@@ -81,7 +81,7 @@ class Loop:
         self.task = recipe.build_task()
         model = self.task.build_model()
         if recipe.precision == "bf16":
-            _cast_weights(model, torch.bfloat16)
+            cast_weights(model, torch.bfloat16)
         if recipe.activation_checkpointing:
             _checkpoint_activations(model)
         self.model: nn.Module = self.accelerator.prepare_model(model)
@@ -296,7 +296,7 @@ def _is_due(every: int | None, step: int) -> bool:
     return every is not None and step % every == 0
 
 
-def _cast_weights(model: nn.Module, dtype: torch.dtype) -> None:
+def cast_weights(model: nn.Module, dtype: torch.dtype) -> None:
     """Cast the parameters in place, tied ones once.
 
     Buffers stay as they are, as in a model that transformers loads in `dtype`: frequencies of rotary embeddings in bf16

@@ -1,0 +1,271 @@
+"""Sums of gradients that never exist: what a layer-wise optimizer keeps between the micro-batches of one step.
+
+A projection is linear, so the core of a sum is the sum of the cores: a projected matrix needs an accumulator of the core's
+size. A refresh that is due needs the sum itself, which never exists; what exists is its product with a fixed matrix, a
+sketch ``Y = sum(G_i) Omega``. With Omega from the first moment, which remembers earlier cores, ``qr(Y)`` is a warm
+subspace iteration. The new basis holds from the next step on.
+Shapes: gradient (M, N), core (R, N) behind a left basis, (M, R) behind a right one; a left sketch is (M, K), a right one
+(N, K), with K = R, or R + 8 where nothing is remembered; S columns of the probe of the norm.
+Source: LDAdam, arXiv 2410.16103 (warm iteration); Halko et al., arXiv 0909.4061 (sketches).
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from featherweight.linalg.basis import fit_left_basis, fix_signs
+from featherweight.linalg.orthonormal import orthonormalize
+from featherweight.linalg.random import keyed_generator, random_normal
+from featherweight.linalg.subspace import MatrixSubspace
+from featherweight.optim.layout import Layout
+from featherweight.optim.matrix import ProjectedMatrix
+
+PROBE_COLUMNS = 8
+"""Random columns that estimate the norm of what lies outside the subspace."""
+
+OVERSAMPLING = 8
+_PROBE, _SKETCH = 101, 102  # tell the random numbers of one matrix apart
+
+
+class GradientSum(Protocol):
+    """The sum of the gradients of one parameter over the micro-batches of a step, or what is kept of it."""
+
+    def add(self, grad: Tensor) -> None:
+        """Take in the gradient of one micro-batch; it may be kept and changed."""
+        ...
+
+    def squared_norm(self) -> Tensor:
+        """Return the squared norm of the sum, a float32 or float64 scalar."""
+        ...
+
+    def tensors(self) -> Iterable[Tensor]:
+        """Yield all tensors that are kept."""
+        ...
+
+
+@dataclass
+class FullSum:
+    """The sum itself, in the dtype of the gradients: as torch accumulates into ``.grad``."""
+
+    grad: Tensor | None = None
+
+    def add(self, grad: Tensor) -> None:
+        """See `GradientSum.add`."""
+        self.grad = grad if self.grad is None else self.grad.add_(grad)
+
+    def squared_norm(self) -> Tensor:
+        """See `GradientSum.squared_norm`."""
+        assert self.grad is not None
+        return squared_norm(self.grad)
+
+    def tensors(self) -> Iterable[Tensor]:
+        """See `GradientSum.tensors`."""
+        return () if self.grad is None else (self.grad,)
+
+
+@dataclass
+class _MatrixSum:
+    """What is kept of the gradients of one matrix."""
+
+    matrix: ProjectedMatrix
+    is_first: bool
+    """Whether its first basis was fitted to the first micro-batch of this very step."""
+    core: Tensor
+    tests: dict[str, Tensor] = field(default_factory=dict)
+    """Matrices Omega of the sketches, by side."""
+    sketches: dict[str, Tensor] = field(default_factory=dict)
+    probe: Tensor | None = None
+
+    def tensors(self) -> list[Tensor]:
+        kept = [self.core, *self.tests.values(), *self.sketches.values()]
+        return kept if self.probe is None else [*kept, self.probe]
+
+
+class CoreSum:
+    """The cores of one parameter's matrices, summed in float32; with sketches where a refresh is due.
+
+    Args:
+        layout: of the parameter, on the side that its state is on.
+        matrices: its projected matrices.
+        exact_refresh: fit due bases to the first gradient that comes, as an ordinary step does, because it is the only
+            one of the step. Else a due refresh is made from a sketch, and holds from the next step on.
+        probe_norm: also keep what estimates the norm of the part outside the subspace.
+    """
+
+    def __init__(
+        self, layout: Layout, matrices: list[ProjectedMatrix], *, exact_refresh: bool, probe_norm: bool
+    ) -> None:
+        self.layout, self.matrices = layout, matrices
+        self.exact_refresh, self.probe_norm = exact_refresh, probe_norm
+        self.sums: dict[int, _MatrixSum] = {}
+
+    def add(self, grad: Tensor) -> None:
+        """See `GradientSum.add`."""
+        grads = self.layout.matrices(grad)
+        # A zero gradient of an only matrix is a gradient; an expert without one was not used. One wait for the device.
+        is_used = [True] if self.layout.blocks is None else torch.stack([one.any() for one in grads]).tolist()
+        for index, grad_MN in enumerate(grads):
+            if is_used[index]:
+                self._add(index, grad_MN)
+
+    def _add(self, index: int, grad_MN: Tensor) -> None:
+        matrix = self.matrices[index]
+        total = self.sums.get(index)
+        if total is None:
+            total = self.sums[index] = self._begin(matrix, grad_MN)
+        subspace = matrix.subspace()
+        total.core += subspace.project(grad_MN)
+        for side, test in total.tests.items():
+            total.sketches[side] += _times(grad_MN if side == "left" else grad_MN.mT, test)
+        if total.probe is not None:
+            total.probe += _times(grad_MN, self._probe_test(matrix, grad_MN.device))
+
+    def _begin(self, matrix: ProjectedMatrix, grad_MN: Tensor) -> _MatrixSum:
+        is_first = not matrix.has_subspace()
+        is_sketched = not self.exact_refresh and self.layout.seeded_basis is None
+        is_sketched = is_sketched and (is_first or matrix.refresh_is_due())
+        if self.exact_refresh or is_first or self.layout.seeded_basis is not None:
+            matrix.refresh(grad_MN)  # before a first basis there is nothing to sum in
+            matrix.store_carried()
+        core = torch.zeros(self.layout.core_shape, dtype=self.layout.dtype, device=grad_MN.device)
+        total = _MatrixSum(matrix, is_first, core)
+        if is_sketched:
+            for side, (test, start) in _sketch_tests(matrix).items():
+                total.tests[side], total.sketches[side] = test, start
+        if self.probe_norm and self.layout.side != "both":
+            shape = (self.layout.rows, PROBE_COLUMNS)
+            total.probe = torch.zeros(shape, dtype=self.layout.dtype, device=grad_MN.device)
+        return total
+
+    def squared_norm(self) -> Tensor:
+        """Return the squared norm of the sum: exact inside the subspace, estimated without bias outside of it.
+
+        Without probes, of the part inside the subspace alone.
+        """
+        total = torch.zeros((), dtype=torch.float64, device=self.matrices[0].device)
+        for each in self.sums.values():
+            total += squared_norm(each.core)
+            if each.probe is not None:
+                test = self._probe_test(each.matrix, each.probe.device)
+                inside = _back_times(each.matrix.subspace(), each.core, test)
+                total += squared_norm(each.probe - inside)
+        return total
+
+    def reduce(self, all_reduce: Callable[[Tensor, Mapping[str, Any]], None]) -> None:
+        """Average all sums over the processes."""
+        for total in self.sums.values():
+            for tensor in (total.core, *total.sketches.values(), *(() if total.probe is None else (total.probe,))):
+                all_reduce(tensor, total.matrix.group)
+
+    def update_(self, weights: list[Tensor], factor: float | Tensor) -> int:
+        """Make the step of every matrix that got a gradient, then its refresh if one was due.
+
+        Args:
+            weights: (M, N) each; written in place.
+            factor: of the gradient, from clipping.
+        Returns:
+            Number of matrices that were left out because their sum is not finite.
+        """
+        skipped = 0
+        for index, total in self.sums.items():
+            if not bool(total.core.isfinite().all()):
+                skipped += 1
+                continue
+            matrix, subspace = total.matrix, total.matrix.subspace()
+            step = matrix.counter("step")
+            core = total.core if factor == 1.0 else total.core * factor
+            matrix.update_(weights[index], core, subspace, None)
+            if total.sketches and any(bool(sketch.any()) for sketch in total.sketches.values()):
+                fresh = _basis_of(total, self.layout)
+                is_scheduled = total.is_first and matrix.counter("refresh_count") > 0
+                matrix.install(fresh, subspace, step=None if is_scheduled else step)
+                matrix.store_carried()
+        return skipped
+
+    def tensors(self) -> Iterable[Tensor]:
+        """See `GradientSum.tensors`."""
+        return [tensor for total in self.sums.values() for tensor in total.tensors()]
+
+    def _probe_test(self, matrix: ProjectedMatrix, device: torch.device) -> Tensor:
+        key = (matrix.group["seed"], self.layout.index, matrix.block or 0, matrix.counter("step"), _PROBE)
+        shape = (self.layout.columns, PROBE_COLUMNS)
+        generator = keyed_generator(*key, device=device)
+        return torch.randn(shape, generator=generator, dtype=self.layout.dtype, device=device) / PROBE_COLUMNS**0.5
+
+
+def core_sum_bytes(layout: Layout, *, is_sketched: bool, probe_norm: bool) -> int:
+    """Return the bytes of the sums of one projected parameter, in a step with or without a refresh.
+
+    Args:
+        layout: of a projected parameter.
+        is_sketched: whether all its matrices refresh in the step.
+        probe_norm: as in `CoreSum`.
+    """
+    assert layout.rank is not None
+    rows, columns = layout.core_shape
+    elements = rows * columns
+    if is_sketched:  # a test matrix and a sketch on each side that has a basis
+        elements += sum((layout.rows + layout.columns) * layout.rank for _ in layout.basis_shapes())
+    if probe_norm and layout.side != "both":
+        elements += layout.rows * PROBE_COLUMNS
+    return (layout.blocks or 1) * elements * layout.dtype.itemsize
+
+
+def squared_norm(tensor: Tensor) -> Tensor:
+    """Return the squared Euclidean norm of any tensor as a float64 scalar."""
+    dtype = torch.promote_types(tensor.dtype, torch.float32)
+    return torch.linalg.vector_norm(tensor, dtype=dtype).double().square()
+
+
+def _sketch_tests(matrix: ProjectedMatrix) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return by side the matrix Omega and what the sketch starts from."""
+    layout, subspace = matrix.layout, matrix.subspace()
+    assert layout.rank is not None
+    if layout.side == "both":  # each side's basis is the test matrix of the other one
+        assert subspace.left is not None and subspace.right is not None
+        zeros = {side: torch.zeros_like(basis) for side, basis in (("left", subspace.left), ("right", subspace.right))}
+        return {"left": (subspace.right.clone(), zeros["left"]), "right": (subspace.left.clone(), zeros["right"])}
+    basis = subspace.left if subspace.left is not None else subspace.right
+    assert basis is not None
+    length = layout.columns if layout.side == "left" else layout.rows
+    moments = matrix.read_moments()
+    if "exp_avg" not in moments or not bool(moments["exp_avg"].any()):
+        key = (matrix.group["seed"], layout.index, matrix.block or 0, matrix.counter("step"), _SKETCH)
+        width = min(layout.rank + OVERSAMPLING, layout.rows, layout.columns)
+        test = random_normal((length, width), generator=keyed_generator(*key), like=basis)
+        return {layout.side: (test, basis.new_zeros(basis.shape[0], width))}
+    mean = matrix.mean_core()
+    mean_KR = mean.mT if layout.side == "left" else mean
+    test = orthonormalize(mean_KR)
+    smoothing = matrix.group["basis_smoothing"]
+    start = basis @ (mean_KR.mT @ test) * (smoothing / (1 - smoothing))
+    return {layout.side: (test, start)}
+
+
+def _basis_of(total: _MatrixSum, layout: Layout) -> MatrixSubspace:
+    """Return the subspace that the sketches span."""
+    assert layout.rank is not None
+    bases: dict[str, Tensor] = {}
+    for side, sketch in total.sketches.items():
+        if sketch.shape[1] == layout.rank:
+            bases[side] = fix_signs(orthonormalize(sketch))
+        else:  # oversampled: its leading directions
+            key = (total.matrix.group["seed"], layout.index, total.matrix.block or 0, _SKETCH)
+            bases[side] = fit_left_basis(sketch, layout.rank, "gram", generator=keyed_generator(*key))
+    return MatrixSubspace(left=bases.get("left"), right=bases.get("right"))
+
+
+def _times(matrix: Tensor, test: Tensor) -> Tensor:
+    """Return a product with a tall thin matrix, a 16-bit one converted tile by tile."""
+    return MatrixSubspace(right=test).project(matrix)
+
+
+def _back_times(subspace: MatrixSubspace, core: Tensor, test_NS: Tensor) -> Tensor:
+    """Return ``project_back(core) @ test`` without the large matrix in between."""
+    if subspace.right is None:
+        assert subspace.left is not None
+        return subspace.left @ (core @ test_NS)
+    return core @ (subspace.right.mT @ test_NS)

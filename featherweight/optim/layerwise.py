@@ -1,0 +1,485 @@
+"""Layer-wise updates: each weight is updated inside the backward pass, and its gradient freed at once.
+
+`layerwise` hangs a hook on every parameter of one ordinary optimizer. Without accumulation a hook makes the step of its
+parameter from the full gradient, with the same bits as `optimizer.step()`. With accumulation it adds the gradient's
+projection to a small sum (`accumulation.py`) and makes the step at the last micro-batch.
+
+A window is the `accumulation_steps` backward passes of one optimizer step. Where a backward pass begins is told by a hook on
+the outputs of the model, because a re-entrant checkpoint runs backward passes inside of one.
+Source: GaLore, arXiv 2403.03507, section 4.3; the treatment of accumulation, clipping and norms is ours.
+"""
+
+import warnings
+from collections.abc import Iterable
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import Variable
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+from torch.utils._pytree import tree_leaves
+
+from featherweight.errors import ConfigError, DeviceError, NumericsError
+from featherweight.optim.accumulation import CoreSum, FullSum, GradientSum, core_sum_bytes, squared_norm
+from featherweight.optim.low_rank import LowRankOptimizer
+from featherweight.optim.matrix import Group
+from featherweight.optim.reduce import LocalReducer, Reducer
+
+CLIP_MODES = ("delayed", "per_tensor", "norm_growth", "projected")
+MAX_GROWTH = 1.01
+"""Largest ratio of the norms of one tensor's successive gradients under `clip="norm_growth"` (Fira's limit)."""
+
+NORM_KEY = "last_grad_norm"
+"""Key of the parameter groups that carries the norm for delayed clipping through a checkpoint."""
+
+
+def layerwise(
+    model: nn.Module,
+    optimizer: Optimizer,
+    *,
+    accumulation_steps: int = 1,
+    max_grad_norm: float | None = None,
+    clip: str = "delayed",
+    reducer: Reducer | None = None,
+) -> "Layerwise":
+    """Make an optimizer update each weight inside the backward pass, where its gradient is freed at once.
+
+    From here on ``loss.backward()`` trains: after every `accumulation_steps` calls of it one optimizer step is done, and
+    the gradients of these calls have been added up (so divide each loss by the items of all of them). `optimizer.step()`
+    and `zero_grad()` may stay in the loop and do nothing, except that `step()` in the middle of a window ends it early, as
+    the last, shorter one of an epoch needs. Schedulers step once per optimizer step, as always.
+
+    `clip` says how `max_grad_norm` is kept although no moment exists at which all gradients do:
+
+    - "delayed": by the factor that the norm of the step before asks for. The first step is not clipped; Adam's does not
+      depend on the scale of its gradient.
+    - "per_tensor": each tensor's gradient by its own norm.
+    - "norm_growth": each tensor's gradient to 1.01 times its norm at the last step; `max_grad_norm` is not read.
+    - "projected": exactly, by the norm of what is used of the gradients: cores, and gradients of the parameters without a
+      subspace. All of these are kept until the backward pass ends.
+
+    Args:
+        model: the module that the training loop calls; `optimizer` holds parameters of it.
+        optimizer: one of `fw.optim`, full-rank `AdamW` included.
+        accumulation_steps: backward passes of one optimizer step.
+        max_grad_norm: largest norm of the gradients, None for no limit.
+        clip: "delayed", "per_tensor", "norm_growth" or "projected".
+        reducer: averages gradients over processes; None for one process.
+    Returns:
+        Handle with `grad_norm`, `remove()`, `discard()`; as a context manager it removes itself at the end.
+    Raises:
+        ConfigError: for another kind of optimizer, parameters that are not the model's, an option out of range, or a
+            second call for the same optimizer; later, in the first forward pass or step, for a loss scaler.
+        DeviceError: for a model inside DistributedDataParallel, which keeps all gradients in its buckets.
+    Cost: gradient memory of the largest single gradient; with accumulation also of one float32 core for each projected
+        matrix, the gradient of every other parameter, and sketches for the matrices that refresh in this step.
+        Optimizers that need whole gradients (Fira, APOLLO, error feedback) accumulate whole gradients.
+    Source: arXiv 2403.03507, section 4.3. Differs from the official code: accumulation, clipping and the reported norm are
+        those of the optimizer step, not of the micro-batch; there is one optimizer and one scheduler.
+    Example:
+        >>> import featherweight as fw
+        >>> model = nn.Sequential(nn.Linear(64, 32))
+        >>> optimizer = fw.optim.GaLoreAdamW(fw.optim.param_groups(model, rank=4), lr=1e-2)
+        >>> with layerwise(model, optimizer, accumulation_steps=2) as handle:
+        ...     for x in torch.ones(4, 8, 64):
+        ...         (model(x).square().mean() / 2).backward()
+        >>> handle.steps, model[0].weight.grad is None, handle.grad_norm > 0
+        (2, True, True)
+    """
+    if not isinstance(optimizer, LowRankOptimizer):
+        raise ConfigError(
+            f"layerwise: optimizer={type(optimizer).__name__} cannot update single parameters; expected one of fw.optim. "
+            "Use fw.optim.AdamW or a low-rank one (accelerate: give the optimizer before prepare)."
+        )
+    if isinstance(model, DistributedDataParallel) or (reducer is None and _world_size() > 1):
+        raise DeviceError(
+            f"layerwise: world_size={_world_size()} processes train this {type(model).__name__}; expected one process, "
+            "because DistributedDataParallel keeps every gradient in its buckets. Start the program without a launcher."
+        )
+    if not isinstance(accumulation_steps, int) or accumulation_steps < 1:
+        raise ConfigError(
+            f"layerwise: accumulation_steps={accumulation_steps!r} is not allowed; expected a whole number >= 1. "
+            "Count the backward passes of one optimizer step."
+        )
+    if clip not in CLIP_MODES:
+        raise ConfigError(
+            f"layerwise: clip={clip!r} is unknown; expected one of {', '.join(CLIP_MODES)}. Take delayed if in doubt."
+        )
+    if max_grad_norm is not None and not max_grad_norm > 0:
+        raise ConfigError(
+            f"layerwise: max_grad_norm={max_grad_norm!r} is not allowed; expected a number > 0, or None for no limit. "
+            "Change max_grad_norm."
+        )
+    return Layerwise(model, optimizer, accumulation_steps, max_grad_norm, clip, reducer or LocalReducer())
+
+
+class Layerwise:
+    """A running layer-wise optimizer; made by `layerwise`, see there."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: LowRankOptimizer,
+        accumulation_steps: int,
+        max_grad_norm: float | None,
+        clip: str,
+        reducer: Reducer,
+    ) -> None:
+        self.model, self.optimizer, self.reducer = model, optimizer, reducer
+        self.accumulation_steps, self.max_grad_norm, self.clip = accumulation_steps, max_grad_norm, clip
+        self.steps = 0
+        """Optimizer steps made."""
+        self.grad_norm: float | None = None
+        """Norm of the gradient of the last step, before clipping; None before the first. Exact without accumulation.
+        With it, what lies outside the subspaces is estimated by a random probe; under "projected" it is left out."""
+        self._groups: dict[Tensor, Group] = {p: g for g in optimizer.param_groups for p in g["params"]}
+        self._sums: dict[Tensor, GradientSum] = {}
+        self._norms: list[Tensor] = []  # squared, of the tensors that this window has updated
+        self._micro_step = 0
+        self._task = -1  # autograd task of the present backward pass, -1 outside
+        self._fired: set[Tensor] = set()
+        self._late: set[Tensor] = set()  # shared parameters whose gradient may still grow in this backward pass
+        self._shared = _tied_parameters(model)
+        self._cleanup = ExitStack()
+        self._attach()
+
+    # ---- hooks
+
+    def _attach(self) -> None:
+        parameters = set(self.model.parameters())
+        trained = [p for p in self._groups if p in parameters and p.requires_grad]
+        if not trained:
+            raise ConfigError(
+                f"layerwise: model={type(self.model).__name__} has no trainable parameter of this optimizer; expected "
+                "the model that the optimizer was built for. Give that one."
+            )
+        if self.optimizer.layerwise is not None:
+            raise ConfigError(
+                f"layerwise: optimizer={type(self.optimizer).__name__} is layer-wise already; expected one call for each "
+                "optimizer. Remove the first handle."
+            )
+        self.optimizer.layerwise = self
+        self._cleanup.callback(setattr, self.optimizer, "layerwise", None)
+        # torch's GradScaler then hands its scale to step() instead of looking for gradients, and step() can refuse it.
+        self.optimizer._step_supports_amp_scaling = True  # type: ignore[attr-defined]
+        self._cleanup.callback(delattr, self.optimizer, "_step_supports_amp_scaling")
+        for parameter in trained:
+            self._cleanup.callback(parameter.register_post_accumulate_grad_hook(self._on_gradient).remove)
+        self._cleanup.callback(self.model.register_forward_pre_hook(self._before_forward).remove)
+        self._cleanup.callback(self.model.register_forward_hook(self._after_forward).remove)
+        self._counting = ExitStack()
+        self._cleanup.callback(self._counting.close)
+
+    def remove(self) -> None:
+        """Take all hooks away; the optimizer is an ordinary one again. May be called twice."""
+        if self._micro_step:
+            warnings.warn(
+                f"layerwise: {self._micro_step} of {self.accumulation_steps} micro-batches wait for the rest of their "
+                "window and are dropped; call optimizer.step() before the end to use them.",
+                stacklevel=2,
+            )
+            self.discard()
+        self._cleanup.close()
+
+    def discard(self) -> None:
+        """Drop the micro-batches of the present window, for example after a loss that is not finite."""
+        self._sums.clear()
+        self._norms.clear()
+        self._fired.clear()
+        self._late.clear()
+        self._micro_step, self._task = 0, -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if exc_type is not None:
+            self.discard()
+        self.remove()
+
+    def _before_forward(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        kind = next((p.device.type for p in self._groups), "cpu")
+        if torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.float16:
+            raise ConfigError(
+                "layerwise: autocast=float16 needs a loss scaler, whose scale is taken back only after the backward pass, "
+                "when the weights have moved; expected bfloat16 or float32. Use bfloat16, or an ordinary optimizer step."
+            )
+        if self.steps == 0 and torch.is_grad_enabled() and torch._C._current_graph_task_id() == -1:
+            self._count_calls()
+
+    def _count_calls(self) -> None:
+        """Find the modules that one forward pass calls more than once: their parameters are shared over depth."""
+        self._counting.close()
+        called: set[nn.Module] = set()
+
+        def count(module: nn.Module, args: tuple[Any, ...]) -> None:
+            if module in called:
+                self._shared.update(module.parameters(recurse=False))
+            called.add(module)
+
+        for module in self.model.modules():
+            if next(module.parameters(recurse=False), None) is not None:
+                self._counting.callback(module.register_forward_pre_hook(count).remove)
+
+    def _after_forward(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        self._counting.close()
+        if not torch.is_grad_enabled() or torch._C._current_graph_task_id() != -1:
+            return
+        for tensor in tree_leaves(output):
+            if isinstance(tensor, Tensor) and tensor.requires_grad:
+                tensor.register_hook(self._on_output_gradient)
+
+    def _on_output_gradient(self, grad: Tensor) -> None:
+        self._begin_backward()
+
+    def _begin_backward(self) -> None:
+        """Note the outermost backward pass and ask to be told when it ends."""
+        task = torch._C._current_graph_task_id()
+        if self._task in (-1, task):
+            if self._task == -1:
+                self._task = task
+                Variable._execution_engine.queue_callback(partial(self._end_backward, task))
+            return
+        # Another pass without the end of the first: an exception has broken that one off, with its gradients.
+        self._task = -1
+        self._fired.clear()
+        self._late.clear()
+        self._begin_backward()
+
+    def _on_gradient(self, parameter: Tensor) -> None:
+        grad = parameter.grad
+        if grad is None:
+            return
+        layout = self.optimizer.layouts[parameter]
+        if grad.is_sparse:
+            raise ConfigError(
+                f"layerwise: '{layout.name}' has a gradient of layout=sparse; expected a dense gradient. "
+                "Build the embedding with sparse=False."
+            )
+        if self._task == -1:
+            if _inside_checkpoint():
+                raise ConfigError(
+                    f"layerwise: '{layout.name}' got its gradient inside a re-entrant checkpoint of a model that was not "
+                    f"called as a whole; expected a call of {type(self.model).__name__}. Call the model that you gave to "
+                    "layerwise, or use checkpoint(..., use_reentrant=False)."
+                )
+            self._begin_backward()
+        is_nested = torch._C._current_graph_task_id() != self._task
+        if is_nested and parameter in self._shared:
+            self._late.add(parameter)  # it stays in .grad, where autograd adds what is still to come
+            return
+        if is_nested and parameter in self._fired:
+            raise NumericsError(
+                f"layerwise: '{layout.name}' got a second gradient in one backward pass after its update; expected one. A "
+                "module is called several times inside re-entrant checkpoints since the first step only; use "
+                "checkpoint(..., use_reentrant=False)."
+            )
+        self._fired.add(parameter)
+        parameter.grad = None
+        with self._undisturbed(parameter):
+            self._receive(parameter, grad)
+
+    def _end_backward(self, task: int) -> None:
+        if self._task != task:
+            return
+        for parameter in self._late:
+            grad, parameter.grad = parameter.grad, None
+            if grad is not None:
+                self._fired.add(parameter)
+                with self._undisturbed(parameter):
+                    self._receive(parameter, grad)
+        self._late.clear()
+        has_trained = bool(self._fired)
+        self._task = -1
+        self._fired.clear()
+        if has_trained:  # torch.autograd.grad passes here too, and trains nothing
+            self._micro_step += 1
+            if self._micro_step == self.accumulation_steps:
+                self.end_window()
+
+    @staticmethod
+    @contextmanager
+    def _undisturbed(parameter: Tensor) -> Any:
+        """Compute as outside of the backward pass: without graph, and in full precision where it runs in autocast."""
+        with torch.no_grad(), torch.autocast(parameter.device.type, enabled=False):
+            yield
+
+    # ---- one window
+
+    def _receive(self, parameter: Tensor, grad: Tensor) -> None:
+        """Take the gradient of one parameter and micro-batch: update at once where it is complete, else add it up."""
+        optimizer, layout, group = self.optimizer, self.optimizer.layouts[parameter], self._groups[parameter]
+        is_last = self._micro_step + 1 == self.accumulation_steps
+        is_held = self.clip == "projected" or self.reducer.world_size > 1
+        total = self._sums.get(parameter)
+        if total is None and is_last and self.accumulation_steps == 1 and not is_held:
+            self._update_from_gradient(parameter, group, grad)
+            return
+        if total is None:
+            total = self._sums[parameter] = FullSum()
+            if layout.rank is not None:
+                layout, matrices = optimizer.begin_matrices(parameter, group, grad)
+                if not any(matrix.needs_gradient() for matrix in matrices):
+                    total = self._sums[parameter] = CoreSum(
+                        layout,
+                        matrices,
+                        exact_refresh=self.accumulation_steps == 1 and self.reducer.world_size == 1,
+                        probe_norm=self.clip != "projected",
+                    )
+        total.add(grad)
+        if is_last and self.clip != "projected":
+            self._update_from_sum(parameter)
+
+    def _update_from_gradient(self, parameter: Tensor, group: Group, grad: Tensor) -> None:
+        squared = squared_norm(grad)
+        if not bool(squared.isfinite()) and not bool(grad.isfinite().all()):
+            self._skip(1)
+            return
+        self._norms.append(squared)
+        factor = self._factor(parameter, squared)
+        self.optimizer.step_gradient(parameter, group, grad if factor == 1.0 else grad.mul_(factor))
+
+    def _update_from_sum(self, parameter: Tensor, factor: float | None = None) -> None:
+        """Make the step of one parameter from what its micro-batches have left; `factor` None asks the clip mode."""
+        total, group = self._sums.pop(parameter), self._groups[parameter]
+        if isinstance(total, FullSum):
+            assert total.grad is not None
+            self.reducer.all_reduce(total.grad, group)
+            if factor is None:
+                self._update_from_gradient(parameter, group, total.grad)
+            elif bool(total.grad.isfinite().all()):
+                self.optimizer.step_gradient(parameter, group, total.grad.mul_(factor))
+            else:
+                self._skip(1)
+            return
+        assert isinstance(total, CoreSum)
+        total.reduce(self.reducer.all_reduce)
+        if factor is None:
+            squared = total.squared_norm()
+            if bool(squared.isfinite()):
+                self._norms.append(squared)
+                factor = self._factor(parameter, squared)
+            else:
+                factor = 1.0
+        self._skip(self.optimizer.step_cores(parameter, total, factor))
+
+    def _skip(self, count: int) -> None:
+        self.optimizer.skipped_steps += count
+
+    def _factor(self, parameter: Tensor, squared: Tensor) -> float:
+        """Return what the gradient of a tensor is multiplied with before its step."""
+        if self.clip == "norm_growth":
+            norm = float(squared) ** 0.5
+            state = self.optimizer.state[parameter]
+            if not state:
+                self.optimizer.create_state(parameter)
+            last = float(state["grad_norm"]) if "grad_norm" in state else 0.0
+            factor = min(1.0, MAX_GROWTH * last / norm) if last > 0 and norm > 0 else 1.0
+            state["grad_norm"] = torch.tensor(norm * factor, dtype=torch.float32)
+            return factor
+        if self.max_grad_norm is None:
+            return 1.0
+        if self.clip == "per_tensor":
+            return _clip_factor(self.max_grad_norm, float(squared) ** 0.5)
+        last_norm = self.optimizer.param_groups[0].get(NORM_KEY)
+        return 1.0 if last_norm is None else _clip_factor(self.max_grad_norm, last_norm)
+
+    @torch.no_grad()
+    def end_window(self) -> None:
+        """Make the steps that are still to be made in this window; nothing if it is empty."""
+        if self._sums:
+            factor = None
+            if self.clip == "projected":
+                for total in self._sums.values():
+                    squared = total.squared_norm()
+                    if bool(squared.isfinite()):
+                        self._norms.append(squared)
+                limit = self.max_grad_norm
+                factor = 1.0 if limit is None else _clip_factor(limit, self._total_norm())
+            for parameter in list(self._sums):
+                self._update_from_sum(parameter, factor)
+        elif not self._micro_step:
+            return
+        self.grad_norm = self._total_norm()
+        for group in self.optimizer.param_groups:
+            group[NORM_KEY] = self.grad_norm
+        self._norms.clear()
+        self._micro_step = 0
+        self.steps += 1
+        # What torch's schedulers look at before they warn that no step was made.
+        self.optimizer._opt_called = True  # type: ignore[attr-defined]
+
+    def _total_norm(self) -> float:
+        return float(torch.stack([one.cpu() for one in self._norms]).sum().sqrt()) if self._norms else 0.0
+
+    # ---- memory
+
+    def held_tensors(self) -> Iterable[tuple[Tensor, Tensor]]:
+        """Yield (parameter, tensor) for all that is kept of gradients between two backward passes."""
+        for parameter, total in self._sums.items():
+            for tensor in total.tensors():
+                yield parameter, tensor
+
+    def gradient_bytes(self) -> int:
+        """Return the bytes of gradients at the peak of a step in which no matrix refreshes, by formula.
+
+        The largest single gradient (that of a tied weight lives from the head to the embedding, so others come on top),
+        and with accumulation, or `clip="projected"`, what is kept of each parameter.
+        """
+        tied = largest = kept = 0
+        is_kept = self.accumulation_steps > 1 or self.clip == "projected"
+        for parameter in self._groups:
+            if not parameter.requires_grad:
+                continue
+            layout = self.optimizer.layouts[parameter]
+            size_bytes = parameter.numel() * parameter.element_size()
+            is_core = layout.rank is not None and layout.residual is None and not layout.error_feedback
+            if is_kept and is_core:
+                kept += core_sum_bytes(layout, is_sketched=False, probe_norm=self.clip != "projected")
+            elif is_kept:
+                kept += size_bytes
+            if parameter in self._shared:
+                tied += size_bytes
+            elif not is_kept or is_core or self.accumulation_steps > 1:
+                largest = max(largest, size_bytes)
+        return tied + largest + kept
+
+
+def _clip_factor(limit: float, norm: float) -> float:
+    """Return the factor of torch's clip_grad_norm_."""
+    return min(1.0, limit / (norm + 1e-6))
+
+
+def _tied_parameters(model: nn.Module) -> set[Tensor]:
+    """Return the parameters that stand at several places of the model."""
+    seen: set[Tensor] = set()
+    tied: set[Tensor] = set()
+    for _, parameter in model.named_parameters(remove_duplicate=False):
+        (tied if parameter in seen else seen).add(parameter)
+    return tied
+
+
+def _world_size() -> int:
+    distributed = torch.distributed
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+
+
+def _inside_checkpoint() -> bool:
+    """Say whether this backward pass runs inside that of a re-entrant checkpoint."""
+    import sys
+
+    frame: Any = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_name == "backward" and frame.f_code.co_filename == torch.utils.checkpoint.__file__:
+            return True
+        frame = frame.f_back
+    return False
