@@ -19,7 +19,7 @@ from featherweight.optim.galore_adafactor import GaLoreAdafactor
 from featherweight.optim.gum import GUM
 from featherweight.optim.ldadam import LDAdamW
 from featherweight.optim.low_rank import LowRankOptimizer
-from featherweight.optim.param_groups import param_groups, scale_embedding_lr
+from featherweight.optim.param_groups import exempt_vectors_from_decay, param_groups, scale_embedding_lr
 from featherweight.registry import Registry
 from featherweight.selection import ALL_LINEAR
 
@@ -233,13 +233,16 @@ def inherited_options(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     return {"name": name} | {key: value for key, value in given.items() if key not in {"name", *ours.values}}
 
 
-def build_optimizer(model: nn.Module, config: OptimizerConfig, *, seed: int = 0) -> LowRankOptimizer:
+def build_optimizer(
+    model: nn.Module, config: OptimizerConfig, *, seed: int = 0, decay_vectors: bool = True
+) -> LowRankOptimizer:
     """Return the optimizer that `config` describes for the trainable parameters of `model`.
 
     Args:
         model: on its final device, in its final dtype.
         config: from `parse_optimizer`.
         seed: of random bases and of stochastic rounding.
+        decay_vectors: whether `weight_decay` acts on norms and biases too; transformers.Trainer leaves them out.
     Raises:
         ConfigError: if target_modules select nothing.
     """
@@ -248,5 +251,7 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig, *, seed: int = 0)
     else:
         groups = [{"params": [(n, p) for n, p in model.named_parameters() if p.requires_grad], "low_rank": False}]
     groups = scale_embedding_lr(groups, model, config.lr, config.embedding_lr_factor)
+    if config.weight_decay and not decay_vectors:
+        groups = exempt_vectors_from_decay(groups)
     options = config.model_dump(exclude=NOT_OPTIMIZER_OPTIONS)
     return optimizers.get(config.name).optimizer(groups, seed=seed, **options)

@@ -10,6 +10,7 @@ Source: GaLore, arXiv 2403.03507, section 4.3; the treatment of accumulation, cl
 """
 
 import warnings
+import weakref
 from collections.abc import Iterable
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -22,6 +23,7 @@ from torch.autograd import Variable
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from featherweight.errors import ConfigError, DeviceError, NumericsError
 from featherweight.optim.accumulation import CoreSum, FullSum, GradientSum, core_sum_bytes, squared_norm
@@ -90,10 +92,11 @@ def layerwise(
         >>> handle.steps, model[0].weight.grad is None, handle.grad_norm > 0
         (2, True, True)
     """
-    if not isinstance(optimizer, LowRankOptimizer):
+    inner = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps optimizers
+    if not isinstance(inner, LowRankOptimizer):
         raise ConfigError(
-            f"layerwise: optimizer={type(optimizer).__name__} cannot update single parameters; expected one of fw.optim. "
-            "Use fw.optim.AdamW or a low-rank one (accelerate: give the optimizer before prepare)."
+            f"layerwise: optimizer={type(inner).__name__} cannot update single parameters; expected one of fw.optim. "
+            "Use fw.optim.AdamW or a low-rank one."
         )
     if isinstance(model, DistributedDataParallel) or (reducer is None and _world_size() > 1):
         raise DeviceError(
@@ -114,7 +117,17 @@ def layerwise(
             f"layerwise: max_grad_norm={max_grad_norm!r} is not allowed; expected a number > 0, or None for no limit. "
             "Change max_grad_norm."
         )
-    return Layerwise(model, optimizer, accumulation_steps, max_grad_norm, clip, reducer or LocalReducer())
+    return Layerwise(model, inner, accumulation_steps, max_grad_norm, clip, reducer or LocalReducer())
+
+
+_active: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+"""Weak references to the handle whose hook a parameter carries."""
+
+
+def layerwise_handles(model: nn.Module) -> list["Layerwise"]:
+    """Return the handles whose hooks the parameters of a model carry."""
+    references = [_active[p] for p in model.parameters() if p in _active]
+    return list({id(handle): handle for reference in references if (handle := reference()) is not None}.values())
 
 
 class Layerwise:
@@ -136,7 +149,8 @@ class Layerwise:
         self.grad_norm: float | None = None
         """Norm of the gradient of the last step, before clipping; None before the first. Exact without accumulation.
         With it, what lies outside the subspaces is estimated by a random probe; under "projected" it is left out."""
-        self._groups: dict[Tensor, Group] = {p: g for g in optimizer.param_groups for p in g["params"]}
+        # By position: loading a state (accelerate does it in prepare) puts new dicts into the optimizer's list.
+        self._group_index = {p: i for i, group in enumerate(optimizer.param_groups) for p in group["params"]}
         self._sums: dict[Tensor, GradientSum] = {}
         self._norms: list[Tensor] = []  # squared, of the tensors that this window has updated
         self._micro_step = 0
@@ -151,7 +165,7 @@ class Layerwise:
 
     def _attach(self) -> None:
         parameters = set(self.model.parameters())
-        trained = [p for p in self._groups if p in parameters and p.requires_grad]
+        trained = [p for p in self._group_index if p in parameters and p.requires_grad]
         if not trained:
             raise ConfigError(
                 f"layerwise: model={type(self.model).__name__} has no trainable parameter of this optimizer; expected "
@@ -162,12 +176,19 @@ class Layerwise:
                 f"layerwise: optimizer={type(self.optimizer).__name__} is layer-wise already; expected one call for each "
                 "optimizer. Remove the first handle."
             )
+        if layerwise_handles(self.model):
+            raise ConfigError(
+                f"layerwise: model={type(self.model).__name__} has parameters that another optimizer updates layer-wise; "
+                "expected one optimizer for each parameter. Remove its handle first."
+            )
         self.optimizer.layerwise = self
         self._cleanup.callback(setattr, self.optimizer, "layerwise", None)
         # torch's GradScaler then hands its scale to step() instead of looking for gradients, and step() can refuse it.
         self.optimizer._step_supports_amp_scaling = True  # type: ignore[attr-defined]
         self._cleanup.callback(delattr, self.optimizer, "_step_supports_amp_scaling")
         for parameter in trained:
+            _active[parameter] = weakref.ref(self)
+            self._cleanup.callback(_active.pop, parameter, None)
             self._cleanup.callback(parameter.register_post_accumulate_grad_hook(self._on_gradient).remove)
         self._cleanup.callback(self.model.register_forward_pre_hook(self._before_forward).remove)
         self._cleanup.callback(self.model.register_forward_hook(self._after_forward).remove)
@@ -207,7 +228,7 @@ class Layerwise:
         self.remove()
 
     def _before_forward(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        kind = next((p.device.type for p in self._groups), "cpu")
+        kind = next((p.device.type for p in self._group_index), "cpu")
         if torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.float16:
             raise ConfigError(
                 "layerwise: autocast=float16 needs a loss scaler, whose scale is taken back only after the backward pass, "
@@ -315,9 +336,12 @@ class Layerwise:
 
     # ---- one window
 
+    def _group(self, parameter: Tensor) -> Group:
+        return self.optimizer.param_groups[self._group_index[parameter]]
+
     def _receive(self, parameter: Tensor, grad: Tensor) -> None:
         """Take the gradient of one parameter and micro-batch: update at once where it is complete, else add it up."""
-        optimizer, layout, group = self.optimizer, self.optimizer.layouts[parameter], self._groups[parameter]
+        optimizer, layout, group = self.optimizer, self.optimizer.layouts[parameter], self._group(parameter)
         is_last = self._micro_step + 1 == self.accumulation_steps
         is_held = self.clip == "projected" or self.reducer.world_size > 1
         total = self._sums.get(parameter)
@@ -350,7 +374,7 @@ class Layerwise:
 
     def _update_from_sum(self, parameter: Tensor, factor: float | None = None) -> None:
         """Make the step of one parameter from what its micro-batches have left; `factor` None asks the clip mode."""
-        total, group = self._sums.pop(parameter), self._groups[parameter]
+        total, group = self._sums.pop(parameter), self._group(parameter)
         if isinstance(total, FullSum):
             assert total.grad is not None
             self.reducer.all_reduce(total.grad, group)
@@ -437,7 +461,7 @@ class Layerwise:
         """
         tied = largest = kept = 0
         is_kept = self.accumulation_steps > 1 or self.clip == "projected"
-        for parameter in self._groups:
+        for parameter in self._group_index:
             if not parameter.requires_grad:
                 continue
             layout = self.optimizer.layouts[parameter]

@@ -57,7 +57,14 @@ class _Layerwise(Protocol):
 
     def end_window(self) -> None: ...
 
+    def discard(self) -> None: ...
+
     def held_tensors(self) -> Iterable[tuple[Tensor, Tensor]]: ...
+
+    def gradient_bytes(self) -> int: ...
+
+    @property
+    def grad_norm(self) -> float | None: ...
 
 
 class LowRankOptimizer(torch.optim.Optimizer):
@@ -440,6 +447,8 @@ class LowRankOptimizer(torch.optim.Optimizer):
                     for key, value in saved.items()
                 }
         self._check_state()
+        if self.layerwise is not None:
+            self.layerwise.discard()  # sums in the coordinates of another state
 
     def _check_state(self) -> None:
         """Compare loaded tensors with what the options of this optimizer would create."""
@@ -486,6 +495,13 @@ class LowRankOptimizer(torch.optim.Optimizer):
                 if state and extra in state:
                     total += state[extra].nbytes
         return total
+
+    def gradient_bytes(self) -> int:
+        """Return the bytes of gradients at the peak of a step, layer-wise or not, by formula."""
+        if self.layerwise is not None:
+            return self.layerwise.gradient_bytes()
+        parameters = [p for group in self.param_groups for p in group["params"] if p.requires_grad]
+        return sum(p.numel() * p.element_size() for p in parameters)
 
     def report(self) -> Report:
         """Return how the parameters are treated: a table by kind with counts, bytes and refreshes."""

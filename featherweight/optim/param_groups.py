@@ -91,3 +91,20 @@ def scale_embedding_lr(
         if inside:
             split.append({**group, "params": inside, "lr": group.get("lr", lr) * factor})
     return split
+
+
+def exempt_vectors_from_decay(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Move norms, biases and other parameters of less than two dimensions into groups without weight decay.
+
+    Args:
+        groups: groups of named parameters.
+    Returns:
+        New list of groups.
+    """
+    split = []
+    for group in groups:
+        vectors = [(n, p) for n, p in group["params"] if p.ndim < 2]
+        others = [(n, p) for n, p in group["params"] if p.ndim >= 2]
+        split += [{**group, "params": others}] if others else []
+        split += [{**group, "params": vectors, "weight_decay": 0.0}] if vectors else []
+    return split

@@ -11,6 +11,7 @@ from typing import Any
 _LAZY = {
     "Callback": "featherweight.training.events",
     "Event": "featherweight.training.events",
+    "ReportCallback": "featherweight.training.huggingface",
     "Recipe": "featherweight.training.recipe",
     "Run": "featherweight.training.run",
     "Schedule": "featherweight.training.schedule",
@@ -19,6 +20,7 @@ _LAZY = {
     "measure": "featherweight.training.dry_run",
     "tasks": "featherweight.training.task",
     "train": "featherweight.training.run",
+    "trainer_optimizer": "featherweight.training.huggingface",
 }
 
 __all__ = [*_LAZY]

@@ -1,7 +1,7 @@
 """The memory of a training step by category: what the formulas predict, and what was measured.
 
-Predicted, in bytes: weights and gradients are numel * element size over the distinct parameters (gradients: those
-that train), the optimizer says its own state. Activations depend on the whole graph and are only measured.
+Predicted, in bytes: weights are numel * element size over the distinct parameters; the optimizer says what its state and,
+layer-wise or not, the gradients take. Activations depend on the whole graph and are only measured.
 """
 
 from collections.abc import Mapping
@@ -21,6 +21,10 @@ class StatefulOptimizer(Protocol):
         """Return the bytes of all state tensors."""
         ...
 
+    def gradient_bytes(self) -> int:
+        """Return the bytes of gradients at the peak of a step."""
+        ...
+
 
 def predict_bytes(model: nn.Module, optimizer: StatefulOptimizer) -> dict[str, int]:
     """Return the bytes of weights, gradients and optimizer state by formula.
@@ -32,7 +36,7 @@ def predict_bytes(model: nn.Module, optimizer: StatefulOptimizer) -> dict[str, i
     parameters = list(model.parameters())
     return {
         "weights": sum(one.numel() * one.element_size() for one in parameters),
-        "gradients": sum(one.numel() * one.element_size() for one in parameters if one.requires_grad),
+        "gradients": optimizer.gradient_bytes(),
         "optimizer_state": optimizer.state_bytes(),
     }
 

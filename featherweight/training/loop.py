@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,9 @@ from featherweight.training.randomness import preserved_rng, rng_state, seed_eve
 from featherweight.training.recipe import Recipe, resume_conflicts
 from featherweight.training.schedule import lr_factor
 from featherweight.training.task import Batch
+
+if TYPE_CHECKING:
+    from featherweight.optim import Layerwise
 
 
 @dataclass
@@ -66,7 +69,7 @@ class Loop:
     def __init__(self, recipe: Recipe) -> None:
         from accelerate import Accelerator
 
-        from featherweight.optim import build_optimizer
+        from featherweight.optim import build_optimizer, layerwise
 
         optimizer_config, _ = recipe.optimizer_config(), recipe.task_config()  # both are judged before the data is read
         # Precision is handled below by plain torch, because accelerate keeps its own for the life of the process.
@@ -86,6 +89,16 @@ class Loop:
             _checkpoint_activations(model)
         self.model: nn.Module = self.accelerator.prepare_model(model)
         self.optimizer = build_optimizer(self.model, optimizer_config, seed=recipe.seed)
+        self.max_grad_norm = optimizer_config.max_grad_norm or recipe.max_grad_norm
+        self.layerwise: Layerwise | None = None
+        if optimizer_config.layerwise:
+            self.layerwise = layerwise(
+                self.model,
+                self.optimizer,
+                accumulation_steps=recipe.accumulation_steps,
+                max_grad_norm=self.max_grad_norm,
+                clip=optimizer_config.clip,
+            )
         self.scheduler = LambdaLR(self.optimizer, lambda step: lr_factor(recipe.schedule, step, recipe.steps))
         self.progress = Progress()
         self.footprint = Footprint(predicted=predict_bytes(self.model, self.optimizer))
@@ -142,30 +155,40 @@ class Loop:
                 "Check the labels of the data, or raise micro_batch_size or accumulation_steps."
             )
         total = torch.zeros((), device=self.accelerator.device, dtype=torch.float64)
-        for batch in micro_batches:
+        lr = float(self.scheduler.get_last_lr()[0])
+        for index, batch in enumerate(micro_batches):
             with self._autocast():
                 loss, _ = self.task.loss(self.model, batch)
             total += loss.detach()
+            if self.layerwise is not None and index == len(micro_batches) - 1:
+                self._require_finite(float(total) / tokens)  # this backward pass moves the weights
             self.accelerator.backward(loss / tokens)
         mean_loss = float(total) / tokens
-        if not math.isfinite(mean_loss):
-            self.optimizer.zero_grad(set_to_none=True)
-            raise NumericsError(
-                f"training: loss={mean_loss} is not finite in step {self.progress.step + 1}; expected a finite number. "
-                "The weights are those before that step. Lower the learning rate or lengthen the warm-up."
-            )
+        self._require_finite(mean_loss)
         grad_norm = self._clip()
-        lr = float(self.scheduler.get_last_lr()[0])
         self.optimizer.step()
         self.scheduler.step()
         self.optimizer.zero_grad(set_to_none=True)
         return mean_loss, tokens, lr, grad_norm
 
+    def _require_finite(self, mean_loss: float) -> None:
+        if math.isfinite(mean_loss):
+            return
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.layerwise is not None:
+            self.layerwise.discard()
+        raise NumericsError(
+            f"training: loss={mean_loss} is not finite in step {self.progress.step + 1}; expected a finite number. "
+            "The weights are those before that step. Lower the learning rate or lengthen the warm-up."
+        )
+
     def _clip(self) -> float:
         """Scale the gradients down to `max_grad_norm` and return the norm that they had."""
+        if self.layerwise is not None:
+            return self.layerwise.grad_norm or 0.0
         trained = [one for one in self.model.parameters() if one.grad is not None]
         norm = gradient_norm([one.grad for one in trained if one.grad is not None])
-        limit = self.recipe.max_grad_norm
+        limit = self.max_grad_norm
         # With an infinite norm the factor would be 0 or NaN everywhere; left alone, the optimizer skips just the
         # parameters concerned.
         if limit is not None and bool(torch.isfinite(norm)):

@@ -514,6 +514,18 @@ class TestLoops:
             results.append((model, optimizer))
         assert_same_run(*results)
 
+    def test_options_that_change_after_a_state_was_loaded_count(self):
+        # accelerate loads a state in prepare, which puts new group dicts into the optimizer: a stale one keeps its lr.
+        model = llama()
+        optimizer = build("adamw", model)
+        start = {name: p.detach().clone() for name, p in model.named_parameters()}
+        with layerwise(model, optimizer):
+            optimizer.load_state_dict(optimizer.state_dict())
+            for group in optimizer.param_groups:
+                group["lr"] = 0.0
+            loss_of(model, *batches(1)).backward()
+        assert all(torch.equal(p, start[name]) for name, p in model.named_parameters())
+
     def test_autograd_grad_is_no_micro_batch(self):
         model = llama()
         optimizer = build("adamw", model)

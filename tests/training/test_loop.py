@@ -88,8 +88,10 @@ def test_the_schedule_scales_every_group_by_the_same_factor(recipe):
     assert loop.optimizer.param_groups[0]["lr"] == pytest.approx(0.0, abs=1e-12)
 
 
-def test_a_loss_that_is_not_finite_names_the_step_and_leaves_everything_as_it_was(recipe, tmp_path):
-    loop = Loop(recipe(task={"name": "regression", "broken_at": 5}, checkpoint_every=2))
+@pytest.mark.parametrize("layerwise", [False, True])
+def test_a_loss_that_is_not_finite_names_the_step_and_leaves_everything_as_it_was(recipe, tmp_path, layerwise):
+    optimizer = {"name": "galore", "rank": 4, "lr": 1e-2, "layerwise": layerwise}
+    loop = Loop(recipe(task={"name": "regression", "broken_at": 5}, checkpoint_every=2, optimizer=optimizer))
     steps = []
 
     class Watch:
@@ -132,8 +134,11 @@ def test_the_seed_decides_weights_data_and_dropout(recipe, tmp_path):
 
 @pytest.mark.parametrize("optimizer", ["adamw", "galore", "galore_8bit"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_resume_is_bitwise_identical_in_the_middle_of_a_refresh_interval(recipe, tmp_path, optimizer, precision):
-    options = {"name": optimizer, "lr": 1e-2}
+@pytest.mark.parametrize("layerwise", [False, True])
+def test_resume_is_bitwise_identical_in_the_middle_of_a_refresh_interval(
+    recipe, tmp_path, optimizer, precision, layerwise
+):
+    options = {"name": optimizer, "lr": 1e-2, "layerwise": layerwise}
     options |= {"rank": 4, "update_proj_gap": 3} if optimizer != "adamw" else {}
     # hidden 80: a weight of 6400 elements, large enough for moments of 8 bits.
     one = recipe(
@@ -180,6 +185,38 @@ def test_measured_weights_gradients_and_state_equal_the_prediction_to_the_byte(r
     # 8*80+80 + 80*80+80 + 80+1 numbers of 4 bytes
     assert predicted["weights"] == predicted["gradients"] == 4 * 7281
     assert sum(loop.footprint.at_peak.values()) == loop.footprint.peak_bytes > sum(predicted.values())
+
+
+def test_layerwise_equals_ordinary_steps_bitwise_and_reports_the_same_norm(recipe, tmp_path):
+    loops = []
+    for layerwise in (False, True):
+        optimizer = {"name": "galore", "rank": 4, "lr": 1e-2, "update_proj_gap": 3, "layerwise": layerwise}
+        loops.append(Loop(recipe(optimizer=optimizer, max_grad_norm=None)))
+        train(loops[-1], tmp_path, str(layerwise))
+    assert_bitwise_equal(*loops)
+    norms = [loop.step()["grad_norm"] for loop in loops]
+    assert norms[0] == pytest.approx(norms[1], rel=1e-5)
+
+
+def test_the_optimizer_may_have_a_limit_of_its_own_for_the_norm(recipe):
+    for own, limit in ((None, 2.0), (0.5, 0.5)):
+        optimizer = {"name": "apollo_mini", "layerwise": True, "clip": "per_tensor", "max_grad_norm": own}
+        loop = Loop(recipe(optimizer=optimizer, max_grad_norm=2.0, accumulation_steps=3))
+        assert loop.layerwise.max_grad_norm == loop.max_grad_norm == limit
+        assert loop.layerwise.clip == "per_tensor" and loop.layerwise.accumulation_steps == 3
+
+
+@pytest.mark.parametrize("accumulation_steps", [1, 3])
+def test_layerwise_gradients_take_the_predicted_bytes(recipe, accumulation_steps):
+    optimizer = {"name": "galore", "rank": 4, "layerwise": True, "update_proj_gap": 1000}
+    task = {"name": "regression", "hidden": 80}
+    loop = Loop(recipe(task=task, optimizer=optimizer, memory_steps=[3, 4], accumulation_steps=accumulation_steps))
+    for _ in range(4):
+        loop.step()
+    predicted, measured = loop.footprint.predicted["gradients"], loop.footprint.measured["gradients"]
+    assert predicted < 4 * 7281
+    # A layer's bias may get its gradient in the same moment as its weight: 80 numbers of 4 bytes, not predicted.
+    assert predicted <= measured <= predicted + 4 * 80
 
 
 def test_speed_leaves_out_the_first_and_the_measured_steps(recipe):
