@@ -44,7 +44,7 @@ GRID: dict[str, Grid] = {
     "fira": ({"name": "fira", **LOW_RANK}, [1e-2, 2e-2, 4e-2], [0.5, 1, 2, 4]),
     "apollo": ({"name": "apollo", **LOW_RANK}, [1e-2, 2e-2, 4e-2], [0.5, 1, 2, 4]),
     "apollo_mini": ({"name": "apollo_mini", "update_proj_gap": GAP}, [5e-3, 1e-2, 2e-2], [1, 2, 4, 8]),
-    "ldadam": ({"name": "ldadam", "rank": RANK}, [2.5e-3, 5e-3, 1e-2], [2, 4, 8, 16]),
+    "ldadam": ({"name": "ldadam", "rank": RANK}, [5e-3, 1e-2, 2e-2], [1, 2, 4, 8]),
     "gum": ({"name": "gum", **LOW_RANK}, [1e-2, 2e-2, 4e-2], [0.5, 1, 2, 4]),
     "muon": ({"name": "torch_muon"}, [5e-3, 1e-2, 2e-2], [1, 2, 4, 8]),
 }

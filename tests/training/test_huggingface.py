@@ -236,7 +236,10 @@ def test_sft_trainer_of_trl_trains_layerwise(with_adapters, tmp_path):
     if with_adapters:
         trained = {name for name, p in trainer.model.named_parameters() if p.requires_grad}
         assert trained and all("lora_" in name for name in trained)
-        base = {n.replace("base_model.model.", "").replace(".base_layer", ""): p for n, p in trainer.model.named_parameters()}
+        base = {
+            n.replace("base_model.model.", "").replace(".base_layer", ""): p
+            for n, p in trainer.model.named_parameters()
+        }
         assert all(torch.equal(base[name], value) for name, value in start.items())
 
 

@@ -214,7 +214,7 @@ def test_layerwise_gradients_take_the_predicted_bytes(recipe, accumulation_steps
     for _ in range(4):
         loop.step()
     predicted, measured = loop.footprint.predicted["gradients"], loop.footprint.measured["gradients"]
-    assert predicted < 4 * 7281
+    assert accumulation_steps > 1 or predicted == 4 * 80 * 80
     # A layer's bias may get its gradient in the same moment as its weight: 80 numbers of 4 bytes, not predicted.
     assert predicted <= measured <= predicted + 4 * 80
 
