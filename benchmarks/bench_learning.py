@@ -1,6 +1,6 @@
 """Do the low-rank optimizers learn as well as AdamW? A byte-level Llama on real text, every method on its own grid.
 
-    scripts/bench learning --tune            # the grid below on seed 0
+    scripts/bench learning --tune            # the grid below on seed 0, along its axes
     scripts/bench learning --confirm         # the best setting of each method on seeds 0, 1, 2
     scripts/bench learning --table           # the table from the CSV
     scripts/bench learning --tune --confirm --again     # all of it anew on this machine, some hours
@@ -148,6 +148,23 @@ def run(method: str, options: dict[str, Any], seed: int, tasks: dict[int, TextTa
     print(f"{method:14} seed {seed}  {loss:.4f}  {text}", flush=True)
 
 
+def tune(method: str, tasks: dict[int, TextTask], known: set[Key]) -> None:
+    """Search the grid of a method on seed 0 along its axes, from its middle, until neither axis improves."""
+    fixed, rates, factors = GRID[method]
+    place: dict[str, float] = {"lr": rates[1], "embedding_lr_factor": factors[1]}
+    while True:
+        before = dict(place)
+        for key, values in (("lr", rates), ("embedding_lr_factor", factors)):
+            tried = [{**fixed, **place, key: value} for value in values]
+            for options in tried:
+                run(method, options, 0, tasks, known)
+            rows = read()
+            losses = [float(rows[method, json.dumps(one, sort_keys=True), "0"]["held_out_loss"]) for one in tried]
+            place[key] = values[losses.index(min(losses))]
+        if place == before:
+            return
+
+
 def best(method: str) -> dict[str, Any]:
     """Return the options with the lowest loss on seed 0; of a variant, those of its base with its own change."""
     if method in VARIANTS:
@@ -195,9 +212,7 @@ def main() -> None:
     known: set[Key] = set() if arguments.again else set(read())
     for method in arguments.methods.split(","):
         if arguments.tune and method in GRID:
-            fixed, rates, factors = GRID[method]
-            for lr, factor in itertools.product(rates, factors):
-                run(method, {**fixed, "lr": lr, "embedding_lr_factor": factor}, 0, tasks, known)
+            tune(method, tasks, known)
         if arguments.confirm:
             for seed in (0, 1, 2):
                 run(method, best(method), seed, tasks, known)

@@ -79,14 +79,23 @@ def test_every_public_name_of_the_optimizers_is_documented():
     assert not missing
 
 
-@pytest.mark.parametrize("name", ["Recipe", "Schedule", "TextConfig", "OptimizerConfig", "GaLoreConfig"])
+OPTIMIZER_CONFIGS = [
+    *("OptimizerConfig", "GaLoreConfig", "FiraConfig", "ApolloConfig"),
+    *("LDAdamConfig", "GUMConfig", "GaLoreAdafactorConfig"),
+]
+
+
+@pytest.mark.parametrize("name", ["Recipe", "Schedule", "TextConfig", *OPTIMIZER_CONFIGS])
 def test_recipe_reference_says_of_every_key_what_its_docstring_says(name):
-    from featherweight.optim.build import GaLoreConfig, OptimizerConfig
+    from featherweight.optim import build, optimizers
     from featherweight.text.task import TextConfig
     from featherweight.training.schedule import Schedule
 
-    configs = {config.__name__: config for config in (Recipe, Schedule, TextConfig, OptimizerConfig, GaLoreConfig)}
+    configs = {config.__name__: config for config in (Recipe, Schedule, TextConfig)}
+    configs |= {name: getattr(build, name) for name in OPTIMIZER_CONFIGS}
+    assert {preset.config.__name__ for preset in map(optimizers.get, optimizers.names())} == set(OPTIMIZER_CONFIGS)
     page = " ".join((ROOT / "docs" / "recipes.md").read_text().split())
     for key, field in configs[name].model_fields.items():
         meaning = " ".join(field.description.replace("None", "null").split())
         assert f"| `{key}` |" in page and f"| {meaning} |" in page, key
+    assert all(f"`{name}`" in page for name in optimizers.names())

@@ -75,6 +75,41 @@ def orthonormalize(matrix: Tensor) -> Tensor:
     return result
 
 
+def polar_factor(matrix: Tensor) -> Tensor:
+    """Return (nearly) the orthogonal matrix that is nearest to a square matrix, by matrix products alone.
+
+    Six Newton-Schulz steps that grow small singular values about 3.4-fold each, then five that bring all to 1. Those below
+    1e-4 of the norm, for which any direction would do, stay smaller.
+
+    Args:
+        matrix: (R, R) float32 or float64 with singular values up to about 1. Not modified.
+    Returns:
+        (R, R) with the same singular vectors.
+    Cost: 33 products of R x R matrices.
+    Source: Jordan et al., Muon, 2024 (first steps); Higham, Functions of Matrices, 2008, chapter 8.
+    """
+    return newton_schulz(newton_schulz(matrix, (3.4445, -4.7750, 2.0315), 6), (1.875, -1.25, 0.375), 5)
+
+
+def newton_schulz(matrix: Tensor, coefficients: tuple[float, float, float], steps: int) -> Tensor:
+    """Apply ``x -> a x + b x^3 + c x^5`` to the singular values of a matrix, several times.
+
+    Args:
+        matrix: (A, B) float32 or float64, A <= B for the lowest cost. Not modified.
+        coefficients: a, b, c.
+        steps: how often.
+    Returns:
+        (A, B) with the same singular vectors.
+    Cost: each step 4*A*A*B + 2*A*A*A FLOPs.
+    """
+    a, b, c = coefficients
+    for _ in range(steps):
+        gram = matrix @ matrix.mT
+        mixed = torch.addmm(gram, gram, gram, beta=b, alpha=c)
+        matrix = torch.addmm(matrix, mixed, matrix, beta=a)
+    return matrix
+
+
 def well_conditioned(matrix: Tensor) -> Tensor:
     """Return a well-conditioned matrix with the same column span: one pass of Cholesky QR, or Householder QR.
 

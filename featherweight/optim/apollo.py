@@ -80,8 +80,10 @@ class Apollo(LowRankOptimizer):
 class ApolloMini(LowRankOptimizer):
     """APOLLO at rank 1 with one learning rate for a whole matrix: state as small as that of plain SGD.
 
-    As `Apollo`, with ``s = ||D|| / ||C||`` for the matrix and ``scale=128``, which makes up for what a projection onto
-    one direction loses.
+    As `Apollo`, with one factor for the matrix; ``scale=128`` makes up for what a projection onto one direction loses::
+
+        C = P^T G;   D = Adam(C);   s = ||D|| / ||C||
+        W <- (1 - lr * weight_decay) W - lr * sqrt(scale) * s * G, with the growth of ||s G|| limited to 1.01
 
     Args:
         params: as `Apollo`.

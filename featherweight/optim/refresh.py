@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 
 from featherweight.errors import ConfigError, did_you_mean
 from featherweight.linalg.basis import fit_left_basis, fix_signs
-from featherweight.linalg.orthonormal import orthonormalize, well_conditioned
+from featherweight.linalg.orthonormal import orthonormalize, polar_factor, well_conditioned
 from featherweight.linalg.random import random_orthonormal
 from featherweight.linalg.subspace import MatrixSubspace
 
@@ -149,6 +149,30 @@ def smoothed_iteration(grad: Tensor, old: MatrixSubspace, mean_core: Tensor, smo
     other_NR = well_conditioned(remembered_NR + (1 - smoothing) * (grad_MN.mT @ basis_MR))
     sketch_MR = (1 - smoothing) * (grad_MN @ other_NR) + basis_MR @ (remembered_NR.mT @ other_NR)
     return MatrixSubspace(left=fix_signs(orthonormalize(sketch_MR)))
+
+
+def align(fresh: MatrixSubspace, old: MatrixSubspace) -> MatrixSubspace:
+    """Return the same subspace in the basis that is nearest to the old one.
+
+    A fitted basis comes with its columns rotated among themselves, although the subspace has hardly moved. Second moments
+    cannot follow such a rotation: they belong to coordinates, and mix. Of all orthonormal bases of the new subspace,
+    ``P' polar(P'^T P)`` is the nearest to P.
+
+    Args:
+        fresh: orthonormal columns.
+        old: of the same sides and rank.
+    Returns:
+        Subspace of the same span on each side.
+    Cost: 2*M*R*R FLOPs for the overlap, 2*M*R*R for the rotation, 60*R^3 for the polar factor, and 6*M*R*R for rounding.
+    Source: the orthogonal Procrustes problem, Schoenemann, Psychometrika 31 (1966).
+    """
+
+    def nearest(basis: Tensor | None, before: Tensor | None) -> Tensor | None:
+        if basis is None or before is None:
+            return basis
+        return orthonormalize(basis @ polar_factor(basis.mT @ before.to(basis.dtype)))
+
+    return MatrixSubspace(left=nearest(fresh.left, old.left), right=nearest(fresh.right, old.right))
 
 
 def next_refresh(step: int, turn: tuple[int, int], gap: int, *, stagger: bool, early: bool) -> int:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from featherweight.linalg.orthonormal import newton_schulz
 from featherweight.registry import Registry
 
 
@@ -180,11 +181,10 @@ def orthogonalize(matrix: Tensor, steps: int = 5) -> Tensor:
     """
     is_tall = matrix.shape[0] > matrix.shape[1]
     current = matrix.mT if is_tall else matrix
-    current = current / torch.linalg.vector_norm(current).clamp_min(torch.finfo(matrix.dtype).tiny)
-    for _ in range(steps):
-        gram = current @ current.mT
-        mixed = torch.addmm(gram, gram, gram, beta=-4.7750, alpha=2.0315)
-        current = torch.addmm(current, mixed, current, beta=3.4445)
+    tiny = torch.finfo(matrix.dtype).tiny
+    current = current / current.abs().max().clamp_min(tiny)  # first, so that no square under- or overflows
+    current = current / torch.linalg.vector_norm(current).clamp_min(tiny)
+    current = newton_schulz(current, (3.4445, -4.7750, 2.0315), steps)
     return current.mT if is_tall else current
 
 
