@@ -22,6 +22,7 @@ from featherweight.linalg.random import keyed_generator, random_normal
 from featherweight.linalg.subspace import MatrixSubspace
 from featherweight.optim.layout import Layout
 from featherweight.optim.matrix import ProjectedMatrix
+from featherweight.optim.refresh import align
 
 PROBE_COLUMNS = 8
 """Random columns that estimate the norm of what lies outside the subspace."""
@@ -180,6 +181,8 @@ class CoreSum:
             matrix.update_(weights[index], core, subspace, None)
             if total.sketches and any(bool(sketch.any()) for sketch in total.sketches.values()):
                 fresh = _basis_of(total, self.layout)
+                if matrix.group["basis_smoothing"] > 0:
+                    fresh = align(fresh, subspace)
                 is_scheduled = total.is_first and matrix.counter("refresh_count") > 0
                 matrix.install(fresh, subspace, step=None if is_scheduled else step)
                 matrix.store_carried()

@@ -456,10 +456,10 @@ class Layerwise:
     def gradient_bytes(self) -> int:
         """Return the bytes of gradients at the peak of a step in which no matrix refreshes, by formula.
 
-        The largest single gradient (that of a tied weight lives from the head to the embedding, so others come on top),
-        and with accumulation, or `clip="projected"`, what is kept of each parameter.
+        The largest single gradient, and with accumulation, or `clip="projected"`, what is kept of each parameter. (A part
+        of a tied weight's gradient waits inside autograd from the head to the embedding; that counts as a temporary.)
         """
-        tied = largest = kept = 0
+        largest = kept = 0
         is_kept = self.accumulation_steps > 1 or self.clip == "projected"
         for parameter in self._group_index:
             if not parameter.requires_grad:
@@ -467,15 +467,12 @@ class Layerwise:
             layout = self.optimizer.layouts[parameter]
             size_bytes = parameter.numel() * parameter.element_size()
             is_core = layout.rank is not None and layout.residual is None and not layout.error_feedback
-            if is_kept and is_core:
-                kept += core_sum_bytes(layout, is_sketched=False, probe_norm=self.clip != "projected")
-            elif is_kept:
-                kept += size_bytes
-            if parameter in self._shared:
-                tied += size_bytes
-            elif not is_kept or is_core or self.accumulation_steps > 1:
+            if is_kept:
+                probe = self.clip != "projected"
+                kept += core_sum_bytes(layout, is_sketched=False, probe_norm=probe) if is_core else size_bytes
+            if is_core or self.accumulation_steps > 1 or not is_kept:  # else the gradient itself is what is kept
                 largest = max(largest, size_bytes)
-        return tied + largest + kept
+        return largest + kept
 
 
 def _clip_factor(limit: float, norm: float) -> float:

@@ -15,7 +15,8 @@ class LDAdamW(LowRankOptimizer):
     For a weight W (M, N), M <= N, with gradient G and basis P (M, R) (mirrored for M > N)::
 
         B = rho * P M + (1 - rho) * G          M: bias-corrected first moment, rho = basis_smoothing
-        P' = qr(B B^T P);   moments <- rotated by P'^T P;   P <- P'
+        P' = qr(B B^T P), in the basis of its span that is nearest to P
+        moments <- rotated by P'^T P;   P <- P'
         C = P^T G;   D = Adam(C);   W <- (1 - lr * weight_decay) W - lr * scale * P D
 
     With `error_feedback` what was lost, ``E = G - P C + b1 / (1 - b1) * (momentum lost by the rotation)``, is added to
@@ -41,7 +42,7 @@ class LDAdamW(LowRankOptimizer):
         ConfigError: for an option out of range or a complex parameter; at a step for a sparse gradient.
     Cost: 8*R*M*N FLOPs a step and matrix.
     Source: arXiv 2410.16103, Algorithm 1. Differs from the paper: error feedback is off by default, because its tensor
-        is as large as a full first moment.
+        is as large as a full first moment; the basis is aligned with the one before, which its second moments need.
     Example:
         >>> import torch
         >>> model = torch.nn.Linear(64, 32, bias=False)

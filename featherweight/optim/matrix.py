@@ -19,7 +19,7 @@ from featherweight.linalg.subspace import MatrixSubspace
 from featherweight.optim import state as states
 from featherweight.optim.layout import Layout
 from featherweight.optim.moments import moment_policies
-from featherweight.optim.refresh import align, draw_subspace, fit_subspace, next_refresh, smoothed_iteration
+from featherweight.optim.refresh import draw_subspace, fit_subspace, next_refresh, smoothed_iteration
 from featherweight.optim.residual import residual_policies
 from featherweight.optim.rules import rules
 from featherweight.optim.weight_update import Rounding, add_core_, write_
@@ -174,8 +174,6 @@ class ProjectedMatrix:
                 f"optimizer: '{self.layout.name}' has basis_method={self.group['basis_method']!r} in a state without "
                 f"bases; expected {self.layout.seeded_basis!r}, with which it began. Build a new optimizer."
             )
-        if old is not None and self.group["moment_policy"] == "rotate":
-            fresh = align(fresh, old)
         for name, basis in (("basis_left", fresh.left), ("basis_right", fresh.right)):
             if basis is not None:
                 storage.write_(states.parts_of(self.state, name, self.block), basis)
