@@ -3,11 +3,12 @@
     scripts/bench layerwise [--model 9m|60m] [--rounds 7]
     scripts/bench layerwise --real          # only the bytes of steps of SmolLM2-135M
 
-1. One whole training step (forward, backward, update; 2 x 256 tokens) of a Llama with random weights, ordinary and layer-wise,
-   in alternating rounds in one process: AdamW, GaLore, 8-bit GaLore, each with and without four micro-batches a step. The ratio
-   is layer-wise / ordinary of the same optimizer; memory is that of the tracker in steps outside of the timed ones.
-2. transformers.Trainer with its own `galore_adamw_layerwise` (galore-torch) and with ours, in turn: time of a step, peak of
-   all tensors. Same rank and gap, no refresh in the timed steps.
+1. One whole training step (forward, backward, update; 2 x 256 tokens) of a Llama with random weights, ordinary and
+   layer-wise, in alternating rounds in one process: AdamW, GaLore, 8-bit GaLore, each with and without four
+   micro-batches a step. The ratio is layer-wise / ordinary of the same optimizer; memory is that of the tracker in
+   steps outside of the timed ones.
+2. transformers.Trainer with its own `galore_adamw_layerwise` (galore-torch) and with ours, in turn: time of a step,
+   peak of all tensors. Same rank and gap, no refresh in the timed steps.
 3. With --real: bytes of gradients and of everything at the peak of steps of a pretrained model.
 """
 
@@ -132,7 +133,8 @@ def run_trainer(name: str, kind: str, steps: int) -> tuple[list[float], int]:
     tokens = torch.randint(0, 32000, (ROWS * steps, SEQ_LEN), generator=torch.Generator().manual_seed(0))
     data = [{"input_ids": one, "labels": one} for one in tokens]
     settings: dict[str, Any] = {
-        "max_steps": steps, "per_device_train_batch_size": ROWS, "learning_rate": 1e-4, "report_to": [], "disable_tqdm": True,
+        "max_steps": steps, "per_device_train_batch_size": ROWS, "learning_rate": 1e-4, "report_to": [],
+        "disable_tqdm": True,
         "use_cpu": DEVICE == "cpu", "save_strategy": "no", "logging_strategy": "no", "max_grad_norm": 0.0,
         "dataloader_pin_memory": False,
     }  # fmt: skip

@@ -7,11 +7,11 @@
     scripts/bench learning --confirm --methods apollo,apollo_torch      # some methods only
 
 Model: Llama, hidden 128, 4 layers, 4 heads, vocabulary of bytes; 400 steps of 8 x 256 tokens of the English corpus,
-warm-up over 10 % of the steps, cosine to 10 %, no weight decay, no clipping. Low-rank methods: rank 32 = hidden / 4, gap
-50 (APOLLO-Mini: rank 1; LDAdam: every step), else their defaults. Peers in the same loop: apollo-torch and torch.optim.Muon
-(with AdamW for what is no hidden matrix). Every grid includes a multiplier of the learning rate for embeddings and head: GaLore's recipes run these
-parameters at the full rate and the matrices at `scale` times it, and without that freedom AdamW looks far worse than
-it is.
+warm-up over 10 % of the steps, cosine to 10 %, no weight decay, no clipping. Low-rank methods: rank 32 = hidden / 4,
+gap 50 (APOLLO-Mini: rank 1; LDAdam: every step), else their defaults. Peers in the same loop: apollo-torch and
+torch.optim.Muon (with AdamW for what is no hidden matrix). Every grid includes a multiplier of the learning rate for
+embeddings and head: GaLore's recipes run these parameters at the full rate and the matrices at `scale` times it, and
+without that freedom AdamW looks far worse than it is.
 """
 
 import argparse

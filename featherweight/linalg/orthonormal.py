@@ -78,8 +78,8 @@ def orthonormalize(matrix: Tensor) -> Tensor:
 def polar_factor(matrix: Tensor) -> Tensor:
     """Return (nearly) the orthogonal matrix that is nearest to a square matrix, by matrix products alone.
 
-    Six Newton-Schulz steps that grow small singular values about 3.4-fold each, then five that bring all to 1. Those below
-    1e-4 of the norm, for which any direction would do, stay smaller.
+    Six Newton-Schulz steps that grow small singular values about 3.4-fold each, then five that bring all to 1. Those
+    below 1e-4 of the norm, for which any direction would do, stay smaller.
 
     Args:
         matrix: (R, R) float32 or float64 with singular values up to about 1. Not modified.

@@ -1,11 +1,11 @@
 """Sums of gradients that never exist: what a layer-wise optimizer keeps between the micro-batches of one step.
 
-A projection is linear, so the core of a sum is the sum of the cores: a projected matrix needs an accumulator of the core's
-size. A refresh that is due needs the sum itself, which never exists; what exists is its product with a fixed matrix, a
-sketch ``Y = sum(G_i) Omega``. With Omega from the first moment, which remembers earlier cores, ``qr(Y)`` is a warm
-subspace iteration. The new basis holds from the next step on.
-Shapes: gradient (M, N), core (R, N) behind a left basis, (M, R) behind a right one; a left sketch is (M, K), a right one
-(N, K), with K = R, or R + 8 where nothing is remembered; S columns of the probe of the norm.
+A projection is linear, so the core of a sum is the sum of the cores: a projected matrix needs an accumulator of the
+core's size. A refresh that is due needs the sum itself, which never exists; what exists is its product with a fixed
+matrix, a sketch ``Y = sum(G_i) Omega``. With Omega from the first moment, which remembers earlier cores, ``qr(Y)`` is
+a warm subspace iteration. The new basis holds from the next step on.
+Shapes: gradient (M, N), core (R, N) behind a left basis, (M, R) behind a right one; a left sketch is (M, K), a right
+one (N, K), with K = R, or R + 8 where nothing is remembered; S columns of the probe of the norm.
 Source: LDAdam, arXiv 2410.16103 (warm iteration); Halko et al., arXiv 0909.4061 (sketches).
 """
 

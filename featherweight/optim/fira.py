@@ -39,8 +39,8 @@ class Fira(LowRankOptimizer):
     Raises:
         ConfigError: for an option out of range or a complex parameter; at a step for a sparse gradient.
     Cost: as `GaLoreAdamW`, and 2*R*M*N FLOPs and a float32 temporary of the gradient's size more.
-    Source: arXiv 2410.01623, sections 4.2 and 4.3. Differs from the official code: the residual loses all of ``P C``, not
-        `scale` times it; moments follow the basis.
+    Source: arXiv 2410.01623, sections 4.2 and 4.3. Differs from the official code: the residual loses all of ``P C``,
+        not `scale` times it; moments follow the basis.
     Example:
         >>> import torch
         >>> model = torch.nn.Linear(64, 32)

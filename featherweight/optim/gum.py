@@ -18,8 +18,8 @@ class GUM(LowRankOptimizer):
         subspace:    m <- b m + P^T G / (1 - q);         W <- (1 - lr * weight_decay) W - lr * scale * P muon(m)
         complement:  m <- b m + (G - P P^T G) / q;       W <- (1 - lr * weight_decay) W - lr * scale * muon(m)
 
-    where muon(m) = 0.2 sqrt(max(M, N)) NS(m), and NS sets the singular values to about 1 by five Newton-Schulz steps. The
-    two weights make the expected gradient the true one. All other parameters run AdamW at lr.
+    where muon(m) = 0.2 sqrt(max(M, N)) NS(m), and NS sets the singular values to about 1 by five Newton-Schulz steps.
+    The two weights make the expected gradient the true one. All other parameters run AdamW at lr.
 
     Args:
         params: groups from `fw.optim.param_groups`, or tensors.
@@ -42,8 +42,8 @@ class GUM(LowRankOptimizer):
         seed: of random bases, periods and rounding.
     Raises:
         ConfigError: for an option out of range or a complex parameter; at a step for a sparse gradient.
-    Cost: FLOPs of `GaLoreAdamW` and 15 products of the core with its Gram matrix; state of R*max(M, N) moment elements and
-        the basis, for a matrix in its full-rank period M*N float32 elements more.
+    Cost: FLOPs of `GaLoreAdamW` and 15 products of the core with its Gram matrix; state of R*max(M, N) moment
+        elements and the basis, for a matrix in its full-rank period M*N float32 elements more.
     Source: arXiv 2510.17802; rule: Jordan et al., Muon, 2024.
     Example:
         >>> import torch

@@ -4,8 +4,8 @@
 parameter from the full gradient, with the same bits as `optimizer.step()`. With accumulation it adds the gradient's
 projection to a small sum (`accumulation.py`) and makes the step at the last micro-batch.
 
-A window is the `accumulation_steps` backward passes of one optimizer step. Where a backward pass begins is told by a hook on
-the outputs of the model, because a re-entrant checkpoint runs backward passes inside of one.
+A window is the `accumulation_steps` backward passes of one optimizer step. Where a backward pass begins is told by a
+hook on the outputs of the model, because a re-entrant checkpoint runs backward passes inside of one.
 Source: GaLore, arXiv 2403.03507, section 4.3; the treatment of accumulation, clipping and norms is ours.
 """
 
@@ -50,10 +50,11 @@ def layerwise(
 ) -> "Layerwise":
     """Make an optimizer update each weight inside the backward pass, where its gradient is freed at once.
 
-    From here on ``loss.backward()`` trains: after every `accumulation_steps` calls of it one optimizer step is done, and
-    the gradients of these calls have been added up (so divide each loss by the items of all of them). `optimizer.step()`
-    and `zero_grad()` may stay in the loop and do nothing, except that `step()` in the middle of a window ends it early, as
-    the last, shorter one of an epoch needs. Schedulers step once per optimizer step, as always.
+    From here on ``loss.backward()`` trains: after every `accumulation_steps` calls of it one optimizer step is done,
+    and the gradients of these calls have been added up (so divide each loss by the items of all of them).
+    `optimizer.step()` and `zero_grad()` may stay in the loop and do nothing, except that `step()` in the middle of a
+    window ends it early, as the last, shorter one of an epoch needs. Schedulers step once per optimizer step, as
+    always.
 
     `clip` says how `max_grad_norm` is kept although no moment exists at which all gradients do:
 
@@ -61,8 +62,8 @@ def layerwise(
       depend on the scale of its gradient.
     - "per_tensor": each tensor's gradient by its own norm.
     - "norm_growth": each tensor's gradient to 1.01 times its norm at the last step; `max_grad_norm` is not read.
-    - "projected": exactly, by the norm of what is used of the gradients: cores, and gradients of the parameters without a
-      subspace. All of these are kept until the backward pass ends.
+    - "projected": exactly, by the norm of what is used of the gradients: cores, and gradients of the parameters
+      without a subspace. All of these are kept until the backward pass ends.
 
     Args:
         model: the module that the training loop calls; `optimizer` holds parameters of it.
@@ -80,8 +81,8 @@ def layerwise(
     Cost: gradient memory of the largest single gradient; with accumulation also of one float32 core for each projected
         matrix, the gradient of every other parameter, and sketches for the matrices that refresh in this step.
         Optimizers that need whole gradients (Fira, APOLLO, error feedback) accumulate whole gradients.
-    Source: arXiv 2403.03507, section 4.3. Differs from the official code: accumulation, clipping and the reported norm are
-        those of the optimizer step, not of the micro-batch; there is one optimizer and one scheduler.
+    Source: arXiv 2403.03507, section 4.3. Differs from the official code: accumulation, clipping and the reported
+        norm are those of the optimizer step, not of the micro-batch; there is one optimizer and one scheduler.
     Example:
         >>> import featherweight as fw
         >>> model = nn.Sequential(nn.Linear(64, 32))
@@ -173,13 +174,13 @@ class Layerwise:
             )
         if self.optimizer.layerwise is not None:
             raise ConfigError(
-                f"layerwise: optimizer={type(self.optimizer).__name__} is layer-wise already; expected one call for each "
-                "optimizer. Remove the first handle."
+                f"layerwise: optimizer={type(self.optimizer).__name__} is layer-wise already; expected one call for "
+                "each optimizer. Remove the first handle."
             )
         if layerwise_handles(self.model):
             raise ConfigError(
-                f"layerwise: model={type(self.model).__name__} has parameters that another optimizer updates layer-wise; "
-                "expected one optimizer for each parameter. Remove its handle first."
+                f"layerwise: model={type(self.model).__name__} has parameters that another optimizer updates "
+                "layer-wise; expected one optimizer for each parameter. Remove its handle first."
             )
         self.optimizer.layerwise = self
         self._cleanup.callback(setattr, self.optimizer, "layerwise", None)
@@ -231,8 +232,9 @@ class Layerwise:
         kind = next((p.device.type for p in self._group_index), "cpu")
         if torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.float16:
             raise ConfigError(
-                "layerwise: autocast=float16 needs a loss scaler, whose scale is taken back only after the backward pass, "
-                "when the weights have moved; expected bfloat16 or float32. Use bfloat16, or an ordinary optimizer step."
+                "layerwise: autocast=float16 needs a loss scaler, whose scale is taken back only after the backward "
+                "pass, when the weights have moved; expected bfloat16 or float32. Use bfloat16, or an ordinary "
+                "optimizer step."
             )
         if self.steps == 0 and torch.is_grad_enabled() and torch._C._current_graph_task_id() == -1:
             self._count_calls()
@@ -289,9 +291,9 @@ class Layerwise:
         if self._task == -1:
             if _inside_checkpoint():
                 raise ConfigError(
-                    f"layerwise: '{layout.name}' got its gradient inside a re-entrant checkpoint of a model that was not "
-                    f"called as a whole; expected a call of {type(self.model).__name__}. Call the model that you gave to "
-                    "layerwise, or use checkpoint(..., use_reentrant=False)."
+                    f"layerwise: '{layout.name}' got its gradient inside a re-entrant checkpoint of a model that was "
+                    f"not called as a whole; expected a call of {type(self.model).__name__}. Call the model that you "
+                    "gave to layerwise, or use checkpoint(..., use_reentrant=False)."
                 )
             self._begin_backward()
         is_nested = torch._C._current_graph_task_id() != self._task
@@ -300,8 +302,8 @@ class Layerwise:
             return
         if is_nested and parameter in self._fired:
             raise NumericsError(
-                f"layerwise: '{layout.name}' got a second gradient in one backward pass after its update; expected one. A "
-                "module is called several times inside re-entrant checkpoints since the first step only; use "
+                f"layerwise: '{layout.name}' got a second gradient in one backward pass after its update; expected "
+                "one. A module is called several times inside re-entrant checkpoints since the first step only; use "
                 "checkpoint(..., use_reentrant=False)."
             )
         self._fired.add(parameter)
@@ -456,8 +458,9 @@ class Layerwise:
     def gradient_bytes(self) -> int:
         """Return the bytes of gradients at the peak of a step in which no matrix refreshes, by formula.
 
-        The largest single gradient, and with accumulation, or `clip="projected"`, what is kept of each parameter. (A part
-        of a tied weight's gradient waits inside autograd from the head to the embedding; that counts as a temporary.)
+        The largest single gradient, and with accumulation, or `clip="projected"`, what is kept of each parameter. (A
+        part of a tied weight's gradient waits inside autograd from the head to the embedding; that counts as a
+        temporary.)
         """
         largest = kept = 0
         is_kept = self.accumulation_steps > 1 or self.clip == "projected"

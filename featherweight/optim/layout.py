@@ -49,7 +49,8 @@ class Layout:
     moment_shapes: Mapping[str, tuple[int, ...]]
     """Shape of each moment: those of one matrix, or of the whole parameter."""
     basis: StateStorage | None
-    """How bases are stored; None for a full-rank parameter, and for random bases, which are drawn anew from the seed."""
+    """How bases are stored; None for a full-rank parameter, and for random bases, which are drawn anew from the
+    seed."""
     seeded_basis: str | None
     """Method of bases that are drawn anew from the seed whenever they are needed."""
     residual: str | None

@@ -123,8 +123,8 @@ class LowRankOptimizer(torch.optim.Optimizer):
         """Add a group as in torch.optim; its options are checked at once."""
         if getattr(self, "layerwise", None) is not None:
             raise ConfigError(
-                f"{type(self).__name__}: add_param_group is not possible while the optimizer is layer-wise; expected it "
-                "before. Call handle.remove(), add the group, then fw.optim.layerwise again."
+                f"{type(self).__name__}: add_param_group is not possible while the optimizer is layer-wise; expected "
+                "it before. Call handle.remove(), add the group, then fw.optim.layerwise again."
             )
         group = dict(param_group)
         group.setdefault("low_rank", any(key in group for key in LOW_RANK_KEYS))
@@ -171,8 +171,8 @@ class LowRankOptimizer(torch.optim.Optimizer):
         if self.layerwise is not None:
             if getattr(self, "found_inf", None) is not None:
                 raise ConfigError(
-                    f"{type(self).__name__}: GradScaler scales the loss, and a layer-wise update cannot take that back; "
-                    "expected bfloat16 or float32 without a scaler. Use bfloat16, or an ordinary optimizer step."
+                    f"{type(self).__name__}: GradScaler scales the loss, and a layer-wise update cannot take that "
+                    "back; expected bfloat16 or float32 without a scaler. Use bfloat16, or an ordinary optimizer step."
                 )
             self.layerwise.end_window()
         pending = [(g, p) for g in self.param_groups for p in g["params"] if p.grad is not None]

@@ -34,9 +34,9 @@ def reset(moments: Mapping[str, Tensor], overlap: Overlap, step: int, betas: tup
 def rotate(moments: Mapping[str, Tensor], overlap: Overlap, step: int, betas: tuple[float, float]) -> int:
     """Express the moments in the new basis.
 
-    With the bias-corrected moments ``m = exp_avg / (1 - b1^t)`` and ``v = exp_avg_sq / (1 - b2^t)``:
-    ``exp_avg <- C exp_avg`` and ``exp_avg_sq <- (1 - b2^t) |(C*C)(v - m^2) + (C m)^2|``, a rotated mean and, under
-    independent coordinates, a rotated variance. ``C = I`` changes nothing. Factored second moments: ``row <- (C*C) row``.
+    With the bias-corrected moments ``m = exp_avg / (1 - b1^t)`` and ``v = exp_avg_sq / (1 - b2^t)``: ``exp_avg <- C
+    exp_avg`` and ``exp_avg_sq <- (1 - b2^t) |(C*C)(v - m^2) + (C m)^2|``, a rotated mean and, under independent
+    coordinates, a rotated variance. ``C = I`` changes nothing. Factored second moments: ``row <- (C*C) row``.
 
     Cost: two products of an (R, R) with a core for each moment.
     Source: LDAdam, arXiv 2410.16103, section 3.

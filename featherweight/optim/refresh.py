@@ -10,7 +10,7 @@ import torch
 from torch import Generator, Tensor
 
 from featherweight.errors import ConfigError, did_you_mean
-from featherweight.linalg.basis import fit_left_basis, fix_signs
+from featherweight.linalg.basis import fit_left_basis
 from featherweight.linalg.orthonormal import orthonormalize, polar_factor, well_conditioned
 from featherweight.linalg.random import random_orthonormal
 from featherweight.linalg.subspace import MatrixSubspace
@@ -138,9 +138,10 @@ def smoothed_iteration(grad: Tensor, old: MatrixSubspace, mean_core: Tensor, smo
     Returns:
         Subspace on the same side.
     Cost: 4*M*N*R FLOPs and about 4*R*R*max(M, N).
-    Source: LDAdam, arXiv 2410.16103, Algorithm 1 (rho = smoothing). Differs from the paper: the alignment. Without it the
-        columns turn within the subspace at every step (measured: mean diagonal of P'^T P 0.72 where the spans overlap to
-        0.97), which mixes the second moments; on a byte-level Llama the loss after 150 steps was 2.36 instead of 2.05.
+    Source: LDAdam, arXiv 2410.16103, Algorithm 1 (rho = smoothing). Differs from the paper: the alignment. Without it
+        the columns turn within the subspace at every step (measured: mean diagonal of P'^T P 0.72 where the spans
+        overlap to 0.97), which mixes the second moments; on a byte-level Llama the loss after 150 steps was 2.36
+        instead of 2.05.
     """
     if old.left is None:
         assert old.right is not None
@@ -157,16 +158,17 @@ def smoothed_iteration(grad: Tensor, old: MatrixSubspace, mean_core: Tensor, smo
 def align(fresh: MatrixSubspace, old: MatrixSubspace) -> MatrixSubspace:
     """Return the same subspace in the basis that is nearest to the old one.
 
-    A fitted basis comes with its columns rotated among themselves, although the subspace has hardly moved. Second moments
-    cannot follow such a rotation: they belong to coordinates, and mix. Of all orthonormal bases of the new subspace,
-    ``P' polar(P'^T P)`` is the nearest to P.
+    A fitted basis comes with its columns rotated among themselves, although the subspace has hardly moved. Second
+    moments cannot follow such a rotation: they belong to coordinates, and mix. Of all orthonormal bases of the new
+    subspace, ``P' polar(P'^T P)`` is the nearest to P.
 
     Args:
         fresh: orthonormal columns.
         old: of the same sides and rank.
     Returns:
         Subspace of the same span on each side.
-    Cost: 2*M*R*R FLOPs for the overlap, 2*M*R*R for the rotation, 60*R^3 for the polar factor, and 6*M*R*R for rounding.
+    Cost: 2*M*R*R FLOPs for the overlap, 2*M*R*R for the rotation, 60*R^3 for the polar factor, and 6*M*R*R for
+    rounding.
     Source: the orthogonal Procrustes problem, Schoenemann, Psychometrika 31 (1966).
     """
 

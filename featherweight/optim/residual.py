@@ -78,9 +78,9 @@ class FiraResidual:
 class ApolloResidual:
     """Scale the raw gradient by how much the inner rule scaled its core; nothing is projected back.
 
-    ``S = s * G`` with ``s_j = ||D_j|| / (||C_j|| + 1e-8)`` for each column j of the core behind a left basis (row behind
-    a right one), or one ``s = ||D|| / (||C|| + 1e-8)`` for the whole matrix; then the limit of growth as in Fira. The
-    update is ``sqrt(scale) * S``.
+    ``S = s * G`` with ``s_j = ||D_j|| / (||C_j|| + 1e-8)`` for each column j of the core behind a left basis (row
+    behind a right one), or one ``s = ||D|| / (||C|| + 1e-8)`` for the whole matrix; then the limit of growth as in
+    Fira. The update is ``sqrt(scale) * S``.
 
     Source: APOLLO, arXiv 2412.05270, section 4. The limit acts on ratios of norms, so it is the same before and after
         the factor (apollo-torch's `scale_front`).

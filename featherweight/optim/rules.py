@@ -146,9 +146,9 @@ class AdafactorRule:
 class MuonRule:
     """Momentum whose singular values are all set to about one.
 
-    ``m = momentum m + g;  d = NS(m)``, direction ``0.2 sqrt(max(A, B)) d``: the root mean square of a full-rank direction is
-    about that of AdamW's, so AdamW's learning rates fit. NS is five Newton-Schulz steps
-    ``X <- a X + (b A + c A^2) X, A = X X^T``, from ``X = m / ||m||``, with (a, b, c) = (3.4445, -4.7750, 2.0315).
+    ``m = momentum m + g;  d = NS(m)``, direction ``0.2 sqrt(max(A, B)) d``: the root mean square of a full-rank
+    direction is about that of AdamW's, so AdamW's learning rates fit. NS is five Newton-Schulz steps ``X <- a X + (b
+    A + c A^2) X, A = X X^T``, from ``X = m / ||m||``, with (a, b, c) = (3.4445, -4.7750, 2.0315).
 
     A rule for the cores of matrices; all other parameters follow AdamW.
 

@@ -1,7 +1,7 @@
 """The memory of a training step by category: what the formulas predict, and what was measured.
 
-Predicted, in bytes: weights are numel * element size over the distinct parameters; the optimizer says what its state and,
-layer-wise or not, the gradients take. Activations depend on the whole graph and are only measured.
+Predicted, in bytes: weights are numel * element size over the distinct parameters; the optimizer says what its state
+and, layer-wise or not, the gradients take. Activations depend on the whole graph and are only measured.
 """
 
 from collections.abc import Mapping

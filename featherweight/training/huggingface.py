@@ -36,10 +36,10 @@ def trainer_optimizer(
 ) -> dict[str, Any]:
     """Return the keyword argument with which transformers.Trainer (and TRL's trainers) builds an optimizer of ours.
 
-    What `options` leave out comes from the TrainingArguments: `learning_rate`, `adam_beta1`, `adam_beta2`, `adam_epsilon`
-    (where they are not the defaults of TrainingArguments, so that a preset's own stay), `weight_decay`, which leaves out
-    norms and biases as the Trainer does, `max_grad_norm` and `gradient_accumulation_steps`. They are known from `args`, or
-    from a `ReportCallback` of the same Trainer.
+    What `options` leave out comes from the TrainingArguments: `learning_rate`, `adam_beta1`, `adam_beta2`,
+    `adam_epsilon` (where they are not the defaults of TrainingArguments, so that a preset's own stay),
+    `weight_decay`, which leaves out norms and biases as the Trainer does, `max_grad_norm` and
+    `gradient_accumulation_steps`. They are known from `args`, or from a `ReportCallback` of the same Trainer.
 
     Args:
         name: of an optimizer, as in recipes: "adamw", "galore_8bit", "apollo_mini", ...
@@ -50,8 +50,8 @@ def trainer_optimizer(
     Returns:
         A dict with the key "optimizer_cls_and_kwargs"; write ``Trainer(..., **trainer_optimizer(...))``.
     Raises:
-        ConfigError: for an unknown name or option, at once; when the optimizer is built, if no learning rate is known, or
-            for fp16 with layer-wise updates.
+        ConfigError: for an unknown name or option, at once; when the optimizer is built, if no learning rate is
+            known, or for fp16 with layer-wise updates.
     Example:
         >>> model = torch.nn.Linear(4, 4)
         >>> list(trainer_optimizer("galore_8bit", model, rank=2, layerwise=True))
@@ -81,14 +81,15 @@ class _Factory:
         args = self.args
         if args is None and "lr" not in self.options:
             raise ConfigError(
-                f"trainer_optimizer: '{self.name}' has lr=None, and the TrainingArguments are not known; expected one of "
-                "both. Call trainer_optimizer(name, model, args, ...), or add fw.training.ReportCallback() to callbacks."
+                f"trainer_optimizer: '{self.name}' has lr=None, and the TrainingArguments are not known; expected one "
+                "of both. Call trainer_optimizer(name, model, args, ...), or add fw.training.ReportCallback() to "
+                "callbacks."
             )
         config = parse_optimizer({"name": self.name, **self._from_arguments(), **self.options})
         if config.layerwise and args is not None and args.fp16:
             raise ConfigError(
-                "trainer_optimizer: fp16=True needs a loss scaler, which layer-wise updates cannot have; expected bf16 or "
-                "float32. Set bf16=True in the TrainingArguments, or layerwise=False."
+                "trainer_optimizer: fp16=True needs a loss scaler, which layer-wise updates cannot have; expected "
+                "bf16 or float32. Set bf16=True in the TrainingArguments, or layerwise=False."
             )
         optimizer = build_optimizer(model, config, seed=0 if args is None else args.seed, decay_vectors=False)
         for handle in layerwise_handles(model):

@@ -161,8 +161,8 @@ class TestRefresh:
 
     @pytest.mark.parametrize("proj_type", ["left", "right", "full"])
     def test_a_sketch_finds_the_subspace_of_a_sum_that_never_exists(self, proj_type):
-        # Measured: 0.97 and more of the energy of the exact SVD of the same sum after some warm refreshes; a random basis
-        # of rank 5 of 40 holds 0.2 of it. Two-sided bases lose on both sides.
+        # Measured: 0.97 and more of the energy of the exact SVD of the same sum after some warm refreshes; a random
+        # basis of rank 5 of 40 holds 0.2 of it. Two-sided bases lose on both sides.
         energies, state = self.run(12, proj_type=proj_type)
         assert min(energies[4:]) > (0.85 if proj_type == "full" else 0.93)
         assert int(state["refresh_count"]) == 6  # at the steps 0, 2, 4, 6, 8, 10

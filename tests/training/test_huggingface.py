@@ -37,7 +37,8 @@ def rows(count, seed=0):
 
 def arguments(folder, **options):
     settings = {
-        "per_device_train_batch_size": 2, "gradient_accumulation_steps": 4, "num_train_epochs": 2, "learning_rate": 1e-2,
+        "per_device_train_batch_size": 2, "gradient_accumulation_steps": 4, "num_train_epochs": 2,
+        "learning_rate": 1e-2,
         "logging_steps": 1, "report_to": [], "use_cpu": True, "disable_tqdm": True, "save_strategy": "no", "seed": 3,
         "lr_scheduler_type": "cosine", "dataloader_pin_memory": False,
     }  # fmt: skip
