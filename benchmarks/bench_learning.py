@@ -43,8 +43,8 @@ GRID: dict[str, Grid] = {
     "galore": ({"name": "galore", **LOW_RANK}, [1e-2, 2e-2, 4e-2], [0.5, 1, 2, 4]),
     "fira": ({"name": "fira", **LOW_RANK}, [1e-2, 2e-2, 4e-2], [0.5, 1, 2, 4]),
     "apollo": ({"name": "apollo", **LOW_RANK}, [1e-2, 2e-2, 4e-2], [0.5, 1, 2, 4]),
-    "apollo_mini": ({"name": "apollo_mini", "update_proj_gap": GAP}, [5e-3, 1e-2, 2e-2], [1, 2, 4, 8]),
-    "ldadam": ({"name": "ldadam", "rank": RANK}, [5e-3, 1e-2, 2e-2], [1, 2, 4, 8]),
+    "apollo_mini": ({"name": "apollo_mini", "update_proj_gap": GAP}, [1.25e-3, 2.5e-3, 5e-3], [4, 8, 16, 32]),
+    "ldadam": ({"name": "ldadam", "rank": RANK}, [1.25e-3, 2.5e-3, 5e-3], [4, 8, 16, 32]),
     "gum": ({"name": "gum", **LOW_RANK}, [1e-2, 2e-2, 4e-2], [0.5, 1, 2, 4]),
     "muon": ({"name": "torch_muon"}, [5e-3, 1e-2, 2e-2], [1, 2, 4, 8]),
 }
@@ -149,20 +149,16 @@ def run(method: str, options: dict[str, Any], seed: int, tasks: dict[int, TextTa
 
 
 def tune(method: str, tasks: dict[int, TextTask], known: set[Key]) -> None:
-    """Search the grid of a method on seed 0 along its axes, from its middle, until neither axis improves."""
+    """Search the grid of a method on seed 0 along its axes, from its middle: first the rate, then the multiplier."""
     fixed, rates, factors = GRID[method]
     place: dict[str, float] = {"lr": rates[1], "embedding_lr_factor": factors[1]}
-    while True:
-        before = dict(place)
-        for key, values in (("lr", rates), ("embedding_lr_factor", factors)):
-            tried = [{**fixed, **place, key: value} for value in values]
-            for options in tried:
-                run(method, options, 0, tasks, known)
-            rows = read()
-            losses = [float(rows[method, json.dumps(one, sort_keys=True), "0"]["held_out_loss"]) for one in tried]
-            place[key] = values[losses.index(min(losses))]
-        if place == before:
-            return
+    for key, values in (("lr", rates), ("embedding_lr_factor", factors)):
+        tried = [{**fixed, **place, key: value} for value in values]
+        for options in tried:
+            run(method, options, 0, tasks, known)
+        rows = read()
+        losses = [float(rows[method, json.dumps(one, sort_keys=True), "0"]["held_out_loss"]) for one in tried]
+        place[key] = values[losses.index(min(losses))]
 
 
 def best(method: str) -> dict[str, Any]:

@@ -24,6 +24,9 @@ from featherweight.optim.layout import Layout
 from featherweight.optim.matrix import ProjectedMatrix
 from featherweight.optim.refresh import align
 
+LARGEST = 1e18
+"""Magnitude from which squares, summed over a few entries, leave float32."""
+
 PROBE_COLUMNS = 8
 """Random columns that estimate the norm of what lies outside the subspace."""
 
@@ -75,6 +78,8 @@ class _MatrixSum:
     is_first: bool
     """Whether its first basis was fitted to the first micro-batch of this very step."""
     core: Tensor
+    """Filled with NaN if a basis was to be fitted to a gradient that is not finite: then nothing can be summed."""
+    has_basis: bool = True
     tests: dict[str, Tensor] = field(default_factory=dict)
     """Matrices Omega of the sketches, by side."""
     sketches: dict[str, Tensor] = field(default_factory=dict)
@@ -94,12 +99,19 @@ class CoreSum:
         exact_refresh: fit due bases to the first gradient that comes, as an ordinary step does, because it is the only
             one of the step. Else a due refresh is made from a sketch, and holds from the next step on.
         probe_norm: also keep what estimates the norm of the part outside the subspace.
+        is_shared: other processes sum other gradients of the same parameter; nothing may be fitted to these alone.
     """
 
     def __init__(
-        self, layout: Layout, matrices: list[ProjectedMatrix], *, exact_refresh: bool, probe_norm: bool
+        self,
+        layout: Layout,
+        matrices: list[ProjectedMatrix],
+        *,
+        exact_refresh: bool,
+        probe_norm: bool,
+        is_shared: bool = False,
     ) -> None:
-        self.layout, self.matrices = layout, matrices
+        self.layout, self.matrices, self.is_shared = layout, matrices, is_shared
         self.exact_refresh, self.probe_norm = exact_refresh, probe_norm
         self.sums: dict[int, _MatrixSum] = {}
 
@@ -117,6 +129,8 @@ class CoreSum:
         total = self.sums.get(index)
         if total is None:
             total = self.sums[index] = self._begin(matrix, grad_MN)
+        if not total.has_basis:
+            return
         subspace = matrix.subspace()
         total.core += subspace.project(grad_MN)
         for side, test in total.tests.items():
@@ -125,18 +139,24 @@ class CoreSum:
             total.probe += _times(grad_MN, self._probe_test(matrix, grad_MN.device))
 
     def _begin(self, matrix: ProjectedMatrix, grad_MN: Tensor) -> _MatrixSum:
-        is_first = not matrix.has_subspace()
-        is_sketched = not self.exact_refresh and self.layout.seeded_basis is None
-        is_sketched = is_sketched and (is_first or matrix.refresh_is_due())
-        if self.exact_refresh or is_first or self.layout.seeded_basis is not None:
-            matrix.refresh(grad_MN)  # before a first basis there is nothing to sum in
-            matrix.store_carried()
+        is_first, is_seeded = not matrix.has_subspace(), self.layout.seeded_basis is not None
+        is_sketched = not self.exact_refresh and not is_seeded and (is_first or matrix.refresh_is_due())
         core = torch.zeros(self.layout.core_shape, dtype=self.layout.dtype, device=grad_MN.device)
         total = _MatrixSum(matrix, is_first, core)
+        fits = not is_seeded and matrix.refresh_is_due() and (self.exact_refresh or is_first)
+        if fits and not bool(grad_MN.isfinite().all()):
+            core.fill_(float("nan"))
+            total.has_basis = False
+            return total
+        if is_first and self.is_shared and not is_seeded:
+            matrix.stand_in()  # the same for all processes, until their common sketch gives the first basis
+        elif self.exact_refresh or is_first or is_seeded:
+            matrix.refresh(grad_MN)  # before a first basis there is nothing to sum in
+            matrix.store_carried()
         if is_sketched:
             for side, (test, start) in _sketch_tests(matrix).items():
                 total.tests[side], total.sketches[side] = test, start
-        if self.probe_norm and self.layout.side != "both":
+        if self.probe_norm:
             shape = (self.layout.rows, PROBE_COLUMNS)
             total.probe = torch.zeros(shape, dtype=self.layout.dtype, device=grad_MN.device)
         return total
@@ -144,10 +164,15 @@ class CoreSum:
     def squared_norm(self) -> Tensor:
         """Return the squared norm of the sum: exact inside the subspace, estimated without bias outside of it.
 
-        Without probes, of the part inside the subspace alone.
+        Without probes, of the part inside the subspace alone. Matrices whose sum is not finite are left out.
         """
         total = torch.zeros((), dtype=torch.float64, device=self.matrices[0].device)
         for each in self.sums.values():
+            if not is_small(each.core):
+                continue
+            if each.probe is not None and self.layout.seeded_basis == "gaussian":
+                total += squared_norm(each.probe)  # its columns are not orthonormal: no inside and outside
+                continue
             total += squared_norm(each.core)
             if each.probe is not None:
                 test = self._probe_test(each.matrix, each.probe.device)
@@ -172,7 +197,7 @@ class CoreSum:
         """
         skipped = 0
         for index, total in self.sums.items():
-            if not bool(total.core.isfinite().all()):
+            if not is_small(total.core):
                 skipped += 1
                 continue
             matrix, subspace = total.matrix, total.matrix.subspace()
@@ -212,15 +237,23 @@ def core_sum_bytes(layout: Layout, *, is_sketched: bool, probe_norm: bool) -> in
     elements = rows * columns
     if is_sketched:  # a test matrix and a sketch on each side that has a basis
         elements += sum((layout.rows + layout.columns) * layout.rank for _ in layout.basis_shapes())
-    if probe_norm and layout.side != "both":
+    if probe_norm:
         elements += layout.rows * PROBE_COLUMNS
     return (layout.blocks or 1) * elements * layout.dtype.itemsize
 
 
 def squared_norm(tensor: Tensor) -> Tensor:
-    """Return the squared Euclidean norm of any tensor as a float64 scalar."""
+    """Return the squared Euclidean norm of any tensor as a float64 scalar; no magnitude over- or underflows."""
     dtype = torch.promote_types(tensor.dtype, torch.float32)
-    return torch.linalg.vector_norm(tensor, dtype=dtype).double().square()
+    norm = torch.linalg.vector_norm(tensor, dtype=dtype)
+    if dtype == torch.float32 and not 1e-15 < float(norm) < 1e15:  # squares may have left float32 on the way
+        norm = torch.linalg.vector_norm(tensor, dtype=torch.float64)
+    return norm.double().square()
+
+
+def is_small(core: Tensor) -> bool:
+    """Say whether a core is finite, and its squares are."""
+    return bool((core.abs() < LARGEST).all())
 
 
 def _sketch_tests(matrix: ProjectedMatrix) -> dict[str, tuple[Tensor, Tensor]]:
@@ -268,7 +301,5 @@ def _times(matrix: Tensor, test: Tensor) -> Tensor:
 
 def _back_times(subspace: MatrixSubspace, core: Tensor, test_NS: Tensor) -> Tensor:
     """Return ``project_back(core) @ test`` without the large matrix in between."""
-    if subspace.right is None:
-        assert subspace.left is not None
-        return subspace.left @ (core @ test_NS)
-    return core @ (subspace.right.mT @ test_NS)
+    inner = core @ (test_NS if subspace.right is None else subspace.right.mT @ test_NS)
+    return inner if subspace.left is None else subspace.left @ inner

@@ -18,8 +18,8 @@ class GUM(LowRankOptimizer):
         subspace:    m <- b m + P^T G / (1 - q);         W <- (1 - lr * weight_decay) W - lr * scale * P muon(m)
         complement:  m <- b m + (G - P P^T G) / q;       W <- (1 - lr * weight_decay) W - lr * scale * muon(m)
 
-    where muon(m) = 0.2 sqrt(max(M, N)) NS(m), and NS sets the singular values to about 1 by five Newton-Schulz steps.
-    The two weights make the expected gradient the true one. All other parameters run AdamW at lr.
+    where muon(m) = 0.2 sqrt(longer side of m) NS(m), and NS sets the singular values to about 1 by five Newton-Schulz
+    steps. The two weights make the expected gradient the true one. All other parameters run AdamW at lr.
 
     Args:
         params: groups from `fw.optim.param_groups`, or tensors.
@@ -49,7 +49,7 @@ class GUM(LowRankOptimizer):
         >>> import torch
         >>> model = torch.nn.Linear(64, 32, bias=False)
         >>> GUM([{"params": [model.weight], "rank": 4}], lr=1e-3).state_bytes()
-        1576
+        1584
     """
 
     def __init__(

@@ -11,8 +11,9 @@ Source: GaLore, arXiv 2403.03507, section 4.3; the treatment of accumulation, cl
 
 import warnings
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack, contextmanager
+from dataclasses import is_dataclass
 from functools import partial
 from types import TracebackType
 from typing import Any, Self
@@ -27,16 +28,14 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from featherweight.errors import ConfigError, DeviceError, NumericsError
 from featherweight.optim.accumulation import CoreSum, FullSum, GradientSum, core_sum_bytes, squared_norm
-from featherweight.optim.low_rank import LowRankOptimizer
+from featherweight.optim.low_rank import LowRankOptimizer, is_usable
 from featherweight.optim.matrix import Group
+from featherweight.optim.options import NORM_KEY
 from featherweight.optim.reduce import LocalReducer, Reducer
 
 CLIP_MODES = ("delayed", "per_tensor", "norm_growth", "projected")
 MAX_GROWTH = 1.01
 """Largest ratio of the norms of one tensor's successive gradients under `clip="norm_growth"` (Fira's limit)."""
-
-NORM_KEY = "last_grad_norm"
-"""Key of the parameter groups that carries the norm for delayed clipping through a checkpoint."""
 
 
 def layerwise(
@@ -61,7 +60,8 @@ def layerwise(
     - "delayed": by the factor that the norm of the step before asks for. The first step is not clipped; Adam's does not
       depend on the scale of its gradient.
     - "per_tensor": each tensor's gradient by its own norm.
-    - "norm_growth": each tensor's gradient to 1.01 times its norm at the last step; `max_grad_norm` is not read.
+    - "norm_growth": each tensor's gradient to 1.01 times its norm at the last step that had one; `max_grad_norm` is
+      not read.
     - "projected": exactly, by the norm of what is used of the gradients: cores, and gradients of the parameters
       without a subspace. All of these are kept until the backward pass ends.
 
@@ -76,7 +76,8 @@ def layerwise(
         Handle with `grad_norm`, `remove()`, `discard()`; as a context manager it removes itself at the end.
     Raises:
         ConfigError: for another kind of optimizer, parameters that are not the model's, an option out of range, or a
-            second call for the same optimizer; later, in the first forward pass or step, for a loss scaler.
+            second call for the same optimizer or model; later for a loss scaler: in the forward pass where that runs
+            in autocast to float16, else in the first `scaler.step()`, when a first backward pass has moved weights.
         DeviceError: for a model inside DistributedDataParallel, which keeps all gradients in its buckets.
     Cost: gradient memory of the largest single gradient; with accumulation also of one float32 core for each projected
         matrix, the gradient of every other parameter, and sketches for the matrices that refresh in this step.
@@ -104,7 +105,7 @@ def layerwise(
             f"layerwise: world_size={_world_size()} processes train this {type(model).__name__}; expected one process, "
             "because DistributedDataParallel keeps every gradient in its buckets. Start the program without a launcher."
         )
-    if not isinstance(accumulation_steps, int) or accumulation_steps < 1:
+    if not isinstance(accumulation_steps, int) or isinstance(accumulation_steps, bool) or accumulation_steps < 1:
         raise ConfigError(
             f"layerwise: accumulation_steps={accumulation_steps!r} is not allowed; expected a whole number >= 1. "
             "Count the backward passes of one optimizer step."
@@ -113,7 +114,7 @@ def layerwise(
         raise ConfigError(
             f"layerwise: clip={clip!r} is unknown; expected one of {', '.join(CLIP_MODES)}. Take delayed if in doubt."
         )
-    if max_grad_norm is not None and not max_grad_norm > 0:
+    if max_grad_norm is not None and not (isinstance(max_grad_norm, int | float) and max_grad_norm > 0):
         raise ConfigError(
             f"layerwise: max_grad_norm={max_grad_norm!r} is not allowed; expected a number > 0, or None for no limit. "
             "Change max_grad_norm."
@@ -131,8 +132,29 @@ def layerwise_handles(model: nn.Module) -> list["Layerwise"]:
     return list({id(handle): handle for reference in references if (handle := reference()) is not None}.values())
 
 
+class _ModelHook:
+    """A hook on the model that copies and pickles of the model do not inherit."""
+
+    def __init__(self, function: Callable[..., None] | None = None) -> None:
+        self.function = function
+
+    def __call__(self, *args: Any) -> None:
+        if self.function is not None:
+            self.function(*args)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_ModelHook":
+        return _ModelHook()
+
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        return _ModelHook, ()
+
+
 class Layerwise:
-    """A running layer-wise optimizer; made by `layerwise`, see there."""
+    """A running layer-wise optimizer; made by `layerwise`, see there.
+
+    A copy or pickle of the model leaves it out. Hooks of the optimizer's `step` run when the loop calls `step()`, not
+    at the updates inside the backward pass. Freeze and unfreeze parameters before attaching.
+    """
 
     def __init__(
         self,
@@ -157,7 +179,11 @@ class Layerwise:
         self._micro_step = 0
         self._task = -1  # autograd task of the present backward pass, -1 outside
         self._fired: set[Tensor] = set()
-        self._late: set[Tensor] = set()  # shared parameters whose gradient may still grow in this backward pass
+        # Shared parameters whose gradient may still grow in this backward pass; a dict, because all processes must
+        # come to them in the same order.
+        self._late: dict[Tensor, None] = {}
+        self._called: set[nn.Module] = set()  # by the forward passes since the last backward pass
+        self._has_skipped = False  # in this window
         self._shared = _tied_parameters(model)
         self._cleanup = ExitStack()
         self._attach()
@@ -166,11 +192,13 @@ class Layerwise:
 
     def _attach(self) -> None:
         parameters = set(self.model.parameters())
-        trained = [p for p in self._group_index if p in parameters and p.requires_grad]
-        if not trained:
+        trained = [p for p in self._group_index if p.requires_grad]
+        outside = [p for p in trained if p not in parameters]
+        if outside or not trained:
+            found = f"{len(outside)} of {len(trained)}" if outside else "0"
             raise ConfigError(
-                f"layerwise: model={type(self.model).__name__} has no trainable parameter of this optimizer; expected "
-                "the model that the optimizer was built for. Give that one."
+                f"layerwise: model={type(self.model).__name__} lacks {found} trainable parameters of this optimizer; "
+                "expected all of them in the model that the training loop calls, and at least one. Give that model."
             )
         if self.optimizer.layerwise is not None:
             raise ConfigError(
@@ -191,8 +219,8 @@ class Layerwise:
             _active[parameter] = weakref.ref(self)
             self._cleanup.callback(_active.pop, parameter, None)
             self._cleanup.callback(parameter.register_post_accumulate_grad_hook(self._on_gradient).remove)
-        self._cleanup.callback(self.model.register_forward_pre_hook(self._before_forward).remove)
-        self._cleanup.callback(self.model.register_forward_hook(self._after_forward).remove)
+        self._cleanup.callback(self.model.register_forward_pre_hook(_ModelHook(self._before_forward)).remove)
+        self._cleanup.callback(self.model.register_forward_hook(_ModelHook(self._after_forward)).remove)
         self._counting = ExitStack()
         self._cleanup.callback(self._counting.close)
 
@@ -209,11 +237,14 @@ class Layerwise:
 
     def discard(self) -> None:
         """Drop the micro-batches of the present window, for example after a loss that is not finite."""
+        for parameter in self._late:
+            parameter.grad = None
         self._sums.clear()
         self._norms.clear()
-        self._fired.clear()
         self._late.clear()
-        self._micro_step, self._task = 0, -1
+        self._fired.clear()
+        self._called.clear()
+        self._micro_step, self._task, self._has_skipped = 0, -1, False
 
     def __enter__(self) -> Self:
         return self
@@ -240,14 +271,13 @@ class Layerwise:
             self._count_calls()
 
     def _count_calls(self) -> None:
-        """Find the modules that one forward pass calls more than once: their parameters are shared over depth."""
+        """Find the modules that run more than once before a backward pass: their parameters are shared over depth."""
         self._counting.close()
-        called: set[nn.Module] = set()
 
         def count(module: nn.Module, args: tuple[Any, ...]) -> None:
-            if module in called:
+            if module in self._called:
                 self._shared.update(module.parameters(recurse=False))
-            called.add(module)
+            self._called.add(module)
 
         for module in self.model.modules():
             if next(module.parameters(recurse=False), None) is not None:
@@ -257,8 +287,10 @@ class Layerwise:
         self._counting.close()
         if not torch.is_grad_enabled() or torch._C._current_graph_task_id() != -1:
             return
-        for tensor in tree_leaves(output):
-            if isinstance(tensor, Tensor) and tensor.requires_grad:
+        outputs = tree_leaves(output)
+        outputs += [each for leaf in outputs if is_dataclass(leaf) for each in tree_leaves(list(vars(leaf).values()))]
+        for tensor in outputs:
+            if isinstance(tensor, Tensor) and tensor.grad_fn is not None:
                 tensor.register_hook(self._on_output_gradient)
 
     def _on_output_gradient(self, grad: Tensor) -> None:
@@ -272,10 +304,14 @@ class Layerwise:
                 self._task = task
                 Variable._execution_engine.queue_callback(partial(self._end_backward, task))
             return
-        # Another pass without the end of the first: an exception has broken that one off, with its gradients.
-        self._task = -1
-        self._fired.clear()
-        self._late.clear()
+        # Another pass without the end of the first: an exception has broken that one off.
+        if self._sums:
+            warnings.warn(
+                f"layerwise: a backward pass was broken off; the {self._micro_step} micro-batches before it in its "
+                "window are dropped with it. Repeat the window, or call discard() after the exception.",
+                stacklevel=2,
+            )
+        self.discard()
         self._begin_backward()
 
     def _on_gradient(self, parameter: Tensor) -> None:
@@ -288,23 +324,23 @@ class Layerwise:
                 f"layerwise: '{layout.name}' has a gradient of layout=sparse; expected a dense gradient. "
                 "Build the embedding with sparse=False."
             )
-        if self._task == -1:
-            if _inside_checkpoint():
+        is_inside = torch._C._current_graph_task_id() != self._task and _inside_checkpoint()
+        if self._task == -1 or (torch._C._current_graph_task_id() != self._task and not is_inside):
+            if is_inside:
                 raise ConfigError(
                     f"layerwise: '{layout.name}' got its gradient inside a re-entrant checkpoint of a model that was "
                     f"not called as a whole; expected a call of {type(self.model).__name__}. Call the model that you "
                     "gave to layerwise, or use checkpoint(..., use_reentrant=False)."
                 )
             self._begin_backward()
-        is_nested = torch._C._current_graph_task_id() != self._task
-        if is_nested and parameter in self._shared:
-            self._late.add(parameter)  # it stays in .grad, where autograd adds what is still to come
+        if parameter in self._shared:
+            self._late[parameter] = None  # it stays in .grad, where autograd adds what is still to come
             return
-        if is_nested and parameter in self._fired:
+        if parameter in self._fired:
             raise NumericsError(
                 f"layerwise: '{layout.name}' got a second gradient in one backward pass after its update; expected "
-                "one. A module is called several times inside re-entrant checkpoints since the first step only; use "
-                "checkpoint(..., use_reentrant=False)."
+                "one. A module that ran once in the first step runs several times now, in re-entrant checkpoints; use "
+                "checkpoint(..., use_reentrant=False), or attach anew."
             )
         self._fired.add(parameter)
         parameter.grad = None
@@ -320,10 +356,11 @@ class Layerwise:
                 self._fired.add(parameter)
                 with self._undisturbed(parameter):
                     self._receive(parameter, grad)
-        self._late.clear()
         has_trained = bool(self._fired)
         self._task = -1
+        self._late.clear()
         self._fired.clear()
+        self._called.clear()
         if has_trained:  # torch.autograd.grad passes here too, and trains nothing
             self._micro_step += 1
             if self._micro_step == self.accumulation_steps:
@@ -335,6 +372,11 @@ class Layerwise:
         """Compute as outside of the backward pass: without graph, and in full precision where it runs in autocast."""
         with torch.no_grad(), torch.autocast(parameter.device.type, enabled=False):
             yield
+
+    def end_window(self) -> None:
+        """Make the steps that are still to be made in this window; nothing if it is empty."""
+        with self._undisturbed(next(iter(self._group_index))):
+            self._end_window()
 
     # ---- one window
 
@@ -360,6 +402,7 @@ class Layerwise:
                         matrices,
                         exact_refresh=self.accumulation_steps == 1 and self.reducer.world_size == 1,
                         probe_norm=self.clip != "projected",
+                        is_shared=self.reducer.world_size > 1,
                     )
         total.add(grad)
         if is_last and self.clip != "projected":
@@ -367,7 +410,7 @@ class Layerwise:
 
     def _update_from_gradient(self, parameter: Tensor, group: Group, grad: Tensor) -> None:
         squared = squared_norm(grad)
-        if not bool(squared.isfinite()) and not bool(grad.isfinite().all()):
+        if not bool(squared.isfinite()) or (float(squared) > 1e30 and not is_usable(grad)):
             self._skip(1)
             return
         self._norms.append(squared)
@@ -382,7 +425,7 @@ class Layerwise:
             self.reducer.all_reduce(total.grad, group)
             if factor is None:
                 self._update_from_gradient(parameter, group, total.grad)
-            elif bool(total.grad.isfinite().all()):
+            elif is_usable(total.grad):
                 self.optimizer.step_gradient(parameter, group, total.grad.mul_(factor))
             else:
                 self._skip(1)
@@ -391,15 +434,13 @@ class Layerwise:
         total.reduce(self.reducer.all_reduce)
         if factor is None:
             squared = total.squared_norm()
-            if bool(squared.isfinite()):
-                self._norms.append(squared)
-                factor = self._factor(parameter, squared)
-            else:
-                factor = 1.0
+            self._norms.append(squared)
+            factor = self._factor(parameter, squared)
         self._skip(self.optimizer.step_cores(parameter, total, factor))
 
     def _skip(self, count: int) -> None:
         self.optimizer.skipped_steps += count
+        self._has_skipped = self._has_skipped or count > 0
 
     def _factor(self, parameter: Tensor, squared: Tensor) -> float:
         """Return what the gradient of a tensor is multiplied with before its step."""
@@ -410,7 +451,8 @@ class Layerwise:
                 self.optimizer.create_state(parameter)
             last = float(state["grad_norm"]) if "grad_norm" in state else 0.0
             factor = min(1.0, MAX_GROWTH * last / norm) if last > 0 and norm > 0 else 1.0
-            state["grad_norm"] = torch.tensor(norm * factor, dtype=torch.float32)
+            if norm > 0:
+                state["grad_norm"] = torch.tensor(norm * factor, dtype=torch.float32)
             return factor
         if self.max_grad_norm is None:
             return 1.0
@@ -419,9 +461,7 @@ class Layerwise:
         last_norm = self.optimizer.param_groups[0].get(NORM_KEY)
         return 1.0 if last_norm is None else _clip_factor(self.max_grad_norm, last_norm)
 
-    @torch.no_grad()
-    def end_window(self) -> None:
-        """Make the steps that are still to be made in this window; nothing if it is empty."""
+    def _end_window(self) -> None:
         if self._sums:
             factor = None
             if self.clip == "projected":
@@ -437,9 +477,11 @@ class Layerwise:
             return
         self.grad_norm = self._total_norm()
         for group in self.optimizer.param_groups:
-            group[NORM_KEY] = self.grad_norm
+            # What was left out may be the largest part: then the norm before it says more.
+            before = group.get(NORM_KEY) or 0.0
+            group[NORM_KEY] = max(before, self.grad_norm) if self._has_skipped else self.grad_norm
         self._norms.clear()
-        self._micro_step = 0
+        self._micro_step, self._has_skipped = 0, False
         self.steps += 1
         # What torch's schedulers look at before they warn that no step was made.
         self.optimizer._opt_called = True  # type: ignore[attr-defined]

@@ -57,6 +57,8 @@ class Layout:
     """Name of the residual policy; one keeps a float32 norm of each matrix."""
     error_feedback: bool = False
     """Whether what the projection loses is kept, in a tensor of the parameter's size, for the next step."""
+    has_full_periods: bool = False
+    """Whether there are periods in which a matrix follows the complement of its subspace."""
 
     @property
     def core_shape(self) -> tuple[int, int]:
@@ -76,7 +78,9 @@ class Layout:
     @property
     def counters(self) -> tuple[str, ...]:
         """Names of the integer counters."""
-        return DENSE_COUNTERS if self.rank is None else LOW_RANK_COUNTERS
+        if self.rank is None:
+            return DENSE_COUNTERS
+        return (*LOW_RANK_COUNTERS, "full_period") if self.has_full_periods else LOW_RANK_COUNTERS
 
     def moment_bytes(self) -> int:
         """Bytes of all moments."""
@@ -108,7 +112,11 @@ class Layout:
     def _with_moments(self, shape: tuple[int, ...], group: Mapping[str, Any]) -> "Layout":
         moments = rules.get(self.rule).moments(shape, group)
         storages = {
-            name: storage_for(group["state_bits"], signed=moment.is_signed, numel=math.prod(moment.shape))
+            name: storage_for(
+                group["state_bits"] if moment.may_quantize else 32,
+                signed=moment.is_signed,
+                numel=math.prod(moment.shape),
+            )
             for name, moment in moments.items()
         }
         return replace(self, moments=storages, moment_shapes={name: moment.shape for name, moment in moments.items()})
@@ -172,6 +180,7 @@ def plan_layout(name: str, parameter: Tensor, group: Mapping[str, Any], index: i
         seeded_basis=seeded,
         residual=group["residual"],
         error_feedback=group["error_feedback"],
+        has_full_periods=group["full_rank_probability"] > 0,
     ).on_side(side, group)
     if group["proj_type"] == "min_memory" and blocks is None and seeded is None:
         left, right = (layout.on_side(s, group).nbytes() for s in ("left", "right"))

@@ -26,7 +26,7 @@ from torch.optim.adamw import adamw as torch_adamw
 from featherweight.errors import CheckpointError, ConfigError, did_you_mean
 from featherweight.linalg.subspace import MatrixSubspace
 from featherweight.optim import state as states
-from featherweight.optim.accumulation import CoreSum
+from featherweight.optim.accumulation import LARGEST, CoreSum
 from featherweight.optim.layout import Layout, plan_layout, split_of
 from featherweight.optim.matrix import (
     Group,
@@ -354,7 +354,7 @@ class LowRankOptimizer(torch.optim.Optimizer):
     def _settled_layout(self, layout: Layout, state: states.State, group: Group, grad: Tensor) -> Layout:
         """Return the layout on the side that the state is on, after a `min_memory` parameter has chosen with `grad`."""
         layout = self._on_stored_side(layout, state, group)
-        if "trial_basis" in state and grad.any():  # a zero gradient says nothing about a side
+        if "trial_basis" in state and grad.any() and is_usable(grad):  # a zero gradient says nothing about a side
             return self._settle_side(layout.matrices(grad)[0], layout, state, group)
         return layout
 
@@ -464,7 +464,7 @@ class LowRankOptimizer(torch.optim.Optimizer):
             if "trial_basis" in state and layout.alternative is not None:
                 (shape,) = layout.on_side(layout.alternative, group).basis_shapes().values()
                 expected["trial_basis"] = torch.empty(shape, dtype=layout.dtype, device="meta")
-            if "exp_avg_full" in state and group["full_rank_probability"] > 0:
+            if bool(state.get("full_period", 0)):
                 shape = (layout.rows, layout.columns)
                 expected["exp_avg_full"] = torch.empty(shape, dtype=layout.dtype, device="meta")
             if "grad_norm" in state:
@@ -541,8 +541,17 @@ def _are_finite(grads: list[Tensor]) -> list[bool]:
         norms = torch._foreach_norm([grads[i] for i in members])
         flags = torch.stack([norm.float() for norm in norms]).isfinite().tolist()
         for index, flag in zip(members, flags, strict=True):
-            finite[index] = flag or bool(grads[index].isfinite().all())
+            finite[index] = flag or is_usable(grads[index])
     return finite
+
+
+def is_usable(grad: Tensor) -> bool:
+    """Say whether a gradient is finite, and small enough that its squares are.
+
+    A second moment of infinity would stop a weight for good.
+    """
+    limit = LARGEST if grad.dtype != torch.float64 else LARGEST**8
+    return bool((grad.abs() < limit).all())
 
 
 def _log_full_rank(where: str, groups: list[Group], layouts: Mapping[Tensor, Layout]) -> None:

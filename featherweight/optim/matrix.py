@@ -43,6 +43,8 @@ class ProjectedMatrix:
     """Position among all projected matrices of the optimizer, and their number."""
     _carried: dict[str, Tensor] | None = None
     """Moments that a refresh has changed and nothing has stored yet, so that they are rounded once and not twice."""
+    _lost: Tensor | None = None
+    """Momentum that a refresh has left outside of the new subspace, for error feedback."""
 
     # ---- what is stored
 
@@ -149,6 +151,15 @@ class ProjectedMatrix:
             assert basis is not None
             self.state["trial_basis"] = basis.to(layout.dtype)
 
+    def stand_in(self) -> None:
+        """Take a random subspace that asks to be replaced: as long as nothing was fitted, a refresh stays due."""
+        layout = self.layout
+        assert layout.rank is not None
+        generator = keyed_generator(self.group["seed"], layout.index, self.block or 0, device=self.device)
+        size = (layout.side, layout.rows, layout.columns, layout.rank)
+        fresh = draw_subspace("random", *size, generator=generator, dtype=layout.dtype, device=self.device)
+        self.install(fresh, None, step=None)
+
     def redraw(self) -> None:
         """Take the next random subspace; no gradient is needed."""
         count = self.counter("refresh_count")
@@ -174,6 +185,11 @@ class ProjectedMatrix:
                 f"optimizer: '{self.layout.name}' has basis_method={self.group['basis_method']!r} in a state without "
                 f"bases; expected {self.layout.seeded_basis!r}, with which it began. Build a new optimizer."
             )
+        if old is not None:  # a dense basis is read as the stored tensor itself, which is about to change
+            old = MatrixSubspace(
+                left=None if old.left is None else old.left.clone(),
+                right=None if old.right is None else old.right.clone(),
+            )
         for name, basis in (("basis_left", fresh.left), ("basis_right", fresh.right)):
             if basis is not None:
                 storage.write_(states.parts_of(self.state, name, self.block), basis)
@@ -194,7 +210,7 @@ class ProjectedMatrix:
         if before is not None:
             beta1 = self.group["betas"][0]
             lost = old.project_back(before).sub_(fresh.project_back(moments["exp_avg"]))
-            self._error().add_(lost, alpha=beta1 / (1 - beta1))
+            self._lost = lost.mul_(beta1 / (1 - beta1))
         self._carried = moments
 
     def mean_core(self) -> Tensor:
@@ -216,22 +232,25 @@ class ProjectedMatrix:
     @property
     def is_full_period(self) -> bool:
         """Say whether this matrix follows the complement of its subspace until the next refresh."""
-        return "exp_avg_full" in self.state
+        return "exp_avg_full" in self.state and self.group["full_rank_probability"] > 0
 
     def needs_gradient(self) -> bool:
         """Say whether the update needs the whole gradient, not only its core."""
-        return self.layout.residual is not None or self.layout.error_feedback or self.is_full_period
+        may_begin_period = self.group["full_rank_probability"] > 0 and self.refresh_is_due()
+        return self.layout.residual is not None or self.layout.error_feedback or self.is_full_period or may_begin_period
 
     def _choose_period(self) -> None:
         """Decide at a refresh whether the matrix follows its subspace or the complement until the next one."""
         probability = self.group["full_rank_probability"]
-        if probability == 0 or self.block is not None:
+        was_full = self.block is None and self.state.pop("exp_avg_full", None) is not None
+        if "full_period" not in self.state or self.block is not None:
             return
-        was_full = self.state.pop("exp_avg_full", None) is not None
+        self.set_counter("full_period", 0)
         bits = mix_keys(self.group["seed"], self.layout.index, self.counter("refresh_count"), _CARRY)
         if bits / 2**64 < probability:
             shape = (self.layout.rows, self.layout.columns)
             self.state["exp_avg_full"] = torch.zeros(shape, dtype=self.layout.dtype, device=self.device)
+            self.set_counter("full_period", 1)
         elif was_full:  # its momentum stood still for a whole period
             moments = self.read_moments()
             for moment in moments.values():
@@ -266,8 +285,10 @@ class ProjectedMatrix:
         factor, extra, direction = group["scale"], None, None
         if layout.error_feedback:
             assert grad_MN is not None
-            # Before `carry` of the next refresh adds to it.
-            self._error().copy_(subspace.project_back(core.neg()).add_(grad_MN))
+            error = self._error().copy_(subspace.project_back(core.neg()).add_(grad_MN))
+            if self._lost is not None:
+                error.add_(self._lost)
+                self._lost = None
         if self.is_full_period:
             assert grad_MN is not None
             residual = subspace.project_back(core.neg()).add_(grad_MN).div_(group["full_rank_probability"])

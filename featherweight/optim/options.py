@@ -20,6 +20,9 @@ LOW_RANK_KEYS = ("rank", "update_proj_gap", "scale", "proj_type")
 GROUP_KEYS = ("params", "param_names", "name", "low_rank", "split", "stacked")
 """What a group may hold besides the options of the optimizer."""
 
+NORM_KEY = "last_grad_norm"
+"""What layer-wise clipping writes into the groups, to carry it through a checkpoint."""
+
 SCHEDULER_KEYS = ("initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum", "swa_lr")
 """What torch's schedulers write into the groups, which may be given to another optimizer."""
 
@@ -77,7 +80,7 @@ def check_group(where: str, group: Mapping[str, Any], defaults: Mapping[str, Any
     """
     allowed = sorted({*defaults, *GROUP_KEYS})
     for key in group:
-        if key not in (*allowed, *SCHEDULER_KEYS):
+        if key not in (*allowed, *SCHEDULER_KEYS, NORM_KEY):
             raise ConfigError(
                 f"{where}: {key}={group[key]!r} is no option of a parameter group; expected an option of the "
                 f"optimizer. {did_you_mean(key, allowed)}"
@@ -99,6 +102,11 @@ def check_group(where: str, group: Mapping[str, Any], defaults: Mapping[str, Any
         _require(where, key, group[key], _is_number(group[key]) and 0 <= group[key] < 1, "a number in [0, 1)")
     if group["basis_method"] == "gaussian" and group["moment_policy"] == "rotate":
         _require(where, "moment_policy", "rotate", False, "keep or reset beside basis_method='gaussian'")
+    if group["full_rank_probability"] > 0 and group["rule"] not in ("muon", "sgd"):
+        value, expected = group["full_rank_probability"], "0, unless rule='muon' or 'sgd', which have one moment"
+        _require(where, "full_rank_probability", value, False, expected)
+    if group["basis_smoothing"] > 0 and group["rule"] == "adafactor" and group["betas"][0] == 0:
+        _require(where, "basis_smoothing", group["basis_smoothing"], False, "0 where there is no first moment")
     if group["error_feedback"] and not (group["rule"] == "adamw" and group["residual"] is None):
         _require(where, "error_feedback", True, False, "False, unless rule='adamw' and residual=None")
     _require(where, "seed", group["seed"], _is_whole(group["seed"]), "a whole number")

@@ -106,8 +106,9 @@ class ApolloResidual:
             factor = _channel_ratio(core, direction, subspace)
         else:
             factor = torch.linalg.vector_norm(direction) / torch.linalg.vector_norm(core).add_(1e-8)
-        scaled = factor * grad  # the factor is float32 or float64, so the product of a 16-bit gradient is, too
-        return _limit_growth_(scaled.to(core.dtype), last_norm, scaled.any())
+        # Converted first: one factor for a matrix has no dimension, and torch would then compute in 16 bits.
+        scaled = grad.to(core.dtype, copy=True).mul_(factor)
+        return _limit_growth_(scaled, last_norm, scaled.any())
 
 
 def _channel_ratio(core: Tensor, direction: Tensor, subspace: MatrixSubspace) -> Tensor:

@@ -20,6 +20,8 @@ class Moment(NamedTuple):
 
     shape: tuple[int, ...]
     is_signed: bool
+    may_quantize: bool = True
+    """False for a few numbers that stand for many."""
 
 
 class Rule(Protocol):
@@ -122,7 +124,8 @@ class AdafactorRule:
         first = {"exp_avg": Moment(shape, True)} if group["betas"][0] > 0 else {}
         if len(shape) != 2:
             return {**first, "exp_avg_sq": Moment(shape, False)}
-        return {**first, "exp_avg_sq_row": Moment(shape[:1], False), "exp_avg_sq_col": Moment(shape[1:], False)}
+        row, col = Moment(shape[:1], False, False), Moment(shape[1:], False, False)
+        return {**first, "exp_avg_sq_row": row, "exp_avg_sq_col": col}
 
     def direction(self, grad: Tensor, moments: Mapping[str, Tensor], step: int, group: Mapping[str, Any]) -> Tensor:
         """See `Rule.direction`."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from featherweight.quant.storage import StateStorage
 
-COUNTERS = ("step", "moment_step", "next_refresh", "refresh_count", "side")
+COUNTERS = ("step", "moment_step", "next_refresh", "refresh_count", "side", "full_period")
 ON_CPU = (*COUNTERS, "grad_norm")
 """State that stays on the CPU, whatever the parameter's device."""
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from featherweight.optim import GaLoreAdamW
 from featherweight.optim.moments import keep, reset, rotate
 
 BETAS = (0.9, 0.999)
@@ -66,3 +67,42 @@ def test_keep_changes_nothing_and_reset_starts_the_step_count_again():
     assert torch.equal(values["exp_avg"], before)
     assert reset(values, (None, None), step, BETAS) == 0
     assert not values["exp_avg"].any() and not values["exp_avg_sq"].any()
+
+
+@pytest.mark.parametrize(
+    ("options", "tolerance"), [({}, 1e-12), ({"basis_bits": 16}, 1e-12), ({"state_bits": 8}, 0.03)]
+)
+@pytest.mark.parametrize("shape", [(12, 600), (600, 12)])
+def test_a_refresh_rotates_the_moments_of_the_optimizer(options, tolerance, shape):
+    # The optimizer's own state before and after a refresh. Mutation: an old basis that is an alias of the new one, as a
+    # dense storage returns it, makes every rotation an identity.
+    weight = torch.nn.Parameter(torch.zeros(shape, dtype=torch.float64))
+    groups = [{"params": [weight], "rank": 8, "update_proj_gap": 2}]
+    optimizer = GaLoreAdamW(groups, lr=0.1, stagger=False, basis_method="svd", **options)
+    layout = optimizer.layouts[weight]
+    name = f"basis_{layout.side}"
+    generator = torch.Generator().manual_seed(0)
+
+    def bases():
+        parts = {k.removeprefix(name).lstrip("_"): v for k, v in optimizer.state[weight].items() if k.startswith(name)}
+        return layout.basis.read(parts, layout.basis_shapes()[name]).double().clone()
+
+    def moment():
+        parts = {
+            k.removeprefix("exp_avg").lstrip("_"): v
+            for k, v in optimizer.state[weight].items()
+            if k.startswith("exp_avg") and "sq" not in k
+        }
+        return layout.moments["exp_avg"].read(parts, layout.moment_shapes["exp_avg"]).double().clone()
+
+    for step in range(3):
+        if step == 2:
+            old, before = bases(), moment()
+        weight.grad = torch.randn(shape, generator=generator, dtype=torch.float64)
+        optimizer.step()
+    overlap = bases().T @ old
+    core = bases().T @ weight.grad if layout.side == "left" else weight.grad @ bases()
+    rotated = overlap @ before if layout.side == "left" else before @ overlap.T
+    expected = 0.9 * rotated + 0.1 * core
+    assert (moment() - expected).norm() <= tolerance * expected.norm()
+    assert (overlap - torch.eye(8)).norm() > 0.5
