@@ -68,7 +68,7 @@ def test_steps_over_the_periods_equal_the_twin(shape, proj_type, pattern, policy
         twin.is_full = "exp_avg_full" in optimizer.state[weight]
         seen.append("f" if twin.is_full else "s")
 
-    # Newton-Schulz steps amplify roundings of small singular values up to 3.4^5 = 480 times: measured 1e-12. Mutations:
+    # Newton-Schulz steps amplify roundings of small singular values up to 3.4^5 = 480 times: 1e-13 at worst. Mutations:
     # momentum kept over a change of period, the subspace for its complement, momentum that averages (1 - b).
     grads = gradients(shape, 12, seed=1, sizes=(1.0, 2.0, 0.5))
     assert_follows(optimizer, weight, twin, grads, left, before_twin=take_period)

@@ -18,3 +18,8 @@ FULL_PERIOD_MEETS_A_SUM = pytest.mark.xfail(
     reason="a sum of cores that refreshes before its first gradient may begin a full period, whose update then asks "
     "for the whole gradient that nobody kept",
 )
+FACTORED_ROTATION_KEEPS_THE_OTHER_SIDE = pytest.mark.xfail(
+    strict=True,
+    reason="a rotation changes the mean of the row (or column) that it acts on and leaves that of the other side, so "
+    "that the two no longer describe one second moment; in GaLoreAdafactor it is hidden as long as the rotation is lost",
+)

@@ -259,10 +259,14 @@ class Adafactor:
         return self.first
 
     def rotate(self, overlap):
-        """Express the moments in a new basis of the rows; overlap = new^T old."""
+        """Express the moments in a new basis of the rows; overlap = new^T old.
+
+        ``V = row col / mean(row)`` becomes ``(C * C) V``, and row and column its means: both have the same mean again.
+        """
         if self.first is not None:
             self.first = overlap @ self.first
-        self.row = (overlap * overlap) @ self.row
+        second = (overlap * overlap) @ (self.row[:, None] * self.column[None, :] / self.row.mean())
+        self.row, self.column = second.mean(dim=1), second.mean(dim=0)
 
 
 class GaLoreAdafactor:
