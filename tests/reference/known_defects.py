@@ -21,5 +21,5 @@ FULL_PERIOD_MEETS_A_SUM = pytest.mark.xfail(
 FACTORED_ROTATION_KEEPS_THE_OTHER_SIDE = pytest.mark.xfail(
     strict=True,
     reason="a rotation changes the mean of the row (or column) that it acts on and leaves that of the other side, so "
-    "that the two no longer describe one second moment; in GaLoreAdafactor it is hidden as long as the rotation is lost",
+    "that the two no longer describe one second moment; a lost rotation hides it",
 )
