@@ -1,5 +1,7 @@
 """GUM against a slow twin: its periods, their weights, their state, resume and layer-wise steps in each."""
 
+import copy
+import functools
 import io
 import math
 
@@ -35,6 +37,7 @@ def periods(shape, probability, seed, gap, steps, **options):
     return flags
 
 
+@functools.cache
 def seed_with(pattern, gap=3, probability=0.5, **options):
     """Return the first seed whose successive periods follow the pattern, "s" for subspace, "f" for full."""
     for seed in range(200):
@@ -83,9 +86,9 @@ class TestPeriods:
 
     @pytest.mark.parametrize("probability", [0.1, 0.5, 0.8])
     def test_the_share_of_full_periods_is_the_probability(self, probability):
-        count = sum(sum(periods((3, 4), probability, seed, 1, 60, basis_method="random")) for seed in range(5))
-        # 4 standard deviations of a binomial count of 300.
-        assert abs(count - 300 * probability) < 4 * math.sqrt(300 * probability * (1 - probability))
+        count = sum(sum(periods((3, 4), probability, seed, 1, 50, basis_method="random")) for seed in range(4))
+        # 4 standard deviations of a binomial count of 200.
+        assert abs(count - 200 * probability) < 4 * math.sqrt(200 * probability * (1 - probability))
 
     def test_the_choice_depends_on_seed_and_matrix_and_repeats(self):
         options = {"probability": 0.5, "gap": 1, "steps": 40}
@@ -245,6 +248,28 @@ class TestLayerwise:
         assert all(weight.isfinite().all() for weight, _ in path)
         assert torch.linalg.matrix_rank(path[5][0] - path[4][0], rtol=1e-10) > 2  # inside the subspace it would be 2
         assert torch.linalg.matrix_rank(path[2][0] - path[1][0], rtol=1e-10) == 2
+
+    def test_windows_inside_full_periods_equal_ordinary_steps(self):
+        generator = torch.Generator().manual_seed(0)
+        model = nn.Linear(9, 6, bias=False).double()
+        optimizer = GUM(
+            [{"params": [model.weight], "rank": 2}], lr=0.02, update_proj_gap=3, full_rank_probability=0.5,
+            seed=seed_with("sffs"),
+        )  # fmt: skip
+        run(optimizer, model.weight, gradients((6, 9), 4))
+        optimizer.zero_grad()
+        assert "exp_avg_full" in optimizer.state[model.weight]
+        other, other_optimizer = copy.deepcopy((model, optimizer))
+        with fw.optim.layerwise(model, optimizer, accumulation_steps=3):
+            for _ in range(6):  # steps 4 to 9: into a second full period, and out of it
+                for _ in range(3):
+                    inputs = torch.randn(5, 9, generator=generator, dtype=torch.float64)
+                    model(inputs).square().sum().backward()
+                    other(inputs).square().sum().backward()
+                other_optimizer.step()
+                other_optimizer.zero_grad()
+                torch.testing.assert_close(model.weight, other.weight, rtol=0, atol=1e-12)
+        assert "exp_avg_full" not in optimizer.state[model.weight]
 
     @pytest.mark.parametrize(
         ("pattern", "method", "accumulation_steps", "clip"),
