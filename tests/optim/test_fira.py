@@ -3,8 +3,7 @@
 import pytest
 import torch
 from known_defects import ROTATION_IS_LOST
-from low_rank_twins import Fira as FiraTwin
-from low_rank_twins import assert_follows, gradients, is_left
+from low_rank_twins import GaLore, assert_follows, gradients, is_left
 from torch import nn
 
 from featherweight.errors import ConfigError
@@ -44,7 +43,7 @@ def test_steps_over_refreshes_equal_the_twin(shape, proj_type, policy):
         [{"params": [weight], "rank": 3, "proj_type": proj_type}],
         update_proj_gap=4, basis_method="svd", moment_policy=policy, **options,
     )  # fmt: skip
-    twin = FiraTwin(start if left else start.T, 3, 4, rotates=policy == "rotate", **options)
+    twin = GaLore(start if left else start.T, 3, 4, rotates=policy == "rotate", has_residual=True, **options)
     # The last norm is stored in float32 (6e-8); growth is limited at several of the ten steps. Mutations: factors over
     # the wrong axis, a residual without Adam's factor, or decay in the scale differ by 1e-2.
     assert_follows(optimizer, weight, twin, gradients(shape, 10, seed=2), left, rtol=1e-6)

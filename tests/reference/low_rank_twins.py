@@ -138,11 +138,12 @@ class Apollo:
         self.weight = (1 - self.lr * self.weight_decay) * self.weight - self.lr * update
 
 
-class Fira:
-    """GaLore with exact bases and rotated moments, and Fira's residual."""
+class GaLore:
+    """GaLore with exact bases and rotated moments; what lies outside the subspace is dropped, or scaled as in Fira."""
 
-    def __init__(self, weight, rank, gap, *, lr, betas, eps, weight_decay, scale, rotates=True):
+    def __init__(self, weight, rank, gap, *, lr, betas, eps, weight_decay, scale, rotates=True, has_residual=False):
         self.weight, self.rank, self.gap, self.rotates = weight.clone(), rank, gap, rotates
+        self.has_residual = has_residual
         self.lr, self.weight_decay, self.scale = lr, weight_decay, scale
         self.adam, self.limit, self.done, self.basis = Adam(betas, eps), GrowthLimit(), 0, None
 
@@ -154,8 +155,10 @@ class Fira:
         self.done += 1
         core = self.basis.T @ grad
         direction = self.adam.direction(core)
-        outside = (grad - self.basis @ core) * column_ratios(direction, core)[None, :]
-        update = self.scale * (self.basis @ direction + self.limit(outside))
+        update = self.basis @ direction
+        if self.has_residual:
+            update = update + self.limit((grad - self.basis @ core) * column_ratios(direction, core)[None, :])
+        update = self.scale * update
         self.weight = (1 - self.lr * self.weight_decay) * self.weight - self.lr * update
 
 
