@@ -25,6 +25,7 @@ def refresh_steps(turn, gap, steps, *, stagger=True, early=False):
     """Return the steps in [0, steps) at which a matrix refreshes, its first one at 0 included."""
     due = [0]
     while (following := next_refresh(due[-1], turn, gap, stagger=stagger, early=early)) < steps:
+        assert following > due[-1]  # never twice at one step
         due.append(following)
     return due
 
