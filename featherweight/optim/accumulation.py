@@ -235,7 +235,7 @@ def core_sum_bytes(layout: Layout, *, is_sketched: bool, probe_norm: bool) -> in
     assert layout.rank is not None
     rows, columns = layout.core_shape
     elements = rows * columns
-    if is_sketched:  # a test matrix and a sketch on each side that has a basis
+    if is_sketched:  # a test matrix and a sketch on each side that has a basis (before a first moment 8 columns more)
         elements += sum((layout.rows + layout.columns) * layout.rank for _ in layout.basis_shapes())
     if probe_norm:
         elements += layout.rows * PROBE_COLUMNS

@@ -6,6 +6,7 @@ Shapes: core (R, N) behind a left basis, (M, R) behind a right one, (R, R) behin
 
 from collections.abc import Callable, Mapping
 
+import torch
 from torch import Tensor
 
 from featherweight.registry import Registry
@@ -36,7 +37,8 @@ def rotate(moments: Mapping[str, Tensor], overlap: Overlap, step: int, betas: tu
 
     With the bias-corrected moments ``m = exp_avg / (1 - b1^t)`` and ``v = exp_avg_sq / (1 - b2^t)``: ``exp_avg <- C
     exp_avg`` and ``exp_avg_sq <- (1 - b2^t) |(C*C)(v - m^2) + (C m)^2|``, a rotated mean and, under independent
-    coordinates, a rotated variance. ``C = I`` changes nothing. Factored second moments: ``row <- (C*C) row``.
+    coordinates, a rotated variance. ``C = I`` changes nothing. Factored second moments: ``row <- (C*C) row``, and the
+    column follows its mean.
 
     Cost: two products of an (R, R) with a core for each moment.
     Source: LDAdam, arXiv 2410.16103, section 3.
@@ -53,9 +55,13 @@ def rotate(moments: Mapping[str, Tensor], overlap: Overlap, step: int, betas: tu
         variance = exp_avg_sq.div(correction2).sub_(exp_avg.div(correction1).square_())
         mean_sq = rotated.div(correction1).square_()
         exp_avg_sq.copy_(_transform(variance, squared).add_(mean_sq).abs_().mul_(correction2))
-    for name, factor in zip(("exp_avg_sq_row", "exp_avg_sq_col"), squared, strict=True):
+    names = ("exp_avg_sq_row", "exp_avg_sq_col")
+    for name, other, factor in zip(names, reversed(names), squared, strict=True):
         if name in moments and factor is not None:
+            before = moments[name].mean()
             moments[name].copy_(factor @ moments[name])
+            # Both describe one second moment, so their means stay equal.
+            moments[other].mul_(torch.where(before > 0, moments[name].mean() / before, 1))
     if exp_avg is not None and rotated is not None:
         exp_avg.copy_(rotated)
     return step

@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from known_defects import ROTATION_IS_LOST
 from low_rank_twins import gradients
 from torch import nn
 
@@ -109,7 +108,6 @@ class TestOneMatrix:
         assert int(optimizer.state[weight]["refresh_count"]) == 2
         assert int(optimizer.state[weight]["next_refresh"]) == 1000
 
-    @ROTATION_IS_LOST
     def test_the_moments_follow_into_the_new_basis(self, shape, proj_type):
         optimizer, weight = build(shape, proj_type)
         grads, state = gradients(shape, 4), optimizer.state[weight]

@@ -2,14 +2,13 @@
 
 import pytest
 import torch
-from known_defects import ROTATION_IS_LOST
 from low_rank_twins import GaLore, assert_follows, gradients, is_left
 from torch import nn
 
 from featherweight.errors import ConfigError
 from featherweight.optim import Fira, GaLoreAdamW
 
-POLICIES = [pytest.param("rotate", marks=ROTATION_IS_LOST), "keep"]
+POLICIES = ["rotate", "keep"]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

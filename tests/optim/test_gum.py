@@ -7,7 +7,6 @@ import math
 
 import pytest
 import torch
-from known_defects import FULL_PERIOD_MEETS_A_SUM, ROTATION_IS_LOST
 from low_rank_twins import GUM as GUMTwin
 from low_rank_twins import assert_follows, gradients, is_left, muon, svd_basis
 from torch import nn
@@ -51,7 +50,7 @@ def seed_with(pattern, gap=3, probability=0.5, **options):
 @pytest.mark.parametrize("proj_type", ["std", "reverse_std"])
 @pytest.mark.parametrize(
     ("pattern", "policy"),
-    [pytest.param("ssss", "rotate", marks=ROTATION_IS_LOST), ("ssss", "keep"), ("sffs", "keep"), ("fsfs", "keep")],
+    [("ssss", "rotate"), ("ssss", "keep"), ("sffs", "keep"), ("fsfs", "keep")],
 )
 def test_steps_over_the_periods_equal_the_twin(shape, proj_type, pattern, policy):
     left, gap, probability = is_left(shape, proj_type), 3, 0.5
@@ -172,7 +171,7 @@ class TestState:
         optimizer = GUM(
             [{"params": [weight], "rank": 2}], full_rank_probability=0.5, update_proj_gap=gap, seed=seed_with("sfs")
         )
-        small = 4 * 2 * 20 + 4 * 2 * 12 + 5 * 8  # one moment, the basis, the counters
+        small = 4 * 2 * 20 + 4 * 2 * 12 + 6 * 8  # one moment, the basis, the counters
         assert optimizer.state_bytes() == small
         for step, grad in enumerate(gradients(shape, 3 * gap)):
             run(optimizer, weight, [grad.float()])
@@ -279,7 +278,6 @@ class TestLayerwise:
             ("sf", "auto", 1, "projected"),  # an only micro-batch refreshes at the begin of the sum, too
         ],
     )
-    @FULL_PERIOD_MEETS_A_SUM
     def test_a_full_period_that_begins_with_a_sum_equals_an_ordinary_step(
         self, pattern, method, accumulation_steps, clip
     ):

@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from known_defects import LOST_MOMENTUM_IS_OVERWRITTEN, ROTATION_IS_LOST
-from low_rank_twins import LDAdam, assert_follows, gradients, is_left
+from low_rank_twins import LDAdam, assert_follows, gradients, is_left, nearest_basis
 from torch import nn
 
 from featherweight.errors import ConfigError
@@ -47,7 +46,7 @@ def follow(shape, proj_type, policy="rotate", steps=10, *, error_feedback):
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("proj_type", ["std", "reverse_std"])
-@pytest.mark.parametrize("policy", [pytest.param("rotate", marks=ROTATION_IS_LOST), "keep"])
+@pytest.mark.parametrize("policy", ["rotate", "keep"])
 def test_steps_without_error_feedback_equal_the_twin(shape, proj_type, policy):
     optimizer, weight, twin, left = follow(shape, proj_type, policy, error_feedback=False)
     span, expected = stored_basis(optimizer, weight), twin.basis
@@ -55,7 +54,6 @@ def test_steps_without_error_feedback_equal_the_twin(shape, proj_type, policy):
     assert int(optimizer.state[weight]["refresh_count"]) == 10  # a refresh at every step
 
 
-@LOST_MOMENTUM_IS_OVERWRITTEN
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("proj_type", ["std", "reverse_std"])
 def test_steps_with_error_feedback_equal_the_twin(shape, proj_type):
@@ -85,7 +83,6 @@ def test_the_first_error_is_what_the_projection_left_out_and_joins_the_next_grad
     assert torch.equal(first, gradients((7, 11), 2)[0])  # the gradient itself is not changed
 
 
-@LOST_MOMENTUM_IS_OVERWRITTEN
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("proj_type", ["left", "right"])
 def test_error_feedback_loses_nothing_of_any_gradient(shape, proj_type):
@@ -132,11 +129,10 @@ def test_smoothed_iteration_equals_the_explicit_matrix(side, smoothing, shape):
     back = basis @ mean if side == "left" else mean @ basis.T
     explicit = smoothing * back + (1 - smoothing) * grad
     product = explicit @ (explicit.T @ basis) if side == "left" else explicit.T @ (explicit @ basis)
-    expected = torch.linalg.qr(product)[0]
+    expected = nearest_basis(torch.linalg.qr(product)[0], basis)
     fresh = getattr(smoothed_iteration(grad, old, mean, smoothing), side)
-    # The columns themselves agree up to their signs: a span alone would hide a wrong order.
-    cosines = (fresh.T @ expected).abs()
-    torch.testing.assert_close(cosines, torch.eye(rank, dtype=torch.float64), rtol=0, atol=1e-9)
+    # The columns themselves agree: a span alone would hide a wrong order.
+    torch.testing.assert_close(fresh, expected, rtol=0, atol=1e-9)
 
 
 def test_error_feedback_needs_a_tensor_of_the_weights_size_and_is_off_by_default():

@@ -287,11 +287,15 @@ class TestEdges:
         assert int(optimizer.state[weight]["step"]) == 7
         assert int(optimizer.state[other]["step"]) == 8
 
-    def test_huge_but_finite_gradients_are_not_skipped(self):
+    @pytest.mark.parametrize(("size", "is_skipped"), [(1e16, False), (1e30, True)])
+    def test_huge_gradients_are_skipped_once_their_squares_leave_float32(self, size, is_skipped):
+        # With a second moment of infinity a weight would never move again.
         weight = parameter(20, 30)
         optimizer = GaLoreAdamW([{"params": [weight], "rank": 4}], lr=0.01)
-        run(optimizer, weight, [g * 1e30 for g in gradients((20, 30), 3)])
-        assert optimizer.skipped_steps == 0 and int(optimizer.state[weight]["step"]) == 3
+        run(optimizer, weight, [g * size for g in gradients((20, 30), 3)])
+        assert optimizer.skipped_steps == (3 if is_skipped else 0)
+        start = run(optimizer, weight, gradients((20, 30), 1))
+        assert not torch.equal(run(optimizer, weight, gradients((20, 30), 1, seed=2)), start)
         assert weight.isfinite().all()
 
     def test_a_refresh_missed_by_a_nan_is_made_up_at_the_next_finite_step(self):

@@ -59,6 +59,12 @@ def with_fixed_signs(basis):
     return basis
 
 
+def nearest_basis(basis, old):
+    """Return the orthonormal basis of the same span that is nearest to the old one (Procrustes)."""
+    left, _, right = torch.linalg.svd(basis.T @ old)
+    return basis @ (left @ right)
+
+
 class Adam:
     """Adam's moments of a core and the direction they give."""
 
@@ -182,7 +188,7 @@ class LDAdam:
         if self.adam.steps > 0:
             old = self.basis
             smoothed = self.smoothing * (old @ self.adam.mean()) + (1 - self.smoothing) * total
-            self.basis = with_fixed_signs(torch.linalg.qr(smoothed @ (smoothed.T @ old))[0])
+            self.basis = nearest_basis(torch.linalg.qr(smoothed @ (smoothed.T @ old))[0], old)
             remembered = old @ self.adam.first
             if self.rotates:
                 self.adam.rotate(self.basis.T @ old)
