@@ -2,6 +2,7 @@
 
     scripts/bench learning --tune            # the grid below on seed 0, along its axes
     scripts/bench learning --confirm         # the best setting of each method on seeds 0, 1, 2
+    scripts/bench learning --speed           # tokens/s of whole training steps, in alternating rounds
     scripts/bench learning --table           # the table from the CSV
     scripts/bench learning --tune --confirm --again     # all of it anew on this machine, some hours
     scripts/bench learning --confirm --methods apollo,apollo_torch      # some methods only
@@ -23,7 +24,7 @@ import statistics
 from typing import Any
 
 import torch
-from measurement import RESULTS, write_rows
+from measurement import RESULTS, take_turns, write_rows
 from rich.console import Console
 from rich.table import Table
 from torch import nn
@@ -170,6 +171,49 @@ def best(method: str) -> dict[str, Any]:
     return json.loads(min(rows, key=lambda row: float(row["held_out_loss"]))["options"])
 
 
+def speed(methods: list[str], rounds: int = 5, steps: int = 5) -> None:
+    """Measure tokens/s of whole training steps at the best settings, no refresh among them if the gap allows."""
+    config = TextConfig(model="tiny", corpus="english", seq_len=SEQ_LEN, max_held_out_tokens=60_000)
+    task = TextTask(config, seed=0)
+    batch = next(task.batches("train", micro_batch_size=BATCH, seed=0))
+    candidates = {}
+    for method in methods:
+        options = dict(best(method))
+        model = task.build_model()
+        if options.pop("precision", "fp32") == "bf16":
+            cast_weights(model, torch.bfloat16)
+
+        def run_steps(
+            model: nn.Module = model, optimizers: list[torch.optim.Optimizer] = build(model, options, seed=0)
+        ) -> None:
+            for _ in range(steps):
+                total, items = task.loss(model, batch)
+                (total / items).backward()
+                for optimizer in optimizers:
+                    optimizer.step()
+                    optimizer.zero_grad()
+
+        candidates[method] = run_steps
+    timings = take_turns(candidates, rounds)
+    base = timings["adamw"].median_s
+    write_rows(
+        "learning_speed",
+        [
+            {
+                "method": method,
+                "tokens_per_s": round(steps * BATCH * SEQ_LEN / timing.median_s),
+                "ratio": round(base / timing.median_s, 3),
+                "spread": round(timing.spread, 3),
+            }
+            for method, timing in timings.items()
+        ],
+    )
+    for method, timing in timings.items():
+        print(
+            f"{method:20} {steps * BATCH * SEQ_LEN / timing.median_s:8.0f} tokens/s  {base / timing.median_s:.2f} x AdamW"
+        )
+
+
 def show() -> None:
     """Print the table of the confirmed settings."""
     table = Table("method", "rates", "held-out loss (seeds)", "spread", "vs AdamW", "state (KiB)")
@@ -200,10 +244,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tune", action="store_true")
     parser.add_argument("--confirm", action="store_true")
+    parser.add_argument("--speed", action="store_true")
     parser.add_argument("--table", action="store_true")
     parser.add_argument("--again", action="store_true", help="measure anew what the CSV has already")
     parser.add_argument("--methods", default=",".join([*GRID, *VARIANTS]))
     arguments = parser.parse_args()
+    if arguments.speed:
+        speed(arguments.methods.split(","))
+        return
     tasks: dict[int, TextTask] = {}
     known: set[Key] = set() if arguments.again else set(read())
     for method in arguments.methods.split(","):

@@ -185,6 +185,7 @@ class Layerwise:
         self._called: set[nn.Module] = set()  # by the forward passes since the last backward pass
         self._has_skipped = False  # in this window
         self._shared = _tied_parameters(model)
+        self._is_reentrant = False  # whether a part of the model ran without grad, as re-entrant checkpoints do
         self._cleanup = ExitStack()
         self._attach()
 
@@ -271,10 +272,14 @@ class Layerwise:
             self._count_calls()
 
     def _count_calls(self) -> None:
-        """Find the modules that run more than once before a backward pass: their parameters are shared over depth."""
+        """Find the modules that run more than once before a backward pass, and whether checkpoints are re-entrant.
+
+        Then autograd brings the gradient of a parameter in several pieces, else in one, when all its parts are there.
+        """
         self._counting.close()
 
         def count(module: nn.Module, args: tuple[Any, ...]) -> None:
+            self._is_reentrant = self._is_reentrant or not torch.is_grad_enabled()
             if module in self._called:
                 self._shared.update(module.parameters(recurse=False))
             self._called.add(module)
@@ -333,7 +338,7 @@ class Layerwise:
                     "gave to layerwise, or use checkpoint(..., use_reentrant=False)."
                 )
             self._begin_backward()
-        if parameter in self._shared:
+        if self._is_reentrant and parameter in self._shared:
             self._late[parameter] = None  # it stays in .grad, where autograd adds what is still to come
             return
         if parameter in self._fired:
