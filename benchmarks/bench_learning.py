@@ -183,9 +183,9 @@ def speed(methods: list[str], rounds: int = 5, steps: int = 5) -> None:
         if options.pop("precision", "fp32") == "bf16":
             cast_weights(model, torch.bfloat16)
 
-        def run_steps(
-            model: nn.Module = model, optimizers: list[torch.optim.Optimizer] = build(model, options, seed=0)
-        ) -> None:
+        built = build(model, options, seed=0)
+
+        def run_steps(model: nn.Module = model, optimizers: list[torch.optim.Optimizer] = built) -> None:
             for _ in range(steps):
                 total, items = task.loss(model, batch)
                 (total / items).backward()
@@ -209,9 +209,8 @@ def speed(methods: list[str], rounds: int = 5, steps: int = 5) -> None:
         ],
     )
     for method, timing in timings.items():
-        print(
-            f"{method:20} {steps * BATCH * SEQ_LEN / timing.median_s:8.0f} tokens/s  {base / timing.median_s:.2f} x AdamW"
-        )
+        rate = steps * BATCH * SEQ_LEN / timing.median_s
+        print(f"{method:20} {rate:8.0f} tokens/s  {base / timing.median_s:.2f} x AdamW")
 
 
 def show() -> None:
