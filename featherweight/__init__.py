@@ -18,6 +18,9 @@ _LAZY = {
     "measure_memory": "featherweight.memory.measure",
     "train": "featherweight.training.run",
     "compare": "featherweight.training.compare",
+    "linear_cross_entropy": "featherweight.nn.linear_cross_entropy",
+    "linear_logprobs": "featherweight.nn.linear_cross_entropy",
+    "TokenStats": "featherweight.nn.cross_entropy",
 }
 
 __all__ = ["__version__", *_LAZY]
