@@ -20,6 +20,8 @@ _LAZY = {
     "compare": "featherweight.training.compare",
     "linear_cross_entropy": "featherweight.nn.linear_cross_entropy",
     "linear_logprobs": "featherweight.nn.linear_cross_entropy",
+    "chunk": "featherweight.nn.chunked",
+    "chunked_mlp": "featherweight.nn.chunked_mlp",
     "TokenStats": "featherweight.nn.cross_entropy",
 }
 

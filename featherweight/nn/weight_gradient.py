@@ -40,6 +40,11 @@ class GradientSum:
         self._value: Tensor | None = None
 
     @property
+    def is_empty(self) -> bool:
+        """Whether nothing has been added."""
+        return self._value is None
+
+    @property
     def value(self) -> Tensor:
         """The sum as it stands."""
         if self._value is None:
