@@ -22,6 +22,10 @@ _LAZY = {
     "linear_logprobs": "featherweight.nn.linear_cross_entropy",
     "chunk": "featherweight.nn.chunked",
     "chunked_mlp": "featherweight.nn.chunked_mlp",
+    "methods": "featherweight.methods",
+    "apply": "featherweight.methods.method",
+    "remove": "featherweight.methods.method",
+    "MsT": "featherweight.methods.mst",
     "TokenStats": "featherweight.nn.cross_entropy",
 }
 
