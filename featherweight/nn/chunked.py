@@ -17,6 +17,7 @@ from featherweight.errors import ConfigError, ShapeError
 from featherweight.nn.chunk_size import ChunkSize, check_chunk_size, mlp_chunk_size
 from featherweight.nn.detached import (
     ForwardState,
+    graph_is_retained,
     graph_of_its_own,
     refuse_double_backward,
     replaced_parameters,
@@ -24,6 +25,7 @@ from featherweight.nn.detached import (
     stand_ins,
     trainable_parameters,
 )
+from featherweight.nn.kept import Kept
 from featherweight.nn.weight_gradient import GradientSum
 
 # What a chunk of an unknown computation is taken to hold: as many features as a common feed-forward layer.
@@ -85,7 +87,9 @@ def chunk(
     if chunk_size >= length:
         return fn(*inputs, *params)
     parameters = params if module is None else trainable_parameters(module)
-    region = _Region(fn, module, parameters, len(inputs), axis, length, chunk_size, accum_dtype)
+    region = _Region(
+        fn, module, parameters, len(inputs), axis, length, chunk_size, accum_dtype, torch.is_grad_enabled()
+    )
     outputs = _Chunked.apply(region, *inputs, *parameters)
     return outputs if region.returns_tuple else outputs[0]
 
@@ -102,6 +106,7 @@ class _Region:
     length: int
     chunk_size: int
     accum_dtype: torch.dtype | None
+    with_grad: bool
     returns_tuple: bool = False
 
     def bounds(self) -> Iterator[tuple[int, int]]:
@@ -136,7 +141,7 @@ class _Chunked(torch.autograd.Function):
         inputs, parameters = tensors[: region.inputs], stand_ins(tensors[region.inputs :])
         ctx.region = region
         ctx.state = ForwardState(inputs[0].device.type, keep_rng=True, tensors=inputs)
-        ctx.save_for_backward(*tensors)
+        ctx.kept = Kept(*tensors) if region.with_grad else None
         results: list[Tensor] = []
         for start, size in region.bounds():
             outputs = region.run([tensor.narrow(region.axis, start, size) for tensor in inputs], parameters)
@@ -150,7 +155,8 @@ class _Chunked(torch.autograd.Function):
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
         refuse_double_backward("chunk")
         region: _Region = ctx.region
-        tensors = ctx.saved_tensors
+        tensors = ctx.kept.tensors(release=not graph_is_retained())
+        tensors = tuple(t.requires_grad_(need) for t, need in zip(tensors, ctx.needs_input_grad[1:], strict=True))
         inputs, parameters = tensors[: region.inputs], stand_ins(tensors[region.inputs :])
         needs = ctx.needs_input_grad[1:]
         input_gradients = [

@@ -21,11 +21,13 @@ from featherweight.errors import ConfigError, ShapeError, did_you_mean
 from featherweight.nn.chunk_size import ChunkSize, check_chunk_size, mlp_chunk_size
 from featherweight.nn.detached import (
     ForwardState,
+    graph_is_retained,
     graph_of_its_own,
     refuse_double_backward,
     require_declared_leaves,
     without_autocast,
 )
+from featherweight.nn.kept import Kept
 from featherweight.nn.weight_gradient import GradientSum
 
 Linear = tuple[Tensor, Tensor | None]
@@ -130,7 +132,8 @@ def feed_forward(
         chunk_size = mlp_chunk_size(len(x_TD), last[0].shape[1], x.device)
     if chunk_size >= len(x_TD):
         return F.linear(combine(*(F.linear(x, *one) for one in first)), *last)
-    work = _Work(combine, len(first), dtype, chunk_size, accum_dtype, keeps_products and torch.is_grad_enabled())
+    with_grad = torch.is_grad_enabled()  # inside an autograd function it is always off
+    work = _Work(combine, len(first), dtype, chunk_size, accum_dtype, keeps_products and with_grad, with_grad)
     operands = [tensor for linear in (*first, last) for tensor in linear]
     return _FeedForward.apply(work, x_TD, *operands).view(*x.shape[:-1], last[0].shape[0])
 
@@ -143,6 +146,7 @@ class _Work:
     chunk_size: int
     accum_dtype: torch.dtype | None
     keeps_products: bool
+    with_grad: bool
 
     def cast(self, operands: Sequence[Tensor | None]) -> list[Linear]:
         """Return the linear layers in the dtype of the products, cast once for all chunks."""
@@ -156,29 +160,29 @@ class _FeedForward(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, work: _Work, x_TD: Tensor, *operands: Tensor | None) -> Tensor:
         state = ForwardState(x_TD.device.type, keep_rng=False)
+        ctx.work, ctx.state = work, state
+        ctx.kept = Kept(x_TD, *operands) if work.with_grad else None
         *first, last = work.cast(operands)
         result_TD = x_TD.new_empty((len(x_TD), last[0].shape[0]), dtype=work.dtype)
-        kept: list[Tensor] = []
+        products_TF: list[Tensor] = []
         with without_autocast(x_TD.device.type):
             for x_CD, result_CD in zip(x_TD.split(work.chunk_size), result_TD.split(work.chunk_size), strict=True):
                 products = [F.linear(x_CD.to(work.dtype), *one) for one in first]
                 if work.keeps_products:
-                    kept += products
+                    products_TF += products
                 with state.restored():
                     middle_CF = work.combine(*products)
                 del products
                 result_CD.copy_(F.linear(middle_CF, *last))
-        ctx.work, ctx.state = work, state
-        ctx.save_for_backward(x_TD, *operands, *kept)
+        ctx.save_for_backward(*products_TF)
         return result_TD
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
         refuse_double_backward("chunked_mlp")
         work: _Work = ctx.work
-        count = 2 * (work.first + 1)
-        x_TD, *saved = ctx.saved_tensors
-        operands, kept = saved[:count], saved[count:]
+        x_TD, *operands = ctx.kept.tensors(release=not graph_is_retained())
+        kept = ctx.saved_tensors
         chunks = -(-len(x_TD) // work.chunk_size)
         sums = [
             GradientSum(operand, work.accum_dtype, chunks) if need else None
