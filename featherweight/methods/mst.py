@@ -26,6 +26,7 @@ from featherweight.methods.forward_patch import (
     unpatch_forward,
 )
 from featherweight.methods.fused_head import HeadSettings, causal_forward, find_causal_model, head_settings
+from featherweight.methods.layer_checkpoint import checkpoint_layers, restore_layers
 from featherweight.methods.mlp_structure import MlpStructure, find_structure, mlp_structures
 from featherweight.nn.chunk_size import mlp_chunk_size
 from featherweight.nn.chunked import chunk
@@ -56,6 +57,9 @@ class MsT(Config):
     """Compute the loss in chunks, without logits, when labels are given. The output's logits are then None."""
     head_in_eval: bool = False
     """Do so in eval mode too; else a model in eval mode returns logits, which metrics may need."""
+    checkpoint: Literal["selective", "offload"] | bool = False
+    """Activation checkpointing of the layers: true keeps each layer's input and repeats the layer in the backward pass,
+    selective keeps attention's result too, offload moves the inputs to host memory, false leaves the model's way."""
     chunk_size: Tokens = "auto"
     """Tokens of a chunk in feed-forward layers; auto chooses by their width and leaves short inputs whole."""
     head_chunk_size: Tokens = "auto"
@@ -77,6 +81,7 @@ class MsT(Config):
                 self._apply_mlp(model, rows, changed)
             if self.head:
                 self._apply_head(model, rows, changed)
+            count = checkpoint_layers(model, self.checkpoint) if self.checkpoint else 0
             if not changed:
                 raise ConfigError(
                     f"MsT: model={type(model).__name__} has no part that can be changed ({_reasons(rows)}); expected "
@@ -87,6 +92,8 @@ class MsT(Config):
             for module in changed:
                 unpatch_forward(module)
             raise
+        if self.checkpoint:
+            rows.append(["", "layers", f"{count} checkpointed ({self.checkpoint})"])
         report.add_table("Modules", ["module", "class", "what happens"], rows)
         return report
 
@@ -99,6 +106,7 @@ class MsT(Config):
         for module in model.modules():
             if is_patched(module) and isinstance(settings_of(module), _MlpSettings | HeadSettings):
                 unpatch_forward(module)
+        restore_layers(model)
 
     def after_step(self, model: nn.Module, optimizer: Optimizer, step: int) -> None:
         """Do nothing: the method has no state."""

@@ -215,6 +215,54 @@ def test_checkpointing_changes_no_number(use_reentrant):
     assert_same_step(models.loss_and_gradients(model, inputs), expected)
 
 
+@pytest.mark.parametrize("mode", [True, "selective", "offload"])
+@pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2"])
+def test_every_way_of_checkpointing_changes_no_number(name, mode):
+    model, inputs = models.causal_model(name), models.batch()
+    expected = models.loss_and_gradients(model, inputs)
+
+    report = fw.apply(model, fw.MsT(**METHOD, checkpoint=mode))
+
+    assert report.section("Modules").rows[-1][2] == f"2 checkpointed ({mode})"
+    assert_same_step(models.loss_and_gradients(copy.deepcopy(model), inputs), expected)
+    assert_same_step(models.loss_and_gradients(model, inputs), expected)
+    fw.remove(model, fw.MsT())
+    assert not model.is_activation_checkpointing
+    assert_same_step(models.loss_and_gradients(model, inputs), expected, tolerance=0)
+
+
+def test_removing_brings_back_the_checkpointing_of_before():
+    model = models.causal_model("llama")
+    model.activation_checkpointing_enable({"use_reentrant": True})
+    before = model.model.layers[0]._gradient_checkpointing_func
+    fw.apply(model, fw.MsT(checkpoint="offload"))
+
+    fw.remove(model, fw.MsT())
+
+    assert model.model.layers[0]._gradient_checkpointing_func is before and model.is_activation_checkpointing
+
+
+def test_selective_checkpointing_computes_attention_once():
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class CountAttention(TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.count += "scaled_dot_product" in str(func) and "backward" not in str(func)
+            return func(*args, **(kwargs or {}))
+
+    counts = {}
+    for mode in (False, True, "selective"):
+        model = models.causal_model("llama")
+        fw.apply(model, fw.MsT(**METHOD, checkpoint=mode))
+        with CountAttention() as counter:
+            models.loss_and_gradients(model, models.batch())
+        counts[mode] = counter.count
+
+    assert counts == {False: 2, True: 4, "selective": 2}
+
+
 def test_dropout_of_gpt2_and_phi3_draws_as_the_stock_model_does():
     for name, changes in (("gpt2", {"resid_pdrop": 0.5}), ("phi3", {"resid_pdrop": 0.5})):
         model, inputs = models.causal_model(name, **changes), models.batch()
