@@ -8,9 +8,9 @@ Shapes: C tokens of a chunk, M out_features, N in_features.
 import torch
 from torch import Tensor
 
-# Elements that exist beside the sum at a time, in a copy of another dtype.
+# A copy in another dtype is made of a block at a time: of so many elements, or of a 64th of the rows if that is more.
 _BLOCK_ELEMENTS = 2**17
-_MIN_BLOCK_ROWS = 64
+_BLOCKS = 64
 
 
 class GradientSum:
@@ -86,13 +86,17 @@ def _add_wide_product_(value_MN: Tensor, gradient_MC: Tensor, input_CN: Tensor) 
     """
     wide_output = value_MN.is_cuda and value_MN.dtype == torch.float32  # tensor cores sum in float32 anyway
     columns = input_CN.shape[1] if wide_output else gradient_MC.shape[1]
-    rows = max(_MIN_BLOCK_ROWS, _BLOCK_ELEMENTS // max(1, columns))
+    rows = _block_rows(len(value_MN), columns)
     wide_CN = input_CN if wide_output else input_CN.to(value_MN.dtype)
     for block_MN, block_MC in zip(value_MN.split(rows), gradient_MC.split(rows), strict=True):
         if wide_output:
             block_MN.add_(torch.mm(block_MC, wide_CN, out_dtype=torch.float32))
         else:
             block_MN.addmm_(block_MC.to(value_MN.dtype), wide_CN)
+
+
+def _block_rows(rows: int, columns: int) -> int:
+    return max(_BLOCK_ELEMENTS // max(1, columns), rows // _BLOCKS, 1)
 
 
 def scaled(value: Tensor, factor: Tensor | None, dtype: torch.dtype, *, in_place: bool) -> Tensor:
@@ -111,7 +115,7 @@ def scaled(value: Tensor, factor: Tensor | None, dtype: torch.dtype, *, in_place
         return value.mul_(factor) if in_place else value * factor
     result = torch.empty_like(value, dtype=dtype)
     targets, sources = torch.atleast_1d(result), torch.atleast_1d(value)
-    rows = max(1, _BLOCK_ELEMENTS // max(1, sources[:1].numel()))
+    rows = _block_rows(len(sources), sources[:1].numel())
     for target, source in zip(targets.split(rows), sources.split(rows), strict=True):
         target.copy_(source if factor is None else source * factor)
     return result
