@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
-from featherweight.methods.forward_patch import original_forward, settings_of
+from featherweight.methods.forward_patch import is_patched, original_forward, settings_of
 from featherweight.nn.linear_cross_entropy import linear_cross_entropy
 
 # Where configurations keep what is done to the logits: a soft cap, a factor, a divisor.
@@ -53,6 +53,14 @@ def head_settings(model: Any, *, chunk_size: int | Literal["auto"], in_eval: boo
     if not _is_plain_loss(model):
         return settings, f"its loss is {getattr(model.loss_function, '__name__', 'its own')}, not that of causal models"
     return settings, _mismatch(model, settings)
+
+
+def computes_loss_alone(model: nn.Module) -> bool:
+    """Tell whether a model that is given labels returns their loss and no logits, in the mode in which it is now."""
+    for module in model.modules():
+        if is_patched(module) and isinstance(settings_of(module), HeadSettings):
+            return module.training or cast(HeadSettings, settings_of(module)).in_eval
+    return False
 
 
 def causal_forward(model: Any, *args: Any, **kwargs: Any) -> Any:
