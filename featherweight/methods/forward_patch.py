@@ -43,11 +43,11 @@ def patch_forward(module: nn.Module, forward: Callable[..., Any], settings: Any)
     module.forward = method
 
 
-def unpatch_forward(module: nn.Module) -> None:
-    """Bring the original back.
+def require_outermost(module: nn.Module) -> None:
+    """Refuse a patched module whose `forward` something else has replaced since.
 
     Raises:
-        ConfigError: if something else has replaced `forward` since.
+        ConfigError: if it is one.
     """
     patch: _Patch = vars(module)[_ATTRIBUTE]
     if vars(module).get("forward") != patch.forward:
@@ -55,6 +55,16 @@ def unpatch_forward(module: nn.Module) -> None:
             f"remove: forward of {type(module).__name__} was replaced by {vars(module).get('forward')!r} since; "
             "expected the one that fw.apply set. Remove the other wrapper first (accelerate: unwrap the model)."
         )
+
+
+def unpatch_forward(module: nn.Module) -> None:
+    """Bring the original back.
+
+    Raises:
+        ConfigError: if something else has replaced `forward` since.
+    """
+    require_outermost(module)
+    patch: _Patch = vars(module)[_ATTRIBUTE]
     if patch.previous is None:
         del module.forward
     else:

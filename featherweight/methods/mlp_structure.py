@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from featherweight.memory.tracker import is_tracker_hook
 from featherweight.nn.chunked_mlp import Linear
 from featherweight.registry import Registry
 
@@ -104,12 +105,12 @@ def find_structure(module: nn.Module) -> tuple[str, MlpStructure] | None:
 
 def plain_linear(module: nn.Module) -> Linear | None:
     """Return weight (M, N) and bias of a linear layer that does nothing else: no adapter, hook or other forward."""
-    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    if any(hooks) or "forward" in vars(module):
+    tables = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    # A measurement must see the same computation as takes place without it.
+    is_hooked = any(not is_tracker_hook(hook) for table in tables for hook in table.values())
+    weight, bias = module._parameters.get("weight"), module._parameters.get("bias")
+    if is_hooked or "forward" in vars(module) or weight is None:
         return None
     if type(module) is nn.Linear:
-        return module.weight, module.bias
-    weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
-    if type(module).__name__ == "Conv1D" and isinstance(weight, Tensor):  # GPT-2 stores the transpose
-        return weight.t(), bias
-    return None
+        return weight, bias
+    return (weight.t(), bias) if type(module).__name__ == "Conv1D" else None  # GPT-2 stores the transpose

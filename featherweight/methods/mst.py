@@ -22,6 +22,7 @@ from featherweight.methods.forward_patch import (
     is_patched,
     original_forward,
     patch_forward,
+    require_outermost,
     settings_of,
     unpatch_forward,
 )
@@ -81,19 +82,19 @@ class MsT(Config):
                 self._apply_mlp(model, rows, changed)
             if self.head:
                 self._apply_head(model, rows, changed)
-            count = checkpoint_layers(model, self.checkpoint) if self.checkpoint else 0
-            if not changed:
+            if not changed and not self.checkpoint:
                 raise ConfigError(
                     f"MsT: model={type(model).__name__} has no part that can be changed ({_reasons(rows)}); expected "
                     f"feed-forward layers with the parts of {', '.join(mlp_structures.names())}, or a causal language "
                     "model of transformers. Register the names of its parts in featherweight.methods.mlp_structure."
                 )
+            if self.checkpoint:
+                count = checkpoint_layers(model, self.checkpoint)
+                rows.append(["", "layers", f"{count} checkpointed ({self.checkpoint})"])
         except BaseException:
             for module in changed:
                 unpatch_forward(module)
             raise
-        if self.checkpoint:
-            rows.append(["", "layers", f"{count} checkpointed ({self.checkpoint})"])
         report.add_table("Modules", ["module", "class", "what happens"], rows)
         return report
 
@@ -103,9 +104,12 @@ class MsT(Config):
         Raises:
             ConfigError: if something else was wrapped around a changed module since.
         """
-        for module in model.modules():
-            if is_patched(module) and isinstance(settings_of(module), _MlpSettings | HeadSettings):
-                unpatch_forward(module)
+        patched = [module for module in model.modules() if is_patched(module)]
+        ours = [module for module in patched if isinstance(settings_of(module), _MlpSettings | HeadSettings)]
+        for module in ours:  # all or none
+            require_outermost(module)
+        for module in ours:
+            unpatch_forward(module)
         restore_layers(model)
 
     def after_step(self, model: nn.Module, optimizer: Optimizer, step: int) -> None:

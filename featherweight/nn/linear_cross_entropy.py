@@ -221,9 +221,15 @@ def _head(hidden: Tensor, weight: Tensor | nn.Module, bias: Tensor | None) -> He
                 "linear_cross_entropy: bias is given beside a layer, which has its own; expected bias=None. Drop it."
             )
         layer = weight
-        if not isinstance(layer, nn.Linear) or type(layer) is not nn.Linear:  # a subclass may compute something else
+        # A subclass may compute something else, and so may a forward of the layer's own (accelerate's offloading).
+        if not isinstance(layer, nn.Linear) or type(layer) is not nn.Linear or "forward" in vars(layer):
             return _module_head(hidden, layer)
         weight, bias = layer.weight, layer.bias
+    if type(weight).__name__ == "DTensor":
+        raise ConfigError(
+            f"linear_cross_entropy: weight of shape {tuple(weight.shape)} is split over devices (DTensor); expected a "
+            "whole one. With FSDP2, leave the output head in the group of the whole model."
+        )
     if weight.ndim != 2 or hidden.ndim < 1 or weight.shape[1] != hidden.shape[-1]:
         raise ShapeError(
             f"linear_cross_entropy: weight of shape {tuple(weight.shape)} does not fit hidden {tuple(hidden.shape)}; "

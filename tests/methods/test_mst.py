@@ -411,6 +411,31 @@ def test_a_wrapper_around_a_changed_model_must_go_first():
         fw.remove(model, fw.MsT())
 
 
+def test_a_measurement_sees_the_same_computation():
+    model, inputs = models.causal_model("llama"), models.batch()
+    fw.apply(model, fw.MsT(**METHOD))
+    loss, gradients = models.loss_and_gradients(model, inputs)
+    gradients = {name: gradient.clone() for name, gradient in gradients.items()}
+
+    with fw.measure_memory(model):
+        measured_loss, measured = models.loss_and_gradients(model, inputs)
+
+    assert torch.equal(loss, measured_loss)
+    assert all(torch.equal(gradient, measured[name]) for name, gradient in gradients.items())
+
+
+def test_hooks_on_the_parts_of_a_layer_still_run():
+    model, inputs = models.causal_model("llama"), models.batch()
+    seen = []
+    model.model.layers[0].mlp.up_proj.register_forward_hook(lambda module, args, output: seen.append(len(output[0])))
+    expected = models.loss_and_gradients(model, inputs)
+    fw.apply(model, fw.MsT(**METHOD))
+    seen.clear()
+
+    assert_same_step(models.loss_and_gradients(model, inputs), expected)
+    assert sum(seen) == 2 * 57  # every token in the forward pass and in its repetition
+
+
 def test_a_model_on_the_meta_device_can_be_changed_and_filled_later():
     from transformers import AutoModelForCausalLM
 
