@@ -18,6 +18,15 @@ _LAZY = {
     "measure_memory": "featherweight.memory.measure",
     "train": "featherweight.training.run",
     "compare": "featherweight.training.compare",
+    "linear_cross_entropy": "featherweight.nn.linear_cross_entropy",
+    "linear_logprobs": "featherweight.nn.linear_cross_entropy",
+    "chunk": "featherweight.nn.chunked",
+    "chunked_mlp": "featherweight.nn.chunked_mlp",
+    "methods": "featherweight.methods",
+    "apply": "featherweight.methods.method",
+    "remove": "featherweight.methods.method",
+    "MsT": "featherweight.methods.mst",
+    "TokenStats": "featherweight.nn.cross_entropy",
 }
 
 __all__ = ["__version__", *_LAZY]

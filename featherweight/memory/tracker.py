@@ -48,6 +48,12 @@ _NEW_DESPITE_ALIAS = frozenset(
 _ALIAS_DESPITE_NEW = frozenset({_aten._unsafe_view.default})
 
 
+def is_tracker_hook(hook: object) -> bool:
+    """Tell whether a hook on a module belongs to a tracker: it sees calls and changes none, so it may be left out."""
+    bound = hook.func if isinstance(hook, partial) else hook
+    return isinstance(getattr(bound, "__self__", None), StorageTracker)
+
+
 class _StorageRef(weakref.ref):
     """Weak reference to a storage that knows the storage's place in the table and in the books."""
 

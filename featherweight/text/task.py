@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from featherweight.config import Config
 from featherweight.errors import ConfigError
+from featherweight.methods.fused_head import computes_loss_alone
 from featherweight.text.corpus import cut_document, load_documents, split_documents
 from featherweight.text.model import load_model, load_tokenizer, model_facts, save_model_folder
 from featherweight.text.packing import IGNORED_LABEL, held_out_rows, join_documents, predicted_tokens, training_rows
@@ -164,6 +165,10 @@ class TextTask:
             path.
         """
         labels_BL = batch["labels"]
+        if computes_loss_alone(model):
+            # Divided by one item, the mean of the model's own loss is the sum that is asked for here.
+            output = model(input_ids=batch["input_ids"], labels=labels_BL, num_items_in_batch=1, use_cache=False)
+            return output.loss, predicted_tokens(labels_BL)
         logits_BLV = model(input_ids=batch["input_ids"], use_cache=False).logits
         # Shift the labels instead of the logits: slicing those would copy B*L*V numbers.
         targets_BL = F.pad(labels_BL[:, 1:], (0, 1), value=IGNORED_LABEL)

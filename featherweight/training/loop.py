@@ -69,6 +69,7 @@ class Loop:
     def __init__(self, recipe: Recipe) -> None:
         from accelerate import Accelerator
 
+        from featherweight.methods.method import apply
         from featherweight.optim import build_optimizer, layerwise
 
         optimizer_config, _ = recipe.optimizer_config(), recipe.task_config()  # both are judged before the data is read
@@ -87,6 +88,9 @@ class Loop:
             cast_weights(model, torch.bfloat16)
         if recipe.activation_checkpointing:
             _checkpoint_activations(model)
+        self.methods = recipe.build_methods()
+        for method in self.methods:
+            apply(model, method)
         self.model: nn.Module = self.accelerator.prepare_model(model)
         self.optimizer = build_optimizer(self.model, optimizer_config, seed=recipe.seed)
         self.max_grad_norm = optimizer_config.max_grad_norm or recipe.max_grad_norm
@@ -167,6 +171,8 @@ class Loop:
         self._require_finite(mean_loss)
         grad_norm = self._clip()
         self.optimizer.step()
+        for method in self.methods:
+            method.after_step(self.model, self.optimizer, self.progress.step + 1)
         self.scheduler.step()
         self.optimizer.zero_grad(set_to_none=True)
         return mean_loss, tokens, lr, grad_norm

@@ -15,6 +15,7 @@ from featherweight.training.schedule import Schedule
 from featherweight.training.task import Task, tasks
 
 if TYPE_CHECKING:
+    from featherweight.methods import Method
     from featherweight.optim import OptimizerConfig
 
 
@@ -29,7 +30,7 @@ class Recipe(Config):
     """The optimizer: `name` and its own options such as lr and rank; a name alone takes the defaults. On the command
     line optimizer=NAME keeps the options that both names share."""
     methods: list[Any] = []
-    """Changes of the model; none exist in this version, so the list stays empty."""
+    """Changes of the model, in order: each a name, or one name with its options: {mst: {checkpoint: offload}}."""
     schedule: Schedule = Schedule()
     """The learning rate over the steps."""
     steps: int = Field(gt=0)
@@ -80,9 +81,11 @@ class Recipe(Config):
 
     @field_validator("methods")
     @classmethod
-    def _no_methods_yet(cls, value: list[Any]) -> list[Any]:
+    def _methods_exist(cls, value: list[Any]) -> list[Any]:
         if value:
-            raise ValueError("names methods, and this version has none; expected an empty list. Remove the key.")
+            from featherweight.methods import parse_methods
+
+            parse_methods(value)
         return value
 
     @model_validator(mode="after")
@@ -110,6 +113,12 @@ class Recipe(Config):
             else:
                 others.append(assignment)
         return super().override([*named, *others], where=where)
+
+    def build_methods(self) -> "list[Method]":
+        """Return the methods that the recipe names, in order."""
+        from featherweight.methods import parse_methods
+
+        return parse_methods(self.methods)
 
     def build_task(self) -> Task:
         """Build the workload that the recipe names.

@@ -29,7 +29,9 @@ def test_an_override_reaches_an_option_of_an_optimizer_given_by_name(recipe):
     [
         ({"stpes": 3}, "stpes=3 is unknown; expected a known key. Did you mean 'steps'?"),
         ({"steps": 0}, "steps=0 is out of range; expected > 0"),
-        ({"methods": ["int8"]}, "methods=\\['int8'\\] names methods, and this version has none"),
+        ({"methods": ["mts"]}, "name='mts' is unknown; .* Did you mean 'mst'?"),
+        ({"methods": [{"mst": {"chunk": 5}}]}, "chunk=5 is unknown; expected a known key. Did you mean 'chunk_size'?"),
+        ({"methods": ["mst", "mst"]}, "mst stands twice; expected each method once"),
         ({"optimizer": {"lr": 1.0}}, "has no name; expected a mapping with the key 'name'"),
         ({"memory_steps": [0]}, "memory_steps.0=0 is out of range|memory_steps"),
         ({"schedule": {"warmup_steps": 9}}, "schedule.warmup_steps=9 is longer than the run; expected at most steps=8"),

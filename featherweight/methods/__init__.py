@@ -1,0 +1,6 @@
+"""Methods: named changes of a model that can be applied, removed and put into a recipe."""
+
+from featherweight.methods.method import Method, methods, parse_methods
+from featherweight.methods.mst import MsT
+
+__all__ = ["Method", "MsT", "methods", "parse_methods"]

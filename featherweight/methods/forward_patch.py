@@ -1,0 +1,88 @@
+"""Another `forward` for one module, and the way back.
+
+The class, the parameters and their names stay. What the new `forward` needs is kept on the module itself, so that a
+deep copy of a model is patched like the original and independent of it.
+"""
+
+import functools
+import types
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from featherweight.errors import ConfigError
+
+_ATTRIBUTE = "_featherweight_forward"
+
+
+@dataclass
+class _Patch:
+    forward: Callable[..., Any]
+    previous: Callable[..., Any] | None
+    settings: Any
+
+
+def patch_forward(module: nn.Module, forward: Callable[..., Any], settings: Any) -> None:
+    """Let ``module(...)`` call ``forward(module, ...)``.
+
+    Args:
+        module: not patched yet.
+        forward: a function of a module's top level; it finds its settings and the original by `settings_of` and
+            `original_forward`.
+        settings: what it needs.
+    """
+
+    @functools.wraps(type(module).forward)  # transformers reads the arguments of a model from its signature
+    def bound(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return forward(self, *args, **kwargs)
+
+    method = types.MethodType(bound, module)
+    setattr(module, _ATTRIBUTE, _Patch(method, vars(module).get("forward"), settings))
+    module.forward = method
+
+
+def require_outermost(module: nn.Module) -> None:
+    """Refuse a patched module whose `forward` something else has replaced since.
+
+    Raises:
+        ConfigError: if it is one.
+    """
+    patch: _Patch = vars(module)[_ATTRIBUTE]
+    if vars(module).get("forward") != patch.forward:
+        raise ConfigError(
+            f"remove: forward of {type(module).__name__} was replaced by {vars(module).get('forward')!r} since; "
+            "expected the one that fw.apply set. Remove the other wrapper first (accelerate: unwrap the model)."
+        )
+
+
+def unpatch_forward(module: nn.Module) -> None:
+    """Bring the original back.
+
+    Raises:
+        ConfigError: if something else has replaced `forward` since.
+    """
+    require_outermost(module)
+    patch: _Patch = vars(module)[_ATTRIBUTE]
+    if patch.previous is None:
+        del module.forward
+    else:
+        module.forward = patch.previous
+    delattr(module, _ATTRIBUTE)
+
+
+def is_patched(module: nn.Module) -> bool:
+    """Tell whether `patch_forward` has changed this module."""
+    return _ATTRIBUTE in vars(module)
+
+
+def settings_of(module: nn.Module) -> Any:
+    """Return the settings that a module was patched with."""
+    return vars(module)[_ATTRIBUTE].settings
+
+
+def original_forward(module: nn.Module) -> Callable[..., Any]:
+    """Return what `forward` was before, bound to the module."""
+    previous: Callable[..., Any] | None = vars(module)[_ATTRIBUTE].previous
+    return types.MethodType(type(module).forward, module) if previous is None else previous

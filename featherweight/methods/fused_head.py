@@ -1,0 +1,201 @@
+"""The loss of a causal language model of transformers without logits.
+
+The model's own `forward` runs unchanged. For the time of the call its output head hands the hidden states over and
+returns a placeholder on the meta device, and its loss function computes the loss from the hidden states. So auxiliary
+losses, keyword arguments and outputs are the model's own; what would look at the placeholder's values fails loudly.
+Shapes: B batch, L sequence, D hidden, V vocabulary.
+"""
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+
+from featherweight.methods.forward_patch import is_patched, original_forward, settings_of
+from featherweight.nn.linear_cross_entropy import linear_cross_entropy
+
+# Where configurations keep what is done to the logits: a soft cap, a factor, a divisor.
+_SOFTCAP = ("final_logit_softcapping",)
+_FACTOR = ("logit_scale",)
+_DIVISOR = ("logits_scaling",)
+
+
+@dataclass(frozen=True)
+class HeadSettings:
+    """What the loss of a model needs to know."""
+
+    chunk_size: int | Literal["auto"]
+    in_eval: bool
+    logit_softcap: float | None
+    logit_scale: float
+
+
+def find_causal_model(model: nn.Module) -> tuple[str, Any] | None:
+    """Return name and module of the causal language model inside a model, or None; PEFT puts it further down."""
+    for name, module in model.named_modules():
+        named = getattr(module, "get_output_embeddings", None)
+        is_wrapper = not hasattr(type(module), "loss_function")
+        if not is_wrapper and callable(named) and isinstance(named(), nn.Module):
+            return name, module
+    return None
+
+
+def head_settings(model: Any, *, chunk_size: int | Literal["auto"], in_eval: bool) -> tuple[HeadSettings, str | None]:
+    """Return the settings for a model, and why its loss must be left alone, or None."""
+    config = model.config.get_text_config()
+    softcap, factor, divisor = (_first(config, names) for names in (_SOFTCAP, _FACTOR, _DIVISOR))
+    settings = HeadSettings(chunk_size, in_eval, softcap, (factor or 1.0) / (divisor or 1.0))
+    if not _is_plain_loss(model):
+        return settings, f"its loss is {getattr(model.loss_function, '__name__', 'its own')}, not that of causal models"
+    return settings, _mismatch(model, settings)
+
+
+def computes_loss_alone(model: nn.Module) -> bool:
+    """Tell whether a model that is given labels returns their loss and no logits, in the mode in which it is now."""
+    for module in model.modules():
+        if is_patched(module) and isinstance(settings_of(module), HeadSettings):
+            return module.training or cast(HeadSettings, settings_of(module)).in_eval
+    return False
+
+
+def causal_forward(model: Any, *args: Any, **kwargs: Any) -> Any:
+    """Run a model's own forward, without logits if it is to compute a loss."""
+    settings: HeadSettings = settings_of(model)
+    forward = original_forward(model)
+    if not _wants_loss_alone(model, settings, forward, args, kwargs):
+        return forward(*args, **kwargs)
+    with _loss_from_hidden_states(model, settings):
+        return _without_placeholders(forward(*args, **kwargs))
+
+
+def _wants_loss_alone(
+    model: Any, settings: HeadSettings, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> bool:
+    if not (model.training or settings.in_eval) or not _is_plain_loss(model):
+        return False
+    given = inspect.signature(forward).bind_partial(*args, **kwargs).arguments
+    keep = given.get("logits_to_keep", 0)
+    keeps_all = not isinstance(keep, Tensor) and keep == 0
+    return given.get("labels") is not None and keeps_all
+
+
+@contextmanager
+def _loss_from_hidden_states(model: Any, settings: HeadSettings) -> Iterator[None]:
+    """Exchange output head and loss function of a model for the time of one forward pass."""
+    head: nn.Module = model.get_output_embeddings()
+    own_loss: Callable[..., Tensor] = model.loss_function
+    previous = {name: vars(module).get(name) for module, name in ((head, "forward"), (model, "_loss_function"))}
+    hidden_states: list[Tensor] = []
+
+    def restore_head() -> None:
+        _set(head, "forward", previous["forward"])
+
+    def hand_over(hidden_BLD: Tensor) -> Tensor:
+        restore_head()  # the loss below may call it, and so may a second call of the model's
+        hidden_states.append(hidden_BLD)
+        return torch.empty((*hidden_BLD.shape[:-1], _vocab_size(head)), dtype=hidden_BLD.dtype, device="meta")
+
+    def loss(logits: Tensor, labels: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if not hidden_states:
+            return own_loss(logits, labels, *args, **kwargs)
+        shift_labels = kwargs.get("shift_labels")
+        return linear_cross_entropy(
+            hidden_states[0],
+            head,
+            None if shift_labels is not None else labels,
+            shift=shift_labels is None,
+            shift_labels=shift_labels,
+            num_items_in_batch=kwargs.get("num_items_in_batch"),
+            ignore_index=kwargs.get("ignore_index", -100),
+            logit_softcap=settings.logit_softcap,
+            logit_scale=settings.logit_scale,
+            chunk_size=settings.chunk_size,
+        )
+
+    try:
+        head.forward = hand_over
+        model._loss_function = loss
+        yield
+    finally:
+        restore_head()
+        _set(model, "_loss_function", previous["_loss_function"])
+
+
+def _set(module: nn.Module, name: str, value: Any) -> None:
+    if value is not None:
+        setattr(module, name, value)
+    elif name in vars(module):
+        delattr(module, name)
+
+
+def _without_placeholders(output: Any) -> Any:
+    if isinstance(output, tuple):
+        return tuple(one for one in output if not (isinstance(one, Tensor) and one.device.type == "meta"))
+    return type(output)(**{name: value for name, value in output.items() if name != "logits"})
+
+
+def _is_plain_loss(model: Any) -> bool:
+    from transformers.loss.loss_utils import ForCausalLMLoss
+
+    return model.loss_function is ForCausalLMLoss
+
+
+def _vocab_size(head: nn.Module) -> int:
+    size = getattr(head, "out_features", None)
+    return size if isinstance(size, int) else cast(Tensor, head.weight).shape[0]
+
+
+def _first(config: Any, names: tuple[str, ...]) -> float | None:
+    return next((float(value) for name in names if (value := getattr(config, name, None)) is not None), None)
+
+
+def _mismatch(model: Any, settings: HeadSettings) -> str | None:
+    """Compare the loss both ways on five made-up hidden states; return why ours is wrong for this model, or None."""
+    head: nn.Module = model.get_output_embeddings()
+    weight = next(head.parameters())
+    if weight.device.type == "meta" or isinstance(weight, FakeTensor):
+        return None
+    width, vocab_size = model.get_input_embeddings().weight.shape[1], _vocab_size(head)
+    device = weight.device
+    hidden_BLD = torch.linspace(-3, 3, 5 * width, device=device).mul(7).sin().view(1, 5, width)
+    labels_BL = torch.tensor([[1, 2, -100, 0, 1]], device=device) % vocab_size
+    labels_BL[0, 2] = -100
+    base = getattr(model, model.base_model_prefix)
+    previous = vars(base).get("forward")
+    with torch.no_grad():
+        # Logits of a spread of ten show a soft cap or a factor that nobody told us of.
+        spread = head(hidden_BLD.to(_input_dtype(model))).float().std()
+        hidden_BLD = (hidden_BLD * (10 / spread.clamp(min=1e-6))).to(_input_dtype(model))
+        base.forward = lambda *args, **kwargs: _base_output(hidden_BLD)
+        try:
+            arguments = {"input_ids": labels_BL.clamp(min=0), "labels": labels_BL}
+            expected = model(**arguments).loss
+            with _loss_from_hidden_states(model, settings):
+                found = model(**arguments).loss
+        except Exception as error:
+            return f"its forward does not work without logits ({type(error).__name__}: {str(error)[:80]})"
+        finally:
+            _set(base, "forward", previous)
+    tolerance = 1e-4 if weight.dtype.itemsize >= 4 else 5e-2
+    if abs(float(found - expected)) <= tolerance * max(1.0, abs(float(expected))):
+        return None
+    return f"its loss is {float(expected):.4f} where hidden states and head give {float(found):.4f}"
+
+
+def _input_dtype(model: Any) -> torch.dtype:
+    return cast(torch.dtype, model.get_input_embeddings().weight.dtype)
+
+
+def _base_output(hidden_BLD: Tensor) -> Any:
+    from transformers.modeling_outputs import MoeModelOutputWithPast
+
+    @dataclass
+    class Output(MoeModelOutputWithPast):
+        cross_attentions: Any = None
+
+    return Output(last_hidden_state=hidden_BLD)

@@ -1,0 +1,135 @@
+"""What a method is, and how one is applied to a model and removed from it.
+
+A method is a frozen set of options that knows how to change a model in place. `methods` names those that a recipe may
+choose.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+from torch import nn
+from torch.optim import Optimizer
+
+from featherweight.config import Config
+from featherweight.errors import ConfigError
+from featherweight.registry import Registry
+from featherweight.report import Report
+
+# A plain attribute, so that a deep copy of a model knows what was done to the original.
+_ATTRIBUTE = "_featherweight_methods"
+
+
+@runtime_checkable
+class Method(Protocol):
+    """A named change of a model."""
+
+    def apply(self, model: nn.Module, calibration: Any = None) -> Report:
+        """Change the model in place and say what was changed; a model that cannot be changed stays as it was."""
+
+    def remove(self, model: nn.Module) -> None:
+        """Undo the change."""
+
+    def after_step(self, model: nn.Module, optimizer: Optimizer, step: int) -> None:
+        """Do what is due after an optimizer step."""
+
+
+methods: Registry[Any] = Registry("method")
+"""Methods by the name that a recipe uses."""
+methods.register("mst", "featherweight.methods.mst:MsT")
+
+
+def apply(model: nn.Module, method: Method, calibration: Any = None) -> Report:
+    """Apply a method to a model, in place.
+
+    Args:
+        model: stays the same object, with the same class and the same names of parameters.
+        method: what to do, such as `fw.MsT()`.
+        calibration: data, for methods that need some.
+    Returns:
+        What was changed, and what was left alone and why.
+    Raises:
+        ConfigError: if `method` is none, if one of its kind is applied already, or if it does not fit the model.
+    Example:
+        >>> from featherweight.methods import MsT
+        >>> from featherweight.text.model import load_model
+        >>> model = load_model("tiny")
+        >>> report = apply(model, MsT())
+        >>> remove(model, MsT())
+    """
+    _check(method)
+    for other in applied_methods(model):
+        if type(other) is type(method):
+            raise ConfigError(
+                f"apply: method={type(method).__name__} is applied to this model already ({other!r}); expected it "
+                f"once. Call fw.remove(model, {other!r}) first."
+            )
+    report = method.apply(model, calibration)
+    setattr(model, _ATTRIBUTE, [*applied_methods(model), method])
+    return report
+
+
+def remove(model: nn.Module, method: Method) -> None:
+    """Undo what `apply` did; the model computes as before.
+
+    Args:
+        model: that was given to `apply`, or a deep copy of it.
+        method: the method, or any other of its kind.
+    Raises:
+        ConfigError: if no method of this kind is applied, or something else was wrapped around it since.
+    """
+    _check(method)
+    applied = [one for one in applied_methods(model) if type(one) is type(method)]
+    if not applied:
+        names = [type(one).__name__ for one in applied_methods(model)]
+        raise ConfigError(
+            f"remove: method={type(method).__name__} is not applied to this model; expected one of {names}. "
+            "Give the model that was given to fw.apply."
+        )
+    applied[0].remove(model)
+    rest = [one for one in applied_methods(model) if one is not applied[0]]
+    if rest:
+        setattr(model, _ATTRIBUTE, rest)
+    else:
+        delattr(model, _ATTRIBUTE)
+
+
+def applied_methods(model: nn.Module) -> list[Method]:
+    """Return the methods that are applied to a model, in order."""
+    return list(vars(model).get(_ATTRIBUTE, []))
+
+
+def parse_methods(entries: Sequence[Any]) -> list[Method]:
+    """Return the methods that a recipe lists.
+
+    Args:
+        entries: each a name, or a mapping of one name to its options: ``{"mst": {"chunk_size": 512}}``.
+    Raises:
+        ConfigError: if a name is unknown or stands twice, or an option is not allowed.
+    Example:
+        >>> parse_methods([{"mst": {"chunk_size": 512}}])[0].chunk_size
+        512
+    """
+    parsed: list[Method] = []
+    for entry in entries:
+        entry = {entry: {}} if isinstance(entry, str) else entry
+        if not isinstance(entry, Mapping) or len(entry) != 1:
+            raise ConfigError(
+                f"recipe methods: entry={entry!r} names no single method; expected a name, or one name with its "
+                "options. Write for example {mst: {chunk_size: 512}}."
+            )
+        ((name, options),) = entry.items()
+        kind: type[Config] = methods.get(name)
+        method = kind.parse(options or {}, where=f"recipe methods {name}")
+        if any(type(method) is type(one) for one in parsed):
+            raise ConfigError(f"recipe methods: {name} stands twice; expected each method once. Remove one of the two.")
+        assert isinstance(method, Method), "the registry holds methods"
+        parsed.append(method)
+    return parsed
+
+
+def _check(method: object) -> None:
+    if not isinstance(method, Method) or isinstance(method, type):
+        raise ConfigError(
+            f"apply: method={method!r} is no method; expected an object such as fw.MsT(). "
+            f"Known methods: {', '.join(methods.names())}."
+        )

@@ -1,0 +1,460 @@
+import copy
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import featherweight as fw
+from featherweight.errors import ConfigError
+from featherweight.methods.forward_patch import is_patched
+from featherweight.methods.mlp_structure import MlpStructure, mlp_structures
+
+spec = importlib.util.spec_from_file_location(
+    "causal_models", Path(__file__).parent.parent / "reference" / "causal_models.py"
+)
+models = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(models)
+
+# Chunks that divide neither 3 rows of 19 tokens nor 57 tokens.
+METHOD = {"chunk_size": 8, "head_chunk_size": 5}
+
+
+def assert_same_step(one, other, tolerance=1e-6):
+    """Compare losses and gradients; float32 sums over 57 tokens in another order differ by some 1e-7 of the largest."""
+    (loss, gradients), (expected_loss, expected) = one, other
+    torch.testing.assert_close(loss, expected_loss, rtol=tolerance, atol=tolerance)
+    assert gradients.keys() == expected.keys()
+    for name, gradient in gradients.items():
+        error = (gradient - expected[name]).abs().max()
+        assert error <= 2 * tolerance * max(1.0, expected[name].abs().max()), name
+
+
+@pytest.mark.parametrize("save", ["input", "products"])
+@pytest.mark.parametrize("name", models.ARCHITECTURES)
+def test_loss_and_gradients_of_an_architecture_equal_the_stock_model(name, save):
+    model, inputs = models.causal_model(name), models.batch()
+    expected = models.loss_and_gradients(model, inputs)
+
+    report = fw.apply(model, fw.MsT(**METHOD, save=save))
+
+    rows = report.section("Modules").rows
+    assert sum("in chunks" in str(row[2]) for row in rows) == len(rows) == 3, rows
+    assert_same_step(models.loss_and_gradients(model, inputs), expected)
+    assert model(**inputs).logits is None
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2"])
+def test_a_loss_over_all_micro_batches_equals_the_stock_model(name):
+    model = models.causal_model(name)
+    ignores_three = {name: tensor.abs() % models.VOCABULARY for name, tensor in models.batch().items()}
+    for inputs, options in (
+        (models.batch(), {"num_items_in_batch": 40}),
+        (models.batch(), {"num_items_in_batch": torch.tensor(40)}),
+        (ignores_three, {"ignore_index": 3}),
+    ):
+        expected = models.loss_and_gradients(model, inputs, **options)
+        fw.apply(model, fw.MsT(**METHOD))
+
+        assert_same_step(models.loss_and_gradients(model, inputs, **options), expected)
+        fw.remove(model, fw.MsT())
+
+
+def test_labels_that_are_shifted_already_are_used_as_they_are():
+    model, inputs = models.causal_model("llama"), models.batch()
+    shifted = torch.nn.functional.pad(inputs["labels"][:, 1:], (0, 1), value=-100)
+    expected = models.loss_and_gradients(model, inputs)
+
+    fw.apply(model, fw.MsT(**METHOD))
+
+    assert_same_step(models.loss_and_gradients(model, inputs, shift_labels=shifted), expected)
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2", "smollm"])
+def test_generation_and_logits_without_labels_are_unchanged(name):
+    model, inputs = models.causal_model(name).eval(), models.batch()
+    prompt = inputs["input_ids"]
+
+    def outputs():
+        with torch.no_grad():
+            generated = model.generate(prompt, max_new_tokens=6, do_sample=False, attention_mask=prompt.new_ones(3, 19))
+            return [generated, model(prompt).logits, model(prompt, logits_to_keep=2).logits, model(**inputs).logits]
+
+    expected = outputs()
+    fw.apply(model, fw.MsT(chunk_size=1000))  # shorter inputs take the stock path: the same bits
+
+    assert all(torch.equal(one, other) for one, other in zip(outputs(), expected, strict=True))
+    model.train()
+    assert torch.equal(model(prompt).logits, expected[1])
+    assert model(prompt, return_dict=False)[0].shape == (3, 19, models.VOCABULARY)
+    loss, *others = model(**inputs, return_dict=False, use_cache=False)
+    assert loss.ndim == 0 and not others
+
+
+def test_eval_mode_returns_logits_unless_asked_otherwise():
+    model, inputs = models.causal_model("llama").eval(), models.batch()
+    expected = model(**inputs)
+    fw.apply(model, fw.MsT(**METHOD))
+    assert torch.allclose(model(**inputs).logits, expected.logits, atol=1e-5)
+    fw.remove(model, fw.MsT())
+
+    fw.apply(model, fw.MsT(**METHOD, head_in_eval=True))
+
+    output = model(**inputs)
+    assert output.logits is None and torch.allclose(output.loss, expected.loss)
+
+
+def test_state_dict_class_and_saved_model_are_unchanged(tmp_path):
+    model, inputs = models.causal_model("smollm"), models.batch()
+    keys, kind, expected = list(model.state_dict()), type(model), models.loss_and_gradients(model, inputs)
+    fw.apply(model, fw.MsT(**METHOD))
+    assert list(model.state_dict()) == keys and type(model) is kind
+
+    model.save_pretrained(tmp_path)
+
+    loaded = kind.from_pretrained(tmp_path).train()
+    assert_same_step(models.loss_and_gradients(loaded, inputs), expected)
+    fw.apply(loaded, fw.MsT(**METHOD))
+    assert_same_step(models.loss_and_gradients(loaded, inputs), expected)
+
+
+def test_remove_restores_every_module():
+    model, inputs = models.causal_model("llama"), models.batch()
+    before = {name: dict(vars(module)) for name, module in model.named_modules()}
+    expected = models.loss_and_gradients(model, inputs)
+    fw.apply(model, fw.MsT(**METHOD))
+    assert sum(map(is_patched, model.modules())) == 3
+    models.loss_and_gradients(model, inputs)
+
+    fw.remove(model, fw.MsT())
+
+    assert {name: dict(vars(module)).keys() for name, module in model.named_modules()} == {
+        name: attributes.keys() for name, attributes in before.items()
+    }
+    loss, _ = models.loss_and_gradients(model, inputs)
+    assert torch.equal(loss, expected[0])
+    assert model(**inputs).logits is not None
+
+
+def test_a_deep_copy_is_changed_too_and_independent():
+    model, inputs = models.causal_model("llama"), models.batch()
+    fw.apply(model, fw.MsT(**METHOD))
+    twin = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in twin.parameters():
+            parameter.mul_(0.5)
+
+    fw.remove(model, fw.MsT())
+
+    assert twin(**inputs).logits is None and model(**inputs).logits is not None
+    stock = models.causal_model("llama")
+    stock.load_state_dict(twin.state_dict())
+    assert_same_step(models.loss_and_gradients(twin, inputs), models.loss_and_gradients(stock, inputs))
+    fw.remove(twin, fw.MsT())
+
+
+def test_labels_with_chosen_logits_take_the_stock_path():
+    model, inputs = models.causal_model("llama"), models.batch()
+    positions = torch.arange(19)
+    expected = model(**inputs, logits_to_keep=positions)
+
+    fw.apply(model, fw.MsT(head_chunk_size=5))
+
+    output = model(**inputs, logits_to_keep=positions)
+    assert torch.equal(output.logits, expected.logits) and torch.equal(output.loss, expected.loss)
+
+
+@pytest.mark.parametrize("targets", [["q_proj", "v_proj"], ["gate_proj", "down_proj"], ["up_proj", "lm_head"]], ids=str)
+@pytest.mark.parametrize("order", ["peft first", "mst first"])
+def test_adapters_of_peft_train_as_in_the_stock_model(targets, order):
+    from peft import LoraConfig, get_peft_model
+
+    def adapted(model):
+        torch.manual_seed(1)
+        with torch.random.fork_rng():
+            return get_peft_model(model, LoraConfig(r=2, target_modules=targets, init_lora_weights=False))
+
+    inputs = models.batch()
+    expected = models.loss_and_gradients(adapted(models.causal_model("llama")), inputs)
+    model = models.causal_model("llama")
+    if order == "mst first":
+        fw.apply(model, fw.MsT(**METHOD))
+        model = adapted(model)
+    else:
+        model = adapted(model)
+        fw.apply(model, fw.MsT(**METHOD))
+
+    assert_same_step(models.loss_and_gradients(model, inputs), expected)
+    assert all("lora" in name for name in expected[1])
+
+
+@pytest.mark.parametrize("use_reentrant", [None, True, False], ids=["none", "reentrant", "not reentrant"])
+def test_hooks_run_once_per_parameter_with_and_without_checkpointing(use_reentrant):
+    model = models.causal_model("llama")
+    fw.apply(model, fw.MsT(**METHOD))
+    if use_reentrant is not None:
+        model.activation_checkpointing_enable({"use_reentrant": use_reentrant})
+    calls = []
+    for name, parameter in model.named_parameters():
+        parameter.register_post_accumulate_grad_hook(lambda p, name=name: calls.append(name))
+
+    models.loss_and_gradients(model, models.batch())
+
+    assert sorted(calls) == sorted(name for name, _ in model.named_parameters())
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_checkpointing_changes_no_number(use_reentrant):
+    model, inputs = models.causal_model("llama"), models.batch()
+    expected = models.loss_and_gradients(model, inputs)
+    fw.apply(model, fw.MsT(**METHOD))
+
+    model.activation_checkpointing_enable({"use_reentrant": use_reentrant})
+
+    assert_same_step(models.loss_and_gradients(model, inputs), expected)
+
+
+@pytest.mark.parametrize("mode", [True, "selective", "offload"])
+@pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2"])
+def test_every_way_of_checkpointing_changes_no_number(name, mode):
+    model, inputs = models.causal_model(name), models.batch()
+    expected = models.loss_and_gradients(model, inputs)
+
+    report = fw.apply(model, fw.MsT(**METHOD, checkpoint=mode))
+
+    assert report.section("Modules").rows[-1][2] == f"2 checkpointed ({mode})"
+    assert_same_step(models.loss_and_gradients(copy.deepcopy(model), inputs), expected)
+    assert_same_step(models.loss_and_gradients(model, inputs), expected)
+    fw.remove(model, fw.MsT())
+    assert not model.is_activation_checkpointing
+    assert_same_step(models.loss_and_gradients(model, inputs), expected, tolerance=0)
+
+
+def test_removing_brings_back_the_checkpointing_of_before():
+    model = models.causal_model("llama")
+    model.activation_checkpointing_enable({"use_reentrant": True})
+    before = model.model.layers[0]._gradient_checkpointing_func
+    fw.apply(model, fw.MsT(checkpoint="offload"))
+
+    fw.remove(model, fw.MsT())
+
+    assert model.model.layers[0]._gradient_checkpointing_func is before and model.is_activation_checkpointing
+
+
+def test_selective_checkpointing_computes_attention_once():
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class CountAttention(TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.count += "scaled_dot_product" in str(func) and "backward" not in str(func)
+            return func(*args, **(kwargs or {}))
+
+    counts = {}
+    for mode in (False, True, "selective"):
+        model = models.causal_model("llama")
+        fw.apply(model, fw.MsT(**METHOD, checkpoint=mode))
+        with CountAttention() as counter:
+            models.loss_and_gradients(model, models.batch())
+        counts[mode] = counter.count
+
+    assert counts == {False: 2, True: 4, "selective": 2}
+
+
+def test_dropout_of_gpt2_and_phi3_draws_as_the_stock_model_does():
+    for name, changes in (("gpt2", {"resid_pdrop": 0.5}), ("phi3", {"resid_pdrop": 0.5})):
+        model, inputs = models.causal_model(name, **changes), models.batch()
+        torch.manual_seed(5)
+        expected = models.loss_and_gradients(model, inputs)
+        fw.apply(model, fw.MsT(**METHOD))
+
+        torch.manual_seed(5)
+        assert_same_step(models.loss_and_gradients(model, inputs), expected)
+
+
+def test_bf16_and_autocast_stay_within_rounding_of_the_stock_model():
+    for dtype, autocast in ((torch.bfloat16, False), (torch.float32, True)):
+        model, inputs = models.causal_model("llama", dtype), models.batch()
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            expected = models.loss_and_gradients(model, inputs)
+        fw.apply(model, fw.MsT(**METHOD))
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            loss, gradients = models.loss_and_gradients(model, inputs)
+        torch.testing.assert_close(loss, expected[0], rtol=1e-4, atol=1e-4)  # equal logits, float32 sums
+        for name, gradient in gradients.items():
+            # A handful of roundings to bfloat16 (2**-9 each) along the way back, in another place on either side.
+            assert (gradient - expected[1][name]).norm() <= 2**-5 * expected[1][name].norm(), name
+
+
+def test_the_trainers_first_loss_and_gradients_equal_the_stock_model(tmp_path):
+    """Ragged labels over four micro-batches: a mean of means would be wrong here."""
+    from transformers import Trainer, TrainingArguments
+
+    data = [
+        {name: tensor[0] for name, tensor in models.batch(rows=1, seed=index).items()} for index in range(8)
+    ]  # `seed` labels of each row are ignored at its start
+
+    def train(method):
+        model = models.causal_model("llama")
+        if method is not None:
+            fw.apply(model, method)
+        arguments = TrainingArguments(
+            output_dir=str(tmp_path),
+            per_device_train_batch_size=2,
+            gradient_accumulation_steps=4,
+            max_steps=1,
+            logging_steps=1,
+            learning_rate=0.1,
+            optim="sgd",
+            max_grad_norm=0.0,
+            lr_scheduler_type="constant",
+            use_cpu=True,
+            report_to=[],
+            disable_tqdm=True,
+            save_strategy="no",
+        )
+        trainer = Trainer(model, arguments, train_dataset=data)
+        trainer.train()
+        return trainer.state.log_history[0]["loss"], {n: p.detach().clone() for n, p in model.named_parameters()}
+
+    stock, ours = train(None), train(fw.MsT(**METHOD))
+
+    assert ours[0] == pytest.approx(stock[0], abs=1e-6)
+    for name, weight in ours[1].items():
+        torch.testing.assert_close(weight, stock[1][name], rtol=1e-6, atol=1e-6)  # lr 0.1 times gradients' 2e-6
+
+
+def test_a_user_can_name_the_parts_of_another_layer():
+    class Layer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.wide, self.narrow, self.bend = nn.Linear(8, 32), nn.Linear(32, 8), nn.Tanh()
+
+        def forward(self, x):
+            return self.narrow(self.bend(self.wide(x)))
+
+    model, x = nn.Sequential(Layer(), Layer()), torch.randn(50, 8)
+    with pytest.raises(ConfigError, match="no part that can be changed"):
+        fw.apply(model, fw.MsT())
+    mlp_structures.register("wide and narrow", MlpStructure(("wide",), "narrow", activation=("bend",)))
+    expected = torch.autograd.grad(model(x).sum(), list(model.parameters()))
+
+    report = fw.apply(model, fw.MsT(chunk_size=8))
+
+    assert [row[2] for row in report.section("Modules").rows[:2]] == ["in chunks (wide and narrow)"] * 2
+    for one, other in zip(torch.autograd.grad(model(x).sum(), list(model.parameters())), expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+def test_a_layer_that_computes_something_else_is_left_alone():
+    class Odd(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.gate_proj, self.up_proj, self.down_proj = nn.Linear(8, 16), nn.Linear(8, 16), nn.Linear(16, 8)
+            self.act_fn = nn.SiLU()
+
+        def forward(self, x):
+            return self.down_proj(self.act_fn(self.gate_proj(x)) + self.up_proj(x))  # a sum, not a product
+
+    with pytest.raises(ConfigError, match="come out differently"):
+        fw.apply(nn.Sequential(Odd()), fw.MsT())
+
+
+def test_a_model_with_another_head_or_loss_keeps_its_own():
+    model, inputs = models.causal_model("gemma2"), models.batch()
+    model.loss_function = lambda logits, labels, *args, **kwargs: logits.sum() * 0
+
+    report = fw.apply(model, fw.MsT(**METHOD))
+
+    assert "left alone: its loss is <lambda>" in report.section("Modules").rows[-1][2]
+    assert model(**inputs).loss == 0
+
+    odd = models.causal_model("llama")
+    plain_head = odd.lm_head.forward
+    odd_forward = type(odd).forward
+
+    class Odd(type(odd)):
+        def forward(self, *args, **kwargs):
+            output = odd_forward(self, *args, **{**kwargs, "labels": None})
+            output.loss = self.loss_function(output.logits * 2, kwargs["labels"], self.config.vocab_size)
+            return output
+
+    odd.__class__ = Odd
+    report = fw.apply(odd, fw.MsT(**METHOD))
+    assert "left alone: its loss is" in report.section("Modules").rows[-1][2]
+    assert odd.lm_head.forward == plain_head
+
+
+def test_applying_twice_and_removing_what_is_not_there_are_errors():
+    model = models.causal_model("llama")
+    with pytest.raises(ConfigError, match="is not applied"):
+        fw.remove(model, fw.MsT())
+    fw.apply(model, fw.MsT())
+
+    with pytest.raises(ConfigError, match="applied to this model already"):
+        fw.apply(model, fw.MsT(head=False))
+    with pytest.raises(ConfigError, match="changed already"):
+        fw.apply(model.model, fw.MsT())
+    with pytest.raises(ConfigError, match="is no method"):
+        fw.apply(model, fw.MsT)
+
+
+def test_a_wrapper_around_a_changed_model_must_go_first():
+    model = models.causal_model("llama")
+    fw.apply(model, fw.MsT())
+    ours = model.forward
+    model.forward = lambda *args, **kwargs: ours(*args, **kwargs)
+
+    with pytest.raises(ConfigError, match="was replaced by"):
+        fw.remove(model, fw.MsT())
+
+
+def test_a_measurement_sees_the_same_computation():
+    model, inputs = models.causal_model("llama"), models.batch()
+    fw.apply(model, fw.MsT(**METHOD))
+    loss, gradients = models.loss_and_gradients(model, inputs)
+    gradients = {name: gradient.clone() for name, gradient in gradients.items()}
+
+    with fw.measure_memory(model):
+        measured_loss, measured = models.loss_and_gradients(model, inputs)
+
+    assert torch.equal(loss, measured_loss)
+    assert all(torch.equal(gradient, measured[name]) for name, gradient in gradients.items())
+
+
+def test_hooks_on_the_parts_of_a_layer_still_run():
+    model, inputs = models.causal_model("llama"), models.batch()
+    seen = []
+    model.model.layers[0].mlp.up_proj.register_forward_hook(lambda module, args, output: seen.append(len(output[0])))
+    expected = models.loss_and_gradients(model, inputs)
+    fw.apply(model, fw.MsT(**METHOD))
+    seen.clear()
+
+    assert_same_step(models.loss_and_gradients(model, inputs), expected)
+    assert sum(seen) == 2 * 57  # every token in the forward pass and in its repetition
+
+
+def test_a_model_on_the_meta_device_can_be_changed_and_filled_later():
+    from transformers import AutoModelForCausalLM
+
+    stock, inputs = models.causal_model("llama"), models.batch()
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(stock.config)
+    fw.apply(model, fw.MsT(**METHOD))
+
+    model.load_state_dict(stock.state_dict(), assign=True)
+    model.model.rotary_emb = stock.model.rotary_emb
+
+    assert_same_step(models.loss_and_gradients(model.train(), inputs), models.loss_and_gradients(stock, inputs))
+
+
+def test_a_failing_forward_leaves_the_model_usable():
+    model, inputs = models.causal_model("llama"), models.batch()
+    fw.apply(model, fw.MsT(**METHOD))
+    with pytest.raises((IndexError, RuntimeError)):
+        model(input_ids=inputs["input_ids"], labels=inputs["labels"] + models.VOCABULARY)
+
+    assert model(inputs["input_ids"]).logits.shape == (3, 19, models.VOCABULARY)
+    assert model(**inputs).loss.isfinite()

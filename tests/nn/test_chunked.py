@@ -1,0 +1,238 @@
+import pytest
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.checkpoint import checkpoint
+
+import featherweight as fw
+from featherweight.errors import ConfigError, ShapeError
+
+L, D = 53, 6
+
+
+class Norm(nn.Module):
+    """A token-wise layer whose parameter is used by two products, one of them frozen."""
+
+    def __init__(self, dropout=0.0):
+        super().__init__()
+        self.scale = nn.Parameter(torch.linspace(0.5, 1.5, D, dtype=torch.float64))
+        self.inner = nn.Linear(D, D, dtype=torch.float64)
+        self.frozen = nn.Linear(D, D, dtype=torch.float64).requires_grad_(False)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x):
+        return self.dropout(self.frozen(self.inner(x * self.scale).tanh()) * self.scale)
+
+    def split(self, x, position):
+        return self.inner(x + position), x.sum(-1, keepdim=True)
+
+
+def inputs(generator, *shape):
+    return torch.randn(*(shape or (2, L, D)), dtype=torch.float64, generator=generator).requires_grad_()
+
+
+def gradients(output, tensors):
+    weights = torch.linspace(-1, 1, output.numel(), dtype=output.dtype).view(output.shape)
+    return torch.autograd.grad((output * weights).sum(), tensors)
+
+
+def assert_equal(ours, theirs):
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)  # fp64 sums in another order: some 1e-15
+
+
+@pytest.mark.parametrize("chunk_size", [1, 7, L - 1, L, L + 3, "auto"])
+@pytest.mark.parametrize("dim", [-2, 1])
+def test_output_and_gradients_equal_the_plain_call(chunk_size, dim, generator):
+    layer, x = Norm(), inputs(generator)
+    tensors = (x, layer.scale, layer.inner.weight, layer.inner.bias)
+
+    ours, plain = fw.chunk(layer, x, chunk_size=chunk_size, dim=dim), layer(x)
+
+    assert_equal([ours], [plain])
+    assert_equal(gradients(ours, tensors), gradients(plain, tensors))
+
+
+def test_several_inputs_and_outputs_are_cut_together(generator):
+    layer, x, position = Norm(), inputs(generator), inputs(generator, 1, L, D)
+    tensors = (x, position, layer.inner.weight)
+
+    ours, plain = fw.chunk(layer.split, (x, position), chunk_size=8), layer.split(x, position)
+
+    assert isinstance(ours, tuple)
+    assert_equal(ours, plain)
+    assert_equal(gradients(ours[0] * ours[1], tensors), gradients(plain[0] * plain[1], tensors))
+    assert_equal(gradients(fw.chunk(layer.split, (x, position), chunk_size=8)[1], [x]), gradients(plain[1], [x]))
+
+
+def test_a_function_gets_its_parameters_as_arguments(generator):
+    x, weight = inputs(generator).transpose(0, 1), inputs(generator, D, D)  # a view that is not contiguous
+
+    def layer(x, weight):
+        return (x @ weight).sin()
+
+    ours = fw.chunk(layer, x, params=(weight,), dim=0, chunk_size=5)
+
+    assert_equal(gradients(ours, (x, weight)), gradients(layer(x, weight), (x, weight)))
+
+
+def test_gradcheck_passes(generator):
+    x, weight = inputs(generator, 7, 3), inputs(generator, 3, 3)
+
+    assert torch.autograd.gradcheck(
+        lambda x, weight: fw.chunk(lambda x, weight: (x @ weight).tanh(), x, params=(weight,), chunk_size=3),
+        (x, weight),
+    )
+
+
+@pytest.mark.parametrize("checkpointed", [None, True, False], ids=["plain", "reentrant", "not reentrant"])
+def test_hooks_on_parameters_run_once_per_backward_pass(checkpointed, generator):
+    layer, x = Norm(), inputs(generator)
+    calls = []
+    for name, parameter in layer.named_parameters():
+        if parameter.requires_grad:
+            parameter.register_hook(lambda gradient, name=name: calls.append(("gradient", name)))
+            parameter.register_post_accumulate_grad_hook(lambda p, name=name: calls.append(("accumulated", name)))
+
+    def run(x):
+        return fw.chunk(layer, x, chunk_size=7)
+
+    output = run(x) if checkpointed is None else checkpoint(run, x, use_reentrant=checkpointed)
+    output.sum().backward()
+
+    names = ("scale", "inner.weight", "inner.bias")
+    assert sorted(calls) == sorted((kind, name) for kind in ("gradient", "accumulated") for name in names)
+
+
+def test_dropout_draws_the_same_numbers_again(generator):
+    layer, x = Norm(dropout=0.5), inputs(generator)
+    torch.manual_seed(3)
+    output = fw.chunk(layer, x, chunk_size=10)
+    expected_state = torch.get_rng_state()
+    torch.manual_seed(99)  # what happens between the passes must not matter
+
+    (gradient,) = torch.autograd.grad(output.sum(), x)
+
+    torch.manual_seed(3)
+    parts = [layer(part) for part in x.split(10, dim=1)]
+    assert torch.equal(torch.get_rng_state(), expected_state)
+    assert (output == 0).any() and torch.equal(output, torch.cat(parts, 1))
+    assert_equal([gradient], torch.autograd.grad(torch.cat(parts, 1).sum(), x))
+
+
+def test_the_backward_pass_leaves_the_random_generator_alone(generator):
+    output = fw.chunk(Norm(dropout=0.5), inputs(generator), chunk_size=10)
+    before = torch.get_rng_state()
+
+    output.sum().backward()
+
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_parameter_that_is_not_used_gets_no_gradient(generator):
+    layer = Norm()
+
+    fw.chunk(layer.split, (inputs(generator), inputs(generator)), chunk_size=10)[1].sum().backward()
+
+    assert layer.scale.grad is None
+
+
+def test_frozen_layers_pass_the_gradient_of_x_alone(generator):
+    layer, x = Norm().requires_grad_(False), inputs(generator)
+
+    output = fw.chunk(layer, x, chunk_size=10)
+
+    assert_equal(gradients(output, [x]), gradients(layer(x), [x]))
+    assert not fw.chunk(layer, x.detach(), chunk_size=10).requires_grad
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_works_without_gradients(mode, generator):
+    layer, x = Norm(), inputs(generator)
+    with mode():
+        output = fw.chunk(layer, x, chunk_size=10)
+
+    assert not output.requires_grad
+    torch.testing.assert_close(output, layer(x), rtol=1e-12, atol=1e-12)
+
+
+def test_autocast_settings_come_back_in_the_backward_pass(generator):
+    layer, x = nn.Linear(D, D), torch.randn(L, D, generator=generator)
+    seen = []
+
+    def record(x, weight):
+        seen.append(torch.nn.functional.linear(x, weight).dtype)
+        return torch.nn.functional.linear(x, weight)
+
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = fw.chunk(record, x, params=(layer.weight,), chunk_size=30)
+        plain = record(x, layer.weight)
+    ours, theirs = (torch.autograd.grad(out.float().sum(), layer.weight)[0] for out in (output, plain))
+
+    assert set(seen) == {torch.bfloat16} and len(seen) == 5
+    assert ours.dtype == torch.float32
+    torch.testing.assert_close(ours, theirs, rtol=2**-7, atol=2**-7)  # each side rounds to bfloat16 once
+
+
+def test_16_bit_parameter_gradients_are_summed_in_float32(generator):
+    layer = nn.Linear(D, D).bfloat16()
+    x = torch.rand(4096, D, generator=generator).bfloat16()
+
+    fw.chunk(layer, x, chunk_size=4).sum().backward()
+
+    # 1024 ones of bfloat16 would stop at 256 * 4: the next summand is below half a unit in the last place.
+    assert torch.equal(layer.bias.grad, torch.full((D,), 4096.0).bfloat16())
+
+
+def test_only_one_chunk_of_the_inside_exists(generator):
+    layer = nn.Sequential(nn.Linear(16, 512), nn.GELU(), nn.Linear(512, 16))
+    x = torch.randn(2048, 16, generator=generator, requires_grad=True)
+
+    def peak(run):
+        with fw.measure_memory(layer) as memory:
+            run(x).sum().backward()
+        return memory.peak_bytes - memory.peak_by_category["weights"]
+
+    # 4 buffers of (64, 512) and 5 of (2048, 16) and the gradients, against 3 of (2048, 512).
+    assert peak(lambda x: fw.chunk(layer, x, chunk_size=64)) < 0.2 * peak(layer)
+
+
+def test_fake_tensors_pass_through():
+    with FakeTensorMode():
+        layer, x = nn.Linear(D, D), torch.empty(L, D, requires_grad=True)
+        fw.chunk(layer, x, chunk_size=10).sum().backward()
+    assert x.grad.shape == (L, D) and layer.weight.grad.shape == (D, D)
+
+
+def test_no_tokens_are_no_error(generator):
+    x = inputs(generator, 2, 0, D)
+
+    assert fw.chunk(Norm(), x, chunk_size=4).shape == (2, 0, D)
+
+
+def test_a_trainable_tensor_that_is_not_declared_is_an_error(generator):
+    hidden_weight = inputs(generator, D, D)
+    output = fw.chunk(lambda x: x @ hidden_weight, inputs(generator), chunk_size=10)
+
+    with pytest.raises(ConfigError, match="neither x nor among params"):
+        output.sum().backward()
+
+
+def test_second_derivatives_are_refused(generator):
+    x = inputs(generator)
+
+    with pytest.raises(ConfigError, match="create_graph=True"):
+        torch.autograd.grad(fw.chunk(Norm(), x, chunk_size=10).sum(), x, create_graph=True)
+
+
+def test_wrong_arguments_are_named(generator):
+    x = inputs(generator)
+    for call, error, message in [
+        (lambda: fw.chunk(Norm(), x, chunk_size=-1), ConfigError, "chunk_size=-1"),
+        (lambda: fw.chunk(Norm(), x, params=(x,)), ConfigError, "params=1"),
+        (lambda: fw.chunk(Norm(), x, dim=3), ShapeError, "dim=3"),
+        (lambda: fw.chunk(Norm().split, (x, inputs(generator, 1, L + 1, D))), ShapeError, "does not fit"),
+        (lambda: fw.chunk(lambda x: x.sum(1), x, chunk_size=10), ShapeError, "fn returns shape"),
+    ]:
+        with pytest.raises(error, match=message):
+            call()
