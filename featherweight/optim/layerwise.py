@@ -21,6 +21,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 from torch.autograd import Variable
+from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves
@@ -279,14 +280,15 @@ class Layerwise:
         self._counting.close()
 
         def count(module: nn.Module, args: tuple[Any, ...]) -> None:
-            self._is_reentrant = self._is_reentrant or not torch.is_grad_enabled()
-            if module in self._called:
-                self._shared.update(module.parameters(recurse=False))
-            self._called.add(module)
+            if module in inside:
+                self._is_reentrant = self._is_reentrant or not torch.is_grad_enabled()
+                if module in self._called:
+                    self._shared.update(module.parameters())
+                self._called.add(module)
 
-        for module in self.model.modules():
-            if next(module.parameters(recurse=False), None) is not None:
-                self._counting.callback(module.register_forward_pre_hook(count).remove)
+        inside = set(self.model.modules())
+        # One hook for all modules, and none on them: others look at a module's hooks and take another path for them.
+        self._counting.callback(register_module_forward_pre_hook(count).remove)
 
     def _after_forward(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         self._counting.close()
