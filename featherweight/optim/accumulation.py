@@ -168,7 +168,7 @@ class CoreSum:
         """
         total = torch.zeros((), dtype=torch.float64, device=self.matrices[0].device)
         for each in self.sums.values():
-            if not is_small(each.core):
+            if not is_usable(each.core):
                 continue
             if each.probe is not None and self.layout.seeded_basis == "gaussian":
                 total += squared_norm(each.probe)  # its columns are not orthonormal: no inside and outside
@@ -197,7 +197,7 @@ class CoreSum:
         """
         skipped = 0
         for index, total in self.sums.items():
-            if not is_small(total.core):
+            if not is_usable(total.core):
                 skipped += 1
                 continue
             matrix, subspace = total.matrix, total.matrix.subspace()
@@ -251,9 +251,13 @@ def squared_norm(tensor: Tensor) -> Tensor:
     return norm.double().square()
 
 
-def is_small(core: Tensor) -> bool:
-    """Say whether a core is finite, and its squares are."""
-    return bool((core.abs() < LARGEST).all())
+def is_usable(grad: Tensor) -> bool:
+    """Say whether a gradient or core is finite, and small enough that its squares are.
+
+    A second moment of infinity would stop a weight for good.
+    """
+    limit = LARGEST**8 if grad.dtype == torch.float64 else LARGEST
+    return bool((grad.abs() < limit).all())
 
 
 def _sketch_tests(matrix: ProjectedMatrix) -> dict[str, tuple[Tensor, Tensor]]:

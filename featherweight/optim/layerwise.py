@@ -28,8 +28,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from featherweight.errors import ConfigError, DeviceError, NumericsError
-from featherweight.optim.accumulation import CoreSum, FullSum, GradientSum, core_sum_bytes, squared_norm
-from featherweight.optim.low_rank import LowRankOptimizer, is_usable
+from featherweight.optim.accumulation import CoreSum, FullSum, GradientSum, core_sum_bytes, is_usable, squared_norm
+from featherweight.optim.low_rank import LowRankOptimizer
 from featherweight.optim.matrix import Group
 from featherweight.optim.options import NORM_KEY
 from featherweight.optim.reduce import LocalReducer, Reducer

@@ -26,7 +26,7 @@ from torch.optim.adamw import adamw as torch_adamw
 from featherweight.errors import CheckpointError, ConfigError, did_you_mean
 from featherweight.linalg.subspace import MatrixSubspace
 from featherweight.optim import state as states
-from featherweight.optim.accumulation import LARGEST, CoreSum
+from featherweight.optim.accumulation import CoreSum, is_usable
 from featherweight.optim.layout import Layout, plan_layout, split_of
 from featherweight.optim.matrix import (
     Group,
@@ -543,15 +543,6 @@ def _are_finite(grads: list[Tensor]) -> list[bool]:
         for index, flag in zip(members, flags, strict=True):
             finite[index] = flag or is_usable(grads[index])
     return finite
-
-
-def is_usable(grad: Tensor) -> bool:
-    """Say whether a gradient is finite, and small enough that its squares are.
-
-    A second moment of infinity would stop a weight for good.
-    """
-    limit = LARGEST if grad.dtype != torch.float64 else LARGEST**8
-    return bool((grad.abs() < limit).all())
 
 
 def _log_full_rank(where: str, groups: list[Group], layouts: Mapping[Tensor, Layout]) -> None:
