@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 RECIPES = sorted((ROOT / "examples" / "recipes").glob("*.yaml"))
-ARGUMENTS = {"plain_loop.py": ["--steps", "5"]}
+ARGUMENTS = {"plain_loop.py": ["--steps", "5"], "huggingface_trainer.py": ["--steps", "4"]}
 
 
 def blocks(language):
