@@ -28,6 +28,7 @@ from featherweight.linalg.subspace import MatrixSubspace
 from featherweight.optim import state as states
 from featherweight.optim.accumulation import CoreSum, is_usable
 from featherweight.optim.layout import Layout, plan_layout, split_of
+from featherweight.optim.lazy import lazy_options
 from featherweight.optim.matrix import (
     Group,
     ProjectedMatrix,
@@ -99,6 +100,7 @@ class LowRankOptimizer(torch.optim.Optimizer):
                 "Put it into a list."
             )
         defaults = {**LOW_RANK_DEFAULTS, **defaults}
+        defaults["lazy"] = lazy_options(defaults["lazy"])
         groups = list(params)
         if groups and not isinstance(groups[0], dict):
             groups = [{"params": groups, "low_rank": defaults["rank"] is not None}]
@@ -128,6 +130,8 @@ class LowRankOptimizer(torch.optim.Optimizer):
             )
         group = dict(param_group)
         group.setdefault("low_rank", any(key in group for key in LOW_RANK_KEYS))
+        if "lazy" in group:
+            group["lazy"] = lazy_options(group["lazy"])
         check_group(type(self).__name__, {**self.defaults, **group}, self.defaults)
         super().add_param_group(group)
         if self._layouts is not None:  # present plans stay: their states exist
@@ -261,6 +265,8 @@ class LowRankOptimizer(torch.optim.Optimizer):
             for name, shape in layout.basis_shapes().items():
                 states.create(state, name, layout.basis, shape, layout.blocks, device=device, dtype=layout.dtype)
         states.create_counters(state, layout.counters, layout.blocks)
+        if layout.queue_size:
+            state["similarities"] = torch.zeros((*layout.stack, layout.queue_size), dtype=torch.float32)
         if layout.residual is not None:
             norms = torch.zeros(layout.blocks or 1, dtype=torch.float32, device=device)
             state["residual_norm"] = norms[0] if layout.blocks is None else norms
@@ -506,18 +512,23 @@ class LowRankOptimizer(torch.optim.Optimizer):
     def report(self) -> Report:
         """Return how the parameters are treated: a table by kind with counts, bytes and refreshes."""
         kinds: dict[str, list[int]] = defaultdict(lambda: [0] * 6)
+        gaps: list[int] = []
         for group, parameter, _ in _named_parameters(self.param_groups):
             layout, state = self.layouts[parameter], self.state.get(parameter, {})
             if state and "side" in state:
                 layout = self._on_stored_side(layout, state, group)
             kind = "full rank" if layout.rank is None else f"rank {layout.rank}, {layout.side}"
             refreshes = int(state["refresh_count"].sum()) if "refresh_count" in state else 0
+            if "refresh_gap" in state:
+                gaps += state["refresh_gap"].clamp_min(group["update_proj_gap"]).reshape(-1).tolist()
             row = (1, parameter.numel(), layout.moment_bytes(), layout.basis_bytes(), layout.nbytes(), refreshes)
             kinds[kind] = [a + b for a, b in zip(kinds[kind], row, strict=True)]
         report = Report(f"{type(self).__name__}")
         columns = ["kind", "tensors", "parameters", "moments (bytes)", "basis (bytes)", "state (bytes)", "refreshes"]
         report.add_table("Parameters by kind", columns, [[kind, *row] for kind, row in sorted(kinds.items())])
         report.add_facts({"state (bytes)": self.state_bytes(), "skipped tensor steps": self.skipped_steps})
+        if gaps:
+            report.add_facts({"longest gap (steps)": max(gaps), "mean gap (steps)": sum(gaps) / len(gaps)})
         return report
 
 
