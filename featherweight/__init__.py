@@ -25,6 +25,7 @@ _LAZY = {
     "methods": "featherweight.methods",
     "apply": "featherweight.methods.method",
     "remove": "featherweight.methods.method",
+    "CoreGradient": "featherweight.methods.core_gradient",
     "MsT": "featherweight.methods.mst",
     "TokenStats": "featherweight.nn.cross_entropy",
 }

@@ -1,6 +1,7 @@
 """Methods: named changes of a model that can be applied, removed and put into a recipe."""
 
+from featherweight.methods.core_gradient import CoreGradient
 from featherweight.methods.method import Method, methods, parse_methods
 from featherweight.methods.mst import MsT
 
-__all__ = ["Method", "MsT", "methods", "parse_methods"]
+__all__ = ["CoreGradient", "Method", "MsT", "methods", "parse_methods"]

@@ -35,6 +35,7 @@ class Method(Protocol):
 
 methods: Registry[Any] = Registry("method")
 """Methods by the name that a recipe uses."""
+methods.register("core_gradient", "featherweight.methods.core_gradient:CoreGradient")
 methods.register("mst", "featherweight.methods.mst:MsT")
 
 

@@ -28,9 +28,12 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from featherweight.errors import ConfigError, DeviceError, NumericsError
+from featherweight.linalg.outer_product import OuterProduct
 from featherweight.optim.accumulation import CoreSum, FullSum, GradientSum, core_sum_bytes, is_usable, squared_norm
+from featherweight.optim.core_slot import CoreSlot, costs
+from featherweight.optim.layout import Layout
 from featherweight.optim.low_rank import LowRankOptimizer
-from featherweight.optim.matrix import Group
+from featherweight.optim.matrix import Group, ProjectedMatrix
 from featherweight.optim.options import NORM_KEY
 from featherweight.optim.reduce import LocalReducer, Reducer
 
@@ -133,6 +136,19 @@ def layerwise_handles(model: nn.Module) -> list["Layerwise"]:
     return list({id(handle): handle for reference in references if (handle := reference()) is not None}.values())
 
 
+def core_slot(parameter: Tensor, *, prefer: str, exact_refresh: bool) -> CoreSlot | None:
+    """Return where the next forward pass with a weight leaves its core; None if its whole gradient is wanted.
+
+    Args:
+        parameter: weight of a linear layer.
+        prefer: see `featherweight.optim.core_slot.why_full`; counts at the first call for a parameter.
+        exact_refresh: form the whole gradient at steps that refresh.
+    """
+    reference = _active.get(parameter)
+    handle = None if reference is None else reference()
+    return None if handle is None else handle.core_slot(parameter, prefer=prefer, exact_refresh=exact_refresh)
+
+
 class _ModelHook:
     """A hook on the model that copies and pickles of the model do not inherit."""
 
@@ -176,6 +192,7 @@ class Layerwise:
         # By position: loading a state (accelerate does it in prepare) puts new dicts into the optimizer's list.
         self._group_index = {p: i for i, group in enumerate(optimizer.param_groups) for p in group["params"]}
         self._sums: dict[Tensor, GradientSum] = {}
+        self._slots: dict[Tensor, CoreSlot] = {}
         self._norms: list[Tensor] = []  # squared, of the tensors that this window has updated
         self._micro_step = 0
         self._task = -1  # autograd task of the present backward pass, -1 outside
@@ -241,6 +258,8 @@ class Layerwise:
         """Drop the micro-batches of the present window, for example after a loss that is not finite."""
         for parameter in self._late:
             parameter.grad = None
+        for slot in self._slots.values():
+            slot.discard()
         self._sums.clear()
         self._norms.clear()
         self._late.clear()
@@ -326,7 +345,7 @@ class Layerwise:
         if grad is None:
             return
         layout = self.optimizer.layouts[parameter]
-        if grad.is_sparse:
+        if grad.is_sparse and parameter not in self._slots:
             raise ConfigError(
                 f"layerwise: '{layout.name}' has a gradient of layout=sparse; expected a dense gradient. "
                 "Build the embedding with sparse=False."
@@ -352,7 +371,7 @@ class Layerwise:
         self._fired.add(parameter)
         parameter.grad = None
         with self._undisturbed(parameter):
-            self._receive(parameter, grad)
+            self._receive(parameter, _dense(grad))
 
     def _end_backward(self, task: int) -> None:
         if self._task != task:
@@ -362,7 +381,7 @@ class Layerwise:
             if grad is not None:
                 self._fired.add(parameter)
                 with self._undisturbed(parameter):
-                    self._receive(parameter, grad)
+                    self._receive(parameter, _dense(grad))
         has_trained = bool(self._fired)
         self._task = -1
         self._late.clear()
@@ -390,30 +409,96 @@ class Layerwise:
     def _group(self, parameter: Tensor) -> Group:
         return self.optimizer.param_groups[self._group_index[parameter]]
 
-    def _receive(self, parameter: Tensor, grad: Tensor) -> None:
-        """Take the gradient of one parameter and micro-batch: update at once where it is complete, else add it up."""
-        optimizer, layout, group = self.optimizer, self.optimizer.layouts[parameter], self._group(parameter)
+    @property
+    def is_single(self) -> bool:
+        """Whether the gradient of one backward pass is that of the step."""
+        return self.accumulation_steps == 1 and self.reducer.world_size == 1
+
+    @property
+    def probes_norm(self) -> bool:
+        """Whether the norm of what lies outside of the subspaces is estimated."""
+        return self.clip != "projected"
+
+    def _receive(self, parameter: Tensor, grad: Tensor | None) -> None:
+        """Take the gradient of one parameter and micro-batch: update at once where it is complete, else add it up.
+
+        Args:
+            parameter: whose gradient it is.
+            grad: None where cores have come through the parameter's slot instead.
+        """
         is_last = self._micro_step + 1 == self.accumulation_steps
-        is_held = self.clip == "projected" or self.reducer.world_size > 1
+        if slot := self._slots.get(parameter):
+            slot.complete()
         total = self._sums.get(parameter)
-        if total is None and is_last and self.accumulation_steps == 1 and not is_held:
-            self._update_from_gradient(parameter, group, grad)
-            return
-        if total is None:
-            total = self._sums[parameter] = FullSum()
-            if layout.rank is not None:
-                layout, matrices = optimizer.begin_matrices(parameter, group, grad)
-                if not any(matrix.needs_gradient() for matrix in matrices):
-                    total = self._sums[parameter] = CoreSum(
-                        layout,
-                        matrices,
-                        exact_refresh=self.accumulation_steps == 1 and self.reducer.world_size == 1,
-                        probe_norm=self.clip != "projected",
-                        is_shared=self.reducer.world_size > 1,
-                    )
-        total.add(grad)
-        if is_last and self.clip != "projected":
+        if grad is not None:
+            if total is None and self.is_single and self.clip != "projected":
+                self._update_from_gradient(parameter, self._group(parameter), grad)
+                return
+            if total is None:
+                total = self.begin_sum(parameter, grad, is_only=self.is_single)
+            total.add(grad)
+        if is_last and total is not None and self.clip != "projected":
             self._update_from_sum(parameter)
+
+    def begin_sum(self, parameter: Tensor, grad: Tensor | OuterProduct | None, *, is_only: bool) -> GradientSum:
+        """Begin to sum up the gradients of one parameter over a step.
+
+        Args:
+            parameter: whose gradients they are.
+            grad: the first one; None if it needs no basis.
+            is_only: whether it is the only one, so that a basis that is due may be fitted to it.
+        """
+        layout, total = self.optimizer.layouts[parameter], None
+        if layout.rank is not None:
+            layout, matrices = self.matrices(parameter, grad)
+            if not any(matrix.needs_gradient() for matrix in matrices):
+                total = CoreSum(
+                    layout,
+                    matrices,
+                    exact_refresh=is_only,
+                    probe_norm=self.probes_norm,
+                    is_shared=self.reducer.world_size > 1,
+                )
+        self._sums[parameter] = total or FullSum()
+        return self._sums[parameter]
+
+    # ---- cores that come without a gradient
+
+    def core_slot(self, parameter: Tensor, *, prefer: str, exact_refresh: bool) -> CoreSlot | None:
+        """See the function `core_slot`."""
+        slot = self._slots.get(parameter)
+        if slot is None:
+            slot = self._slots[parameter] = CoreSlot(self, parameter, prefer=prefer, exact_refresh=exact_refresh)
+        return slot if slot.is_open() else None
+
+    def matrices(self, parameter: Tensor, grad: Tensor | OuterProduct | None) -> tuple[Layout, list[ProjectedMatrix]]:
+        """Return the projected matrices of a parameter; see `LowRankOptimizer.begin_matrices`."""
+        return self.optimizer.begin_matrices(parameter, self._group(parameter), grad)
+
+    def sum_of(self, parameter: Tensor) -> CoreSum | None:
+        """Return the present sum of a parameter's cores."""
+        total = self._sums.get(parameter)
+        assert total is None or isinstance(total, CoreSum)
+        return total
+
+    @contextmanager
+    def receiving(self, parameter: Tensor) -> Any:
+        """Take in a core in the middle of a backward pass."""
+        if self._task == -1:
+            self._begin_backward()
+        with self._undisturbed(parameter):
+            yield
+
+    def core_rows(self) -> list[list[Any]]:
+        """Return name, choice, share of FLOPs, bytes of core and gradient for each parameter that has a slot."""
+        rows = []
+        for parameter, slot in self._slots.items():
+            layout = slot.layout
+            numbers = costs(layout, parameter.element_size()) if layout.rank is not None else ("", "", "")
+            rows.append([layout.name, slot.reason or f"core, {layout.side} basis", *numbers])
+        return rows
+
+    # ---- updates
 
     def _update_from_gradient(self, parameter: Tensor, group: Group, grad: Tensor) -> None:
         squared = squared_norm(grad)
@@ -508,6 +593,7 @@ class Layerwise:
         """Return the bytes of gradients at the peak of a step in which no matrix refreshes, by formula.
 
         The largest single gradient, and with accumulation, or `clip="projected"`, what is kept of each parameter. (A
+        weight whose core comes without its gradient has none of the two at the peak of a step without accumulation. A
         part of a tied weight's gradient waits inside autograd from the head to the embedding; that counts as a
         temporary.)
         """
@@ -522,9 +608,16 @@ class Layerwise:
             if is_kept:
                 probe = self.clip != "projected"
                 kept += core_sum_bytes(layout, is_sketched=False, probe_norm=probe) if is_core else size_bytes
+            if parameter in self._slots and self._slots[parameter].reason is None:
+                continue
             if is_core or self.accumulation_steps > 1 or not is_kept:  # else the gradient itself is what is kept
                 largest = max(largest, size_bytes)
         return largest + kept
+
+
+def _dense(grad: Tensor) -> Tensor | None:
+    """Return a gradient; None for the empty sparse one of a weight whose core has gone another way."""
+    return None if grad.is_sparse else grad
 
 
 def _clip_factor(limit: float, norm: float) -> float:

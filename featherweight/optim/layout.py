@@ -6,7 +6,7 @@ Shapes: a parameter is `blocks` matrices (M, N); core (R, N), (M, R) or (R, R) b
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from featherweight.errors import ConfigError, ShapeError
+from featherweight.linalg.outer_product import Gradient, OuterProduct
 from featherweight.optim import state as states
 from featherweight.optim.refresh import SEEDED_METHODS, Side, cheaper_side, choose_side
 from featherweight.optim.rules import rules
@@ -130,6 +131,12 @@ class Layout:
             for name, moment in moments.items()
         }
         return replace(self, moments=storages, moment_shapes={name: moment.shape for name, moment in moments.items()})
+
+    def gradients(self, grad: Gradient) -> Sequence[Gradient]:
+        """Split the gradient of the parameter into those of its matrices; factors of it are split as factors."""
+        if not isinstance(grad, OuterProduct):
+            return self.matrices(grad)
+        return [grad.rows(start, start + self.rows) for start in range(0, grad.shape[0], self.rows)]
 
     def matrices(self, tensor: Tensor) -> list[Tensor]:
         """Split a tensor of the parameter's shape into its (M, N) matrices, as views where the strides allow it."""

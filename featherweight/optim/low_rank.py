@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.optim.adamw import adamw as torch_adamw
 
 from featherweight.errors import CheckpointError, ConfigError, did_you_mean
+from featherweight.linalg.outer_product import Gradient
 from featherweight.linalg.subspace import MatrixSubspace
 from featherweight.optim import state as states
 from featherweight.optim.accumulation import CoreSum, is_usable
@@ -63,6 +64,8 @@ class _Layerwise(Protocol):
     def held_tensors(self) -> Iterable[tuple[Tensor, Tensor]]: ...
 
     def gradient_bytes(self) -> int: ...
+
+    def core_rows(self) -> list[list[Any]]: ...
 
     @property
     def grad_norm(self) -> float | None: ...
@@ -220,13 +223,15 @@ class LowRankOptimizer(torch.optim.Optimizer):
         else:
             self._step_matrices(parameter, grad, layout, state, group)
 
-    def begin_matrices(self, parameter: Tensor, group: Group, grad: Tensor) -> tuple[Layout, list[ProjectedMatrix]]:
+    def begin_matrices(
+        self, parameter: Tensor, group: Group, grad: Gradient | None
+    ) -> tuple[Layout, list[ProjectedMatrix]]:
         """Return what a sum over micro-batches needs to know of a projected parameter.
 
         Args:
             parameter: a projected parameter of `group`.
             group: its group.
-            grad: of the first micro-batch; a `min_memory` parameter chooses its side with it.
+            grad: of the first micro-batch; a `min_memory` parameter chooses its side with it if it is a tensor.
         """
         if not self.state[parameter]:
             self.create_state(parameter)
@@ -357,10 +362,12 @@ class LowRankOptimizer(torch.optim.Optimizer):
                 matrix.update_(weights[index], core, subspace, grad_MN if matrix.needs_gradient() else None)
         _copy_back(parameter, weight)
 
-    def _settled_layout(self, layout: Layout, state: states.State, group: Group, grad: Tensor) -> Layout:
+    def _settled_layout(self, layout: Layout, state: states.State, group: Group, grad: Gradient | None) -> Layout:
         """Return the layout on the side that the state is on, after a `min_memory` parameter has chosen with `grad`."""
         layout = self._on_stored_side(layout, state, group)
-        if "trial_basis" in state and grad.any() and is_usable(grad):  # a zero gradient says nothing about a side
+        if (
+            "trial_basis" in state and isinstance(grad, Tensor) and grad.any() and is_usable(grad)
+        ):  # a zero gradient says nothing about a side
             return self._settle_side(layout.matrices(grad)[0], layout, state, group)
         return layout
 
@@ -527,6 +534,9 @@ class LowRankOptimizer(torch.optim.Optimizer):
         columns = ["kind", "tensors", "parameters", "moments (bytes)", "basis (bytes)", "state (bytes)", "refreshes"]
         report.add_table("Parameters by kind", columns, [[kind, *row] for kind, row in sorted(kinds.items())])
         report.add_facts({"state (bytes)": self.state_bytes(), "skipped tensor steps": self.skipped_steps})
+        if self.layerwise is not None and (rows := self.layerwise.core_rows()):
+            columns = ["parameter", "gradient", "FLOPs of the core / gradient", "core (bytes)", "gradient (bytes)"]
+            report.add_table("Core gradients", columns, rows)
         if gaps:
             report.add_facts({"longest gap (steps)": max(gaps), "mean gap (steps)": sum(gaps) / len(gaps)})
         return report

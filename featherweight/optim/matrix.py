@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from featherweight.errors import ConfigError
+from featherweight.linalg.outer_product import Gradient
 from featherweight.linalg.random import keyed_generator, mix_keys
 from featherweight.linalg.subspace import MatrixSubspace
 from featherweight.optim import state as states
@@ -121,7 +122,7 @@ class ProjectedMatrix:
 
     # ---- refresh
 
-    def refresh(self, grad_MN: Tensor) -> None:
+    def refresh(self, grad_MN: Gradient) -> None:
         """Take a new subspace if one is due, fitted to this gradient, and carry the moments into it.
 
         A zero gradient has nothing to fit: the old subspace stays, or a random one stands in, and it stays due.

@@ -52,9 +52,10 @@ LOW_RANK_DEFAULTS: dict[str, Any] = {
     "seed": 0,
 }
 """What an optimizer does where its preset says nothing. `basis_smoothing`: share of the first moment in the matrix
-that a warm iteration fits (LDAdam). `lazy`: the plain options of `LazyRefresh`. `error_feedback`: keep what the projection loses for the next step (LDAdam), in a
-tensor of the weight's size. `full_rank_probability`: share of the periods between two refreshes in which a matrix
-follows the complement of its subspace (GUM). `momentum`: of the rule "muon"."""
+that a warm iteration fits (LDAdam). `lazy`: the plain options of `LazyRefresh`. `error_feedback`: keep what the
+projection loses for the next step (LDAdam), in a tensor of the weight's size. `full_rank_probability`: share of the
+periods between two refreshes in which a matrix follows the complement of its subspace (GUM). `momentum`: of the rule
+"muon"."""
 
 _CHOICES: dict[str, tuple[Any, ...]] = {
     "proj_type": PROJ_TYPES,

@@ -13,6 +13,11 @@ from featherweight.optim.low_rank import LowRankOptimizer
 class QGaLoreAdamW(LowRankOptimizer):
     """GaLore whose state fits into few bits, made for int8 weights (`fw.apply(model, fw.Int8())`).
 
+    For a weight W (M, N) with gradient G, on the smaller side (here the left, P of shape (M, R))::
+
+        now and then:  P <- int4(basis of the R strongest directions of G);  moments follow into it
+        C = P^T G;   D = Adam(C), moments in 8 bits;   W <- int8((1 - lr * weight_decay) W - lr * scale * P D)
+
     As `GaLoreAdamW`, with blockwise 8-bit moments, a basis of packed 4-bit codes, and a refresh interval of each
     matrix that doubles while its subspace stands still. On int8 weights the update is rounded stochastically to the
     codes, tile by tile; on bfloat16 and float32 weights it is written as by every other optimizer here.
