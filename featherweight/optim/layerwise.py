@@ -4,32 +4,28 @@
 parameter from the full gradient, with the same bits as `optimizer.step()`. With accumulation it adds the gradient's
 projection to a small sum (`accumulation.py`) and makes the step at the last micro-batch.
 
-A window is the `accumulation_steps` backward passes of one optimizer step. Where a backward pass begins is told by a
-hook on the outputs of the model, because a re-entrant checkpoint runs backward passes inside of one.
+A window is the `accumulation_steps` backward passes of one optimizer step; `backward_pass.py` says where one begins and
+ends.
 Source: GaLore, arXiv 2403.03507, section 4.3; the treatment of accumulation, clipping and norms is ours.
 """
 
 import warnings
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import ExitStack, contextmanager
-from dataclasses import is_dataclass
-from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import Variable
-from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
-from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from featherweight.errors import ConfigError, DeviceError, NumericsError
+from featherweight.errors import ConfigError, DeviceError
 from featherweight.linalg.outer_product import OuterProduct
 from featherweight.optim.accumulation import CoreSum, FullSum, GradientSum, core_sum_bytes, is_usable, squared_norm
+from featherweight.optim.backward_pass import BackwardPass
 from featherweight.optim.core_slot import CoreSlot, costs
 from featherweight.optim.layout import Layout
 from featherweight.optim.low_rank import LowRankOptimizer
@@ -149,23 +145,6 @@ def core_slot(parameter: Tensor, *, prefer: str, exact_refresh: bool) -> CoreSlo
     return None if handle is None else handle.core_slot(parameter, prefer=prefer, exact_refresh=exact_refresh)
 
 
-class _ModelHook:
-    """A hook on the model that copies and pickles of the model do not inherit."""
-
-    def __init__(self, function: Callable[..., None] | None = None) -> None:
-        self.function = function
-
-    def __call__(self, *args: Any) -> None:
-        if self.function is not None:
-            self.function(*args)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "_ModelHook":
-        return _ModelHook()
-
-    def __reduce__(self) -> tuple[type, tuple[()]]:
-        return _ModelHook, ()
-
-
 class Layerwise:
     """A running layer-wise optimizer; made by `layerwise`, see there.
 
@@ -195,15 +174,10 @@ class Layerwise:
         self._slots: dict[Tensor, CoreSlot] = {}
         self._norms: list[Tensor] = []  # squared, of the tensors that this window has updated
         self._micro_step = 0
-        self._task = -1  # autograd task of the present backward pass, -1 outside
-        self._fired: set[Tensor] = set()
-        # Shared parameters whose gradient may still grow in this backward pass; a dict, because all processes must
-        # come to them in the same order.
-        self._late: dict[Tensor, None] = {}
-        self._called: set[nn.Module] = set()  # by the forward passes since the last backward pass
         self._has_skipped = False  # in this window
-        self._shared = _tied_parameters(model)
-        self._is_reentrant = False  # whether a part of the model ran without grad, as re-entrant checkpoints do
+        self._pass = BackwardPass(
+            model, on_end=self._end_backward, on_broken=self._lose_window, before_forward=self._refuse_float16
+        )
         self._cleanup = ExitStack()
         self._attach()
 
@@ -238,10 +212,7 @@ class Layerwise:
             _active[parameter] = weakref.ref(self)
             self._cleanup.callback(_active.pop, parameter, None)
             self._cleanup.callback(parameter.register_post_accumulate_grad_hook(self._on_gradient).remove)
-        self._cleanup.callback(self.model.register_forward_pre_hook(_ModelHook(self._before_forward)).remove)
-        self._cleanup.callback(self.model.register_forward_hook(_ModelHook(self._after_forward)).remove)
-        self._counting = ExitStack()
-        self._cleanup.callback(self._counting.close)
+        self._pass.attach(self._cleanup)
 
     def remove(self) -> None:
         """Take all hooks away; the optimizer is an ordinary one again. May be called twice."""
@@ -256,16 +227,12 @@ class Layerwise:
 
     def discard(self) -> None:
         """Drop the micro-batches of the present window, for example after a loss that is not finite."""
-        for parameter in self._late:
-            parameter.grad = None
         for slot in self._slots.values():
             slot.discard()
+        self._pass.reset()
         self._sums.clear()
         self._norms.clear()
-        self._late.clear()
-        self._fired.clear()
-        self._called.clear()
-        self._micro_step, self._task, self._has_skipped = 0, -1, False
+        self._micro_step, self._has_skipped = 0, False
 
     def __enter__(self) -> Self:
         return self
@@ -280,7 +247,7 @@ class Layerwise:
             self.discard()
         self.remove()
 
-    def _before_forward(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+    def _refuse_float16(self) -> None:
         kind = next((p.device.type for p in self._group_index), "cpu")
         if torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.float16:
             raise ConfigError(
@@ -288,49 +255,8 @@ class Layerwise:
                 "pass, when the weights have moved; expected bfloat16 or float32. Use bfloat16, or an ordinary "
                 "optimizer step."
             )
-        if self.steps == 0 and torch.is_grad_enabled() and torch._C._current_graph_task_id() == -1:
-            self._count_calls()
 
-    def _count_calls(self) -> None:
-        """Find the modules that run more than once before a backward pass, and whether checkpoints are re-entrant.
-
-        Then autograd brings the gradient of a parameter in several pieces, else in one, when all its parts are there.
-        """
-        self._counting.close()
-
-        def count(module: nn.Module, args: tuple[Any, ...]) -> None:
-            if module in inside:
-                self._is_reentrant = self._is_reentrant or not torch.is_grad_enabled()
-                if module in self._called:
-                    self._shared.update(module.parameters())
-                self._called.add(module)
-
-        inside = set(self.model.modules())
-        # One hook for all modules, and none on them: others look at a module's hooks and take another path for them.
-        self._counting.callback(register_module_forward_pre_hook(count).remove)
-
-    def _after_forward(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        self._counting.close()
-        if not torch.is_grad_enabled() or torch._C._current_graph_task_id() != -1:
-            return
-        outputs = tree_leaves(output)
-        outputs += [each for leaf in outputs if is_dataclass(leaf) for each in tree_leaves(list(vars(leaf).values()))]
-        for tensor in outputs:
-            if isinstance(tensor, Tensor) and tensor.grad_fn is not None:
-                tensor.register_hook(self._on_output_gradient)
-
-    def _on_output_gradient(self, grad: Tensor) -> None:
-        self._begin_backward()
-
-    def _begin_backward(self) -> None:
-        """Note the outermost backward pass and ask to be told when it ends."""
-        task = torch._C._current_graph_task_id()
-        if self._task in (-1, task):
-            if self._task == -1:
-                self._task = task
-                Variable._execution_engine.queue_callback(partial(self._end_backward, task))
-            return
-        # Another pass without the end of the first: an exception has broken that one off.
+    def _lose_window(self) -> None:
         if self._sums:
             warnings.warn(
                 f"layerwise: a backward pass was broken off; the {self._micro_step} micro-batches before it in its "
@@ -338,59 +264,32 @@ class Layerwise:
                 stacklevel=2,
             )
         self.discard()
-        self._begin_backward()
 
     def _on_gradient(self, parameter: Tensor) -> None:
-        grad = parameter.grad
+        grad, layout = parameter.grad, self.optimizer.layouts[parameter]
         if grad is None:
             return
-        layout = self.optimizer.layouts[parameter]
         if grad.is_sparse and parameter not in self._slots:
             raise ConfigError(
                 f"layerwise: '{layout.name}' has a gradient of layout=sparse; expected a dense gradient. "
                 "Build the embedding with sparse=False."
             )
-        is_inside = torch._C._current_graph_task_id() != self._task and _inside_checkpoint()
-        if self._task == -1 or (torch._C._current_graph_task_id() != self._task and not is_inside):
-            if is_inside:
-                raise ConfigError(
-                    f"layerwise: '{layout.name}' got its gradient inside a re-entrant checkpoint of a model that was "
-                    f"not called as a whole; expected a call of {type(self.model).__name__}. Call the model that you "
-                    "gave to layerwise, or use checkpoint(..., use_reentrant=False)."
-                )
-            self._begin_backward()
-        if self._is_reentrant and parameter in self._shared:
-            self._late[parameter] = None  # it stays in .grad, where autograd adds what is still to come
-            return
-        if parameter in self._fired:
-            raise NumericsError(
-                f"layerwise: '{layout.name}' got a second gradient in one backward pass after its update; expected "
-                "one. A module that ran once in the first step runs several times now, in re-entrant checkpoints; use "
-                "checkpoint(..., use_reentrant=False), or attach anew."
-            )
-        self._fired.add(parameter)
-        parameter.grad = None
-        with self._undisturbed(parameter):
-            self._receive(parameter, _dense(grad))
+        if self._pass.is_complete(parameter, layout.name):
+            self._take(parameter)
 
-    def _end_backward(self, task: int) -> None:
-        if self._task != task:
-            return
-        for parameter in self._late:
-            grad, parameter.grad = parameter.grad, None
-            if grad is not None:
-                self._fired.add(parameter)
-                with self._undisturbed(parameter):
-                    self._receive(parameter, _dense(grad))
-        has_trained = bool(self._fired)
-        self._task = -1
-        self._late.clear()
-        self._fired.clear()
-        self._called.clear()
-        if has_trained:  # torch.autograd.grad passes here too, and trains nothing
-            self._micro_step += 1
-            if self._micro_step == self.accumulation_steps:
-                self.end_window()
+    def _take(self, parameter: Tensor) -> None:
+        grad, parameter.grad = parameter.grad, None
+        if grad is not None:
+            with self._undisturbed(parameter):
+                # An empty sparse gradient is that of a weight whose core has gone another way.
+                self._receive(parameter, None if grad.is_sparse else grad)
+
+    def _end_backward(self, late: list[Tensor]) -> None:
+        for parameter in late:
+            self._take(parameter)
+        self._micro_step += 1
+        if self._micro_step == self.accumulation_steps:
+            self.end_window()
 
     @staticmethod
     @contextmanager
@@ -484,8 +383,8 @@ class Layerwise:
     @contextmanager
     def receiving(self, parameter: Tensor) -> Any:
         """Take in a core in the middle of a backward pass."""
-        if self._task == -1:
-            self._begin_backward()
+        if not self._pass.is_running:
+            self._pass.begin()
         with self._undisturbed(parameter):
             yield
 
@@ -575,6 +474,7 @@ class Layerwise:
         self._norms.clear()
         self._micro_step, self._has_skipped = 0, False
         self.steps += 1
+        self._pass.is_known = True
         # What torch's schedulers look at before they warn that no step was made.
         self.optimizer._opt_called = True  # type: ignore[attr-defined]
 
@@ -615,37 +515,11 @@ class Layerwise:
         return largest + kept
 
 
-def _dense(grad: Tensor) -> Tensor | None:
-    """Return a gradient; None for the empty sparse one of a weight whose core has gone another way."""
-    return None if grad.is_sparse else grad
-
-
 def _clip_factor(limit: float, norm: float) -> float:
     """Return the factor of torch's clip_grad_norm_."""
     return min(1.0, limit / (norm + 1e-6))
 
 
-def _tied_parameters(model: nn.Module) -> set[Tensor]:
-    """Return the parameters that stand at several places of the model."""
-    seen: set[Tensor] = set()
-    tied: set[Tensor] = set()
-    for _, parameter in model.named_parameters(remove_duplicate=False):
-        (tied if parameter in seen else seen).add(parameter)
-    return tied
-
-
 def _world_size() -> int:
     distributed = torch.distributed
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
-
-
-def _inside_checkpoint() -> bool:
-    """Say whether this backward pass runs inside that of a re-entrant checkpoint."""
-    import sys
-
-    frame: Any = sys._getframe(1)
-    while frame is not None:
-        if frame.f_code.co_name == "backward" and frame.f_code.co_filename == torch.utils.checkpoint.__file__:
-            return True
-        frame = frame.f_back
-    return False

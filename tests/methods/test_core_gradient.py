@@ -84,7 +84,7 @@ PROJ_TYPES = ["std", "reverse_std", "left", "right", "full"]
 @pytest.mark.parametrize("method", ["auto", "svd", "random"])
 def test_a_training_run_is_the_same_in_float64(proj_type, method):
     plain, core = pair()
-    # The first two-sided core is diagonal; with a smaller eps, Adam would divide rounding errors by each other beside it.
+    # The first two-sided core is diagonal; with a smaller eps Adam would divide rounding errors by each other beside it
     options = {"proj_type": proj_type, "basis_method": method, "eps": 1e-6}
     losses, _, _ = train(plain, batches(9), **options)
     found, optimizer, _ = train(core, batches(9), **options)
