@@ -26,6 +26,7 @@ _LAZY = {
     "apply": "featherweight.methods.method",
     "remove": "featherweight.methods.method",
     "MsT": "featherweight.methods.mst",
+    "Int8": "featherweight.methods.int8",
     "TokenStats": "featherweight.nn.cross_entropy",
 }
 
