@@ -27,6 +27,7 @@ _LAZY = {
     "remove": "featherweight.methods.method",
     "CoreGradient": "featherweight.methods.core_gradient",
     "MsT": "featherweight.methods.mst",
+    "Int8": "featherweight.methods.int8",
     "TokenStats": "featherweight.nn.cross_entropy",
 }
 

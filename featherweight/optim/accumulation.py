@@ -223,11 +223,11 @@ class CoreSum:
             for tensor in (total.core, *total.sketches.values(), *(() if total.probe is None else (total.probe,))):
                 all_reduce(tensor, total.matrix.group)
 
-    def update_(self, weights: list[Tensor], factor: float | Tensor) -> int:
+    def update_(self, weights: list[Any], factor: float | Tensor) -> int:
         """Make the step of every matrix that got a gradient, then its refresh if one was due.
 
         Args:
-            weights: (M, N) each; written in place.
+            weights: (M, N) each, float or int8; written in place.
             factor: of the gradient, from clipping.
         Returns:
             Number of matrices that were left out because their sum is not finite.

@@ -15,6 +15,7 @@ Source: GaLore, arXiv 2403.03507, Algorithm 2.
 """
 
 import logging
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol
@@ -41,12 +42,15 @@ from featherweight.optim.matrix import (
 from featherweight.optim.options import LOW_RANK_DEFAULTS, LOW_RANK_KEYS, check_group
 from featherweight.optim.refresh import SIDES, Side
 from featherweight.optim.rules import rules
-from featherweight.optim.weight_update import tiles, write_
+from featherweight.optim.weight_update import add_direction_, copy_back, tiles, weight_of
+from featherweight.quant.int8_weight import Int8Weight, int8_weight_of
 from featherweight.report import Report
 
 logger = logging.getLogger(__name__)
 
 SLICE_ELEMENTS = 1 << 20
+BLOCK_ELEMENTS = 256
+"""A multiple of the blocks of all storages of moments."""
 FLIP_SHARE = 0.9
 """`min_memory` takes the cheaper side if it holds this share of the usual side's energy on the next batch."""
 
@@ -249,9 +253,9 @@ class LowRankOptimizer(torch.optim.Optimizer):
         Returns:
             Number of matrices that were left out because their sum is not finite.
         """
-        weight = _contiguous(parameter)
-        skipped = total.update_(total.layout.matrices(weight), factor)
-        _copy_back(parameter, weight)
+        weight = weight_of(parameter)
+        skipped = total.update_(_blocks(total.layout, weight), factor)
+        copy_back(parameter, weight)
         return skipped
 
     def held_gradients(self) -> Iterable[tuple[Tensor, Tensor]]:
@@ -314,28 +318,25 @@ class LowRankOptimizer(torch.optim.Optimizer):
         step = states.read_counter(state, "step", None) + 1
         states.write_counter(state, "step", None, step)
         alpha, beta = write_factors(float(group["lr"]), group)
-        weight = _contiguous(parameter)
+        weight = weight_of(parameter)
         rounding = rounding_of(group, layout, step)
         stored = {name: states.parts_of(state, name, None) for name in layout.moments}
 
-        def run(weight: Tensor, grad: Tensor, parts: dict[str, dict[str, Tensor]], start: int) -> None:
-            shapes = {n: tuple(weight.shape) for n in parts} if rule.is_elementwise else layout.moment_shapes
+        def run(weight: Tensor | Int8Weight, grad: Tensor, parts: dict[str, dict[str, Tensor]], start: int) -> None:
+            shapes = {n: tuple(grad.shape) for n in parts} if rule.is_elementwise else layout.moment_shapes
             moments = read_moments(layout, parts, shapes)
             direction = rule.direction(grad.to(layout.dtype), moments, step, group)
             write_moments(layout, parts, moments, rounding, offset=start)
-            if weight.dtype == layout.dtype:
-                weight.mul_(beta).add_(direction, alpha=alpha)
-            else:
-                write_(weight, weight.to(layout.dtype).mul_(beta).add_(direction, alpha=alpha), rounding, start)
+            add_direction_(weight, direction, alpha=alpha, beta=beta, rounding=rounding, offset=start)
 
         if rule.is_elementwise:
-            flat, flat_grad = weight.view(-1), grad.reshape(-1)
-            for start, stop in tiles(flat.numel(), SLICE_ELEMENTS):
+            flat_grad = grad.reshape(-1)
+            for start, stop, piece in _slices(weight):
                 parts = {name: layout.moments[name].slice(stored[name], start, stop) for name in stored}
-                run(flat[start:stop], flat_grad[start:stop], parts, start)
+                run(piece, flat_grad[start:stop], parts, start)
         else:
             run(weight, grad, stored, 0)
-        _copy_back(parameter, weight)
+        copy_back(parameter, weight)
 
     # ---- projected parameters
 
@@ -348,9 +349,9 @@ class LowRankOptimizer(torch.optim.Optimizer):
     def _step_matrices(
         self, parameter: Tensor, grad: Tensor, layout: Layout, state: states.State, group: Group
     ) -> None:
-        weight = _contiguous(parameter)
+        weight = weight_of(parameter)
         layout = self._settled_layout(layout, state, group, grad)
-        weights, grads = layout.matrices(weight), layout.matrices(grad)
+        weights, grads = _blocks(layout, weight), layout.matrices(grad)
         # A zero gradient of an only matrix is a gradient; an expert without one was not used. One wait for the device.
         is_used = [True] if layout.blocks is None else torch.stack([grad_MN.any() for grad_MN in grads]).tolist()
         for index, matrix in enumerate(self._matrices(layout, state, group)):
@@ -360,7 +361,7 @@ class LowRankOptimizer(torch.optim.Optimizer):
                 subspace = matrix.subspace()
                 core = subspace.project(grad_MN).to(layout.dtype)
                 matrix.update_(weights[index], core, subspace, grad_MN if matrix.needs_gradient() else None)
-        _copy_back(parameter, weight)
+        copy_back(parameter, weight)
 
     def _settled_layout(self, layout: Layout, state: states.State, group: Group, grad: Gradient | None) -> Layout:
         """Return the layout on the side that the state is on, after a `min_memory` parameter has chosen with `grad`."""
@@ -587,21 +588,28 @@ def _fits_torch_kernel(layout: Layout, parameter: Tensor, grad: Tensor, group: G
     dense = layout.rank is None and all(storage.name == "dense" for storage in layout.moments.values())
     plain = layout.rule == "adamw" and group["eps_mode"] == "torch" and group["decay_order"] == "before"
     same = parameter.dtype == grad.dtype == layout.dtype and parameter.is_contiguous() and grad.is_contiguous()
-    return dense and plain and same
+    return dense and plain and same and int8_weight_of(parameter) is None
 
 
 def _one_sided(side: Side, basis: Tensor) -> MatrixSubspace:
     return MatrixSubspace(left=basis, right=None) if side == "left" else MatrixSubspace(left=None, right=basis)
 
 
-def _contiguous(parameter: Tensor) -> Tensor:
-    """Return the data of a parameter, or a contiguous copy that `_copy_back` writes into it."""
-    return parameter.detach() if parameter.is_contiguous() else parameter.detach().contiguous()
+def _blocks(layout: Layout, weight: Tensor | Int8Weight) -> list[Any]:
+    """Split a weight into its (M, N) matrices."""
+    return weight.split(layout.blocks or 1) if isinstance(weight, Int8Weight) else layout.matrices(weight)
 
 
-def _copy_back(parameter: Tensor, weight: Tensor) -> None:
-    if not parameter.is_contiguous():
-        parameter.copy_(weight.view(parameter.shape))
+def _slices(weight: Tensor | Int8Weight) -> Iterator[tuple[int, int, Tensor | Int8Weight]]:
+    """Yield (start, stop, part): flat slices, or rows of an int8 weight, that begin where a block of moments does."""
+    if isinstance(weight, Tensor):
+        flat = weight.view(-1)
+        for start, stop in tiles(flat.numel(), SLICE_ELEMENTS):
+            yield start, stop, flat[start:stop]
+        return
+    columns = weight.shape[1]
+    for first, last in weight.row_tiles(SLICE_ELEMENTS, multiple=BLOCK_ELEMENTS // math.gcd(columns, BLOCK_ELEMENTS)):
+        yield first * columns, last * columns, weight.rows(first, last)
 
 
 def _describe(tensor: Tensor | None) -> str:

@@ -25,6 +25,7 @@ from featherweight.optim.refresh import draw_subspace, fit_subspace, next_refres
 from featherweight.optim.residual import residual_policies
 from featherweight.optim.rules import rules
 from featherweight.optim.weight_update import Rounding, add_core_, write_
+from featherweight.quant.int8_weight import Int8Weight
 
 Group = dict[str, Any]
 
@@ -287,11 +288,13 @@ class ProjectedMatrix:
 
     # ---- update
 
-    def update_(self, weight_MN: Tensor, core: Tensor, subspace: MatrixSubspace, grad_MN: Tensor | None) -> None:
+    def update_(
+        self, weight_MN: Tensor | Int8Weight, core: Tensor, subspace: MatrixSubspace, grad_MN: Tensor | None
+    ) -> None:
         """Run the inner rule on a core and write the weight.
 
         Args:
-            weight_MN: (M, N); written in place.
+            weight_MN: (M, N), float or int8; written in place.
             core: of this step's gradient, in the dtype of the arithmetic.
             subspace: the present subspace.
             grad_MN: the (corrected) gradient where `needs_gradient`, else None.
