@@ -22,6 +22,8 @@ from featherweight.methods.forward_patch import (
     settings_of,
     unpatch_forward,
 )
+from featherweight.nn.int8_linear import Int8Linear
+from featherweight.nn.int8_module import Int8Module
 from featherweight.nn.projected_linear import projected_linear
 from featherweight.optim.layerwise import core_slot
 from featherweight.report import Report
@@ -115,14 +117,15 @@ def _forward(module: nn.Module, x: Tensor) -> Tensor:
     if slot is None:
         result: Tensor = original_forward(module)(x)
         return result
-    is_transposed = type(module).__name__ == "Conv1D"
-    return projected_linear(x, weight, module.bias, slot, is_transposed=is_transposed)  # type: ignore[arg-type]
+    source = module.int8_weight() if isinstance(module, Int8Module) else None
+    is_transposed = type(module).__name__ in ("Conv1D", "Int8Conv1D")
+    return projected_linear(x, weight, module.bias, slot, source=source, is_transposed=is_transposed)  # type: ignore[arg-type]
 
 
 def _mismatch(module: nn.Module) -> str | None:
     weight = module._parameters.get("weight")
     if weight is None or weight.ndim != 2:
         return "no single weight matrix"
-    if type(module) is not nn.Linear and type(module).__name__ not in ("Conv1D",):
+    if type(module) not in (nn.Linear, Int8Linear) and type(module).__name__ not in ("Conv1D", "Int8Conv1D"):
         return "no plain linear layer"
     return None

@@ -14,6 +14,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from featherweight.errors import NumericsError
+from featherweight.quant.int8_weight import Int8Weight
+
 
 class CoreSink(Protocol):
     """Takes the factors of a weight's gradient."""
@@ -35,21 +38,13 @@ class CoreSink(Protocol):
         ...
 
 
-class WeightSource(Protocol):
-    """A weight that is not there as a float tensor."""
-
-    def dequantize(self, dtype: torch.dtype) -> Tensor:
-        """Return the values."""
-        ...
-
-
 def projected_linear(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
     sink: CoreSink,
     *,
-    source: WeightSource | None = None,
+    source: Int8Weight | None = None,
     is_transposed: bool = False,
 ) -> Tensor:
     """Return ``x W^T + b``; the backward pass hands the factors of W's gradient to `sink`.
@@ -59,11 +54,13 @@ def projected_linear(
         weight: (M, N), requires a gradient; receives an empty sparse one.
         bias: (M,) or None; receives an ordinary gradient.
         sink: where the factors go.
-        source: gives the values of the weight, in the forward and once more in the backward pass, where `weight` is
-            only a handle.
+        source: codes of an int8 weight, whose handle `weight` is; they are dequantised in the forward and once more in
+            the backward pass.
         is_transposed: the weight is (N, M), as in GPT-2's Conv1D, and its gradient ``x^T g``.
     Returns:
         (..., M).
+    Raises:
+        NumericsError: in the backward pass, if an int8 weight was changed since the forward pass.
     Cost: forward 2*T*M*N FLOPs and 2*T*N*K for what is kept; backward 2*T*M*N for the input's gradient and what the
         sink computes. Keeps x, or (T, K) of it.
     """
@@ -81,7 +78,7 @@ class _ProjectedLinear(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
         sink: CoreSink,
-        source: WeightSource | None,
+        source: Int8Weight | None,
         is_transposed: bool,
         dtype: torch.dtype,
     ) -> Tensor:
@@ -93,6 +90,7 @@ class _ProjectedLinear(torch.autograd.Function):
             kept = x if test is None else x @ test.to(dtype)
         ctx.sink, ctx.source, ctx.is_transposed, ctx.dtype = sink, source, is_transposed, dtype
         ctx.version = None if test is None else sink.version()
+        ctx.codes_version = None if source is None else source.codes._version
         ctx.bias_dtype = None if bias is None else bias.dtype
         ctx.save_for_backward(kept, weight)
         return output
@@ -101,6 +99,11 @@ class _ProjectedLinear(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         kept, weight = ctx.saved_tensors
+        if ctx.source is not None and ctx.source.codes._version != ctx.codes_version:
+            raise NumericsError(
+                f"projected_linear: int8 weight {tuple(weight.shape)} was changed between the forward and the backward "
+                "pass; expected the weight of the forward pass. Run forward and backward of a batch in turn."
+            )
         with torch.autocast(grad_output.device.type, enabled=False):
             grad_output = grad_output.to(ctx.dtype)
             grad_input = grad_bias = None
@@ -127,6 +130,6 @@ def empty_gradient(weight: Tensor) -> Tensor:
     return torch.sparse_coo_tensor(indices, values, weight.shape, check_invariants=False)
 
 
-def _values(weight: Tensor, source: WeightSource | None, dtype: torch.dtype, is_transposed: bool) -> Tensor:
+def _values(weight: Tensor, source: Int8Weight | None, dtype: torch.dtype, is_transposed: bool) -> Tensor:
     matrix = weight.to(dtype) if source is None else source.dequantize(dtype)
     return matrix.t() if is_transposed else matrix

@@ -22,12 +22,10 @@ from featherweight.linalg.orthonormal import orthonormalize
 from featherweight.linalg.outer_product import Gradient, OuterProduct
 from featherweight.linalg.random import keyed_generator, random_normal
 from featherweight.linalg.subspace import MatrixSubspace
+from featherweight.optim.finite import is_usable, squared_norm
 from featherweight.optim.layout import Layout
 from featherweight.optim.matrix import ProjectedMatrix
 from featherweight.optim.refresh import align
-
-LARGEST = 1e18
-"""Magnitude from which squares, summed over a few entries, leave float32."""
 
 PROBE_COLUMNS = 8
 """Random columns that estimate the norm of what lies outside the subspace."""
@@ -298,24 +296,6 @@ def core_sum_bytes(layout: Layout, *, is_sketched: bool, probe_norm: bool) -> in
     if probe_norm:
         elements += layout.rows * PROBE_COLUMNS
     return (layout.blocks or 1) * elements * layout.dtype.itemsize
-
-
-def squared_norm(tensor: Tensor) -> Tensor:
-    """Return the squared Euclidean norm of any tensor as a float64 scalar; no magnitude over- or underflows."""
-    dtype = torch.promote_types(tensor.dtype, torch.float32)
-    norm = torch.linalg.vector_norm(tensor, dtype=dtype)
-    if dtype == torch.float32 and not 1e-15 < float(norm) < 1e15:  # squares may have left float32 on the way
-        norm = torch.linalg.vector_norm(tensor, dtype=torch.float64)
-    return norm.double().square()
-
-
-def is_usable(grad: Tensor) -> bool:
-    """Say whether a gradient or core is finite, and small enough that its squares are.
-
-    A second moment of infinity would stop a weight for good.
-    """
-    limit = LARGEST**8 if grad.dtype == torch.float64 else LARGEST
-    return bool((grad.abs() < limit).all())
 
 
 def _sketch_tests(matrix: ProjectedMatrix) -> dict[str, tuple[Tensor, Tensor]]:

@@ -24,9 +24,10 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from featherweight.errors import ConfigError, DeviceError
 from featherweight.linalg.outer_product import OuterProduct
-from featherweight.optim.accumulation import CoreSum, FullSum, GradientSum, core_sum_bytes, is_usable, squared_norm
+from featherweight.optim.accumulation import CoreSum, FullSum, GradientSum, core_sum_bytes
 from featherweight.optim.backward_pass import BackwardPass
 from featherweight.optim.core_slot import CoreSlot, costs
+from featherweight.optim.finite import is_usable, squared_norm
 from featherweight.optim.layout import Layout
 from featherweight.optim.low_rank import LowRankOptimizer
 from featherweight.optim.matrix import Group, ProjectedMatrix

@@ -15,7 +15,6 @@ Source: GaLore, arXiv 2403.03507, Algorithm 2.
 """
 
 import logging
-import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol
@@ -28,7 +27,8 @@ from featherweight.errors import CheckpointError, ConfigError, did_you_mean
 from featherweight.linalg.outer_product import Gradient
 from featherweight.linalg.subspace import MatrixSubspace
 from featherweight.optim import state as states
-from featherweight.optim.accumulation import CoreSum, is_usable
+from featherweight.optim.accumulation import CoreSum
+from featherweight.optim.finite import are_finite, is_usable
 from featherweight.optim.layout import Layout, plan_layout, split_of
 from featherweight.optim.lazy import lazy_options
 from featherweight.optim.matrix import (
@@ -42,15 +42,12 @@ from featherweight.optim.matrix import (
 from featherweight.optim.options import LOW_RANK_DEFAULTS, LOW_RANK_KEYS, check_group
 from featherweight.optim.refresh import SIDES, Side
 from featherweight.optim.rules import rules
-from featherweight.optim.weight_update import add_direction_, copy_back, tiles, weight_of
+from featherweight.optim.weight_update import add_direction_, copy_back, matrices_of, slices_of, weight_of
 from featherweight.quant.int8_weight import Int8Weight, int8_weight_of
 from featherweight.report import Report
 
 logger = logging.getLogger(__name__)
 
-SLICE_ELEMENTS = 1 << 20
-BLOCK_ELEMENTS = 256
-"""A multiple of the blocks of all storages of moments."""
 FLIP_SHARE = 0.9
 """`min_memory` takes the cheaper side if it holds this share of the usual side's energy on the next batch."""
 
@@ -194,7 +191,7 @@ class LowRankOptimizer(torch.optim.Optimizer):
                     "expected a dense gradient. Build the embedding with sparse=False."
                 )
         fused: dict[int, list[Tensor]] = defaultdict(list)
-        for (group, parameter), finite in zip(pending, _are_finite([p.grad for _, p in pending]), strict=True):
+        for (group, parameter), finite in zip(pending, are_finite([p.grad for _, p in pending]), strict=True):
             if not finite:
                 self.skipped_steps += 1
                 continue
@@ -254,7 +251,7 @@ class LowRankOptimizer(torch.optim.Optimizer):
             Number of matrices that were left out because their sum is not finite.
         """
         weight = weight_of(parameter)
-        skipped = total.update_(_blocks(total.layout, weight), factor)
+        skipped = total.update_(matrices_of(total.layout, weight), factor)
         copy_back(parameter, weight)
         return skipped
 
@@ -331,7 +328,7 @@ class LowRankOptimizer(torch.optim.Optimizer):
 
         if rule.is_elementwise:
             flat_grad = grad.reshape(-1)
-            for start, stop, piece in _slices(weight):
+            for start, stop, piece in slices_of(weight):
                 parts = {name: layout.moments[name].slice(stored[name], start, stop) for name in stored}
                 run(piece, flat_grad[start:stop], parts, start)
         else:
@@ -351,7 +348,7 @@ class LowRankOptimizer(torch.optim.Optimizer):
     ) -> None:
         weight = weight_of(parameter)
         layout = self._settled_layout(layout, state, group, grad)
-        weights, grads = _blocks(layout, weight), layout.matrices(grad)
+        weights, grads = matrices_of(layout, weight), layout.matrices(grad)
         # A zero gradient of an only matrix is a gradient; an expert without one was not used. One wait for the device.
         is_used = [True] if layout.blocks is None else torch.stack([grad_MN.any() for grad_MN in grads]).tolist()
         for index, matrix in enumerate(self._matrices(layout, state, group)):
@@ -550,23 +547,6 @@ def _named_parameters(groups: list[Group]) -> Iterator[tuple[Group, Tensor, str]
             yield group, parameter, name
 
 
-def _are_finite(grads: list[Tensor]) -> list[bool]:
-    """Say for each gradient whether it is finite, with one wait for each device."""
-    by_device: dict[torch.device, list[int]] = defaultdict(list)
-    for index, grad in enumerate(grads):
-        if grad.numel():
-            by_device[grad.device].append(index)
-    finite = [True] * len(grads)
-    for members in by_device.values():
-        # A finite norm proves finite entries and is 40 times faster on a CPU than looking at each; an infinite one may
-        # be an overflow of huge but finite entries, so only then they are looked at.
-        norms = torch._foreach_norm([grads[i] for i in members])
-        flags = torch.stack([norm.float() for norm in norms]).isfinite().tolist()
-        for index, flag in zip(members, flags, strict=True):
-            finite[index] = flag or is_usable(grads[index])
-    return finite
-
-
 def _log_full_rank(where: str, groups: list[Group], layouts: Mapping[Tensor, Layout]) -> None:
     """Say once which matrices of low-rank groups keep full-rank moments, because nothing would be saved."""
     wanted = [layouts[p] for group in groups if group["low_rank"] for p in group["params"] if p.ndim >= 2]
@@ -593,23 +573,6 @@ def _fits_torch_kernel(layout: Layout, parameter: Tensor, grad: Tensor, group: G
 
 def _one_sided(side: Side, basis: Tensor) -> MatrixSubspace:
     return MatrixSubspace(left=basis, right=None) if side == "left" else MatrixSubspace(left=None, right=basis)
-
-
-def _blocks(layout: Layout, weight: Tensor | Int8Weight) -> list[Any]:
-    """Split a weight into its (M, N) matrices."""
-    return weight.split(layout.blocks or 1) if isinstance(weight, Int8Weight) else layout.matrices(weight)
-
-
-def _slices(weight: Tensor | Int8Weight) -> Iterator[tuple[int, int, Tensor | Int8Weight]]:
-    """Yield (start, stop, part): flat slices, or rows of an int8 weight, that begin where a block of moments does."""
-    if isinstance(weight, Tensor):
-        flat = weight.view(-1)
-        for start, stop in tiles(flat.numel(), SLICE_ELEMENTS):
-            yield start, stop, flat[start:stop]
-        return
-    columns = weight.shape[1]
-    for first, last in weight.row_tiles(SLICE_ELEMENTS, multiple=BLOCK_ELEMENTS // math.gcd(columns, BLOCK_ELEMENTS)):
-        yield first * columns, last * columns, weight.rows(first, last)
 
 
 def _describe(tensor: Tensor | None) -> str:

@@ -7,18 +7,24 @@ whole codes, tile by tile, rounded stochastically too (`featherweight.quant.int8
 function of (seed, parameter, step, element), so tiling and resume do not change them.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from featherweight.linalg.subspace import MatrixSubspace
+from featherweight.optim.layout import Layout
 from featherweight.quant.int8_update import add_to_int8_
 from featherweight.quant.int8_weight import Int8Weight, int8_weight_of
 from featherweight.quant.rounding import stochastic_round_
 
 TILE_ELEMENTS = 1 << 20
+SLICE_ELEMENTS = 1 << 20
+BLOCK_ELEMENTS = 256
+"""A multiple of the blocks of all storages of moments."""
 
 
 @dataclass(frozen=True)
@@ -179,3 +185,20 @@ def tiles(length: int, size: int) -> Iterator[tuple[int, int]]:
     """
     for start in range(0, length, size):
         yield start, min(start + size, length)
+
+
+def matrices_of(layout: Layout, weight: Tensor | Int8Weight) -> list[Any]:
+    """Split a weight into its (M, N) matrices."""
+    return weight.split(layout.blocks or 1) if isinstance(weight, Int8Weight) else layout.matrices(weight)
+
+
+def slices_of(weight: Tensor | Int8Weight) -> Iterator[tuple[int, int, Tensor | Int8Weight]]:
+    """Yield (start, stop, part): flat slices, or rows of an int8 weight, that begin where a block of moments does."""
+    if isinstance(weight, Tensor):
+        flat = weight.view(-1)
+        for start, stop in tiles(flat.numel(), SLICE_ELEMENTS):
+            yield start, stop, flat[start:stop]
+        return
+    columns = weight.shape[1]
+    for first, last in weight.row_tiles(SLICE_ELEMENTS, multiple=BLOCK_ELEMENTS // math.gcd(columns, BLOCK_ELEMENTS)):
+        yield first * columns, last * columns, weight.rows(first, last)
