@@ -60,20 +60,21 @@ def test_a_full_rank_step_is_that_of_adamw_within_a_code_in_every_slice(monkeypa
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("proj_type", ["left", "right", "full"])
-@pytest.mark.parametrize("make", [GaLoreAdamW, AdamW])
-def test_a_step_makes_no_float_temporary_of_the_weights_size(dtype, proj_type, make, monkeypatch):
+@pytest.mark.parametrize("proj_type", ["left", "right", "full", None])
+def test_a_step_makes_no_float_temporary_of_the_weights_size(dtype, proj_type, monkeypatch):
     shrink_tiles(monkeypatch, 1 << 14)
     rows, columns = 1024, 1536
     layer = made(rows, columns, dtype)
-    options = {"rank": 16, "update_proj_gap": 100, "proj_type": proj_type} if make is GaLoreAdamW else {}
-    optimizer = make([layer.weight], lr=1e-3, **options)
+    if proj_type is None:
+        optimizer = AdamW([layer.weight], lr=1e-3)
+    else:
+        optimizer = GaLoreAdamW([layer.weight], lr=1e-3, rank=16, update_proj_gap=100, proj_type=proj_type)
     optimizer.step()
     with StorageTracker(layer, optimizer) as tracker:
         before = tracker.live_bytes
         optimizer.step()
     assert tracker.live_bytes == before
-    # A tile is 1 % of the weight, and some ten of them live at once; measured 0.05 to 0.15. A float copy gives 1.
+    # A tile is 1 % of the weight, and some ten of them live at once. A float copy gives 1.
     assert tracker.peak_bytes - before < 0.3 * 4 * rows * columns
 
 
