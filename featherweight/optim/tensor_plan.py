@@ -142,7 +142,8 @@ def plan_tensor(name: str, parameter: Tensor, group: Mapping[str, Any]) -> Tenso
     """Decide how a tensor is projected; None for a parameter that is no business of tensors.
 
     A tensor keeps moments of its own size if its group is not low-rank, it has fewer than `min_numel` numbers or fewer
-    than three modes, or its ranks would save nothing. Real ones among these are None: they take the usual ways.
+    than three modes longer than 1 (the core of a matrix is diagonal, and Adam would raise the rounding beside it to
+    full steps), or its ranks would save nothing. Real ones among these are None: they take the usual ways.
 
     Args:
         name: full parameter name, for messages.
@@ -183,7 +184,8 @@ def plan_tensor(name: str, parameter: Tensor, group: Mapping[str, Any]) -> Tenso
 
 def _may_project(shape: tuple[int, ...], group: Mapping[str, Any]) -> bool:
     numel = math.prod(shape)
-    return projects_tensors(group) and group["low_rank"] and len(shape) >= 3 and 0 < numel >= group["min_numel"]
+    is_tensor = sum(size > 1 for size in shape) >= 3
+    return projects_tensors(group) and group["low_rank"] and is_tensor and numel >= group["min_numel"]
 
 
 def _projected(
