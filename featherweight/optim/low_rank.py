@@ -42,7 +42,7 @@ from featherweight.optim.matrix import (
 from featherweight.optim.options import LOW_RANK_DEFAULTS, LOW_RANK_KEYS, check_group
 from featherweight.optim.refresh import SIDES, Side
 from featherweight.optim.rules import rules
-from featherweight.optim.tensor import ProjectedTensor, TensorSum, add_tensor_table, step_dense
+from featherweight.optim.tensor import ProjectedTensor, TensorSum, add_tensor_table, step_tensor
 from featherweight.optim.tensor_options import projects_tensors, translated
 from featherweight.optim.weight_update import add_direction_, copy_back, matrices_of, slices_of, weight_of
 from featherweight.quant.int8_weight import Int8Weight, int8_weight_of
@@ -223,7 +223,7 @@ class LowRankOptimizer(torch.optim.Optimizer):
         if not state:
             self.create_state(parameter)
         if layout.tensor is not None:
-            self._step_tensor(parameter, grad, layout, state, group)
+            step_tensor(parameter, grad, layout, state, group, self._refresh_turn(layout))
         elif _fits_torch_kernel(layout, parameter, grad, group):
             self._step_fused([parameter], [grad], group)
         elif layout.rank is None:
@@ -266,11 +266,6 @@ class LowRankOptimizer(torch.optim.Optimizer):
             Number of matrices that were left out because their sum is not finite.
         """
         weight = weight_of(parameter)
-        if isinstance(total, TensorSum):
-            assert isinstance(weight, Tensor)
-            skipped = total.update_(weight, factor)
-            copy_back(parameter, weight)
-            return skipped
         skipped = total.update_(matrices_of(total.layout, weight), factor)
         copy_back(parameter, weight)
         return skipped
@@ -355,20 +350,6 @@ class LowRankOptimizer(torch.optim.Optimizer):
                 run(piece, flat_grad[start:stop], parts, start)
         else:
             run(weight, grad, stored, 0)
-        copy_back(parameter, weight)
-
-    # ---- tensors
-
-    def _step_tensor(self, parameter: Tensor, grad: Tensor, layout: Layout, state: states.State, group: Group) -> None:
-        weight = weight_of(parameter)
-        assert isinstance(weight, Tensor)
-        rounding = rounding_of(group, layout, states.read_counter(state, "step", None) + 1)
-        if layout.rank is None:
-            step_dense(weight, grad, layout, state, group, rounding)
-        else:
-            tensor = ProjectedTensor(layout, state, group, self._refresh_turn(layout))
-            tensor.refresh(grad)
-            tensor.update_(weight, *tensor.project(grad), rounding)
         copy_back(parameter, weight)
 
     # ---- projected parameters
@@ -558,12 +539,11 @@ class LowRankOptimizer(torch.optim.Optimizer):
             layout, state = self.layouts[parameter], self.state.get(parameter, {})
             if state and "side" in state:
                 layout = self._on_stored_side(layout, state, group)
-            kind = layout.kind
             refreshes = int(state["refresh_count"].sum()) if "refresh_count" in state else 0
             if "refresh_gap" in state:
                 gaps += state["refresh_gap"].clamp_min(group["update_proj_gap"]).reshape(-1).tolist()
             row = (1, parameter.numel(), layout.moment_bytes(), layout.basis_bytes(), layout.nbytes(), refreshes)
-            kinds[kind] = [a + b for a, b in zip(kinds[kind], row, strict=True)]
+            kinds[layout.kind] = [a + b for a, b in zip(kinds[layout.kind], row, strict=True)]
         report = Report(f"{type(self).__name__}")
         columns = ["kind", "tensors", "parameters", "moments (bytes)", "basis (bytes)", "state (bytes)", "refreshes"]
         report.add_table("Parameters by kind", columns, [[kind, *row] for kind, row in sorted(kinds.items())])

@@ -19,12 +19,12 @@ from featherweight.linalg.tucker import SliceSubspace, TensorSubspace, TuckerSub
 from featherweight.linalg.tucker_fit import fit_selection, fit_slices, fit_tucker
 from featherweight.optim import state as states
 from featherweight.optim.layout import Layout
-from featherweight.optim.matrix import write_factors, write_moments
+from featherweight.optim.matrix import rounding_of, write_factors, write_moments
 from featherweight.optim.moments import moment_policies
 from featherweight.optim.refresh import next_refresh
 from featherweight.optim.rules import Rule, rules
 from featherweight.optim.tensor_plan import TensorPlan
-from featherweight.optim.weight_update import Rounding, tiles, write_
+from featherweight.optim.weight_update import Rounding, copy_back, tiles, weight_of, write_
 from featherweight.report import Report
 
 Group = dict[str, Any]
@@ -309,12 +309,13 @@ class TensorSum:
         for one in self.tensors():
             all_reduce(self.tensor.plan.pairs(one), self.tensor.group)
 
-    def update_(self, weight: Tensor, factor: float) -> int:
+    def update_(self, weights: list[Tensor], factor: float) -> int:
         """Make the step; return 1 if the sum is not finite and the tensor was left out, else 0."""
         assert self.core is not None
         if not all(bool(one.isfinite().all()) for one in self.tensors()):
             return 1
         sparse = None if self.sparse is None else self.sparse * factor
+        (weight,) = weights
         self.tensor.update_(weight, self.core * factor, sparse, self.rounding)
         return 0
 
@@ -467,6 +468,31 @@ def write_direction_(weight: Tensor, direction: Tensor, group: Mapping[str, Any]
     for start, stop in tiles(flat.numel(), 2 * SLICE_NUMBERS):
         values = flat[start:stop].to(update.dtype).mul_(beta).add_(update[start:stop], alpha=alpha)
         write_(flat[start:stop], values, rounding, start)
+
+
+def step_tensor(
+    parameter: Tensor, grad: Tensor, layout: Layout, state: states.State, group: Group, turn: tuple[int, int]
+) -> None:
+    """Make the step of a tensor from a finite gradient, projected or not.
+
+    Args:
+        parameter: the parameter; written in place.
+        grad: of its shape. Not modified.
+        layout: how it is stored.
+        state: its state.
+        group: its parameter group.
+        turn: position among all projected parameters, and their number.
+    """
+    weight = weight_of(parameter)
+    assert isinstance(weight, Tensor)
+    rounding = rounding_of(group, layout, states.read_counter(state, "step", None) + 1)
+    if layout.rank is None:
+        step_dense(weight, grad, layout, state, group, rounding)
+    else:
+        tensor = ProjectedTensor(layout, state, group, turn)
+        tensor.refresh(grad)
+        tensor.update_(weight, *tensor.project(grad), rounding)
+    copy_back(parameter, weight)
 
 
 def step_dense(

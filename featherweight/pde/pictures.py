@@ -67,8 +67,8 @@ def draw_spectra(path: Path, y: Tensor, predictions: Mapping[str, Tensor]) -> No
         truth, error = error_by_shell(one, y)
         shells = torch.arange(len(truth))
         if index == 0:
-            axes.semilogy(shells, truth, color="black", linewidth=1.5, label="truth")
-        axes.semilogy(shells, error, linewidth=1.2, label=f"error of {name}")
+            axes.semilogy(shells.numpy(), truth.numpy(), color="black", linewidth=1.5, label="truth")
+        axes.semilogy(shells.numpy(), error.numpy(), linewidth=1.2, label=f"error of {name}")
     axes.set_xlabel("wavenumber |k|")
     axes.set_ylabel("mean square in the shell")
     axes.grid(alpha=0.3)
@@ -80,13 +80,13 @@ def _panel(axes: Any, field: Tensor, title: str, limits: tuple[float, float] | N
     axes.set_title(title, fontsize=9)
     low, high = limits or (None, None)
     if field.ndim == 1:
-        axes.plot(torch.arange(len(field)) / len(field), field, linewidth=1)
+        axes.plot((torch.arange(len(field)) / len(field)).numpy(), field.numpy(), linewidth=1)
         axes.tick_params(labelsize=7)
         if limits and high is not None and low is not None and high > low:
             axes.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
         return
     # Axis 0 of a field is x: it runs to the right.
-    image = axes.imshow(field.T, origin="lower", cmap=colours, vmin=low, vmax=high, interpolation="nearest")
+    image = axes.imshow(field.T.numpy(), origin="lower", cmap=colours, vmin=low, vmax=high, interpolation="nearest")
     axes.set_xticks([])
     axes.set_yticks([])
     bar = axes.figure.colorbar(image, ax=axes, fraction=0.046, pad=0.03)
