@@ -15,6 +15,7 @@ _LAZY = {
     "optim": "featherweight.optim",
     "training": "featherweight.training",
     "text": "featherweight.text",
+    "pde": "featherweight.pde",
     "measure_memory": "featherweight.memory.measure",
     "train": "featherweight.training.run",
     "compare": "featherweight.training.compare",

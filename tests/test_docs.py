@@ -81,17 +81,18 @@ def test_every_public_name_of_the_optimizers_is_documented():
 
 OPTIMIZER_CONFIGS = [
     *("OptimizerConfig", "GaLoreConfig", "FiraConfig", "ApolloConfig"),
-    *("LDAdamConfig", "GUMConfig", "GaLoreAdafactorConfig", "QGaLoreConfig"),
+    *("LDAdamConfig", "GUMConfig", "GaLoreAdafactorConfig", "QGaLoreConfig", "TensorGaLoreConfig"),
 ]
 
 
-@pytest.mark.parametrize("name", ["Recipe", "Schedule", "TextConfig", *OPTIMIZER_CONFIGS])
+@pytest.mark.parametrize("name", ["Recipe", "Schedule", "TextConfig", "PdeConfig", *OPTIMIZER_CONFIGS])
 def test_recipe_reference_says_of_every_key_what_its_docstring_says(name):
     from featherweight.optim import build, optimizers
+    from featherweight.pde.task import PdeConfig
     from featherweight.text.task import TextConfig
     from featherweight.training.schedule import Schedule
 
-    configs = {config.__name__: config for config in (Recipe, Schedule, TextConfig)}
+    configs = {config.__name__: config for config in (Recipe, Schedule, TextConfig, PdeConfig)}
     configs |= {name: getattr(build, name) for name in OPTIMIZER_CONFIGS}
     assert {preset.config.__name__ for preset in map(optimizers.get, optimizers.names())} == set(OPTIMIZER_CONFIGS)
     page = " ".join((ROOT / "docs" / "recipes.md").read_text().split())

@@ -17,6 +17,7 @@ import typer
 import featherweight
 from featherweight.cli import compare as _compare
 from featherweight.cli import measure as _measure
+from featherweight.cli import pde as _pde
 from featherweight.cli import train as _train
 from featherweight.cli.screen import print_error
 from featherweight.errors import ConfigError, FeatherweightError, MissingExtraError
@@ -32,6 +33,7 @@ app = typer.Typer(
 app.command("train")(_train.train)
 app.command("compare")(_compare.compare)
 app.command("measure")(_measure.measure)
+app.add_typer(_pde.app, name="pde")
 
 
 def _print_version(value: bool) -> None:

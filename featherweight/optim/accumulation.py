@@ -289,6 +289,8 @@ def core_sum_bytes(layout: Layout, *, is_sketched: bool, probe_norm: bool) -> in
         probe_norm: as in `CoreSum`.
     """
     assert layout.rank is not None
+    if layout.tensor is not None:
+        return layout.tensor.sum_bytes(layout.dtype)
     rows, columns = layout.core_shape
     elements = rows * columns
     if is_sketched:  # a test matrix and a sketch on each side that has a basis (before a first moment 8 columns more)

@@ -33,6 +33,7 @@ from featherweight.optim.low_rank import LowRankOptimizer
 from featherweight.optim.matrix import Group, ProjectedMatrix
 from featherweight.optim.options import NORM_KEY
 from featherweight.optim.reduce import LocalReducer, Reducer
+from featherweight.optim.tensor import TensorSum
 
 CLIP_MODES = ("delayed", "per_tensor", "norm_growth", "projected")
 MAX_GROWTH = 1.01
@@ -349,7 +350,11 @@ class Layerwise:
             is_only: whether it is the only one, so that a basis that is due may be fitted to it.
         """
         layout, total = self.optimizer.layouts[parameter], None
-        if layout.rank is not None:
+        if layout.tensor is not None:
+            if layout.rank is not None and self.reducer.world_size == 1:
+                self._sums[parameter] = self.optimizer.begin_tensor(parameter, self._group(parameter))
+                return self._sums[parameter]
+        elif layout.rank is not None:
             layout, matrices = self.matrices(parameter, grad)
             if not any(matrix.needs_gradient() for matrix in matrices):
                 total = CoreSum(
@@ -422,7 +427,7 @@ class Layerwise:
             else:
                 self._skip(1)
             return
-        assert isinstance(total, CoreSum)
+        assert isinstance(total, CoreSum | TensorSum)
         total.reduce(self.reducer.all_reduce)
         if factor is None:
             squared = total.squared_norm()
