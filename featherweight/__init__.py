@@ -26,6 +26,9 @@ _LAZY = {
     "apply": "featherweight.methods.method",
     "remove": "featherweight.methods.method",
     "MsT": "featherweight.methods.mst",
+    "WeLore": "featherweight.methods.welore",
+    "load_low_rank": "featherweight.methods.low_rank_model",
+    "merge_low_rank": "featherweight.methods.low_rank_model",
     "TokenStats": "featherweight.nn.cross_entropy",
 }
 

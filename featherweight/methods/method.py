@@ -36,6 +36,7 @@ class Method(Protocol):
 methods: Registry[Any] = Registry("method")
 """Methods by the name that a recipe uses."""
 methods.register("mst", "featherweight.methods.mst:MsT")
+methods.register("welore", "featherweight.methods.welore:WeLore")
 
 
 def apply(model: nn.Module, method: Method, calibration: Any = None) -> Report:
