@@ -2,8 +2,8 @@
 
     scripts/bench welore --smollm2 --text test.txt --calibration valid.txt    # perplexity by rule and rank reduction
     scripts/bench welore --tune 0.5 --text test.txt --calibration valid.txt   # the same after fine-tuning the LRCs
-    scripts/bench welore --toy 0                                              # train the byte Llama with a seed, cut, tune
-    scripts/bench welore --large FOLDER --layers 2                            # write a 7B-shaped checkpoint, compress it
+    scripts/bench welore --toy 0                                              # train the byte Llama, cut, tune
+    scripts/bench welore --large FOLDER --layers 2                       # write a 7B-shaped checkpoint, compress it
     scripts/bench welore --table                                              # tables and pictures from the CSVs
 
 SmolLM2-135M: perplexity of one text in windows of 1024 tokens without overlap, no extra first token. Rules at equal
@@ -28,7 +28,6 @@ from measurement import RESULTS, write_rows
 from torch import Tensor, nn
 
 import featherweight as fw
-from featherweight.linalg import spectrum as sp
 from featherweight.linalg.factors import factorize
 from featherweight.methods.low_rank_model import record_in_config, replace_module
 from featherweight.methods.welore import calibrate
