@@ -27,6 +27,7 @@ _LAZY = {
     "remove": "featherweight.methods.method",
     "MsT": "featherweight.methods.mst",
     "WeLore": "featherweight.methods.welore",
+    "InRank": "featherweight.methods.inrank",
     "load_low_rank": "featherweight.methods.low_rank_model",
     "merge_low_rank": "featherweight.methods.low_rank_model",
     "TokenStats": "featherweight.nn.cross_entropy",

@@ -360,6 +360,11 @@ LowRank = LowRankLinear | PivotedLinear
 """Every layer of low rank."""
 
 
+def activation_of(layer: LowRankLinear) -> Callable[[Tensor], Tensor]:
+    """Return the function between the factors."""
+    return (lambda hidden: hidden) if layer.activation is None else _ACTIVATIONS[layer.activation]
+
+
 def dense_copy(linear: nn.Module, matrix_MN: Tensor) -> nn.Module:
     """Return a plain linear layer like `linear` with another matrix and the same bias."""
     return _plain(linear, matrix_MN.to(linear.weight.dtype), linear.bias)  # type: ignore[arg-type]
