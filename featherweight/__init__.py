@@ -28,6 +28,7 @@ _LAZY = {
     "MsT": "featherweight.methods.mst",
     "WeLore": "featherweight.methods.welore",
     "InRank": "featherweight.methods.inrank",
+    "compress": "featherweight.text.compress",
     "load_low_rank": "featherweight.methods.low_rank_model",
     "merge_low_rank": "featherweight.methods.low_rank_model",
     "TokenStats": "featherweight.nn.cross_entropy",
