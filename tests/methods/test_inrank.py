@@ -113,6 +113,24 @@ def test_raising_the_share_never_lowers_a_rank_at_the_first_check():
     assert sum(found[0.99].values()) > sum(found[0.8].values())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("options", [{"criterion": "variance"}, {"rank_multiple": 8}, {"max_rank": 6}])
+def test_variants_of_growth_learn_and_stay_within_their_limits(options, dtype):
+    model = causal_model("llama", dtype)
+    method = InRank(**FAST, **options)
+    fw.apply(model, method)
+    losses = train(model, method, torch.optim.AdamW(model.parameters(), lr=2e-2), 16)
+    assert losses[-1] < losses[0]
+    layers = low_rank_modules(model)
+    assert all(m.U.weight.dtype == dtype for m in layers.values())
+    if "max_rank" in options:
+        assert all(m.rank <= 6 for m in layers.values())
+    if "rank_multiple" in options:
+        for entry in growth_state(model).history:
+            layer = layers[entry["layer"]]
+            assert entry["live"] % 8 == 0 or entry["live"] == method.limit(layer.out_features, layer.in_features)
+
+
 def test_evaluation_changes_nothing():
     model = causal_model("llama")
     method = InRank(**FAST)

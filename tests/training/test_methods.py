@@ -117,6 +117,30 @@ def test_a_recipe_with_welore_trains_the_low_rank_components_alone(tmp_path):
     assert held == 2 * sum(p.numel() for p in loop.model.parameters() if p.requires_grad)
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "galore", "adamw_8bit"])
+def test_tuning_of_low_rank_components_resumes_bit_by_bit(optimizer, tmp_path):
+    from featherweight.training.checkpoint import Checkpoints
+
+    options = {"name": optimizer, "lr": 1e-3} | ({"rank": 8} if optimizer == "galore" else {})
+    welore = {"welore": {"train": "lrc", "rank_reduction": 0.9}}
+    recipe = Recipe.parse({**SETTINGS, "methods": [welore], "optimizer": options, "steps": 4})
+    whole = Loop(recipe)
+    first = {name: parameter.detach().clone() for name, parameter in whole.model.named_parameters()}
+    for _ in range(2):
+        whole.step()
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(2, whole.model, whole.state_dict(), recipe.to_dict())
+    expected = [whole.step()["loss"] for _ in range(2)]
+
+    resumed = Loop(recipe)
+    resumed.resume(checkpoints.latest())
+
+    assert [resumed.step()["loss"] for _ in range(2)] == expected
+    for (name, one), other in zip(whole.model.named_parameters(), resumed.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+        assert one.requires_grad or torch.equal(one, first[name])  # frozen: not a bit has moved
+
+
 def test_mst_goes_with_inrank():
     _, expected = losses(methods=[GROWING])
 

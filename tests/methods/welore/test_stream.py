@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import featherweight as fw
@@ -48,6 +49,12 @@ def test_from_file_to_file_gives_what_the_model_in_memory_gives(name, storage, t
     dense = sum(size for file, size in files(tmp_path / "model").items() if file.endswith(".safetensors"))
     if storage == "auto":
         assert weights < dense  # headers included
+    tensors = {}
+    for path in (tmp_path / "small").glob("*.safetensors"):
+        tensors |= load_file(path)
+    facts = report.section("Totals").facts
+    assert facts["parameters after"] == sum(t.numel() for t in tensors.values() if t.is_floating_point())
+    assert facts["bytes after"] == sum(t.nbytes for t in tensors.values())
     assert calls[-1][1] == calls[-1][2] and {call[0] for call in calls} == {"reading spectra", "writing tensors"}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "small"]
 

@@ -275,3 +275,59 @@ def test_dtype_and_bfloat16_rounding():
     assert all(p.dtype == torch.bfloat16 for p in narrow.parameters())
     error = float((logits(narrow).float() - logits(model)).norm() / logits(model).norm())
     assert error < 0.1  # 8 bits of precision through two layers, logits of size 10; measured 0.03
+
+
+def test_lora_goes_on_top_of_factors_and_on_the_dense_rest():
+    from peft import LoraConfig, get_peft_model
+
+    model = causal_model("llama").eval()
+    fw.apply(model, fw.WeLore(rank_reduction=0.5, storage="factored", exclude_modules=["o_proj"], **SMALL))
+    before = logits(model)
+    adapted = get_peft_model(model, LoraConfig(r=2, target_modules=["U", "V", "o_proj"]))
+    assert torch.equal(logits(adapted), before)
+    adapted.train()
+    optimizer = fw.optim.GaLoreAdamW([p for p in adapted.parameters() if p.requires_grad], lr=1e-2, rank=1)
+    losses = []
+    for _ in range(8):
+        loss = adapted(**batch()).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    expected = logits(adapted.eval())
+    merged = adapted.merge_and_unload()
+    torch.testing.assert_close(logits(merged), expected, rtol=0, atol=1e-4)
+    fw.merge_low_rank(merged)
+    torch.testing.assert_close(logits(merged), expected, rtol=0, atol=1e-4)
+
+
+def test_galore_projects_the_factors_that_are_large_enough():
+    model = causal_model("llama")
+    fw.apply(model, fw.WeLore(rank_reduction=0.3, storage="factored", **SMALL))
+    groups = fw.optim.param_groups(model, rank=4)
+    projected = {name for group in groups if group["low_rank"] for name, _ in group["params"]}
+    assert projected == {f"{n}.{part}.weight" for n in low_rank_modules(model) for part in ("U", "V")}
+    optimizer = fw.optim.GaLoreAdamW(groups, lr=1e-2)
+    model(**batch()).loss.backward()
+    optimizer.step()
+    assert optimizer.state_bytes() < fw.optim.AdamW(model.parameters()).state_bytes()
+
+
+def test_mini_sequences_go_with_low_rank_layers():
+    model = causal_model("llama")
+    fw.apply(model, fw.WeLore(rank_reduction=0.3, **SMALL))
+    plain = model(**batch()).loss
+    fw.apply(model, fw.MsT(chunk_size=8, head_chunk_size=8))
+    assert model(**batch()).loss.item() == pytest.approx(plain.item(), abs=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (67, 101), (64, 1), (1, 64)])
+def test_single_layers_of_odd_shapes(shape):
+    model = nn.ModuleDict({"a": nn.Linear(shape[1], shape[0]), "b": nn.Linear(97, 89)})
+    report = fw.apply(model, fw.WeLore(rank_reduction=0.37))
+    rows = {row[0]: row for row in report.section("Matrices").rows}
+    assert ("a" in rows) == (min(shape) >= 64)
+    for name in rows:
+        x = torch.randn(0, model[name].in_features)
+        assert model[name](x).shape == (0, model[name].out_features)
