@@ -44,9 +44,9 @@ RULES = {
     "uniform": (False, "uniform"),
     "threshold": (False, "threshold"),
     "energy": (False, "energy"),
+    "energy, whitened": (True, "energy"),
     "uniform, whitened": (True, "uniform"),
     "threshold, whitened": (True, "threshold"),
-    "energy, whitened": (True, "energy"),
 }
 Factors = dict[str, tuple[Tensor, Tensor]]
 
