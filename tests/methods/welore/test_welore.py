@@ -274,7 +274,7 @@ def test_dtype_and_bfloat16_rounding():
     fw.apply(narrow, fw.WeLore(rank_reduction=0.3, **SMALL))
     assert all(p.dtype == torch.bfloat16 for p in narrow.parameters())
     error = float((logits(narrow).float() - logits(model)).norm() / logits(model).norm())
-    assert error < 0.1  # 8 bits of precision through two layers, logits of size 10; measured 0.03
+    assert error < 0.1  # 8 bits of precision through two layers, logits of size 10; measured 0.022
 
 
 def test_lora_goes_on_top_of_factors_and_on_the_dense_rest():
