@@ -25,7 +25,7 @@ LRC_SHARE = 0.4999
 
 GRAM_SIDE = 1024
 """From this Q on, singular values below float64 come from the eigenvalues of a Gram matrix: a third of the time of an
-SVD, measured at 2048 x 2048 on one core. Values under 3e-4 of the largest are then inexact, far below every useful threshold."""
+SVD, measured at 2048 x 2048 on one core. Values under 3e-4 of the largest are then inexact, which no threshold sees."""
 
 _BISECTIONS = 60
 

@@ -278,7 +278,7 @@ def _finish(source: Path, out: Path, partial: Path, plan: Plan, report: Report) 
         for number, shard in enumerate(shards, 1):
             single = len(shards) == 1
             file = "model.safetensors" if single else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-            os.link(partial / shard["file"], folder / file)
+            _place(partial / shard["file"], folder / file)
             weight_map |= dict.fromkeys(shard["keys"], file)
         if len(shards) > 1:
             index = {"metadata": {"total_size": sum(s["bytes"] for s in shards)}, "weight_map": weight_map}
@@ -316,6 +316,14 @@ def _building(partial: Path) -> Iterator[Path]:
             f"compress: folder={folder} cannot be completed ({error.strerror}); expected a writable disk with space. "
             "Free some space and run the command again: it goes on where it was."
         ) from error
+
+
+def _place(file: Path, target: Path) -> None:
+    """Give a file a second name; a copy where the file system knows no links."""
+    try:
+        os.link(file, target)
+    except OSError:
+        shutil.copyfile(file, target)
 
 
 def _numel(shape: tuple[int, ...]) -> int:
