@@ -29,7 +29,12 @@ from featherweight.linalg.factors import factorize, product_spectrum, rebalance
 from featherweight.linalg.random import keyed_generator
 from featherweight.linalg.spectrum import explained_rank, variance_ratios
 from featherweight.methods.inrank_report import growth_report
-from featherweight.methods.low_rank_model import merge_low_rank, record_in_config, replace_module
+from featherweight.methods.low_rank_model import (
+    merge_low_rank,
+    record_in_config,
+    replace_module,
+    shared_parameters,
+)
 from featherweight.nn.low_rank_linear import LowRankLinear, activation_of, is_linear, matrix_of
 from featherweight.optim.resize import Growth, Rotation, exchange_parameter, unwrapped
 from featherweight.report import Report
@@ -134,9 +139,13 @@ class InRank(Config):
             if is_linear(module)
         }
         state = GrowthState({}, {})
+        shared = shared_parameters(model)
         for index, (name, linear) in enumerate(targets.items()):
             rows, columns = matrix_of(linear).shape
             limit = self.limit(rows, columns)
+            if id(linear.weight) in shared:
+                state.dense[name] = "stays dense: its weight is shared with another module"
+                continue
             if limit <= self.init_rank:
                 state.dense[name] = f"stays dense: two factors of more than rank {limit} would be larger"
                 continue

@@ -41,6 +41,7 @@ def growth_report(model: nn.Module, layers: Mapping[str, LowRankLinear], state: 
                 *(explained.get(name), now, before, last_change.get(name)),
             ]
         )
+    # A frozen base is read forward and backward, but has no gradient of its own: 4 instead of 6 FLOPs.
     numel = sum(parameter.numel() for parameter in model.parameters())
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     held = sum(layer.base.numel() for layer in layers.values() if layer.base is not None)
@@ -52,7 +53,7 @@ def growth_report(model: nn.Module, layers: Mapping[str, LowRankLinear], state: 
             "parameters if dense": full,
             "times smaller": full / numel,
             "Adam moments (bytes)": ADAM_BYTES * trained,
-            "FLOPs per token and step in these layers": 6 * factored + 2 * held,
+            "FLOPs per token and step in these layers": 6 * factored + 4 * held,
             "FLOPs if dense": 6 * dense,
             "smallest possible share of FLOPs of all layers": _ceiling(model, layers, factored, dense),
             "buffer": buffer,

@@ -31,6 +31,15 @@ def low_rank_modules(model: nn.Module) -> dict[str, LowRankLinear | PivotedLinea
     return {name: m for name, m in model.named_modules() if isinstance(m, LowRankLinear | PivotedLinear)}
 
 
+def shared_parameters(model: nn.Module) -> set[int]:
+    """Return the ids of parameters that more than one module holds: to factor one of them would untie them."""
+    uses: dict[int, int] = {}
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            uses[id(parameter)] = uses.get(id(parameter), 0) + 1
+    return {key for key, count in uses.items() if count > 1}
+
+
 def low_rank_record(model: nn.Module) -> dict[str, Any]:
     """Return what a loader must know of a model: rank, storage, and what else the layers have."""
     modules = low_rank_modules(model)

@@ -411,9 +411,12 @@ def test_layer_wise_updates_are_refused_before_anything_is_lost():
 
 def test_small_layers_stay_dense_and_are_named():
     model = nn.ModuleDict({"wide": nn.Linear(64, 64), "thin": nn.Linear(64, 3), "one": nn.Linear(1, 64)})
+    model.update({"first": nn.Linear(64, 64), "second": nn.Linear(64, 64)})
+    model["second"].weight = model["first"].weight
     report = fw.apply(model, InRank())
     assert isinstance(model["wide"], LowRankLinear) and isinstance(model["thin"], nn.Linear)
-    assert {row[0] for row in report.section("Left dense").rows} == {"thin", "one"}
+    assert {row[0] for row in report.section("Left dense").rows} == {"thin", "one", "first", "second"}
+    assert model["second"].weight is model["first"].weight
     assert model["wide"].rank == 31  # the largest at which two factors are smaller: 31 * 128 < 64 * 64
 
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from featherweight.errors import ConfigError
 from featherweight.linalg import spectrum as sp
-from featherweight.methods.low_rank_model import low_rank_modules
+from featherweight.methods.low_rank_model import low_rank_modules, shared_parameters
 from featherweight.nn.low_rank_linear import (
     Storage,
     is_linear,
@@ -113,10 +113,7 @@ def find_targets(model: nn.Module, options: "WeLore") -> tuple[dict[str, nn.Line
     """
     present = list(low_rank_modules(model))
     inner = tuple(f"{name}." for name in present)
-    uses: dict[int, int] = {}
-    for module in model.modules():
-        for parameter in module.parameters(recurse=False):
-            uses[id(parameter)] = uses.get(id(parameter), 0) + 1
+    shared = shared_parameters(model)
     targets: dict[str, nn.Linear] = {}
     skipped = dict.fromkeys(present, "unchanged: is of low rank already")
     for name, module in select_modules(model, options.target_modules, options.exclude_modules).items():
@@ -124,7 +121,7 @@ def find_targets(model: nn.Module, options: "WeLore") -> tuple[dict[str, nn.Line
             continue
         if not is_linear(module):
             skipped[name] = f"left alone: {type(module).__name__} is no plain linear layer"
-        elif uses[id(module.weight)] > 1:
+        elif id(module.weight) in shared:
             skipped[name] = "left alone: its weight is shared with another module"
         elif min(module.weight.shape) < options.min_dim:  # type: ignore[arg-type]
             skipped[name] = f"left alone: its smaller side is below min_dim={options.min_dim}"
