@@ -267,41 +267,14 @@ def fit(
 
 # ---- a model larger than the memory that is allowed
 
-LLAMA_7B = {"hidden_size": 4096, "intermediate_size": 11008, "num_attention_heads": 32, "vocab_size": 32000}
-
 
 def write_large(folder: Path, layers: int) -> None:
-    """Write a random checkpoint of LLaMA-2 7B's shapes, one layer after the other, in bfloat16."""
-    import json
-
-    from safetensors.torch import save_file
-    from transformers import LlamaConfig
+    """Write a random checkpoint of LLaMA-2 7B's shapes, in bfloat16, one shard for each layer."""
+    import runpy
 
     folder.mkdir(parents=True)
-    config = LlamaConfig(num_hidden_layers=layers, num_key_value_heads=32, tie_word_embeddings=False, **LLAMA_7B)
-    config.save_pretrained(folder)
-    hidden, wide = LLAMA_7B["hidden_size"], LLAMA_7B["intermediate_size"]
-    shapes = {f"self_attn.{kind}_proj": (hidden, hidden) for kind in "qkvo"}
-    shapes |= {"mlp.gate_proj": (wide, hidden), "mlp.up_proj": (wide, hidden), "mlp.down_proj": (hidden, wide)}
-    generator = torch.Generator().manual_seed(0)
-    weight_map = {}
-
-    def shard(number: int, tensors: dict[str, Tensor]) -> None:
-        name = f"model-{number:05d}-of-{layers + 1:05d}.safetensors"
-        save_file(tensors, str(folder / name), metadata={"format": "pt"})
-        weight_map.update(dict.fromkeys(tensors, name))
-
-    def random(shape: tuple[int, ...]) -> Tensor:
-        return torch.randn(shape, generator=generator).mul_(0.02).bfloat16()
-
-    for layer in range(layers):
-        tensors = {f"model.layers.{layer}.{name}.weight": random(shape) for name, shape in shapes.items()}
-        for norm in ("input_layernorm", "post_attention_layernorm"):
-            tensors[f"model.layers.{layer}.{norm}.weight"] = torch.ones(hidden, dtype=torch.bfloat16)
-        shard(layer + 1, tensors)
-    ends = {name: random((LLAMA_7B["vocab_size"], hidden)) for name in ("model.embed_tokens.weight", "lm_head.weight")}
-    shard(layers + 1, {**ends, "model.norm.weight": torch.ones(hidden, dtype=torch.bfloat16)})
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    script = Path(__file__).parents[1] / "tests/reference/compress_large.py"
+    runpy.run_path(str(script))["write"](folder, layers)
 
 
 def large(arguments: argparse.Namespace) -> None:
