@@ -1,7 +1,7 @@
 """Write a random checkpoint with LLaMA-2 7B's matrices and compress it; argv: folder, layers. Prints the peak memory.
 
-A layer is a shard; the memory of a compression depends on the largest matrix and on the size of a shard of the result, not
-on the number of layers.
+A layer is a shard; the memory of a compression depends on the largest matrix and on the size of a shard of the result,
+not on the number of layers.
 """
 
 import json
