@@ -6,7 +6,7 @@
 
 Model: Llama, hidden 128, feed-forward 352, 4 layers, vocabulary of bytes; 300 steps of 8 x 128 tokens of the English
 corpus, AdamW at a constant rate after 20 steps of warm-up, weight decay 0.1, clipping at 1. InRank: 90 % explained,
-buffer 16, checks every 10 steps after step 10, ranks fixed at step 100 and the buffer dropped. Fixed rank: the mean
+buffer 16, checks every 10 steps after step 10, ranks fixed at step 200 and the buffer dropped. Fixed rank: the mean
 rank that InRank found with the same seed, same initialisation.
 """
 
@@ -27,7 +27,8 @@ from featherweight.methods.low_rank_model import low_rank_modules
 from featherweight.text.task import TextConfig, TextTask
 
 STEPS, BATCH, SEQ_LEN, LR = 300, 8, 128, 3e-3
-GROWING: dict[str, Any] = {"buffer": 16, "every": 10, "warmup": 10, "freeze_step": 100, "patience": None}
+FREEZE_STEP = 200
+GROWING: dict[str, Any] = {"buffer": 16, "every": 10, "warmup": 10, "freeze_step": FREEZE_STEP, "patience": None}
 MLP = r".*mlp\..*_proj"
 ROWS: dict[str, dict[str, Any] | None] = {
     "dense": None,
@@ -36,6 +37,7 @@ ROWS: dict[str, dict[str, Any] | None] = {
     "inrank_all": GROWING,
     "fixed_all": {"buffer": 0, "warmup": STEPS},
     "inrank_mlp_spectral": {**GROWING, "target_modules": MLP, "init": "spectral"},
+    "inrank_mlp_random": {**GROWING, "target_modules": MLP, "buffer_init": "random"},
     "inrank_w0": {**GROWING, "target_modules": MLP, "keep_w0": True},
     "inrank_silu": {**GROWING, "target_modules": MLP, "activation": "silu"},
 }
@@ -71,7 +73,7 @@ def run(row: str, seed: int, lr: float, explained: float, pictures: Path | None)
         nn.utils.clip_grad_norm_([p for p in model.parameters() if p.grad is not None], 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        if method is not None and "freeze_step" in (options or {}) and step == 100:
+        if method is not None and "freeze_step" in (options or {}) and step == FREEZE_STEP:
             freezing["loss_before_freezing"] = round(loss_of(model, task), 5)
         start = time.perf_counter()
         if method is not None:

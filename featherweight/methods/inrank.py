@@ -7,7 +7,7 @@ is cut off and training goes on at fixed ranks.
 Shapes: M out_features, N in_features, K live components (R and the buffer), R rank.
 Source: InRank, arXiv 2306.11250. Differs from the official code: one run instead of two, any linear layer, optimizer
 steps counted instead of forward passes, nothing decided in forward or evaluation, spectra from thin QR decompositions,
-moments that follow exactly, memory for live components only.
+moments that follow exactly, memory for live components only, a buffer that begins at zero.
 """
 
 import logging
@@ -104,6 +104,9 @@ class InRank(Config):
     init: Literal["kaiming", "spectral", "orthogonal"] = "kaiming"
     """Of the factors: as in the official code; truncated SVD of the layer's own weight, rescaled to its norm; or
     orthonormal rows."""
+    buffer_init: Literal["zero", "random"] = "zero"
+    """Of the first buffer. zero: its columns of U are zero, as those of every later buffer, so that ranks measure what is
+    learned; random: as the first components, the official code's way, where ranks follow the initialisation."""
     keep_w0: bool = False
     """Keep the layer's weight, frozen, beside the factors, which then begin at zero: the paper's InRank. Saves no
     memory."""
@@ -264,6 +267,8 @@ class InRank(Config):
             left, right = wide_MN.new_empty(wide_MN.shape[0], live), wide_MN.new_empty(live, wide_MN.shape[1])
         else:
             left, right = self._factors(wide_MN, live, keyed_generator(self.seed, index))
+            if self.buffer_init == "zero":
+                left[:, self.init_rank :] = 0
         layer = LowRankLinear.from_factors(linear, left, right, activation=self.activation)
         layer.requires_grad_(True)
         if self.keep_w0:

@@ -17,7 +17,8 @@ from featherweight.nn.low_rank_linear import LowRankLinear
 
 MODELS = runpy.run_path(str(Path(__file__).parents[1] / "reference" / "causal_models.py"))
 causal_model, batch = MODELS["causal_model"], MODELS["batch"]
-FAST = {"buffer": 4, "every": 2, "warmup": 1, "init_rank": 1}
+# A random buffer, so that ranks grow within a few steps.
+FAST = {"buffer": 4, "every": 2, "warmup": 1, "init_rank": 1, "buffer_init": "random"}
 
 
 def logits(model):
@@ -246,7 +247,7 @@ def test_with_w0_the_start_is_the_dense_model_and_merging_adds_it():
 def test_initial_factors(init):
     dense = causal_model("llama")
     model = copy.deepcopy(dense)
-    fw.apply(model, InRank(init=init, buffer=6))
+    fw.apply(model, InRank(init=init, buffer=6, buffer_init="random"))
     layer, linear = model.model.layers[0].mlp.up_proj, dense.model.layers[0].mlp.up_proj
     if init == "spectral":
         # E|y|^2 of isotropic inputs is the square of the norm: that of the dense layer.
@@ -259,8 +260,20 @@ def test_initial_factors(init):
         assert float(layer.V.weight.detach().abs().max()) <= 32**-0.5
         assert float(layer.U.weight.detach().abs().max()) <= 16**-0.5
     again = copy.deepcopy(dense)
-    fw.apply(again, InRank(init=init, buffer=6))
+    fw.apply(again, InRank(init=init, buffer=6, buffer_init="random"))
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+
+
+def test_the_first_buffer_begins_at_zero():
+    model = causal_model("llama").eval()
+    twin = copy.deepcopy(model)
+    fw.apply(model, InRank(init_rank=3, buffer=6))
+    fw.apply(twin, InRank(init_rank=3, buffer=6, buffer_init="random"))
+    for layer, random in zip(low_rank_modules(model).values(), low_rank_modules(twin).values(), strict=True):
+        assert layer.rank == 9 and not layer.U.weight[:, 3:].any()
+        assert torch.equal(layer.U.weight[:, :3], random.U.weight[:, :3]) and torch.equal(
+            layer.V.weight, random.V.weight
+        )
 
 
 def test_layers_with_an_activation_grow_exactly_and_keep_their_size():

@@ -32,7 +32,7 @@ def train(method, seed):
 
 @pytest.mark.slow  # two minutes
 def test_ranks_settle_early_at_a_fraction_and_the_loss_stays_near_the_dense_one():
-    method = fw.InRank(buffer=16, warmup=10, every=10, patience=None, target_modules=MLP)
+    method = fw.InRank(buffer=16, warmup=10, every=10, patience=None, freeze_step=200, target_modules=MLP)
     model, loss = train(method, 0)
     _, dense = train(None, 0)
 

@@ -290,7 +290,7 @@ def test_ranks_grow_in_the_trainer(optimizer, tmp_path):
     from featherweight.training import MethodCallback
 
     model = llama()
-    method = fw.InRank(buffer=4, every=1, warmup=1, explained=0.5, patience=None)
+    method = fw.InRank(buffer=4, every=1, warmup=1, explained=0.5, patience=None, buffer_init="random")
     fw.apply(model, method)
     extra = trainer_optimizer(optimizer, model, rank=2, lr=1e-2) if optimizer else {}
     trainer = transformers.Trainer(

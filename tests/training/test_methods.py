@@ -70,7 +70,8 @@ def test_two_runs_with_mst_are_equal_bit_by_bit():
     )
 
 
-GROWING = {"inrank": {"buffer": 4, "every": 1, "warmup": 0, "explained": 0.5, "patience": 2}}
+# A random buffer, so that ranks grow within a few steps.
+GROWING = {"inrank": {"buffer": 4, "every": 1, "warmup": 0, "explained": 0.5, "patience": 2, "buffer_init": "random"}}
 
 
 def test_a_recipe_with_inrank_resumes_bit_by_bit_while_ranks_grow(tmp_path):
