@@ -105,7 +105,7 @@ class InRank(Config):
     """Of the factors: as in the official code; truncated SVD of the layer's own weight, rescaled to its norm; or
     orthonormal rows."""
     buffer_init: Literal["zero", "random"] = "zero"
-    """Of the first buffer. zero: its columns of U are zero, as those of every later buffer, so that ranks measure what is
+    """Of the first buffer. zero: its columns of U are zero, as in every later buffer, so that ranks measure what is
     learned; random: as the first components, the official code's way, where ranks follow the initialisation."""
     keep_w0: bool = False
     """Keep the layer's weight, frozen, beside the factors, which then begin at zero: the paper's InRank. Saves no
