@@ -89,7 +89,7 @@ def test_every_option_of_a_method_stands_on_its_page(name):
 
 OPTIMIZER_CONFIGS = [
     *("OptimizerConfig", "GaLoreConfig", "FiraConfig", "ApolloConfig"),
-    *("LDAdamConfig", "GUMConfig", "GaLoreAdafactorConfig"),
+    *("LDAdamConfig", "GUMConfig", "GaLoreAdafactorConfig", "QGaLoreConfig"),
 ]
 
 

@@ -49,7 +49,9 @@ class StatefulMethod(Method, Protocol):
 
 methods: Registry[Any] = Registry("method")
 """Methods by the name that a recipe uses."""
+methods.register("core_gradient", "featherweight.methods.core_gradient:CoreGradient")
 methods.register("mst", "featherweight.methods.mst:MsT")
+methods.register("int8", "featherweight.methods.int8:Int8")
 methods.register("welore", "featherweight.methods.welore:WeLore")
 methods.register("inrank", "featherweight.methods.inrank:InRank")
 

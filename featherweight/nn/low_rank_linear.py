@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from featherweight.errors import ConfigError, ShapeError
 from featherweight.linalg.factors import factorize, interpolate, rebalance
+from featherweight.nn.int8_module import Int8Module
 
 Storage = Literal["dense", "factored", "pivoted"]
 STORAGES: tuple[Storage, ...] = ("dense", "factored", "pivoted")
@@ -174,7 +175,7 @@ class LowRankLinear(nn.Module):
                 f"LowRankLinear: activation={self.activation!r} stands between the factors, so the layer is no matrix; "
                 "expected activation=None. Keep such a layer as it is."
             )
-        product_MN = _wide(self.U.weight) @ _wide(self.V.weight)
+        product_MN = _wide(_values(self.U)) @ _wide(_values(self.V))
         if self.base is not None:
             product_MN = product_MN + self.base
         return product_MN.to(self.U.weight.dtype)
@@ -368,6 +369,11 @@ def activation_of(layer: LowRankLinear) -> Callable[[Tensor], Tensor]:
 def dense_copy(linear: nn.Module, matrix_MN: Tensor) -> nn.Module:
     """Return a plain linear layer like `linear` with another matrix and the same bias."""
     return _plain(linear, matrix_MN.to(linear.weight.dtype), linear.bias)  # type: ignore[arg-type]
+
+
+def _values(linear: nn.Linear) -> Tensor:
+    """Return the weight of a factor; the codes of an int8 one become floats."""
+    return linear.int8_weight().dequantize(torch.float32) if isinstance(linear, Int8Module) else linear.weight
 
 
 def _wide(matrix: Tensor) -> Tensor:
