@@ -29,6 +29,11 @@ _LAZY = {
     "CoreGradient": "featherweight.methods.core_gradient",
     "MsT": "featherweight.methods.mst",
     "Int8": "featherweight.methods.int8",
+    "WeLore": "featherweight.methods.welore",
+    "InRank": "featherweight.methods.inrank",
+    "compress": "featherweight.text.compress",
+    "load_low_rank": "featherweight.methods.low_rank_model",
+    "merge_low_rank": "featherweight.methods.low_rank_model",
     "TokenStats": "featherweight.nn.cross_entropy",
 }
 

@@ -79,6 +79,14 @@ def test_every_public_name_of_the_optimizers_is_documented():
     assert not missing
 
 
+@pytest.mark.parametrize("name", ["WeLore", "InRank"])
+def test_every_option_of_a_method_stands_on_its_page(name):
+    import featherweight as fw
+
+    page = (ROOT / "docs" / f"{name.lower()}.md").read_text()
+    assert not [key for key in getattr(fw, name).model_fields if key not in page]
+
+
 OPTIMIZER_CONFIGS = [
     *("OptimizerConfig", "GaLoreConfig", "FiraConfig", "ApolloConfig"),
     *("LDAdamConfig", "GUMConfig", "GaLoreAdafactorConfig", "QGaLoreConfig", "TensorGaLoreConfig"),

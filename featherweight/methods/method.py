@@ -33,11 +33,27 @@ class Method(Protocol):
         """Do what is due after an optimizer step."""
 
 
+@runtime_checkable
+class StatefulMethod(Method, Protocol):
+    """A method that changes a model while it trains, and has something to remember and to tell."""
+
+    def state_dict(self, model: nn.Module) -> dict[str, Any]:
+        """Return what a checkpoint must hold besides the weights: numbers, text and plain containers."""
+
+    def load_state_dict(self, model: nn.Module, state: Mapping[str, Any]) -> None:
+        """Take over such a state; the weights are loaded by then."""
+
+    def report(self, model: nn.Module) -> Report:
+        """Tell what happened so far."""
+
+
 methods: Registry[Any] = Registry("method")
 """Methods by the name that a recipe uses."""
 methods.register("core_gradient", "featherweight.methods.core_gradient:CoreGradient")
 methods.register("mst", "featherweight.methods.mst:MsT")
 methods.register("int8", "featherweight.methods.int8:Int8")
+methods.register("welore", "featherweight.methods.welore:WeLore")
+methods.register("inrank", "featherweight.methods.inrank:InRank")
 
 
 def apply(model: nn.Module, method: Method, calibration: Any = None) -> Report:
