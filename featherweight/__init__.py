@@ -26,6 +26,8 @@ _LAZY = {
     "apply": "featherweight.methods.method",
     "remove": "featherweight.methods.method",
     "MsT": "featherweight.methods.mst",
+    "s2ft": "featherweight.methods.s2ft",
+    "S2FTConfig": "featherweight.methods.s2ft",
     "TokenStats": "featherweight.nn.cross_entropy",
 }
 
@@ -36,7 +38,7 @@ def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         raise AttributeError(f"module 'featherweight' has no attribute '{name}'")
     module = importlib.import_module(_LAZY[name])
-    value = module if _LAZY[name] == f"featherweight.{name}" else getattr(module, name)
+    value = module if _LAZY[name].endswith((f"featherweight.{name}", f"methods.{name}")) else getattr(module, name)
     globals()[name] = value
     return value
 
