@@ -166,6 +166,11 @@ class S2FTConfig(PeftConfig):
         )
         self._check_amounts()
         self._check_choices()
+        if isinstance(self.target_modules, str) and self.layers_to_transform is not None:
+            raise ConfigError(
+                f"S2FTConfig: layers_to_transform={self.layers_to_transform} does not go with target_modules="
+                f"{self.target_modules!r}; expected a list of names, or None. Write the layers into the expression."
+            )
         if self.layers_pattern and self.layers_to_transform is None:
             raise ConfigError(
                 f"S2FTConfig: layers_pattern={self.layers_pattern!r} stands without layers_to_transform; expected both. "

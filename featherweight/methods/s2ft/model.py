@@ -1,5 +1,7 @@
 """The tuner: puts S2FT layers into a model when PEFT asks for it, and serves several adapters in one batch."""
 
+import copy
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -28,7 +30,11 @@ class S2FTModel(BaseTuner):
 
     def _prepare_adapter_config(self, peft_config: S2FTConfig, model_config: Mapping[str, Any]) -> S2FTConfig:
         if peft_config.target_modules is None:
-            peft_config.target_modules = default_targets(model_config.get("model_type")).pattern
+            pattern = default_targets(model_config.get("model_type")).pattern
+            peft_config.target_modules = pattern
+            if peft_config.layers_to_transform is not None:
+                # PEFT looks at the number of a layer only for modules that are listed.
+                peft_config.target_modules = _in_layers(self.model, pattern, peft_config)
         return peft_config
 
     def _prepare_model(self, peft_config: S2FTConfig, model: nn.Module) -> None:
@@ -40,8 +46,7 @@ class S2FTModel(BaseTuner):
         targets = find_targets(
             model,
             peft_config,
-            lambda name: check_target_module_exists(peft_config, name) is True
-            or bool(getattr(check_target_module_exists(peft_config, name), "group", None)),
+            lambda name: _is_selected(peft_config, name),
             self.get_model_config(model),
         )
         wrapped = _present_layers(model)
@@ -174,6 +179,25 @@ class S2FTModel(BaseTuner):
             for module in self.modules()
             if isinstance(module, S2FTLayer | AuxiliaryTrainingWrapper)
         ]
+
+
+def _is_selected(config: S2FTConfig, name: str) -> bool:
+    """Tell whether PEFT takes a module: its answer is a truth, a match, or an object that says "excluded"."""
+    answer = check_target_module_exists(config, name)
+    return answer is True or isinstance(answer, re.Match)
+
+
+def _in_layers(model: nn.Module, pattern: str, config: S2FTConfig) -> set[str]:
+    """Return the full names of the modules that a pattern selects in the layers of a configuration."""
+    listed = copy.copy(config)
+    found = set()
+    for name, _ in model.named_modules():
+        if re.fullmatch(pattern, name):
+            # The end of a name, not the whole of it, which PEFT would take without a look at its layer.
+            listed.target_modules = {name.rpartition(".")[2]}  # type: ignore[assignment]
+            if _is_selected(listed, name):
+                found.add(name)
+    return found
 
 
 def _give_names(module: nn.Module, args: Any, kwargs: dict[str, Any], names: list[str]) -> Any:
