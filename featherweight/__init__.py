@@ -6,6 +6,8 @@ Public names load on first use (PEP 562), so that `import featherweight` stays f
 import importlib
 from typing import Any
 
+from featherweight.import_hook import import_after
+
 __version__ = "0.1.0"
 
 # Public name -> module that defines it. Sub-packages map to themselves.
@@ -45,3 +47,7 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+# With PEFT, adapters of S2FT open like any other.
+import_after("peft", "featherweight.methods.s2ft")

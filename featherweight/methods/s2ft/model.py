@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from featherweight.errors import ConfigError, did_you_mean
 from featherweight.methods.s2ft.adapter import base_fingerprint, require_same_base
-from featherweight.methods.s2ft.channel_selection import choose_channels
+from featherweight.methods.s2ft.channel_selection import by_channel, choose_channels
 from featherweight.methods.s2ft.config import S2FTConfig
 from featherweight.methods.s2ft.layer import BASE, Linear, S2FTLayer, s2ft_layers
 from featherweight.methods.s2ft.module_map import TARGETS, default_targets
@@ -28,27 +28,18 @@ class S2FTModel(BaseTuner):
     tuner_layer_cls = S2FTLayer
     target_module_mapping = {kind: targets.pattern for kind, targets in TARGETS.items()}
 
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        """Put an adapter into the model; PEFT calls it. The user's configuration object is not changed."""
+        self.peft_config[adapter_name] = copy.copy(self.peft_config[adapter_name])
+        super().inject_adapter(model, adapter_name, *args, **kwargs)
+
     def _prepare_adapter_config(self, peft_config: S2FTConfig, model_config: Mapping[str, Any]) -> S2FTConfig:
-        if peft_config.target_modules is None:
-            pattern = default_targets(model_config.get("model_type")).pattern
-            peft_config.target_modules = pattern
-            if peft_config.layers_to_transform is not None:
-                # PEFT looks at the number of a layer only for modules that are listed.
-                peft_config.target_modules = _in_layers(self.model, pattern, peft_config)
-        return peft_config
+        return peft_config  # done together with the choice of channels, which `select` makes without a tuner
 
     def _prepare_model(self, peft_config: S2FTConfig, model: nn.Module) -> None:
         """Choose the channels of the whole model before the first layer is replaced."""
         is_all = peft_config.target_modules == "all-linear"
-        if is_all:
-            peft_config._all_linear = True  # type: ignore[attr-defined]
-            expand_all_linear(peft_config, model)
-        targets = find_targets(
-            model,
-            peft_config,
-            lambda name: _is_selected(peft_config, name),
-            self.get_model_config(model),
-        )
+        targets = prepared_targets(model, peft_config)
         wrapped = _present_layers(model)
 
         def weight_of(name: str) -> Tensor:
@@ -60,8 +51,7 @@ class S2FTModel(BaseTuner):
         chosen = choose_channels(
             targets,
             peft_config,
-            lambda name: weight_of(name).t() if targets[name].axis == "input" else weight_of(name),
-            getattr(peft_config, "_statistics", None),
+            lambda name: by_channel(weight_of(name), targets[name].axis),
         )
         if peft_config.selection != "stored":
             peft_config.base_fingerprint = found
@@ -179,6 +169,28 @@ class S2FTModel(BaseTuner):
             for module in self.modules()
             if isinstance(module, S2FTLayer | AuxiliaryTrainingWrapper)
         ]
+
+
+def prepared_targets(model: nn.Module, config: S2FTConfig) -> dict[str, Target]:
+    """Complete the target modules of a configuration for a model and return them.
+
+    Args:
+        model: looked at through tuners that are there already.
+        config: its `target_modules` are filled in.
+    Raises:
+        ConfigError: if there are no defaults for the architecture, or the modules do not suit.
+    """
+    model_config = BaseTuner.get_model_config(model)
+    if config.target_modules is None:
+        pattern = default_targets(model_config.get("model_type")).pattern
+        config.target_modules = pattern
+        if config.layers_to_transform is not None:
+            # PEFT looks at the number of a layer only for modules that are listed.
+            config.target_modules = _in_layers(model, pattern, config)  # type: ignore[assignment]
+    elif config.target_modules == "all-linear":
+        config._all_linear = True  # type: ignore[attr-defined]
+        expand_all_linear(config, model)
+    return find_targets(model, config, lambda name: _is_selected(config, name), model_config)
 
 
 def _is_selected(config: S2FTConfig, name: str) -> bool:
