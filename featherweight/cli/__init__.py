@@ -15,6 +15,7 @@ from typing import Annotated
 import typer
 
 import featherweight
+from featherweight.cli import adapter as _adapter
 from featherweight.cli import compare as _compare
 from featherweight.cli import measure as _measure
 from featherweight.cli import train as _train
@@ -32,6 +33,7 @@ app = typer.Typer(
 app.command("train")(_train.train)
 app.command("compare")(_compare.compare)
 app.command("measure")(_measure.measure)
+app.add_typer(_adapter.app)
 
 
 def _print_version(value: bool) -> None:

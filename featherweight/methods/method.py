@@ -5,6 +5,8 @@ choose.
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
@@ -33,9 +35,18 @@ class Method(Protocol):
         """Do what is due after an optimizer step."""
 
 
+@runtime_checkable
+class SavedApart(Protocol):
+    """A method whose result is more than the weights of a model that its ecosystem opens."""
+
+    def saving(self, model: nn.Module, folder: Path) -> AbstractContextManager[None]:
+        """Give the model the form in which `folder` is written while the block runs; own files go beside `folder`."""
+
+
 methods: Registry[Any] = Registry("method")
 """Methods by the name that a recipe uses."""
 methods.register("mst", "featherweight.methods.mst:MsT")
+methods.register("s2ft", "featherweight.methods.s2ft.method:S2FT")
 
 
 def apply(model: nn.Module, method: Method, calibration: Any = None) -> Report:

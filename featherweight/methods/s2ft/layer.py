@@ -13,6 +13,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from peft.utils.quantization_utils import resolve_quantization_backend
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from featherweight.errors import CheckpointError, ConfigError, NumericsError
 from featherweight.methods.s2ft.base_slices import BaseSlices, ChannelChange, restore_, write_
@@ -22,6 +23,25 @@ from featherweight.nn.channel_delta import Axis, add_delta, changed_linear
 
 BASE = "__base__"
 """Name of the model without an adapter among `adapter_names`."""
+
+
+class _OptimizerSteps:
+    """Counts the steps of all optimizers of the process, from the first layer that trains in place."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._is_counting = False
+
+    def start(self) -> None:
+        if not self._is_counting:
+            self._is_counting = True
+            register_optimizer_step_post_hook(self._add)
+
+    def _add(self, *_: Any) -> None:
+        self.count += 1
+
+
+_OPTIMIZER_STEPS = _OptimizerSteps()
 
 
 class S2FTLayer(BaseTunerLayer):
@@ -68,6 +88,8 @@ class S2FTLayer(BaseTunerLayer):
                 f"S2FTConfig: update='inplace' does not go with quantized weights ({self.quantization_backend.backend_name}"
                 "); expected a floating-point base. Use update='delta'."
             )
+        if config.update == "inplace":
+            _OPTIMIZER_STEPS.start()
         weight = self.weight
         dtype = torch.float32
         if weight.is_floating_point() and self.quantization_backend is None:
@@ -214,8 +236,11 @@ class S2FTLayer(BaseTunerLayer):
 
     def _key(self, names: Sequence[str]) -> tuple[Any, ...]:
         """Return what tells whether the weight holds these changes as they are now."""
+        # Fused kernels of optimizers move no version counter.
+        steps = _OPTIMIZER_STEPS.count
         return tuple(
-            (name, id(self.s2ft_delta[name]), self.s2ft_delta[name]._version, self.s2ft_scaling[name]) for name in names
+            (name, id(self.s2ft_delta[name]), self.s2ft_delta[name]._version, self.s2ft_scaling[name], steps)
+            for name in names
         )
 
     def _take_out(self) -> None:
@@ -286,6 +311,9 @@ class Linear(nn.Module, S2FTLayer):
                 "expected a plain layer. Unload the other adapter first."
             )
         self._active_adapter = adapter_name
+        # Whoever reads or writes the state sees the base, not a change that trains in place.
+        self.register_state_dict_pre_hook(_show_base)
+        self.register_load_state_dict_pre_hook(_show_base)
         self.update_layer(adapter_name, target, indices, config)
 
     def forward(self, x: Tensor, *args: Any, adapter_names: list[str] | None = None, **kwargs: Any) -> Tensor:
@@ -415,6 +443,13 @@ def _root_prefix(model: nn.Module) -> str:
     if isinstance(model, PeftModel):
         return "base_model.model."
     return "model." if isinstance(model, BaseTuner) else ""
+
+
+def _show_base(layer: nn.Module, *_: Any) -> None:
+    """Take a change in place out of the weight; the next forward pass writes it again."""
+    assert isinstance(layer, S2FTLayer), "registered by one"
+    if not layer.merged and layer._written:
+        layer.write(())
 
 
 def _save_contiguous(module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
