@@ -1,9 +1,9 @@
 """Fine-tuning of a real model: S2FT against LoRA, SHiRA and full fine-tuning, at equal numbers of trained parameters.
 
-    scripts/bench s2ft_learning --data FOLDER [--method s2ft --lr 1e-3 --seed 0] [--steps 30] [--final]
+    scripts/bench s2ft_learning --data FOLDER [--runs s2ft:3e-3 lora:3e-3 ...] [--seed 0] [--steps 24] [--final]
 
 SmolLM2-135M (its answers are dequantised from 4 bits), ARC-Easy of LLM-Adapters as cloze: the question, then the text of
-the right option. FOLDER holds ARC-Easy/train.json and test.json. Each call makes one run and writes one row: loss on 48
+the right option. FOLDER holds ARC-Easy/train.json and test.json. Each run writes one row: loss on 36
 held-out training questions, and with --final accuracy on test questions and forgetting on neutral text.
 LoRA, SHiRA and S2FT change the same matrices (o_proj, down_proj); AdamW without decay, linear warm-up over 10 % and
 decay to zero, gradients clipped to 1. Adapters are float32 beside a bfloat16 base; full fine-tuning has float32 weights
@@ -30,7 +30,7 @@ from featherweight.text.model import load_model, load_tokenizer
 from featherweight.text.multiple_choice import evaluate_multiple_choice
 
 TARGETS = ["o_proj", "down_proj"]
-HELD_OUT = 48
+HELD_OUT = 36
 
 
 def adapted(name: str, model: nn.Module) -> nn.Module:
@@ -111,60 +111,66 @@ def neutral_rows(tokenizer: Any, count: int, length: int) -> list[torch.Tensor]:
     return list(ids.view(count, length))
 
 
-def main() -> None:
-    """Make one run."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--method", default="s2ft")
-    parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=30)
-    parser.add_argument("--batch", type=int, default=6)
-    parser.add_argument("--final", action="store_true")
-    parser.add_argument("--questions", type=int, default=100)
-    options = parser.parse_args()
+def run(method: str, lr: float, pretrained: nn.Module, tokenizer: Any, options: argparse.Namespace) -> dict[str, Any]:
+    """Fine-tune a copy of the model and return a row of results."""
     torch.manual_seed(options.seed)
-    tokenizer = load_tokenizer("smollm2")
-    model = load_model("smollm2")
-    if options.method != "full":
-        model.to(torch.bfloat16)
-    base = copy.deepcopy(model).eval() if options.final else None
     training = questions(options.data, "train")
     held_out, training = training[:HELD_OUT], training[HELD_OUT:]
     random.Random(options.seed).shuffle(training)
 
     def batches(chosen: list[Instruction]) -> list[dict[str, torch.Tensor]]:
-        encoded = [encode_instruction(one, tokenizer, max_tokens=160) for one in chosen]
+        encoded = [encode_instruction(one, tokenizer, max_tokens=96) for one in chosen]
         parts = [encoded[at : at + options.batch] for at in range(0, len(encoded), options.batch)]
         return [pad_batch(part, tokenizer.eos_token_id) for part in parts]
 
-    model = adapted(options.method, model)
+    model = copy.deepcopy(pretrained)
+    if method != "full":
+        model.to(torch.bfloat16)
+    model = adapted(method, model)
     steps = batches(training[: options.steps * options.batch])
     checks = batches(sorted(held_out, key=lambda one: len(one.instruction)))
-    before = held_out_loss(model, checks) if options.final else None
-    step_s, peak = train(model, steps, options.lr)
+    step_s, peak = train(model, steps, lr)
     row: dict[str, Any] = {
-        "method": options.method,
-        "lr": options.lr,
+        "method": method,
+        "lr": lr,
         "seed": options.seed,
         "steps": options.steps,
+        "examples": options.steps * options.batch,
         "trained_parameters": sum(one.numel() for one in model.parameters() if one.requires_grad),
         "held_out_loss": round(held_out_loss(model, checks), 4),
-        "loss_before": before and round(before, 4),
         "step_s": round(step_s, 3),
         "peak_mib": round(peak / 2**20, 1),
         "accuracy": None,
         "kl": None,
         "perplexity": None,
     }
-    if base is not None:
+    if options.final:
         chosen = questions(options.data, "test")[: options.questions]
         with autocast(model):
             row["accuracy"] = round(evaluate_multiple_choice(model, tokenizer, chosen)["accuracy"], 4)
-            forgotten = measure_forgetting(model, base, neutral_rows(tokenizer, 4, 256))
+        with torch.autocast("cpu", torch.bfloat16):
+            forgotten = measure_forgetting(model, pretrained, neutral_rows(tokenizer, 4, 128))
         row.update({name: round(forgotten[name], 4) for name in ("kl", "perplexity")})
-    write_rows("s2ft_learning", [row])
-    print(row, machine())
+    return row
+
+
+def main() -> None:
+    """Make the runs that are asked for; each writes its row at once."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--runs", nargs="+", default=["s2ft:3e-3"], metavar="METHOD:LR")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=24)
+    parser.add_argument("--batch", type=int, default=6)
+    parser.add_argument("--final", action="store_true")
+    parser.add_argument("--questions", type=int, default=60)
+    options = parser.parse_args()
+    tokenizer, pretrained = load_tokenizer("smollm2"), load_model("smollm2")
+    for one in options.runs:
+        method, lr = one.split(":")
+        row = run(method, float(lr), pretrained, tokenizer, options)
+        write_rows("s2ft_learning", [row])
+        print(row, machine(), flush=True)
 
 
 if __name__ == "__main__":
