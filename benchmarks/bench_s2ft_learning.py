@@ -2,7 +2,7 @@
 
     scripts/bench s2ft_learning --data FOLDER [--runs s2ft:3e-3 lora:3e-3 ...] [--seed 0] [--steps 24] [--final]
 
-SmolLM2-135M (its answers are dequantised from 4 bits), ARC-Easy of LLM-Adapters as cloze: the question, then the text of
+SmolLM2-135M (weights dequantised from 4 bits), ARC-Easy of LLM-Adapters as cloze: the question, then the text of
 the right option. FOLDER holds ARC-Easy/train.json and test.json. Each run writes one row: loss on 36
 held-out training questions, and with --final accuracy on test questions and forgetting on neutral text.
 LoRA, SHiRA and S2FT change the same matrices (o_proj, down_proj); AdamW without decay, linear warm-up over 10 % and

@@ -1,6 +1,7 @@
 """Instruction data: the task format of LLM-Adapters, its prompt, and how an answer is read out of generated text.
 
-A file is a list of objects with `instruction`, `input`, `output` and `answer` (JSON or JSON lines). Commonsense tasks end
+A file is a list of objects with `instruction`, `input`, `output` and `answer` (JSON or JSON lines). Commonsense tasks
+end
 their instruction with a line "Answer format: a/b/..."; arithmetic ones have a number or, for AQuA, a letter as answer.
 Source: arXiv 2304.01933; the prompt and the extraction rules are those of its code and of arXiv 2412.06289.
 """
@@ -21,9 +22,7 @@ from featherweight.text.packing import IGNORED_LABEL
 
 Template = Literal["alpaca", "official"]
 
-_PREAMBLE = (
-    "Below is an instruction that describes a task. Write a response that appropriately completes the request."
-)
+_PREAMBLE = "Below is an instruction that describes a task. Write a response that appropriately completes the request."
 _ANSWER_FORMAT = re.compile(r"Answer format:\s*(.+?)\s*$", re.IGNORECASE)
 
 CONTAMINATED_BY_MATH_10K = ("AddSub", "MultiArith", "SingleEq")
@@ -54,7 +53,8 @@ def load_instructions(path: str | os.PathLike[str]) -> list[Instruction]:
 
     Args:
         path: JSON or JSON lines. The question may stand under input (if not empty), instruction, prompt, question,
-            Problem or problem; the response under output, chosen, answer (up to "####"), Rationale, rationale, solution.
+            Problem or problem; the response under output, chosen, answer (up to "####"), Rationale, rationale,
+            solution.
     Raises:
         ConfigError: if the file cannot be read or an entry has no question or response.
     """
@@ -81,7 +81,9 @@ def _instruction(entry: Mapping[str, Any], index: int, path: Any) -> Instruction
         )
     response, _, final = response.partition("####")
     answer = entry.get("answer")
-    return Instruction(question, response.strip(), str(final.strip() or (response if answer is None else answer)).strip())
+    return Instruction(
+        question, response.strip(), str(final.strip() or (response if answer is None else answer)).strip()
+    )
 
 
 def as_cloze(example: Instruction) -> Instruction | None:
@@ -97,7 +99,9 @@ def as_cloze(example: Instruction) -> Instruction | None:
     """
     names = example.options
     question = _ANSWER_FORMAT.sub("", example.instruction)
-    parts = re.split("|".join(rf"\b{re.escape(name)}:" for name in names), question, flags=re.IGNORECASE) if names else []
+    parts = (
+        re.split("|".join(rf"\b{re.escape(name)}:" for name in names), question, flags=re.IGNORECASE) if names else []
+    )
     if len(parts) != len(names) + 1 or example.answer not in names:
         return None
     stem = parts[0].partition(": ")[2].strip() or parts[0].strip()

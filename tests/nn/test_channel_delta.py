@@ -55,7 +55,9 @@ def test_fused_step_and_plain_autograd_equal_the_dense_layer(shape, axis, scalin
 def test_gradcheck(axis):
     x, weight, bias, delta, indices = problem((5, 7, 3, 2), axis)
 
-    assert torch.autograd.gradcheck(lambda x, d: changed_linear(x, weight, bias, d, indices, axis, scaling=2.0), (x, delta))
+    assert torch.autograd.gradcheck(
+        lambda x, d: changed_linear(x, weight, bias, d, indices, axis, scaling=2.0), (x, delta)
+    )
     assert torch.autograd.gradcheck(lambda x, d: add_delta(F.linear(x, weight), x, d, indices, axis, 2.0), (x, delta))
 
 

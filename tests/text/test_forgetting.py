@@ -14,7 +14,9 @@ def test_a_model_has_forgotten_nothing_of_itself_and_kl_is_its_formula():
     nothing = measure_forgetting(base, base, rows)
     tuned = copy.deepcopy(base).train()
     for parameter in tuned.parameters():
-        parameter.data += 0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel()))
+        parameter.data += 0.02 * torch.randn(
+            parameter.shape, generator=torch.Generator().manual_seed(parameter.numel())
+        )
 
     found = measure_forgetting(tuned, base, rows)
 

@@ -19,7 +19,8 @@ from featherweight.text.instructions import (
 from featherweight.text.tokenizer import byte_tokenizer
 
 ARC = (
-    "Please choose the correct answer to the question: What is red?\n\nAnswer1: a cloud Answer2: blood Answer3: the sea\n\n"
+    "Please choose the correct answer to the question: What is red?\n\nAnswer1: a cloud Answer2: blood Answer3: "
+    "the sea\n\n"
     "Answer format: answer1/answer2/answer3"
 )
 
@@ -58,10 +59,13 @@ def test_prompts_of_training_and_evaluation_differ_in_the_official_template_alon
     assert prompt_of("Q") == prompt_of("Q", for_training=False)
     training, evaluation = (prompt_of("Q", "official", for_training=one) for one in (True, False))
     assert training == (
-        "<s> Below is an instruction that describes a task. Write a response that appropriately completes the request.  "
+        "<s> Below is an instruction that describes a task. Write a response that appropriately completes the "
+        "request.  "
         "\n\n### Instruction:\nQ\n                \n### Response:\n"
     )
-    assert evaluation.splitlines()[3:] == ["Q", "", "### Response:"] and evaluation.splitlines()[0].endswith("request. ")
+    assert evaluation.splitlines()[3:] == ["Q", "", "### Response:"] and evaluation.splitlines()[0].endswith(
+        "request. "
+    )
 
 
 @pytest.mark.parametrize("template", ["alpaca", "official"])
@@ -108,7 +112,13 @@ def test_first_option_named_wins(text, expected):
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("it costs $1,200.50 in 3 years: 1,200.50", 1200.5), ("-4", -4.0), ("7.", 7.0), ("none", None), ("5 minus 3 is 2", 2.0)],
+    [
+        ("it costs $1,200.50 in 3 years: 1,200.50", 1200.5),
+        ("-4", -4.0),
+        ("7.", 7.0),
+        ("none", None),
+        ("5 minus 3 is 2", 2.0),
+    ],
 )
 def test_last_number_counts(text, expected):
     assert extract_number(text) == expected

@@ -68,7 +68,11 @@ def test_a_model_that_was_told_the_answers_is_right_and_its_opposite_wrong(cloze
         model(input_ids=ids, labels=ids).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-    wrong = Instruction(ARC, "", "answer1") if not cloze else Instruction(example.instruction, "a cloud", "answer1", example.texts)
+    wrong = (
+        Instruction(ARC, "", "answer1")
+        if not cloze
+        else Instruction(example.instruction, "a cloud", "answer1", example.texts)
+    )
 
     assert evaluate_multiple_choice(model, tokenizer, [example]) == {"accuracy": 1.0, "questions": 1.0, "chance": 0.5}
     assert evaluate_multiple_choice(model, tokenizer, [wrong])["accuracy"] == 0.0

@@ -23,7 +23,7 @@ from featherweight.config import write_atomically
 from featherweight.errors import CheckpointError, ConfigError, did_you_mean
 from featherweight.methods.s2ft.base_slices import ChannelChange, sum_changes
 from featherweight.methods.s2ft.config import S2FTConfig
-from featherweight.methods.s2ft.targets import find_targets, linear_features
+from featherweight.methods.s2ft.targets import linear_features
 from featherweight.nn.channel_delta import Axis
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
@@ -178,7 +178,8 @@ def opened(folder: str | os.PathLike[str]) -> Iterator[tuple[dict[str, Any], Any
         config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
         if config.get("peft_type") != "S2FT":
             raise CheckpointError(
-                f"adapter: peft_type={config.get('peft_type')!r} of {folder} is another method; expected 'S2FT'. Open it "
+                f"adapter: peft_type={config.get('peft_type')!r} of {folder} is another method; expected 'S2FT'. "
+                "Open it "
                 "with peft itself."
             )
         with safe_open(folder / WEIGHTS_FILE, framework="pt") as file:
@@ -327,11 +328,4 @@ def _extra_tensors(model: nn.Module, adapter_name: str) -> dict[str, Tensor]:
     from peft import get_peft_model_state_dict
 
     state = get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False)
-    return {
-        key: tensor.detach().clone().cpu()
-        for key, tensor in state.items()
-        if not key.endswith((DELTA, INDICES))
-    }
-
-
-__all__ = ["Adapter", "base_fingerprint", "find_targets", "fuse_adapters", "plain_weights", "require_same_base"]
+    return {key: tensor.detach().clone().cpu() for key, tensor in state.items() if not key.endswith((DELTA, INDICES))}

@@ -1,6 +1,7 @@
 """Many adapters of one base model at work: each row of a batch takes its own, and those in use wait on the device.
 
-Adapters lie in folders, memory-mapped. A bank holds some of them in slots: for each module one tensor with the changes of
+Adapters lie in folders, memory-mapped. A bank holds some of them in slots: for each module one tensor with the
+changes of
 all slots. The one not used for longest makes room. The base model is not changed: the bank hangs on forward hooks.
 Shapes: B rows of a batch, A slots, S most channels of an adapter in a module, M out_features.
 Source: arXiv 2412.06289, section 5.4.
@@ -51,7 +52,9 @@ class AdapterBank:
         dtype: torch.dtype | None = None,
     ) -> None:
         if slots < 1:
-            raise ConfigError(f"AdapterBank: slots={slots} is too small; expected >= 1. Give one for each adapter in use.")
+            raise ConfigError(
+                f"AdapterBank: slots={slots} is too small; expected >= 1. Give one for each adapter in use."
+            )
         self.base, self.slots, self.tokenizer = base, slots, tokenizer
         self._dtype = dtype or next(base.parameters()).dtype
         self._folders = _folders(store) if store is not None else {}
@@ -141,7 +144,8 @@ class AdapterBank:
                 return model.generate(prompts, **options)  # type: ignore[operator]
         if self.tokenizer is None:
             raise ConfigError(
-                "AdapterBank: tokenizer=None cannot read text; expected the tokenizer of the base. Give it to AdapterBank, or "
+                "AdapterBank: tokenizer=None cannot read text; expected the tokenizer of the base. Give it to "
+                "AdapterBank, or "
                 "give token ids."
             )
         encoded = self.tokenizer(list(prompts), return_tensors="pt", padding=True, padding_side="left")
@@ -168,7 +172,8 @@ class AdapterBank:
         """Return the slot of each adapter, after loading those that have none."""
         if len(set(names)) > self.slots:
             raise ConfigError(
-                f"AdapterBank: adapters={len(set(names))} in one batch are more than slots={self.slots}; expected at most "
+                f"AdapterBank: adapters={len(set(names))} in one batch are more than slots={self.slots}; expected "
+                "at most "
                 "those. Raise slots, or split the batch."
             )
         for name in names:
@@ -207,7 +212,8 @@ class AdapterBank:
             require_same_base(adapter.fingerprint, base_fingerprint(ours), f"AdapterBank '{name}'")
         if adapter.extra:
             raise ConfigError(
-                f"AdapterBank: adapter={name!r} also trains {sorted(adapter.extra)[0]}; expected changes of channels alone. "
+                f"AdapterBank: adapter={name!r} also trains {sorted(adapter.extra)[0]}; expected changes of "
+                "channels alone. "
                 "Serve it by itself, with PeftModel."
             )
         return adapter
@@ -219,7 +225,7 @@ class AdapterBank:
         layer = self.base.get_submodule(name)
         sizes = linear_features(layer)
         assert sizes is not None, "checked when the adapter was read"
-        fresh = _Module(self.slots, channels, sizes[1], self._dtype, layer.weight.device)  # type: ignore[union-attr, arg-type]
+        fresh = _Module(self.slots, channels, sizes[1], self._dtype, layer.weight.device)  # type: ignore[arg-type]
         if found is not None:
             fresh.take_(found)
             found.handle.remove()
@@ -234,7 +240,8 @@ class AdapterBank:
         if len(x) != len(rows):
             if len(x) % len(rows):
                 raise ConfigError(
-                    f"AdapterBank: adapters={len(rows)} do not fit a batch of {len(x)} rows; expected one for each row, or a "
+                    f"AdapterBank: adapters={len(rows)} do not fit a batch of {len(x)} rows; expected one for "
+                    "each row, or a "
                     "whole number of beams. Give one name for each prompt."
                 )
             rows = rows.repeat_interleave(len(x) // len(rows))
@@ -288,7 +295,8 @@ def _folders(store: str | os.PathLike[str]) -> dict[str, Path]:
     found = {path.name: path for path in sorted(root.iterdir()) if (path / CONFIG_FILE).is_file()}
     if not found:
         raise ConfigError(
-            f"AdapterBank: store={root} holds no adapter; expected sub-folders with {CONFIG_FILE}. Save adapters there first."
+            f"AdapterBank: store={root} holds no adapter; expected sub-folders with {CONFIG_FILE}. Save adapters "
+            "there first."
         )
     return found
 
@@ -305,9 +313,7 @@ def _check_module(base: nn.Module, adapter: str, name: str, change: ChannelChang
         )
     if change.axis != "input":
         raise ConfigError(
-            f"AdapterBank: adapter={adapter!r} changes rows of '{name}'; expected changes of input channels, which rows of a "
+            f"AdapterBank: adapter={adapter!r} changes rows of '{name}'; expected changes of input channels, "
+            "which rows of a "
             "batch can mix. Serve it with PeftModel and adapter_names."
         )
-
-
-__all__ = ["AdapterBank"]

@@ -16,7 +16,7 @@ from featherweight.nn.channel_delta import Axis
 
 
 class ChannelChange(NamedTuple):
-    """One change: ``weight[:, indices] += scaling * delta.T`` on the input axis, ``weight[indices]`` on the output axis."""
+    """One change: ``weight[:, indices] += scaling * delta.T`` on the input axis, rows on the output axis."""
 
     axis: Axis
     indices: Tensor
@@ -97,7 +97,8 @@ def sum_changes(changes: Sequence[ChannelChange]) -> tuple[Tensor, Tensor]:
     summed = changes[0].delta.new_zeros((len(union), changes[0].delta.shape[1]), dtype=dtype)
     for change in changes:
         places = torch.searchsorted(union, change.indices.long())
-        # Channels of one change are distinct, so nothing is added twice and the order of additions is that of `changes`.
+        # Channels of one change are distinct, so nothing is added twice and the order of additions is that of
+        # `changes`.
         summed.index_add_(0, places, change.delta.detach().to(dtype), alpha=change.scaling)
     return union, summed
 

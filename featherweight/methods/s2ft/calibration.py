@@ -21,14 +21,13 @@ SEQUENCES, TOKENS = 128, 512
 """How much data is looked at: so many sequences, so many tokens of each."""
 
 
-def select(
-    model: nn.Module, data: Iterable[Any], config: S2FTConfig | None = None, **options: Any
-) -> S2FTConfig:
+def select(model: nn.Module, data: Iterable[Any], config: S2FTConfig | None = None, **options: Any) -> S2FTConfig:
     """Choose the channels of a model by what data does in it, and return a configuration that names them.
 
     Args:
         model: a plain model of transformers; mode, gradients and random generators are left as they were.
-        data: batches as the model takes them: mappings with input_ids, and attention_mask where there is padding; labels
+        data: batches as the model takes them: mappings with input_ids, and attention_mask where there is padding;
+            labels
             for gradients (default: the input_ids). At most 128 sequences of 512 tokens are looked at.
         config: what to choose; None makes one of `options`.
         options: fields of `S2FTConfig`, such as ``selection="activation", select="smallest"``.
@@ -65,9 +64,7 @@ def calibrate(
     """
     sums = {name: _Sums(target) for name, target in targets.items()}
     mask: list[Tensor | None] = [None]
-    handles = [
-        targets[name].module.register_forward_hook(one.hook(mask, gradients)) for name, one in sums.items()
-    ]
+    handles = [targets[name].module.register_forward_hook(one.hook(mask, gradients)) for name, one in sums.items()]
     try:
         with _undisturbed(model, gradients, handles):
             sequences = 0
@@ -89,7 +86,8 @@ def calibrate(
     idle = [name for name, one in sums.items() if not one.tokens]
     if idle:
         raise ConfigError(
-            f"fw.s2ft.select: data reaches tokens=0 in '{idle[0]}'; expected some in each target module. Give batches with "
+            f"fw.s2ft.select: data reaches tokens=0 in '{idle[0]}'; expected some in each target module. Give "
+            "batches with "
             "input_ids, or leave the module out."
         )
     return {name: one.finish() for name, one in sums.items()}
@@ -142,7 +140,8 @@ def _shortened(batch: Any, rows: int, device: torch.device) -> dict[str, Any]:
     inputs = dict(batch) if isinstance(batch, Mapping) else {"input_ids": batch}
     if "input_ids" not in inputs:
         raise ConfigError(
-            f"fw.s2ft.select: data has batches with the keys {sorted(inputs)}; expected mappings with input_ids, or token "
+            f"fw.s2ft.select: data has batches with the keys {sorted(inputs)}; expected mappings with input_ids, "
+            "or token "
             "ids. Tokenize the text first."
         )
     tensors = {name: torch.as_tensor(value) for name, value in inputs.items()}
@@ -169,4 +168,3 @@ def _undisturbed(model: nn.Module, gradients: bool, handles: list[Any]) -> Itera
             parameter.requires_grad_(True)
         for module, mode in modes.items():
             module.training = mode
-

@@ -77,7 +77,8 @@ def _scores(
             scores = scores.view(-1, target.unit).sum(-1)
         if len(scores) != units:
             raise ConfigError(
-                f"S2FTConfig: selection function returned scores={len(scores)} for '{name}'; expected {target.channels}, "
+                f"S2FTConfig: selection function returned scores={len(scores)} for '{name}'; expected "
+                f"{target.channels}, "
                 f"one for each {'input' if target.axis == 'input' else 'output'} channel. Correct the function."
             )
     else:
@@ -87,7 +88,8 @@ def _scores(
     scores = scores.cpu()
     if not bool(torch.isfinite(scores).all()):
         raise ConfigError(
-            f"S2FTConfig: selection={config.selection!r} gives scores for '{name}' that are not finite; expected finite "
+            f"S2FTConfig: selection={config.selection!r} gives scores for '{name}' that are not finite; expected "
+            "finite "
             "numbers. Look for NaN in the weight or the calibration data."
         )
     return scores if config.select == "largest" else -scores
@@ -207,7 +209,8 @@ OFFICIAL_ENDS = ("v_proj", "o_proj", "up_proj", "down_proj")
 def _official(targets: Mapping[str, Target], config: S2FTConfig) -> Indices:
     if not set(config.channel_pattern) <= set(OFFICIAL_ENDS) or not config.channel_pattern:
         raise ConfigError(
-            f"S2FTConfig: channel_pattern={config.channel_pattern!r} does not go with compat='official'; expected shares "
+            f"S2FTConfig: channel_pattern={config.channel_pattern!r} does not go with compat='official'; expected "
+            "shares "
             f"for some of {', '.join(OFFICIAL_ENDS)}. Write for example {{'o_proj': 0.052, 'down_proj': 0.02}}."
         )
     kinds = {end: [name for name in targets if name.endswith(f".{end}")] for end in OFFICIAL_ENDS}
@@ -228,4 +231,3 @@ def _official(targets: Mapping[str, Target], config: S2FTConfig) -> Indices:
 def by_channel(weight: Tensor, axis: str) -> Tensor:
     """Return an (out_features, in_features) weight as (C, K): one row for each channel of an axis."""
     return weight.t() if axis == "input" else weight
-

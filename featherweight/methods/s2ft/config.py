@@ -42,7 +42,8 @@ class S2FTConfig(PeftConfig):
     target_modules: list[str] | str | None = field(
         default=None,
         metadata=_help(
-            "Names of modules (full, or their end), a regular expression of the whole name, or 'all-linear'. None takes "
+            "Names of modules (full, or their end), a regular expression of the whole name, or 'all-linear'. "
+            "None takes "
             "the attention output and the last feed-forward matrix of the architecture."
         ),
     )
@@ -110,7 +111,8 @@ class S2FTConfig(PeftConfig):
     compat: Literal["none", "official"] = field(
         default="none",
         metadata=_help(
-            "official draws the heads and channels that the paper's code draws for a seed; amounts are then shares over "
+            "official draws the heads and channels that the paper's code draws for a seed; amounts are then "
+            "shares over "
             "all layers in channel_pattern, for the ends v_proj, o_proj, up_proj and down_proj."
         ),
     )
@@ -135,7 +137,8 @@ class S2FTConfig(PeftConfig):
         default="none", metadata=_help("Biases to train: none, all, or those of the target modules.")
     )
     fan_in_fan_out: bool = field(
-        default=False, metadata=_help("The weight is stored (in, out), as in GPT-2's Conv1D; found out by itself there.")
+        default=False,
+        metadata=_help("The weight is stored (in, out), as in GPT-2's Conv1D; found out by itself there."),
     )
     modules_to_save: list[str] | None = field(
         default=None, metadata=_help("Other modules to train whole and to save, such as a classification head.")
@@ -173,7 +176,8 @@ class S2FTConfig(PeftConfig):
             )
         if self.layers_pattern and self.layers_to_transform is None:
             raise ConfigError(
-                f"S2FTConfig: layers_pattern={self.layers_pattern!r} stands without layers_to_transform; expected both. "
+                f"S2FTConfig: layers_pattern={self.layers_pattern!r} stands without layers_to_transform; expected "
+                "both. "
                 "Set layers_to_transform, or leave layers_pattern out."
             )
 
@@ -241,7 +245,7 @@ class S2FTConfig(PeftConfig):
                     f"S2FTConfig: selection={self.selection!r} is unknown; expected one of {', '.join(STRATEGIES)}, a "
                     f"mapping or a function. {did_you_mean(self.selection, STRATEGIES)}"
                 )
-        elif not isinstance(self.selection, Mapping | Callable):  # type: ignore[arg-type]
+        elif not isinstance(self.selection, Mapping | Callable):
             raise ConfigError(
                 f"S2FTConfig: selection={self.selection!r} is no strategy; expected a name, a mapping of module names "
                 "to indices, or a function. Name one, such as 'random'."

@@ -33,7 +33,8 @@ def diff(base: State, tuned: State, *, max_share: float = 0.5) -> Adapter:
         new = after.get(key)
         if new is None or new.shape != old.shape:
             raise CheckpointError(
-                f"diff: '{key}' has shape={None if new is None else tuple(new.shape)} in the tuned checkpoint; expected "
+                f"diff: '{key}' has shape={None if new is None else tuple(new.shape)} in the tuned checkpoint; "
+                "expected "
                 f"{tuple(old.shape)} as in the base. Compare checkpoints of one architecture."
             )
         if torch.equal(old.to(new.dtype), new):
@@ -41,7 +42,8 @@ def diff(base: State, tuned: State, *, max_share: float = 0.5) -> Adapter:
         name = key.removesuffix(".weight")
         if name not in linear:
             raise CheckpointError(
-                f"diff: '{key}' has changed and is no linear weight; expected changes of those alone. Save such modules "
+                f"diff: '{key}' has changed and is no linear weight; expected changes of those alone. Save such "
+                "modules "
                 "with modules_to_save."
             )
         turned = linear[name] == "conv1d"
@@ -54,7 +56,9 @@ def diff(base: State, tuned: State, *, max_share: float = 0.5) -> Adapter:
             )
         modules[name] = change
     if not modules:
-        raise CheckpointError("diff: changed=0 weights differ; expected some. Give the base first, the tuned model second.")
+        raise CheckpointError(
+            "diff: changed=0 weights differ; expected some. Give the base first, the tuned model second."
+        )
     return Adapter(modules, {"base_fingerprint": _fingerprint(before, linear, modules)})
 
 
@@ -89,7 +93,8 @@ def changed_channels(old: Tensor, new: Tensor) -> ChannelChange:
 def import_official(tuned: State, base: State, *, head_dim: int | None = None) -> Adapter:
     """Recover the adapter from a checkpoint of the paper's code, which saves merged and permuted weights.
 
-    That code moves the trained heads and channels to the front. Gate rows and query rows are never trained, so equal rows
+    That code moves the trained heads and channels to the front. Gate rows and query rows are never trained, so equal
+    rows
     tell where everything came from.
 
     Args:
@@ -114,7 +119,8 @@ def import_official(tuned: State, base: State, *, head_dim: int | None = None) -
         _compare(modules, before, after, f"{stem}v_proj", order, "output")
     if not modules:
         raise CheckpointError(
-            "import_official: changed=0 matrices differ from the base; expected some. Give the fine-tuned checkpoint first."
+            "import_official: changed=0 matrices differ from the base; expected some. Give the fine-tuned "
+            "checkpoint first."
         )
     linear = {name: "linear" for name in modules}
     return Adapter(modules, {"base_fingerprint": _fingerprint(before, linear, modules)})
@@ -135,7 +141,8 @@ def matched_rows(base: Tensor, tuned: Tensor, name: str, *, block: int = 1) -> T
         twins = places.get(_bytes_of(rows))
         if not twins:
             raise CheckpointError(
-                f"import_official: rows={place * block} of '{name}' equal none of the base; expected the frozen matrix in "
+                f"import_official: rows={place * block} of '{name}' equal none of the base; expected the frozen "
+                "matrix in "
                 "another order. Give the base in the precision that it was fine-tuned from."
             )
         order.append(twins.pop(0))
@@ -148,7 +155,11 @@ def _bytes_of(rows: Tensor) -> bytes:
 
 
 def _compare(
-    modules: dict[str, ChannelChange], before: Mapping[str, Tensor], after: Mapping[str, Tensor], name: str, order: Tensor,
+    modules: dict[str, ChannelChange],
+    before: Mapping[str, Tensor],
+    after: Mapping[str, Tensor],
+    name: str,
+    order: Tensor,
     axis: Axis,
 ) -> None:
     old, new = before[f"{name}.weight"], after[f"{name}.weight"]
@@ -180,7 +191,9 @@ def _linear_names(base: State, state: Mapping[str, Tensor]) -> dict[str, str]:
     }
 
 
-def _fingerprint(state: Mapping[str, Tensor], linear: Mapping[str, str], names: Mapping[str, Any]) -> dict[str, list[float]]:
+def _fingerprint(
+    state: Mapping[str, Tensor], linear: Mapping[str, str], names: Mapping[str, Any]
+) -> dict[str, list[float]]:
     weights = {name: state[f"{name}.weight"] for name in names}
     return base_fingerprint({name: w.t() if linear[name] == "conv1d" else w for name, w in weights.items()})
 
@@ -189,7 +202,8 @@ def _head_dim(base: State) -> int:
     config = getattr(base, "config", None)
     if config is None:
         raise CheckpointError(
-            "import_official: head_dim=None is unknown for a state dict; expected the channels of a head. Give head_dim, or "
+            "import_official: head_dim=None is unknown for a state dict; expected the channels of a head. Give "
+            "head_dim, or "
             "the base as a model."
         )
     return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)

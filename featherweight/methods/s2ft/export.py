@@ -1,6 +1,7 @@
 """An S2FT adapter as a LoRA adapter that any LoRA engine serves.
 
-On the input axis A selects the channels (one 1 in each row) and B is the change; on the output axis the other way round.
+On the input axis A selects the channels (one 1 in each row) and B is the change; on the output axis the other way
+round.
 Every entry of B A is then one product with 1: the export is exact, and its rank is the number of channels.
 Shapes: S channels, K the other axis, N in_features, M out_features, R rank.
 """
@@ -102,7 +103,8 @@ def _features(source: Adapter, name: str, change: ChannelChange) -> int:
     known = (source.fingerprint or {}).get(name)
     if known is None:
         raise CheckpointError(
-            f"export_lora: '{name}' has no shape in base_fingerprint; expected the shapes of the base. Load the adapter "
+            f"export_lora: '{name}' has no shape in base_fingerprint; expected the shapes of the base. Load the "
+            "adapter "
             "onto its base and export the model."
         )
     return int(known[1] if change.axis == "input" else known[0])

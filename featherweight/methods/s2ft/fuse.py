@@ -39,7 +39,8 @@ def fuse(
         adapters: names of the parts.
         weights: one for each, of any sign; None takes 1 for each.
         name: of the new adapter, which is frozen until it is made active.
-        combination_type: linear is exactly the weighted sum of the changes. The others are those of PEFT, on the union of
+        combination_type: linear is exactly the weighted sum of the changes. The others are those of PEFT, on the
+            union of
             the channels: they prune each change to `density` first, and ties keep the majority's sign.
         density: share of entries that pruning keeps.
         majority_sign_method: how ties count.
@@ -69,11 +70,14 @@ def fuse(
     for place, layer in layers.items():
         if name in layer.s2ft_delta:
             raise ConfigError(
-                f"fuse: name={name!r} is taken by an adapter of this model; expected a new name. Delete it first, or choose "
+                f"fuse: name={name!r} is taken by an adapter of this model; expected a new name. Delete it first, "
+                "or choose "
                 "another."
             )
         found = [
-            (layer.change(one), weight) for one, weight in zip(adapters, weights, strict=True) if one in layer.s2ft_delta
+            (layer.change(one), weight)
+            for one, weight in zip(adapters, weights, strict=True)
+            if one in layer.s2ft_delta
         ]
         if found:
             parts[place] = _scaled(found, combination_type)
@@ -145,6 +149,7 @@ def _tuner_of(model: nn.Module) -> Any:
         if isinstance(candidate, S2FTModel):
             return candidate
     raise ConfigError(
-        f"fuse: model={type(model).__name__} is not of peft.get_peft_model; expected a PeftModel with S2FT adapters. Wrap "
+        f"fuse: model={type(model).__name__} is not of peft.get_peft_model; expected a PeftModel with S2FT "
+        "adapters. Wrap "
         "the base with peft.get_peft_model."
     )

@@ -1,6 +1,7 @@
 """Orders of attention heads that put chosen heads side by side, with grouped queries too.
 
-With H query heads in G groups of R that share keys and values, only two kinds of orders leave the function as it is: any
+With H query heads in G groups of R that share keys and values, only two kinds of orders leave the function as it is:
+any
 order of the groups, and any order of the query heads inside a group. Chosen heads become one run if at most two groups
 are partly chosen: one ends the run, one begins it. With more such groups no order does, and heads are gathered instead.
 Source: arXiv 2412.06289, section 3.1. Differs from the official code, which handles H == G alone and fails otherwise.
@@ -47,7 +48,8 @@ def plan_heads(chosen: Sequence[int], num_heads: int, num_groups: int) -> HeadPl
     """
     if num_groups < 1 or num_heads % num_groups or not set(chosen) <= set(range(num_heads)):
         raise ConfigError(
-            f"plan_heads: chosen={list(chosen)} does not fit {num_heads} heads in {num_groups} groups; expected heads below "
+            f"plan_heads: chosen={list(chosen)} does not fit {num_heads} heads in {num_groups} groups; expected "
+            "heads below "
             f"{num_heads} and a number of groups that divides it. Correct the numbers."
         )
     size = num_heads // num_groups

@@ -85,7 +85,8 @@ class S2FTLayer(BaseTunerLayer):
         """
         if config.update == "inplace" and self.quantization_backend is not None:
             raise ConfigError(
-                f"S2FTConfig: update='inplace' does not go with quantized weights ({self.quantization_backend.backend_name}"
+                "S2FTConfig: update='inplace' does not go with quantized weights "
+                f"({self.quantization_backend.backend_name}"
                 "); expected a floating-point base. Use update='delta'."
             )
         if config.update == "inplace":
@@ -109,6 +110,14 @@ class S2FTLayer(BaseTunerLayer):
         if config.layout == "channel_major" and target.axis == "input":
             self.store_by_channel()
         self.set_adapter(self.active_adapters, inference_mode=inference_mode)
+
+    def innermost(self) -> Any:
+        """Return the frozen layer itself."""
+        return self.get_base_layer()
+
+    def present(self) -> list[str]:
+        """Return the active adapters that change this layer."""
+        return [name for name in self.active_adapters if name in self.s2ft_delta]
 
     # ---- the weight ----------------------------------------------------------------------------------------------
 
@@ -183,7 +192,8 @@ class S2FTLayer(BaseTunerLayer):
             for name in names:
                 if not bool(torch.isfinite(self.s2ft_delta[name]).all()):
                     raise NumericsError(
-                        f"merge: adapter={name!r} holds NaNs or infinite numbers; expected finite ones. Load or train it "
+                        f"merge: adapter={name!r} holds NaNs or infinite numbers; expected finite ones. Load or "
+                        "train it "
                         "again."
                     )
         self.merged_adapters.extend(names)
@@ -305,7 +315,7 @@ class Linear(nn.Module, S2FTLayer):
     ) -> None:
         super().__init__()
         S2FTLayer.__init__(self, base_layer, **kwargs)
-        if base_layer is not self.get_base_layer():
+        if base_layer is not self.innermost():
             raise ConfigError(
                 f"S2FTConfig: target_modules select a layer that {type(base_layer).__name__} of another method wraps; "
                 "expected a plain layer. Unload the other adapter first."
@@ -328,9 +338,9 @@ class Linear(nn.Module, S2FTLayer):
         if self.merged:
             return self._base(x, *args, **kwargs)
         in_place = self._follow() if self._written or "inplace" in self.s2ft_update.values() else []
-        names = [name for name in self.active_adapters if name in self.s2ft_delta]
+        names = self.present()
         if len(names) == 1 and not args and not kwargs and self._is_plain(x, names[0]):
-            layer, change = self.get_base_layer(), self.change(names[0])
+            layer, change = self.innermost(), self.change(names[0])
             return changed_linear(
                 *(x, layer.weight, layer.bias, change.delta, change.indices, change.axis),
                 scaling=change.scaling,
@@ -364,7 +374,7 @@ class Linear(nn.Module, S2FTLayer):
 
     def _is_plain(self, x: Tensor, name: str) -> bool:
         """Tell whether the fused step may take the place of the layer's own forward."""
-        layer = self.get_base_layer()
+        layer = self.innermost()
         return (
             type(layer) is nn.Linear
             and torch.is_grad_enabled()
@@ -384,13 +394,15 @@ class Linear(nn.Module, S2FTLayer):
     def _mixed_forward(self, x: Tensor, adapter_names: list[str], *args: Any, **kwargs: Any) -> Tensor:
         if len(adapter_names) != len(x):
             raise ValueError(
-                f"s2ft: adapter_names={len(adapter_names)} do not fit a batch of {len(x)} rows; expected one for each row."
+                f"s2ft: adapter_names={len(adapter_names)} do not fit a batch of {len(x)} rows; expected one for "
+                "each row."
                 " Repeat names for rows that belong together."
             )
         if self.merged or self.disable_adapters:
             raise ValueError(
                 f"s2ft: adapter_names={sorted(set(adapter_names))} were given while adapters are "
-                f"{'merged' if self.merged else 'disabled'}; expected neither. Call unmerge_adapter() or enable them first."
+                f"{'merged' if self.merged else 'disabled'}; expected neither. Call unmerge_adapter() or enable "
+                "them first."
             )
         if self._written:
             self._take_out()

@@ -32,7 +32,8 @@ def merge_into(model: nn.Module, adapter: Adapter) -> None:
     for name in adapter.modules:
         if name not in weights:
             raise CheckpointError(
-                f"merge: module='{name}' of the adapter is no linear layer of this model; expected the adapter's base. Load "
+                f"merge: module='{name}' of the adapter is no linear layer of this model; expected the adapter's "
+                "base. Load "
                 "that model."
             )
     with torch.no_grad():
@@ -57,7 +58,13 @@ def describe(adapter: Adapter) -> Report:
         }
     )
     rows = [
-        [name, change.axis, *change.delta.shape, str(change.delta.dtype).removeprefix("torch."), float(change.delta.norm())]
+        [
+            name,
+            change.axis,
+            *change.delta.shape,
+            str(change.delta.dtype).removeprefix("torch."),
+            float(change.delta.norm()),
+        ]
         for name, change in adapter.modules.items()
     ]
     report.add_table("Modules", ["module", "axis", "channels", "features", "dtype", "norm"], rows)
@@ -121,7 +128,12 @@ def switch_report(adapter: Adapter, shapes: Mapping[str, list[float]]) -> Report
         rank = max(1, round(change.delta.numel() / (rows + columns)))
         times = switch_times(change, features, lora_rank=rank)
         table.append(
-            [f"{rows} x {columns}", channels, rank, *(1e3 * times[name] for name in ("standard", "channel_major", "lora_merge"))]
+            [
+                f"{rows} x {columns}",
+                channels,
+                rank,
+                *(1e3 * times[name] for name in ("standard", "channel_major", "lora_merge")),
+            ]
         )
     report.add_table(
         "Fastest runs",

@@ -89,7 +89,7 @@ class S2FT(Config):
 
     @contextmanager
     def saving(self, model: nn.Module, folder: Path) -> Iterator[None]:
-        """Write the adapter beside `folder`, and let the model be an ordinary one with the change merged in the block."""
+        """Write the adapter beside `folder`; in the block the model is an ordinary one with the change merged."""
         Adapter.of_model(model).save(folder.parent / "adapter")
         layers = s2ft_layers(model)
         for name, layer in layers.items():

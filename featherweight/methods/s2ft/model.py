@@ -82,7 +82,8 @@ class S2FTModel(BaseTuner):
             return
         if isinstance(target, BaseTunerLayer):
             raise ConfigError(
-                f"S2FTConfig: target_modules select '{current_key}', which another method wraps; expected a plain layer. "
+                f"S2FTConfig: target_modules select '{current_key}', which another method wraps; expected a plain "
+                "layer. "
                 "Unload the other adapter first."
             )
         layer = Linear(target, adapter_name, place, indices, peft_config, **get_quantization_kwargs(self.model))
@@ -123,7 +124,7 @@ class S2FTModel(BaseTuner):
                 layer.unmerge()
         for layer in layers:
             layer.store_by_output()
-        return super()._unload_and_optionally_merge(*args, **kwargs)  # type: ignore[no-any-return]
+        return super()._unload_and_optionally_merge(*args, **kwargs)
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
@@ -133,12 +134,14 @@ class S2FTModel(BaseTuner):
             return
         if self.training:
             raise ValueError(
-                "s2ft: adapter_names were given in training mode; expected evaluation mode. Call model.eval(), or train "
+                "s2ft: adapter_names were given in training mode; expected evaluation mode. Call model.eval(), "
+                "or train "
                 "one adapter at a time with set_adapter."
             )
         if not isinstance(adapter_names, list | tuple):
             raise TypeError(
-                f"s2ft: adapter_names={adapter_names!r} are no list; expected one name for each row. Write [name] * rows."
+                f"s2ft: adapter_names={adapter_names!r} are no list; expected one name for each row. Write [name] "
+                "* rows."
             )
         known = {name for layer in s2ft_layers(self.model).values() for name in layer.s2ft_delta}
         unknown = sorted({name for name in adapter_names if name != BASE} - known)
@@ -188,7 +191,7 @@ def prepared_targets(model: nn.Module, config: S2FTConfig) -> dict[str, Target]:
             # PEFT looks at the number of a layer only for modules that are listed.
             config.target_modules = _in_layers(model, pattern, config)  # type: ignore[assignment]
     elif config.target_modules == "all-linear":
-        config._all_linear = True  # type: ignore[attr-defined]
+        config._all_linear = True
         expand_all_linear(config, model)
     return find_targets(model, config, lambda name: _is_selected(config, name), model_config)
 
@@ -227,25 +230,24 @@ def base_weight(target: Target, layer: S2FTLayer | None) -> Tensor:
 
     if layer is not None and layer.merged:
         raise ConfigError(
-            f"S2FTConfig: adapters={layer.merged_adapters} are merged; expected the base weights for choosing channels. "
+            f"S2FTConfig: adapters={layer.merged_adapters} are merged; expected the base weights for choosing "
+            "channels. "
             "Call unmerge_adapter() first."
         )
     if layer is not None:
         layer.write(())
     backend = layer.quantization_backend if layer else resolve_quantization_backend(target.module)
-    weight = target.module.weight.detach() if backend is None else backend.get_base_weight(target.module)
+    plain: Tensor = target.module.weight  # type: ignore[assignment]
+    weight: Tensor = plain.detach() if backend is None else backend.get_base_weight(target.module)
     return weight.t() if type(target.module).__name__ == "Conv1D" else weight
 
 
 def _fingerprint(targets: Mapping[str, Target], weight_of: Any) -> dict[str, list[float]] | None:
     """Return the base's fingerprint, or None where there are no numbers to take it from without dequantising."""
-    plain = {
-        name: weight_of(name)
-        for name, target in targets.items()
-        if isinstance(getattr(target.module, "weight", None), Tensor)
-        and target.module.weight.is_floating_point()
-        and type(target.module.weight) in (nn.Parameter, Tensor)
-        and target.module.weight.device.type != "meta"
-    }
+    plain = {name: weight_of(name) for name, target in targets.items() if _has_numbers(target.module)}
     return base_fingerprint(plain) if plain else None
 
+
+def _has_numbers(module: nn.Module) -> bool:
+    weight: Any = getattr(module, "weight", None)
+    return type(weight) in (nn.Parameter, Tensor) and weight.is_floating_point() and weight.device.type != "meta"

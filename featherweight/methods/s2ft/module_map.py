@@ -52,9 +52,7 @@ TARGETS: dict[str, Targets] = {
     **dict.fromkeys(("gpt_neox", "bloom", "falcon"), _NEOX),
     **dict.fromkeys(("bert", "roberta", "xlm-roberta", "electra"), _BERT),
     "vit": _ends(r"attention\.o_proj", r"mlp\.fc2"),
-    **dict.fromkeys(
-        ("t5", "mt5", "umt5"), _ends(r"(?:SelfAttention|EncDecAttention)\.o", r"DenseReluDense\.wo")
-    ),
+    **dict.fromkeys(("t5", "mt5", "umt5"), _ends(r"(?:SelfAttention|EncDecAttention)\.o", r"DenseReluDense\.wo")),
 }
 """Default modules by `config.model_type`."""
 

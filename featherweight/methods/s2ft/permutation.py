@@ -1,6 +1,7 @@
 """Putting chosen heads and channels of a model side by side, and back, without changing what the model computes.
 
-The tuner does not need it: it gathers channels where they are. It is for engines that want slices. Nothing here gets into
+The tuner does not need it: it gathers channels where they are. It is for engines that want slices. Nothing here gets
+into
 an adapter file.
 Shapes: H query heads, G groups of keys and values, K channels of a head, F feed-forward channels.
 Source: arXiv 2412.06289, section 3.1.
@@ -46,7 +47,9 @@ def permute(model: nn.Module, chosen: Mapping[str, Tensor]) -> Permuted:
     orders: dict[str, dict[int, Tensor]] = {}
     slices: dict[str, tuple[int, int]] = {}
     for name, indices in chosen.items():
-        planned = _plan_attention(model, name, indices) if is_attention_output(name) else _plan_mlp(model, name, indices)
+        planned = (
+            _plan_attention(model, name, indices) if is_attention_output(name) else _plan_mlp(model, name, indices)
+        )
         if planned is not None:
             moves, run = planned
             for parameter, dimension, order in moves:
@@ -82,7 +85,14 @@ _PRODUCERS = {
     "wo": ("wi", "wi_0", "wi_1"),
     "output.dense": ("intermediate.dense",),
 }
-_ATTENTION_INPUTS = {"q_proj": "queries", "k_proj": "groups", "v_proj": "groups", "q": "queries", "k": "groups", "v": "groups"}
+_ATTENTION_INPUTS = {
+    "q_proj": "queries",
+    "k_proj": "groups",
+    "v_proj": "groups",
+    "q": "queries",
+    "k": "groups",
+    "v": "groups",
+}
 
 
 def _plan_mlp(model: nn.Module, name: str, indices: Tensor) -> tuple[_Moves, tuple[int, int]]:
@@ -96,7 +106,8 @@ def _plan_mlp(model: nn.Module, name: str, indices: Tensor) -> tuple[_Moves, tup
     producers = [f"{root}{one}" for one in _PRODUCERS.get(end, ()) if f"{root}{one}" in modules]
     if not producers:
         raise ConfigError(
-            f"permute: producers of '{name}' are not known; expected siblings such as gate_proj and up_proj. Leave the module "
+            f"permute: producers of '{name}' are not known; expected siblings such as gate_proj and up_proj. "
+            "Leave the module "
             "out: channels are gathered without any order."
         )
     moves = _columns(model, name, order)
@@ -126,9 +137,7 @@ def _plan_attention(model: nn.Module, name: str, indices: Tensor) -> tuple[_Move
     return moves, (plan.start * size, plan.stop * size)
 
 
-def _attention_producers(
-    model: nn.Module, name: str, plan: HeadPlan, size: int, heads: int, groups: int
-) -> _Moves:
+def _attention_producers(model: nn.Module, name: str, plan: HeadPlan, size: int, heads: int, groups: int) -> _Moves:
     parent = re.sub(r"(?:\.output)?\.[^.]+$", "", name)
     if name.endswith("attention.output.dense"):
         parent = f"{parent}.self"
@@ -147,12 +156,13 @@ def _attention_producers(
     moves: _Moves = []
     for end, order in tables.items():
         producer = f"{parent}.{end}"
-        if producer in modules and (not end.endswith("_norm") or len(modules[producer].weight) == len(order)):  # type: ignore[arg-type]
+        if producer in modules and (not end.endswith("_norm") or len(modules[producer].weight) == len(order)):
             moves += _rows(model, producer, order)
     covered = {producer.split(".")[-2] for producer, _, _ in moves}
     if not ({"qkv_proj", "c_attn", "query_key_value"} & covered or len(covered) >= 3):
         raise ConfigError(
-            f"permute: producers of '{name}' are not known; expected query, key and value projections beside it. Leave the "
+            f"permute: producers of '{name}' are not known; expected query, key and value projections beside it. "
+            "Leave the "
             "module out: heads are gathered without any order."
         )
     return moves

@@ -37,7 +37,8 @@ def switch(model: nn.Module, adapter_name: str | Sequence[str] | None) -> None:
 def refresh(model: nn.Module) -> None:
     """Write adapters that train in place into the weights again.
 
-    A forward pass does so by itself after an optimizer step, by the version counters of the parameters. Only after writes
+    A forward pass does so by itself after an optimizer step, by the version counters of the parameters. Only after
+    writes
     through `.data`, which move no counter, this call is needed.
     """
     for layer in s2ft_layers(model).values():

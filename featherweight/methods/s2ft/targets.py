@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from peft.tuners.tuners_utils import BaseTunerLayer
-from torch import nn
+from torch import Tensor, nn
 
 from featherweight.errors import ConfigError
 from featherweight.methods.s2ft.config import S2FTConfig
@@ -39,8 +39,8 @@ class Target:
 def linear_features(module: nn.Module) -> tuple[int, int] | None:
     """Return (in_features, out_features) of a linear layer, quantised ones and GPT-2's Conv1D too; None for others."""
     if type(module).__name__ == "Conv1D":
-        rows, columns = module.weight.shape
-        return int(rows), int(columns)
+        weight: Tensor = module.weight  # type: ignore[assignment]
+        return weight.shape[0], weight.shape[1]
     sizes = getattr(module, "in_features", None), getattr(module, "out_features", None)
     if None in sizes or isinstance(module, nn.Bilinear):
         return None
@@ -58,7 +58,8 @@ def find_targets(
         matches: tells whether a name is selected.
         model_config: `config.to_dict()` of the model.
     Raises:
-        ConfigError: if a selected module is no linear layer, is an embedding's twin, or too many channels are asked for.
+        ConfigError: if a selected module is no linear layer, is an embedding's twin, or too many channels are asked
+            for.
     """
     tied = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     inside: list[str] = []
@@ -74,12 +75,14 @@ def find_targets(
         sizes = linear_features(base)
         if sizes is None:
             raise ConfigError(
-                f"S2FTConfig: target_modules select '{name}', a {type(base).__name__}; expected linear layers. Name the "
+                f"S2FTConfig: target_modules select '{name}', a {type(base).__name__}; expected linear layers. "
+                "Name the "
                 "linear layers inside it, or leave it out with exclude_modules."
             )
         if id(getattr(base, "weight", None)) in tied:
             raise ConfigError(
-                f"S2FTConfig: target_modules select '{name}', whose weight is also the embedding's; expected weights of "
+                f"S2FTConfig: target_modules select '{name}', whose weight is also the embedding's; expected "
+                "weights of "
                 "their own. Leave it out, or untie the embeddings first."
             )
         targets[name] = _target(name, base, sizes, config, model_config)
@@ -100,19 +103,20 @@ def _target(
     wanted = wanted_channels(config, name, sizes, axis)
     if config.compat == "official":
         # The paper's code draws whole heads, of values too.
-        end = name.rpartition(".")[2]
-        heads = {"o_proj": "num_attention_heads", "v_proj": "num_key_value_heads"}.get(end)
-        count = model_config.get(heads) or model_config.get("num_attention_heads") if heads else channels
-        return Target(base, axis, channels, other, channels // int(count), 0)
+        key = {"o_proj": "num_attention_heads", "v_proj": "num_key_value_heads"}.get(name.rpartition(".")[2])
+        heads = model_config.get(key) or model_config.get("num_attention_heads") if key else None
+        return Target(base, axis, channels, other, channels // int(heads) if heads else 1, 0)
     if wanted > channels:
         raise ConfigError(
-            f"S2FTConfig: {wanted:g} channels of '{name}' are more than its {channels}; expected at most those. Lower the "
+            f"S2FTConfig: {wanted:g} channels of '{name}' are more than its {channels}; expected at most those. "
+            "Lower the "
             "amount, or set one for this module in channel_pattern."
         )
     size = head_dim(name, model_config, channels) if axis == "input" and config.unit != "channel" else None
     if config.unit == "head" and axis == "input" and size is None and is_attention_output(name):
         warnings.warn(
-            f"S2FT: the {channels} inputs of '{name}' are not the heads of the model; single channels are chosen there.",
+            f"S2FT: the {channels} inputs of '{name}' are not the heads of the model; single channels are chosen "
+            "there.",
             stacklevel=2,
         )
     if size is not None and (config.unit == "head" or wanted >= size):

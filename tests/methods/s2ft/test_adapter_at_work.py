@@ -292,7 +292,12 @@ def test_export_loads_in_stock_peft_without_featherweight(architecture, tmp_path
     patterns = {"target_modules": ["mlp.c_proj", "c_attn"]} if architecture == "gpt2" else {}
     model = with_adapters(
         architecture,
-        default={**patterns, "axis_pattern": {"down_proj|c_attn": "output"}, "channel_pattern": {"o_proj": 3}, "multiple_of": 1},
+        default={
+            **patterns,
+            "axis_pattern": {"down_proj|c_attn": "output"},
+            "channel_pattern": {"o_proj": 3},
+            "multiple_of": 1,
+        },
     )
     expected = logits(model)
     fw.s2ft.export_lora(model, tmp_path / "lora")
@@ -403,9 +408,12 @@ def test_import_official_recovers_indices_and_changes_from_permuted_weights():
         assert adapter.modules[name].indices.tolist() == indices.tolist()
         torch.testing.assert_close(adapter.modules[name].delta, delta, rtol=0, atol=1e-15)
     with pytest.raises(CheckpointError, match="equal none of the base"):
-        fw.s2ft.import_official(tuned.state_dict(), causal_model("llama", torch.float64, **shape, hidden_act="relu").double().apply(
-            lambda m: torch.nn.init.ones_(m.weight) if isinstance(m, torch.nn.Linear) else None
-        ))
+        fw.s2ft.import_official(
+            tuned.state_dict(),
+            causal_model("llama", torch.float64, **shape, hidden_act="relu")
+            .double()
+            .apply(lambda m: torch.nn.init.ones_(m.weight) if isinstance(m, torch.nn.Linear) else None),
+        )
 
 
 # ---- mixed batches ---------------------------------------------------------------------------------------------------
@@ -479,7 +487,13 @@ def test_a_bank_pages_adapters_and_equals_the_adapters_themselves(store):
         for name in (f"a{number}" for number in range(5))
     }
     with fw.s2ft.AdapterBank(base, store, slots=3) as bank:
-        for names in (["a0", "__base__", "a1"], ["a2", "a0", "a2"], ["a3", "a4", "a0"], ["a1", "a1", "a1"], ["a0", "a4", "a3"]):
+        for names in (
+            ["a0", "__base__", "a1"],
+            ["a2", "a0", "a2"],
+            ["a3", "a4", "a0"],
+            ["a1", "a1", "a1"],
+            ["a0", "a4", "a3"],
+        ):
             found = bank(input_ids=ids, adapters=names).logits
             for row, name in enumerate(names):
                 expected = plain if name == "__base__" else alone[name]

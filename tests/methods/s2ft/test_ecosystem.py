@@ -39,9 +39,19 @@ def test_trainer_saves_resumes_and_loads(update, tmp_path):
 
     def trainer(steps):
         arguments = TrainingArguments(
-            output_dir=str(tmp_path), max_steps=steps, save_steps=2, per_device_train_batch_size=2, learning_rate=1e-2,
-            use_cpu=True, report_to=[], logging_steps=1, gradient_checkpointing=True, gradient_accumulation_steps=2,
-            gradient_checkpointing_kwargs={"use_reentrant": False}, lr_scheduler_type="constant", data_seed=0,
+            output_dir=str(tmp_path),
+            max_steps=steps,
+            save_steps=2,
+            per_device_train_batch_size=2,
+            learning_rate=1e-2,
+            use_cpu=True,
+            report_to=[],
+            logging_steps=1,
+            gradient_checkpointing=True,
+            gradient_accumulation_steps=2,
+            gradient_checkpointing_kwargs={"use_reentrant": False},
+            lr_scheduler_type="constant",
+            data_seed=0,
         )
         return Trainer(model=adapted(update=update), args=arguments, train_dataset=rows())
 
@@ -66,11 +76,21 @@ def test_trl_sft_trains_with_the_configuration_alone(tmp_path):
 
     data = Dataset.from_list([{"prompt": "two and two", "completion": " is four"}] * 8)
     arguments = trl.SFTConfig(
-        output_dir=str(tmp_path), max_steps=3, per_device_train_batch_size=2, learning_rate=1e-2, use_cpu=True,
-        report_to=[], logging_steps=1, bf16=False, max_length=64,
+        output_dir=str(tmp_path),
+        max_steps=3,
+        per_device_train_batch_size=2,
+        learning_rate=1e-2,
+        use_cpu=True,
+        report_to=[],
+        logging_steps=1,
+        bf16=False,
+        max_length=64,
     )
     trainer = trl.SFTTrainer(
-        model=load_model("tiny"), args=arguments, train_dataset=data, processing_class=load_tokenizer("tiny"),
+        model=load_model("tiny"),
+        args=arguments,
+        train_dataset=data,
+        processing_class=load_tokenizer("tiny"),
         peft_config=fw.S2FTConfig(num_channels=8, task_type="CAUSAL_LM"),
     )
     trainer.train()

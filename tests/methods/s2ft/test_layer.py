@@ -5,11 +5,11 @@ import copy
 import peft
 import pytest
 import torch
+from causal_models import LLAMA, batch, causal_model
+from trained_slices import twin_of
 
 import featherweight as fw
 from featherweight.methods.s2ft.layer import s2ft_layers
-from causal_models import LLAMA, batch, causal_model
-from trained_slices import twin_of
 
 BOTH_AXES = {"target_modules": ["o_proj", "down_proj", "up_proj", "v_proj"], "num_channels": 4, "multiple_of": 1}
 
@@ -187,7 +187,9 @@ def test_an_adapter_keeps_exactly_its_selected_inputs_beyond_the_frozen_network(
     frozen = causal_model("llama", dtype).requires_grad_(False)
     floor = kept_bytes(frozen, inputs)
     s2ft_bytes = kept_bytes(s2ft(causal_model("llama", dtype)), inputs) - floor
-    lora = peft.get_peft_model(causal_model("llama", dtype), peft.LoraConfig(r=4, target_modules=["o_proj", "down_proj"]))
+    lora = peft.get_peft_model(
+        causal_model("llama", dtype), peft.LoraConfig(r=4, target_modules=["o_proj", "down_proj"])
+    )
     lora_bytes = kept_bytes(lora, inputs) - floor
 
     layers = LLAMA["num_hidden_layers"]

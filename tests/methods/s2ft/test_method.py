@@ -63,7 +63,9 @@ def test_a_recipe_trains_the_change_alone_and_its_folder_opens_with_transformers
     with torch.no_grad():
         torch.testing.assert_close(merged(ids).logits, tuned(ids).logits, rtol=1e-4, atol=1e-5)
     assert run.summary.held_out["held_out_loss"] < run.summary.before_training["held_out_loss"]
-    assert run.summary.footprint.predicted["gradients"] == 4 * sum(p.numel() for p in loop.model.parameters() if p.requires_grad)
+    assert run.summary.footprint.predicted["gradients"] == 4 * sum(
+        p.numel() for p in loop.model.parameters() if p.requires_grad
+    )
 
 
 @pytest.mark.parametrize("update", ["delta", "inplace"])

@@ -159,7 +159,9 @@ def test_scores_are_their_formulas():
     torch.testing.assert_close(channel_scores("spectral", weight, 1, spectral_rank=5), weight.norm(dim=1))
     u, s, v = torch.linalg.svd(weight, full_matrices=False)
     best = (u[:, :2] * s[:2]) @ v[:2]
-    torch.testing.assert_close(channel_scores("spectral", weight, 1, spectral_rank=2), best.norm(dim=1), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(
+        channel_scores("spectral", weight, 1, spectral_rank=2), best.norm(dim=1), rtol=1e-3, atol=1e-3
+    )
     assert channel_scores("perturbation", weight, 1, statistics).max() < 0.2 * product.max()
 
 
@@ -305,9 +307,12 @@ def test_permuting_changes_no_logit_and_unpermuting_restores_every_byte(architec
     inputs = batch()["input_ids"]
     with torch.no_grad():
         expected = model(inputs).logits
-    chosen = {name: torch.tensor(one) for name, one in indices_of(peft.get_peft_model(
-        copy.deepcopy(model), fw.S2FTConfig(num_channels=16, seed=5)
-    )).items()}
+    chosen = {
+        name: torch.tensor(one)
+        for name, one in indices_of(
+            peft.get_peft_model(copy.deepcopy(model), fw.S2FTConfig(num_channels=16, seed=5))
+        ).items()
+    }
 
     permuted = fw.s2ft.permute(model, chosen)
 
@@ -322,7 +327,9 @@ def test_permuting_changes_no_logit_and_unpermuting_restores_every_byte(architec
         dimension = 0 if architecture == "gpt2" else 1
         moved = weight.narrow(dimension, start, stop - start)
         wanted = old.index_select(dimension, chosen[name])
-        assert sorted(moved.sum(1 - dimension).tolist()) == pytest.approx(sorted(wanted.sum(1 - dimension).tolist()), rel=1e-4)
+        assert sorted(moved.sum(1 - dimension).tolist()) == pytest.approx(
+            sorted(wanted.sum(1 - dimension).tolist()), rel=1e-4
+        )
     fw.s2ft.unpermute(model, permuted)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
@@ -390,8 +397,14 @@ def test_tied_heads_unknown_architectures_and_experts_are_refused():
     )
     assert len(s2ft_layers(plain)) == 1
     experts = AutoConfig.for_model(
-        "mixtral", hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=2,
-        vocab_size=61, num_local_experts=2,
+        "mixtral",
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=61,
+        num_local_experts=2,
     )
     mixtral = AutoModelForCausalLM.from_config(experts)
     with pytest.raises(ConfigError, match="stacks of experts"):
