@@ -27,9 +27,11 @@ _LAZY = {
     "methods": "featherweight.methods",
     "apply": "featherweight.methods.method",
     "remove": "featherweight.methods.method",
+    "CoreGradient": "featherweight.methods.core_gradient",
     "MsT": "featherweight.methods.mst",
     "s2ft": "featherweight.methods.s2ft",
     "S2FTConfig": "featherweight.methods.s2ft",
+    "Int8": "featherweight.methods.int8",
     "TokenStats": "featherweight.nn.cross_entropy",
 }
 

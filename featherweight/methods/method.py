@@ -45,7 +45,9 @@ class SavedApart(Protocol):
 
 methods: Registry[Any] = Registry("method")
 """Methods by the name that a recipe uses."""
+methods.register("core_gradient", "featherweight.methods.core_gradient:CoreGradient")
 methods.register("mst", "featherweight.methods.mst:MsT")
+methods.register("int8", "featherweight.methods.int8:Int8")
 methods.register("s2ft", "featherweight.methods.s2ft.method:S2FT")
 
 

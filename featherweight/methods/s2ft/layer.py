@@ -3,14 +3,12 @@
 Shapes: B rows of a batch, M out_features, N in_features, S selected channels of an adapter, K the other axis.
 """
 
-import copy
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from peft.tuners._buffer_dict import BufferDict
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
-from peft.utils.quantization_utils import resolve_quantization_backend
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.optimizer import register_optimizer_step_post_hook
@@ -18,7 +16,8 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from featherweight.errors import CheckpointError, ConfigError, NumericsError
 from featherweight.methods.s2ft.base_slices import BaseSlices, ChannelChange, restore_, write_
 from featherweight.methods.s2ft.config import S2FTConfig
-from featherweight.methods.s2ft.targets import Target, linear_features
+from featherweight.methods.s2ft.quantized_base import KeptWeight, backend_of
+from featherweight.methods.s2ft.targets import Target, is_conv1d, linear_features
 from featherweight.nn.channel_delta import Axis, add_delta, changed_linear
 
 BASE = "__base__"
@@ -58,21 +57,19 @@ class S2FTLayer(BaseTunerLayer):
         self.s2ft_axis: dict[str, Axis] = {}
         self.s2ft_update: dict[str, str] = {}
         self.s2ft_dropout: dict[str, float] = {}
-        self.quantization_backend = resolve_quantization_backend(
-            base_layer, get_apply_tensor_subclass=kwargs.get("get_apply_tensor_subclass")
-        )
+        self._get_apply_tensor_subclass = kwargs.get("get_apply_tensor_subclass")
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
         sizes = linear_features(base_layer)
         assert sizes is not None, "targets are linear layers"
         self.in_features, self.out_features = sizes
-        self.fan_in_fan_out = type(base_layer).__name__ == "Conv1D"
+        self.fan_in_fan_out = is_conv1d(base_layer)
         # Adapters whose channels are still to be read from a file.
         self._pending: set[str] = set()
         # What is written into the weight, how to take it out, and a quantised layer as it was.
         self._written: tuple[Any, ...] = ()
         self._slices: list[BaseSlices] = []
-        self._quantized: tuple[nn.Module, Any, Any] | None = None
+        self._quantized: KeptWeight | None = None
         self._layout_hook: Any = None
 
     def update_layer(
@@ -110,6 +107,11 @@ class S2FTLayer(BaseTunerLayer):
         if config.layout == "channel_major" and target.axis == "input":
             self.store_by_channel()
         self.set_adapter(self.active_adapters, inference_mode=inference_mode)
+
+    @property
+    def quantization_backend(self) -> Any:
+        """How the weight is reached if it is quantised, else None; asked anew, as methods change layers in place."""
+        return backend_of(self.get_base_layer(), self._get_apply_tensor_subclass)
 
     def innermost(self) -> Any:
         """Return the frozen layer itself."""
@@ -169,11 +171,10 @@ class S2FTLayer(BaseTunerLayer):
             if self.quantization_backend is None:
                 self._slices = write_(self._matrix(), changes)
             else:
-                layer = self.get_base_layer()
-                self._quantized = (layer, layer.weight, copy.copy(getattr(layer, "state", None)))
-                dense = self.get_base_weight().clone()
-                write_(dense, changes)
-                self.set_base_weight(dense)
+                self._quantized = KeptWeight.of(self.get_base_layer())
+                stored = self.get_base_weight().clone()
+                write_(stored.t() if self.fan_in_fan_out else stored, changes)
+                self.set_base_weight(stored)
         self._written = self._key(names)
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
@@ -255,11 +256,7 @@ class S2FTLayer(BaseTunerLayer):
 
     def _take_out(self) -> None:
         if self._quantized is not None:
-            layer, weight, state = self._quantized
-            self.base_layer = layer
-            layer.weight = weight
-            if state is not None:
-                layer.state = state
+            self._quantized.bring_back(self)
             self._quantized = None
         with torch.no_grad():
             restore_(self._matrix(), self._slices) if self._slices else None

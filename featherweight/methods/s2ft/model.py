@@ -18,7 +18,8 @@ from featherweight.methods.s2ft.channel_selection import by_channel, choose_chan
 from featherweight.methods.s2ft.config import S2FTConfig
 from featherweight.methods.s2ft.layer import BASE, Linear, S2FTLayer, s2ft_layers
 from featherweight.methods.s2ft.module_map import TARGETS, default_targets
-from featherweight.methods.s2ft.targets import Target, find_targets
+from featherweight.methods.s2ft.quantized_base import backend_of
+from featherweight.methods.s2ft.targets import Target, find_targets, is_conv1d
 
 
 class S2FTModel(BaseTuner):
@@ -226,8 +227,6 @@ def _present_layers(model: nn.Module) -> dict[str, S2FTLayer]:
 
 def base_weight(target: Target, layer: S2FTLayer | None) -> Tensor:
     """Return the (out_features, in_features) weight of a target without any change, dequantised."""
-    from peft.utils.quantization_utils import resolve_quantization_backend
-
     if layer is not None and layer.merged:
         raise ConfigError(
             f"S2FTConfig: adapters={layer.merged_adapters} are merged; expected the base weights for choosing "
@@ -236,10 +235,10 @@ def base_weight(target: Target, layer: S2FTLayer | None) -> Tensor:
         )
     if layer is not None:
         layer.write(())
-    backend = layer.quantization_backend if layer else resolve_quantization_backend(target.module)
+    backend = backend_of(target.module)
     plain: Tensor = target.module.weight  # type: ignore[assignment]
     weight: Tensor = plain.detach() if backend is None else backend.get_base_weight(target.module)
-    return weight.t() if type(target.module).__name__ == "Conv1D" else weight
+    return weight.t() if is_conv1d(target.module) else weight
 
 
 def _fingerprint(targets: Mapping[str, Target], weight_of: Any) -> dict[str, list[float]] | None:

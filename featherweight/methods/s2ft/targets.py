@@ -36,9 +36,14 @@ class Target:
     """How many units to train."""
 
 
+def is_conv1d(module: nn.Module) -> bool:
+    """Tell whether a layer is GPT-2's, whose weight is stored (in_features, out_features); its int8 form too."""
+    return type(module).__name__ in ("Conv1D", "Int8Conv1D")
+
+
 def linear_features(module: nn.Module) -> tuple[int, int] | None:
     """Return (in_features, out_features) of a linear layer, quantised ones and GPT-2's Conv1D too; None for others."""
-    if type(module).__name__ == "Conv1D":
+    if is_conv1d(module):
         weight: Tensor = module.weight  # type: ignore[assignment]
         return weight.shape[0], weight.shape[1]
     sizes = getattr(module, "in_features", None), getattr(module, "out_features", None)

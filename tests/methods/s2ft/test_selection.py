@@ -69,6 +69,7 @@ def test_defaults_of_other_families(kind):
     assert all(layer.s2ft_delta["default"].grad is not None for layer in s2ft_layers(tuned).values())
 
 
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out")
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "gpt2", "t5"])
 def test_r_equivalent_trains_what_lora_of_that_rank_does(kind):
     models = []
@@ -386,6 +387,7 @@ def test_settings_that_do_not_fit_the_model_are_refused(options, message):
         adapted(**options)
 
 
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")
 def test_tied_heads_unknown_architectures_and_experts_are_refused():
     with pytest.raises(ConfigError, match="also the embedding's"):
         adapted("smollm", num_channels=8, target_modules=["lm_head"])
