@@ -15,6 +15,7 @@ from typing import Annotated
 import typer
 
 import featherweight
+from featherweight.cli import adapter as _adapter
 from featherweight.cli import compare as _compare
 from featherweight.cli import compress as _compress
 from featherweight.cli import measure as _measure
@@ -36,6 +37,7 @@ app.command("compare")(_compare.compare)
 app.command("measure")(_measure.measure)
 app.add_typer(_pde.app, name="pde")
 app.command("compress")(_compress.compress)
+app.add_typer(_adapter.app)
 
 
 def _print_version(value: bool) -> None:
