@@ -29,6 +29,8 @@ from featherweight.methods.forward_patch import (
 from featherweight.methods.fused_head import HeadSettings, causal_forward, find_causal_model, head_settings
 from featherweight.methods.layer_checkpoint import checkpoint_layers, restore_layers
 from featherweight.methods.mlp_structure import MlpStructure, find_structure, mlp_structures
+from featherweight.methods.regions import LayerSettings, NormSettings
+from featherweight.methods.tokenwise import apply_tokenwise
 from featherweight.nn.chunk_size import mlp_chunk_size
 from featherweight.nn.chunked import chunk
 from featherweight.nn.chunked_mlp import feed_forward
@@ -67,17 +69,27 @@ class MsT(Config):
     """Tokens of a chunk in the loss; auto chooses by the size of the vocabulary."""
     save: Literal["input", "products"] = "input"
     """What feed-forward layers keep: their input, or also gate and up projections, which are then computed once."""
+    tokenwise: bool = False
+    """Run everything in a layer but attention in chunks, norms and projections too; a model that cannot is refused."""
 
     def apply(self, model: nn.Module, calibration: Any = None) -> Report:
         """Change a model in place; see `fw.apply`.
 
         Raises:
-            ConfigError: if nothing in the model can be changed, or the method is applied already.
+            ConfigError: if nothing in the model can be changed, the method is applied already, or `tokenwise` does not
+                fit the model.
         """
+        if self.tokenwise and self.save == "products":
+            raise ConfigError(
+                "MsT: save='products' is given beside tokenwise=True, whose regions keep their inputs alone; expected "
+                "save='input'. Drop one of the two."
+            )
         report = Report("Mini-Sequence Transformer")
         rows: list[list[str | float | None]] = []
         changed: list[nn.Module] = []
         try:
+            if self.tokenwise:
+                rows += apply_tokenwise(model, self.chunk_size, changed)
             if self.mlp:
                 self._apply_mlp(model, rows, changed)
             if self.head:
@@ -105,7 +117,7 @@ class MsT(Config):
             ConfigError: if something else was wrapped around a changed module since.
         """
         patched = [module for module in model.modules() if is_patched(module)]
-        ours = [module for module in patched if isinstance(settings_of(module), _MlpSettings | HeadSettings)]
+        ours = [module for module in patched if isinstance(settings_of(module), _SETTINGS)]
         for module in ours:  # all or none
             require_outermost(module)
         for module in ours:
@@ -152,6 +164,9 @@ class _MlpSettings:
     structure: MlpStructure
     chunk_size: Tokens
     keeps_products: bool
+
+
+_SETTINGS = (_MlpSettings, HeadSettings, LayerSettings, NormSettings)
 
 
 def _mlp_forward(module: nn.Module, x: Tensor) -> Tensor:
