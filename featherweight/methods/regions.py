@@ -17,7 +17,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
 from featherweight.errors import ConfigError
@@ -43,12 +42,8 @@ class LayerSettings:
     chunk_size: int | Literal["auto"]
 
     def positions(self, hidden_BLD: Tensor) -> int:
-        """Return how many positions of all rows make a chunk; all of them where chunks would not pay."""
-        rows, length = hidden_BLD.shape[:2]
-        size = self.chunk_size
-        if size == "auto":
-            size = mlp_chunk_size(rows * length, self.structure.width, hidden_BLD.device)
-        return max(1, size // max(1, rows))
+        """Return how many positions of all rows make a chunk."""
+        return _positions(self.chunk_size, hidden_BLD, self.structure.width)
 
 
 @dataclass
@@ -88,13 +83,16 @@ def norm_forward(norm: nn.Module, x_BLD: Tensor) -> Tensor:
     own = original_forward(norm)
     if x_BLD.ndim != 3:
         return own(x_BLD)
-    size = settings.chunk_size
-    rows, length, features = x_BLD.shape
-    if size == "auto":
-        size = mlp_chunk_size(rows * length, features, x_BLD.device)
-    size = max(1, size // max(1, rows))
+    size = _positions(settings.chunk_size, x_BLD, width=x_BLD.shape[-1])
     result: Tensor = chunk_of_module(norm, own, (x_BLD,), trainable_parameters(norm), dim=1, chunk_size=size)
     return result
+
+
+def _positions(chunk_size: int | Literal["auto"], x_BLD: Tensor, width: int) -> int:
+    """Return how many positions of all rows make a chunk; all of them where chunks would not pay."""
+    rows, length = x_BLD.shape[:2]
+    tokens = mlp_chunk_size(rows * length, width, x_BLD.device) if chunk_size == "auto" else chunk_size
+    return max(1, tokens // max(1, rows))
 
 
 def _in_regions(
