@@ -25,6 +25,7 @@ _LAZY = {
     "methods": "featherweight.methods",
     "apply": "featherweight.methods.method",
     "remove": "featherweight.methods.method",
+    "apply_to_new_models": "featherweight.methods.construction",
     "MsT": "featherweight.methods.mst",
     "TokenStats": "featherweight.nn.cross_entropy",
 }
