@@ -224,10 +224,11 @@ def bench_longest(only: list[str], models: list[str]) -> list[dict[str, Any]]:
             if (only and setup.name not in only) or (models and name not in models):
                 continue
             started = time.perf_counter()
-            is_short = setup.method is None or setup.name == "MsT"
-            start = (2048, 4096) if is_short else (65536, 131072) if setup.method.tokenwise else (16384, 32768)
-            tokens, peak, slope = longest_sequence(shape, dtype, setup, budget - state, start)
+            is_checkpointed = setup.checkpoint or (setup.method is not None and bool(setup.method.checkpoint))
             is_offloaded = setup.method is not None and setup.method.checkpoint == "offload"
+            # Long enough that the peak stands where it will stand at the end.
+            start = (65536, 131072) if is_offloaded else (16384, 32768) if is_checkpointed else (2048, 4096)
+            tokens, peak, slope = longest_sequence(shape, dtype, setup, budget - state, start)
             host = shape["num_hidden_layers"] * shape["hidden_size"] * dtype.itemsize * tokens if is_offloaded else 0
             row = {
                 "what": f"{name.split()[0]} {str(dtype).removeprefix('torch.')}, {budget // GIB} GiB with {kept}",

@@ -20,6 +20,7 @@ _LAZY = {
     "compare": "featherweight.training.compare",
     "linear_cross_entropy": "featherweight.nn.linear_cross_entropy",
     "linear_logprobs": "featherweight.nn.linear_cross_entropy",
+    "LinearCrossEntropyLoss": "featherweight.nn.linear_cross_entropy_loss",
     "chunk": "featherweight.nn.chunked",
     "chunked_mlp": "featherweight.nn.chunked_mlp",
     "methods": "featherweight.methods",

@@ -69,6 +69,8 @@ class MsT(Config):
     """Tokens of a chunk in the loss; auto chooses by the size of the vocabulary."""
     save: Literal["input", "products"] = "input"
     """What feed-forward layers keep: their input, or also gate and up projections, which are then computed once."""
+    accum_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """In which dtype gradients of weights are summed over chunks; auto takes float32 for 16-bit weights."""
     tokenwise: bool = False
     """Run everything in a layer but attention in chunks, norms and projections too; a model that cannot is refused."""
 
@@ -89,7 +91,7 @@ class MsT(Config):
         changed: list[nn.Module] = []
         try:
             if self.tokenwise:
-                rows += apply_tokenwise(model, self.chunk_size, changed)
+                rows += apply_tokenwise(model, self.chunk_size, self._accum_dtype, changed)
             if self.mlp:
                 self._apply_mlp(model, rows, changed)
             if self.head:
@@ -127,6 +129,10 @@ class MsT(Config):
     def after_step(self, model: nn.Module, optimizer: Optimizer, step: int) -> None:
         """Do nothing: the method has no state."""
 
+    @property
+    def _accum_dtype(self) -> torch.dtype | None:
+        return None if self.accum_dtype == "auto" else getattr(torch, self.accum_dtype)
+
     def _apply_mlp(self, model: nn.Module, rows: list[Any], changed: list[nn.Module]) -> None:
         judged: dict[type[nn.Module], str | None] = {}
         for name, module in list(model.named_modules()):
@@ -142,7 +148,8 @@ class MsT(Config):
             if kind not in judged:
                 judged[kind] = _mlp_mismatch(module, structure)
             if judged[kind] is None:
-                patch_forward(module, _mlp_forward, _MlpSettings(structure, self.chunk_size, self.save == "products"))
+                settings = _MlpSettings(structure, self.chunk_size, self.save == "products", self._accum_dtype)
+                patch_forward(module, _mlp_forward, settings)
                 changed.append(module)
             rows.append([name, kind.__name__, judged[kind] or f"in chunks ({rule})"])
 
@@ -152,7 +159,9 @@ class MsT(Config):
             rows.append(["", type(model).__name__, "left alone: no causal language model of transformers"])
             return
         name, owner = causal
-        settings, reason = head_settings(owner, chunk_size=self.head_chunk_size, in_eval=self.head_in_eval)
+        settings, reason = head_settings(
+            owner, chunk_size=self.head_chunk_size, in_eval=self.head_in_eval, accum_dtype=self._accum_dtype
+        )
         if reason is None:
             patch_forward(owner, causal_forward, settings)
             changed.append(owner)
@@ -164,6 +173,7 @@ class _MlpSettings:
     structure: MlpStructure
     chunk_size: Tokens
     keeps_products: bool
+    accum_dtype: torch.dtype | None
 
 
 _SETTINGS = (_MlpSettings, HeadSettings, LayerSettings, NormSettings)
@@ -178,11 +188,16 @@ def _mlp_forward(module: nn.Module, x: Tensor) -> Tensor:
         size = mlp_chunk_size(tokens, settings.structure.width(module), x.device)
     if size >= tokens:
         return original_forward(module)(x)
-    return _in_chunks(module, settings.structure, x, size, settings.keeps_products)
+    return _in_chunks(module, settings.structure, x, size, settings.keeps_products, settings.accum_dtype)
 
 
 def _in_chunks(
-    module: nn.Module, structure: MlpStructure, x: Tensor, chunk_size: int, keeps_products: bool = False
+    module: nn.Module,
+    structure: MlpStructure,
+    x: Tensor,
+    chunk_size: int,
+    keeps_products: bool = False,
+    accum_dtype: torch.dtype | None = None,
 ) -> Tensor:
     linears = structure.linears(module)
     if linears is None:
@@ -191,11 +206,17 @@ def _in_chunks(
         original = original_forward(module) if is_patched(module) else module.forward
         # A method of the module, so that its parameters are found.
         of_module = types.MethodType(lambda _, part: original(part), module)
-        result = chunk(of_module, rows, dim=1, chunk_size=chunk_size)
+        result = chunk(of_module, rows, dim=1, chunk_size=chunk_size, accum_dtype=accum_dtype)
         return result.view(*x.shape[:-1], -1)
     *first, last = linears
     result = feed_forward(
-        x, first, structure.combine(module), last, chunk_size=chunk_size, keeps_products=keeps_products
+        x,
+        first,
+        structure.combine(module),
+        last,
+        chunk_size=chunk_size,
+        accum_dtype=accum_dtype,
+        keeps_products=keeps_products,
     )
     return structure.drop(module, result)
 

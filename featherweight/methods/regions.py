@@ -15,14 +15,15 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from featherweight.errors import ConfigError
 from featherweight.methods.forward_patch import original_forward, settings_of
 from featherweight.methods.layer_structure import LayerStructure
-from featherweight.nn.chunk_size import mlp_chunk_size
+from featherweight.nn.chunk_size import ChunkSize, mlp_chunk_size
 from featherweight.nn.chunked import chunk_of_module
 from featherweight.nn.detached import trainable_parameters
 
@@ -39,7 +40,8 @@ class LayerSettings:
     """What a layer in regions needs to know."""
 
     structure: LayerStructure
-    chunk_size: int | Literal["auto"]
+    chunk_size: ChunkSize
+    accum_dtype: torch.dtype | None
 
     def positions(self, hidden_BLD: Tensor) -> int:
         """Return how many positions of all rows make a chunk."""
@@ -50,7 +52,8 @@ class LayerSettings:
 class NormSettings:
     """What a norm in chunks needs to know."""
 
-    chunk_size: int | Literal["auto"]
+    chunk_size: ChunkSize
+    accum_dtype: torch.dtype | None
 
 
 class _Reached(Exception):
@@ -84,11 +87,13 @@ def norm_forward(norm: nn.Module, x_BLD: Tensor) -> Tensor:
     if x_BLD.ndim != 3:
         return own(x_BLD)
     size = _positions(settings.chunk_size, x_BLD, width=x_BLD.shape[-1])
-    result: Tensor = chunk_of_module(norm, own, (x_BLD,), trainable_parameters(norm), dim=1, chunk_size=size)
+    result: Tensor = chunk_of_module(
+        norm, own, (x_BLD,), trainable_parameters(norm), dim=1, chunk_size=size, accum_dtype=settings.accum_dtype
+    )
     return result
 
 
-def _positions(chunk_size: int | Literal["auto"], x_BLD: Tensor, width: int) -> int:
+def _positions(chunk_size: ChunkSize, x_BLD: Tensor, width: int) -> int:
     """Return how many positions of all rows make a chunk; all of them where chunks would not pay."""
     rows, length = x_BLD.shape[:2]
     tokens = mlp_chunk_size(rows * length, width, x_BLD.device) if chunk_size == "auto" else chunk_size
@@ -129,7 +134,9 @@ def _in_regions(
 
     def region(fn: Callable[..., Any], *inputs: Tensor, is_first: bool) -> Any:
         parameters = settings.structure.parameters(layer, before=is_first)
-        return chunk_of_module(layer, fn, (*inputs, *positions), parameters, dim=1, chunk_size=size)
+        return chunk_of_module(
+            layer, fn, (*inputs, *positions), parameters, dim=1, chunk_size=size, accum_dtype=settings.accum_dtype
+        )
 
     query, key, value = (state.transpose(1, 2) for state in region(before, hidden_BLD, is_first=True))
     if cache is not None:

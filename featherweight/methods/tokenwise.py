@@ -3,7 +3,7 @@
 `MsT(tokenwise=True)` calls `apply_tokenwise`; `featherweight.methods.regions` runs the layers.
 """
 
-from typing import Any, Literal, NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -14,19 +14,21 @@ from featherweight.methods.forward_patch import is_patched, patch_forward, setti
 from featherweight.methods.fused_head import find_causal_model
 from featherweight.methods.layer_structure import closing_norms, decoder_layers, find_layer, recorded_in_layers
 from featherweight.methods.regions import LayerSettings, NormSettings, layer_forward, norm_forward
+from featherweight.nn.chunk_size import ChunkSize
 
 # A chunk size that leaves every input whole.
 _WHOLE = 2**62
 
 
 def apply_tokenwise(
-    model: nn.Module, chunk_size: int | Literal["auto"], changed: list[nn.Module]
+    model: nn.Module, chunk_size: ChunkSize, accum_dtype: torch.dtype | None, changed: list[nn.Module]
 ) -> list[list[str | float | None]]:
     """Let the layers of a model run in regions, and the norm behind them in chunks.
 
     Args:
         model: with the layers of transformers.
         chunk_size: tokens at once.
+        accum_dtype: in which gradients of parameters are summed over chunks; None takes float32 for 16-bit ones.
         changed: filled with the modules that have been changed, also when an error is raised.
     Returns:
         Rows of a report: module, class, what happens.
@@ -44,12 +46,12 @@ def apply_tokenwise(
         if isinstance(structure, str):
             _refuse(model, f"layer '{name}' has {structure}")
         _require_unchanged(name, layer)
-        patch_forward(layer, layer_forward, LayerSettings(structure, chunk_size))
+        patch_forward(layer, layer_forward, LayerSettings(structure, chunk_size, accum_dtype))
         changed.append(layer)
         rows.append([name, type(layer).__name__, f"in two chunked regions ({structure.rule.output})"])
     for name, norm in closing_norms(model, [layer for _, layer in layers]):
         _require_unchanged(name, norm)
-        patch_forward(norm, norm_forward, NormSettings(chunk_size))
+        patch_forward(norm, norm_forward, NormSettings(chunk_size, accum_dtype))
         changed.append(norm)
         rows.append([name, type(norm).__name__, "in chunks"])
     if (reason := _mismatch(model, changed)) is not None:

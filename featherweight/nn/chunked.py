@@ -98,6 +98,7 @@ def chunk_of_module(
     *,
     dim: int,
     chunk_size: int,
+    accum_dtype: torch.dtype | None = None,
 ) -> Any:
     """Run a part of a module's computation in chunks, as `chunk` does.
 
@@ -109,12 +110,15 @@ def chunk_of_module(
             gradient from here, but autograd then waits with theirs until this part has been differentiated.
         dim: the axis that is cut.
         chunk_size: positions along `dim` at once.
+        accum_dtype: see `chunk`.
     Raises:
         ShapeError: if lengths differ.
         ConfigError: in the backward pass, if `fn` uses a trainable tensor that is not listed.
     """
     axis, length = _axis(inputs, dim)
-    return fn(*inputs) if chunk_size >= length else _run_region(fn, module, parameters, inputs, axis, chunk_size)
+    if chunk_size >= length:
+        return fn(*inputs)
+    return _run_region(fn, module, parameters, inputs, axis, chunk_size, accum_dtype)
 
 
 def _run_region(
@@ -124,7 +128,7 @@ def _run_region(
     inputs: tuple[Tensor, ...],
     axis: int,
     chunk_size: int,
-    accum_dtype: torch.dtype | None = None,
+    accum_dtype: torch.dtype | None,
 ) -> Any:
     length, with_grad = inputs[0].shape[axis], torch.is_grad_enabled()  # inside an autograd function it is always off
     region = _Region(fn, module, parameters, len(inputs), axis, length, chunk_size, accum_dtype, with_grad)
