@@ -27,7 +27,9 @@ _LAZY = {
     "apply": "featherweight.methods.method",
     "remove": "featherweight.methods.method",
     "apply_to_new_models": "featherweight.methods.construction",
+    "CoreGradient": "featherweight.methods.core_gradient",
     "MsT": "featherweight.methods.mst",
+    "Int8": "featherweight.methods.int8",
     "TokenStats": "featherweight.nn.cross_entropy",
 }
 

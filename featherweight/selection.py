@@ -97,8 +97,19 @@ def select_embeddings(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in model.named_parameters() if id(p) in members and p.requires_grad}
 
 
+def select_embedding_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the embeddings and output heads of a model by their full name; empty if there are none."""
+    heads = _output_heads(model)
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if name and (isinstance(module, nn.Embedding) or id(module) in heads)
+    }
+
+
 def _is_linear(module: nn.Module) -> bool:
-    if isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D":  # Conv1D: GPT-2's transposed linear layer
+    # Conv1D: GPT-2's transposed linear layer
+    if isinstance(module, nn.Linear) or type(module).__name__ in ("Conv1D", "Int8Conv1D"):
         return True
     # Fused experts (Mixtral, Qwen MoE, ... in transformers 5) are 3-D parameters of a module outside torch.nn. Position
     # embeddings and class tokens (ViT) are 3-D too, but stack only one.

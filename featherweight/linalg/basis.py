@@ -15,6 +15,7 @@ from torch import Tensor
 
 from featherweight.errors import ConfigError, NumericsError, ShapeError, did_you_mean
 from featherweight.linalg.orthonormal import one_thread, orthonormalize, well_conditioned
+from featherweight.linalg.outer_product import Gradient, OuterProduct
 from featherweight.linalg.random import random_normal, random_orthonormal
 
 BasisMethod = Literal["auto", "svd", "gram", "randomized", "subspace_iteration", "random"]
@@ -27,7 +28,7 @@ _SAFE_MAGNITUDE = (1e-9, 1e9)
 
 @torch.no_grad()
 def fit_left_basis(
-    matrix: Tensor,
+    matrix: Gradient,
     rank: int,
     method: str = "auto",
     *,
@@ -52,7 +53,8 @@ def fit_left_basis(
     there is one, else random columns.
 
     Args:
-        matrix: (..., M, N) finite float, any strides and scale. bf16 and fp16 are computed in float32.
+        matrix: (..., M, N) finite float, any strides and scale. bf16 and fp16 are computed in float32. Or the factors
+            of an (M, N) matrix, which "svd" and "gram" multiply out, and the others do not.
         rank: R, 1 <= R <= M.
         method: one of the names above.
         old: (..., M, R) the basis to continue from; used by "subspace_iteration" and "auto".
@@ -72,7 +74,10 @@ def fit_left_basis(
     _require_arguments(matrix, rank, method, old)
     if method == "auto":
         method = "randomized" if old is None else "subspace_iteration"
-    if matrix.dtype not in (torch.float32, torch.float64):
+    if isinstance(matrix, OuterProduct):
+        if method in ("svd", "gram"):
+            matrix = matrix.dense()
+    elif matrix.dtype not in (torch.float32, torch.float64):
         matrix = matrix.float()
     old = None if old is None else old.to(matrix.dtype)
     matrix, is_zero = _at_safe_scale(matrix)
@@ -81,9 +86,11 @@ def fit_left_basis(
     if method == "random":
         basis = _random_like(matrix, rank, generator)
     elif method == "svd":
+        assert isinstance(matrix, Tensor)
         with one_thread(matrix.device):
             basis = torch.linalg.svd(matrix, full_matrices=False).U[..., :within]
     elif method == "gram":
+        assert isinstance(matrix, Tensor)
         basis = _gram_basis(matrix, within)
     elif method == "randomized":
         sketch_size = min(within + oversampling, rows, columns)
@@ -93,7 +100,7 @@ def fit_left_basis(
         assert old is not None
         basis = orthonormalize(matrix @ (matrix.mT @ old))
     if basis.shape[-1] < rank:
-        more = random_normal((*matrix.shape[:-1], rank - within), generator=generator, like=matrix)
+        more = random_normal((*matrix.shape[:-1], rank - within), generator=generator, like=basis)
         basis = orthonormalize(torch.cat([basis, more], dim=-1))
     if any(is_zero):
         fallback = _random_like(matrix, rank, generator) if old is None else orthonormalize(old)
@@ -121,9 +128,10 @@ def _gram_basis(matrix: Tensor, rank: int) -> Tensor:
 
 
 def _randomized_basis(
-    matrix: Tensor, rank: int, sketch_size: int, power_iterations: int, generator: torch.Generator
+    matrix: Gradient, rank: int, sketch_size: int, power_iterations: int, generator: torch.Generator
 ) -> Tensor:
-    test_NK = random_normal((*matrix.shape[:-2], matrix.shape[-1], sketch_size), generator=generator, like=matrix)
+    like = torch.empty(0, dtype=matrix.dtype, device=matrix.device)
+    test_NK = random_normal((*matrix.shape[:-2], matrix.shape[-1], sketch_size), generator=generator, like=like)
     sketch_MK = matrix @ test_NK
     for _ in range(power_iterations):
         # Without new columns after each product the small singular vectors would drown in rounding of the large ones.
@@ -141,15 +149,18 @@ def _leading_eigenvectors(gram: Tensor, rank: int) -> Tensor:
     return vectors[..., -rank:].flip(-1)
 
 
-def _random_like(matrix: Tensor, rank: int, generator: torch.Generator) -> Tensor:
+def _random_like(matrix: Gradient, rank: int, generator: torch.Generator) -> Tensor:
     rows, batch = matrix.shape[-2], tuple(matrix.shape[:-2])
     return random_orthonormal(rows, rank, batch=batch, generator=generator, dtype=matrix.dtype, device=matrix.device)
 
 
-def _at_safe_scale(matrix: Tensor) -> tuple[Tensor, list[bool]]:
+def _at_safe_scale(matrix: Gradient) -> tuple[Gradient, list[bool]]:
     """Return the matrix at a scale where products cannot under- or overflow, and which of the batch are zero."""
-    magnitude = torch.maximum(matrix.amax(dim=(-2, -1)), -matrix.amin(dim=(-2, -1)))
-    magnitudes: list[float] = magnitude.flatten().tolist()
+    if isinstance(matrix, OuterProduct):
+        magnitudes = [matrix.magnitude()]
+    else:
+        magnitude = torch.maximum(matrix.amax(dim=(-2, -1)), -matrix.amin(dim=(-2, -1)))
+        magnitudes = magnitude.flatten().tolist()
     if not all(map(math.isfinite, magnitudes)):
         bad = sum(not math.isfinite(each) for each in magnitudes)
         raise NumericsError(
@@ -158,11 +169,13 @@ def _at_safe_scale(matrix: Tensor) -> tuple[Tensor, list[bool]]:
         )
     low, high = _SAFE_MAGNITUDE
     if not all(low <= each <= high or each == 0 for each in magnitudes):
+        if isinstance(matrix, OuterProduct):
+            return matrix.normalized(), [each == 0 for each in magnitudes]
         matrix = matrix / torch.where(magnitude > 0, magnitude, 1)[..., None, None]
     return matrix, [each == 0 for each in magnitudes]
 
 
-def _require_arguments(matrix: Tensor, rank: int, method: str, old: Tensor | None) -> None:
+def _require_arguments(matrix: Gradient, rank: int, method: str, old: Tensor | None) -> None:
     if matrix.ndim < 2 or 0 in matrix.shape[-2:]:
         raise ShapeError(
             f"fit_left_basis: matrix={tuple(matrix.shape)} is no matrix; expected (..., M, N) with M, N >= 1. "

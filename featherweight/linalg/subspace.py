@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from featherweight.errors import ShapeError
+from featherweight.linalg.outer_product import Gradient, OuterProduct
 
 # Elements of a gradient that are converted to float32 at once: 16 MiB, small beside any layer that is worth projecting.
 TILE_ELEMENTS = 1 << 22
@@ -25,7 +26,7 @@ _T = TypeVar("_T")
 class Subspace(Protocol):
     """What a low-rank optimizer asks of a subspace."""
 
-    def project(self, grad: Tensor) -> Tensor:
+    def project(self, grad: Gradient) -> Tensor:
         """Return the coordinates of `grad`: the core."""
         ...
 
@@ -94,7 +95,7 @@ class MatrixSubspace:
         columns = shape[-1] if self.right is None else self.right.shape[-1]
         return (*shape[:-2], rows, columns)
 
-    def project(self, grad: Tensor) -> Tensor:
+    def project(self, grad: Gradient) -> Tensor:
         """Return the coordinates of a gradient: ``P.T @ G``, ``G @ Q`` or ``P.T @ G @ Q``.
 
         Accumulates in float32 (float64 if either side is float64). A bf16 or fp16 gradient beside a wider basis is
@@ -102,7 +103,7 @@ class MatrixSubspace:
         bf16, the product runs in bf16 (its sums are still float32 inside the GEMM).
 
         Args:
-            grad: (..., M, N) float, any strides. Not modified.
+            grad: (..., M, N) float, any strides, not modified; or its factors, which are multiplied in their own dtype.
         Returns:
             The core, float32 or float64; shape as in `core_shape`.
         Raises:
@@ -111,6 +112,8 @@ class MatrixSubspace:
         Source: arXiv 2403.03507, Algorithm 2. Differs from the official code: float32 sums, no cast of a float32 basis.
         """
         self._require_fit("project", "grad", tuple(grad.shape))
+        if isinstance(grad, OuterProduct):
+            return grad.project(self.left, self.right)
         dtype = _compute_dtype(grad, self.left, self.right)
         bases = [basis for basis in (self.left, self.right) if basis is not None]
         if grad.dtype == torch.bfloat16 and all(basis.dtype == torch.bfloat16 for basis in bases):

@@ -27,6 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper
 
 from featherweight.errors import ConfigError
 from featherweight.memory.ledger import Allocation, Category, Entry, Ledger, Phase
+from featherweight.quant.int8_weight import int8_weight_of
 
 # A storage changes its role only upwards: what is once known as a weight is never taken for optimizer state.
 _RANK: dict[Category, int] = {
@@ -69,6 +70,7 @@ class StorageTracker(TorchDispatchMode):
     is allocated inside the context; other tensors from before are not. Categories:
 
     - ``weights``, ``buffers``: parameters and buffers of the model, and parameters of the optimizer; tied ones once.
+      Codes and scales of int8 weights are weights.
     - ``gradients``: what is or becomes ``.grad`` of a parameter, and what layer-wise accumulation keeps of one.
     - ``optimizer_state``: tensors in ``optimizer.state`` (nested containers and plain objects included) and its groups.
     - ``activations``: made by a forward pass with grad enabled (or by recomputation in backward) and alive when the
@@ -337,6 +339,8 @@ class StorageTracker(TorchDispatchMode):
                 names.setdefault(parameter, "")
         for parameter, name in names.items():
             self.track(parameter, "weights", name)
+            if (int8 := int8_weight_of(parameter)) is not None:
+                self.track((int8.codes, int8.block_scale), "weights", name)
             if parameter.grad is not None:
                 self.track(parameter.grad, "gradients", name)
         if self._model is not None:

@@ -35,7 +35,9 @@ class Method(Protocol):
 
 methods: Registry[Any] = Registry("method")
 """Methods by the name that a recipe uses."""
+methods.register("core_gradient", "featherweight.methods.core_gradient:CoreGradient")
 methods.register("mst", "featherweight.methods.mst:MsT")
+methods.register("int8", "featherweight.methods.int8:Int8")
 
 
 def apply(model: nn.Module, method: Method, calibration: Any = None) -> Report:

@@ -38,11 +38,12 @@ class GradientSum:
         self._parameter = parameter
         self._chunks = chunks
         self._value: Tensor | None = None
+        self._sparse: Tensor | None = None
 
     @property
     def is_empty(self) -> bool:
         """Whether nothing has been added."""
-        return self._value is None
+        return self._value is None and self._sparse is None
 
     @property
     def value(self) -> Tensor:
@@ -52,8 +53,10 @@ class GradientSum:
         return self._value
 
     def add_(self, gradient: Tensor) -> None:
-        """Add a gradient of the parameter's shape."""
-        if self._chunks == 1:
+        """Add a gradient of the parameter's shape; an empty sparse one says that the real one has gone another way."""
+        if gradient.is_sparse:
+            self._sparse = gradient
+        elif self._chunks == 1:
             self._value = gradient.to(self.dtype)
         else:  # never into the given tensor: autograd may hand out one that is expanded or shared
             self.value.add_(gradient)
@@ -75,6 +78,8 @@ class GradientSum:
             factor: 0-d; multiplies the sum before it is rounded.
             in_place: the sum may be overwritten; False keeps it for another time.
         """
+        if self._value is None and self._sparse is not None:
+            return self._sparse
         return scaled(self.value, factor, self._result_dtype, in_place=in_place)
 
 

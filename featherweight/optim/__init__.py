@@ -11,9 +11,11 @@ from featherweight.optim.galore import GaLoreAdamW
 from featherweight.optim.galore_adafactor import GaLoreAdafactor
 from featherweight.optim.gum import GUM
 from featherweight.optim.layerwise import Layerwise, layerwise
+from featherweight.optim.lazy import LazyRefresh
 from featherweight.optim.ldadam import LDAdamW
 from featherweight.optim.low_rank import LowRankOptimizer
 from featherweight.optim.param_groups import param_groups
+from featherweight.optim.q_galore import QGaLoreAdamW
 
 __all__ = [
     "GUM",
@@ -25,8 +27,10 @@ __all__ = [
     "GaLoreAdamW",
     "LDAdamW",
     "Layerwise",
+    "LazyRefresh",
     "LowRankOptimizer",
     "OptimizerConfig",
+    "QGaLoreAdamW",
     "build_optimizer",
     "layerwise",
     "optimizers",

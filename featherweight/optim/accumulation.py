@@ -16,16 +16,16 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from featherweight.errors import NumericsError
 from featherweight.linalg.basis import fit_left_basis, fix_signs
 from featherweight.linalg.orthonormal import orthonormalize
+from featherweight.linalg.outer_product import Gradient, OuterProduct
 from featherweight.linalg.random import keyed_generator, random_normal
 from featherweight.linalg.subspace import MatrixSubspace
+from featherweight.optim.finite import is_usable, squared_norm
 from featherweight.optim.layout import Layout
 from featherweight.optim.matrix import ProjectedMatrix
 from featherweight.optim.refresh import align
-
-LARGEST = 1e18
-"""Magnitude from which squares, summed over a few entries, leave float32."""
 
 PROBE_COLUMNS = 8
 """Random columns that estimate the norm of what lies outside the subspace."""
@@ -115,16 +115,18 @@ class CoreSum:
         self.exact_refresh, self.probe_norm = exact_refresh, probe_norm
         self.sums: dict[int, _MatrixSum] = {}
 
-    def add(self, grad: Tensor) -> None:
-        """See `GradientSum.add`."""
-        grads = self.layout.matrices(grad)
+    def add(self, grad: Gradient) -> None:
+        """See `GradientSum.add`; a gradient may also come as its factors."""
+        grads = self.layout.gradients(grad)
         # A zero gradient of an only matrix is a gradient; an expert without one was not used. One wait for the device.
-        is_used = [True] if self.layout.blocks is None else torch.stack([one.any() for one in grads]).tolist()
+        is_used = [True]
+        if self.layout.blocks is not None:
+            is_used = torch.stack([torch.as_tensor(one.any()) for one in grads]).tolist()
         for index, grad_MN in enumerate(grads):
             if is_used[index]:
                 self._add(index, grad_MN)
 
-    def _add(self, index: int, grad_MN: Tensor) -> None:
+    def _add(self, index: int, grad_MN: Gradient) -> None:
         matrix = self.matrices[index]
         total = self.sums.get(index)
         if total is None:
@@ -136,21 +138,49 @@ class CoreSum:
         for side, test in total.tests.items():
             total.sketches[side] += _times(grad_MN if side == "left" else grad_MN.mT, test)
         if total.probe is not None:
-            total.probe += _times(grad_MN, self._probe_test(matrix, grad_MN.device))
+            total.probe += _times(grad_MN, probe_test(matrix, grad_MN.device))
 
-    def _begin(self, matrix: ProjectedMatrix, grad_MN: Tensor) -> _MatrixSum:
+    def add_thin(self, left_TM: Tensor, thin_TK: Tensor) -> None:
+        """Add ``left^T x``, where of x (T, N) only its product with `input_test` is left.
+
+        Args:
+            left_TM: output gradient.
+            thin_TK: ``x @ input_test(...)``.
+        Raises:
+            NumericsError: if a refresh has become due since, which needs x itself.
+        """
+        (matrix,) = self.matrices
+        total = self.sums.get(0)
+        if total is None:
+            total = self.sums[0] = self._begin(matrix, None)
+        if total.tests:
+            raise NumericsError(
+                f"optimizer: the subspace of '{self.layout.name}' is due for a refresh since the forward pass; "
+                "expected each backward pass before the next step. Run forward and backward of a batch in turn."
+            )
+        rank = self.layout.rank
+        left = matrix.subspace().left if self.layout.side == "both" else None
+        rows_TR = left_TM if left is None else left_TM @ left.to(left_TM.dtype)
+        total.core += rows_TR.mT @ thin_TK[:, :rank]
+        if total.probe is not None:
+            total.probe += left_TM.mT @ thin_TK[:, rank:]
+
+    def _begin(self, matrix: ProjectedMatrix, grad_MN: Gradient | None) -> _MatrixSum:
+        """Begin the sum of one matrix with its first gradient; None if it needs no refresh."""
+        device = matrix.device
         is_first, is_seeded = not matrix.has_subspace(), self.layout.seeded_basis is not None
         is_sketched = not self.exact_refresh and not is_seeded and (is_first or matrix.refresh_is_due())
-        core = torch.zeros(self.layout.core_shape, dtype=self.layout.dtype, device=grad_MN.device)
+        core = torch.zeros(self.layout.core_shape, dtype=self.layout.dtype, device=device)
         total = _MatrixSum(matrix, is_first, core)
         fits = not is_seeded and matrix.refresh_is_due() and (self.exact_refresh or is_first)
-        if fits and not bool(grad_MN.isfinite().all()):
+        assert grad_MN is not None or not (fits or is_first)
+        if fits and grad_MN is not None and not _is_finite(grad_MN):
             core.fill_(float("nan"))
             total.has_basis = False
             return total
         if is_first and self.is_shared and not is_seeded:
             matrix.stand_in()  # the same for all processes, until their common sketch gives the first basis
-        elif self.exact_refresh or is_first or is_seeded:
+        elif grad_MN is not None and (self.exact_refresh or is_first or is_seeded):
             matrix.refresh(grad_MN)  # before a first basis there is nothing to sum in
             matrix.store_carried()
         if is_sketched:
@@ -158,8 +188,13 @@ class CoreSum:
                 total.tests[side], total.sketches[side] = test, start
         if self.probe_norm:
             shape = (self.layout.rows, PROBE_COLUMNS)
-            total.probe = torch.zeros(shape, dtype=self.layout.dtype, device=grad_MN.device)
+            total.probe = torch.zeros(shape, dtype=self.layout.dtype, device=device)
         return total
+
+    @property
+    def is_sketched(self) -> bool:
+        """Whether gradients are sketched for a refresh, which needs all of their factors."""
+        return any(total.tests for total in self.sums.values())
 
     def squared_norm(self) -> Tensor:
         """Return the squared norm of the sum: exact inside the subspace, estimated without bias outside of it.
@@ -175,7 +210,7 @@ class CoreSum:
                 continue
             total += squared_norm(each.core)
             if each.probe is not None:
-                test = self._probe_test(each.matrix, each.probe.device)
+                test = probe_test(each.matrix, each.probe.device)
                 inside = _back_times(each.matrix.subspace(), each.core, test)
                 total += squared_norm(each.probe - inside)
         return total
@@ -186,11 +221,11 @@ class CoreSum:
             for tensor in (total.core, *total.sketches.values(), *(() if total.probe is None else (total.probe,))):
                 all_reduce(tensor, total.matrix.group)
 
-    def update_(self, weights: list[Tensor], factor: float | Tensor) -> int:
+    def update_(self, weights: list[Any], factor: float | Tensor) -> int:
         """Make the step of every matrix that got a gradient, then its refresh if one was due.
 
         Args:
-            weights: (M, N) each; written in place.
+            weights: (M, N) each, float or int8; written in place.
             factor: of the gradient, from clipping.
         Returns:
             Number of matrices that were left out because their sum is not finite.
@@ -217,11 +252,32 @@ class CoreSum:
         """See `GradientSum.tensors`."""
         return [tensor for total in self.sums.values() for tensor in total.tensors()]
 
-    def _probe_test(self, matrix: ProjectedMatrix, device: torch.device) -> Tensor:
-        key = (matrix.group["seed"], self.layout.index, matrix.block or 0, matrix.counter("step"), _PROBE)
-        shape = (self.layout.columns, PROBE_COLUMNS)
-        generator = keyed_generator(*key, device=device)
-        return torch.randn(shape, generator=generator, dtype=self.layout.dtype, device=device) / PROBE_COLUMNS**0.5
+
+def probe_test(matrix: ProjectedMatrix, device: torch.device) -> Tensor:
+    """Return the random (N, S) matrix of this step whose product with a gradient estimates the gradient's norm."""
+    layout = matrix.layout
+    key = (matrix.group["seed"], layout.index, matrix.block or 0, matrix.counter("step"), _PROBE)
+    shape = (layout.columns, PROBE_COLUMNS)
+    generator = keyed_generator(*key, device=device)
+    return torch.randn(shape, generator=generator, dtype=layout.dtype, device=device) / PROBE_COLUMNS**0.5
+
+
+def input_test(matrix: ProjectedMatrix, *, probe_norm: bool) -> Tensor | None:
+    """Return the (N, R + S) matrix whose product with a linear layer's input is all that its gradient's core needs.
+
+    Args:
+        matrix: of a weight (M, N) that is multiplied with its input on the side of N.
+        probe_norm: as in `CoreSum`.
+    Returns:
+        Basis and probe side by side; None while the input itself is needed: behind a left basis, before the first
+        basis, and where a refresh is due.
+    """
+    layout = matrix.layout
+    if layout.side == "left" or layout.blocks is not None or not matrix.has_subspace() or matrix.refresh_is_due():
+        return None
+    basis = matrix.subspace().right
+    assert basis is not None
+    return torch.cat([basis, probe_test(matrix, basis.device)], dim=1) if probe_norm else basis
 
 
 def core_sum_bytes(layout: Layout, *, is_sketched: bool, probe_norm: bool) -> int:
@@ -240,24 +296,6 @@ def core_sum_bytes(layout: Layout, *, is_sketched: bool, probe_norm: bool) -> in
     if probe_norm:
         elements += layout.rows * PROBE_COLUMNS
     return (layout.blocks or 1) * elements * layout.dtype.itemsize
-
-
-def squared_norm(tensor: Tensor) -> Tensor:
-    """Return the squared Euclidean norm of any tensor as a float64 scalar; no magnitude over- or underflows."""
-    dtype = torch.promote_types(tensor.dtype, torch.float32)
-    norm = torch.linalg.vector_norm(tensor, dtype=dtype)
-    if dtype == torch.float32 and not 1e-15 < float(norm) < 1e15:  # squares may have left float32 on the way
-        norm = torch.linalg.vector_norm(tensor, dtype=torch.float64)
-    return norm.double().square()
-
-
-def is_usable(grad: Tensor) -> bool:
-    """Say whether a gradient or core is finite, and small enough that its squares are.
-
-    A second moment of infinity would stop a weight for good.
-    """
-    limit = LARGEST**8 if grad.dtype == torch.float64 else LARGEST
-    return bool((grad.abs() < limit).all())
 
 
 def _sketch_tests(matrix: ProjectedMatrix) -> dict[str, tuple[Tensor, Tensor]]:
@@ -298,7 +336,11 @@ def _basis_of(total: _MatrixSum, layout: Layout) -> MatrixSubspace:
     return MatrixSubspace(left=bases.get("left"), right=bases.get("right"))
 
 
-def _times(matrix: Tensor, test: Tensor) -> Tensor:
+def _is_finite(grad: Gradient) -> bool:
+    return grad.is_finite() if isinstance(grad, OuterProduct) else bool(grad.isfinite().all())
+
+
+def _times(matrix: Gradient, test: Tensor) -> Tensor:
     """Return a product with a tall thin matrix, a 16-bit one converted tile by tile."""
     return MatrixSubspace(right=test).project(matrix)
 

@@ -17,9 +17,11 @@ from featherweight.optim.fira import Fira
 from featherweight.optim.galore import GaLoreAdamW
 from featherweight.optim.galore_adafactor import GaLoreAdafactor
 from featherweight.optim.gum import GUM
+from featherweight.optim.lazy import LazyRefresh
 from featherweight.optim.ldadam import LDAdamW
 from featherweight.optim.low_rank import LowRankOptimizer
 from featherweight.optim.param_groups import exempt_vectors_from_decay, param_groups, scale_embedding_lr
+from featherweight.optim.q_galore import QGaLoreAdamW
 from featherweight.registry import Registry
 from featherweight.selection import ALL_LINEAR
 
@@ -88,8 +90,29 @@ class GaLoreConfig(FittedConfig):
 
     early_refresh: bool = False
     """Refresh also at (about) the steps 10, 25, 50 and 100."""
+    basis_renorm: bool = False
+    """Give the columns of an 8- or 4-bit basis unit length."""
+    lazy: LazyRefresh | bool | None = None
+    """Refresh a matrix less often while its subspace stands still: true, or the options of LazyRefresh."""
     residual: Literal["fira"] | None = None
     """What becomes of the gradient outside the subspace: dropped, or scaled and added (Fira)."""
+
+
+class QGaLoreConfig(FittedConfig):
+    """Options of Q-GaLore; see `QGaLoreAdamW`."""
+
+    state_bits: Literal[32, 16, 8, 4] = 8
+    """Bits of each stored moment element."""
+    basis_bits: Literal[32, 16, 8, 4] | None = 4
+    """Bits of each basis element; None: 16 for 16-bit weights, else 32."""
+    basis_method: Literal["auto", "svd", "gram", "randomized", "subspace_iteration"] = "auto"
+    """How a basis is computed."""
+    early_refresh: bool = False
+    """Refresh also at (about) the steps 10, 25, 50 and 100."""
+    basis_renorm: bool = False
+    """Give the columns of an 8- or 4-bit basis unit length."""
+    lazy: LazyRefresh | bool | None = True
+    """Refresh a matrix less often while its subspace stands still: true, false, or the options of LazyRefresh."""
 
 
 class FiraConfig(FittedConfig):
@@ -153,11 +176,13 @@ NOT_OPTIMIZER_OPTIONS = {
 
 
 class Preset(NamedTuple):
-    """What a name stands for: options, the values in which it differs from their defaults, and its class."""
+    """What a name stands for: options, the values in which it differs from their defaults, its class, and methods."""
 
     config: type[OptimizerConfig]
     values: Mapping[str, Any]
     optimizer: Callable[..., LowRankOptimizer]
+    methods: tuple[str, ...] = ()
+    """Methods that a recipe with this optimizer applies first, unless it lists them with options of its own."""
 
 
 def _galore_adafactor(
@@ -167,13 +192,14 @@ def _galore_adafactor(
 
 
 optimizers: Registry[Preset] = Registry("optimizer")
-for _name, _config, _values, _optimizer in (
+for _name, _config, _values, _optimizer, *_methods in (
     ("adamw", OptimizerConfig, {}, AdamW),
     ("adamw_8bit", OptimizerConfig, {"state_bits": 8}, AdamW),
     ("adamw_4bit", OptimizerConfig, {"state_bits": 4}, AdamW),
     ("galore", GaLoreConfig, {}, GaLoreAdamW),
     ("galore_8bit", GaLoreConfig, {"state_bits": 8, "basis_bits": 16}, GaLoreAdamW),
     ("galore_4bit", GaLoreConfig, {"state_bits": 4, "basis_bits": 8}, GaLoreAdamW),
+    ("q_galore", QGaLoreConfig, {}, QGaLoreAdamW, "int8"),
     ("galore_adafactor", GaLoreAdafactorConfig, {}, _galore_adafactor),
     ("apollo", ApolloConfig, {}, Apollo),
     ("apollo_mini", ApolloConfig, {"rank": 1, "scale": 128.0}, ApolloMini),
@@ -181,7 +207,7 @@ for _name, _config, _values, _optimizer in (
     ("ldadam", LDAdamConfig, {}, LDAdamW),
     ("gum", GUMConfig, {}, GUM),
 ):
-    optimizers.register(_name, Preset(_config, _values, _optimizer))
+    optimizers.register(_name, Preset(_config, _values, _optimizer, tuple(_methods)))
 
 
 def parse_optimizer(value: str | Mapping[str, Any]) -> OptimizerConfig:

@@ -6,6 +6,7 @@ A preset of `LowRankOptimizer`. Source: Zhao et al., arXiv 2403.03507.
 from collections.abc import Iterable
 from typing import Any
 
+from featherweight.optim.lazy import LazyRefresh
 from featherweight.optim.low_rank import LowRankOptimizer
 
 
@@ -34,12 +35,15 @@ class GaLoreAdamW(LowRankOptimizer):
             (the side that needs fewer bytes, kept only if it holds the energy of the next batch nearly as well).
         state_bits: 32, 16 (bfloat16), or blockwise dynamic 8 or 4 for the moments; tensors below 4096 elements keep 32.
         basis_bits: 32, 16 (bfloat16), or blockwise 8 or 4. None: 16 for 16-bit weights, else 32.
+        basis_renorm: give the columns of an 8- or 4-bit basis unit length (2 more bytes a column); without, rounding to
+            4 bits changes the length of an update by up to a sixth.
         basis_method: "auto" (randomized SVD at first, then one warm subspace iteration a refresh), "svd" (exact),
             "gram", "randomized", "subspace_iteration", "random" (orthonormal, drawn anew from the seed whenever it is
             needed, so that the state holds no basis).
         moment_policy: what a refresh does to the moments: "rotate" into the new basis, "keep" (official), "reset".
         stagger: spread the refreshes over the gap, so that no step is slow.
         early_refresh: refresh also at (about) the steps 10, 25, 50 and 100: the gradient turns fast at first.
+        lazy: True or `LazyRefresh(...)`: refresh a matrix less often while its subspace stands still (Q-GaLore).
         residual: None drops what lies outside the subspace; "fira" adds it, scaled like the core (arXiv 2410.01623),
             at the cost of a temporary of the gradient's size.
         eps_mode: "torch", or "official" (galore-torch: eps acts before bias correction).
@@ -77,10 +81,12 @@ class GaLoreAdamW(LowRankOptimizer):
         proj_type: str = "std",
         state_bits: int = 32,
         basis_bits: int | None = None,
+        basis_renorm: bool = False,
         basis_method: str = "auto",
         moment_policy: str = "rotate",
         stagger: bool = True,
         early_refresh: bool = False,
+        lazy: LazyRefresh | bool | None = None,
         residual: str | None = None,
         eps_mode: str = "torch",
         decay_order: str = "before",

@@ -4,33 +4,33 @@
 parameter from the full gradient, with the same bits as `optimizer.step()`. With accumulation it adds the gradient's
 projection to a small sum (`accumulation.py`) and makes the step at the last micro-batch.
 
-A window is the `accumulation_steps` backward passes of one optimizer step. Where a backward pass begins is told by a
-hook on the outputs of the model, because a re-entrant checkpoint runs backward passes inside of one.
+A window is the `accumulation_steps` backward passes of one optimizer step; `backward_pass.py` says where one begins and
+ends.
 Source: GaLore, arXiv 2403.03507, section 4.3; the treatment of accumulation, clipping and norms is ours.
 """
 
 import warnings
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import ExitStack, contextmanager
-from dataclasses import is_dataclass
-from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import Variable
-from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
-from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from featherweight.errors import ConfigError, DeviceError, NumericsError
-from featherweight.optim.accumulation import CoreSum, FullSum, GradientSum, core_sum_bytes, is_usable, squared_norm
+from featherweight.errors import ConfigError, DeviceError
+from featherweight.linalg.outer_product import OuterProduct
+from featherweight.optim.accumulation import CoreSum, FullSum, GradientSum, core_sum_bytes
+from featherweight.optim.backward_pass import BackwardPass
+from featherweight.optim.core_slot import CoreSlot, costs
+from featherweight.optim.finite import is_usable, squared_norm
+from featherweight.optim.layout import Layout
 from featherweight.optim.low_rank import LowRankOptimizer
-from featherweight.optim.matrix import Group
+from featherweight.optim.matrix import Group, ProjectedMatrix
 from featherweight.optim.options import NORM_KEY
 from featherweight.optim.reduce import LocalReducer, Reducer
 
@@ -133,21 +133,17 @@ def layerwise_handles(model: nn.Module) -> list["Layerwise"]:
     return list({id(handle): handle for reference in references if (handle := reference()) is not None}.values())
 
 
-class _ModelHook:
-    """A hook on the model that copies and pickles of the model do not inherit."""
+def core_slot(parameter: Tensor, *, prefer: str, exact_refresh: bool) -> CoreSlot | None:
+    """Return where the next forward pass with a weight leaves its core; None if its whole gradient is wanted.
 
-    def __init__(self, function: Callable[..., None] | None = None) -> None:
-        self.function = function
-
-    def __call__(self, *args: Any) -> None:
-        if self.function is not None:
-            self.function(*args)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "_ModelHook":
-        return _ModelHook()
-
-    def __reduce__(self) -> tuple[type, tuple[()]]:
-        return _ModelHook, ()
+    Args:
+        parameter: weight of a linear layer.
+        prefer: see `featherweight.optim.core_slot.why_full`; counts at the first call for a parameter.
+        exact_refresh: form the whole gradient at steps that refresh.
+    """
+    reference = _active.get(parameter)
+    handle = None if reference is None else reference()
+    return None if handle is None else handle.core_slot(parameter, prefer=prefer, exact_refresh=exact_refresh)
 
 
 class Layerwise:
@@ -176,17 +172,13 @@ class Layerwise:
         # By position: loading a state (accelerate does it in prepare) puts new dicts into the optimizer's list.
         self._group_index = {p: i for i, group in enumerate(optimizer.param_groups) for p in group["params"]}
         self._sums: dict[Tensor, GradientSum] = {}
+        self._slots: dict[Tensor, CoreSlot] = {}
         self._norms: list[Tensor] = []  # squared, of the tensors that this window has updated
         self._micro_step = 0
-        self._task = -1  # autograd task of the present backward pass, -1 outside
-        self._fired: set[Tensor] = set()
-        # Shared parameters whose gradient may still grow in this backward pass; a dict, because all processes must
-        # come to them in the same order.
-        self._late: dict[Tensor, None] = {}
-        self._called: set[nn.Module] = set()  # by the forward passes since the last backward pass
         self._has_skipped = False  # in this window
-        self._shared = _tied_parameters(model)
-        self._is_reentrant = False  # whether a part of the model ran without grad, as re-entrant checkpoints do
+        self._pass = BackwardPass(
+            model, on_end=self._end_backward, on_broken=self._lose_window, before_forward=self._refuse_float16
+        )
         self._cleanup = ExitStack()
         self._attach()
 
@@ -221,10 +213,7 @@ class Layerwise:
             _active[parameter] = weakref.ref(self)
             self._cleanup.callback(_active.pop, parameter, None)
             self._cleanup.callback(parameter.register_post_accumulate_grad_hook(self._on_gradient).remove)
-        self._cleanup.callback(self.model.register_forward_pre_hook(_ModelHook(self._before_forward)).remove)
-        self._cleanup.callback(self.model.register_forward_hook(_ModelHook(self._after_forward)).remove)
-        self._counting = ExitStack()
-        self._cleanup.callback(self._counting.close)
+        self._pass.attach(self._cleanup)
 
     def remove(self) -> None:
         """Take all hooks away; the optimizer is an ordinary one again. May be called twice."""
@@ -239,14 +228,12 @@ class Layerwise:
 
     def discard(self) -> None:
         """Drop the micro-batches of the present window, for example after a loss that is not finite."""
-        for parameter in self._late:
-            parameter.grad = None
+        for slot in self._slots.values():
+            slot.discard()
+        self._pass.reset()
         self._sums.clear()
         self._norms.clear()
-        self._late.clear()
-        self._fired.clear()
-        self._called.clear()
-        self._micro_step, self._task, self._has_skipped = 0, -1, False
+        self._micro_step, self._has_skipped = 0, False
 
     def __enter__(self) -> Self:
         return self
@@ -261,7 +248,7 @@ class Layerwise:
             self.discard()
         self.remove()
 
-    def _before_forward(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+    def _refuse_float16(self) -> None:
         kind = next((p.device.type for p in self._group_index), "cpu")
         if torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.float16:
             raise ConfigError(
@@ -269,49 +256,8 @@ class Layerwise:
                 "pass, when the weights have moved; expected bfloat16 or float32. Use bfloat16, or an ordinary "
                 "optimizer step."
             )
-        if self.steps == 0 and torch.is_grad_enabled() and torch._C._current_graph_task_id() == -1:
-            self._count_calls()
 
-    def _count_calls(self) -> None:
-        """Find the modules that run more than once before a backward pass, and whether checkpoints are re-entrant.
-
-        Then autograd brings the gradient of a parameter in several pieces, else in one, when all its parts are there.
-        """
-        self._counting.close()
-
-        def count(module: nn.Module, args: tuple[Any, ...]) -> None:
-            if module in inside:
-                self._is_reentrant = self._is_reentrant or not torch.is_grad_enabled()
-                if module in self._called:
-                    self._shared.update(module.parameters())
-                self._called.add(module)
-
-        inside = set(self.model.modules())
-        # One hook for all modules, and none on them: others look at a module's hooks and take another path for them.
-        self._counting.callback(register_module_forward_pre_hook(count).remove)
-
-    def _after_forward(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        self._counting.close()
-        if not torch.is_grad_enabled() or torch._C._current_graph_task_id() != -1:
-            return
-        outputs = tree_leaves(output)
-        outputs += [each for leaf in outputs if is_dataclass(leaf) for each in tree_leaves(list(vars(leaf).values()))]
-        for tensor in outputs:
-            if isinstance(tensor, Tensor) and tensor.grad_fn is not None:
-                tensor.register_hook(self._on_output_gradient)
-
-    def _on_output_gradient(self, grad: Tensor) -> None:
-        self._begin_backward()
-
-    def _begin_backward(self) -> None:
-        """Note the outermost backward pass and ask to be told when it ends."""
-        task = torch._C._current_graph_task_id()
-        if self._task in (-1, task):
-            if self._task == -1:
-                self._task = task
-                Variable._execution_engine.queue_callback(partial(self._end_backward, task))
-            return
-        # Another pass without the end of the first: an exception has broken that one off.
+    def _lose_window(self) -> None:
         if self._sums:
             warnings.warn(
                 f"layerwise: a backward pass was broken off; the {self._micro_step} micro-batches before it in its "
@@ -319,59 +265,32 @@ class Layerwise:
                 stacklevel=2,
             )
         self.discard()
-        self._begin_backward()
 
     def _on_gradient(self, parameter: Tensor) -> None:
-        grad = parameter.grad
+        grad, layout = parameter.grad, self.optimizer.layouts[parameter]
         if grad is None:
             return
-        layout = self.optimizer.layouts[parameter]
-        if grad.is_sparse:
+        if grad.is_sparse and parameter not in self._slots:
             raise ConfigError(
                 f"layerwise: '{layout.name}' has a gradient of layout=sparse; expected a dense gradient. "
                 "Build the embedding with sparse=False."
             )
-        is_inside = torch._C._current_graph_task_id() != self._task and _inside_checkpoint()
-        if self._task == -1 or (torch._C._current_graph_task_id() != self._task and not is_inside):
-            if is_inside:
-                raise ConfigError(
-                    f"layerwise: '{layout.name}' got its gradient inside a re-entrant checkpoint of a model that was "
-                    f"not called as a whole; expected a call of {type(self.model).__name__}. Call the model that you "
-                    "gave to layerwise, or use checkpoint(..., use_reentrant=False)."
-                )
-            self._begin_backward()
-        if self._is_reentrant and parameter in self._shared:
-            self._late[parameter] = None  # it stays in .grad, where autograd adds what is still to come
-            return
-        if parameter in self._fired:
-            raise NumericsError(
-                f"layerwise: '{layout.name}' got a second gradient in one backward pass after its update; expected "
-                "one. A module that ran once in the first step runs several times now, in re-entrant checkpoints; use "
-                "checkpoint(..., use_reentrant=False), or attach anew."
-            )
-        self._fired.add(parameter)
-        parameter.grad = None
-        with self._undisturbed(parameter):
-            self._receive(parameter, grad)
+        if self._pass.is_complete(parameter, layout.name):
+            self._take(parameter)
 
-    def _end_backward(self, task: int) -> None:
-        if self._task != task:
-            return
-        for parameter in self._late:
-            grad, parameter.grad = parameter.grad, None
-            if grad is not None:
-                self._fired.add(parameter)
-                with self._undisturbed(parameter):
-                    self._receive(parameter, grad)
-        has_trained = bool(self._fired)
-        self._task = -1
-        self._late.clear()
-        self._fired.clear()
-        self._called.clear()
-        if has_trained:  # torch.autograd.grad passes here too, and trains nothing
-            self._micro_step += 1
-            if self._micro_step == self.accumulation_steps:
-                self.end_window()
+    def _take(self, parameter: Tensor) -> None:
+        grad, parameter.grad = parameter.grad, None
+        if grad is not None:
+            with self._undisturbed(parameter):
+                # An empty sparse gradient is that of a weight whose core has gone another way.
+                self._receive(parameter, None if grad.is_sparse else grad)
+
+    def _end_backward(self, late: list[Tensor]) -> None:
+        for parameter in late:
+            self._take(parameter)
+        self._micro_step += 1
+        if self._micro_step == self.accumulation_steps:
+            self.end_window()
 
     @staticmethod
     @contextmanager
@@ -390,30 +309,96 @@ class Layerwise:
     def _group(self, parameter: Tensor) -> Group:
         return self.optimizer.param_groups[self._group_index[parameter]]
 
-    def _receive(self, parameter: Tensor, grad: Tensor) -> None:
-        """Take the gradient of one parameter and micro-batch: update at once where it is complete, else add it up."""
-        optimizer, layout, group = self.optimizer, self.optimizer.layouts[parameter], self._group(parameter)
+    @property
+    def is_single(self) -> bool:
+        """Whether the gradient of one backward pass is that of the step."""
+        return self.accumulation_steps == 1 and self.reducer.world_size == 1
+
+    @property
+    def probes_norm(self) -> bool:
+        """Whether the norm of what lies outside of the subspaces is estimated."""
+        return self.clip != "projected"
+
+    def _receive(self, parameter: Tensor, grad: Tensor | None) -> None:
+        """Take the gradient of one parameter and micro-batch: update at once where it is complete, else add it up.
+
+        Args:
+            parameter: whose gradient it is.
+            grad: None where cores have come through the parameter's slot instead.
+        """
         is_last = self._micro_step + 1 == self.accumulation_steps
-        is_held = self.clip == "projected" or self.reducer.world_size > 1
+        if slot := self._slots.get(parameter):
+            slot.complete()
         total = self._sums.get(parameter)
-        if total is None and is_last and self.accumulation_steps == 1 and not is_held:
-            self._update_from_gradient(parameter, group, grad)
-            return
-        if total is None:
-            total = self._sums[parameter] = FullSum()
-            if layout.rank is not None:
-                layout, matrices = optimizer.begin_matrices(parameter, group, grad)
-                if not any(matrix.needs_gradient() for matrix in matrices):
-                    total = self._sums[parameter] = CoreSum(
-                        layout,
-                        matrices,
-                        exact_refresh=self.accumulation_steps == 1 and self.reducer.world_size == 1,
-                        probe_norm=self.clip != "projected",
-                        is_shared=self.reducer.world_size > 1,
-                    )
-        total.add(grad)
-        if is_last and self.clip != "projected":
+        if grad is not None:
+            if total is None and self.is_single and self.clip != "projected":
+                self._update_from_gradient(parameter, self._group(parameter), grad)
+                return
+            if total is None:
+                total = self.begin_sum(parameter, grad, is_only=self.is_single)
+            total.add(grad)
+        if is_last and total is not None and self.clip != "projected":
             self._update_from_sum(parameter)
+
+    def begin_sum(self, parameter: Tensor, grad: Tensor | OuterProduct | None, *, is_only: bool) -> GradientSum:
+        """Begin to sum up the gradients of one parameter over a step.
+
+        Args:
+            parameter: whose gradients they are.
+            grad: the first one; None if it needs no basis.
+            is_only: whether it is the only one, so that a basis that is due may be fitted to it.
+        """
+        layout, total = self.optimizer.layouts[parameter], None
+        if layout.rank is not None:
+            layout, matrices = self.matrices(parameter, grad)
+            if not any(matrix.needs_gradient() for matrix in matrices):
+                total = CoreSum(
+                    layout,
+                    matrices,
+                    exact_refresh=is_only,
+                    probe_norm=self.probes_norm,
+                    is_shared=self.reducer.world_size > 1,
+                )
+        self._sums[parameter] = total or FullSum()
+        return self._sums[parameter]
+
+    # ---- cores that come without a gradient
+
+    def core_slot(self, parameter: Tensor, *, prefer: str, exact_refresh: bool) -> CoreSlot | None:
+        """See the function `core_slot`."""
+        slot = self._slots.get(parameter)
+        if slot is None:
+            slot = self._slots[parameter] = CoreSlot(self, parameter, prefer=prefer, exact_refresh=exact_refresh)
+        return slot if slot.is_open() else None
+
+    def matrices(self, parameter: Tensor, grad: Tensor | OuterProduct | None) -> tuple[Layout, list[ProjectedMatrix]]:
+        """Return the projected matrices of a parameter; see `LowRankOptimizer.begin_matrices`."""
+        return self.optimizer.begin_matrices(parameter, self._group(parameter), grad)
+
+    def sum_of(self, parameter: Tensor) -> CoreSum | None:
+        """Return the present sum of a parameter's cores."""
+        total = self._sums.get(parameter)
+        assert total is None or isinstance(total, CoreSum)
+        return total
+
+    @contextmanager
+    def receiving(self, parameter: Tensor) -> Any:
+        """Take in a core in the middle of a backward pass."""
+        if not self._pass.is_running:
+            self._pass.begin()
+        with self._undisturbed(parameter):
+            yield
+
+    def core_rows(self) -> list[list[Any]]:
+        """Return name, choice, share of FLOPs, bytes of core and gradient for each parameter that has a slot."""
+        rows = []
+        for parameter, slot in self._slots.items():
+            layout = slot.layout
+            numbers = costs(layout, parameter.element_size()) if layout.rank is not None else ("", "", "")
+            rows.append([layout.name, slot.reason or f"core, {layout.side} basis", *numbers])
+        return rows
+
+    # ---- updates
 
     def _update_from_gradient(self, parameter: Tensor, group: Group, grad: Tensor) -> None:
         squared = squared_norm(grad)
@@ -490,6 +475,7 @@ class Layerwise:
         self._norms.clear()
         self._micro_step, self._has_skipped = 0, False
         self.steps += 1
+        self._pass.is_known = True
         # What torch's schedulers look at before they warn that no step was made.
         self.optimizer._opt_called = True  # type: ignore[attr-defined]
 
@@ -508,6 +494,7 @@ class Layerwise:
         """Return the bytes of gradients at the peak of a step in which no matrix refreshes, by formula.
 
         The largest single gradient, and with accumulation, or `clip="projected"`, what is kept of each parameter. (A
+        weight whose core comes without its gradient has none of the two at the peak of a step without accumulation. A
         part of a tied weight's gradient waits inside autograd from the head to the embedding; that counts as a
         temporary.)
         """
@@ -522,6 +509,8 @@ class Layerwise:
             if is_kept:
                 probe = self.clip != "projected"
                 kept += core_sum_bytes(layout, is_sketched=False, probe_norm=probe) if is_core else size_bytes
+            if parameter in self._slots and self._slots[parameter].reason is None:
+                continue
             if is_core or self.accumulation_steps > 1 or not is_kept:  # else the gradient itself is what is kept
                 largest = max(largest, size_bytes)
         return largest + kept
@@ -532,27 +521,6 @@ def _clip_factor(limit: float, norm: float) -> float:
     return min(1.0, limit / (norm + 1e-6))
 
 
-def _tied_parameters(model: nn.Module) -> set[Tensor]:
-    """Return the parameters that stand at several places of the model."""
-    seen: set[Tensor] = set()
-    tied: set[Tensor] = set()
-    for _, parameter in model.named_parameters(remove_duplicate=False):
-        (tied if parameter in seen else seen).add(parameter)
-    return tied
-
-
 def _world_size() -> int:
     distributed = torch.distributed
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
-
-
-def _inside_checkpoint() -> bool:
-    """Say whether this backward pass runs inside that of a re-entrant checkpoint."""
-    import sys
-
-    frame: Any = sys._getframe(1)
-    while frame is not None:
-        if frame.f_code.co_name == "backward" and frame.f_code.co_filename == torch.utils.checkpoint.__file__:
-            return True
-        frame = frame.f_back
-    return False

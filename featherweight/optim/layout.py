@@ -6,7 +6,7 @@ Shapes: a parameter is `blocks` matrices (M, N); core (R, N), (M, R) or (R, R) b
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from featherweight.errors import ConfigError, ShapeError
+from featherweight.linalg.outer_product import Gradient, OuterProduct
 from featherweight.optim import state as states
 from featherweight.optim.refresh import SEEDED_METHODS, Side, cheaper_side, choose_side
 from featherweight.optim.rules import rules
@@ -21,6 +22,7 @@ from featherweight.quant.storage import StateStorage, basis_storage_for, storage
 
 DENSE_COUNTERS = ("step",)
 LOW_RANK_COUNTERS = ("step", "moment_step", "next_refresh", "refresh_count", "side")
+LAZY_COUNTERS = ("refresh_gap", "similarity_count")
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,13 @@ class Layout:
     """Whether what the projection loses is kept, in a tensor of the parameter's size, for the next step."""
     has_full_periods: bool = False
     """Whether there are periods in which a matrix follows the complement of its subspace."""
+    queue_size: int = 0
+    """Similarities of subspaces that a lazy refresh keeps; 0 for refreshes at fixed intervals."""
+
+    @property
+    def stack(self) -> tuple[int, ...]:
+        """Shape in which states of single matrices are stacked."""
+        return () if self.blocks is None else (self.blocks,)
 
     @property
     def core_shape(self) -> tuple[int, int]:
@@ -80,7 +89,8 @@ class Layout:
         """Names of the integer counters."""
         if self.rank is None:
             return DENSE_COUNTERS
-        return (*LOW_RANK_COUNTERS, "full_period") if self.has_full_periods else LOW_RANK_COUNTERS
+        periods = ("full_period",) if self.has_full_periods else ()
+        return (*LOW_RANK_COUNTERS, *periods, *(LAZY_COUNTERS if self.queue_size else ()))
 
     def moment_bytes(self) -> int:
         """Bytes of all moments."""
@@ -95,8 +105,9 @@ class Layout:
         return (self.blocks or 1) * sum(self.basis.nbytes(s, self.dtype) for s in self.basis_shapes().values())
 
     def counter_bytes(self) -> int:
-        """Bytes of the counters."""
-        return (self.blocks or 1) * states.COUNTER_BYTES * len(self.counters)
+        """Bytes of the counters and of the similarities that a lazy refresh keeps."""
+        queue = self.queue_size * torch.float32.itemsize
+        return (self.blocks or 1) * (states.COUNTER_BYTES * len(self.counters) + queue)
 
     def nbytes(self) -> int:
         """Bytes of the whole state of this parameter, exact."""
@@ -120,6 +131,12 @@ class Layout:
             for name, moment in moments.items()
         }
         return replace(self, moments=storages, moment_shapes={name: moment.shape for name, moment in moments.items()})
+
+    def gradients(self, grad: Gradient) -> Sequence[Gradient]:
+        """Split the gradient of the parameter into those of its matrices; factors of it are split as factors."""
+        if not isinstance(grad, OuterProduct):
+            return self.matrices(grad)
+        return [grad.rows(start, start + self.rows) for start in range(0, grad.shape[0], self.rows)]
 
     def matrices(self, tensor: Tensor) -> list[Tensor]:
         """Split a tensor of the parameter's shape into its (M, N) matrices, as views where the strides allow it."""
@@ -176,11 +193,12 @@ def plan_layout(name: str, parameter: Tensor, group: Mapping[str, Any], index: i
         rule=group["rule"],
         moments={},
         moment_shapes={},
-        basis=None if seeded else basis_storage_for(group["basis_bits"] or (16 if half else 32)),
+        basis=None if seeded else basis_storage_for(group["basis_bits"] or (16 if half else 32), group["basis_renorm"]),
         seeded_basis=seeded,
         residual=group["residual"],
         error_feedback=group["error_feedback"],
         has_full_periods=group["full_rank_probability"] > 0,
+        queue_size=group["lazy"]["queue_size"] if group["lazy"] else 0,
     ).on_side(side, group)
     if group["proj_type"] == "min_memory" and blocks is None and seeded is None:
         left, right = (layout.on_side(s, group).nbytes() for s in ("left", "right"))

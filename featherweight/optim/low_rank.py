@@ -24,10 +24,13 @@ from torch import Tensor
 from torch.optim.adamw import adamw as torch_adamw
 
 from featherweight.errors import CheckpointError, ConfigError, did_you_mean
+from featherweight.linalg.outer_product import Gradient
 from featherweight.linalg.subspace import MatrixSubspace
 from featherweight.optim import state as states
-from featherweight.optim.accumulation import CoreSum, is_usable
+from featherweight.optim.accumulation import CoreSum
+from featherweight.optim.finite import are_finite, is_usable
 from featherweight.optim.layout import Layout, plan_layout, split_of
+from featherweight.optim.lazy import lazy_options
 from featherweight.optim.matrix import (
     Group,
     ProjectedMatrix,
@@ -39,12 +42,12 @@ from featherweight.optim.matrix import (
 from featherweight.optim.options import LOW_RANK_DEFAULTS, LOW_RANK_KEYS, check_group
 from featherweight.optim.refresh import SIDES, Side
 from featherweight.optim.rules import rules
-from featherweight.optim.weight_update import tiles, write_
+from featherweight.optim.weight_update import add_direction_, copy_back, matrices_of, slices_of, weight_of
+from featherweight.quant.int8_weight import Int8Weight, int8_weight_of
 from featherweight.report import Report
 
 logger = logging.getLogger(__name__)
 
-SLICE_ELEMENTS = 1 << 20
 FLIP_SHARE = 0.9
 """`min_memory` takes the cheaper side if it holds this share of the usual side's energy on the next batch."""
 
@@ -62,6 +65,8 @@ class _Layerwise(Protocol):
     def held_tensors(self) -> Iterable[tuple[Tensor, Tensor]]: ...
 
     def gradient_bytes(self) -> int: ...
+
+    def core_rows(self) -> list[list[Any]]: ...
 
     @property
     def grad_norm(self) -> float | None: ...
@@ -99,6 +104,7 @@ class LowRankOptimizer(torch.optim.Optimizer):
                 "Put it into a list."
             )
         defaults = {**LOW_RANK_DEFAULTS, **defaults}
+        defaults["lazy"] = lazy_options(defaults["lazy"])
         groups = list(params)
         if groups and not isinstance(groups[0], dict):
             groups = [{"params": groups, "low_rank": defaults["rank"] is not None}]
@@ -128,6 +134,8 @@ class LowRankOptimizer(torch.optim.Optimizer):
             )
         group = dict(param_group)
         group.setdefault("low_rank", any(key in group for key in LOW_RANK_KEYS))
+        if "lazy" in group:
+            group["lazy"] = lazy_options(group["lazy"])
         check_group(type(self).__name__, {**self.defaults, **group}, self.defaults)
         super().add_param_group(group)
         if self._layouts is not None:  # present plans stay: their states exist
@@ -183,7 +191,7 @@ class LowRankOptimizer(torch.optim.Optimizer):
                     "expected a dense gradient. Build the embedding with sparse=False."
                 )
         fused: dict[int, list[Tensor]] = defaultdict(list)
-        for (group, parameter), finite in zip(pending, _are_finite([p.grad for _, p in pending]), strict=True):
+        for (group, parameter), finite in zip(pending, are_finite([p.grad for _, p in pending]), strict=True):
             if not finite:
                 self.skipped_steps += 1
                 continue
@@ -216,13 +224,15 @@ class LowRankOptimizer(torch.optim.Optimizer):
         else:
             self._step_matrices(parameter, grad, layout, state, group)
 
-    def begin_matrices(self, parameter: Tensor, group: Group, grad: Tensor) -> tuple[Layout, list[ProjectedMatrix]]:
+    def begin_matrices(
+        self, parameter: Tensor, group: Group, grad: Gradient | None
+    ) -> tuple[Layout, list[ProjectedMatrix]]:
         """Return what a sum over micro-batches needs to know of a projected parameter.
 
         Args:
             parameter: a projected parameter of `group`.
             group: its group.
-            grad: of the first micro-batch; a `min_memory` parameter chooses its side with it.
+            grad: of the first micro-batch; a `min_memory` parameter chooses its side with it if it is a tensor.
         """
         if not self.state[parameter]:
             self.create_state(parameter)
@@ -240,9 +250,9 @@ class LowRankOptimizer(torch.optim.Optimizer):
         Returns:
             Number of matrices that were left out because their sum is not finite.
         """
-        weight = _contiguous(parameter)
-        skipped = total.update_(total.layout.matrices(weight), factor)
-        _copy_back(parameter, weight)
+        weight = weight_of(parameter)
+        skipped = total.update_(matrices_of(total.layout, weight), factor)
+        copy_back(parameter, weight)
         return skipped
 
     def held_gradients(self) -> Iterable[tuple[Tensor, Tensor]]:
@@ -261,6 +271,8 @@ class LowRankOptimizer(torch.optim.Optimizer):
             for name, shape in layout.basis_shapes().items():
                 states.create(state, name, layout.basis, shape, layout.blocks, device=device, dtype=layout.dtype)
         states.create_counters(state, layout.counters, layout.blocks)
+        if layout.queue_size:
+            state["similarities"] = torch.zeros((*layout.stack, layout.queue_size), dtype=torch.float32)
         if layout.residual is not None:
             norms = torch.zeros(layout.blocks or 1, dtype=torch.float32, device=device)
             state["residual_norm"] = norms[0] if layout.blocks is None else norms
@@ -303,28 +315,25 @@ class LowRankOptimizer(torch.optim.Optimizer):
         step = states.read_counter(state, "step", None) + 1
         states.write_counter(state, "step", None, step)
         alpha, beta = write_factors(float(group["lr"]), group)
-        weight = _contiguous(parameter)
+        weight = weight_of(parameter)
         rounding = rounding_of(group, layout, step)
         stored = {name: states.parts_of(state, name, None) for name in layout.moments}
 
-        def run(weight: Tensor, grad: Tensor, parts: dict[str, dict[str, Tensor]], start: int) -> None:
-            shapes = {n: tuple(weight.shape) for n in parts} if rule.is_elementwise else layout.moment_shapes
+        def run(weight: Tensor | Int8Weight, grad: Tensor, parts: dict[str, dict[str, Tensor]], start: int) -> None:
+            shapes = {n: tuple(grad.shape) for n in parts} if rule.is_elementwise else layout.moment_shapes
             moments = read_moments(layout, parts, shapes)
             direction = rule.direction(grad.to(layout.dtype), moments, step, group)
             write_moments(layout, parts, moments, rounding, offset=start)
-            if weight.dtype == layout.dtype:
-                weight.mul_(beta).add_(direction, alpha=alpha)
-            else:
-                write_(weight, weight.to(layout.dtype).mul_(beta).add_(direction, alpha=alpha), rounding, start)
+            add_direction_(weight, direction, alpha=alpha, beta=beta, rounding=rounding, offset=start)
 
         if rule.is_elementwise:
-            flat, flat_grad = weight.view(-1), grad.reshape(-1)
-            for start, stop in tiles(flat.numel(), SLICE_ELEMENTS):
+            flat_grad = grad.reshape(-1)
+            for start, stop, piece in slices_of(weight):
                 parts = {name: layout.moments[name].slice(stored[name], start, stop) for name in stored}
-                run(flat[start:stop], flat_grad[start:stop], parts, start)
+                run(piece, flat_grad[start:stop], parts, start)
         else:
             run(weight, grad, stored, 0)
-        _copy_back(parameter, weight)
+        copy_back(parameter, weight)
 
     # ---- projected parameters
 
@@ -337,9 +346,9 @@ class LowRankOptimizer(torch.optim.Optimizer):
     def _step_matrices(
         self, parameter: Tensor, grad: Tensor, layout: Layout, state: states.State, group: Group
     ) -> None:
-        weight = _contiguous(parameter)
+        weight = weight_of(parameter)
         layout = self._settled_layout(layout, state, group, grad)
-        weights, grads = layout.matrices(weight), layout.matrices(grad)
+        weights, grads = matrices_of(layout, weight), layout.matrices(grad)
         # A zero gradient of an only matrix is a gradient; an expert without one was not used. One wait for the device.
         is_used = [True] if layout.blocks is None else torch.stack([grad_MN.any() for grad_MN in grads]).tolist()
         for index, matrix in enumerate(self._matrices(layout, state, group)):
@@ -349,12 +358,14 @@ class LowRankOptimizer(torch.optim.Optimizer):
                 subspace = matrix.subspace()
                 core = subspace.project(grad_MN).to(layout.dtype)
                 matrix.update_(weights[index], core, subspace, grad_MN if matrix.needs_gradient() else None)
-        _copy_back(parameter, weight)
+        copy_back(parameter, weight)
 
-    def _settled_layout(self, layout: Layout, state: states.State, group: Group, grad: Tensor) -> Layout:
+    def _settled_layout(self, layout: Layout, state: states.State, group: Group, grad: Gradient | None) -> Layout:
         """Return the layout on the side that the state is on, after a `min_memory` parameter has chosen with `grad`."""
         layout = self._on_stored_side(layout, state, group)
-        if "trial_basis" in state and grad.any() and is_usable(grad):  # a zero gradient says nothing about a side
+        if (
+            "trial_basis" in state and isinstance(grad, Tensor) and grad.any() and is_usable(grad)
+        ):  # a zero gradient says nothing about a side
             return self._settle_side(layout.matrices(grad)[0], layout, state, group)
         return layout
 
@@ -506,18 +517,26 @@ class LowRankOptimizer(torch.optim.Optimizer):
     def report(self) -> Report:
         """Return how the parameters are treated: a table by kind with counts, bytes and refreshes."""
         kinds: dict[str, list[int]] = defaultdict(lambda: [0] * 6)
+        gaps: list[int] = []
         for group, parameter, _ in _named_parameters(self.param_groups):
             layout, state = self.layouts[parameter], self.state.get(parameter, {})
             if state and "side" in state:
                 layout = self._on_stored_side(layout, state, group)
             kind = "full rank" if layout.rank is None else f"rank {layout.rank}, {layout.side}"
             refreshes = int(state["refresh_count"].sum()) if "refresh_count" in state else 0
+            if "refresh_gap" in state:
+                gaps += state["refresh_gap"].clamp_min(group["update_proj_gap"]).reshape(-1).tolist()
             row = (1, parameter.numel(), layout.moment_bytes(), layout.basis_bytes(), layout.nbytes(), refreshes)
             kinds[kind] = [a + b for a, b in zip(kinds[kind], row, strict=True)]
         report = Report(f"{type(self).__name__}")
         columns = ["kind", "tensors", "parameters", "moments (bytes)", "basis (bytes)", "state (bytes)", "refreshes"]
         report.add_table("Parameters by kind", columns, [[kind, *row] for kind, row in sorted(kinds.items())])
         report.add_facts({"state (bytes)": self.state_bytes(), "skipped tensor steps": self.skipped_steps})
+        if self.layerwise is not None and (rows := self.layerwise.core_rows()):
+            columns = ["parameter", "gradient", "FLOPs of the core / gradient", "core (bytes)", "gradient (bytes)"]
+            report.add_table("Core gradients", columns, rows)
+        if gaps:
+            report.add_facts({"longest gap (steps)": max(gaps), "mean gap (steps)": sum(gaps) / len(gaps)})
         return report
 
 
@@ -526,23 +545,6 @@ def _named_parameters(groups: list[Group]) -> Iterator[tuple[Group, Tensor, str]
         names = group.get("param_names") or [""] * len(group["params"])
         for parameter, name in zip(group["params"], names, strict=True):
             yield group, parameter, name
-
-
-def _are_finite(grads: list[Tensor]) -> list[bool]:
-    """Say for each gradient whether it is finite, with one wait for each device."""
-    by_device: dict[torch.device, list[int]] = defaultdict(list)
-    for index, grad in enumerate(grads):
-        if grad.numel():
-            by_device[grad.device].append(index)
-    finite = [True] * len(grads)
-    for members in by_device.values():
-        # A finite norm proves finite entries and is 40 times faster on a CPU than looking at each; an infinite one may
-        # be an overflow of huge but finite entries, so only then they are looked at.
-        norms = torch._foreach_norm([grads[i] for i in members])
-        flags = torch.stack([norm.float() for norm in norms]).isfinite().tolist()
-        for index, flag in zip(members, flags, strict=True):
-            finite[index] = flag or is_usable(grads[index])
-    return finite
 
 
 def _log_full_rank(where: str, groups: list[Group], layouts: Mapping[Tensor, Layout]) -> None:
@@ -566,21 +568,11 @@ def _fits_torch_kernel(layout: Layout, parameter: Tensor, grad: Tensor, group: G
     dense = layout.rank is None and all(storage.name == "dense" for storage in layout.moments.values())
     plain = layout.rule == "adamw" and group["eps_mode"] == "torch" and group["decay_order"] == "before"
     same = parameter.dtype == grad.dtype == layout.dtype and parameter.is_contiguous() and grad.is_contiguous()
-    return dense and plain and same
+    return dense and plain and same and int8_weight_of(parameter) is None
 
 
 def _one_sided(side: Side, basis: Tensor) -> MatrixSubspace:
     return MatrixSubspace(left=basis, right=None) if side == "left" else MatrixSubspace(left=None, right=basis)
-
-
-def _contiguous(parameter: Tensor) -> Tensor:
-    """Return the data of a parameter, or a contiguous copy that `_copy_back` writes into it."""
-    return parameter.detach() if parameter.is_contiguous() else parameter.detach().contiguous()
-
-
-def _copy_back(parameter: Tensor, weight: Tensor) -> None:
-    if not parameter.is_contiguous():
-        parameter.copy_(weight.view(parameter.shape))
 
 
 def _describe(tensor: Tensor | None) -> str:

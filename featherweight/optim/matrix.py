@@ -14,15 +14,18 @@ import torch
 from torch import Tensor
 
 from featherweight.errors import ConfigError
+from featherweight.linalg.outer_product import Gradient
 from featherweight.linalg.random import keyed_generator, mix_keys
 from featherweight.linalg.subspace import MatrixSubspace
 from featherweight.optim import state as states
 from featherweight.optim.layout import Layout
+from featherweight.optim.lazy import next_gap, similarity_of
 from featherweight.optim.moments import moment_policies
 from featherweight.optim.refresh import draw_subspace, fit_subspace, next_refresh, smoothed_iteration
 from featherweight.optim.residual import residual_policies
 from featherweight.optim.rules import rules
 from featherweight.optim.weight_update import Rounding, add_core_, write_
+from featherweight.quant.int8_weight import Int8Weight
 
 Group = dict[str, Any]
 
@@ -120,7 +123,7 @@ class ProjectedMatrix:
 
     # ---- refresh
 
-    def refresh(self, grad_MN: Tensor) -> None:
+    def refresh(self, grad_MN: Gradient) -> None:
         """Take a new subspace if one is due, fitted to this gradient, and carry the moments into it.
 
         A zero gradient has nothing to fit: the old subspace stays, or a random one stands in, and it stays due.
@@ -194,6 +197,8 @@ class ProjectedMatrix:
             if basis is not None:
                 storage.write_(states.parts_of(self.state, name, self.block), basis)
         if step is not None:
+            if old is not None and self.layout.queue_size and self.counter("refresh_count"):
+                self._adapt_gap(similarity_of(fresh, old, self.group["lazy"]["similarity"]))
             self._schedule(step)
         if old is not None:
             self.carry(old)
@@ -219,11 +224,26 @@ class ProjectedMatrix:
         exp_avg = self.read_moments()["exp_avg"]
         return exp_avg / (1 - beta1**step) if step else torch.zeros_like(exp_avg)
 
+    @property
+    def gap(self) -> int:
+        """Steps between refreshes: `update_proj_gap`, or what a lazy refresh has made of it."""
+        base: int = self.group["update_proj_gap"]
+        return max(base, self.counter("refresh_gap")) if self.layout.queue_size else base
+
+    def _adapt_gap(self, similarity: float) -> None:
+        """Take in how near the new subspace is to the one before, and lengthen or shorten the interval."""
+        stored = self.state["similarities"] if self.block is None else self.state["similarities"][self.block]
+        seen: list[float] = stored[: self.counter("similarity_count")].tolist()
+        queue = [*seen, similarity][-len(stored) :]
+        gap, is_cleared = next_gap(self.gap, queue, self.group["update_proj_gap"], self.group["lazy"])
+        queue = [] if is_cleared else queue
+        stored[: len(queue)] = torch.tensor(queue)
+        self.set_counter("similarity_count", len(queue))
+        self.set_counter("refresh_gap", gap)
+
     def _schedule(self, step: int) -> None:
         group = self.group
-        following = next_refresh(
-            step, self.turn, group["update_proj_gap"], stagger=group["stagger"], early=group["early_refresh"]
-        )
+        following = next_refresh(step, self.turn, self.gap, stagger=group["stagger"], early=group["early_refresh"])
         self.set_counter("next_refresh", following)
         self.set_counter("refresh_count", self.counter("refresh_count") + 1)
 
@@ -268,11 +288,13 @@ class ProjectedMatrix:
 
     # ---- update
 
-    def update_(self, weight_MN: Tensor, core: Tensor, subspace: MatrixSubspace, grad_MN: Tensor | None) -> None:
+    def update_(
+        self, weight_MN: Tensor | Int8Weight, core: Tensor, subspace: MatrixSubspace, grad_MN: Tensor | None
+    ) -> None:
         """Run the inner rule on a core and write the weight.
 
         Args:
-            weight_MN: (M, N); written in place.
+            weight_MN: (M, N), float or int8; written in place.
             core: of this step's gradient, in the dtype of the arithmetic.
             subspace: the present subspace.
             grad_MN: the (corrected) gradient where `needs_gradient`, else None.

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from featherweight.errors import ConfigError, did_you_mean
 from featherweight.linalg.basis import BASIS_METHODS
+from featherweight.optim.lazy import lazy_options
 from featherweight.optim.moments import moment_policies
-from featherweight.optim.refresh import PROJ_TYPES
+from featherweight.optim.refresh import PROJ_TYPES, SEEDED_METHODS
 from featherweight.optim.residual import residual_policies
 from featherweight.optim.rules import rules
 
@@ -33,7 +34,9 @@ LOW_RANK_DEFAULTS: dict[str, Any] = {
     "proj_type": "std",
     "basis_bits": None,
     "basis_method": "auto",
+    "basis_renorm": False,
     "basis_smoothing": 0.0,
+    "lazy": None,
     "moment_policy": "rotate",
     "stagger": True,
     "early_refresh": False,
@@ -49,15 +52,17 @@ LOW_RANK_DEFAULTS: dict[str, Any] = {
     "seed": 0,
 }
 """What an optimizer does where its preset says nothing. `basis_smoothing`: share of the first moment in the matrix
-that a warm iteration fits (LDAdam). `error_feedback`: keep what the projection loses for the next step (LDAdam), in a
-tensor of the weight's size. `full_rank_probability`: share of the periods between two refreshes in which a matrix
-follows the complement of its subspace (GUM). `momentum`: of the rule "muon"."""
+that a warm iteration fits (LDAdam). `lazy`: the plain options of `LazyRefresh`. `error_feedback`: keep what the
+projection loses for the next step (LDAdam), in a tensor of the weight's size. `full_rank_probability`: share of the
+periods between two refreshes in which a matrix follows the complement of its subspace (GUM). `momentum`: of the rule
+"muon"."""
 
 _CHOICES: dict[str, tuple[Any, ...]] = {
     "proj_type": PROJ_TYPES,
     "basis_method": (*BASIS_METHODS, "gaussian"),
     "state_bits": (32, 16, 8, 4),
     "basis_bits": (None, 32, 16, 8, 4),
+    "basis_renorm": (True, False),
     "eps_mode": ("torch", "official"),
     "decay_order": ("before", "after"),
     "stagger": (True, False),
@@ -105,6 +110,8 @@ def check_group(where: str, group: Mapping[str, Any], defaults: Mapping[str, Any
     if group["full_rank_probability"] > 0 and group["rule"] not in ("muon", "sgd"):
         value, expected = group["full_rank_probability"], "0, unless rule='muon' or 'sgd', which have one moment"
         _require(where, "full_rank_probability", value, False, expected)
+    if lazy_options(group["lazy"]) is not None and group["basis_method"] in SEEDED_METHODS:
+        _require(where, "lazy", group["lazy"], False, "None beside a random basis, which never stands still")
     if group["basis_smoothing"] > 0 and group["rule"] == "adafactor" and group["betas"][0] == 0:
         _require(where, "basis_smoothing", group["basis_smoothing"], False, "0 where there is no first moment")
     if group["error_feedback"] and not (group["rule"] == "adamw" and group["residual"] is None):

@@ -12,6 +12,7 @@ from torch import Generator, Tensor
 from featherweight.errors import ConfigError, did_you_mean
 from featherweight.linalg.basis import fit_left_basis
 from featherweight.linalg.orthonormal import orthonormalize, polar_factor, well_conditioned
+from featherweight.linalg.outer_product import Gradient, OuterProduct
 from featherweight.linalg.random import random_orthonormal
 from featherweight.linalg.subspace import MatrixSubspace
 
@@ -64,12 +65,12 @@ def cheaper_side(side: Side, left_bytes: int, right_bytes: int) -> Side | None:
 
 
 def fit_subspace(
-    grad: Tensor, side: Side, rank: int, method: str, *, old: MatrixSubspace | None, generator: Generator
+    grad: Gradient, side: Side, rank: int, method: str, *, old: MatrixSubspace | None, generator: Generator
 ) -> MatrixSubspace:
     """Fit the basis (or both bases) of a gradient.
 
     Args:
-        grad: (M, N) finite float. Not modified.
+        grad: (M, N) finite float, not modified; or its factors.
         side: which side gets a basis.
         rank: R.
         method: see `featherweight.linalg.basis.fit_left_basis`.
@@ -123,7 +124,7 @@ def draw_subspace(
     return MatrixSubspace(left=left, right=right)
 
 
-def smoothed_iteration(grad: Tensor, old: MatrixSubspace, mean_core: Tensor, smoothing: float) -> MatrixSubspace:
+def smoothed_iteration(grad: Gradient, old: MatrixSubspace, mean_core: Tensor, smoothing: float) -> MatrixSubspace:
     """Make one warm iteration on a gradient that is smoothed by what the first moment remembers.
 
     With ``B = smoothing * project_back(mean_core) + (1 - smoothing) * grad`` the new left basis is ``qr(B (B^T P))``,
@@ -131,7 +132,7 @@ def smoothed_iteration(grad: Tensor, old: MatrixSubspace, mean_core: Tensor, smo
     (`align`). B itself is never formed: the remembered part has rank R.
 
     Args:
-        grad: (M, N) finite float.
+        grad: (M, N) finite float, or its factors.
         old: present subspace with orthonormal columns, one-sided.
         mean_core: bias-corrected first moment, of the core's shape.
         smoothing: in [0, 1).
@@ -148,7 +149,7 @@ def smoothed_iteration(grad: Tensor, old: MatrixSubspace, mean_core: Tensor, smo
         turned = MatrixSubspace(left=old.right)
         return MatrixSubspace(right=smoothed_iteration(grad.mT, turned, mean_core.mT, smoothing).left)
     basis_MR = old.left
-    grad_MN = grad.to(basis_MR.dtype)
+    grad_MN = grad if isinstance(grad, OuterProduct) else grad.to(basis_MR.dtype)
     remembered_NR = mean_core.mT * smoothing
     other_NR = well_conditioned(remembered_NR + (1 - smoothing) * (grad_MN.mT @ basis_MR))
     sketch_MR = (1 - smoothing) * (grad_MN @ other_NR) + basis_MR @ (remembered_NR.mT @ other_NR)

@@ -12,12 +12,15 @@ from torch import Tensor
 
 from featherweight.quant.storage import StateStorage
 
-COUNTERS = ("step", "moment_step", "next_refresh", "refresh_count", "side", "full_period")
-ON_CPU = (*COUNTERS, "grad_norm")
+COUNTERS = (
+    *("step", "moment_step", "next_refresh", "refresh_count", "side", "full_period"),
+    *("refresh_gap", "similarity_count"),
+)
+ON_CPU = (*COUNTERS, "grad_norm", "similarities")
 """State that stays on the CPU, whatever the parameter's device."""
 
 COUNTER_BYTES = 8
-SUFFIXES = ("", "codes", "block_scale", "zero_point")
+SUFFIXES = ("", "codes", "block_scale", "zero_point", "column_norm")
 """Names of the parts that the storages use."""
 
 State = MutableMapping[str, Tensor]

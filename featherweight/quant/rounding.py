@@ -23,6 +23,8 @@ _TILE_ELEMENTS_GPU = 1 << 24
 # Elements that share a key pair: counters stay far below 2**31, however large the tensor. A multiple of both tiles.
 _KEYED_ELEMENTS = 1 << 24
 
+_WORDS = 1  # tells whole words from the halves of `hash_bits`
+
 _MAGNITUDE_MASK = 0x7FFFFFFF
 _INFINITY = 0x7F800000
 _LARGEST_FINITE = 0x7F7FFFFF
@@ -107,6 +109,37 @@ def hash_bits(seed: int, key: int, step: int, offset: int, count: int, device: t
     for start, stop in _tiles(offset, count, device):
         bits[start - offset : stop - offset] = _tile_bits(seed, key, step, start, stop, device)
     return bits
+
+
+def uniform(seed: int, key: int, step: int, offset: int, count: int, device: torch.device | str = "cpu") -> Tensor:
+    """Return a uniform random number for each of the elements [offset, offset + count).
+
+    The numbers are those of the middles of 2**31 equal intervals, rounded to float32: never 0, and as fine near 0 as
+    an update of a millionth of a code needs.
+
+    Args:
+        seed: seed of the run.
+        key: tells this tensor from others.
+        step: optimizer step.
+        offset: index of the first element.
+        count: number of elements.
+        device: where to compute; the numbers are the same everywhere.
+    Returns:
+        (count,) float32 in [2**-32, 1].
+    Cost: about 2 ns per element on one CPU thread.
+    Example:
+        >>> whole = uniform(0, 7, 1, 0, 10)
+        >>> torch.equal(uniform(0, 7, 1, 6, 4), whole[6:])
+        True
+    """
+    device = torch.device(device)
+    numbers = torch.empty(count, dtype=torch.float32, device=device)
+    for start, stop in _tiles(offset, count, device):
+        span, first = divmod(start, _KEYED_ELEMENTS)
+        words = torch.arange(first, first + stop - start, dtype=torch.int32, device=device)
+        _hash_words_(words, *_key_pair(seed, key, step, span, _WORDS))
+        numbers[start - offset : stop - offset] = words.bitwise_and_(_MAGNITUDE_MASK)
+    return numbers.mul_(2.0**-31).add_(2.0**-32)
 
 
 def _tiles(offset: int, count: int, device: torch.device) -> Iterator[tuple[int, int]]:

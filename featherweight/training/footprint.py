@@ -1,6 +1,7 @@
 """The memory of a training step by category: what the formulas predict, and what was measured.
 
-Predicted, in bytes: weights are numel * element size over the distinct parameters; the optimizer says what its state
+Predicted, in bytes: weights are numel * element size over the distinct parameters, codes and scales where they are int8
+(and one element for the parameter that stands for them); the optimizer says what its state
 and, layer-wise or not, the gradients take. Activations depend on the whole graph and are only measured.
 """
 
@@ -8,7 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from torch import nn
+from torch import Tensor, nn
+
+from featherweight.quant.int8_weight import int8_weight_of
 
 CATEGORIES = ("weights", "gradients", "optimizer_state", "activations")
 """The four terms that methods cut, in the order of tables and pictures."""
@@ -33,12 +36,17 @@ def predict_bytes(model: nn.Module, optimizer: StatefulOptimizer) -> dict[str, i
         model: tied parameters count once.
         optimizer: built for this model; it may not have made a step yet.
     """
-    parameters = list(model.parameters())
     return {
-        "weights": sum(one.numel() * one.element_size() for one in parameters),
+        "weights": sum(_weight_bytes(one) for one in model.parameters()),
         "gradients": optimizer.gradient_bytes(),
         "optimizer_state": optimizer.state_bytes(),
     }
+
+
+def _weight_bytes(parameter: Tensor) -> int:
+    int8 = int8_weight_of(parameter)
+    numel = parameter.numel() if int8 is None else 1
+    return numel * parameter.element_size() + (0 if int8 is None else int8.nbytes)
 
 
 @dataclass

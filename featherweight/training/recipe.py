@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from featherweight.config import Config
+from featherweight.errors import ConfigError
 from featherweight.training.schedule import Schedule
 from featherweight.training.task import Task, tasks
 
@@ -30,7 +31,8 @@ class Recipe(Config):
     """The optimizer: `name` and its own options such as lr and rank; a name alone takes the defaults. On the command
     line optimizer=NAME keeps the options that both names share."""
     methods: list[Any] = []
-    """Changes of the model, in order: each a name, or one name with its options: {mst: {checkpoint: offload}}."""
+    """Changes of the model, in order: each a name, or one name with its options: {mst: {checkpoint: offload}}. What the
+    optimizer stands for (q_galore: int8) comes first, unless it is listed here with options of its own."""
     schedule: Schedule = Schedule()
     """The learning rate over the steps."""
     steps: int = Field(gt=0)
@@ -115,10 +117,24 @@ class Recipe(Config):
         return super().override([*named, *others], where=where)
 
     def build_methods(self) -> "list[Method]":
-        """Return the methods that the recipe names, in order."""
-        from featherweight.methods import parse_methods
+        """Return the methods of the recipe, in order: first those that its optimizer stands for, then those it names.
 
-        return parse_methods(self.methods)
+        Raises:
+            ConfigError: if core gradients are asked for without a layer-wise optimizer, which takes them.
+        """
+        from featherweight.methods import CoreGradient, parse_methods
+        from featherweight.optim import optimizers
+
+        config = self.optimizer_config()
+        named = {entry if isinstance(entry, str) else next(iter(entry)) for entry in self.methods}
+        implied = [name for name in optimizers.get(config.name).methods if name not in named]
+        methods = parse_methods([*implied, *self.methods])
+        if any(isinstance(method, CoreGradient) for method in methods) and not config.layerwise:
+            raise ConfigError(
+                "recipe methods: core_gradient leaves cores to a layer-wise optimizer, and optimizer.layerwise=False; "
+                "expected True. Set optimizer.layerwise=true, or leave core_gradient out."
+            )
+        return methods
 
     def build_task(self) -> Task:
         """Build the workload that the recipe names.

@@ -8,7 +8,8 @@ from low_rank_twins import gradients
 from torch import nn
 
 from featherweight.optim import GaLoreAdamW
-from featherweight.optim.accumulation import PROBE_COLUMNS, CoreSum, FullSum, core_sum_bytes, squared_norm
+from featherweight.optim.accumulation import PROBE_COLUMNS, CoreSum, FullSum, core_sum_bytes
+from featherweight.optim.finite import squared_norm
 
 SHAPES = [(7, 11), (11, 7), (8, 8)]
 SIDES = ["left", "right", "full"]

@@ -1,0 +1,131 @@
+"""Core gradients: linear layers that never form the gradient of their weight.
+
+A low-rank optimizer needs of a weight's gradient only its product with a basis. With this method the backward pass of a
+linear layer computes just that (`nn/projected_linear.py`) and leaves it to the layer-wise optimizer of its weight
+(`optim/core_slot.py`). Without such an optimizer, and where a whole gradient is needed, the layer is the ordinary one.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from featherweight.config import Config
+from featherweight.errors import ConfigError
+from featherweight.methods.forward_patch import (
+    is_patched,
+    original_forward,
+    patch_forward,
+    require_outermost,
+    settings_of,
+    unpatch_forward,
+)
+from featherweight.nn.int8_linear import Int8Linear
+from featherweight.nn.int8_module import Int8Module
+from featherweight.nn.projected_linear import projected_linear
+from featherweight.optim.layerwise import core_slot
+from featherweight.report import Report
+from featherweight.selection import ALL_LINEAR, select_modules
+
+
+class CoreGradient(Config):
+    """Let linear layers compute what a low-rank optimizer uses of a gradient, and never the gradient.
+
+    Takes effect with `fw.optim.layerwise` and an optimizer that drops what lies outside of its subspaces (GaLore,
+    Q-GaLore, LDAdam without error feedback). Updates are the same to rounding.
+
+    Example:
+        >>> import featherweight as fw
+        >>> model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64))
+        >>> report = fw.apply(model, CoreGradient())
+        >>> optimizer = fw.optim.GaLoreAdamW(fw.optim.param_groups(model, rank=4), lr=1e-2)
+        >>> with fw.optim.layerwise(model, optimizer):
+        ...     model(torch.ones(8, 64)).square().mean().backward()
+        >>> fw.remove(model, CoreGradient())
+    """
+
+    target_modules: str | list[str] = ALL_LINEAR
+    """Layers that may leave cores: all-linear, a regular expression, or a list of names."""
+    exclude_modules: str | list[str] = []
+    """Layers left out, same forms."""
+    prefer: Literal["speed", "memory"] = "speed"
+    """speed: leave a core where it takes clearly fewer FLOPs than the gradient. memory: where it takes fewer bytes."""
+    refresh: Literal["thin", "full"] = "thin"
+    """How a new basis is computed: from thin products with the factors of the gradient, or from the whole gradient,
+    which is then formed for this layer and step."""
+
+    def apply(self, model: nn.Module, calibration: Any = None) -> Report:
+        """Change the model in place; see `fw.apply`.
+
+        Raises:
+            ConfigError: if no linear layer is selected, or one is changed by another method already.
+        """
+        rows, chosen = [], []
+        for name, module in select_modules(model, self.target_modules, self.exclude_modules).items():
+            reason = _mismatch(module)
+            if reason is None and is_patched(module):
+                raise ConfigError(
+                    f"CoreGradient: module '{name}' is changed already; expected a model without it. Remove that first."
+                )
+            if reason is None:
+                chosen.append(module)
+            rows.append([name, type(module).__name__, f"left alone: {reason}" if reason else "may leave its core"])
+        if not chosen:
+            raise ConfigError(
+                f"CoreGradient: target_modules={self.target_modules!r} selects no linear layer with one matrix; "
+                "expected at least one. Select others."
+            )
+        for module in chosen:
+            patch_forward(module, _forward, _Settings(module.weight, self.prefer, self.refresh == "full"))  # type: ignore[arg-type]
+        report = Report("CoreGradient")
+        report.add_table("Modules", ["module", "class", "what happens"], rows)
+        return report
+
+    def remove(self, model: nn.Module) -> None:
+        """Undo `apply`; see `fw.remove`.
+
+        Raises:
+            ConfigError: if something else was wrapped around a changed module since.
+        """
+        ours = [one for one in model.modules() if is_patched(one) and isinstance(settings_of(one), _Settings)]
+        for module in ours:  # all or none
+            require_outermost(module)
+        for module in ours:
+            unpatch_forward(module)
+
+    def after_step(self, model: nn.Module, optimizer: Optimizer, step: int) -> None:
+        """Do nothing: the method has no state."""
+
+
+@dataclass
+class _Settings:
+    parameter: nn.Parameter
+    prefer: str
+    exact_refresh: bool
+
+
+def _forward(module: nn.Module, x: Tensor) -> Tensor:
+    settings: _Settings = settings_of(module)
+    weight: Tensor = module.weight  # type: ignore[assignment]
+    # Inside a chunk the layer computes with a stand-in for its parameter.
+    parameter = weight if isinstance(weight, nn.Parameter) else settings.parameter
+    slot = None
+    if torch.is_grad_enabled() and weight.requires_grad:
+        slot = core_slot(parameter, prefer=settings.prefer, exact_refresh=settings.exact_refresh)
+    if slot is None:
+        result: Tensor = original_forward(module)(x)
+        return result
+    source = module.int8_weight() if isinstance(module, Int8Module) else None
+    is_transposed = type(module).__name__ in ("Conv1D", "Int8Conv1D")
+    return projected_linear(x, weight, module.bias, slot, source=source, is_transposed=is_transposed)  # type: ignore[arg-type]
+
+
+def _mismatch(module: nn.Module) -> str | None:
+    weight = module._parameters.get("weight")
+    if weight is None or weight.ndim != 2:
+        return "no single weight matrix"
+    if type(module) not in (nn.Linear, Int8Linear) and type(module).__name__ not in ("Conv1D", "Int8Conv1D"):
+        return "no plain linear layer"
+    return None

@@ -1,0 +1,135 @@
+"""A linear layer whose backward pass leaves the core of its weight's gradient instead of the gradient.
+
+Output and gradient of the input are those of the ordinary layer. What the weight's gradient is needed for, its product
+with a basis, is computed from its factors, and goes to a `CoreSink`. For autograd the weight receives an empty sparse
+gradient: hooks of the weight run as ever, at the moment when all parts of a backward pass are in, and no tensor of the
+weight's size is made.
+Shapes: T tokens, M out_features, N in_features, K columns of what is kept of the input.
+"""
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from featherweight.errors import NumericsError
+from featherweight.quant.int8_weight import Int8Weight
+
+
+class CoreSink(Protocol):
+    """Takes the factors of a weight's gradient."""
+
+    def input_test(self) -> Tensor | None:
+        """Return the (N, K) matrix whose product with the input is to be kept; None to keep the input itself."""
+        ...
+
+    def version(self) -> int:
+        """Return a number that changes when `input_test` would return another basis."""
+        ...
+
+    def add(self, left_TM: Tensor, right_TN: Tensor) -> None:
+        """Take in the gradient ``left^T right``."""
+        ...
+
+    def add_thin(self, left_TM: Tensor, thin_TK: Tensor, version: int) -> None:
+        """Take in the gradient ``left^T x``, of which ``thin = x @ input_test()`` was kept."""
+        ...
+
+
+def projected_linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    sink: CoreSink,
+    *,
+    source: Int8Weight | None = None,
+    is_transposed: bool = False,
+) -> Tensor:
+    """Return ``x W^T + b``; the backward pass hands the factors of W's gradient to `sink`.
+
+    Args:
+        x: (..., N).
+        weight: (M, N), requires a gradient; receives an empty sparse one.
+        bias: (M,) or None; receives an ordinary gradient.
+        sink: where the factors go.
+        source: codes of an int8 weight, whose handle `weight` is; they are dequantised in the forward and once more in
+            the backward pass.
+        is_transposed: the weight is (N, M), as in GPT-2's Conv1D, and its gradient ``x^T g``.
+    Returns:
+        (..., M).
+    Raises:
+        NumericsError: in the backward pass, if an int8 weight was changed since the forward pass.
+    Cost: forward 2*T*M*N FLOPs and 2*T*N*K for what is kept; backward 2*T*M*N for the input's gradient and what the
+        sink computes. Keeps x, or (T, K) of it.
+    """
+    kind = x.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+    result: Tensor = _ProjectedLinear.apply(x, weight, bias, sink, source, is_transposed, dtype)
+    return result
+
+
+class _ProjectedLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        sink: CoreSink,
+        source: Int8Weight | None,
+        is_transposed: bool,
+        dtype: torch.dtype,
+    ) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            ctx.input_dtype, x = x.dtype, x.to(dtype)
+            matrix = _values(weight, source, dtype, is_transposed)
+            output = F.linear(x, matrix, None if bias is None else bias.to(dtype))
+            test = None if is_transposed else sink.input_test()
+            kept = x if test is None else x @ test.to(dtype)
+        ctx.sink, ctx.source, ctx.is_transposed, ctx.dtype = sink, source, is_transposed, dtype
+        ctx.version = None if test is None else sink.version()
+        ctx.codes_version = None if source is None else source.codes._version
+        ctx.bias_dtype = None if bias is None else bias.dtype
+        ctx.save_for_backward(kept, weight)
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        kept, weight = ctx.saved_tensors
+        if ctx.source is not None and ctx.source.codes._version != ctx.codes_version:
+            raise NumericsError(
+                f"projected_linear: int8 weight {tuple(weight.shape)} was changed between the forward and the backward "
+                "pass; expected the weight of the forward pass. Run forward and backward of a batch in turn."
+            )
+        with torch.autocast(grad_output.device.type, enabled=False):
+            grad_output = grad_output.to(ctx.dtype)
+            grad_input = grad_bias = None
+            if ctx.needs_input_grad[0]:
+                grad_input = grad_output @ _values(weight, ctx.source, ctx.dtype, ctx.is_transposed)
+                grad_input = grad_input.to(ctx.input_dtype)
+            grad_TM = grad_output.reshape(-1, grad_output.shape[-1])
+            if ctx.needs_input_grad[2]:
+                grad_bias = grad_TM.sum(0).to(ctx.bias_dtype)
+            kept_TK = kept.reshape(-1, kept.shape[-1])
+            if ctx.version is not None:
+                ctx.sink.add_thin(grad_TM, kept_TK, ctx.version)
+            elif ctx.is_transposed:
+                ctx.sink.add(kept_TK, grad_TM)
+            else:
+                ctx.sink.add(grad_TM, kept_TK)
+        return grad_input, empty_gradient(weight), grad_bias, None, None, None, None
+
+
+def empty_gradient(weight: Tensor) -> Tensor:
+    """Return a gradient of a weight's shape without elements; autograd takes it, and it costs no memory."""
+    indices = torch.empty((weight.ndim, 0), dtype=torch.int64, device=weight.device)
+    values = torch.empty(0, dtype=weight.dtype, device=weight.device)
+    return torch.sparse_coo_tensor(indices, values, weight.shape, check_invariants=False)
+
+
+def _values(weight: Tensor, source: Int8Weight | None, dtype: torch.dtype, is_transposed: bool) -> Tensor:
+    matrix = weight.to(dtype) if source is None else source.dequantize(dtype)
+    return matrix.t() if is_transposed else matrix
