@@ -29,6 +29,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
+import featherweight as fw
 from featherweight.optim import build_optimizer, param_groups, parse_optimizer
 from featherweight.optim.param_groups import scale_embedding_lr
 from featherweight.text.task import TextConfig, TextTask
@@ -61,6 +62,14 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "galore_svd": ("galore", {"basis_method": "svd"}),
     "galore_right": ("galore", {"proj_type": "right"}),
     "galore_random": ("galore", {"basis_method": "random"}),
+    "galore_core": ("galore", {"core_gradient": True}),
+    "galore_core_right": ("galore", {"core_gradient": True, "proj_type": "right"}),
+    "q_galore": ("galore", {"name": "q_galore", "weights": "int8"}),
+    "q_galore_core": ("galore", {"name": "q_galore", "weights": "int8", "core_gradient": True}),
+    "q_galore_float": ("galore", {"name": "q_galore"}),
+    "q_galore_nearest": ("galore", {"name": "q_galore", "weights": "int8", "stochastic_rounding": False}),
+    "q_galore_renorm": ("galore", {"name": "q_galore", "weights": "int8", "basis_renorm": True}),
+    "q_galore_not_lazy": ("galore", {"name": "q_galore", "weights": "int8", "lazy": False}),
     "apollo_torch": ("apollo", {"name": "apollo_torch"}),
     "apollo_mini_torch": ("apollo_mini", {"name": "apollo_torch", "rank": 1, "scale": 128.0, "scale_type": "tensor"}),
     "ldadam_feedback": ("ldadam", {"error_feedback": True}),
@@ -70,7 +79,17 @@ COLUMNS = ("method", "options", "seed", "held_out_loss", "state_bytes")
 
 
 def build(model: nn.Module, options: dict[str, Any], seed: int) -> list[torch.optim.Optimizer]:
-    """Return the optimizer that the options describe: one of ours, or that of a peer."""
+    """Prepare the model and return the optimizer that the options describe: one of ours, or that of a peer."""
+    options = dict(options)
+    if options.pop("precision", "fp32") == "bf16":
+        cast_weights(model, torch.bfloat16)
+    if options.pop("weights", "float") == "int8":
+        fw.apply(model, fw.Int8())
+    if options.pop("core_gradient", False):
+        fw.apply(model, fw.CoreGradient())
+        optimizer = build_optimizer(model, parse_optimizer(options), seed=seed)
+        fw.optim.layerwise(model, optimizer)
+        return [optimizer]
     if options["name"] not in ("apollo_torch", "torch_muon"):
         return [build_optimizer(model, parse_optimizer(options), seed=seed)]
     lr, factor = options["lr"], options["embedding_lr_factor"]
@@ -100,15 +119,11 @@ def state_bytes(optimizers: list[torch.optim.Optimizer]) -> int:
 
 def train(options: dict[str, Any], seed: int, tasks: dict[int, TextTask]) -> tuple[float, int]:
     """Train once; return (held-out loss, bytes of optimizer state)."""
-    options = dict(options)
-    precision = options.pop("precision", "fp32")
     if seed not in tasks:
         config = TextConfig(model="tiny", corpus="english", seq_len=SEQ_LEN, max_held_out_tokens=60_000)
         tasks[seed] = TextTask(config, seed=seed)
     task = tasks[seed]
     model = task.build_model()
-    if precision == "bf16":
-        cast_weights(model, torch.bfloat16)
     optimizers = build(model, options, seed)
 
     def factor(step: int) -> float:
@@ -180,9 +195,6 @@ def speed(methods: list[str], rounds: int = 5, steps: int = 5) -> None:
     for method in methods:
         options = dict(best(method))
         model = task.build_model()
-        if options.pop("precision", "fp32") == "bf16":
-            cast_weights(model, torch.bfloat16)
-
         built = build(model, options, seed=0)
 
         def run_steps(model: nn.Module = model, optimizers: list[torch.optim.Optimizer] = built) -> None:

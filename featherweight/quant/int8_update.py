@@ -100,12 +100,15 @@ def _add_to_groups_(codes: Tensor, scale: Tensor, update: Tensor, beta: float, n
 
 
 def _round(delta: Tensor, numbers: Tensor | None) -> Tensor:
-    """Round to whole numbers, at random or to nearest; `delta` is overwritten."""
+    """Round to whole numbers, at random or to nearest; `delta` may be overwritten."""
     if numbers is None:
         return delta.round_()
-    whole = delta.trunc()
-    # +-1 where the fraction is at least the random number: the quotient is 1 or more just then.
-    return whole.add_(delta.sub_(whole).div_(numbers).clamp_(-1, 1).trunc_())
+    # By magnitude and sign, because torch's trunc is ten times slower than its floor on a CPU.
+    magnitude = delta.abs()
+    whole = magnitude.floor()
+    # 1 where the fraction is at least the random number: the quotient is 1 or more just then.
+    whole.add_(magnitude.sub_(whole).div_(numbers).clamp_(max=1).floor_())
+    return torch.copysign(whole, delta, out=whole)
 
 
 def _rescale_(

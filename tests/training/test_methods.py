@@ -124,3 +124,35 @@ def test_two_runs_with_mst_are_equal_bit_by_bit():
     assert all(
         torch.equal(one, other) for one, other in zip(first.model.parameters(), second.model.parameters(), strict=True)
     )
+
+
+Q_GALORE = {"name": "q_galore", "lr": 1e-2, "rank": 8, "update_proj_gap": 2, "layerwise": True}
+
+
+def test_q_galore_brings_int8_weights_unless_the_recipe_lists_them_itself():
+    loop, found = losses(optimizer=Q_GALORE)
+    assert [type(method) for method in loop.methods] == [fw.Int8] and found[2] < found[0]
+    loop, _ = losses(optimizer=Q_GALORE, methods=[{"int8": {"embeddings": True}}, MST])
+    assert [type(method) for method in loop.methods] == [fw.Int8, fw.MsT] and loop.methods[0].embeddings
+
+
+@pytest.mark.parametrize("accumulation_steps", [1, 2])
+def test_everything_goes_together(accumulation_steps):
+    """Int8 weights, core gradients, chunks, offloaded checkpoints and layer-wise updates in one recipe."""
+    settings = {"optimizer": Q_GALORE, "accumulation_steps": accumulation_steps, "max_grad_norm": None}
+    _, expected = losses(**settings)
+    chunked = {"mst": {**MST["mst"], "checkpoint": "offload"}}
+
+    loop, found = losses(**settings, methods=["core_gradient", chunked])
+
+    rows = loop.optimizer.report().section("Core gradients").rows
+    assert len(rows) == 7 * 4 and all("core" in row[1] for row in rows)
+    assert all(int(state["step"].max()) == 3 for state in loop.optimizer.state.values())
+    # Codes of 8 bits are rounded by the same random numbers; what differs are sums in another order, and with
+    # accumulation 1 the time at which the first basis of the chunked layers takes effect.
+    assert found == pytest.approx(expected, abs=0.02)
+
+
+def test_core_gradients_without_layerwise_updates_are_refused():
+    with pytest.raises(fw.errors.ConfigError, match="layerwise=true"):
+        losses(optimizer={**Q_GALORE, "layerwise": False}, methods=["core_gradient"])
