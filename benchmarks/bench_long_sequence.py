@@ -63,11 +63,12 @@ def timing_row(what: str, name: str, timing: Timing, plain: Timing, peaks: dict[
     }
 
 
-def bench_step(sequence: int, rounds: int) -> list[dict[str, Any]]:
+def bench_step(sequence: int, rounds: int, only: list[str]) -> list[dict[str, Any]]:
     """Measure seconds and peak of real steps."""
     tokens = torch.randint(32000, (1, sequence), generator=torch.Generator().manual_seed(0))
     chosen = [setup for setup in setups() if "offload" not in setup.name and not setup.layerwise]
     chosen.append(Setup("MsT tokenwise", fw.MsT(tokenwise=True)))
+    chosen = [setup for setup in chosen if not only or setup.name in only]
     models, peaks = {}, {}
     for setup in chosen:
         torch.manual_seed(0)
@@ -365,14 +366,14 @@ def main() -> None:
     parser.add_argument("what", nargs="*", default=["step", "loss", "mlp"])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--sequence", type=int, default=4096)
-    parser.add_argument("--setups", nargs="*", default=[], help="longest and curve: only these")
+    parser.add_argument("--setups", nargs="*", default=[], help="step, curve, longest: only these")
     parser.add_argument("--models", nargs="*", default=[], help="longest: only these")
     parser.add_argument("--smoke", action="store_true", help="card: small shapes on any machine, no rows")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     print(machine())
     benchmarks: dict[str, Callable[[], list[dict[str, Any]] | None]] = {
-        "step": lambda: bench_step(arguments.sequence, arguments.rounds),
+        "step": lambda: bench_step(arguments.sequence, arguments.rounds, arguments.setups),
         "loss": lambda: bench_loss(arguments.sequence, arguments.rounds),
         "mlp": lambda: bench_mlp(arguments.sequence, arguments.rounds),
         "curve": lambda: bench_curve(arguments.sequence, arguments.setups),
