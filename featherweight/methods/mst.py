@@ -72,7 +72,8 @@ class MsT(Config):
     accum_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """In which dtype gradients of weights are summed over chunks; auto takes float32 for 16-bit weights."""
     tokenwise: bool = False
-    """Run everything in a layer but attention in chunks, norms and projections too; a model that cannot is refused."""
+    """Run everything in a layer but attention in chunks: norms, projections, the feed-forward layer. A model whose
+    layers cannot be cut is refused."""
 
     def apply(self, model: nn.Module, calibration: Any = None) -> Report:
         """Change a model in place; see `fw.apply`.

@@ -106,7 +106,7 @@ def _in_regions(
     attention: Any = getattr(layer, settings.structure.attention)
     size = settings.positions(hidden_BLD)
     names, positions = _per_token(arguments)
-    cache = next((arguments[name] for name in _CACHES if arguments.get(name) is not None), None)
+    cache = _cache(arguments)
     without = {"attention_mask", *_CACHES}
     alone = {name: None if name in without else value for name, value in arguments.items() if name not in names}
     options: dict[str, Any] = {}
@@ -162,16 +162,23 @@ def _bound(own: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any
 def _can_cut(layer: nn.Module, settings: LayerSettings, hidden_BLD: Tensor, arguments: dict[str, Any]) -> bool:
     if hidden_BLD.ndim != 3 or settings.positions(hidden_BLD) >= hidden_BLD.shape[1]:
         return False
-    if any(arguments.get(name) is not None for name in _CROSS_ATTENTION) or _weights_are_wanted():
+    if any(arguments.get(name) is not None for name in _CROSS_ATTENTION) or _weights_are_wanted(arguments):
         return False
-    caches = [arguments[name] for name in _CACHES if arguments.get(name) is not None]
-    return not caches or (layer.training and all(cache.get_seq_length() == 0 for cache in caches[:1]))
+    cache = _cache(arguments)
+    attention: Any = getattr(layer, settings.structure.attention)
+    return cache is None or (layer.training and cache.get_seq_length(attention.layer_idx) == 0)
 
 
-def _weights_are_wanted() -> bool:
+def _cache(arguments: dict[str, Any]) -> Any:
+    return next((arguments[name] for name in _CACHES if arguments.get(name) is not None), None)
+
+
+def _weights_are_wanted(arguments: dict[str, Any]) -> bool:
     """Tell whether the model collects the weights of attention for its output."""
-    from transformers.utils.output_capturing import _active_collector
-
+    try:
+        from transformers.utils.output_capturing import _active_collector
+    except ImportError:  # before that, the layers were told
+        return bool(arguments.get("output_attentions"))
     return any("attentions" in name for name in _active_collector.get() or ())
 
 

@@ -163,9 +163,12 @@ def test_a_cache_in_training_is_filled_as_in_the_stock_model():
     model, inputs = models.causal_model("llama"), models.batch()
     expected = model(inputs["input_ids"], use_cache=True)
     fw.apply(model, fw.MsT(**METHOD))
+    lengths = []
+    model.model.layers[1].self_attn.q_proj.register_forward_pre_hook(lambda m, args: lengths.append(args[0].shape[1]))
 
     found = model(inputs["input_ids"], use_cache=True)
 
+    assert lengths == 9 * [2] + [1]  # the second layer too, whose cache is empty when the first one's is filled
     for layer, other in zip(found.past_key_values.layers, expected.past_key_values.layers, strict=True):
         torch.testing.assert_close(layer.keys, other.keys)
         torch.testing.assert_close(layer.values, other.values)
