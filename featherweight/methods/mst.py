@@ -29,6 +29,7 @@ from featherweight.methods.forward_patch import (
 from featherweight.methods.fused_head import HeadSettings, causal_forward, find_causal_model, head_settings
 from featherweight.methods.layer_checkpoint import checkpoint_layers, restore_layers
 from featherweight.methods.mlp_structure import MlpStructure, find_structure, mlp_structures
+from featherweight.methods.probe import difference
 from featherweight.methods.regions import LayerSettings, NormSettings
 from featherweight.methods.tokenwise import apply_tokenwise
 from featherweight.nn.chunk_size import mlp_chunk_size
@@ -238,10 +239,8 @@ def _mlp_mismatch(module: nn.Module, structure: MlpStructure) -> str | None:
     finally:
         module.train(was_training)
     tolerance = 1e-4 if weight.dtype.itemsize >= 4 else 2e-2
-    if torch.allclose(found, expected, rtol=tolerance, atol=tolerance * float(expected.abs().max())):
-        return None
-    error = float((found - expected).abs().max())
-    return f"left alone: three tokens come out differently in chunks (by {error:.1e})"
+    error = difference(found, expected, tolerance=tolerance)
+    return None if error is None else f"left alone: three tokens come out differently in chunks (by {error:.1e})"
 
 
 def _reasons(rows: list[Any]) -> str:

@@ -13,6 +13,7 @@ from featherweight.errors import ConfigError
 from featherweight.methods.forward_patch import is_patched, patch_forward, settings_of
 from featherweight.methods.fused_head import find_causal_model
 from featherweight.methods.layer_structure import closing_norms, decoder_layers, find_layer, recorded_in_layers
+from featherweight.methods.probe import difference
 from featherweight.methods.regions import LayerSettings, NormSettings, layer_forward, norm_forward
 from featherweight.nn.chunk_size import ChunkSize
 
@@ -95,8 +96,8 @@ def _mismatch(model: nn.Module, changed: list[nn.Module]) -> str | None:
             module.training = is_training
     tolerance = 1e-4 if weight.dtype.itemsize >= 4 else 4e-2
     for what, ours, plain in zip(("tokens", "gradients"), found, expected, strict=True):
-        if not torch.allclose(ours, plain, rtol=tolerance, atol=tolerance * float(plain.abs().max())):
-            return f"{what} come out differently in chunks (by {float((ours - plain).abs().max()):.1e})"
+        if (error := difference(ours, plain, tolerance=tolerance)) is not None:
+            return f"{what} come out differently in chunks (by {error:.1e})"
     return None
 
 

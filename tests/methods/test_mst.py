@@ -516,6 +516,18 @@ def test_a_model_on_the_meta_device_can_be_changed_and_filled_later():
     assert_same_step(models.loss_and_gradients(model.train(), inputs), models.loss_and_gradients(stock, inputs))
 
 
+@pytest.mark.parametrize("tokenwise", [False, True])
+def test_a_model_with_a_nan_in_it_can_be_changed_and_says_nan(tokenwise):
+    model = models.causal_model("llama")
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight[0, 0] = float("nan")
+
+    report = fw.apply(model, fw.MsT(**METHOD, tokenwise=tokenwise))
+
+    assert sum("in chunks" in row[2] for row in report.section("Modules").rows) >= 3
+    assert model(**models.batch()).loss.isnan()
+
+
 def test_a_failing_forward_leaves_the_model_usable():
     model, inputs = models.causal_model("llama"), models.batch()
     fw.apply(model, fw.MsT(**METHOD))

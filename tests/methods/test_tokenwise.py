@@ -53,6 +53,29 @@ def test_loss_and_gradients_of_an_architecture_equal_the_stock_model(name, atten
     assert_same_step(models.loss_and_gradients(model, inputs), expected, tolerance=0)
 
 
+SMALL = {**models.LLAMA, "head_dim": 8, "pad_token_id": 0}
+OTHERS = {
+    **dict.fromkeys(["gemma", "gemma3_text", "glm", "olmo", "stablelm", "nemotron", "smollm3", "exaone4"], {}),
+    "opt": {"dropout": 0.0, "ffn_dim": 48, "word_embed_proj_dim": 32},
+    "gpt_bigcode": {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
+    "starcoder2": {"residual_dropout": 0.0, "embedding_dropout": 0.0},
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_layers_that_nobody_thought_of_are_cut_as_well(name):
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(name, **SMALL, **OTHERS[name])).train()
+    inputs = models.batch()
+    expected = models.loss_and_gradients(model, inputs)
+
+    fw.apply(model, fw.MsT(**METHOD))
+
+    assert_same_step(models.loss_and_gradients(model, inputs), expected)
+
+
 @pytest.mark.parametrize("name", ["llama", "gpt2", "phi"])
 def test_no_part_of_a_layer_sees_all_tokens_at_once(name):
     model = models.causal_model(name)
