@@ -86,6 +86,30 @@ def test_gradients_over_unequal_micro_batches_are_those_of_one_batch(micro_batch
         assert error <= 1e-5 * expected[name].norm(), name
 
 
+# Mutation: a gradient that is off by a factor, or a token that is dropped, moves the curve within a few steps.
+@pytest.mark.slow  # 30 s
+@pytest.mark.parametrize("options", [{}, {"tokenwise": True, "checkpoint": "offload"}], ids=str)
+def test_two_hundred_steps_have_the_same_losses(options):
+    def curve(method):
+        model = models.causal_model("llama")
+        if method is not None:
+            fw.apply(model, method)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+        losses = []
+        for seed in range(200):
+            inputs = models.batch(seed=seed % 5, length=64)
+            loss = model(**inputs, use_cache=False).loss
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.append(float(loss.detach()))
+        return losses
+
+    stock = curve(None)
+    assert stock[-1] < 0.5 * stock[0]
+    assert curve(fw.MsT(**METHOD, **options)) == pytest.approx(stock, abs=1e-3)
+
+
 class CountFeedForward(TorchDispatchMode):
     """Counts matrix products with the width of the feed-forward layers among their sizes."""
 
