@@ -81,7 +81,7 @@ def test_every_public_name_of_the_optimizers_is_documented():
 
 OPTIMIZER_CONFIGS = [
     *("OptimizerConfig", "GaLoreConfig", "FiraConfig", "ApolloConfig"),
-    *("LDAdamConfig", "GUMConfig", "GaLoreAdafactorConfig"),
+    *("LDAdamConfig", "GUMConfig", "GaLoreAdafactorConfig", "QGaLoreConfig"),
 ]
 
 

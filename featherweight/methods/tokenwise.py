@@ -96,8 +96,8 @@ def _mismatch(model: nn.Module, changed: list[nn.Module]) -> str | None:
             module.training = is_training
     tolerance = 1e-4 if weight.dtype.itemsize >= 4 else 4e-2
     for what, ours, plain in zip(("tokens", "gradients"), found, expected, strict=True):
-        if (error := difference(ours, plain, tolerance=tolerance)) is not None:
-            return f"{what} come out differently in chunks (by {error:.1e})"
+        if (distance := difference(ours, plain, tolerance=tolerance)) is not None:
+            return f"{what} come out differently in chunks (by {distance:.1e})"
     return None
 
 
