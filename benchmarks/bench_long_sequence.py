@@ -199,7 +199,7 @@ def bench_curve(sequence: int, only: list[str], steps: int = 200) -> list[dict[s
             continue
         torch.manual_seed(0)
         model = prepare(LlamaForCausalLM(LlamaConfig(vocab_size=256, **SMALL)), setup)
-        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4)
         started = time.perf_counter()
         for number, index in enumerate(order.tolist()):
             loss = model(input_ids=data[index], labels=data[index], use_cache=False).loss
