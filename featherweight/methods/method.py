@@ -85,7 +85,7 @@ def apply(model: nn.Module, method: Method, calibration: Any = None) -> Report:
         >>> report = apply(model, MsT())
         >>> remove(model, MsT())
     """
-    _check(method)
+    check_method(method)
     for other in applied_methods(model):
         if type(other) is type(method):
             raise ConfigError(
@@ -106,7 +106,7 @@ def remove(model: nn.Module, method: Method) -> None:
     Raises:
         ConfigError: if no method of this kind is applied, or something else was wrapped around it since.
     """
-    _check(method)
+    check_method(method)
     applied = [one for one in applied_methods(model) if type(one) is type(method)]
     if not applied:
         names = [type(one).__name__ for one in applied_methods(model)]
@@ -156,7 +156,12 @@ def parse_methods(entries: Sequence[Any]) -> list[Method]:
     return parsed
 
 
-def _check(method: object) -> None:
+def check_method(method: object) -> None:
+    """Refuse what is no method.
+
+    Raises:
+        ConfigError: for anything else, a class of methods included.
+    """
     if not isinstance(method, Method) or isinstance(method, type):
         raise ConfigError(
             f"apply: method={method!r} is no method; expected an object such as fw.MsT(). "
