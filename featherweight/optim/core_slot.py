@@ -38,6 +38,7 @@ class CoreSlot:
 
     def __init__(self, owner: "Layerwise", parameter: Tensor, *, prefer: str, exact_refresh: bool) -> None:
         self.owner, self.parameter, self.prefer, self.exact_refresh = owner, parameter, prefer, exact_refresh
+        self._judged: tuple[Layout, str | None] | None = None
         self._held: OuterProduct | None = None
         self._whole_step = -1  # the last step of which a forward pass has kept the input itself
 
@@ -53,7 +54,10 @@ class CoreSlot:
         readers = sum(getattr(hook, "needs_gradient", True) for hook in hooks)
         if self.parameter._backward_hooks or readers > 1:  # one of them is the optimizer's
             return "a hook on the parameter wants the gradient"
-        return why_full(self.layout, self.parameter.element_size(), self.prefer)
+        planned = self.owner.optimizer.layouts[self.parameter]
+        if self._judged is None or self._judged[0] is not planned:  # asked before each forward pass
+            self._judged = planned, why_full(planned, self.parameter.element_size(), self.prefer)
+        return self._judged[1]
 
     @property
     def state(self) -> Any:
