@@ -34,7 +34,10 @@ class CoreGradient(Config):
     """Let linear layers compute what a low-rank optimizer uses of a gradient, and never the gradient.
 
     Takes effect with `fw.optim.layerwise` and an optimizer that drops what lies outside of its subspaces (GaLore,
-    Q-GaLore, LDAdam without error feedback). Updates are the same to rounding.
+    Q-GaLore, LDAdam without error feedback). Updates are the same to rounding, with two exceptions: a layer that runs
+    several times in a backward pass gets its new basis a step later, as with accumulation, because the sum of its
+    gradients never exists; and without accumulation, too, `max_grad_norm` acts on a norm that is estimated outside of
+    the subspaces (`clip="projected"` needs no estimate). A parameter with hooks of its own gets its whole gradient.
 
     Example:
         >>> import featherweight as fw
@@ -106,20 +109,39 @@ class _Settings:
     exact_refresh: bool
 
 
-def _forward(module: nn.Module, x: Tensor) -> Tensor:
+def _forward(module: nn.Module, *args: Tensor, **named: Tensor) -> Tensor:
+    if torch.compiler.is_compiling():  # what the optimizer asks for changes from step to step
+        result: Tensor = torch.compiler.disable(_compute)(module, *args, **named)
+        return result
+    return _compute(module, *args, **named)
+
+
+def _compute(module: nn.Module, *args: Tensor, **named: Tensor) -> Tensor:
     settings: _Settings = settings_of(module)
     weight: Tensor = module.weight  # type: ignore[assignment]
-    # Inside a chunk the layer computes with a stand-in for its parameter.
-    parameter = weight if isinstance(weight, nn.Parameter) else settings.parameter
+    parameter = _parameter_behind(weight, settings.parameter)
     slot = None
-    if torch.is_grad_enabled() and weight.requires_grad:
+    if torch.is_grad_enabled() and weight.requires_grad and parameter is not None:
         slot = core_slot(parameter, prefer=settings.prefer, exact_refresh=settings.exact_refresh)
     if slot is None:
-        result: Tensor = original_forward(module)(x)
+        result: Tensor = original_forward(module)(*args, **named)
         return result
+    (x,) = (*args, *named.values())
     source = module.int8_weight() if isinstance(module, Int8Module) else None
     is_transposed = type(module).__name__ in ("Conv1D", "Int8Conv1D")
     return projected_linear(x, weight, module.bias, slot, source=source, is_transposed=is_transposed)  # type: ignore[arg-type]
+
+
+def _parameter_behind(weight: Tensor, parameter: nn.Parameter) -> Tensor | None:
+    """Return the parameter that gets the gradient of the tensor a layer computes with; None if it is another tensor's.
+
+    Inside a chunk a layer computes with a stand-in for its parameter, in a backward pass. What functional_call or a
+    parametrization puts there has a gradient of its own.
+    """
+    if isinstance(weight, nn.Parameter):
+        return weight
+    is_stand_in = weight.is_leaf and weight.data_ptr() == parameter.data_ptr()
+    return parameter if is_stand_in and torch._C._current_graph_task_id() != -1 else None
 
 
 def _mismatch(module: nn.Module) -> str | None:

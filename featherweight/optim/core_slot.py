@@ -37,11 +37,27 @@ class CoreSlot:
     """
 
     def __init__(self, owner: "Layerwise", parameter: Tensor, *, prefer: str, exact_refresh: bool) -> None:
-        self.owner, self.parameter, self.exact_refresh = owner, parameter, exact_refresh
-        self.layout = owner.optimizer.layouts[parameter]
-        self.reason = why_full(self.layout, parameter.element_size(), prefer)
-        """Why this parameter gets a whole gradient; None if it gets cores."""
+        self.owner, self.parameter, self.prefer, self.exact_refresh = owner, parameter, prefer, exact_refresh
+        self._judged: tuple[Layout, str | None] | None = None
         self._held: OuterProduct | None = None
+        self._whole_step = -1  # the last step of which a forward pass has kept the input itself
+
+    @property
+    def layout(self) -> Layout:
+        """How the optimizer treats the parameter; a state that is loaded may change it."""
+        return self.owner.layout_of(self.parameter)
+
+    @property
+    def reason(self) -> str | None:
+        """Why this parameter gets a whole gradient; None if it gets cores."""
+        hooks = (self.parameter._post_accumulate_grad_hooks or {}).values()
+        readers = sum(getattr(hook, "needs_gradient", True) for hook in hooks)
+        if self.parameter._backward_hooks or readers > 1:  # one of them is the optimizer's
+            return "a hook on the parameter wants the gradient"
+        planned = self.owner.optimizer.layouts[self.parameter]
+        if self._judged is None or self._judged[0] is not planned:  # asked before each forward pass
+            self._judged = planned, why_full(planned, self.parameter.element_size(), self.prefer)
+        return self._judged[1]
 
     @property
     def state(self) -> Any:
@@ -52,17 +68,23 @@ class CoreSlot:
         """Say whether the next forward pass should leave a core."""
         if self.reason is not None:
             return False
-        if self.layout.alternative is not None and (not self.state or "trial_basis" in self.state):
+        layout = self.owner.optimizer.layouts[self.parameter]
+        if layout.alternative is not None and (not self.state or "trial_basis" in self.state):
             return False  # min_memory has not chosen its side
         return not (self.exact_refresh and self._is_due())
 
     def input_test(self) -> Tensor | None:
         """Return the matrix whose product with the layer's input is to be kept; None to keep the input."""
-        total = self.owner.sum_of(self.parameter)
-        if not self.state or (total is not None and total.is_sketched):
+        step = int(self.state["step"].max()) if self.state else 0
+        if step == self._whole_step:  # a repeated forward pass must keep what the first one did
             return None
-        _, matrices = self.owner.matrices(self.parameter, None)
-        return input_test(matrices[0], probe_norm=self.owner.probes_norm)
+        total, test = self.owner.sum_of(self.parameter), None
+        if self.state and not (total is not None and total.is_sketched):
+            _, matrices = self.owner.matrices(self.parameter, None)
+            test = input_test(matrices[0], probe_norm=self.owner.probes_norm)
+        if test is None:
+            self._whole_step = step
+        return test
 
     def version(self) -> int:
         """Return a number that changes when the subspace does."""
@@ -95,6 +117,11 @@ class CoreSlot:
             total = self.owner.sum_of(self.parameter) or self._begin(None, is_only=False)
             total.add_thin(left_TM, thin_TK)
 
+    def take_held(self) -> OuterProduct | None:
+        """Return what was held back and hold it no more."""
+        held, self._held = self._held, None
+        return held
+
     def complete(self) -> None:
         """Take note that this backward pass brings no more; a gradient that was held back is the only one."""
         if self._held is not None:
@@ -105,7 +132,7 @@ class CoreSlot:
         self._held = None
 
     def _begin(self, first: OuterProduct | None, *, is_only: bool) -> CoreSum:
-        held, self._held = self._held, None
+        held = self.take_held()
         total = self.owner.begin_sum(self.parameter, first, is_only=is_only)
         assert isinstance(total, CoreSum), "a slot is closed for policies that need whole gradients"
         if held is not None:

@@ -168,8 +168,9 @@ class Layerwise:
         self.steps = 0
         """Optimizer steps made."""
         self.grad_norm: float | None = None
-        """Norm of the gradient of the last step, before clipping; None before the first. Exact without accumulation.
-        With it, what lies outside the subspaces is estimated by a random probe; under "projected" it is left out."""
+        """Norm of the gradient of the last step, before clipping; None before the first. Exact for
+        whole gradients without accumulation. Of sums and of core gradients what lies outside the subspaces is estimated
+        by a random probe; under "projected" it is left out."""
         # By position: loading a state (accelerate does it in prepare) puts new dicts into the optimizer's list.
         self._group_index = {p: i for i, group in enumerate(optimizer.param_groups) for p in group["params"]}
         self._sums: dict[Tensor, GradientSum] = {}
@@ -329,7 +330,10 @@ class Layerwise:
         """
         is_last = self._micro_step + 1 == self.accumulation_steps
         if slot := self._slots.get(parameter):
-            slot.complete()
+            if grad is None:
+                slot.complete()
+            elif held := slot.take_held():  # the weight is also used where its gradient is formed
+                grad = grad + held.dense().to(grad.dtype)
         total = self._sums.get(parameter)
         if grad is not None:
             if total is None and self.is_single and self.clip != "projected":
@@ -386,11 +390,27 @@ class Layerwise:
         assert total is None or isinstance(total, CoreSum)
         return total
 
+    def layout_of(self, parameter: Tensor) -> Layout:
+        """Return how the optimizer treats a parameter, on the side that `proj_type="min_memory"` has chosen."""
+        layout = self.optimizer.layouts[parameter]
+        is_projected = layout.rank is not None and self.optimizer.state.get(parameter)
+        return self.matrices(parameter, None)[0] if is_projected else layout
+
     @contextmanager
     def receiving(self, parameter: Tensor) -> Any:
-        """Take in a core in the middle of a backward pass."""
+        """Take in a core in the middle of a backward pass.
+
+        Raises:
+            ConfigError: if the handle was removed since the forward pass.
+        """
+        name = self.optimizer.layouts[parameter].name
+        if self.optimizer.layerwise is not self:
+            raise ConfigError(
+                f"layerwise: '{name}' leaves the core of its gradient to a handle that was removed between forward and "
+                "backward pass; expected it to stay for both. Repeat the forward pass."
+            )
         if not self._pass.is_running:
-            self._pass.begin()
+            self._pass.begin_outside_of_checkpoints(name)
         with self._undisturbed(parameter):
             yield
 
@@ -508,7 +528,7 @@ class Layerwise:
         for parameter in self._group_index:
             if not parameter.requires_grad:
                 continue
-            layout = self.optimizer.layouts[parameter]
+            layout = self.layout_of(parameter)
             size_bytes = parameter.numel() * parameter.element_size()
             is_core = layout.rank is not None and layout.residual is None and not layout.error_feedback
             if is_kept:
