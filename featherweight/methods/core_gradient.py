@@ -62,6 +62,7 @@ class CoreGradient(Config):
     """One right basis for layers that read the same input (q, k, v; gate, up), so that one thin product is computed and
     kept for all of them. Which layers these are says `featherweight.methods.shared_input.shared_inputs`; which of their
     weights have a basis on the right side (`proj_type`), of one rank, says the optimizer: its report names the others.
+    Saves activations and FLOPs; in the optimizer's state each weight keeps a copy of the basis, as without sharing.
     """
 
     @model_validator(mode="after")

@@ -5,8 +5,9 @@ the product ``x Q`` is computed and kept once for all of them. A refresh is one 
 ``Q' = qr(sum(G_i^T C_i))``: C_i are a member's rows of an orthonormal basis of what is remembered of all cores. It
 holds from the next step on, since members are updated one after the other and none may move the basis of the rest.
 
-Each member keeps moments of its own and a copy of the basis: its state is that of a weight with a basis of its own, and
-can be continued without sharing, and the other way round. A member without gradient in a step does not hold up the
+Each member keeps moments of its own and a copy of the basis. The copies cost the memory of N*R numbers each; for them,
+the state is that of a weight with a basis of its own, and can be continued without sharing, and the other way round. A
+member without gradient in a step does not hold up the
 others; it follows them to the new basis.
 Shapes: T tokens, M_i rows of a member, N columns, R rank, K columns of a sketch.
 """

@@ -292,6 +292,22 @@ def test_resume_is_bitwise_identical(accumulation_steps, options):
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), second.parameters(), strict=True))
 
 
+@pytest.mark.parametrize("tokens", [1, 7, 0])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_16_bits_and_odd_numbers_of_tokens(dtype, tokens):
+    model = Attention(dtype)
+    share(model)
+    optimizer = build(model)
+    data = [*batches(2, dtype, 8), *batches(3, dtype, tokens), *batches(2, dtype, 8)]
+    with layerwise(model, optimizer):
+        for x in data:
+            model(x[:, None]).float().square().sum().backward()
+    one, two, three = bases(model, optimizer)
+    assert one.dtype == dtype and torch.equal(one, two) and torch.equal(one, three)
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
+    assert int(optimizer.state[model.q_proj.weight]["refresh_count"]) >= 2
+
+
 def test_a_lazy_refresh_has_one_gap_for_all():
     model = Attention(torch.float32)
     share(model)
