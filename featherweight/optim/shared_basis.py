@@ -30,7 +30,6 @@ from featherweight.optim.accumulation import (
     remembers,
     sketch_key,
 )
-from featherweight.optim.finite import is_usable
 from featherweight.optim.layout import Layout
 from featherweight.optim.matrix import ProjectedMatrix
 from featherweight.optim.refresh import align
@@ -163,8 +162,7 @@ class SharedBasis:
     def add(self, sketch: Tensor) -> None:
         """See `CommonSketch.add`."""
         window = self.window()
-        if is_usable(sketch):
-            window.sketch = sketch if window.sketch is None else window.sketch + sketch
+        window.sketch = sketch if window.sketch is None else window.sketch + sketch
 
     def end_window(self) -> None:
         """Take the new basis if a refresh was due and a member had a gradient."""

@@ -159,8 +159,9 @@ def test_the_product_is_of_the_input_as_it_is_now_and_keeps_nothing_alive():
         assert shared.product(x, x) is first
         x.mul_(2)  # another version
         assert torch.allclose(shared.product(x, x), 2 * first)
-        other = x.clone()  # another tensor
-        assert shared.product(other, other) is not first
+        other = (x + 1).mul_(1)  # another tensor, with as many changes
+        assert other._version == x._version
+        assert torch.allclose(shared.product(other, other) - shared.product(x, x), shared.product(x / x, x / x))
         assert shared.product(other, other.float()).dtype == torch.float32  # as in autocast
         value = shared.product(x, x)
         watched = torch.utils.weak.TensorWeakRef(value)
@@ -185,6 +186,10 @@ def test_all_members_refresh_together_and_none_keeps_the_others_waiting():
     model.used = tuple(ROWS)
     losses, _ = train(model, batches(8, torch.float32), optimizer)
     assert int(k["step"]) == 11 and torch.equal(q["basis_right"], k["basis_right"])
+    model.used = ("k_proj",)  # its own count of steps is behind, and yet its gap is 3
+    count = int(k["refresh_count"])
+    train(model, batches(4, torch.float32), optimizer)
+    assert count < int(k["refresh_count"]) == int(q["refresh_count"]) and int(q["step"]) == 16
     assert not optimizer.state[model.v_proj.weight]
 
 
@@ -321,11 +326,14 @@ def test_a_lazy_refresh_has_one_gap_for_all():
 
 def test_a_run_with_bases_of_their_own_is_continued_with_one():
     model = Attention(torch.float32)
-    optimizer = build(model)
+    optimizer = build(model, update_proj_gap=4, stagger=False)
     train(model, batches(5, torch.float32), optimizer)
     one, two, _ = bases(model, optimizer)
     assert not torch.equal(one, two)
+    before = one.clone()
     share(model)
+    train(model, batches(1, torch.float32), optimizer)  # no refresh is due
+    assert all(torch.equal(each, before) for each in bases(model, optimizer))
     losses, _ = train(model, batches(6, torch.float32), optimizer)
     one, two, three = bases(model, optimizer)
     assert torch.equal(one, two) and torch.equal(one, three) and losses[-1] < losses[0]
