@@ -22,12 +22,17 @@ from featherweight.quant.int8_weight import Int8Weight
 class CoreSink(Protocol):
     """Takes the factors of a weight's gradient."""
 
-    def input_test(self) -> Tensor | None:
-        """Return the (N, K) matrix whose product with the input is to be kept; None to keep the input itself."""
+    def product(self, x: Tensor, cast_x: Tensor) -> Tensor | None:
+        """Return the (..., K) product with the input that is to be kept instead of it; None to keep the input itself.
+
+        Args:
+            x: (..., N) as the layer got it; the product may be one that another layer with the same input has made.
+            cast_x: x in the dtype of the computation.
+        """
         ...
 
     def version(self) -> int:
-        """Return a number that changes when `input_test` would return another basis."""
+        """Return a number that changes when `product` would take another basis."""
         ...
 
     def add(self, left_TM: Tensor, right_TN: Tensor) -> None:
@@ -35,7 +40,7 @@ class CoreSink(Protocol):
         ...
 
     def add_thin(self, left_TM: Tensor, thin_TK: Tensor, version: int) -> None:
-        """Take in the gradient ``left^T x``, of which ``thin = x @ input_test()`` was kept."""
+        """Take in the gradient ``left^T x``, of which ``thin = product(x)`` was kept."""
         ...
 
 
@@ -86,22 +91,22 @@ class _ProjectedLinear(torch.autograd.Function):
         dtype: torch.dtype,
     ) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
-            ctx.input_dtype, x = x.dtype, x.to(dtype)
+            cast_x = x.to(dtype)
             matrix = _values(weight, source, dtype, is_transposed)
-            output = F.linear(x, matrix, None if bias is None else bias.to(dtype))
+            output = F.linear(cast_x, matrix, None if bias is None else bias.to(dtype))
             if output._is_view():  # (of a flattened product) autograd lets nobody change such a one in place
                 output = torch.ops.aten._unsafe_view(output, output.shape)
-            test = None if is_transposed else sink.input_test()
-            kept = x if test is None else x @ test.to(dtype)
+            product = None if is_transposed else sink.product(x, cast_x)
         ctx.sink, ctx.source, ctx.is_transposed, ctx.dtype = sink, source, is_transposed, dtype
-        ctx.version = None if test is None else sink.version()
+        ctx.input_dtype = x.dtype
+        ctx.version = None if product is None else sink.version()
         is_tracked = source is not None and not source.codes.is_inference()
         ctx.codes_version = source.codes._version if is_tracked else None  # type: ignore[union-attr]
         ctx.is_parameter = isinstance(weight, nn.Parameter)
         ctx.shape, ctx.weight_dtype = weight.shape, weight.dtype
         ctx.bias_dtype = None if bias is None else bias.dtype
         # The handle of an int8 weight has no values; whoever stores saved tensors elsewhere would make a matrix of it.
-        ctx.save_for_backward(kept, weight if source is None else None)
+        ctx.save_for_backward(cast_x if product is None else product, weight if source is None else None)
         return output
 
     @staticmethod
