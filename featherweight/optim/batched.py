@@ -23,7 +23,8 @@ SCRATCH_BYTES = 64 << 20
 """Temporaries of a batch: when they reach this, its matrices are updated."""
 
 IN_PLACE_DEVICES = ("cpu", "meta")
-"""Devices on which matrices are updated one by one."""
+"""Devices on which matrices are updated one by one: on a CPU a core stays in the cache from one operation to the next.
+Lists made the projected part of a step 14 % shorter on a Llama of 9M parameters and 19 % longer on one of 60M."""
 
 
 class _Member(NamedTuple):
