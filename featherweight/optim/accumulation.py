@@ -11,7 +11,7 @@ Source: LDAdam, arXiv 2410.16103 (warm iteration); Halko et al., arXiv 0909.4061
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ from featherweight.linalg.orthonormal import orthonormalize
 from featherweight.linalg.outer_product import Gradient, OuterProduct
 from featherweight.linalg.random import keyed_generator, random_normal
 from featherweight.linalg.subspace import MatrixSubspace
-from featherweight.optim.finite import is_usable, squared_norm
+from featherweight.optim.finite import Size, sizes_of
 from featherweight.optim.layout import Layout
 from featherweight.optim.matrix import ProjectedMatrix
 from featherweight.optim.refresh import align
@@ -41,8 +41,8 @@ class GradientSum(Protocol):
         """Take in the gradient of one micro-batch; it may be kept and changed."""
         ...
 
-    def squared_norm(self) -> Tensor:
-        """Return the squared norm of the sum, a float32 or float64 scalar."""
+    def squared_norm(self) -> float:
+        """Return the squared norm of the sum."""
         ...
 
     def tensors(self) -> Iterable[Tensor]:
@@ -55,15 +55,29 @@ class FullSum:
     """The sum itself, in the dtype of the gradients: as torch accumulates into ``.grad``."""
 
     grad: Tensor | None = None
+    _size: Size | None = None
 
     def add(self, grad: Tensor) -> None:
         """See `GradientSum.add`."""
+        self._size = None
         self.grad = grad if self.grad is None else self.grad.add_(grad)
 
-    def squared_norm(self) -> Tensor:
+    def squared_norm(self) -> float:
         """See `GradientSum.squared_norm`."""
+        return self.size().squared_norm
+
+    def size(self) -> Size:
+        """Return norm and use of the sum; the device is waited for once."""
+        if self._size is None:
+            assert self.grad is not None
+            (self._size,), _ = sizes_of([self.grad])
+        return self._size
+
+    def reduce(self, all_reduce: Callable[[Tensor, Mapping[str, Any]], None], group: Mapping[str, Any]) -> None:
+        """Average the sum over the processes."""
         assert self.grad is not None
-        return squared_norm(self.grad)
+        self._size = None
+        all_reduce(self.grad, group)
 
     def tensors(self) -> Iterable[Tensor]:
         """See `GradientSum.tensors`."""
@@ -107,6 +121,15 @@ class _MatrixSum:
         return kept if self.probe is None else [*kept, self.probe]
 
 
+class _Verdict(NamedTuple):
+    """What is known of the sum of one matrix before its step."""
+
+    is_usable: bool
+    squared_norm: float
+    has_sketch: bool
+    """Whether a sketch holds anything: zeros give no basis."""
+
+
 class CoreSum:
     """The cores of one parameter's matrices, summed in float32; with sketches where a refresh is due.
 
@@ -133,13 +156,17 @@ class CoreSum:
         self.layout, self.matrices, self.is_shared, self.common = layout, matrices, is_shared, common
         self.exact_refresh, self.probe_norm = exact_refresh, probe_norm
         self.sums: dict[int, _MatrixSum] = {}
+        self._verdicts: list[_Verdict] | None = None  # of the matrices in `sums`, until something changes them
 
     def add(self, grad: Gradient) -> None:
         """See `GradientSum.add`; a gradient may also come as its factors."""
+        self._verdicts = None
         grads = self.layout.gradients(grad)
         # A zero gradient of an only matrix is a gradient; an expert without one was not used. One wait for the device.
         is_used = [True]
-        if self.layout.blocks is not None:
+        if self.layout.blocks is not None and isinstance(grad, Tensor):
+            is_used = self.layout.used_matrices(grad).tolist()
+        elif self.layout.blocks is not None:
             is_used = torch.stack([torch.as_tensor(one.any()) for one in grads]).tolist()
         for index, grad_MN in enumerate(grads):
             if is_used[index]:
@@ -168,6 +195,7 @@ class CoreSum:
         Raises:
             NumericsError: if a refresh has become due since, which needs x itself.
         """
+        self._verdicts = None
         (matrix,) = self.matrices
         total = self.sums.get(0)
         if total is None:
@@ -229,27 +257,44 @@ class CoreSum:
         """Whether gradients are sketched for a refresh, which needs all of their factors."""
         return any(total.tests for total in self.sums.values())
 
-    def squared_norm(self) -> Tensor:
+    def squared_norm(self) -> float:
         """Return the squared norm of the sum: exact inside the subspace, estimated without bias outside of it.
 
         Without probes, of the part inside the subspace alone. Matrices whose sum is not finite are left out.
         """
-        total = torch.zeros((), dtype=torch.float64, device=self.matrices[0].device)
+        return sum(verdict.squared_norm for verdict in self._read())
+
+    def _read(self) -> "list[_Verdict]":
+        """Return what is to be known of the sums before the step; the device is waited for once."""
+        if self._verdicts is not None:
+            return self._verdicts
+        measured: list[Tensor] = []
         for each in self.sums.values():
-            if not is_usable(each.core):
-                continue
-            if each.probe is not None and self.layout.seeded_basis == "gaussian":
-                total += squared_norm(each.probe)  # its columns are not orthonormal: no inside and outside
-                continue
-            total += squared_norm(each.core)
-            if each.probe is not None:
-                test = probe_test(self.layout, each.probe_key, each.probe.device)
-                inside = _back_times(each.matrix.subspace(), each.core, test)
-                total += squared_norm(each.probe - inside)
-        return total
+            measured += [each.core, *self._outside(each)]
+        has_sketch = [sketch.any() for each in self.sums.values() for sketch in each.sketches.values()]
+        found, flags = sizes_of(measured, has_sketch)
+        sizes, sketched = iter(found), iter(flags)
+        self._verdicts = []
+        for each in self.sums.values():
+            core = next(sizes)
+            outside = 0.0 if each.probe is None else next(sizes).squared_norm
+            # Columns of a gaussian projection are not orthonormal: there is no inside and outside.
+            is_whole = each.probe is not None and self.layout.seeded_basis == "gaussian"
+            squared = outside if is_whole else core.squared_norm + outside
+            is_sketched = any([next(sketched) for _ in each.sketches])
+            self._verdicts.append(_Verdict(core.is_usable, squared if core.is_usable else 0.0, is_sketched))
+        return self._verdicts
+
+    def _outside(self, total: _MatrixSum) -> list[Tensor]:
+        """Return the tensor whose norm stands for what lies outside of the subspace, if there is a probe."""
+        if total.probe is None or self.layout.seeded_basis == "gaussian":
+            return [] if total.probe is None else [total.probe]
+        test = probe_test(self.layout, total.probe_key, total.probe.device)
+        return [total.probe - _back_times(total.matrix.subspace(), total.core, test)]
 
     def reduce(self, all_reduce: Callable[[Tensor, Mapping[str, Any]], None]) -> None:
         """Average all sums over the processes."""
+        self._verdicts = None
         for total in self.sums.values():
             for tensor in (total.core, *total.sketches.values(), *(() if total.probe is None else (total.probe,))):
                 all_reduce(tensor, total.matrix.group)
@@ -264,8 +309,8 @@ class CoreSum:
             Number of matrices that were left out because their sum is not finite.
         """
         skipped = 0
-        for index, total in self.sums.items():
-            if not is_usable(total.core):
+        for (index, total), verdict in zip(self.sums.items(), self._read(), strict=True):
+            if not verdict.is_usable:
                 skipped += 1
                 continue
             matrix, subspace = total.matrix, total.matrix.subspace()
@@ -275,7 +320,7 @@ class CoreSum:
             if self.common is not None:
                 for sketch in total.sketches.values():
                     self.common.add(sketch)
-            elif total.sketches and any(bool(sketch.any()) for sketch in total.sketches.values()):
+            elif verdict.has_sketch:
                 fresh = _basis_of(total, self.layout)
                 if matrix.group["basis_smoothing"] > 0:
                     fresh = align(fresh, subspace)

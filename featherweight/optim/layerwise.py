@@ -9,6 +9,7 @@ ends.
 Source: GaLore, arXiv 2403.03507, section 4.3; the treatment of accumulation, clipping and norms is ours.
 """
 
+import math
 import warnings
 import weakref
 from collections.abc import Iterable, Sequence
@@ -27,7 +28,7 @@ from featherweight.linalg.outer_product import OuterProduct
 from featherweight.optim.accumulation import CoreSum, FullSum, GradientSum, core_sum_bytes
 from featherweight.optim.backward_pass import BackwardPass
 from featherweight.optim.core_slot import CoreSlot, costs, share_basis
-from featherweight.optim.finite import is_usable, squared_norm
+from featherweight.optim.finite import sizes_of
 from featherweight.optim.layout import Layout
 from featherweight.optim.low_rank import LowRankOptimizer
 from featherweight.optim.matrix import Group, ProjectedMatrix
@@ -182,7 +183,7 @@ class Layerwise:
         self._group_index = {p: i for i, group in enumerate(optimizer.param_groups) for p in group["params"]}
         self._sums: dict[Tensor, GradientSum] = {}
         self._slots: dict[Tensor, CoreSlot] = {}
-        self._norms: list[Tensor] = []  # squared, of the tensors that this window has updated
+        self._norms: list[float] = []  # squared, of the tensors that this window has updated
         self._micro_step = 0
         self._has_skipped = False  # in this window
         self._pass = BackwardPass(
@@ -452,29 +453,36 @@ class Layerwise:
     # ---- updates
 
     def _update_from_gradient(self, parameter: Tensor, group: Group, grad: Tensor) -> None:
-        squared = squared_norm(grad)
-        if not bool(squared.isfinite()) or (float(squared) > 1e30 and not is_usable(grad)):
+        layout = self.optimizer.layouts[parameter]
+        is_stacked = layout.rank is not None and layout.blocks is not None
+        # All that the host must know is read at once: each wait keeps the backward pass from running ahead.
+        (size,), is_used = sizes_of([grad], [layout.used_matrices(grad)] if is_stacked else ())
+        if not size.is_usable:
             self._skip(1)
             return
-        self._norms.append(squared)
-        factor = self._factor(parameter, squared)
-        self.optimizer.step_gradient(parameter, group, grad if factor == 1.0 else grad.mul_(factor))
+        self._norms.append(size.squared_norm)
+        factor = self._factor(parameter, size.squared_norm)
+        grad = grad if factor == 1.0 else grad.mul_(factor)
+        self.optimizer.step_gradient(parameter, group, grad, is_used if is_stacked else None)
 
     def _update_from_sum(self, parameter: Tensor, factor: float | None = None) -> None:
         """Make the step of one parameter from what its micro-batches have left; `factor` None asks the clip mode."""
         total, group = self._sums.pop(parameter), self.group_of(parameter)
         if isinstance(total, FullSum):
             assert total.grad is not None
-            self.reducer.all_reduce(total.grad, group)
+            if self.reducer.world_size > 1:
+                total.reduce(self.reducer.all_reduce, group)
             if factor is None:
                 self._update_from_gradient(parameter, group, total.grad)
-            elif is_usable(total.grad):
+                return
+            if total.size().is_usable:
                 self.optimizer.step_gradient(parameter, group, total.grad.mul_(factor))
             else:
                 self._skip(1)
             return
         assert isinstance(total, CoreSum | TensorSum)
-        total.reduce(self.reducer.all_reduce)
+        if self.reducer.world_size > 1:
+            total.reduce(self.reducer.all_reduce)
         if factor is None:
             squared = total.squared_norm()
             self._norms.append(squared)
@@ -485,10 +493,10 @@ class Layerwise:
         self.optimizer.skipped_steps += count
         self._has_skipped = self._has_skipped or count > 0
 
-    def _factor(self, parameter: Tensor, squared: Tensor) -> float:
+    def _factor(self, parameter: Tensor, squared: float) -> float:
         """Return what the gradient of a tensor is multiplied with before its step."""
         if self.clip == "norm_growth":
-            norm = float(squared) ** 0.5
+            norm = squared**0.5
             state = self.optimizer.state[parameter]
             if not state:
                 self.optimizer.create_state(parameter)
@@ -500,7 +508,7 @@ class Layerwise:
         if self.max_grad_norm is None:
             return 1.0
         if self.clip == "per_tensor":
-            return _clip_factor(self.max_grad_norm, float(squared) ** 0.5)
+            return _clip_factor(self.max_grad_norm, squared**0.5)
         last_norm = self.optimizer.param_groups[0].get(NORM_KEY)
         return 1.0 if last_norm is None else _clip_factor(self.max_grad_norm, last_norm)
 
@@ -510,7 +518,7 @@ class Layerwise:
             if self.clip == "projected":
                 for total in self._sums.values():
                     squared = total.squared_norm()
-                    if bool(squared.isfinite()):
+                    if math.isfinite(squared):
                         self._norms.append(squared)
                 limit = self.max_grad_norm
                 factor = 1.0 if limit is None else _clip_factor(limit, self._total_norm())
@@ -533,7 +541,7 @@ class Layerwise:
         self.optimizer._opt_called = True  # type: ignore[attr-defined]
 
     def _total_norm(self) -> float:
-        return float(torch.stack([one.cpu() for one in self._norms]).sum().sqrt()) if self._norms else 0.0
+        return math.sqrt(sum(self._norms))
 
     # ---- memory
 

@@ -153,7 +153,7 @@ class TestAdamWTwin:
         )
 
     def test_the_sliced_path_equals_the_fused_kernel(self, monkeypatch):
-        monkeypatch.setattr("featherweight.optim.low_rank._fits_torch_kernel", lambda *_: False)
+        monkeypatch.setattr("featherweight.optim.low_rank.fits_torch_kernel", lambda *_: False)
         monkeypatch.setattr("featherweight.optim.weight_update.SLICE_ELEMENTS", 100)
         ours, theirs = parameter(33, 7, dtype=torch.float64), parameter(33, 7, dtype=torch.float64)
         grads = gradients((33, 7), 20, dtype=torch.float64)
