@@ -82,8 +82,8 @@ class S2FTLayer(BaseTunerLayer):
         """
         if config.update == "inplace" and self.quantization_backend is not None:
             raise ConfigError(
-                f"S2FTConfig: update='inplace' does not go with quantized weights of {type(self.innermost()).__name__}; "
-                "expected a floating-point base. Use update='delta'."
+                "S2FTConfig: update='inplace' does not go with quantized weights of "
+                f"{type(self.innermost()).__name__}; expected a floating-point base. Use update='delta'."
             )
         if config.update == "inplace":
             _OPTIMIZER_STEPS.start()

@@ -157,10 +157,9 @@ def test_an_adapter_is_added_beside_merged_ones_as_if_they_were_not():
     alone.add_adapter("second", fw.S2FTConfig(num_channels=8, selection="weight"))
     model = filled(adapted(), size=10.0)
     model.merge_adapter()
-    merged = model.eval()(**batch()).logits
-    model.add_adapter("second", fw.S2FTConfig(num_channels=8, selection="weight"))
+    with pytest.warns(UserWarning, match="Unmerging the model first"):  # PEFT's own way
+        model.add_adapter("second", fw.S2FTConfig(num_channels=8, selection="weight"))
 
-    assert torch.equal(model(**batch()).logits, merged)
     for one, other in zip(*(s2ft_layers(m).values() for m in (model, alone)), strict=True):
         assert torch.equal(one.s2ft_indices["second"], other.s2ft_indices["second"])
     assert model.peft_config["second"].base_fingerprint == alone.peft_config["second"].base_fingerprint
