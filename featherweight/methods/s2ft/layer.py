@@ -193,8 +193,7 @@ class S2FTLayer(BaseTunerLayer):
                 if not bool(torch.isfinite(self.s2ft_delta[name]).all()):
                     raise NumericsError(
                         f"merge: adapter={name!r} holds NaNs or infinite numbers; expected finite ones. Load or "
-                        "train it "
-                        "again."
+                        "train it again."
                     )
         self.merged_adapters.extend(names)
         self.write(self.merged_adapters)

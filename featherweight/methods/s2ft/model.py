@@ -84,8 +84,7 @@ class S2FTModel(BaseTuner):
         if isinstance(target, BaseTunerLayer):
             raise ConfigError(
                 f"S2FTConfig: target_modules select '{current_key}', which another method wraps; expected a plain "
-                "layer. "
-                "Unload the other adapter first."
+                "layer. Unload the other adapter first."
             )
         layer = Linear(target, adapter_name, place, indices, peft_config, **get_quantization_kwargs(self.model))
         if adapter_name not in self.active_adapters:
@@ -136,8 +135,7 @@ class S2FTModel(BaseTuner):
         if self.training:
             raise ValueError(
                 "s2ft: adapter_names were given in training mode; expected evaluation mode. Call model.eval(), "
-                "or train "
-                "one adapter at a time with set_adapter."
+                "or train one adapter at a time with set_adapter."
             )
         if not isinstance(adapter_names, list | tuple):
             raise TypeError(
