@@ -14,6 +14,7 @@ from pathlib import Path
 
 from featherweight.config import write_atomically
 from featherweight.errors import CheckpointError, ConfigError
+from featherweight.methods.method import StatefulMethod
 from featherweight.report import Report
 from featherweight.training.checkpoint import Checkpoints
 from featherweight.training.console import ConsoleProgress
@@ -142,6 +143,9 @@ def _train(recipe: Recipe, name: str, folder: Path, resume: bool, callbacks: Seq
             footprint=loop.footprint,
         )
         report = run_report(f"{name}: {optimizer_config.name}", summary, lines, machine_name(environment))
+        for method in loop.methods:
+            if isinstance(method, StatefulMethod):
+                report.sections += method.report(loop.model).sections
         save_report(report, folder)
         # Last of all, because its presence says that the run is finished.
         summary.save(folder / "summary.json")
