@@ -8,8 +8,8 @@
 Random weights, bfloat16 or int8; activation checkpointing as in the published settings; sequences of 256 tokens. For
 each recipe: bytes of weights, state and gradients by formula, on a CPU also as the tracker measures them; the peaks of
 allocated and reserved memory over the steps after the first one (on a CPU the tracker's peak of one step); time of a
-step without refresh and of a step in which every matrix refreshes; tokens/s. A recipe that runs out of memory gets a row
-that says so.
+step without refresh and of a step in which every matrix refreshes; tokens/s. A recipe that runs out of memory gets a
+row that says so.
 """
 
 import argparse

@@ -16,6 +16,8 @@ from featherweight.optim.ldadam import LDAdamW
 from featherweight.optim.low_rank import LowRankOptimizer
 from featherweight.optim.param_groups import param_groups
 from featherweight.optim.q_galore import QGaLoreAdamW
+from featherweight.optim.tensor_galore import TensorGaLoreAdamW, TensorGRaD
+from featherweight.optim.tensor_groups import tensor_param_groups
 
 __all__ = [
     "GUM",
@@ -31,9 +33,12 @@ __all__ = [
     "LowRankOptimizer",
     "OptimizerConfig",
     "QGaLoreAdamW",
+    "TensorGRaD",
+    "TensorGaLoreAdamW",
     "build_optimizer",
     "layerwise",
     "optimizers",
     "param_groups",
     "parse_optimizer",
+    "tensor_param_groups",
 ]

@@ -22,6 +22,8 @@ from featherweight.optim.ldadam import LDAdamW
 from featherweight.optim.low_rank import LowRankOptimizer
 from featherweight.optim.param_groups import exempt_vectors_from_decay, param_groups, scale_embedding_lr
 from featherweight.optim.q_galore import QGaLoreAdamW
+from featherweight.optim.tensor_galore import TensorGaLoreAdamW, TensorGRaD
+from featherweight.optim.tensor_groups import tensor_param_groups
 from featherweight.registry import Registry
 from featherweight.selection import ALL_LINEAR
 
@@ -168,6 +170,51 @@ class GaLoreAdafactorConfig(FittedConfig):
     """Decay of the first moment, 0 for none; the second number is not used."""
 
 
+class TensorGaLoreConfig(OptimizerConfig):
+    """Options of Tensor-GaLore and TensorGRaD; see `TensorGaLoreAdamW`."""
+
+    rank: int | float | list[int] | list[float] = 0.25
+    """Share of the entries that the core has, a cap for all modes, or one of them for each mode."""
+    update_proj_gap: int = Field(default=200, ge=1)
+    """Optimizer steps between refreshes of the bases."""
+    scale: float | Literal["auto"] = "auto"
+    """Factor of the update of projected tensors; auto gives it the root mean square of AdamW's."""
+    proj_type: Literal["tucker", "tucker_channels", "matrix", "slices", "select"] = "tucker"
+    """Which modes get a basis."""
+    rank_counts: Literal["core", "state", "tensorgrad", "tensorly"] = "core"
+    """What a share counts."""
+    first_dims: int = Field(default=1, ge=1)
+    """Modes in the rows of the unfolding of "matrix"."""
+    min_numel: int = Field(default=1000, ge=1)
+    """Smaller tensors are not projected."""
+    basis_method: Literal["auto", "st_hosvd", "hooi", "subspace", "randomized"] = "auto"
+    """How bases are computed."""
+    basis_bits: Literal[32, 16, 8, 4] | None = None
+    """Bits of each basis element; None is 32."""
+    moment_policy: Literal["rotate", "align", "keep", "reset"] = "rotate"
+    """What a refresh does to the moments."""
+    stagger: bool = True
+    """Spread the refreshes over the gap."""
+    skip_tol: float = Field(default=0.0, ge=0, lt=1)
+    """Leave out a refresh where the captured energy has changed by less than this."""
+    complex_mode: Literal["modulus", "real_pair"] = "modulus"
+    """One second moment for a complex number, or one for each of its parts."""
+    complex_pair: bool = False
+    """Real parameters with a last axis of 2 are complex numbers."""
+    sparse_ratio: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the entries with moments of their own."""
+    sparse_select: Literal["topk", "randk", "probability"] = "topk"
+    """How they are chosen."""
+    sparse_order: Literal["low_rank_first", "sparse_first"] = "low_rank_first"
+    """Which branch sees the gradient first."""
+    sparse_weight: float = Field(default=1.0, ge=0)
+    """Factor of their update, beside lr."""
+    target_modules: str | list[str] | None = None
+    """Modules whose tensors are projected: a regular expression, a list of names, or None for all."""
+    exclude_modules: str | list[str] = []
+    """Modules left out, same forms."""
+
+
 NOT_OPTIMIZER_OPTIONS = {
     *("name", "embedding_lr_factor", "target_modules", "exclude_modules"),
     *("layerwise", "max_grad_norm", "clip"),
@@ -206,6 +253,9 @@ for _name, _config, _values, _optimizer, *_methods in (
     ("fira", FiraConfig, {}, Fira),
     ("ldadam", LDAdamConfig, {}, LDAdamW),
     ("gum", GUMConfig, {}, GUM),
+    ("tensor_galore", TensorGaLoreConfig, {}, TensorGaLoreAdamW),
+    ("tensor_galore_8bit", TensorGaLoreConfig, {"state_bits": 8}, TensorGaLoreAdamW),
+    ("tensorgrad", TensorGaLoreConfig, {"rank": 0.20, "sparse_ratio": 0.05}, TensorGRaD),
 ):
     optimizers.register(_name, Preset(_config, _values, _optimizer, tuple(_methods)))
 
@@ -274,6 +324,13 @@ def build_optimizer(
     """
     if isinstance(config, LowRankConfig):
         groups = param_groups(model, config.target_modules, config.exclude_modules)
+    elif isinstance(config, TensorGaLoreConfig):
+        shared: dict[str, Any] = {
+            "min_numel": config.min_numel,
+            "scale": config.scale,
+            "complex_pair": config.complex_pair,
+        }
+        groups = tensor_param_groups(model, config.target_modules, config.exclude_modules, **shared)
     else:
         groups = [{"params": [(n, p) for n, p in model.named_parameters() if p.requires_grad], "low_rank": False}]
     groups = scale_embedding_lr(groups, model, config.lr, config.embedding_lr_factor)

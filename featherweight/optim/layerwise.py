@@ -11,7 +11,7 @@ Source: GaLore, arXiv 2403.03507, section 4.3; the treatment of accumulation, cl
 
 import warnings
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import Any, Self
@@ -26,13 +26,15 @@ from featherweight.errors import ConfigError, DeviceError
 from featherweight.linalg.outer_product import OuterProduct
 from featherweight.optim.accumulation import CoreSum, FullSum, GradientSum, core_sum_bytes
 from featherweight.optim.backward_pass import BackwardPass
-from featherweight.optim.core_slot import CoreSlot, costs
+from featherweight.optim.core_slot import CoreSlot, costs, share_basis
 from featherweight.optim.finite import is_usable, squared_norm
 from featherweight.optim.layout import Layout
 from featherweight.optim.low_rank import LowRankOptimizer
 from featherweight.optim.matrix import Group, ProjectedMatrix
 from featherweight.optim.options import NORM_KEY
 from featherweight.optim.reduce import LocalReducer, Reducer
+from featherweight.optim.shared_basis import SharedBasis
+from featherweight.optim.tensor import TensorSum
 
 CLIP_MODES = ("delayed", "per_tensor", "norm_growth", "projected")
 MAX_GROWTH = 1.01
@@ -133,17 +135,23 @@ def layerwise_handles(model: nn.Module) -> list["Layerwise"]:
     return list({id(handle): handle for reference in references if (handle := reference()) is not None}.values())
 
 
-def core_slot(parameter: Tensor, *, prefer: str, exact_refresh: bool) -> CoreSlot | None:
+def core_slot(
+    parameter: Tensor, *, prefer: str, exact_refresh: bool, siblings: Sequence[Tensor] = ()
+) -> CoreSlot | None:
     """Return where the next forward pass with a weight leaves its core; None if its whole gradient is wanted.
 
     Args:
         parameter: weight of a linear layer.
         prefer: see `featherweight.optim.core_slot.why_full`; counts at the first call for a parameter.
         exact_refresh: form the whole gradient at steps that refresh.
+        siblings: weights, this one among them, that share one right basis as far as they can; counts at the first call
+            for one of them.
     """
     reference = _active.get(parameter)
     handle = None if reference is None else reference()
-    return None if handle is None else handle.core_slot(parameter, prefer=prefer, exact_refresh=exact_refresh)
+    if handle is None:
+        return None
+    return handle.core_slot(parameter, prefer=prefer, exact_refresh=exact_refresh, siblings=siblings)
 
 
 class Layerwise:
@@ -167,8 +175,9 @@ class Layerwise:
         self.steps = 0
         """Optimizer steps made."""
         self.grad_norm: float | None = None
-        """Norm of the gradient of the last step, before clipping; None before the first. Exact without accumulation.
-        With it, what lies outside the subspaces is estimated by a random probe; under "projected" it is left out."""
+        """Norm of the gradient of the last step, before clipping; None before the first. Exact for
+        whole gradients without accumulation. Of sums and of core gradients what lies outside the subspaces is estimated
+        by a random probe; under "projected" it is left out."""
         # By position: loading a state (accelerate does it in prepare) puts new dicts into the optimizer's list.
         self._group_index = {p: i for i, group in enumerate(optimizer.param_groups) for p in group["params"]}
         self._sums: dict[Tensor, GradientSum] = {}
@@ -230,6 +239,8 @@ class Layerwise:
         """Drop the micro-batches of the present window, for example after a loss that is not finite."""
         for slot in self._slots.values():
             slot.discard()
+        for shared in self._shared_bases():
+            shared.discard()
         self._pass.reset()
         self._sums.clear()
         self._norms.clear()
@@ -306,7 +317,8 @@ class Layerwise:
 
     # ---- one window
 
-    def _group(self, parameter: Tensor) -> Group:
+    def group_of(self, parameter: Tensor) -> Group:
+        """Return the parameter group of a parameter."""
         return self.optimizer.param_groups[self._group_index[parameter]]
 
     @property
@@ -328,11 +340,14 @@ class Layerwise:
         """
         is_last = self._micro_step + 1 == self.accumulation_steps
         if slot := self._slots.get(parameter):
-            slot.complete()
+            if grad is None:
+                slot.complete()
+            elif held := slot.take_held():  # the weight is also used where its gradient is formed
+                grad = grad + held.dense().to(grad.dtype)
         total = self._sums.get(parameter)
         if grad is not None:
-            if total is None and self.is_single and self.clip != "projected":
-                self._update_from_gradient(parameter, self._group(parameter), grad)
+            if total is None and self.is_single and self.clip != "projected" and not self._shared_basis(parameter):
+                self._update_from_gradient(parameter, self.group_of(parameter), grad)
                 return
             if total is None:
                 total = self.begin_sum(parameter, grad, is_only=self.is_single)
@@ -349,7 +364,11 @@ class Layerwise:
             is_only: whether it is the only one, so that a basis that is due may be fitted to it.
         """
         layout, total = self.optimizer.layouts[parameter], None
-        if layout.rank is not None:
+        if layout.tensor is not None:
+            if layout.rank is not None and self.reducer.world_size == 1:
+                self._sums[parameter] = self.optimizer.begin_tensor(parameter, self.group_of(parameter))
+                return self._sums[parameter]
+        elif layout.rank is not None:
             layout, matrices = self.matrices(parameter, grad)
             if not any(matrix.needs_gradient() for matrix in matrices):
                 total = CoreSum(
@@ -358,22 +377,38 @@ class Layerwise:
                     exact_refresh=is_only,
                     probe_norm=self.probes_norm,
                     is_shared=self.reducer.world_size > 1,
+                    common=self._shared_basis(parameter),
                 )
         self._sums[parameter] = total or FullSum()
         return self._sums[parameter]
 
     # ---- cores that come without a gradient
 
-    def core_slot(self, parameter: Tensor, *, prefer: str, exact_refresh: bool) -> CoreSlot | None:
+    def core_slot(
+        self, parameter: Tensor, *, prefer: str, exact_refresh: bool, siblings: Sequence[Tensor] = ()
+    ) -> CoreSlot | None:
         """See the function `core_slot`."""
-        slot = self._slots.get(parameter)
-        if slot is None:
-            slot = self._slots[parameter] = CoreSlot(self, parameter, prefer=prefer, exact_refresh=exact_refresh)
+        if parameter not in self._slots:
+            trained = (one for one in (parameter, *siblings) if one.requires_grad and one in self._group_index)
+            fresh = {one for one in trained if one not in self._slots}
+            ordered = [one for one in dict.fromkeys((*siblings, parameter)) if one in fresh]
+            slots = [CoreSlot(self, one, prefer=prefer, exact_refresh=exact_refresh) for one in ordered]
+            self._slots.update({slot.parameter: slot for slot in slots})
+            if siblings:
+                share_basis(slots)
+        slot = self._slots[parameter]
         return slot if slot.is_open() else None
+
+    def _shared_basis(self, parameter: Tensor) -> SharedBasis | None:
+        slot = self._slots.get(parameter)
+        return None if slot is None else slot.shared
+
+    def _shared_bases(self) -> Iterable[SharedBasis]:
+        return dict.fromkeys(slot.shared for slot in self._slots.values() if slot.shared is not None)
 
     def matrices(self, parameter: Tensor, grad: Tensor | OuterProduct | None) -> tuple[Layout, list[ProjectedMatrix]]:
         """Return the projected matrices of a parameter; see `LowRankOptimizer.begin_matrices`."""
-        return self.optimizer.begin_matrices(parameter, self._group(parameter), grad)
+        return self.optimizer.begin_matrices(parameter, self.group_of(parameter), grad)
 
     def sum_of(self, parameter: Tensor) -> CoreSum | None:
         """Return the present sum of a parameter's cores."""
@@ -381,11 +416,27 @@ class Layerwise:
         assert total is None or isinstance(total, CoreSum)
         return total
 
+    def layout_of(self, parameter: Tensor) -> Layout:
+        """Return how the optimizer treats a parameter, on the side that `proj_type="min_memory"` has chosen."""
+        layout = self.optimizer.layouts[parameter]
+        is_projected = layout.rank is not None and self.optimizer.state.get(parameter)
+        return self.matrices(parameter, None)[0] if is_projected else layout
+
     @contextmanager
     def receiving(self, parameter: Tensor) -> Any:
-        """Take in a core in the middle of a backward pass."""
+        """Take in a core in the middle of a backward pass.
+
+        Raises:
+            ConfigError: if the handle was removed since the forward pass.
+        """
+        name = self.optimizer.layouts[parameter].name
+        if self.optimizer.layerwise is not self:
+            raise ConfigError(
+                f"layerwise: '{name}' leaves the core of its gradient to a handle that was removed between forward and "
+                "backward pass; expected it to stay for both. Repeat the forward pass."
+            )
         if not self._pass.is_running:
-            self._pass.begin()
+            self._pass.begin_outside_of_checkpoints(name)
         with self._undisturbed(parameter):
             yield
 
@@ -395,7 +446,7 @@ class Layerwise:
         for parameter, slot in self._slots.items():
             layout = slot.layout
             numbers = costs(layout, parameter.element_size()) if layout.rank is not None else ("", "", "")
-            rows.append([layout.name, slot.reason or f"core, {layout.side} basis", *numbers])
+            rows.append([layout.name, slot.describe(), *numbers])
         return rows
 
     # ---- updates
@@ -411,7 +462,7 @@ class Layerwise:
 
     def _update_from_sum(self, parameter: Tensor, factor: float | None = None) -> None:
         """Make the step of one parameter from what its micro-batches have left; `factor` None asks the clip mode."""
-        total, group = self._sums.pop(parameter), self._group(parameter)
+        total, group = self._sums.pop(parameter), self.group_of(parameter)
         if isinstance(total, FullSum):
             assert total.grad is not None
             self.reducer.all_reduce(total.grad, group)
@@ -422,7 +473,7 @@ class Layerwise:
             else:
                 self._skip(1)
             return
-        assert isinstance(total, CoreSum)
+        assert isinstance(total, CoreSum | TensorSum)
         total.reduce(self.reducer.all_reduce)
         if factor is None:
             squared = total.squared_norm()
@@ -467,6 +518,8 @@ class Layerwise:
                 self._update_from_sum(parameter, factor)
         elif not self._micro_step:
             return
+        for shared in self._shared_bases():
+            shared.end_window()
         self.grad_norm = self._total_norm()
         for group in self.optimizer.param_groups:
             # What was left out may be the largest part: then the norm before it says more.
@@ -489,6 +542,9 @@ class Layerwise:
         for parameter, total in self._sums.items():
             for tensor in total.tensors():
                 yield parameter, tensor
+        for shared in self._shared_bases():
+            for tensor in shared.tensors():
+                yield shared.parameters[0], tensor
 
     def gradient_bytes(self) -> int:
         """Return the bytes of gradients at the peak of a step in which no matrix refreshes, by formula.
@@ -503,7 +559,7 @@ class Layerwise:
         for parameter in self._group_index:
             if not parameter.requires_grad:
                 continue
-            layout = self.optimizer.layouts[parameter]
+            layout = self.layout_of(parameter)
             size_bytes = parameter.numel() * parameter.element_size()
             is_core = layout.rank is not None and layout.residual is None and not layout.error_feedback
             if is_kept:

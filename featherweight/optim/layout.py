@@ -18,6 +18,8 @@ from featherweight.linalg.outer_product import Gradient, OuterProduct
 from featherweight.optim import state as states
 from featherweight.optim.refresh import SEEDED_METHODS, Side, cheaper_side, choose_side
 from featherweight.optim.rules import rules
+from featherweight.optim.tensor_options import projects_tensors
+from featherweight.optim.tensor_plan import TensorPlan, factor_storage, moment_storages, plan_tensor
 from featherweight.quant.storage import StateStorage, basis_storage_for, storage_for
 
 DENSE_COUNTERS = ("step",)
@@ -63,6 +65,8 @@ class Layout:
     """Whether there are periods in which a matrix follows the complement of its subspace."""
     queue_size: int = 0
     """Similarities of subspaces that a lazy refresh keeps; 0 for refreshes at fixed intervals."""
+    tensor: TensorPlan | None = None
+    """How a tensor is projected mode by mode, and how a complex one is held; None for matrices."""
 
     @property
     def stack(self) -> tuple[int, ...]:
@@ -77,16 +81,30 @@ class Layout:
         right = self.rank if self.side in ("right", "both") else self.columns
         return (left, right)
 
-    def basis_shapes(self) -> dict[str, tuple[int, int]]:
-        """State name and shape of each basis of one matrix."""
+    @property
+    def kind(self) -> str:
+        """Word for reports."""
+        if self.tensor is not None:
+            return "full rank" if self.rank is None else f"{self.tensor.kind}, {self.tensor.share:.1%}"
+        return "full rank" if self.rank is None else f"rank {self.rank}, {self.side}"
+
+    def basis_shapes(self) -> dict[str, tuple[int, ...]]:
+        """State name and shape of each basis of one matrix, or of the tensor."""
+        if self.tensor is not None:
+            return self.tensor.factor_shapes()
         if self.rank is None:
             return {}
-        shapes = {"left": ("basis_left", (self.rows, self.rank)), "right": ("basis_right", (self.columns, self.rank))}
+        shapes: dict[str, tuple[str, tuple[int, ...]]] = {
+            "left": ("basis_left", (self.rows, self.rank)),
+            "right": ("basis_right", (self.columns, self.rank)),
+        }
         return dict(shapes[side] for side in ("left", "right") if self.side in (side, "both"))
 
     @property
     def counters(self) -> tuple[str, ...]:
         """Names of the integer counters."""
+        if self.tensor is not None:
+            return self.tensor.counters
         if self.rank is None:
             return DENSE_COUNTERS
         periods = ("full_period",) if self.has_full_periods else ()
@@ -113,7 +131,8 @@ class Layout:
         """Bytes of the whole state of this parameter, exact."""
         norms = 0 if self.residual is None else (self.blocks or 1) * torch.float32.itemsize
         error = math.prod(self.shape) * self.dtype.itemsize if self.error_feedback else 0
-        return self.moment_bytes() + self.basis_bytes() + self.counter_bytes() + norms + error
+        others = 0 if self.tensor is None else self.tensor.other_bytes()
+        return self.moment_bytes() + self.basis_bytes() + self.counter_bytes() + norms + error + others
 
     def on_side(self, side: Side, group: Mapping[str, Any]) -> "Layout":
         """Return the same layout with the basis on another side."""
@@ -156,12 +175,17 @@ def plan_layout(name: str, parameter: Tensor, group: Mapping[str, Any], index: i
         group: options of its parameter group.
         index: its position in the optimizer.
     Raises:
-        ConfigError: for complex or integer parameters and wrong options.
+        ConfigError: for integer parameters, complex ones among projected matrices, and wrong options.
         ShapeError: if `split` does not divide the rows.
     """
+    plan = plan_tensor(name, parameter, group)
+    if plan is not None:
+        return _tensor_layout(name, parameter, group, index, plan)
+    if projects_tensors(group):  # its vectors, matrices and small tensors keep full-rank moments
+        group = {**group, "low_rank": False}
     if not parameter.is_floating_point():
         raise ConfigError(
-            f"optimizer: '{name}' has dtype={parameter.dtype}; expected a real floating-point parameter. "
+            f"optimizer: '{name}' has dtype={parameter.dtype}; expected a floating-point parameter. "
             "Leave it out of the parameter groups or freeze it."
         )
     shape = tuple(parameter.shape)
@@ -204,6 +228,31 @@ def plan_layout(name: str, parameter: Tensor, group: Mapping[str, Any], index: i
         left, right = (layout.on_side(s, group).nbytes() for s in ("left", "right"))
         layout = replace(layout, alternative=cheaper_side(side, left, right))
     return layout
+
+
+def _tensor_layout(name: str, parameter: Tensor, group: Mapping[str, Any], index: int, plan: TensorPlan) -> Layout:
+    is_double = parameter.dtype in (torch.float64, torch.complex128)
+    storages, shapes = moment_storages(plan, group)
+    shape = tuple(parameter.shape)
+    return Layout(
+        name=name,
+        index=index,
+        shape=shape,
+        dtype=torch.float64 if is_double else torch.float32,
+        rank=None if plan.kind == "none" else max(plan.ranks),
+        side="right",
+        alternative=None,
+        blocks=None,
+        rows=shape[0] if shape else 1,
+        columns=math.prod(shape[1:]),
+        rule=group["rule"],
+        moments=storages,
+        moment_shapes=shapes,
+        basis=factor_storage(plan, group),
+        seeded_basis=None,
+        residual=None,
+        tensor=plan,
+    )
 
 
 def resolve_rank(rank: int | float, smaller: int) -> int:

@@ -42,6 +42,8 @@ from featherweight.optim.matrix import (
 from featherweight.optim.options import LOW_RANK_DEFAULTS, LOW_RANK_KEYS, check_group
 from featherweight.optim.refresh import SIDES, Side
 from featherweight.optim.rules import rules
+from featherweight.optim.tensor import ProjectedTensor, TensorSum, add_tensor_table, step_tensor
+from featherweight.optim.tensor_options import projects_tensors, translated
 from featherweight.optim.weight_update import add_direction_, copy_back, matrices_of, slices_of, weight_of
 from featherweight.quant.int8_weight import Int8Weight, int8_weight_of
 from featherweight.report import Report
@@ -91,7 +93,8 @@ class LowRankOptimizer(torch.optim.Optimizer):
             rest (a convolution), not for stacked experts.
         defaults: every option, see the presets.
     Raises:
-        ConfigError: for an option out of range, or a complex parameter; at a step for a sparse gradient.
+        ConfigError: for an option out of range, or a complex parameter among projected matrices; at a step for a sparse
+            gradient.
         ShapeError: if `split` does not divide the rows.
     """
 
@@ -133,6 +136,8 @@ class LowRankOptimizer(torch.optim.Optimizer):
                 "it before. Call handle.remove(), add the group, then fw.optim.layerwise again."
             )
         group = dict(param_group)
+        if projects_tensors(self.defaults):
+            group = translated(type(self).__name__, group)
         group.setdefault("low_rank", any(key in group for key in LOW_RANK_KEYS))
         if "lazy" in group:
             group["lazy"] = lazy_options(group["lazy"])
@@ -148,6 +153,10 @@ class LowRankOptimizer(torch.optim.Optimizer):
         if self._layouts is None:
             self._layouts = self._plan(self.param_groups)
         return self._layouts
+
+    def forget_layouts(self) -> None:
+        """Decide anew how parameters are treated, after one of another shape took a place in a group."""
+        self._layouts = self._turns = None
 
     def _plan(self, groups: list[Group], first_index: int = 0) -> dict[Tensor, Layout]:
         layouts: dict[Tensor, Layout] = {}
@@ -217,7 +226,9 @@ class LowRankOptimizer(torch.optim.Optimizer):
         layout, state = self.layouts[parameter], self.state[parameter]
         if not state:
             self.create_state(parameter)
-        if _fits_torch_kernel(layout, parameter, grad, group):
+        if layout.tensor is not None:
+            step_tensor(parameter, grad, layout, state, group, self._refresh_turn(layout))
+        elif _fits_torch_kernel(layout, parameter, grad, group):
             self._step_fused([parameter], [grad], group)
         elif layout.rank is None:
             self._step_dense(parameter, grad, layout, state, group)
@@ -240,7 +251,15 @@ class LowRankOptimizer(torch.optim.Optimizer):
         layout = self._settled_layout(self.layouts[parameter], state, group, grad)
         return layout, self._matrices(layout, state, group)
 
-    def step_cores(self, parameter: Tensor, total: CoreSum, factor: float) -> int:
+    def begin_tensor(self, parameter: Tensor, group: Group) -> TensorSum:
+        """Return an empty sum of the cores of a projected tensor."""
+        if not self.state[parameter]:
+            self.create_state(parameter)
+        layout, state = self.layouts[parameter], self.state[parameter]
+        tensor = ProjectedTensor(layout, state, group, self._refresh_turn(layout))
+        return TensorSum(tensor, rounding_of(group, layout, tensor.counter("step") + 1))
+
+    def step_cores(self, parameter: Tensor, total: CoreSum | TensorSum, factor: float) -> int:
         """Update one projected parameter from the cores of its gradients.
 
         Args:
@@ -278,7 +297,9 @@ class LowRankOptimizer(torch.optim.Optimizer):
             state["residual_norm"] = norms[0] if layout.blocks is None else norms
         if layout.error_feedback:
             state["error"] = torch.zeros(layout.shape, dtype=layout.dtype, device=device)
-        if layout.rank is not None:
+        if layout.tensor is not None:
+            layout.tensor.create_others(state, device)
+        elif layout.rank is not None:
             state["side"].fill_(SIDES.index(layout.side))
 
     # ---- full-rank parameters
@@ -522,12 +543,11 @@ class LowRankOptimizer(torch.optim.Optimizer):
             layout, state = self.layouts[parameter], self.state.get(parameter, {})
             if state and "side" in state:
                 layout = self._on_stored_side(layout, state, group)
-            kind = "full rank" if layout.rank is None else f"rank {layout.rank}, {layout.side}"
             refreshes = int(state["refresh_count"].sum()) if "refresh_count" in state else 0
             if "refresh_gap" in state:
                 gaps += state["refresh_gap"].clamp_min(group["update_proj_gap"]).reshape(-1).tolist()
             row = (1, parameter.numel(), layout.moment_bytes(), layout.basis_bytes(), layout.nbytes(), refreshes)
-            kinds[kind] = [a + b for a, b in zip(kinds[kind], row, strict=True)]
+            kinds[layout.kind] = [a + b for a, b in zip(kinds[layout.kind], row, strict=True)]
         report = Report(f"{type(self).__name__}")
         columns = ["kind", "tensors", "parameters", "moments (bytes)", "basis (bytes)", "state (bytes)", "refreshes"]
         report.add_table("Parameters by kind", columns, [[kind, *row] for kind, row in sorted(kinds.items())])
@@ -535,6 +555,7 @@ class LowRankOptimizer(torch.optim.Optimizer):
         if self.layerwise is not None and (rows := self.layerwise.core_rows()):
             columns = ["parameter", "gradient", "FLOPs of the core / gradient", "core (bytes)", "gradient (bytes)"]
             report.add_table("Core gradients", columns, rows)
+        add_tensor_table(report, self.layouts, self.state)
         if gaps:
             report.add_facts({"longest gap (steps)": max(gaps), "mean gap (steps)": sum(gaps) / len(gaps)})
         return report
@@ -565,7 +586,8 @@ def _log_full_rank(where: str, groups: list[Group], layouts: Mapping[Tensor, Lay
 
 def _fits_torch_kernel(layout: Layout, parameter: Tensor, grad: Tensor, group: Group) -> bool:
     """Say whether torch's fused AdamW computes this update."""
-    dense = layout.rank is None and all(storage.name == "dense" for storage in layout.moments.values())
+    is_matrix_like = layout.rank is None and layout.tensor is None
+    dense = is_matrix_like and all(storage.name == "dense" for storage in layout.moments.values())
     plain = layout.rule == "adamw" and group["eps_mode"] == "torch" and group["decay_order"] == "before"
     same = parameter.dtype == grad.dtype == layout.dtype and parameter.is_contiguous() and grad.is_contiguous()
     return dense and plain and same and int8_weight_of(parameter) is None

@@ -14,6 +14,7 @@ from featherweight.optim.moments import moment_policies
 from featherweight.optim.refresh import PROJ_TYPES, SEEDED_METHODS
 from featherweight.optim.residual import residual_policies
 from featherweight.optim.rules import rules
+from featherweight.optim.tensor_options import check_tensor_group, projects_tensors
 
 LOW_RANK_KEYS = ("rank", "update_proj_gap", "scale", "proj_type")
 """galore-torch's group keys; a group that has one of them is projected."""
@@ -90,6 +91,8 @@ def check_group(where: str, group: Mapping[str, Any], defaults: Mapping[str, Any
                 f"{where}: {key}={group[key]!r} is no option of a parameter group; expected an option of the "
                 f"optimizer. {did_you_mean(key, allowed)}"
             )
+    if projects_tensors(defaults):
+        group = check_tensor_group(where, group)
     for key, choices in _CHOICES.items():
         _require(where, key, group[key], group[key] in choices, f"one of {', '.join(map(str, choices))}")
     for key, registry in (("moment_policy", moment_policies), ("rule", rules)):

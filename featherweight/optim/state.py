@@ -14,9 +14,9 @@ from featherweight.quant.storage import StateStorage
 
 COUNTERS = (
     *("step", "moment_step", "next_refresh", "refresh_count", "side", "full_period"),
-    *("refresh_gap", "similarity_count"),
+    *("refresh_gap", "similarity_count", "sparse_step"),
 )
-ON_CPU = (*COUNTERS, "grad_norm", "similarities")
+ON_CPU = (*COUNTERS, "grad_norm", "similarities", "captured")
 """State that stays on the CPU, whatever the parameter's device."""
 
 COUNTER_BYTES = 8

@@ -83,3 +83,4 @@ tasks: Registry[type[Task]] = Registry("task")
 """Every task by the name that a recipe uses."""
 
 tasks.register("text", "featherweight.text.task:TextTask")
+tasks.register("pde", "featherweight.pde.task:PdeTask")

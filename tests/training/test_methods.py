@@ -153,6 +153,101 @@ def test_everything_goes_together(accumulation_steps):
     assert found == pytest.approx(expected, abs=0.02)
 
 
+@pytest.mark.parametrize("accumulation_steps", [1, 2])
+def test_shared_bases_go_with_everything_too(accumulation_steps):
+    optimizer = {**Q_GALORE, "proj_type": "right"}
+    settings = {"optimizer": optimizer, "accumulation_steps": accumulation_steps, "max_grad_norm": None}
+    shared = {"core_gradient": {"share_basis": True}}
+    chunked = {"mst": {**MST["mst"], "checkpoint": "offload"}}
+    _, expected = losses(**settings, methods=[shared])
+
+    loop, found = losses(**settings, methods=[shared, chunked])
+
+    rows = [row[1] for row in loop.optimizer.report().section("Core gradients").rows]
+    assert sum("of 3 weights" in row for row in rows) == 3 * 4 and sum("of 2 weights" in row for row in rows) == 2 * 4
+    assert found == pytest.approx(expected, abs=0.02) and found[2] < found[0]
+
+
 def test_core_gradients_without_layerwise_updates_are_refused():
     with pytest.raises(fw.errors.ConfigError, match="layerwise=true"):
         losses(optimizer={**Q_GALORE, "layerwise": False}, methods=["core_gradient"])
+
+
+# A random buffer, so that ranks grow within a few steps.
+GROWING = {"inrank": {"buffer": 4, "every": 1, "warmup": 0, "explained": 0.5, "patience": 2, "buffer_init": "random"}}
+
+
+def test_a_recipe_with_inrank_resumes_bit_by_bit_while_ranks_grow(tmp_path):
+    from featherweight.methods.inrank import growth_state
+    from featherweight.training.checkpoint import Checkpoints
+
+    for optimizer in ({"name": "adamw", "lr": 1e-2}, {"name": "galore", "lr": 1e-2, "rank": 4}):
+        recipe = Recipe.parse({**SETTINGS, "methods": [GROWING], "optimizer": optimizer, "steps": 8})
+        whole = Loop(recipe)
+        for _ in range(2):
+            whole.step()
+        checkpoints = Checkpoints(tmp_path / optimizer["name"])
+        checkpoints.save(2, whole.model, whole.state_dict(), recipe.to_dict())
+        expected = [whole.step()["loss"] for _ in range(4)] + [whole.evaluate()["held_out_loss"]]
+        ranks = growth_state(whole.model).ranks
+        assert max(ranks.values()) > 2
+
+        resumed = Loop(recipe)
+        resumed.resume(checkpoints.latest())
+
+        assert [resumed.step()["loss"] for _ in range(4)] + [resumed.evaluate()["held_out_loss"]] == expected
+        assert growth_state(resumed.model) == growth_state(whole.model)
+
+
+def test_a_run_with_inrank_reports_ranks_over_time_and_saves_a_low_rank_model(tmp_path):
+    run = fw.train({**SETTINGS, "methods": [GROWING]}, out=tmp_path / "run", callbacks=[])
+
+    assert run.report.section("Rank over time").curves
+    assert "Rank over time" in (tmp_path / "run" / "report.html").read_text()
+    assert fw.load_low_rank(tmp_path / "run" / "model").config.low_rank_config["rank_pattern"]
+
+
+def test_a_recipe_with_welore_trains_the_low_rank_components_alone(tmp_path):
+    settings = {**SETTINGS, "methods": [{"welore": {"train": "lrc", "rank_reduction": 0.9, "train_norms": False}}]}
+    loop, found = losses(**settings)
+    twin, same = losses(**settings)
+
+    assert found == same
+    trained = {name for name, parameter in loop.model.named_parameters() if parameter.requires_grad}
+    assert trained and all(name.endswith(("U.weight", "V.weight")) for name in trained)
+    held = sum(
+        value.numel() for state in loop.optimizer.state.values() for key, value in state.items() if key != "step"
+    )
+    assert held == 2 * sum(p.numel() for p in loop.model.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "galore", "adamw_8bit"])
+def test_tuning_of_low_rank_components_resumes_bit_by_bit(optimizer, tmp_path):
+    from featherweight.training.checkpoint import Checkpoints
+
+    options = {"name": optimizer, "lr": 1e-3} | ({"rank": 8} if optimizer == "galore" else {})
+    welore = {"welore": {"train": "lrc", "rank_reduction": 0.9}}
+    recipe = Recipe.parse({**SETTINGS, "methods": [welore], "optimizer": options, "steps": 4})
+    whole = Loop(recipe)
+    first = {name: parameter.detach().clone() for name, parameter in whole.model.named_parameters()}
+    for _ in range(2):
+        whole.step()
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(2, whole.model, whole.state_dict(), recipe.to_dict())
+    expected = [whole.step()["loss"] for _ in range(2)]
+
+    resumed = Loop(recipe)
+    resumed.resume(checkpoints.latest())
+
+    assert [resumed.step()["loss"] for _ in range(2)] == expected
+    for (name, one), other in zip(whole.model.named_parameters(), resumed.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+        assert one.requires_grad or torch.equal(one, first[name])  # frozen: not a bit has moved
+
+
+def test_mst_goes_with_inrank():
+    _, expected = losses(methods=[GROWING])
+
+    _, found = losses(methods=[GROWING, MST])
+
+    assert found == pytest.approx(expected, abs=1e-4)

@@ -1,0 +1,134 @@
+"""`fw pde`: generate data of partial differential equations, train neural operators on them, compare optimizers."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from featherweight.cli.compare import compare as run_compare
+from featherweight.cli.screen import AsJson, Overrides, RecipeFile, Resume
+from featherweight.cli.train import train as run_train
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", help="Neural operators: data, training, comparison.")
+
+Out = Annotated[Path | None, typer.Option("--out", "-o", help="The folder.", show_default=False)]
+
+
+@app.command()
+def generate(
+    problem: Annotated[str, typer.Argument(help="darcy, burgers or navier_stokes.", show_default=False)],
+    options: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE", help="Options of the problem, such as viscosity=1e-4.", show_default=False),
+    ] = None,
+    n: Annotated[int, typer.Option("--n", min=1, help="Training samples.")] = 1000,
+    n_test: Annotated[int, typer.Option("--n-test", min=0, help="Test samples.")] = 200,
+    resolution: Annotated[int | None, typer.Option(help="Points of an axis.", show_default=False)] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The folder.")] = Path("data"),
+    seed: Annotated[int, typer.Option(min=0, help="Of all samples.")] = 0,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes; default: all cores.", show_default=False)
+    ] = None,
+) -> None:
+    """Generate a training and a test file in neuraloperator's layout.
+
+    The same call goes on after an interruption; the samples do not depend on the number of processes.
+
+    [bold]Examples[/bold]
+
+    fw pde generate darcy --n 1000 --resolution 64 --out data/darcy
+
+    fw pde generate navier_stokes viscosity=1e-4 final_time=5 steps=2000 --n 200 --out data/ns
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from featherweight.pde.generation import generate as generate_files
+    from featherweight.pde.problems import find_problem
+
+    words = list(options or []) + ([f"resolution={resolution}"] if resolution is not None else [])
+    config = find_problem(problem).config().override(words, where="fw pde generate")
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    console = Console()
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        shown = bar.add_task(problem, total=None)
+        paths = generate_files(
+            problem,
+            out,
+            n=n,
+            n_test=n_test,
+            seed=seed,
+            config=config,
+            workers=workers or os.cpu_count() or 1,
+            progress=lambda done, total: bar.update(shown, completed=done, total=total),
+        )
+    for path in paths:
+        print(path)
+
+
+@app.command()
+def train(
+    recipe: RecipeFile, changes: Overrides = None, out: Out = None, resume: Resume = False, as_json: AsJson = False
+) -> None:
+    """Train as `fw train` does, and draw fields and spectra into the run folder."""
+    folder = out or _new_folder(recipe, changes, "")
+    run_train(recipe, changes, folder, resume, as_json)
+    _draw(folder, {folder.name: folder}, as_json)
+
+
+@app.command()
+def compare(
+    recipe: RecipeFile,
+    changes: Overrides = None,
+    methods: Annotated[
+        str, typer.Option("--methods", "-m", help="Optimizers, separated by commas.")
+    ] = "adamw,tensor_galore,tensorgrad",
+    out: Out = None,
+    resume: Resume = False,
+    as_json: AsJson = False,
+) -> None:
+    """Compare optimizers as `fw compare` does, and draw the fields and spectra of all of them side by side."""
+    folder = out or _new_folder(recipe, changes, "-compare")
+    run_compare(recipe, changes, methods, folder, resume, as_json)
+    _draw(folder, {name: folder / name for name in methods.replace(" ", "").split(",")}, as_json)
+
+
+def _new_folder(recipe: Path, changes: list[str] | None, suffix: str) -> Path:
+    from featherweight.training.recipe import load_recipe
+    from featherweight.training.run import new_run_folder, run_name
+
+    return new_run_folder(run_name(recipe, load_recipe(recipe, changes or [])) + suffix)
+
+
+def _draw(folder: Path, runs: dict[str, Path], is_silent: bool) -> None:
+    """Draw the predictions of finished runs on the first test set."""
+    from featherweight.pde.pictures import draw_fields, draw_spectra
+    from featherweight.pde.task import PdeTask
+    from featherweight.training.recipe import load_recipe
+
+    predictions: dict[str, Tensor] = {}
+    x = y = None
+    for name, run in runs.items():
+        if not (run / "model" / "model.pt").is_file():
+            continue
+        recipe = load_recipe(run / "recipe.yaml")
+        task = recipe.build_task()
+        if not isinstance(task, PdeTask):
+            return
+        model = task.build_model()
+        model.load(run / "model")
+        pairs = next(iter(task.tests.values()))
+        prediction = task.predict(model, pairs.x, micro_batch_size=recipe.micro_batch_size)
+        x, y = pairs.x[:, 0], pairs.y[:, 0]
+        predictions[str(recipe.optimizer["name"]) if len(runs) == 1 else name] = prediction[:, 0]
+    if x is None or y is None:
+        return
+    if y.ndim <= 3:
+        draw_fields(folder / "fields.png", x, y, predictions)
+    draw_spectra(folder / "spectra.png", y, predictions)
+    if not is_silent:
+        print(f"Pictures: {folder / 'fields.png'}, {folder / 'spectra.png'}")

@@ -1,0 +1,43 @@
+"""Neural operators for partial differential equations: data, model, metrics, pictures, and the task for `fw train`."""
+
+from featherweight.optim.tensor_groups import tensor_param_groups as param_groups
+from featherweight.pde.burgers import solve_burgers
+from featherweight.pde.darcy import solve_darcy
+from featherweight.pde.files import FieldPairs, read_pairs, write_pairs
+from featherweight.pde.fno import FNO
+from featherweight.pde.generation import generate, sample_pairs
+from featherweight.pde.metrics import error_by_shell, largest_error, relative_h1, relative_l2
+from featherweight.pde.navier_stokes import kolmogorov_forcing, solve_navier_stokes
+from featherweight.pde.operator import FieldOperator
+from featherweight.pde.pictures import draw_fields, draw_spectra
+from featherweight.pde.problems import BurgersConfig, DarcyConfig, NavierStokesConfig
+from featherweight.pde.random_field import neumann_field, periodic_field
+from featherweight.pde.task import PdeConfig, PdeTask
+
+__all__ = [
+    "FNO",
+    "BurgersConfig",
+    "DarcyConfig",
+    "FieldOperator",
+    "FieldPairs",
+    "NavierStokesConfig",
+    "PdeConfig",
+    "PdeTask",
+    "draw_fields",
+    "draw_spectra",
+    "error_by_shell",
+    "generate",
+    "kolmogorov_forcing",
+    "largest_error",
+    "neumann_field",
+    "param_groups",
+    "periodic_field",
+    "read_pairs",
+    "relative_h1",
+    "relative_l2",
+    "sample_pairs",
+    "solve_burgers",
+    "solve_darcy",
+    "solve_navier_stokes",
+    "write_pairs",
+]

@@ -1,0 +1,149 @@
+"""Generated data sets, their files, and files of others."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from featherweight.errors import ConfigError
+from featherweight.pde.files import read_pairs, write_pairs
+from featherweight.pde.generation import CHUNK, generate, sample_pairs
+from featherweight.pde.problems import BurgersConfig, DarcyConfig, NavierStokesConfig
+
+SMALL = {
+    "darcy": DarcyConfig(resolution=9),
+    "burgers": BurgersConfig(resolution=16, refine=2, steps=10),
+    "navier_stokes": NavierStokesConfig(resolution=8, refine=2, steps=10),
+}
+
+
+@pytest.mark.parametrize("problem", SMALL)
+def test_samples_follow_from_seed_and_index(problem):
+    first, again = (sample_pairs(problem, 3, seed=1, config=SMALL[problem]) for _ in range(2))
+    assert torch.equal(first.x, again.x) and torch.equal(first.y, again.y)
+    longer = sample_pairs(problem, 5, seed=1, config=SMALL[problem])
+    assert torch.equal(longer.x[:3], first.x)
+    other = sample_pairs(problem, 3, seed=1, split="test", config=SMALL[problem])
+    assert not torch.equal(first.x, other.x)
+    assert first.y.dtype == torch.float32 and bool(first.y.isfinite().all()) and float(first.y.std()) > 0
+
+
+def test_stored_fields_are_points_of_the_fine_solution():
+    coarse = sample_pairs("darcy", 2, config=DarcyConfig(resolution=9, refine=4))
+    fine = sample_pairs("darcy", 2, config=DarcyConfig(resolution=33, refine=1))
+    assert torch.equal(coarse.x, fine.x[:, ::4, ::4]) and torch.equal(coarse.y, fine.y[:, ::4, ::4])
+
+
+def test_several_times_are_stored_in_order():
+    config = BurgersConfig(resolution=16, refine=1, steps=20, snapshots=4, final_time=0.4)
+    several = sample_pairs("burgers", 2, config=config).y
+    single = sample_pairs("burgers", 2, config=config.override(["snapshots=1"])).y
+    assert several.shape == (2, 4, 16) and torch.equal(several[:, -1], single)
+
+
+def test_lognormal_coefficients_are_positive_and_not_two_valued():
+    x = sample_pairs("darcy", 2, config=DarcyConfig(resolution=9, coefficient="lognormal")).x
+    assert float(x.min()) > 0 and len(x.unique()) > 50
+    assert sample_pairs("darcy", 2, config=SMALL["darcy"]).x.unique().tolist() == [3, 12]
+
+
+def test_interrupted_generation_goes_on_with_the_same_bits(tmp_path, monkeypatch):
+    import featherweight.pde.generation as module
+
+    n = 2 * CHUNK + 3
+    whole = generate("darcy", tmp_path / "whole", n=n, n_test=2, config=SMALL["darcy"])
+    real, calls = module._write_chunk, []
+
+    def stop_after_one(*job):
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        calls.append(job)
+        return real(*job)
+
+    monkeypatch.setattr(module, "_write_chunk", stop_after_one)
+    with pytest.raises(KeyboardInterrupt):
+        generate("darcy", tmp_path / "parts", n=n, n_test=2, config=SMALL["darcy"])
+    assert not list((tmp_path / "parts").glob("*.pt"))
+    remaining = []
+    monkeypatch.setattr(module, "_write_chunk", lambda *job: remaining.append(job) or real(*job))
+    seen = []
+    parts = generate(
+        "darcy", tmp_path / "parts", n=n, n_test=2, config=SMALL["darcy"], progress=lambda *now: seen.append(now)
+    )
+    assert len(remaining) == 3 and seen[-1] == (n + 2, n + 2)
+    for one, two in zip(whole, parts, strict=True):
+        assert torch.equal(torch.load(one)["y"], torch.load(two)["y"])
+    assert not [path for path in (tmp_path / "parts").iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.slow
+def test_two_processes_make_the_same_bits(tmp_path):
+    one, two = (generate("darcy", tmp_path / str(w), n=40, n_test=0, config=SMALL["darcy"], workers=w) for w in (1, 2))
+    assert torch.equal(torch.load(one[0])["y"], torch.load(two[0])["y"])
+
+
+def test_files_with_other_settings_are_not_overwritten(tmp_path):
+    (path,) = generate("darcy", tmp_path, n=2, n_test=0, config=SMALL["darcy"])
+    before = path.stat().st_mtime_ns
+    generate("darcy", tmp_path, n=2, n_test=0, config=SMALL["darcy"])
+    assert path.stat().st_mtime_ns == before and path.name == "darcy_train_9.pt"
+    with pytest.raises(ConfigError, match=r"other settings \(seed\)"):
+        generate("darcy", tmp_path, n=2, n_test=0, seed=1, config=SMALL["darcy"])
+    with pytest.raises(ConfigError, match="Did you mean 'darcy'"):
+        generate("darcey", tmp_path)
+
+
+def test_layout_is_that_of_neuraloperator(tmp_path):
+    (path,) = generate("darcy", tmp_path, n=2, n_test=0, config=SMALL["darcy"])
+    content = torch.load(path, weights_only=True)
+    assert content["x"].shape == content["y"].shape == (2, 9, 9)
+
+
+def test_files_of_others_are_read(tmp_path):
+    x, y = torch.rand(3, 4, 4) > 0.5, torch.rand(3, 4, 4)
+    write_pairs(tmp_path / "a.pt", x, y, {"visc": torch.tensor(0.01)})
+    np.savez(tmp_path / "a.npz", coeff=x.numpy(), sol=y.numpy())
+    from safetensors.torch import save_file
+
+    save_file({"a": x, "u": torch.stack([y - 1, y], dim=-1)}, tmp_path / "a.safetensors")
+    for name, options in (("a.pt", {}), ("a.npz", {}), ("a.safetensors", {"y_index": -1})):
+        pairs = read_pairs(tmp_path / name, **options)
+        assert torch.equal(pairs.x, x.float()) and torch.equal(pairs.y, y)
+
+
+def test_matlab_and_hdf5_files_are_read(tmp_path):
+    scipy_io, h5py = pytest.importorskip("scipy.io"), pytest.importorskip("h5py")
+    x, y = np.random.default_rng(0).random((3, 4, 5)), np.random.default_rng(1).random((3, 4, 5))
+    scipy_io.savemat(tmp_path / "old.mat", {"coeff": x, "sol": y, "note": "text"})
+    for name, is_matlab in (("a.h5", False), ("new.mat", True)):
+        with h5py.File(tmp_path / name, "w", userblock_size=512 if is_matlab else 0) as file:
+            file["x"], file["y"] = (x.T, y.T) if is_matlab else (x, y)
+    with open(tmp_path / "new.mat", "r+b") as file:
+        file.write(b"MATLAB 7.3 MAT-file")
+    for name in ("old.mat", "a.h5", "new.mat"):
+        pairs = read_pairs(tmp_path / name)
+        assert np.array_equal(pairs.x.numpy(), x) and np.array_equal(pairs.y.numpy(), y)
+
+
+def test_unreadable_files_are_explained(tmp_path):
+    (tmp_path / "bad.pt").write_bytes(b"nothing")
+    torch.save({"x": torch.zeros(2), "z": torch.zeros(2)}, tmp_path / "no_y.pt")
+    torch.save({"x": torch.zeros(2), "y": torch.zeros(3)}, tmp_path / "lengths.pt")
+    for name, message in (
+        ("bad.pt", "cannot be read"),
+        ("missing.pt", "cannot be read"),
+        ("no_y.pt", "no array named y or u"),
+        ("lengths.pt", "as many inputs as solutions"),
+        ("a.csv", "unknown ending"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            read_pairs(tmp_path / name)
+
+
+def test_darcy_statistics_are_those_of_the_literature():
+    y = sample_pairs("darcy", 8, config=DarcyConfig(resolution=64)).y
+    # Mean about 0.0055, largest about 0.014; 8 samples scatter by a tenth.
+    assert float(y.mean()) == pytest.approx(0.0055, rel=0.15) and float(y.max()) == pytest.approx(0.015, rel=0.2)
+    w = sample_pairs("navier_stokes", 8, config=NavierStokesConfig(steps=20)).x
+    assert math.isclose(float(w.std()), 0.26, rel_tol=0.15)
