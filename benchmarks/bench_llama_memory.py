@@ -3,11 +3,13 @@
     scripts/bench llama_memory --model 7b                 # all recipes, 1 x 256 and 16 x 256 tokens
     scripts/bench llama_memory --model 1b --recipes adamw,q_galore_core --rows 16
     scripts/bench llama_memory --model 60m --device cpu   # the same code on a CPU, with the tracker's peak
+    scripts/bench llama_memory --model smollm2 --rows 1   # the pretrained SmolLM2-135M, rank 144 = hidden / 4
 
 Random weights, bfloat16 or int8; activation checkpointing as in the published settings; sequences of 256 tokens. For
-each recipe: bytes of weights, state and gradients by formula; the peaks of allocated and reserved memory over the steps
-after the first one (on a CPU the tracker's peak of one step); time of a step without refresh and of a step in which
-every matrix refreshes; tokens/s. A recipe that runs out of memory gets a row that says so.
+each recipe: bytes of weights, state and gradients by formula, on a CPU also as the tracker measures them; the peaks of
+allocated and reserved memory over the steps after the first one (on a CPU the tracker's peak of one step); time of a
+step without refresh and of a step in which every matrix refreshes; tokens/s. A recipe that runs out of memory gets a
+row that says so.
 """
 
 import argparse
@@ -28,6 +30,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import featherweight as fw
 from featherweight.optim import AdamW, ApolloMini, GaLoreAdamW, QGaLoreAdamW, layerwise, param_groups
 from featherweight.optim.low_rank import LowRankOptimizer
+from featherweight.text.model import load_model
 from featherweight.training.footprint import predict_bytes
 
 SEQ_LEN, VOCAB = 256, 32000
@@ -40,6 +43,8 @@ SHAPES = {
     "3b": (3200, 8640, 26, 32, 800),
     "7b": (4096, 11008, 32, 32, 1024),
 }
+
+RANKS = {name: shape[-1] for name, shape in SHAPES.items()} | {"smollm2": 144}
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,9 @@ RECIPES = {
 
 
 def build_model(name: str, device: str) -> nn.Module:
-    """Return a Llama of random bfloat16 weights, made on the device itself."""
+    """Return a Llama of random bfloat16 weights, made on the device itself; or the pretrained SmolLM2."""
+    if name == "smollm2":
+        return _recomputing(load_model(name).to(device, torch.bfloat16))
     hidden, ffn, layers, heads, _ = SHAPES[name]
     config = LlamaConfig(
         vocab_size=VOCAB,
@@ -87,9 +94,16 @@ def build_model(name: str, device: str) -> nn.Module:
             model = LlamaForCausalLM(config)
     finally:
         torch.set_default_dtype(default)
-    enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
+    return _recomputing(model)
+
+
+def _recomputing(model: Any) -> nn.Module:
+    # transformers renamed the method in version 5; its older name warns there.
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     enable({"use_reentrant": False})
-    return model.train()
+    model.config.use_cache = False
+    trained: nn.Module = model.train()
+    return trained
 
 
 def build_optimizer(recipe: Recipe, model: nn.Module, rank: int) -> torch.optim.Optimizer:
@@ -107,9 +121,10 @@ def build_optimizer(recipe: Recipe, model: nn.Module, rank: int) -> torch.optim.
 
 def run(model_name: str, recipe_name: str, rows: int, steps: int, device: str) -> dict[str, Any]:
     """Make some steps of one recipe; return a row."""
-    recipe, rank = RECIPES[recipe_name], SHAPES[model_name][-1]
+    recipe, rank = RECIPES[recipe_name], RANKS[model_name]
     row: dict[str, Any] = {"model": model_name, "recipe": recipe_name, "rows": rows, "seq_len": SEQ_LEN}
-    columns = ("weights_gb", "state_gb", "gradients_gb", "allocated_gb", "reserved_gb", "step_s", "refresh_step_s")
+    columns = ("weights_gb", "state_gb", "gradients_gb", "weights_measured_gb", "state_measured_gb")
+    columns += ("gradients_measured_gb", "allocated_gb", "reserved_gb", "step_s", "refresh_step_s")
     row |= dict.fromkeys((*columns, "tokens_per_s"), "")
     try:
         model = build_model(model_name, device)
@@ -154,6 +169,8 @@ def _measured(
         with fw.measure_memory(model, optimizer) as memory:
             step()
         peaks = {"allocated_gb": round(memory.peak_bytes / 1e9, 3)}
+        for name, category in (("weights", "weights"), ("state", "optimizer_state"), ("gradients", "gradients")):
+            peaks[f"{name}_measured_gb"] = round(memory.max_by_category[category] / 1e9, 3)
     else:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
@@ -175,7 +192,7 @@ def _seconds(step: Callable[[], None]) -> float:
 def main() -> None:
     """Read the arguments and run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=list(SHAPES), default="60m")
+    parser.add_argument("--model", choices=list(RANKS), default="60m")
     parser.add_argument("--recipes", default=",".join(RECIPES))
     parser.add_argument("--rows", default="1,16", help="sequences of 256 tokens in a batch, separated by commas")
     parser.add_argument("--steps", type=int, default=5)

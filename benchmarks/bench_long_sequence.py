@@ -1,115 +1,74 @@
-"""Long sequences: bytes and time of a training step with and without MsT, and of the loss alone.
+"""Long sequences: bytes, time and losses of training with and without MsT, and of its parts against other libraries.
 
-    scripts/bench long_sequence [step|loss|longest|card] [--rounds 5] [--sequence 4096]
+    scripts/bench long_sequence [step|loss|mlp|curve|longest|plot|card ...] [--rounds 5] [--sequence 4096]
 
 1. `step`: forward and backward of a small Llama (hidden 256, 4 layers, vocabulary 32000) on one sequence: seconds in
    alternating rounds, and the tracker's peak.
-2. `loss`: the output head and its loss alone, against the plain computation and `F.linear_cross_entropy` of torch.
-3. `longest`: the longest sequence in a budget of bytes, by the tracker on fake tensors (no arithmetic is done): two
-   lengths are simulated, a third one solved for and simulated again. With checkpointing, the peak is a straight line in
-   the number of layers, so models of 2 and 4 layers give that of all. SmolLM2-135M in float32 within 8 GiB, Llama-3-8B
-   in bfloat16 within 78 GiB. The optimizer's state is added by its size; host memory of offloaded inputs is left out.
-4. `card`: on a GPU, the longest sequence of a Llama of 8B shapes that a step of AdamW with bfloat16 states gets
-   through, and tokens/s at 8192 tokens, with recomputation alone, with MsT, and with Liger's kernels if installed.
+2. `loss`, `mlp`: the output head with its loss, and a feed-forward layer, against the plain computation, torch's
+   `F.linear_cross_entropy` and Liger's. Without a GPU, Liger's loss runs in Triton's interpreter (TRITON_INTERPRET=1):
+   its bytes and its error mean something there, its time does not. Its tiled layer runs with torch's activation.
+3. `curve`: 200 steps of AdamW on the standard library's text, a byte-level Llama of hidden 256 and 4 layers.
+4. `longest`: the longest sequence in a budget of bytes, by simulation (see long_sequence_simulation.py): SmolLM2-135M
+   in float32 within 8 GiB, Llama-3-8B in bfloat16 within 78 GiB. The optimizer's state is added by its size.
+5. `plot`: docs/images/long_sequence.png from the rows of `longest` and `curve`.
+6. `card`: on a GPU, the longest sequence of a Llama of 8B shapes that a training step gets through, and tokens/s at
+   8192 tokens: recomputation alone, MsT, and Liger's kernels if installed. `--smoke` runs its code on small shapes.
 """
 
 import argparse
+import csv
 import gc
+import os
+import sysconfig
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
-from measurement import machine, synchronize, take_turns, write_rows
+from long_sequence_simulation import (
+    GIB,
+    LLAMA_3_8B,
+    SMOLLM2,
+    Setup,
+    build,
+    longest_sequence,
+    numel,
+    prepare,
+    setups,
+    step,
+)
+from measurement import RESULTS, Timing, machine, synchronize, take_turns, write_rows
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
-from transformers import LlamaConfig, LlamaForCausalLM, masking_utils
+from transformers import LlamaConfig, LlamaForCausalLM
 
 import featherweight as fw
-from featherweight.nn import offload
 
 SMALL = {"hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 4, "num_attention_heads": 4}
-SMOLLM2 = {
-    "vocab_size": 49152,
-    "hidden_size": 576,
-    "intermediate_size": 1536,
-    "num_hidden_layers": 30,
-    "num_attention_heads": 9,
-    "num_key_value_heads": 3,
-    "tie_word_embeddings": True,
-}
-LLAMA_3_8B = {
-    "vocab_size": 128256,
-    "hidden_size": 4096,
-    "intermediate_size": 14336,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-}
-GIB = 2**30
+IMAGE = Path(__file__).parent.parent / "docs" / "images" / "long_sequence.png"
+CURVES = ["stock", "MsT", "MsT tokenwise + checkpointing"]
 
 
-@dataclass(frozen=True)
-class Setup:
-    """How a model is trained."""
-
-    name: str
-    method: fw.MsT | None = None
-    checkpoint: bool = False
-    """Checkpointing of the model's own."""
-    layerwise: bool = False
-    """Gradients are consumed as soon as they are complete."""
-
-
-def setups(chunk_size: Any = "auto", head_chunk_size: Any = "auto") -> list[Setup]:
-    """Return the recipes from plain to shortest of memory."""
-    sizes = {"chunk_size": chunk_size, "head_chunk_size": head_chunk_size}
-    return [
-        Setup("stock"),
-        Setup("stock + checkpointing", checkpoint=True),
-        Setup("MsT", fw.MsT(**sizes)),
-        Setup("loss in chunks + checkpointing", fw.MsT(**sizes, mlp=False, checkpoint=True)),
-        Setup("MsT + checkpointing", fw.MsT(**sizes, checkpoint=True)),
-        Setup("MsT + offload", fw.MsT(**sizes, checkpoint="offload")),
-        Setup("MsT + checkpointing, layer-wise", fw.MsT(**sizes, checkpoint=True), layerwise=True),
-        Setup("MsT + offload, layer-wise", fw.MsT(**sizes, checkpoint="offload"), layerwise=True),
-    ]
+def timing_row(what: str, name: str, timing: Timing, plain: Timing, peaks: dict[str, int], base: str) -> dict[str, Any]:
+    """Return what is said of one candidate beside the plain one."""
+    return {
+        "what": what,
+        "setup": name,
+        "median_s": round(timing.median_s, 3),
+        "spread": round(timing.spread, 3),
+        "time_ratio": round(timing.median_s / plain.median_s, 3),
+        "peak_mib": round(peaks[name] / 2**20, 1),
+        "peak_ratio": round(peaks[name] / peaks[base], 3),
+    }
 
 
-def build(config: LlamaConfig, dtype: torch.dtype) -> nn.Module:
-    """Return a model whose weights have a dtype from the start."""
-    torch.set_default_dtype(dtype)
-    try:
-        return LlamaForCausalLM(config)
-    finally:
-        torch.set_default_dtype(torch.float32)
-
-
-def prepare(model: nn.Module, setup: Setup) -> nn.Module:
-    """Bring a model into the state of a recipe."""
-    model.train()
-    if setup.checkpoint:
-        model.activation_checkpointing_enable({"use_reentrant": False})
-    if setup.method is not None:
-        fw.apply(model, setup.method)
-    if setup.layerwise:
-        for parameter in model.parameters():
-            parameter.register_post_accumulate_grad_hook(lambda one: setattr(one, "grad", None))
-    return model
-
-
-def step(model: nn.Module, tokens: torch.Tensor) -> None:
-    """Make a forward and a backward pass; gradients go."""
-    model(input_ids=tokens, labels=tokens, use_cache=False).loss.backward()
-    model.zero_grad()
-
-
-def bench_step(sequence: int, rounds: int) -> list[dict[str, Any]]:
+def bench_step(sequence: int, rounds: int, only: list[str]) -> list[dict[str, Any]]:
     """Measure seconds and peak of real steps."""
     tokens = torch.randint(32000, (1, sequence), generator=torch.Generator().manual_seed(0))
     chosen = [setup for setup in setups() if "offload" not in setup.name and not setup.layerwise]
+    chosen.append(Setup("MsT tokenwise", fw.MsT(tokenwise=True)))
+    chosen = [setup for setup in chosen if not only or setup.name in only]
     models, peaks = {}, {}
     for setup in chosen:
         torch.manual_seed(0)
@@ -118,214 +77,313 @@ def bench_step(sequence: int, rounds: int) -> list[dict[str, Any]]:
             step(models[setup.name], tokens)
         peaks[setup.name] = memory.peak_bytes
     timings = take_turns({name: (lambda m=model: step(m, tokens)) for name, model in models.items()}, rounds)
-    return [
-        {
-            "what": f"step of {sequence} tokens",
-            "setup": name,
-            "median_s": round(timing.median_s, 3),
-            "spread": round(timing.spread, 3),
-            "time_ratio": round(timing.median_s / timings["stock"].median_s, 3),
-            "peak_mib": round(peaks[name] / 2**20, 1),
-            "peak_ratio": round(peaks[name] / peaks["stock"], 3),
-        }
-        for name, timing in timings.items()
-    ]
+    what = f"step of {sequence} tokens"
+    return [timing_row(what, name, timing, timings["stock"], peaks, "stock") for name, timing in timings.items()]
+
+
+def liger_loss() -> Callable[..., torch.Tensor] | None:
+    """Return Liger's fused loss, or None where it is not installed or cannot run."""
+    if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
+        print("Liger's loss is left out: no GPU, and TRITON_INTERPRET=1 is not set")
+        return None
+    try:
+        from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
+    except ImportError:
+        print("liger-kernel is not installed: left out")
+        return None
+    loss = LigerFusedLinearCrossEntropyLoss()
+    return lambda hidden, weight, labels: loss(weight, hidden, labels)
 
 
 def bench_loss(sequence: int, rounds: int) -> list[dict[str, Any]]:
-    """Measure the head alone, in float32 and bfloat16."""
+    """Measure the head alone, in float32 and bfloat16: time, peak, and the error of its gradient against float64."""
     rows = []
     for dtype in (torch.float32, torch.bfloat16):
         generator = torch.Generator().manual_seed(0)
         hidden = torch.randn(sequence, 256, generator=generator).to(dtype).requires_grad_()
         weight = (torch.randn(32000, 256, generator=generator) / 16).to(dtype).requires_grad_()
         labels = torch.randint(32000, (sequence,), generator=generator)
-        candidates: dict[str, Callable[[], torch.Tensor]] = {
-            "plain": lambda h=hidden, w=weight, y=labels: F.cross_entropy(F.linear(h, w).float(), y),
-            "fw.linear_cross_entropy": lambda h=hidden, w=weight, y=labels: fw.linear_cross_entropy(h, w, y),
+        candidates: dict[str, Callable[..., torch.Tensor]] = {
+            "plain": lambda h, w, y: F.cross_entropy(F.linear(h, w).float(), y),
+            "fw.linear_cross_entropy": fw.linear_cross_entropy,
         }
         if hasattr(nn, "LinearCrossEntropyOptions"):
             options = nn.LinearCrossEntropyOptions()
-            candidates["torch F.linear_cross_entropy"] = lambda h=hidden, w=weight, y=labels, o=options: (
-                F.linear_cross_entropy(h, w, y, options=o)
+            candidates["torch F.linear_cross_entropy"] = lambda h, w, y, o=options: F.linear_cross_entropy(
+                h, w, y, options=o
             )
+        slow = {}
+        if (peer := liger_loss()) is not None:
+            (candidates if torch.cuda.is_available() else slow)["Liger"] = peer
+        wide = [tensor.detach().double().requires_grad_() for tensor in (hidden, weight)]
+        exact = torch.autograd.grad(F.cross_entropy(F.linear(*wide), labels), wide)[1]
 
-        def run(loss: Callable[[], torch.Tensor], tensors: tuple[torch.Tensor, ...] = (hidden, weight)) -> None:
-            torch.autograd.grad(loss(), tensors)
+        def run(loss: Callable[..., torch.Tensor], h: Any = hidden, w: Any = weight, y: Any = labels) -> Any:
+            return torch.autograd.grad(loss(h, w, y), (h, w))
 
-        peaks = {}
-        for name, loss in candidates.items():
+        peaks, errors = {}, {}
+        for name, loss in {**candidates, **slow}.items():
             with fw.measure_memory(nn.Linear(1, 1)) as memory:
-                run(loss)
-            peaks[name] = memory.peak_bytes
+                gradient = run(loss)[1]
+            peaks[name], errors[name] = memory.peak_bytes, float((gradient - exact).norm() / exact.norm())
+            del gradient
         timings = take_turns({name: (lambda c=loss: run(c)) for name, loss in candidates.items()}, rounds)
-        rows += [
-            {
-                "what": f"loss of {sequence} tokens, {str(dtype).removeprefix('torch.')}",
-                "setup": name,
-                "median_s": round(timing.median_s, 3),
-                "spread": round(timing.spread, 3),
-                "time_ratio": round(timing.median_s / timings["plain"].median_s, 3),
-                "peak_mib": round(peaks[name] / 2**20, 1),
-                "peak_ratio": round(peaks[name] / peaks["plain"], 3),
-            }
-            for name, timing in timings.items()
-        ]
+        what = f"loss of {sequence} tokens, {str(dtype).removeprefix('torch.')}"
+        for name in peaks:
+            timing = timings.get(name, Timing([float("nan")]))
+            row = timing_row(what, name, timing, timings["plain"], peaks, "plain")
+            rows.append({**row, "weight_gradient_error": f"{errors[name]:.2e}"})
     return rows
 
 
-def simulated_peak(shape: dict[str, Any], dtype: torch.dtype, setup: Setup, sequence: int) -> int:
-    """Return the peak of a step of the whole model; with checkpointing, models of 2 and 4 layers tell it."""
-    if not setup.checkpoint and (setup.method is None or not setup.method.checkpoint):
-        return peak_of_layers(shape, dtype, setup, sequence)
-    two, four = (peak_of_layers({**shape, "num_hidden_layers": n}, dtype, setup, sequence) for n in (2, 4))
-    return four + (four - two) // 2 * (shape["num_hidden_layers"] - 4)
+def bench_mlp(sequence: int, rounds: int) -> list[dict[str, Any]]:
+    """Measure a feed-forward layer alone, and how often the hook of a parameter runs in one backward pass."""
+    from transformers.models.llama.modeling_llama import LlamaMLP
+
+    torch.manual_seed(0)
+    x = torch.randn(1, sequence, 512, requires_grad=True)
+    layers = {
+        name: LlamaMLP(LlamaConfig(hidden_size=512, intermediate_size=1376)) for name in ("plain", "ours", "peer")
+    }
+    shards = 8
+
+    def ours(layer: Any) -> torch.Tensor:
+        weights = layer.gate_proj.weight, layer.up_proj.weight, layer.down_proj.weight
+        return fw.chunked_mlp(x, *weights, chunk_size=sequence // shards)
+
+    candidates: dict[str, Callable[[], torch.Tensor]] = {
+        "plain": lambda: layers["plain"](x),
+        "fw.chunked_mlp": lambda: ours(layers["ours"]),
+    }
+    try:
+        from liger_kernel.ops.tiled_mlp import apply_tiled_mlp
+    except ImportError:
+        print("liger-kernel is not installed: left out")
+    else:
+        candidates["Liger, tiled"] = lambda: apply_tiled_mlp(type(layers["peer"]).forward, layers["peer"], x, shards)
+    calls = dict.fromkeys(candidates, 0)
+    for name, layer in zip(candidates, layers.values(), strict=False):
+        layer.up_proj.weight.register_post_accumulate_grad_hook(
+            lambda parameter, name=name: calls.update({name: calls[name] + 1})
+        )
+
+    def run(forward: Callable[[], torch.Tensor]) -> None:
+        forward().sum().backward()
+        for layer in layers.values():
+            layer.zero_grad()
+        x.grad = None
+
+    peaks, hooks = {}, {}
+    for name, forward in candidates.items():
+        with fw.measure_memory(nn.Linear(1, 1)) as memory:
+            run(forward)
+        peaks[name], hooks[name] = memory.peak_bytes, calls[name]
+    timings = take_turns({name: (lambda f=forward: run(f)) for name, forward in candidates.items()}, rounds)
+    what = f"feed-forward layer, {sequence} tokens in {shards} chunks"
+    return [
+        {**timing_row(what, name, timing, timings["plain"], peaks, "plain"), "hook_calls": hooks[name]}
+        for name, timing in timings.items()
+    ]
 
 
-def peak_of_layers(shape: dict[str, Any], dtype: torch.dtype, setup: Setup, sequence: int) -> int:
-    """Return the tracker's peak of a step on fake tensors, in bytes; host memory of offloaded inputs is not in it."""
-    config = LlamaConfig(max_position_embeddings=2**22, **shape)
-    with FakeTensorMode():
-        model = prepare(build(config, dtype), setup)
-        tokens = torch.zeros(1, sequence, dtype=torch.int64)
-        # Made before the measurement, host memory is not among what it counts.
-        size = (1, sequence, config.hidden_size)
-        host = [torch.empty(size, dtype=dtype) for _ in range(config.num_hidden_layers)]
-        originals = offload._host_memory, masking_utils.find_packed_sequence_indices
-        offload._host_memory = lambda tensor: host.pop()
-        # It cannot look at fake position ids and would make an (L, L) mask that a real step does without.
-        masking_utils.find_packed_sequence_indices = lambda position_ids: None
-        try:
-            with fw.memory.StorageTracker(model) as tracker:
-                step(model, tokens)
-        finally:
-            offload._host_memory, masking_utils.find_packed_sequence_indices = originals
-    return tracker.peak_bytes
+def bench_curve(sequence: int, only: list[str], steps: int = 200) -> list[dict[str, Any]]:
+    """Train on bytes of the standard library and return the loss of each step."""
+    files = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))
+    text = b"".join(file.read_bytes() for file in files)[: sequence * steps]
+    data = torch.frombuffer(bytearray(text), dtype=torch.uint8).long().view(steps, 1, sequence)
+    order = torch.randperm(steps, generator=torch.Generator().manual_seed(0))
+    rows = []
+    # Eight chunks, whatever the length.
+    for setup in setups(sequence // 8, sequence // 8):
+        if setup.name not in (only or CURVES):
+            continue
+        torch.manual_seed(0)
+        model = prepare(LlamaForCausalLM(LlamaConfig(vocab_size=256, **SMALL)), setup)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4)
+        started = time.perf_counter()
+        for number, index in enumerate(order.tolist()):
+            loss = model(input_ids=data[index], labels=data[index], use_cache=False).loss
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            rows.append({"setup": setup.name, "sequence": sequence, "step": number + 1, "loss": f"{loss.item():.7f}"})
+        print(setup.name, f"{time.perf_counter() - started:.0f} s, last loss {rows[-1]['loss']}", flush=True)
+    return rows
 
 
-def bench_longest(only: list[str]) -> list[dict[str, Any]]:
+def bench_longest(only: list[str], models: list[str]) -> list[dict[str, Any]]:
     """Solve for the longest sequence of each recipe in a budget."""
     rows = []
-    for name, shape, dtype, budget, chosen in (
-        ("SmolLM2-135M float32", SMOLLM2, torch.float32, 8 * GIB, setups(2048, 512)),
-        ("Llama-3-8B bfloat16", LLAMA_3_8B, torch.bfloat16, 78 * GIB, setups(2048, 1024)),
+    for name, shape, dtype, budget, chosen, with_state in (
+        ("SmolLM2-135M", SMOLLM2, torch.float32, 8 * GIB, setups(2048, 512), True),
+        ("Llama-3-8B", LLAMA_3_8B, torch.bfloat16, 78 * GIB, setups(4096, 1024), True),
+        ("Llama-3-8B stateless", LLAMA_3_8B, torch.bfloat16, 78 * GIB, setups(4096, 1024), False),
     ):
-        with FakeTensorMode():
-            numel = sum(parameter.numel() for parameter in LlamaForCausalLM(LlamaConfig(**shape)).parameters())
-        state = 2 * dtype.itemsize * numel
+        state = 2 * dtype.itemsize * numel(shape) if with_state else 0
+        kept = "AdamW's state" if with_state else "no optimizer state"
         for setup in chosen:
-            if only and setup.name not in only:
+            if (only and setup.name not in only) or (models and name not in models):
                 continue
             started = time.perf_counter()
-            short, long = 4096, 8192
-            low, high = (simulated_peak(shape, dtype, setup, length) for length in (short, long))
-            slope = (high - low) / (long - short)
-            points = [(long, high + state)]
-            while abs(points[-1][1] - budget) > 0.01 * budget and len(points) < 4:
-                # The peak may move to another moment, so the solution is simulated, and corrected if need be.
-                last_tokens, last_peak = points[-1]
-                solved = max(256, int(last_tokens + (budget - last_peak) / slope) // 256 * 256)
-                if solved == last_tokens:
-                    break
-                points.append((solved, simulated_peak(shape, dtype, setup, solved) + state))
-                slope = (points[-1][1] - last_peak) / (solved - last_tokens)
-            solved, peak = points[-1]
-            rows.append(
-                {
-                    "what": f"{name}, {budget // GIB} GiB with AdamW states",
-                    "setup": setup.name,
-                    "tokens": solved,
-                    "peak_gib": round(peak / GIB, 2),
-                    "kib_per_token": round(slope / 1024, 1),
-                    "peak_8192_gib": round((high + state) / GIB, 2),
-                }
-            )
-            print(rows[-1], f"{time.perf_counter() - started:.0f} s", flush=True)
+            is_checkpointed = setup.checkpoint or (setup.method is not None and bool(setup.method.checkpoint))
+            is_offloaded = setup.method is not None and setup.method.checkpoint == "offload"
+            # Long enough that the peak stands where it will stand at the end.
+            start = (65536, 131072) if is_offloaded else (16384, 32768) if is_checkpointed else (2048, 4096)
+            tokens, peak, slope = longest_sequence(shape, dtype, setup, budget - state, start)
+            host = shape["num_hidden_layers"] * shape["hidden_size"] * dtype.itemsize * tokens if is_offloaded else 0
+            row = {
+                "what": f"{name.split()[0]} {str(dtype).removeprefix('torch.')}, {budget // GIB} GiB with {kept}",
+                "setup": setup.name,
+                "tokens": tokens,
+                "peak_gib": round((peak + state) / GIB, 2),
+                "kib_per_token": round(slope / 1024, 1),
+                "host_gib": round(host / GIB, 1),
+            }
+            print(row, f"{time.perf_counter() - started:.0f} s", flush=True)
+            rows.append(row)
     return rows
 
 
-def bench_card(rounds: int) -> list[dict[str, Any]]:
+def plot() -> None:
+    """Draw the longest sequences and the curves of the committed rows."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    longest = list(csv.DictReader((RESULTS / "long_sequence_longest.csv").open()))
+    curves = list(csv.DictReader((RESULTS / "long_sequence_curve.csv").open()))
+    bars = {row["setup"]: int(row["tokens"]) for row in longest if row["what"].startswith("SmolLM2")}
+    bars = {setup.name: bars[setup.name] for setup in reversed(setups()) if setup.name in bars}
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 3.4), width_ratios=(1.15, 1), layout="constrained")
+    left.barh(list(bars), list(bars.values()), color="#4878a8")
+    left.set_xscale("log")
+    left.set_xlim(1000, 3 * max(bars.values()))
+    for index, tokens in enumerate(bars.values()):
+        left.text(tokens * 1.08, index, f"{tokens:,}", va="center", fontsize=8)
+    left.set_xlabel("tokens of one sequence (log scale)")
+    left.set_title("SmolLM2-135M in float32, AdamW: what fits 8 GiB", fontsize=10)
+    left.tick_params(labelsize=8)
+    for name, style in zip(CURVES, ("-", "--", ":"), strict=True):
+        points = [(int(row["step"]), float(row["loss"])) for row in curves if row["setup"] == name]
+        right.plot(*zip(*points, strict=True), style, label=name, linewidth=1 if style == "-" else 1.8)
+    right.set_xlabel("step")
+    right.set_ylabel("loss (nats per byte)")
+    right.set_title("Byte-level Llama: three ways, one curve", fontsize=10)
+    right.legend(fontsize=8)
+    partial = IMAGE.with_suffix(".partial.png")
+    figure.savefig(partial, dpi=100)
+    partial.replace(IMAGE)
+    print(IMAGE)
+
+
+def bench_card(rounds: int, smoke: bool) -> list[dict[str, Any]]:
     """Run real steps of 8B shapes on a GPU."""
+    if not (smoke or torch.cuda.is_available()):
+        print("card: no GPU was found; expected one with 80 GB. --smoke runs the same code on small shapes")
+        return []
+    shape, short, limit = (LLAMA_3_8B, 8192, 2**21) if not smoke else ({**SMALL, "vocab_size": 512}, 256, 1024)
     rows = []
-    for name, setup, liger in (
-        ("recomputation alone", Setup("stock", checkpoint=True), False),
-        ("MsT", Setup("MsT", fw.MsT(checkpoint=True)), False),
-        ("MsT + offload", Setup("offload", fw.MsT(checkpoint="offload")), False),
-        ("Liger + recomputation", Setup("liger", checkpoint=True), True),
+    for name, setup, kind in (
+        ("recomputation alone", Setup("stock", checkpoint=True), "adamw"),
+        ("MsT", Setup("MsT", fw.MsT(checkpoint=True)), "adamw"),
+        ("MsT tokenwise", Setup("tokenwise", fw.MsT(checkpoint=True, tokenwise=True)), "adamw"),
+        ("MsT tokenwise + offload", Setup("offload", fw.MsT(checkpoint="offload", tokenwise=True)), "adamw"),
+        ("same, layer-wise GaLore 8-bit", Setup("galore", fw.MsT(checkpoint="offload", tokenwise=True)), "galore"),
+        ("Liger + recomputation", Setup("liger", checkpoint=True), "liger"),
     ):
         try:
-            model, optimizer = card_model(setup, liger)
+            run = card_step(shape, setup, kind)
         except ImportError:
             print("liger-kernel is not installed: left out")
             continue
-
-        def run(sequence: int, model: nn.Module = model, optimizer: torch.optim.Optimizer = optimizer) -> float:
-            tokens = torch.randint(128256, (1, sequence), device="cuda")
-            synchronize()
-            start = time.perf_counter()
-            model(input_ids=tokens, labels=tokens, use_cache=False).loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            synchronize()
-            return time.perf_counter() - start
-
-        run(8192)
-        seconds = sorted(run(8192) for _ in range(rounds))
-        longest, sequence = 0, 8192
-        while sequence <= 2**20:
+        run(short)
+        seconds = sorted(run(short) for _ in range(rounds))
+        longest, peak, sequence = 0, 0, short
+        while sequence <= limit:
             try:
-                torch.cuda.reset_peak_memory_stats()
+                if torch.cuda.is_available():
+                    torch.cuda.reset_peak_memory_stats()
                 run(sequence)
-            except torch.OutOfMemoryError:
+            except (torch.OutOfMemoryError, fw.errors.DeviceError) as error:  # the host may be full first
+                print(name, sequence, str(error)[:160])
                 break
-            longest, peak = sequence, torch.cuda.max_memory_allocated()
-            sequence += max(4096, sequence // 8 // 4096 * 4096)
+            longest = sequence
+            peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
+            sequence += max(short // 2, sequence // 8 // (short // 2) * (short // 2))
         rows.append(
             {
-                "what": "Llama-3-8B shapes, bf16 AdamW, batch 1",
+                "what": f"Llama, hidden {shape['hidden_size']}, bfloat16, batch 1",
                 "setup": name,
-                "tokens_per_s_8192": round(8192 / seconds[len(seconds) // 2]),
+                f"tokens_per_s_{short}": round(short / seconds[len(seconds) // 2]),
                 "longest_tokens": longest,
                 "peak_gib": round(peak / GIB, 2),
             }
         )
         print(rows[-1], flush=True)
-        del model, optimizer, run
+        del run
         gc.collect()
         torch.cuda.empty_cache()
-    return rows
+    return [] if smoke else rows
 
 
-def card_model(setup: Setup, liger: bool) -> tuple[nn.Module, torch.optim.Optimizer]:
-    """Return a model of 8B shapes with random weights on the GPU, and AdamW with bfloat16 states."""
-    with torch.device("cuda"):
-        model = build(LlamaConfig(max_position_embeddings=2**20, **LLAMA_3_8B), torch.bfloat16)
-    if liger:
+def card_step(shape: dict[str, Any], setup: Setup, kind: str) -> Callable[[int], float]:
+    """Return a function that trains one step on so many tokens and tells the seconds."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.manual_seed(0)
+    with torch.device(device):
+        model = build(LlamaConfig(max_position_embeddings=2**21, **shape), torch.bfloat16)
+    if kind == "liger":
         from liger_kernel.transformers import apply_liger_kernel_to_llama
 
         apply_liger_kernel_to_llama(model=model)
-    return prepare(model, setup), torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
+    prepare(model, setup)
+    if kind == "galore":
+        groups = fw.optim.param_groups(model, rank=min(1024, shape["hidden_size"] // 4))
+        optimizer: torch.optim.Optimizer = fw.optim.GaLoreAdamW(groups, lr=1e-5, state_bits=8)
+        fw.optim.layerwise(model, optimizer)
+    else:
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
+
+    def run(sequence: int) -> float:
+        tokens = torch.randint(shape["vocab_size"], (1, sequence), device=device)
+        synchronize()
+        start = time.perf_counter()
+        try:
+            model(input_ids=tokens, labels=tokens, use_cache=False).loss.backward()
+            optimizer.step()
+        finally:
+            optimizer.zero_grad()
+        synchronize()
+        return time.perf_counter() - start
+
+    return run
 
 
 def main() -> None:
     """Run what is asked for and append the rows to results/long_sequence_<what>.csv."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("what", nargs="*", default=["step", "loss"], help="step, loss, longest, card")
+    parser.add_argument("what", nargs="*", default=["step", "loss", "mlp"])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--sequence", type=int, default=4096)
-    parser.add_argument("--setups", nargs="*", default=[], help="longest: only these")
+    parser.add_argument("--setups", nargs="*", default=[], help="step, curve, longest: only these")
+    parser.add_argument("--models", nargs="*", default=[], help="longest: only these")
+    parser.add_argument("--smoke", action="store_true", help="card: small shapes on any machine, no rows")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     print(machine())
-    benchmarks = {
-        "step": lambda: bench_step(arguments.sequence, arguments.rounds),
+    benchmarks: dict[str, Callable[[], list[dict[str, Any]] | None]] = {
+        "step": lambda: bench_step(arguments.sequence, arguments.rounds, arguments.setups),
         "loss": lambda: bench_loss(arguments.sequence, arguments.rounds),
-        "longest": lambda: bench_longest(arguments.setups),
-        "card": lambda: bench_card(arguments.rounds),
+        "mlp": lambda: bench_mlp(arguments.sequence, arguments.rounds),
+        "curve": lambda: bench_curve(arguments.sequence, arguments.setups),
+        "longest": lambda: bench_longest(arguments.setups, arguments.models),
+        "plot": plot,
+        "card": lambda: bench_card(arguments.rounds, arguments.smoke),
     }
     for what in arguments.what:
-        rows = benchmarks[what]()
-        for row in rows:
+        rows = benchmarks[what]() or []
+        for row in rows if what != "curve" else []:
             print("  ".join(f"{key}={value}" for key, value in row.items()))
         if rows:
             print(write_rows(f"long_sequence_{what}", rows))

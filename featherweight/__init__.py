@@ -6,6 +6,8 @@ Public names load on first use (PEP 562), so that `import featherweight` stays f
 import importlib
 from typing import Any
 
+from featherweight.import_hook import import_after
+
 __version__ = "0.1.0"
 
 # Public name -> module that defines it. Sub-packages map to themselves.
@@ -21,14 +23,23 @@ _LAZY = {
     "compare": "featherweight.training.compare",
     "linear_cross_entropy": "featherweight.nn.linear_cross_entropy",
     "linear_logprobs": "featherweight.nn.linear_cross_entropy",
+    "LinearCrossEntropyLoss": "featherweight.nn.linear_cross_entropy_loss",
     "chunk": "featherweight.nn.chunked",
     "chunked_mlp": "featherweight.nn.chunked_mlp",
     "methods": "featherweight.methods",
     "apply": "featherweight.methods.method",
     "remove": "featherweight.methods.method",
+    "apply_to_new_models": "featherweight.methods.construction",
     "CoreGradient": "featherweight.methods.core_gradient",
     "MsT": "featherweight.methods.mst",
+    "s2ft": "featherweight.methods.s2ft",
+    "S2FTConfig": "featherweight.methods.s2ft",
     "Int8": "featherweight.methods.int8",
+    "WeLore": "featherweight.methods.welore",
+    "InRank": "featherweight.methods.inrank",
+    "compress": "featherweight.text.compress",
+    "load_low_rank": "featherweight.methods.low_rank_model",
+    "merge_low_rank": "featherweight.methods.low_rank_model",
     "TokenStats": "featherweight.nn.cross_entropy",
 }
 
@@ -39,10 +50,14 @@ def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         raise AttributeError(f"module 'featherweight' has no attribute '{name}'")
     module = importlib.import_module(_LAZY[name])
-    value = module if _LAZY[name] == f"featherweight.{name}" else getattr(module, name)
+    value = module if _LAZY[name].endswith((f"featherweight.{name}", f"methods.{name}")) else getattr(module, name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+# With PEFT, adapters of S2FT open like any other.
+import_after("peft", "featherweight.methods.s2ft")

@@ -75,24 +75,33 @@ def test_every_public_name_of_the_optimizers_is_documented():
     import featherweight as fw
 
     text = "\n".join(page.read_text() for page in PAGES)
-    missing = [name for name in [*fw.optim.__all__, *fw.__all__[1:]] if name not in text]
+    missing = [name for name in [*fw.optim.__all__, *fw.s2ft.__all__, *fw.__all__[1:]] if name not in text]
     assert not missing
+
+
+@pytest.mark.parametrize("name", ["WeLore", "InRank"])
+def test_every_option_of_a_method_stands_on_its_page(name):
+    import featherweight as fw
+
+    page = (ROOT / "docs" / f"{name.lower()}.md").read_text()
+    assert not [key for key in getattr(fw, name).model_fields if key not in page]
 
 
 OPTIMIZER_CONFIGS = [
     *("OptimizerConfig", "GaLoreConfig", "FiraConfig", "ApolloConfig"),
-    *("LDAdamConfig", "GUMConfig", "GaLoreAdafactorConfig", "TensorGaLoreConfig"),
+    *("LDAdamConfig", "GUMConfig", "GaLoreAdafactorConfig", "QGaLoreConfig", "TensorGaLoreConfig"),
 ]
 
 
-@pytest.mark.parametrize("name", ["Recipe", "Schedule", "TextConfig", "PdeConfig", *OPTIMIZER_CONFIGS])
+@pytest.mark.parametrize("name", ["Recipe", "Schedule", "TextConfig", "PdeConfig", "S2FT", *OPTIMIZER_CONFIGS])
 def test_recipe_reference_says_of_every_key_what_its_docstring_says(name):
+    from featherweight.methods.s2ft.method import S2FT
     from featherweight.optim import build, optimizers
     from featherweight.pde.task import PdeConfig
     from featherweight.text.task import TextConfig
     from featherweight.training.schedule import Schedule
 
-    configs = {config.__name__: config for config in (Recipe, Schedule, TextConfig, PdeConfig)}
+    configs = {config.__name__: config for config in (Recipe, Schedule, TextConfig, PdeConfig, S2FT)}
     configs |= {name: getattr(build, name) for name in OPTIMIZER_CONFIGS}
     assert {preset.config.__name__ for preset in map(optimizers.get, optimizers.names())} == set(OPTIMIZER_CONFIGS)
     page = " ".join((ROOT / "docs" / "recipes.md").read_text().split())

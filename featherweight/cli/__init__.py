@@ -15,7 +15,9 @@ from typing import Annotated
 import typer
 
 import featherweight
+from featherweight.cli import adapter as _adapter
 from featherweight.cli import compare as _compare
+from featherweight.cli import compress as _compress
 from featherweight.cli import measure as _measure
 from featherweight.cli import pde as _pde
 from featherweight.cli import train as _train
@@ -34,6 +36,8 @@ app.command("train")(_train.train)
 app.command("compare")(_compare.compare)
 app.command("measure")(_measure.measure)
 app.add_typer(_pde.app, name="pde")
+app.command("compress")(_compress.compress)
+app.add_typer(_adapter.app)
 
 
 def _print_version(value: bool) -> None:
@@ -59,6 +63,8 @@ def _describe(
     fw train recipe.yaml optimizer.rank=64 steps=500 --out runs/rank64
 
     fw measure recipe.yaml optimizer=galore_8bit
+
+    fw compress ./model --rank-reduction 0.5 --out ./small
     """
 
 

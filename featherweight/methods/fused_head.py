@@ -33,6 +33,7 @@ class HeadSettings:
     in_eval: bool
     logit_softcap: float | None
     logit_scale: float
+    accum_dtype: torch.dtype | None
 
 
 def find_causal_model(model: nn.Module) -> tuple[str, Any] | None:
@@ -45,11 +46,13 @@ def find_causal_model(model: nn.Module) -> tuple[str, Any] | None:
     return None
 
 
-def head_settings(model: Any, *, chunk_size: int | Literal["auto"], in_eval: bool) -> tuple[HeadSettings, str | None]:
+def head_settings(
+    model: Any, *, chunk_size: int | Literal["auto"], in_eval: bool, accum_dtype: torch.dtype | None
+) -> tuple[HeadSettings, str | None]:
     """Return the settings for a model, and why its loss must be left alone, or None."""
     config = model.config.get_text_config()
     softcap, factor, divisor = (_first(config, names) for names in (_SOFTCAP, _FACTOR, _DIVISOR))
-    settings = HeadSettings(chunk_size, in_eval, softcap, (factor or 1.0) / (divisor or 1.0))
+    settings = HeadSettings(chunk_size, in_eval, softcap, (factor or 1.0) / (divisor or 1.0), accum_dtype)
     if not _is_plain_loss(model):
         return settings, f"its loss is {getattr(model.loss_function, '__name__', 'its own')}, not that of causal models"
     return settings, _mismatch(model, settings)
@@ -115,6 +118,7 @@ def _loss_from_hidden_states(model: Any, settings: HeadSettings) -> Iterator[Non
             logit_softcap=settings.logit_softcap,
             logit_scale=settings.logit_scale,
             chunk_size=settings.chunk_size,
+            accum_dtype=settings.accum_dtype,
         )
 
     try:

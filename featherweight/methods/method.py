@@ -5,6 +5,8 @@ choose.
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
@@ -33,11 +35,36 @@ class Method(Protocol):
         """Do what is due after an optimizer step."""
 
 
+@runtime_checkable
+class StatefulMethod(Method, Protocol):
+    """A method that changes a model while it trains, and has something to remember and to tell."""
+
+    def state_dict(self, model: nn.Module) -> dict[str, Any]:
+        """Return what a checkpoint must hold besides the weights: numbers, text and plain containers."""
+
+    def load_state_dict(self, model: nn.Module, state: Mapping[str, Any]) -> None:
+        """Take over such a state; the weights are loaded by then."""
+
+    def report(self, model: nn.Module) -> Report:
+        """Tell what happened so far."""
+
+
+@runtime_checkable
+class SavedApart(Protocol):
+    """A method whose result is more than the weights of a model that its ecosystem opens."""
+
+    def saving(self, model: nn.Module, folder: Path) -> AbstractContextManager[None]:
+        """Give the model the form in which `folder` is written while the block runs; own files go beside `folder`."""
+
+
 methods: Registry[Any] = Registry("method")
 """Methods by the name that a recipe uses."""
 methods.register("core_gradient", "featherweight.methods.core_gradient:CoreGradient")
 methods.register("mst", "featherweight.methods.mst:MsT")
 methods.register("int8", "featherweight.methods.int8:Int8")
+methods.register("welore", "featherweight.methods.welore:WeLore")
+methods.register("inrank", "featherweight.methods.inrank:InRank")
+methods.register("s2ft", "featherweight.methods.s2ft.method:S2FT")
 
 
 def apply(model: nn.Module, method: Method, calibration: Any = None) -> Report:
@@ -58,7 +85,7 @@ def apply(model: nn.Module, method: Method, calibration: Any = None) -> Report:
         >>> report = apply(model, MsT())
         >>> remove(model, MsT())
     """
-    _check(method)
+    check_method(method)
     for other in applied_methods(model):
         if type(other) is type(method):
             raise ConfigError(
@@ -79,7 +106,7 @@ def remove(model: nn.Module, method: Method) -> None:
     Raises:
         ConfigError: if no method of this kind is applied, or something else was wrapped around it since.
     """
-    _check(method)
+    check_method(method)
     applied = [one for one in applied_methods(model) if type(one) is type(method)]
     if not applied:
         names = [type(one).__name__ for one in applied_methods(model)]
@@ -129,7 +156,12 @@ def parse_methods(entries: Sequence[Any]) -> list[Method]:
     return parsed
 
 
-def _check(method: object) -> None:
+def check_method(method: object) -> None:
+    """Refuse what is no method.
+
+    Raises:
+        ConfigError: for anything else, a class of methods included.
+    """
     if not isinstance(method, Method) or isinstance(method, type):
         raise ConfigError(
             f"apply: method={method!r} is no method; expected an object such as fw.MsT(). "

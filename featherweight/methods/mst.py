@@ -29,6 +29,9 @@ from featherweight.methods.forward_patch import (
 from featherweight.methods.fused_head import HeadSettings, causal_forward, find_causal_model, head_settings
 from featherweight.methods.layer_checkpoint import checkpoint_layers, restore_layers
 from featherweight.methods.mlp_structure import MlpStructure, find_structure, mlp_structures
+from featherweight.methods.probe import difference
+from featherweight.methods.regions import LayerSettings, NormSettings
+from featherweight.methods.tokenwise import apply_tokenwise
 from featherweight.nn.chunk_size import mlp_chunk_size
 from featherweight.nn.chunked import chunk
 from featherweight.nn.chunked_mlp import feed_forward
@@ -67,17 +70,30 @@ class MsT(Config):
     """Tokens of a chunk in the loss; auto chooses by the size of the vocabulary."""
     save: Literal["input", "products"] = "input"
     """What feed-forward layers keep: their input, or also gate and up projections, which are then computed once."""
+    accum_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """In which dtype gradients of weights are summed over chunks; auto takes float32 for 16-bit weights."""
+    tokenwise: bool = False
+    """Run everything in a layer but attention in chunks: norms, projections, the feed-forward layer. A model whose
+    layers cannot be cut is refused."""
 
     def apply(self, model: nn.Module, calibration: Any = None) -> Report:
         """Change a model in place; see `fw.apply`.
 
         Raises:
-            ConfigError: if nothing in the model can be changed, or the method is applied already.
+            ConfigError: if nothing in the model can be changed, the method is applied already, or `tokenwise` does not
+                fit the model.
         """
+        if self.tokenwise and self.save == "products":
+            raise ConfigError(
+                "MsT: save='products' is given beside tokenwise=True, whose regions keep their inputs alone; expected "
+                "save='input'. Drop one of the two."
+            )
         report = Report("Mini-Sequence Transformer")
         rows: list[list[str | float | None]] = []
         changed: list[nn.Module] = []
         try:
+            if self.tokenwise:
+                rows += apply_tokenwise(model, self.chunk_size, self._accum_dtype, changed)
             if self.mlp:
                 self._apply_mlp(model, rows, changed)
             if self.head:
@@ -105,7 +121,7 @@ class MsT(Config):
             ConfigError: if something else was wrapped around a changed module since.
         """
         patched = [module for module in model.modules() if is_patched(module)]
-        ours = [module for module in patched if isinstance(settings_of(module), _MlpSettings | HeadSettings)]
+        ours = [module for module in patched if isinstance(settings_of(module), _SETTINGS)]
         for module in ours:  # all or none
             require_outermost(module)
         for module in ours:
@@ -114,6 +130,10 @@ class MsT(Config):
 
     def after_step(self, model: nn.Module, optimizer: Optimizer, step: int) -> None:
         """Do nothing: the method has no state."""
+
+    @property
+    def _accum_dtype(self) -> torch.dtype | None:
+        return None if self.accum_dtype == "auto" else getattr(torch, self.accum_dtype)
 
     def _apply_mlp(self, model: nn.Module, rows: list[Any], changed: list[nn.Module]) -> None:
         judged: dict[type[nn.Module], str | None] = {}
@@ -130,7 +150,8 @@ class MsT(Config):
             if kind not in judged:
                 judged[kind] = _mlp_mismatch(module, structure)
             if judged[kind] is None:
-                patch_forward(module, _mlp_forward, _MlpSettings(structure, self.chunk_size, self.save == "products"))
+                settings = _MlpSettings(structure, self.chunk_size, self.save == "products", self._accum_dtype)
+                patch_forward(module, _mlp_forward, settings)
                 changed.append(module)
             rows.append([name, kind.__name__, judged[kind] or f"in chunks ({rule})"])
 
@@ -140,7 +161,9 @@ class MsT(Config):
             rows.append(["", type(model).__name__, "left alone: no causal language model of transformers"])
             return
         name, owner = causal
-        settings, reason = head_settings(owner, chunk_size=self.head_chunk_size, in_eval=self.head_in_eval)
+        settings, reason = head_settings(
+            owner, chunk_size=self.head_chunk_size, in_eval=self.head_in_eval, accum_dtype=self._accum_dtype
+        )
         if reason is None:
             patch_forward(owner, causal_forward, settings)
             changed.append(owner)
@@ -152,6 +175,10 @@ class _MlpSettings:
     structure: MlpStructure
     chunk_size: Tokens
     keeps_products: bool
+    accum_dtype: torch.dtype | None
+
+
+_SETTINGS = (_MlpSettings, HeadSettings, LayerSettings, NormSettings)
 
 
 def _mlp_forward(module: nn.Module, x: Tensor) -> Tensor:
@@ -163,11 +190,16 @@ def _mlp_forward(module: nn.Module, x: Tensor) -> Tensor:
         size = mlp_chunk_size(tokens, settings.structure.width(module), x.device)
     if size >= tokens:
         return original_forward(module)(x)
-    return _in_chunks(module, settings.structure, x, size, settings.keeps_products)
+    return _in_chunks(module, settings.structure, x, size, settings.keeps_products, settings.accum_dtype)
 
 
 def _in_chunks(
-    module: nn.Module, structure: MlpStructure, x: Tensor, chunk_size: int, keeps_products: bool = False
+    module: nn.Module,
+    structure: MlpStructure,
+    x: Tensor,
+    chunk_size: int,
+    keeps_products: bool = False,
+    accum_dtype: torch.dtype | None = None,
 ) -> Tensor:
     linears = structure.linears(module)
     if linears is None:
@@ -176,11 +208,17 @@ def _in_chunks(
         original = original_forward(module) if is_patched(module) else module.forward
         # A method of the module, so that its parameters are found.
         of_module = types.MethodType(lambda _, part: original(part), module)
-        result = chunk(of_module, rows, dim=1, chunk_size=chunk_size)
+        result = chunk(of_module, rows, dim=1, chunk_size=chunk_size, accum_dtype=accum_dtype)
         return result.view(*x.shape[:-1], -1)
     *first, last = linears
     result = feed_forward(
-        x, first, structure.combine(module), last, chunk_size=chunk_size, keeps_products=keeps_products
+        x,
+        first,
+        structure.combine(module),
+        last,
+        chunk_size=chunk_size,
+        accum_dtype=accum_dtype,
+        keeps_products=keeps_products,
     )
     return structure.drop(module, result)
 
@@ -201,10 +239,8 @@ def _mlp_mismatch(module: nn.Module, structure: MlpStructure) -> str | None:
     finally:
         module.train(was_training)
     tolerance = 1e-4 if weight.dtype.itemsize >= 4 else 2e-2
-    if torch.allclose(found, expected, rtol=tolerance, atol=tolerance * float(expected.abs().max())):
-        return None
-    error = float((found - expected).abs().max())
-    return f"left alone: three tokens come out differently in chunks (by {error:.1e})"
+    error = difference(found, expected, tolerance=tolerance)
+    return None if error is None else f"left alone: three tokens come out differently in chunks (by {error:.1e})"
 
 
 def _reasons(rows: list[Any]) -> str:

@@ -87,9 +87,51 @@ def chunk(
     if chunk_size >= length:
         return fn(*inputs, *params)
     parameters = params if module is None else trainable_parameters(module)
-    region = _Region(
-        fn, module, parameters, len(inputs), axis, length, chunk_size, accum_dtype, torch.is_grad_enabled()
-    )
+    return _run_region(fn, module, parameters, inputs, axis, chunk_size, accum_dtype)
+
+
+def chunk_of_module(
+    module: nn.Module,
+    fn: Callable[..., Any],
+    inputs: tuple[Tensor, ...],
+    parameters: tuple[Tensor, ...],
+    *,
+    dim: int,
+    chunk_size: int,
+    accum_dtype: torch.dtype | None = None,
+) -> Any:
+    """Run a part of a module's computation in chunks, as `chunk` does.
+
+    Args:
+        module: whose parameters `fn` reads, under their places in it.
+        fn: called as ``fn(*chunks)``.
+        inputs: tensors of one length along `dim`.
+        parameters: the trainable ones among the module's that `fn` uses. Others may be listed too; they get no
+            gradient from here, but autograd then waits with theirs until this part has been differentiated.
+        dim: the axis that is cut.
+        chunk_size: positions along `dim` at once.
+        accum_dtype: see `chunk`.
+    Raises:
+        ShapeError: if lengths differ.
+        ConfigError: in the backward pass, if `fn` uses a trainable tensor that is not listed.
+    """
+    axis, length = _axis(inputs, dim)
+    if chunk_size >= length:
+        return fn(*inputs)
+    return _run_region(fn, module, parameters, inputs, axis, chunk_size, accum_dtype)
+
+
+def _run_region(
+    fn: Callable[..., Any],
+    module: nn.Module | None,
+    parameters: tuple[Tensor, ...],
+    inputs: tuple[Tensor, ...],
+    axis: int,
+    chunk_size: int,
+    accum_dtype: torch.dtype | None,
+) -> Any:
+    length, with_grad = inputs[0].shape[axis], torch.is_grad_enabled()  # inside an autograd function it is always off
+    region = _Region(fn, module, parameters, len(inputs), axis, length, chunk_size, accum_dtype, with_grad)
     outputs = _Chunked.apply(region, *inputs, *parameters)
     return outputs if region.returns_tuple else outputs[0]
 

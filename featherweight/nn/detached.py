@@ -69,7 +69,9 @@ def require_declared_leaves(where: str, outputs: tuple[Tensor, ...], declared: t
 
 def graph_of_its_own() -> AbstractContextManager[object]:
     """Return a context whose saved tensors stay out of hooks around it: checkpoints and offloading are not for them."""
-    return torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor)
+    # Detached: a node that saves its own output would hold itself, and a part of the graph that no gradient passes
+    # through is never told to let go.
+    return torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor.detach(), lambda tensor: tensor)
 
 
 def refuse_double_backward(where: str) -> None:

@@ -20,6 +20,8 @@ from torch.utils._pytree import tree_leaves
 
 from featherweight.errors import ConfigError, NumericsError
 
+_CHUNKED = ("featherweight.nn.chunked", "featherweight.nn.output_head")
+
 
 class _ModelHook:
     """A hook on the model that copies and pickles of the model do not inherit."""
@@ -158,7 +160,7 @@ class BackwardPass:
         self._counting.close()
 
         def count(module: nn.Module, args: tuple[Any, ...]) -> None:
-            if module in inside:
+            if module in inside and not _inside_chunk():
                 self._is_reentrant = self._is_reentrant or not torch.is_grad_enabled()
                 if module in self._called:
                     self._shared.update(module.parameters())
@@ -196,6 +198,16 @@ def _inside_checkpoint() -> bool:
     frame: Any = sys._getframe(1)
     while frame is not None:
         if frame.f_code.co_name == "backward" and frame.f_code.co_filename == torch.utils.checkpoint.__file__:
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _inside_chunk() -> bool:
+    """Say whether this call is one of a computation in chunks, which hands a parameter's gradient out in one piece."""
+    frame: Any = sys._getframe(1)
+    while frame is not None:
+        if frame.f_globals.get("__name__") in _CHUNKED:  # by name: the two are neighbours
             return True
         frame = frame.f_back
     return False

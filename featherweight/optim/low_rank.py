@@ -154,6 +154,10 @@ class LowRankOptimizer(torch.optim.Optimizer):
             self._layouts = self._plan(self.param_groups)
         return self._layouts
 
+    def forget_layouts(self) -> None:
+        """Decide anew how parameters are treated, after one of another shape took a place in a group."""
+        self._layouts = self._turns = None
+
     def _plan(self, groups: list[Group], first_index: int = 0) -> dict[Tensor, Layout]:
         layouts: dict[Tensor, Layout] = {}
         for group, parameter, name in _named_parameters(groups):

@@ -284,16 +284,16 @@ def int8_weight_of(parameter: Tensor) -> Int8Weight | None:
     """Return the int8 weight that a parameter stands for, or None for an ordinary parameter.
 
     Raises:
-        ConfigError: if the module that held it is gone.
+        ConfigError: for a handle without a module: the module is gone, or only the handle was copied.
     """
     reference = _owners.get(parameter)
-    if reference is None:
+    if reference is None and not isinstance(parameter, Int8Handle):
         return None
-    owner = reference()
+    owner = None if reference is None else reference()
     if owner is None:
         raise ConfigError(
-            f"int8 weight: handle={tuple(parameter.shape)} stands for a module that is gone; expected a living one. "
-            "Keep the model, or build the optimizer from the parameters of the present one."
+            f"int8 weight: handle={tuple(parameter.shape)} stands for no module, or for one that is gone; expected a "
+            "living one. Copy model and optimizer together, or build the optimizer from the model's parameters."
         )
     weight: Int8Weight = owner.int8_weight()
     return weight

@@ -27,7 +27,8 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from featherweight.errors import ConfigError, MissingExtraError, did_you_mean
+from featherweight.errors import CheckpointError, ConfigError, MissingExtraError, did_you_mean
+from featherweight.methods.low_rank_model import RECORD, build_low_rank, load_low_rank
 from featherweight.text.hub import require_hub
 from featherweight.text.tokenizer import Tokenizer, byte_tokenizer, quiet_transformers
 
@@ -112,6 +113,8 @@ def load_model(
             model = AutoModelForCausalLM.from_config(_configuration(place, tokenizer), dtype=dtype)
         elif place.gguf_file:
             model = _dequantized(place, dtype)
+        elif _is_low_rank(place):
+            model = load_low_rank(str(place.path), dtype=dtype)
         else:
             model, loading = AutoModelForCausalLM.from_pretrained(
                 **place.arguments, dtype=dtype, output_loading_info=True
@@ -162,6 +165,8 @@ def model_facts(source: ModelSource, *, tokenizer: Tokenizer | None = None) -> M
         configuration = _configuration(place, tokenizer)
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(configuration)
+            if record := getattr(configuration, RECORD, None):
+                build_low_rank(model, record)
     text_configuration = configuration.get_text_config()
     return ModelFacts(
         name=place.name,
@@ -170,6 +175,10 @@ def model_facts(source: ModelSource, *, tokenizer: Tokenizer | None = None) -> M
         vocab_size=model.get_input_embeddings().num_embeddings,
         max_position_embeddings=getattr(text_configuration, "max_position_embeddings", None),
     )
+
+
+def _is_low_rank(place: _Place) -> bool:
+    return getattr(_configuration(place, None), RECORD, None) is not None
 
 
 def save_model_folder(model: Any, tokenizer: Tokenizer, folder: Path) -> None:
@@ -404,7 +413,7 @@ def _explained(place: _Place) -> Iterator[None]:
     try:
         with quiet_transformers():
             yield
-    except (ConfigError, MissingExtraError):
+    except (CheckpointError, ConfigError, MissingExtraError):
         raise
     except Exception as error:
         # The libraries below raise classes of their own, and tokenizers raises plain Exception.

@@ -11,6 +11,7 @@ from typing import Any
 _LAZY = {
     "Callback": "featherweight.training.events",
     "Event": "featherweight.training.events",
+    "MethodCallback": "featherweight.training.huggingface",
     "ReportCallback": "featherweight.training.huggingface",
     "Recipe": "featherweight.training.recipe",
     "Run": "featherweight.training.run",

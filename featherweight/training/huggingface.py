@@ -16,6 +16,7 @@ from transformers.trainer_callback import TrainerCallback, TrainerControl, Train
 from transformers.training_args import TrainingArguments
 
 from featherweight.errors import ConfigError
+from featherweight.methods.method import Method
 from featherweight.optim import LowRankOptimizer, build_optimizer, layerwise, parse_optimizer
 from featherweight.optim.layerwise import layerwise_handles
 from featherweight.report import Report, format_bytes
@@ -185,6 +186,23 @@ class ReportCallback(TrainerCallback):
         folder.mkdir(parents=True, exist_ok=True)
         save_report(report, folder)
         self.report = report
+
+
+class MethodCallback(TrainerCallback):
+    """Tells a method of each optimizer step of transformers.Trainer, as InRank needs it to grow its ranks.
+
+    Args:
+        method: that was applied to the model before the Trainer was made.
+    """
+
+    def __init__(self, method: Method) -> None:
+        self.method = method
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Let the method do what is due; the Trainer counts the step only afterwards."""
+        self.method.after_step(kwargs["model"], kwargs["optimizer"], state.global_step + 1)
 
 
 def _ours(optimizer: Any) -> LowRankOptimizer | None:

@@ -18,6 +18,7 @@ from torch.nn.utils import clip_grads_with_norm_
 from torch.optim.lr_scheduler import LambdaLR
 
 from featherweight.errors import CheckpointError, ConfigError, DeviceError, NumericsError
+from featherweight.methods.method import StatefulMethod
 from featherweight.training.checkpoint import Checkpoint, Checkpoints
 from featherweight.training.events import Callback, Event
 from featherweight.training.footprint import Footprint, predict_bytes
@@ -214,6 +215,7 @@ class Loop:
             "scheduler": self.scheduler.state_dict(),
             "rng": rng_state(),
             "footprint": self.footprint.to_dict(),
+            "methods": [m.state_dict(self.model) if isinstance(m, StatefulMethod) else {} for m in self.methods],
         }
 
     def resume(self, checkpoint: Checkpoint) -> None:
@@ -234,6 +236,9 @@ class Loop:
         self.scheduler.load_state_dict(state["scheduler"])
         self.progress = Progress(**state["progress"])
         self.footprint = Footprint(**state["footprint"])
+        for method, method_state in zip(self.methods, state.get("methods", []), strict=False):
+            if isinstance(method, StatefulMethod):
+                method.load_state_dict(self.model, method_state)
         set_rng_state(state["rng"])
         self._batches = None
         self._is_first_step = True

@@ -7,13 +7,14 @@ import json
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 
 from featherweight.config import write_atomically
 from featherweight.errors import CheckpointError, ConfigError
+from featherweight.methods.method import StatefulMethod
 from featherweight.report import Report
 from featherweight.training.checkpoint import Checkpoints
 from featherweight.training.console import ConsoleProgress
@@ -142,6 +143,9 @@ def _train(recipe: Recipe, name: str, folder: Path, resume: bool, callbacks: Seq
             footprint=loop.footprint,
         )
         report = run_report(f"{name}: {optimizer_config.name}", summary, lines, machine_name(environment))
+        for method in loop.methods:
+            if isinstance(method, StatefulMethod):
+                report.sections += method.report(loop.model).sections
         save_report(report, folder)
         # Last of all, because its presence says that the run is finished.
         summary.save(folder / "summary.json")
@@ -150,8 +154,15 @@ def _train(recipe: Recipe, name: str, folder: Path, resume: bool, callbacks: Seq
 
 def _save_model(loop: Loop, checkpoints: Checkpoints, folder: Path) -> None:
     """Write the trained model; if that fails, a checkpoint keeps what was trained, and a resume tries again."""
+    from featherweight.methods.method import SavedApart
+
+    model = loop.accelerator.unwrap_model(loop.model)
     try:
-        loop.task.save_model(loop.accelerator.unwrap_model(loop.model), folder)
+        with ExitStack() as forms:
+            for method in loop.methods:
+                if isinstance(method, SavedApart):
+                    forms.enter_context(method.saving(model, folder))
+            loop.task.save_model(model, folder)
     except Exception:
         latest = checkpoints.latest()
         if latest is None or latest.step != loop.progress.step:

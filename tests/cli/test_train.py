@@ -6,6 +6,7 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 import torch
 
 from featherweight.cli import run
@@ -39,6 +40,28 @@ def test_json_is_one_object_on_standard_output_and_nothing_else(recipe_file, tmp
     assert result["folder"] == str(tmp_path / "run") and result["steps"] == 4
     footprint = result["footprint"]
     assert footprint["measured"]["optimizer_state"] == footprint["predicted"]["optimizer_state"] > 0
+
+
+def test_the_recipe_of_long_sequences_trains_as_without_its_method(tmp_path, capsys):
+    recipe = Path(__file__).parents[2] / "examples" / "recipes" / "long_sequence.yaml"
+    # Two rows of 1024 tokens: long enough that the rules of chunk sizes cut them.
+    small = [
+        "task.model=tiny",
+        "task.corpus=english",
+        "task.seq_len=1024",
+        "task.max_train_tokens=5000",
+        "task.max_held_out_tokens=2048",
+    ]
+    small += ["steps=2", "micro_batch_size=2", "optimizer.rank=8", "save_model=false", "memory_steps=[2]", "--json"]
+    results = []
+    for changes in ([], ["methods=[]"]):
+        assert run(["train", str(recipe), *small, *changes, "--out", str(tmp_path / str(len(results)))]) == 0
+        results.append(json.loads(capsys.readouterr().out))
+
+    losses = [result["held_out"]["held_out_loss"] for result in results]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-3)  # 8-bit moments round float32 differences up
+    peaks = [result["footprint"]["peak_bytes"] for result in results]
+    assert peaks[0] < 0.5 * peaks[1]
 
 
 def test_a_second_run_in_the_same_folder_is_refused(recipe_file, tmp_path, capsys):

@@ -1,3 +1,4 @@
+import json
 import os
 import subprocess
 import sys
@@ -10,13 +11,14 @@ SCRIPT = Path(__file__).parent.parent / "reference" / "data_parallel.py"
 
 # Mutation: a gradient that is written by hand, or that arrives once per chunk, is not reduced or reduced too early.
 @pytest.mark.slow  # 20 s of two processes
+@pytest.mark.parametrize("options", [{}, {"tokenwise": True, "checkpoint": "offload"}], ids=str)
 @pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
-def test_gradients_of_two_processes_equal_those_of_one(kind, tmp_path):
+def test_gradients_of_two_processes_equal_those_of_one(kind, options, tmp_path):
     command = [sys.executable, str(SCRIPT)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(SCRIPT.parents[2])}
     processes = [
         subprocess.Popen(
-            [*command, str(rank), str(tmp_path / "store"), kind],
+            [*command, str(rank), str(tmp_path / "store"), kind, json.dumps(options)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -25,7 +25,8 @@ def wide_norm(self, x):
 
 
 @pytest.mark.slow
-def test_smollm2_gives_the_same_logits_loss_and_gradients(monkeypatch):
+@pytest.mark.parametrize("options", [{"checkpoint": True}, {"tokenwise": True, "checkpoint": "offload"}], ids=str)
+def test_smollm2_gives_the_same_logits_loss_and_gradients(options, monkeypatch):
     from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
     model, tokenizer = load_model("smollm2").train(), load_tokenizer("smollm2")
@@ -35,7 +36,7 @@ def test_smollm2_gives_the_same_logits_loss_and_gradients(monkeypatch):
     logits = model(inputs, use_cache=False).logits.detach()
     plain_loss, plain = gradients_of(model, model(inputs, labels=labels, use_cache=False).loss)
     changed = copy.deepcopy(model)
-    fw.apply(changed, fw.MsT(chunk_size=32, head_chunk_size=16, checkpoint=True))
+    fw.apply(changed, fw.MsT(chunk_size=32, head_chunk_size=16, **options))
 
     with torch.no_grad():
         torch.testing.assert_close(changed(inputs).logits, logits, rtol=1e-5, atol=1e-4)  # logits reach 30

@@ -6,6 +6,7 @@ from torch.utils.checkpoint import checkpoint
 
 import featherweight as fw
 from featherweight.errors import ConfigError, ShapeError
+from featherweight.memory import StorageTracker
 
 L, D = 53, 6
 
@@ -236,3 +237,20 @@ def test_wrong_arguments_are_named(generator):
     ]:
         with pytest.raises(error, match=message):
             call()
+
+
+# Mutation: saved tensors that hold their own node are freed only where a gradient passes.
+def test_a_branch_that_no_gradient_passes_through_is_freed():
+    x = torch.randn(64, 8, requires_grad=True)
+
+    def fn(x_CD):
+        x_CD.exp()  # saves its own result
+        return 2 * x_CD
+
+    with StorageTracker(nn.Linear(1, 1)) as tracker:
+        for _ in range(3):
+            torch.autograd.grad(fw.chunk(fn, x, dim=0, chunk_size=8).sum(), x)
+            tracker.track(x, "inputs")
+            live = tracker.live_bytes
+
+    assert live <= x.nbytes + 100  # x, and the parameters of the model

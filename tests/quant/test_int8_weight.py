@@ -14,6 +14,7 @@ from featherweight.quant.int8_weight import (
     forget_int8_weight,
     handle_data,
     int8_weight_of,
+    is_registered,
     new_handle,
     register_int8_weight,
 )
@@ -161,7 +162,8 @@ def test_a_handle_is_an_ordinary_leaf_for_autograd_hooks_and_clipping():
 def test_the_table_finds_the_present_weight_and_forgets_the_dead():
     owner = Owner()
     handle = Int8Handle(handle_data((3, 3), torch.float32, "cpu"))
-    assert int8_weight_of(handle) is None
+    with pytest.raises(ConfigError, match="stands for no module"):
+        int8_weight_of(handle)
     register_int8_weight(handle, owner)
     assert int8_weight_of(handle) is owner.weight
     owner.weight = Int8Weight.quantize(torch.ones(3, 3))
@@ -171,7 +173,7 @@ def test_the_table_finds_the_present_weight_and_forgets_the_dead():
     with pytest.raises(ConfigError, match="gone"):
         int8_weight_of(handle)
     forget_int8_weight(handle)
-    assert int8_weight_of(handle) is None
+    assert not is_registered(handle)
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda handle: pickle.loads(pickle.dumps(handle)), new_handle])
@@ -183,4 +185,4 @@ def test_copies_of_a_handle_hold_one_element_and_stand_for_nothing_yet(copied):
     assert type(twin) is Int8Handle and twin is not handle
     assert (twin.shape, twin.dtype, twin.requires_grad) == (handle.shape, handle.dtype, False)
     assert twin.untyped_storage().nbytes() == 2
-    assert int8_weight_of(twin) is None
+    assert is_registered(handle) and not is_registered(twin)

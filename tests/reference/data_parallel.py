@@ -1,6 +1,7 @@
-"""One of two processes: a small MsT model under DDP or FSDP2 against one process; argv: rank, store, kind."""
+"""One of two processes: a small MsT model under DDP or FSDP2 against one process; argv: rank, store, kind, options."""
 
 import copy
+import json
 import runpy
 import sys
 from pathlib import Path
@@ -26,7 +27,7 @@ def main() -> None:
         (stock(**part, use_cache=False, num_items_in_batch=torch.tensor(count)).loss / 2).backward()
     expected = {name: parameter.grad for name, parameter in stock.named_parameters()}
 
-    fw.apply(model, fw.MsT(chunk_size=8, head_chunk_size=5))
+    fw.apply(model, fw.MsT(chunk_size=8, head_chunk_size=5, **json.loads(sys.argv[4])))
     if kind == "ddp":
         trained = torch.nn.parallel.DistributedDataParallel(model)
     else:

@@ -282,3 +282,24 @@ def test_a_loop_of_accelerate_steps_once_for_each_window(is_layerwise):
 def test_importing_the_package_does_not_import_the_trainer():
     code = "import sys, featherweight.training; assert 'transformers.trainer_callback' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("optimizer", [None, "galore"])
+def test_ranks_grow_in_the_trainer(optimizer, tmp_path):
+    from featherweight.methods.inrank import growth_state
+    from featherweight.training import MethodCallback
+
+    model = llama()
+    method = fw.InRank(buffer=4, every=1, warmup=1, explained=0.5, patience=None, buffer_init="random")
+    fw.apply(model, method)
+    extra = trainer_optimizer(optimizer, model, rank=2, lr=1e-2) if optimizer else {}
+    trainer = transformers.Trainer(
+        model, arguments(tmp_path), train_dataset=rows(22), callbacks=[MethodCallback(method)], **extra
+    )
+    trainer.train()
+    history = growth_state(model).history
+    # 22 rows, 2 at a time, 4 micro-batches a step: 3 steps an epoch, 6 in all; micro-steps are not counted.
+    assert [entry["step"] for entry in history[:: len(growth_state(model).ranks)]] == [2, 3, 4, 5, 6]
+    assert max(growth_state(model).ranks.values()) > 2
+    held = {id(p) for group in trainer.optimizer.param_groups for p in group["params"]}
+    assert held == {id(p) for p in model.parameters()}

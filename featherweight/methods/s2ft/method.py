@@ -1,0 +1,113 @@
+"""S2FT in a recipe: ``methods: [s2ft]`` freezes the model but for some channels, and the run folder gets an adapter."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+from torch import nn
+from torch.optim import Optimizer
+
+from featherweight.config import Config
+from featherweight.methods.s2ft.adapter import Adapter
+from featherweight.methods.s2ft.config import S2FTConfig
+from featherweight.methods.s2ft.layer import S2FTLayer, s2ft_layers
+from featherweight.methods.s2ft.model import S2FTModel
+from featherweight.report import Report
+
+_TRAINED_BEFORE = "_featherweight_trained_before_s2ft"
+
+
+class S2FT(Config):
+    """Options of structured sparse fine-tuning in a recipe; fields that `fw.S2FTConfig` has mean the same."""
+
+    r_equivalent: int | None = Field(default=None, gt=0)
+    """Train as many parameters in each module as LoRA of this rank has there; without any amount, 16."""
+    num_channels: int | None = Field(default=None, gt=0)
+    """Channels to train in each module."""
+    channel_ratio: float | None = Field(default=None, gt=0, le=1)
+    """Share of the channels of each module to train."""
+    channel_pattern: dict[str, int | float] = {}
+    """Other amounts for some modules, by the end of their name or a regular expression: channels, or a share."""
+    target_modules: list[str] | str | None = None
+    """Names, a regular expression or all-linear; None takes attention outputs and last feed-forward matrices."""
+    axis_pattern: dict[str, Literal["input", "output"]] = {}
+    """input (columns) or output (rows) for some modules, by the end of their name or a regular expression."""
+    unit: Literal["auto", "head", "channel"] = "auto"
+    """What is chosen as a whole; auto takes heads where the amount is at least one."""
+    selection: Literal["random", "weight", "spectral"] = "random"
+    """How channels are chosen; what needs data first is chosen with fw.s2ft.select."""
+    select: Literal["largest", "smallest"] = "largest"
+    """Which end of the scores is trained."""
+    scope: Literal["layer", "global"] = "layer"
+    """The same amount in each layer, or the best over all layers of a kind."""
+    seed: int = 0
+    """Of random choices; each module draws from (seed, its name)."""
+    multiple_of: int = Field(default=8, gt=0)
+    """Amounts of channels are rounded up to a multiple of this."""
+    update: Literal["delta", "inplace"] = "delta"
+    """The change stays beside the weight, or the weight holds it while it trains."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the selected inputs that is dropped in training."""
+
+    def apply(self, model: nn.Module, calibration: Any = None) -> Report:
+        """Freeze a model in place but for some channels; see `fw.apply`.
+
+        Raises:
+            ConfigError: if the options do not fit the model.
+        """
+        trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+        config = self.peft_config()
+        config.base_model_name_or_path = vars(model).get("name_or_path") or getattr(model, "name_or_path", None)
+        S2FTModel(model, {"default": config}, "default")
+        setattr(model, _TRAINED_BEFORE, trained)
+        layers = s2ft_layers(model)
+        report = Report("S2FT")
+        count = sum(one.numel() for one in model.parameters() if one.requires_grad)
+        report.add_facts({"trained parameters": count, "modules": len(layers)})
+        rows = [
+            [name, layer.s2ft_axis["default"], *layer.s2ft_delta["default"].shape] for name, layer in layers.items()
+        ]
+        report.add_table("Modules", ["module", "axis", "channels", "features"], rows)
+        return report
+
+    def remove(self, model: nn.Module) -> None:
+        """Undo `apply`; what was trained is given up. See `fw.remove`."""
+        for name, layer in s2ft_layers(model).items():
+            layer.unmerge()
+            layer.store_by_output()
+            _put(model, name, layer.get_base_layer())
+        trained = set(getattr(model, _TRAINED_BEFORE))
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name in trained)
+        delattr(model, _TRAINED_BEFORE)
+        del model.peft_config
+
+    def after_step(self, model: nn.Module, optimizer: Optimizer, step: int) -> None:
+        """Do nothing: a change in place is written by the next forward pass."""
+
+    @contextmanager
+    def saving(self, model: nn.Module, folder: Path) -> Iterator[None]:
+        """Write the adapter beside `folder`; in the block the model is an ordinary one with the change merged."""
+        Adapter.of_model(model).save(folder.parent / "adapter")
+        layers = s2ft_layers(model)
+        for name, layer in layers.items():
+            layer.switch(["default"])
+            _put(model, name, layer.get_base_layer())
+        try:
+            yield
+        finally:
+            for name, layer in layers.items():
+                assert isinstance(layer, nn.Module), "layers are modules"
+                _put(model, name, layer)
+                layer.unmerge()
+
+    def peft_config(self) -> S2FTConfig:
+        """Return the options as PEFT takes them."""
+        return S2FTConfig(s2ft_dropout=self.dropout, **self.model_dump(exclude={"dropout"}))
+
+
+def _put(model: nn.Module, name: str, module: nn.Module | S2FTLayer) -> None:
+    parent, _, last = name.rpartition(".")
+    setattr(model.get_submodule(parent), last, module)

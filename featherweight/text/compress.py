@@ -1,0 +1,152 @@
+"""Compression of a causal language model into a folder, with perplexity before and after.
+
+A folder of safetensors is compressed from file to file, whatever its size; every other source, and every way that needs
+data, holds the model in memory.
+"""
+
+import math
+import os
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from featherweight.errors import ConfigError
+from featherweight.methods.method import apply
+from featherweight.methods.welore.options import WeLore
+from featherweight.methods.welore.stream import Progress, compress_folder
+from featherweight.report import Facts, Report
+from featherweight.text.corpus import load_documents
+from featherweight.text.model import load_model, load_tokenizer, model_facts, save_model_folder
+from featherweight.text.perplexity import describe_protocol, perplexity
+from featherweight.text.tokenizer import Tokenizer, encode_documents
+
+CALIBRATION_ROWS, CALIBRATION_TOKENS = 64, 512
+MEMORY_SHARE = 0.4
+"""A model is loaded to measure its perplexity if it takes at most this share of the memory that is free."""
+
+
+def compress(
+    source: str,
+    out: str | os.PathLike[str],
+    options: WeLore | None = None,
+    *,
+    calibration: str | None = None,
+    evaluate: str | None = None,
+    evaluate_tokens: int = 4096,
+    plan_only: bool = False,
+    progress: Progress | None = None,
+) -> Report:
+    """Compress a causal language model by WeLore and write it as a Hugging Face folder.
+
+    Args:
+        source: a model folder, or any other model that recipes know (`smollm2`, a GGUF file, ...).
+        out: the folder to make.
+        options: budget, rule and storage; None drops half of all ranks.
+        calibration: corpus for method=whitened and refit: english, python, or a file, as in recipes; its first 64 rows
+            of 512 tokens are read.
+        evaluate: corpus to measure perplexity on before and after; None measures none.
+        evaluate_tokens: its first so many tokens.
+        plan_only: report what would be done and write nothing.
+        progress: is told how far the work is, where the model is read from file to file.
+    Returns:
+        The report; it also stands in `out` as report.html and report.json.
+    Raises:
+        ConfigError: if source, out, corpus or options do not fit.
+        NumericsError: if a weight is NaN or infinite.
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     report = compress("tiny", folder + "/small", WeLore(rank_reduction=0.5))
+        >>> report.title
+        'WeLore (plain)'
+    """
+    options = options or WeLore()
+    out = Path(out)
+    if options.method != "plain" and calibration is None:
+        raise ConfigError(
+            f"compress: method={options.method} needs data and calibration=None; expected a corpus. Give a text file, "
+            "or choose method='plain'."
+        )
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(f"compress: out={out} holds files already; expected a new or empty folder. Choose another.")
+    before = _perplexity(source, source, evaluate, evaluate_tokens) if not plan_only else None
+    folder = Path(source).expanduser()
+    if options.method == "plain" and (folder / "config.json").exists() and not is_low_rank_folder(folder):
+        report = compress_folder(folder, out, options, plan_only=plan_only, progress=progress)
+    else:
+        report = _in_memory(source, out, options, calibration, plan_only)
+    if plan_only:
+        return report
+    after = _perplexity(str(out), source, evaluate, evaluate_tokens)
+    if before is not None and after is not None:
+        facts: dict[str, str | float] = {"perplexity before": before[0], "perplexity after": after[0]}
+        report.sections.insert(1, Facts("Perplexity", {**facts, "measured on": before[1]}))
+    files = sum(path.stat().st_size for path in out.glob("*.safetensors"))
+    report.add_facts({"weights on disk (bytes)": files}, title="Files")
+    (out / "report.json").write_text(report.to_json(), encoding="utf-8")
+    report.save_html(out / "report.html")
+    return report
+
+
+def is_low_rank_folder(folder: Path) -> bool:
+    """Tell whether a folder holds a model that is of low rank already, which is read in memory."""
+    import json
+
+    return "low_rank_config" in json.loads((folder / "config.json").read_text(encoding="utf-8"))
+
+
+def token_stream(corpus: str, tokenizer: Tokenizer, count: int) -> Tensor:
+    """Return the first tokens of a corpus, its documents joined by blank lines."""
+    stream: list[int] = []
+    for token_ids in encode_documents(tokenizer, [f"{document}\n\n" for document in load_documents(corpus)]):
+        stream += token_ids
+        if len(stream) >= count:
+            break
+    if len(stream) < 2:
+        raise ConfigError(f"compress: corpus={corpus} has {len(stream)} tokens; expected at least 2. Give more text.")
+    return torch.tensor(stream[:count])
+
+
+def _in_memory(source: str, out: Path, options: WeLore, calibration: str | None, plan_only: bool) -> Report:
+    tokenizer = load_tokenizer(source)
+    model = load_model(source, tokenizer=tokenizer).eval()
+    batches: Iterable[Tensor] | None = None
+    if calibration is not None and options.method != "plain":
+        stream = token_stream(calibration, tokenizer, CALIBRATION_ROWS * CALIBRATION_TOKENS)
+        length = min(CALIBRATION_TOKENS, len(stream), model_facts(source).max_position_embeddings or math.inf)
+        rows = stream[: len(stream) // int(length) * int(length)].view(-1, int(length))
+        batches = rows.split(8)
+    report = apply(model, options, batches)
+    if not plan_only:
+        save_model_folder(model, tokenizer, out)
+    return report
+
+
+def _perplexity(source: str, original: str, corpus: str | None, tokens: int) -> tuple[float, str] | None:
+    if corpus is None:
+        return None
+    facts = model_facts(source)
+    if 4 * facts.parameters > MEMORY_SHARE * _free_bytes():
+        warnings.warn(
+            f"compress: model={source} takes {4 * facts.parameters:,} bytes in float32 and is not loaded to measure "
+            "its perplexity.",
+            stacklevel=3,
+        )
+        return None
+    tokenizer = load_tokenizer(original)
+    stream = token_stream(corpus, tokenizer, tokens)
+    window = int(min(1024, facts.max_position_embeddings or 1024))
+    value = perplexity(load_model(source), stream, window_tokens=window)
+    return value, describe_protocol(f"{corpus}, documents joined by blank lines,", len(stream), window)
+
+
+def _free_bytes() -> float:
+    """Return the memory that is free; without limit where the system does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return 1024.0 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration, ValueError):
+        return math.inf

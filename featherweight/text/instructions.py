@@ -1,0 +1,230 @@
+"""Instruction data: the task format of LLM-Adapters, its prompt, and how an answer is read out of generated text.
+
+A file is a list of objects with `instruction`, `input`, `output` and `answer` (JSON or JSON lines). Commonsense tasks
+end
+their instruction with a line "Answer format: a/b/..."; arithmetic ones have a number or, for AQuA, a letter as answer.
+Source: arXiv 2304.01933; the prompt and the extraction rules are those of its code and of arXiv 2412.06289.
+"""
+
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from featherweight.errors import ConfigError
+from featherweight.text.packing import IGNORED_LABEL
+
+Template = Literal["alpaca", "official"]
+
+_PREAMBLE = "Below is an instruction that describes a task. Write a response that appropriately completes the request."
+_ANSWER_FORMAT = re.compile(r"Answer format:\s*(.+?)\s*$", re.IGNORECASE)
+
+CONTAMINATED_BY_MATH_10K = ("AddSub", "MultiArith", "SingleEq")
+"""Test sets whose questions stand in MAWPS, which math_10k trains on; report them apart, if at all."""
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """One question with its wanted response."""
+
+    instruction: str
+    output: str
+    """The whole response."""
+    answer: str
+    """What counts: an option, a number or a letter."""
+    texts: tuple[str, ...] = ()
+    """Of a cloze question: the texts among which `output` is the right one."""
+
+    @property
+    def options(self) -> list[str]:
+        """The options of a multiple-choice question, in the words of its instruction; empty for other questions."""
+        found = _ANSWER_FORMAT.search(self.instruction)
+        return [option.strip() for option in found[1].split("/")] if found else []
+
+
+def load_instructions(path: str | os.PathLike[str]) -> list[Instruction]:
+    """Read a file of instructions.
+
+    Args:
+        path: JSON or JSON lines. The question may stand under input (if not empty), instruction, prompt, question,
+            Problem or problem; the response under output, chosen, answer (up to "####"), Rationale, rationale,
+            solution.
+    Raises:
+        ConfigError: if the file cannot be read or an entry has no question or response.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        lines = [one for one in text.splitlines() if one.strip()]
+        entries = json.loads(text) if text.lstrip().startswith("[") else [json.loads(one) for one in lines]
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"load_instructions: path={path} cannot be read ({error}); expected JSON or JSON lines. Correct the file."
+        ) from error
+    return [_instruction(entry, index, path) for index, entry in enumerate(entries)]
+
+
+def _instruction(entry: Mapping[str, Any], index: int, path: Any) -> Instruction:
+    question = _first(entry, ("input", "instruction", "prompt", "question", "Problem", "problem", "original_text"))
+    if entry.get("instruction") and entry.get("input"):
+        question = f"{entry['instruction']}\n\n{entry['input']}"
+    response = _first(entry, ("output", "chosen", "answer", "Rationale", "rationale", "solution", "ans"))
+    if question is None or response is None:
+        raise ConfigError(
+            f"load_instructions: entry={index} of {path} has the keys {sorted(entry)}; expected an instruction and an "
+            "output. Rename the keys."
+        )
+    response, _, final = response.partition("####")
+    answer = entry.get("answer")
+    return Instruction(
+        question, response.strip(), str(final.strip() or (response if answer is None else answer)).strip()
+    )
+
+
+def as_cloze(example: Instruction) -> Instruction | None:
+    """Return a multiple-choice question whose options are their texts instead of their numbers, or None if it has none.
+
+    The small models that a laptop fine-tunes choose between "answer1" and "answer2" as by dice, but find the right text
+    more probable than the others.
+
+    Example:
+        >>> text = "Choose: What is red? Answer1: a cloud Answer2: blood Answer format: answer1/answer2"
+        >>> as_cloze(Instruction(text, "the correct answer is answer2", "answer2")).output
+        'blood'
+    """
+    names = example.options
+    question = _ANSWER_FORMAT.sub("", example.instruction)
+    parts = (
+        re.split("|".join(rf"\b{re.escape(name)}:" for name in names), question, flags=re.IGNORECASE) if names else []
+    )
+    if len(parts) != len(names) + 1 or example.answer not in names:
+        return None
+    stem = parts[0].partition(": ")[2].strip() or parts[0].strip()
+    texts = [part.strip() for part in parts[1:]]
+    return Instruction(stem, texts[names.index(example.answer)], example.answer, tuple(texts))
+
+
+def _first(entry: Mapping[str, Any], keys: Sequence[str]) -> str | None:
+    return next((str(entry[key]) for key in keys if entry.get(key) not in (None, "")), None)
+
+
+def prompt_of(instruction: str, template: Template = "alpaca", *, for_training: bool = True) -> str:
+    """Return the text in front of a response.
+
+    Args:
+        instruction: the question.
+        template: alpaca is one text for training and evaluation; official has the two different ones of the paper's
+            code, to reproduce its numbers.
+        for_training: which of the two official texts.
+    Example:
+        >>> prompt_of("Name a colour.").splitlines()[-1]
+        '### Response:'
+    """
+    if template == "alpaca":
+        return f"{_PREAMBLE}\n\n### Instruction:\n{instruction}\n\n### Response:\n"
+    if for_training:
+        return f"<s> {_PREAMBLE}  \n\n### Instruction:\n{instruction}\n{' ' * 16}\n### Response:\n"
+    return f"<s> {_PREAMBLE} \n\n### Instruction:\n{instruction}\n\n### Response:\n"
+
+
+def encode_instruction(
+    example: Instruction, tokenizer: Any, *, max_tokens: int = 2048, template: Template = "alpaca"
+) -> dict[str, list[int]]:
+    """Return token ids and labels of one example; only the response and the end-of-text token count.
+
+    Args:
+        example: question and response.
+        tokenizer: of the model; its own begin-of-text token is used if it has one.
+        max_tokens: longer examples lose tokens at the end.
+        template: see `prompt_of`.
+    """
+    prompt = prompt_tokens(example.instruction, tokenizer, template=template)
+    space = " " if template == "official" else ""
+    response = tokenizer(f"{example.output}{space}", add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
+    ids = [*prompt, *response][:max_tokens]
+    return {"input_ids": ids, "labels": [IGNORED_LABEL] * min(len(prompt), max_tokens) + ids[len(prompt) :]}
+
+
+def prompt_tokens(
+    instruction: str, tokenizer: Any, *, template: Template = "alpaca", for_training: bool = True
+) -> list[int]:
+    """Return the token ids of a prompt."""
+    text = prompt_of(instruction, template, for_training=for_training)
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    has_begin = template == "alpaca" and tokenizer.bos_token_id is not None
+    return [tokenizer.bos_token_id, *ids] if has_begin else list(ids)
+
+
+def pad_batch(examples: Sequence[Mapping[str, Sequence[int]]], pad: int) -> dict[str, Tensor]:
+    """Join examples into tensors (B, L), padded behind their end: input_ids, labels and attention_mask."""
+    length = max(len(example["input_ids"]) for example in examples)
+    ids = torch.full((len(examples), length), pad)
+    labels = torch.full((len(examples), length), IGNORED_LABEL)
+    mask = torch.zeros((len(examples), length), dtype=torch.int64)
+    for row, example in enumerate(examples):
+        count = len(example["input_ids"])
+        ids[row, :count] = torch.tensor(example["input_ids"])
+        labels[row, :count] = torch.tensor(example["labels"])
+        mask[row, :count] = 1
+    return {"input_ids": ids, "labels": labels, "attention_mask": mask}
+
+
+# ---- answers in generated text ---------------------------------------------------------------------------------------
+
+
+def extract_option(text: str, options: Sequence[str]) -> str | None:
+    """Return the option that a response names first, or None.
+
+    Example:
+        >>> extract_option("The correct answer is Answer2, not answer1.", ["answer1", "answer2"])
+        'answer2'
+    """
+    found = re.search("|".join(re.escape(option.lower()) for option in options), text.lower()) if options else None
+    return found[0] if found else None
+
+
+def extract_number(text: str) -> float | None:
+    """Return the last number of a response, or None.
+
+    Example:
+        >>> extract_number("So 3 * 400 = 1,200. The answer is 1,200.")
+        1200.0
+    """
+    found = re.findall(r"-?\d+\.?\d*", text.replace(",", ""))
+    return float(found[-1]) if found else None
+
+
+def extract_letter(text: str, *, official: bool = False) -> str | None:
+    """Return the letter from A to E that a response gives as its answer, or None.
+
+    Args:
+        text: the response.
+        official: take the first of these letters anywhere, as the paper's code does; that takes the article "A" for an
+            answer.
+    Example:
+        >>> extract_letter("A train needs 3 hours. The answer is C."), extract_letter("A train", official=True)
+        ('C', 'A')
+    """
+    if official:
+        found = re.search("[A-E]", text)
+        return found[0] if found else None
+    marked = re.findall(r"(?:answer|option|choice)(?:\s+is)?\s*:?\s*\(?([A-E])\b", text, re.IGNORECASE)
+    if marked:
+        return str(marked[-1]).upper()
+    alone = re.findall(r"\(([A-E])\)|\b([A-E])[).](?:\s|$)", text)
+    return next((letter for pair in reversed(alone) for letter in pair if letter), None)
+
+
+def is_correct(example: Instruction, response: str) -> bool:
+    """Tell whether a response gives the answer of an example: its option, its letter, or its number within 0.001."""
+    if example.options:
+        return extract_option(response, example.options) == example.answer.lower()
+    if re.fullmatch("[A-E]", example.answer):
+        return extract_letter(response) == example.answer
+    wanted, found = extract_number(example.answer), extract_number(response)
+    return wanted is not None and found is not None and abs(wanted - found) <= 1e-3

@@ -1,0 +1,107 @@
+"""Multiple choice by likelihood: the answer is the option that the model finds most probable; nothing is generated.
+
+Shapes: L tokens of a prompt with an option, V vocabulary.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from featherweight.errors import ConfigError
+from featherweight.text.instructions import Instruction, Template, prompt_tokens
+
+ANSWER_PREFIX = "the correct answer is "
+"""How the responses of the commonsense tasks begin."""
+
+
+def evaluate_multiple_choice(
+    model: nn.Module,
+    tokenizer: Any,
+    examples: Iterable[Instruction],
+    *,
+    template: Template = "alpaca",
+    prefix: str = ANSWER_PREFIX,
+) -> dict[str, float]:
+    """Return the share of questions whose right option is the most probable one.
+
+    Args:
+        model: a causal language model; its mode comes back afterwards.
+        tokenizer: its tokenizer.
+        examples: questions with options.
+        template: of the prompt.
+        prefix: how a response begins before the option.
+    Returns:
+        accuracy, questions, and chance: the accuracy of guessing.
+    Raises:
+        ConfigError: if a question has no options, or its answer is none of them.
+    Cost: one forward pass for a question whose options differ in one token, else one for each option.
+    """
+    was_training = model.training
+    model.eval()
+    right = count = chance = 0.0
+    try:
+        for example in examples:
+            options, answer = (
+                (list(example.texts), example.output) if example.texts else (example.options, example.answer)
+            )
+            if answer not in options:
+                raise ConfigError(
+                    f"multiple_choice: answer={answer!r} is none of the options {options}; expected a question with "
+                    "'Answer format: a/b', or a cloze. Leave other tasks out."
+                )
+            prompt = prompt_tokens(example.instruction, tokenizer, template=template, for_training=False)
+            begin = "" if example.texts else prefix
+            scores = option_scores(
+                model, tokenizer, prompt, [f"{begin}{option}" for option in options], per_token=bool(example.texts)
+            )
+            right += options[int(scores.argmax())] == answer
+            chance += 1 / len(options)
+            count += 1
+    finally:
+        model.train(was_training)
+    if not count:
+        raise ConfigError("multiple_choice: examples=0 are none; expected some questions. Give a longer list.")
+    return {"accuracy": right / count, "questions": count, "chance": chance / count}
+
+
+@torch.no_grad()
+def option_scores(
+    model: nn.Module, tokenizer: Any, prompt: Sequence[int], responses: Sequence[str], *, per_token: bool = False
+) -> Tensor:
+    """Return the log-probability of each response after a prompt, in nats; (options,) float64.
+
+    Args:
+        model: causal language model in evaluation mode.
+        tokenizer: its tokenizer.
+        prompt: token ids.
+        responses: texts.
+        per_token: mean over the tokens of a response instead of their sum, so that long ones are not at a disadvantage.
+    """
+    encoded = [tokenizer(response, add_special_tokens=False)["input_ids"] for response in responses]
+    shared = _shared_length(encoded)
+    device = next(model.parameters()).device
+    if all(len(tokens) == shared + 1 for tokens in encoded):
+        ids = torch.tensor([[*prompt, *encoded[0][:shared]]], device=device)
+        logits = model(input_ids=ids, use_cache=False).logits[0, -1].double().log_softmax(-1)
+        return torch.stack([logits[tokens[-1]] for tokens in encoded]).cpu()
+    # Padded behind their end, where causal attention does not look.
+    longest = max(map(len, encoded))
+    padded = [[*prompt, *tokens, *[0] * (longest - len(tokens))] for tokens in encoded]
+    logits_BLV = model(input_ids=torch.tensor(padded, device=device), use_cache=False).logits[:, len(prompt) - 1 : -1]
+    scores = []
+    for logits_LV, tokens in zip(logits_BLV, encoded, strict=True):
+        log_probabilities = logits_LV[: len(tokens)].double().log_softmax(-1)
+        chosen = log_probabilities.gather(-1, torch.tensor(tokens, device=device)[:, None])
+        scores.append(chosen.mean() if per_token else chosen.sum())
+    return torch.stack(scores).cpu()
+
+
+def _shared_length(encoded: Sequence[Sequence[int]]) -> int:
+    length = 0
+    for column in zip(*encoded, strict=False):
+        if len(set(column)) > 1:
+            break
+        length += 1
+    return length

@@ -1,0 +1,90 @@
+import json
+import runpy
+from pathlib import Path
+
+import pytest
+import torch
+
+import featherweight as fw
+from featherweight.cli import run
+from featherweight.text.tokenizer import byte_tokenizer
+
+MODELS = runpy.run_path(str(Path(__file__).parents[1] / "reference" / "causal_models.py"))
+SIZES = {"vocab_size": 257, "hidden_size": 64, "intermediate_size": 96}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    model = MODELS["causal_model"]("llama", **SIZES)
+    model.save_pretrained(tmp_path / "model")
+    byte_tokenizer().save_pretrained(tmp_path / "model")
+    (tmp_path / "text.txt").write_text("\n\n".join(f"Some text of {i} words, again and again." for i in range(200)))
+    return tmp_path
+
+
+@pytest.mark.parametrize("method", ["plain", "whitened", "refit"])
+def test_a_folder_is_compressed_into_one_that_loads(folder, method, capsys):
+    words = ["compress", str(folder / "model"), "--rank-reduction", "0.4", "min_dim=32", "--out", str(folder / "small")]
+    words += ["--method", method, "--calibration", str(folder / "text.txt"), "--evaluate", str(folder / "text.txt")]
+    assert run([*words, "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    model = fw.load_low_rank(folder / "small")
+    assert facts["rank reduction"] == pytest.approx(0.4, abs=0.01)
+    assert facts["parameters after"] == sum(p.numel() for p in model.parameters())
+    assert facts["weights on disk (bytes)"] == (folder / "small" / "model.safetensors").stat().st_size
+    assert facts["weights on disk (bytes)"] < (folder / "model" / "model.safetensors").stat().st_size
+    assert facts["perplexity before"] > 1 and facts["perplexity after"] > 1
+    assert "in windows of 128" in facts["measured on"]
+    page = (folder / "small" / "report.html").read_text()
+    assert "Rank by layer" in page and "perplexity after" in page and "<svg" in page
+    assert (folder / "small" / "tokenizer_config.json").exists()
+    assert run(words) == 2 and "holds files already" in capsys.readouterr().err
+
+
+def test_a_plan_writes_nothing_and_shows_the_table(folder, capsys):
+    words = [
+        "compress",
+        str(folder / "model"),
+        "min_dim=32",
+        "allocation=energy",
+        "--param-ratio",
+        "0.8",
+        "--plan-only",
+    ]
+    assert run([*words, "--out", str(folder / "small")]) == 0
+    text = capsys.readouterr().out
+    assert "model.layers.0.self_attn.q_proj" in text and "parameters kept" in text
+    assert not (folder / "small").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--rank-reduction", "1.5"], "expected 0 < rank_reduction < 1"),
+        (["--method", "whitened"], "expected a corpus"),
+        (["--rank-reduction", "0.5", "--param-ratio", "0.5"], "two budgets"),
+        (["storag=dense"], "Did you mean 'storage'"),
+    ],
+)
+def test_wrong_words_are_one_sentence(folder, words, message, capsys):
+    assert run(["compress", str(folder / "model"), *words, "--out", str(folder / "small")]) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert not (folder / "small").exists()
+
+
+def test_a_compressed_folder_trains_on(folder, monkeypatch, capsys):
+    assert (
+        run(["compress", str(folder / "model"), "min_dim=32", "--evaluate", "none", "--out", str(folder / "small")])
+        == 0
+    )
+    monkeypatch.chdir(folder)
+    recipe = {
+        "task": {"name": "text", "model": "small", "corpus": "text.txt", "seq_len": 32},
+        "steps": 2,
+        "micro_batch_size": 2,
+        "memory_steps": [],
+    }
+    done = fw.train(recipe, out=folder / "run", callbacks=[])
+    trained = fw.load_low_rank(done.folder / "model")
+    before = fw.load_low_rank(folder / "small")
+    assert not torch.equal(trained.model.layers[0].mlp.up_proj.P, before.model.layers[0].mlp.up_proj.P)

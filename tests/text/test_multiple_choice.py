@@ -1,0 +1,85 @@
+import pytest
+import torch
+from torch import nn
+
+from featherweight.errors import ConfigError
+from featherweight.text.instructions import Instruction, as_cloze, prompt_tokens
+from featherweight.text.model import load_model
+from featherweight.text.multiple_choice import evaluate_multiple_choice, option_scores
+from featherweight.text.tokenizer import byte_tokenizer
+
+ARC = "Choose: What is red? Answer1: a cloud Answer2: blood\n\nAnswer format: answer1/answer2"
+
+
+class Counting(nn.Module):
+    """A causal model that counts its forward passes."""
+
+    def __init__(self):
+        super().__init__()
+        self.model, self.calls = load_model("tiny").double(), []
+
+    def forward(self, input_ids, **options):
+        self.calls.append(tuple(input_ids.shape))
+        return self.model(input_ids=input_ids, **options)
+
+
+def by_hand(model, prompt, tokens):
+    """Sum the log-probabilities of tokens one after the other."""
+    total = 0.0
+    for count in range(len(tokens)):
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([[*prompt, *tokens[:count]]]), use_cache=False).logits[0, -1]
+        total += logits.double().log_softmax(-1)[tokens[count]].item()
+    return total
+
+
+@pytest.mark.parametrize("per_token", [False, True])
+@pytest.mark.parametrize("responses", [["answer1", "answer2"], ["blood", "a cloud of rain", "x"]])
+def test_scores_are_log_probabilities_of_the_responses(responses, per_token):
+    model, tokenizer = Counting().eval(), byte_tokenizer()
+    prompt = prompt_tokens("Q", tokenizer)
+
+    scores = option_scores(model, tokenizer, prompt, responses, per_token=per_token)
+
+    assert len(model.calls) == 1
+    encoded = [tokenizer(one, add_special_tokens=False)["input_ids"] for one in responses]
+    expected = [by_hand(model.model, prompt, tokens) / (len(tokens) if per_token else 1) for tokens in encoded]
+    if responses[0] == "answer1":
+        # Equal beginnings are left out: they add the same to each.
+        differences = scores - scores[0]
+        expected = [(one - expected[0]) * (len(encoded[0]) if per_token else 1) for one in expected]
+        torch.testing.assert_close(differences, torch.tensor(expected, dtype=torch.float64), rtol=1e-5, atol=1e-5)
+    else:
+        # Norms of the model are float32 inside.
+        torch.testing.assert_close(scores, torch.tensor(expected, dtype=torch.float64), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("cloze", [False, True])
+def test_a_model_that_was_told_the_answers_is_right_and_its_opposite_wrong(cloze):
+    tokenizer = byte_tokenizer()
+    model = load_model("tiny").train()
+    right = Instruction(ARC, "the correct answer is answer2", "answer2")
+    example = as_cloze(right) if cloze else right
+    told = example.output
+    prompt = prompt_tokens(example.instruction, tokenizer)
+    ids = torch.tensor([[*prompt, *tokenizer(told, add_special_tokens=False)["input_ids"]]])
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for _ in range(40):
+        model(input_ids=ids, labels=ids).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    wrong = (
+        Instruction(ARC, "", "answer1")
+        if not cloze
+        else Instruction(example.instruction, "a cloud", "answer1", example.texts)
+    )
+
+    assert evaluate_multiple_choice(model, tokenizer, [example]) == {"accuracy": 1.0, "questions": 1.0, "chance": 0.5}
+    assert evaluate_multiple_choice(model, tokenizer, [wrong])["accuracy"] == 0.0
+    assert model.training
+
+
+@pytest.mark.parametrize("examples", [[], [Instruction("2+3?", "5", "5")]])
+def test_questions_without_options_are_refused(examples):
+    with pytest.raises(ConfigError, match="multiple_choice: .*expected"):
+        evaluate_multiple_choice(load_model("tiny"), byte_tokenizer(), examples)
