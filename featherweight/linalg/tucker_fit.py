@@ -123,7 +123,7 @@ def fit_slices(grad: Tensor, rank: int) -> SliceSubspace:
             "the first. Lower the rank."
         )
     slices_FMN = slices_of(upcast(grad))
-    vectors, _ = _leading(slices_FMN @ slices_FMN.mH, rank)
+    vectors, _ = _leading(slices_FMN @ slices_FMN.mH, rank, slices_FMN.dtype)
     return SliceSubspace(tuple(grad.shape), vectors.to(slices_FMN.dtype))
 
 
@@ -206,7 +206,7 @@ def _sequential(
             rest = mode_product(rest, factor.mH, mode)
             lost += max(0.0, before - squared_norm(rest))
         else:
-            vectors, dropped = _leading(mode_gram(rest, mode, max_workspace_bytes), rank)
+            vectors, dropped = _leading(mode_gram(rest, mode, max_workspace_bytes), rank, grad.dtype)
             factor = vectors.to(grad.dtype)
             rest = mode_product(rest, factor.mH, mode)
             lost += float(dropped)
@@ -228,7 +228,7 @@ def _swept(
         if method == "subspace" and start is not None:
             factors[mode] = orthonormal_columns(gram @ start.to(gram.dtype)).to(grad.dtype)
         else:
-            factors[mode] = _leading(gram, rank)[0].to(grad.dtype)
+            factors[mode] = _leading(gram, rank, grad.dtype)[0].to(grad.dtype)
     subspace = TuckerSubspace(tuple(grad.shape), tuple(factors))
     core = subspace.project(grad)
     return TuckerFit(subspace, core, max(0.0, total - squared_norm(core)))
@@ -248,21 +248,33 @@ def _sketched(tensor: Tensor, mode: int, rank: int, generator: Generator, max_wo
     product = torch.zeros_like(columns)
     for block in _unfolded(tensor, mode, max_workspace_bytes):
         product += block @ (block.mH @ columns)
-    rotation, _ = _leading(columns.mH @ product, rank)
+    rotation, _ = _leading(columns.mH @ product, rank, tensor.dtype)
     return columns @ rotation.to(columns.dtype)
 
 
-def _leading(gram: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+def _leading(gram: Tensor, rank: int, precision: torch.dtype) -> tuple[Tensor, Tensor]:
     """Return the leading eigenvectors (.., n, r) of Gram matrices, and the sum of the other eigenvalues.
 
-    Vectors beyond the numerical rank are an orthonormal completion, as LAPACK chooses it.
+    Eigenvectors of eigenvalues that are only rounding of the largest one would be noise, and different on each machine;
+    they are replaced by an orthonormal completion that depends on the leading ones alone.
+
+    Args:
+        gram: (.., n, n) Hermitian.
+        rank: r.
+        precision: type in which the products were made.
     """
     wide = torch.complex128 if gram.is_complex() else torch.float64
     gram = (gram + gram.mH) / 2
     with one_thread(gram.device):
         values, vectors = torch.linalg.eigh(gram.to(wide))
     dropped = values[..., : gram.shape[-1] - rank].clamp_min(0).sum()
-    return fix_phases(vectors[..., gram.shape[-1] - rank :].flip(-1)), dropped
+    leading = fix_phases(vectors[..., gram.shape[-1] - rank :].flip(-1))
+    share = 1e-12 if precision in (torch.float64, torch.complex128) else 1e-6
+    is_noise = values[..., gram.shape[-1] - rank :].flip(-1) <= share * values[..., -1:]
+    if bool(is_noise.any()):
+        drawn = torch.randn(leading.shape[-2:], dtype=wide, generator=torch.Generator().manual_seed(0))
+        leading = orthonormal_columns(torch.where(is_noise[..., None, :], drawn.to(leading.device), leading))
+    return leading, dropped
 
 
 def orthonormal_columns(matrix: Tensor) -> Tensor:

@@ -67,7 +67,9 @@ class SpectralConv(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, s_1, .., s_d) to (B, C', s_1, .., s_d), at any resolution."""
         sizes, axes = x.shape[2:], tuple(range(2, x.ndim))
-        spectrum = torch.fft.rfftn(x, dim=axes, norm="forward")
+        # 16-bit transforms exist for powers of two on GPUs only; the large weight has its own, complex type.
+        wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+        spectrum = torch.fft.rfftn(wide, dim=axes, norm="forward")
         weight: Tensor = self.weight.tensor
         if weight.dtype == torch.complex32:
             weight = weight.to(torch.complex64)
@@ -80,7 +82,7 @@ class SpectralConv(nn.Module):
         here = (slice(None), slice(None), *inside)
         out[here] = torch.einsum("bi...,io...->bo...", spectrum[here], weight[(slice(None), slice(None), *used)])
         out = torch.fft.ifftshift(out, dim=axes[:-1]) if axes[:-1] else out
-        return torch.fft.irfftn(out, s=sizes, dim=axes, norm="forward") + self.bias
+        return torch.fft.irfftn(out, s=sizes, dim=axes, norm="forward").to(x.dtype) + self.bias
 
 
 class PointwiseSkip(nn.Module):

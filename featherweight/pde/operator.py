@@ -36,7 +36,8 @@ class FieldOperator(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the predicted fields, (B, C', s_1, .., s_d), in the units of the solutions."""
         normal = (x - self.get_buffer("x_mean")) / self.get_buffer("x_std")
-        return self.model(normal) * self.get_buffer("y_std") + self.get_buffer("y_mean")
+        dtype = next((p.dtype for p in self.model.parameters() if p.is_floating_point()), x.dtype)
+        return self.model(normal.to(dtype)).to(x.dtype) * self.get_buffer("y_std") + self.get_buffer("y_mean")
 
     def save(self, folder: Path, facts: dict[str, object]) -> None:
         """Write `model.pt` (the network alone, which neuraloperator loads), `scales.pt` and `config.json`."""

@@ -270,3 +270,14 @@ def test_greedy_ranks_follow_the_spectrum():
     ranks = greedy_ranks(grad, 128)
     assert ranks[2] == 2 and math.prod(ranks) <= 128
     assert fit_tucker(grad, ranks).error_sq < 0.5 * fit_tucker(grad, tucker_ranks(grad.shape, 0.25)).error_sq
+
+
+@pytest.mark.parametrize("method", ["st_hosvd", "hooi"])
+def test_columns_beyond_the_numerical_rank_do_not_follow_rounding(method):
+    # As gradients of a small batch are: of rank 1 in each unfolding, and three columns are asked for.
+    outer = torch.einsum("i,j,k->ijk", *(random_tensor((n,), torch.complex128, n) for n in (6, 5, 4)))
+    noise = 1e-15 * random_tensor((6, 5, 4), torch.complex128, 1)
+    one, two = (fit_tucker(grad, (3, 3, 3), method).subspace for grad in (outer, outer * (1 + noise)))
+    for u, v in zip(one.factors, two.factors, strict=True):
+        # Eigenvectors of rounding would differ by 1, and training by one step of Adam's in each of their coordinates.
+        assert float((u - v).abs().max()) < 1e-10

@@ -138,6 +138,13 @@ def test_a_recipe_trains_resumes_and_saves_a_model_that_loads(name, tmp_path):
     assert all(torch.equal(before[key], after[key]) for key in before)
 
 
+@pytest.mark.parametrize("precision", ["bf16", "bf16_autocast"])
+def test_runs_in_sixteen_bits_train(precision, tmp_path):
+    recipe = {**RECIPE, "precision": precision, "steps": 12, "save_model": False, "memory_steps": []}
+    run = train(recipe, out=tmp_path / "run", callbacks=[])
+    assert run.summary.held_out["l2"] < run.summary.before_training["l2"] and run.summary.skipped_steps == 0
+
+
 @pytest.mark.slow
 def test_a_run_killed_in_the_middle_resumes_to_the_same_bits(tmp_path):
     recipe = {**RECIPE, "steps": 60, "checkpoint_every": 3}
