@@ -35,6 +35,7 @@ ROWS: dict[str, dict[str, Any] | None] = {
     "inrank_mlp": {**GROWING, "target_modules": MLP},
     "fixed_mlp": {"buffer": 0, "warmup": STEPS, "target_modules": MLP},
     "inrank_all": GROWING,
+    "inrank_all_random": {**GROWING, "buffer_init": "random"},
     "fixed_all": {"buffer": 0, "warmup": STEPS},
     "inrank_mlp_spectral": {**GROWING, "target_modules": MLP, "init": "spectral"},
     "inrank_mlp_random": {**GROWING, "target_modules": MLP, "buffer_init": "random"},
@@ -49,7 +50,7 @@ def rows_of(name: str) -> list[dict[str, str]]:
     return list(csv.DictReader(path.open())) if path.exists() else []
 
 
-def run(row: str, seed: int, lr: float, explained: float, pictures: Path | None) -> dict[str, Any]:
+def run(row: str, seed: int, lr: float, explained: float, steps: int, pictures: Path | None) -> dict[str, Any]:
     """Train once and return what came out."""
     task = TextTask(TextConfig(model="tiny", corpus="english", seq_len=SEQ_LEN, max_held_out_tokens=60_000), seed=seed)
     model = task.build_model()
@@ -59,13 +60,16 @@ def run(row: str, seed: int, lr: float, explained: float, pictures: Path | None)
     if options is not None:
         if row.startswith("fixed"):
             options = {**options, "init_rank": rank_found(row.replace("fixed", "inrank"), seed)}
+        if "freeze_step" in options:
+            options = {**options, "freeze_step": min(FREEZE_STEP, steps)}
         method = fw.InRank(**{"explained": explained, **options})
         fw.apply(model, method)
+    freeze_step = min(FREEZE_STEP, steps)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=lr, weight_decay=0.1)
     checks_s = 0.0
     began = time.perf_counter()
     freezing: dict[str, float] = {}
-    for step, batch in enumerate(itertools.islice(task.batches("train", micro_batch_size=BATCH, seed=seed), STEPS), 1):
+    for step, batch in enumerate(itertools.islice(task.batches("train", micro_batch_size=BATCH, seed=seed), steps), 1):
         for group in optimizer.param_groups:
             group["lr"] = lr * min(1.0, step / 20)
         total, items = task.loss(model, batch)
@@ -73,7 +77,7 @@ def run(row: str, seed: int, lr: float, explained: float, pictures: Path | None)
         nn.utils.clip_grad_norm_([p for p in model.parameters() if p.grad is not None], 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        if method is not None and "freeze_step" in (options or {}) and step == FREEZE_STEP:
+        if method is not None and "freeze_step" in (options or {}) and step == freeze_step:
             freezing["loss_before_freezing"] = round(loss_of(model, task), 5)
         start = time.perf_counter()
         if method is not None:
@@ -96,6 +100,7 @@ def run(row: str, seed: int, lr: float, explained: float, pictures: Path | None)
         "seed": seed,
         "lr": lr,
         "explained": explained,
+        "steps": steps,
         "held_out_loss": round(task.evaluate(model, micro_batch_size=16)["held_out_loss"], 5),
         "mean_rank": round(sum(ranks) / len(ranks), 2) if ranks else "",
         "smallest_rank": min(ranks, default=""),
@@ -103,7 +108,7 @@ def run(row: str, seed: int, lr: float, explained: float, pictures: Path | None)
         "parameters": sum(p.numel() for p in model.parameters()),
         "dense_parameters": dense_numel,
         "layer_flops_share": round(factored / replaced, 4) if replaced else 1,
-        "seconds_per_step": round(seconds / STEPS, 4),
+        "seconds_per_step": round(seconds / steps, 4),
         "checks_share": round(checks_s / seconds, 5),
         "loss_before_freezing": freezing.get("loss_before_freezing", ""),
         "loss_after_freezing": freezing.get("loss_after_freezing", ""),
@@ -120,18 +125,19 @@ def loss_of(model: nn.Module, task: TextTask) -> float:
 
 def rank_found(row: str, seed: int) -> int:
     """Return the mean rank that InRank found."""
-    found = [float(r["mean_rank"]) for r in rows_of("inrank") if (r["row"], r["seed"]) == (row, str(seed))]
+    rows = [r for r in rows_of("inrank") if (r["row"], r["seed"], r["steps"]) == (row, str(seed), str(STEPS))]
+    found = [float(r["mean_rank"]) for r in rows]
     return round(found[0])
 
 
 def table() -> None:
     """Print means over seeds; at each row the rate with the lowest loss on seed 0 is named."""
     rows = rows_of("inrank")
-    keys = list(dict.fromkeys((r["row"], r["lr"], r["explained"]) for r in rows))
-    print("| row | lr | explained | held-out loss by seed | mean | mean rank | parameters | FLOPs share | checks |")
-    print("|---" * 9 + "|")
+    keys = list(dict.fromkeys((r["row"], r["lr"], r["explained"], r["steps"]) for r in rows))
+    print("| row | lr | explained | steps | loss by seed | mean | mean rank | parameters | FLOPs share | checks |")
+    print("|---" * 10 + "|")
     for key in keys:
-        mine = {r["seed"]: r for r in rows if (r["row"], r["lr"], r["explained"]) == key}
+        mine = {r["seed"]: r for r in rows if (r["row"], r["lr"], r["explained"], r["steps"]) == key}
         losses = [float(r["held_out_loss"]) for r in mine.values()]
         ranks = [float(r["mean_rank"]) for r in mine.values() if r["mean_rank"]]
         numel = sum(int(r["parameters"]) for r in mine.values()) / len(mine)
@@ -150,18 +156,19 @@ def main() -> None:
     parser.add_argument("--rows", default=",".join(ROWS))
     parser.add_argument("--lr", type=float, default=LR)
     parser.add_argument("--explained", type=float, default=0.9)
+    parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--pictures", type=Path)
     parser.add_argument("--seconds", type=float, default=1e9)
     parser.add_argument("--table", action="store_true")
     arguments = parser.parse_args()
     deadline = time.time() + arguments.seconds
     for row in arguments.rows.split(",") if arguments.seed is not None else ():
-        key = (row, str(arguments.seed), str(arguments.lr), str(arguments.explained))
-        known = {(r["row"], r["seed"], r["lr"], r["explained"]) for r in rows_of("inrank")}
+        key = (row, *map(str, (arguments.seed, arguments.lr, arguments.explained, arguments.steps)))
+        known = {(r["row"], r["seed"], r["lr"], r["explained"], r["steps"]) for r in rows_of("inrank")}
         if key in known or time.time() > deadline:
             continue
         pictures = arguments.pictures if row == "inrank_all" else None
-        result = run(row, arguments.seed, arguments.lr, arguments.explained, pictures)
+        result = run(row, arguments.seed, arguments.lr, arguments.explained, arguments.steps, pictures)
         write_rows("inrank", [result])
         print(result, flush=True)
     if arguments.table:

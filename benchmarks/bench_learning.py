@@ -64,6 +64,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "galore_random": ("galore", {"basis_method": "random"}),
     "galore_core": ("galore", {"core_gradient": True}),
     "galore_core_right": ("galore", {"core_gradient": True, "proj_type": "right"}),
+    "galore_shared": ("galore", {"core_gradient": {"share_basis": True}, "proj_type": "right"}),
     "q_galore": ("galore", {"name": "q_galore", "weights": "int8"}),
     "q_galore_core": ("galore", {"name": "q_galore", "weights": "int8", "core_gradient": True}),
     "q_galore_float": ("galore", {"name": "q_galore"}),
@@ -85,8 +86,8 @@ def build(model: nn.Module, options: dict[str, Any], seed: int) -> list[torch.op
         cast_weights(model, torch.bfloat16)
     if options.pop("weights", "float") == "int8":
         fw.apply(model, fw.Int8())
-    if options.pop("core_gradient", False):
-        fw.apply(model, fw.CoreGradient())
+    if core_gradient := options.pop("core_gradient", False):
+        fw.apply(model, fw.CoreGradient() if core_gradient is True else fw.CoreGradient(**core_gradient))
         optimizer = build_optimizer(model, parse_optimizer(options), seed=seed)
         fw.optim.layerwise(model, optimizer)
         return [optimizer]

@@ -93,8 +93,8 @@ class OuterProduct:
         return (self.left.mT @ self.right).to(self.dtype)
 
     def any(self) -> bool:
-        """Say whether both factors have an element that is not zero. Waits for the device."""
-        return bool(self.left.any()) and bool(self.right.any())
+        """Say whether both factors have an element that is not zero at one token. Waits for the device."""
+        return bool((self.left.any(dim=1) & self.right.any(dim=1)).any())
 
     def is_finite(self) -> bool:
         """Say whether both factors are finite. Waits for the device."""

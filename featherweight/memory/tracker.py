@@ -369,7 +369,9 @@ class StorageTracker(TorchDispatchMode):
             stack.callback(after.remove)
         for name, parameter in self._model.named_parameters():
             if parameter.requires_grad:
-                hook = parameter.register_post_accumulate_grad_hook(partial(self._after_gradient, name))
+                watch: Any = partial(self._after_gradient, name)
+                watch.needs_gradient = False  # whoever forms none (core gradients) need not begin to for a measurement
+                hook = parameter.register_post_accumulate_grad_hook(watch)
                 stack.callback(hook.remove)
                 _move_to_front(parameter._post_accumulate_grad_hooks, hook.id)
 

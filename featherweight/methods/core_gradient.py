@@ -5,10 +5,12 @@ linear layer computes just that (`nn/projected_linear.py`) and leaves it to the 
 (`optim/core_slot.py`). Without such an optimizer, and where a whole gradient is needed, the layer is the ordinary one.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
+from pydantic import model_validator
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -22,6 +24,7 @@ from featherweight.methods.forward_patch import (
     settings_of,
     unpatch_forward,
 )
+from featherweight.methods.shared_input import layers_with_one_input
 from featherweight.nn.int8_linear import Int8Linear
 from featherweight.nn.int8_module import Int8Module
 from featherweight.nn.projected_linear import projected_linear
@@ -34,7 +37,10 @@ class CoreGradient(Config):
     """Let linear layers compute what a low-rank optimizer uses of a gradient, and never the gradient.
 
     Takes effect with `fw.optim.layerwise` and an optimizer that drops what lies outside of its subspaces (GaLore,
-    Q-GaLore, LDAdam without error feedback). Updates are the same to rounding.
+    Q-GaLore, LDAdam without error feedback). Updates are the same to rounding, with two exceptions: a layer that runs
+    several times in a backward pass gets its new basis a step later, as with accumulation, because the sum of its
+    gradients never exists; and without accumulation, too, `max_grad_norm` acts on a norm that is estimated outside of
+    the subspaces (`clip="projected"` needs no estimate). A parameter with hooks of its own gets its whole gradient.
 
     Example:
         >>> import featherweight as fw
@@ -55,6 +61,21 @@ class CoreGradient(Config):
     refresh: Literal["thin", "full"] = "thin"
     """How a new basis is computed: from thin products with the factors of the gradient, or from the whole gradient,
     which is then formed for this layer and step."""
+    share_basis: bool = False
+    """One right basis for layers that read the same input (q, k, v; gate, up), so that one thin product is computed and
+    kept for all of them. Which layers these are says `featherweight.methods.shared_input.shared_inputs`; which of their
+    weights have a basis on the right side (`proj_type`), of one rank, says the optimizer: its report names the others.
+    Saves activations and FLOPs; in the optimizer's state each weight keeps a copy of the basis, as without sharing.
+    """
+
+    @model_validator(mode="after")
+    def _shared_bases_are_thin(self) -> "CoreGradient":
+        if self.share_basis and self.refresh == "full":
+            raise ValueError(
+                "share_basis=True fits one basis to thin products of several layers, and refresh='full' wants the "
+                "whole gradient of one; expected one of the two. Leave refresh at 'thin'."
+            )
+        return self
 
     def apply(self, model: nn.Module, calibration: Any = None) -> Report:
         """Change the model in place; see `fw.apply`.
@@ -62,7 +83,8 @@ class CoreGradient(Config):
         Raises:
             ConfigError: if no linear layer is selected, or one is changed by another method already.
         """
-        rows, chosen = [], []
+        rows: list[list[str]] = []
+        chosen: dict[str, nn.Module] = {}
         for name, module in select_modules(model, self.target_modules, self.exclude_modules).items():
             reason = _mismatch(module)
             if reason is None and is_patched(module):
@@ -70,17 +92,19 @@ class CoreGradient(Config):
                     f"CoreGradient: module '{name}' is changed already; expected a model without it. Remove that first."
                 )
             if reason is None:
-                chosen.append(module)
+                chosen[name] = module
             rows.append([name, type(module).__name__, f"left alone: {reason}" if reason else "may leave its core"])
         if not chosen:
             raise ConfigError(
                 f"CoreGradient: target_modules={self.target_modules!r} selects no linear layer with one matrix; "
                 "expected at least one. Select others."
             )
-        for module in chosen:
+        for module in chosen.values():
             patch_forward(module, _forward, _Settings(module.weight, self.prefer, self.refresh == "full"))  # type: ignore[arg-type]
         report = Report("CoreGradient")
         report.add_table("Modules", ["module", "class", "what happens"], rows)
+        if self.share_basis:
+            report.add_table("Shared bases", ["modules", "what happens"], _share(model, chosen))
         return report
 
     def remove(self, model: nn.Module) -> None:
@@ -104,28 +128,75 @@ class _Settings:
     parameter: nn.Parameter
     prefer: str
     exact_refresh: bool
+    siblings: "list[_Settings]" = field(default_factory=list)
+    """Those of the layers with the same input, this one among them, in order; empty if the basis is not shared."""
 
 
-def _forward(module: nn.Module, x: Tensor) -> Tensor:
+def _forward(module: nn.Module, *args: Tensor, **named: Tensor) -> Tensor:
+    if torch.compiler.is_compiling():  # what the optimizer asks for changes from step to step
+        result: Tensor = torch.compiler.disable(_compute)(module, *args, **named)
+        return result
+    return _compute(module, *args, **named)
+
+
+def _compute(module: nn.Module, *args: Tensor, **named: Tensor) -> Tensor:
     settings: _Settings = settings_of(module)
     weight: Tensor = module.weight  # type: ignore[assignment]
-    # Inside a chunk the layer computes with a stand-in for its parameter.
-    parameter = weight if isinstance(weight, nn.Parameter) else settings.parameter
+    parameter = _parameter_behind(weight, settings.parameter)
     slot = None
-    if torch.is_grad_enabled() and weight.requires_grad:
-        slot = core_slot(parameter, prefer=settings.prefer, exact_refresh=settings.exact_refresh)
+    if torch.is_grad_enabled() and weight.requires_grad and parameter is not None:
+        siblings = [each.parameter for each in settings.siblings]
+        slot = core_slot(parameter, prefer=settings.prefer, exact_refresh=settings.exact_refresh, siblings=siblings)
     if slot is None:
-        result: Tensor = original_forward(module)(x)
+        result: Tensor = original_forward(module)(*args, **named)
         return result
+    (x,) = (*args, *named.values())
     source = module.int8_weight() if isinstance(module, Int8Module) else None
-    is_transposed = type(module).__name__ in ("Conv1D", "Int8Conv1D")
-    return projected_linear(x, weight, module.bias, slot, source=source, is_transposed=is_transposed)  # type: ignore[arg-type]
+    return projected_linear(x, weight, module.bias, slot, source=source, is_transposed=_is_transposed(module))  # type: ignore[arg-type]
+
+
+def _share(model: nn.Module, chosen: Mapping[str, nn.Module]) -> list[list[str]]:
+    """Tell layers with the same input of each other, and return a row for each group of them."""
+    rows = []
+    ours = {id(module) for module in chosen.values()}
+    for group in layers_with_one_input(model):
+        members = {name: each for name, each in group.items() if id(each) in ours and not _is_transposed(each)}
+        widths = {name: module.get_parameter("weight").shape[1] for name, module in members.items()}
+        if len(set(widths.values())) > 1:
+            rows.append(
+                [", ".join(group), f"each its own: in_features differ ({', '.join(map(str, widths.values()))})"]
+            )
+            continue
+        if len(members) > 1:
+            settings: list[_Settings] = [settings_of(module) for module in members.values()]
+            for each in settings:
+                each.siblings = settings
+        left_out = [name for name in group if name not in members]
+        text = "may share a right basis" if len(members) > 1 else "each its own"
+        rows.append([", ".join(group), text + (f"; without {', '.join(left_out)}" if left_out else "")])
+    return rows
+
+
+def _is_transposed(module: nn.Module) -> bool:
+    return type(module).__name__ in ("Conv1D", "Int8Conv1D")
+
+
+def _parameter_behind(weight: Tensor, parameter: nn.Parameter) -> Tensor | None:
+    """Return the parameter that gets the gradient of the tensor a layer computes with; None if it is another tensor's.
+
+    Inside a chunk a layer computes with a stand-in for its parameter, in a backward pass. What functional_call or a
+    parametrization puts there has a gradient of its own.
+    """
+    if isinstance(weight, nn.Parameter):
+        return weight
+    is_stand_in = weight.is_leaf and weight.data_ptr() == parameter.data_ptr()
+    return parameter if is_stand_in and torch._C._current_graph_task_id() != -1 else None
 
 
 def _mismatch(module: nn.Module) -> str | None:
     weight = module._parameters.get("weight")
     if weight is None or weight.ndim != 2:
         return "no single weight matrix"
-    if type(module) not in (nn.Linear, Int8Linear) and type(module).__name__ not in ("Conv1D", "Int8Conv1D"):
+    if type(module) not in (nn.Linear, Int8Linear) and not _is_transposed(module):
         return "no plain linear layer"
     return None

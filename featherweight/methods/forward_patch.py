@@ -1,9 +1,10 @@
 """Another `forward` for one module, and the way back.
 
 The class, the parameters and their names stay. What the new `forward` needs is kept on the module itself, so that a
-deep copy of a model is patched like the original and independent of it.
+deep copy of a model, or one from a pickle, is patched like the original and independent of it.
 """
 
+import copy
 import functools
 import types
 from collections.abc import Callable
@@ -19,9 +20,30 @@ _ATTRIBUTE = "_featherweight_forward"
 
 @dataclass
 class _Patch:
-    forward: Callable[..., Any]
+    forward: types.MethodType
+    function: Callable[..., Any]
     previous: Callable[..., Any] | None
     settings: Any
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_Patch":
+        previous, settings = copy.deepcopy((self.previous, self.settings), memo)
+        return _Patch(copy.deepcopy(self.forward, memo), self.function, previous, settings)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _unpickle, (self.forward.__self__, self.function, self.previous, self.settings)
+
+
+def _unpickle(
+    module: nn.Module, function: Callable[..., Any], previous: Callable[..., Any] | None, settings: Any
+) -> _Patch:
+    """Make a patch anew for a module that is still without attributes.
+
+    The pickle of a bound method says "`forward` of that module". It is read after this patch, and finds what is put
+    there now; else it would find the method of the class.
+    """
+    method = _bound(module, function)
+    vars(module)["forward"] = method
+    return _Patch(method, function, previous, settings)
 
 
 def patch_forward(module: nn.Module, forward: Callable[..., Any], settings: Any) -> None:
@@ -33,14 +55,17 @@ def patch_forward(module: nn.Module, forward: Callable[..., Any], settings: Any)
             `original_forward`.
         settings: what it needs.
     """
+    method, previous = _bound(module, forward), vars(module).pop("forward", None)
+    setattr(module, _ATTRIBUTE, _Patch(method, forward, previous, settings))
+    module.forward = method  # after the patch, see `_unpickle`
 
+
+def _bound(module: nn.Module, function: Callable[..., Any]) -> types.MethodType:
     @functools.wraps(type(module).forward)  # transformers reads the arguments of a model from its signature
     def bound(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        return forward(self, *args, **kwargs)
+        return function(self, *args, **kwargs)
 
-    method = types.MethodType(bound, module)
-    setattr(module, _ATTRIBUTE, _Patch(method, vars(module).get("forward"), settings))
-    module.forward = method
+    return types.MethodType(bound, module)
 
 
 def require_outermost(module: nn.Module) -> None:

@@ -135,7 +135,9 @@ class _Product(torch.autograd.Function):
         ctx.save_for_backward(x if ctx.needs_input_grad[1] else None)
         with without_autocast(x.device.type):
             matrix = weight.dequantize(x.dtype)
-            return F.linear(x, matrix.t() if is_transposed else matrix, bias)
+            output = F.linear(x, matrix.t() if is_transposed else matrix, bias)
+        # With a bias and more dimensions it is a view, and autograd would refuse to let the next layer write into it.
+        return torch.ops.aten._unsafe_view(output, output.shape) if output._is_view() else output
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:

@@ -3,30 +3,36 @@
 Output and gradient of the input are those of the ordinary layer. What the weight's gradient is needed for, its product
 with a basis, is computed from its factors, and goes to a `CoreSink`. For autograd the weight receives an empty sparse
 gradient: hooks of the weight run as ever, at the moment when all parts of a backward pass are in, and no tensor of the
-weight's size is made.
+weight's size is made. A pass that does not reach the weight (`torch.autograd.grad` with respect to an input) hands out
+nothing.
 Shapes: T tokens, M out_features, N in_features, K columns of what is kept of the input.
 """
 
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from featherweight.errors import NumericsError
+from featherweight.errors import ConfigError, NumericsError
 from featherweight.quant.int8_weight import Int8Weight
 
 
 class CoreSink(Protocol):
     """Takes the factors of a weight's gradient."""
 
-    def input_test(self) -> Tensor | None:
-        """Return the (N, K) matrix whose product with the input is to be kept; None to keep the input itself."""
+    def product(self, x: Tensor, cast_x: Tensor) -> Tensor | None:
+        """Return the (..., K) product with the input that is to be kept instead of it; None to keep the input itself.
+
+        Args:
+            x: (..., N) as the layer got it; the product may be one that another layer with the same input has made.
+            cast_x: x in the dtype of the computation.
+        """
         ...
 
     def version(self) -> int:
-        """Return a number that changes when `input_test` would return another basis."""
+        """Return a number that changes when `product` would take another basis."""
         ...
 
     def add(self, left_TM: Tensor, right_TN: Tensor) -> None:
@@ -34,7 +40,7 @@ class CoreSink(Protocol):
         ...
 
     def add_thin(self, left_TM: Tensor, thin_TK: Tensor, version: int) -> None:
-        """Take in the gradient ``left^T x``, of which ``thin = x @ input_test()`` was kept."""
+        """Take in the gradient ``left^T x``, of which ``thin = product(x)`` was kept."""
         ...
 
 
@@ -61,11 +67,13 @@ def projected_linear(
         (..., M).
     Raises:
         NumericsError: in the backward pass, if an int8 weight was changed since the forward pass.
+        ConfigError: if ``torch.autograd.grad`` asks for the gradient of the weight itself.
     Cost: forward 2*T*M*N FLOPs and 2*T*N*K for what is kept; backward 2*T*M*N for the input's gradient and what the
         sink computes. Keeps x, or (T, K) of it.
     """
     kind = x.device.type
-    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+    is_cast = torch.is_autocast_enabled(kind) and x.dtype != torch.float64  # autocast leaves float64 alone
+    dtype = torch.get_autocast_dtype(kind) if is_cast else x.dtype
     result: Tensor = _ProjectedLinear.apply(x, weight, bias, sink, source, is_transposed, dtype)
     return result
 
@@ -83,25 +91,31 @@ class _ProjectedLinear(torch.autograd.Function):
         dtype: torch.dtype,
     ) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
-            ctx.input_dtype, x = x.dtype, x.to(dtype)
+            cast_x = x.to(dtype)
             matrix = _values(weight, source, dtype, is_transposed)
-            output = F.linear(x, matrix, None if bias is None else bias.to(dtype))
-            test = None if is_transposed else sink.input_test()
-            kept = x if test is None else x @ test.to(dtype)
+            output = F.linear(cast_x, matrix, None if bias is None else bias.to(dtype))
+            if output._is_view():  # (of a flattened product) autograd lets nobody change such a one in place
+                output = torch.ops.aten._unsafe_view(output, output.shape)
+            product = None if is_transposed else sink.product(x, cast_x)
         ctx.sink, ctx.source, ctx.is_transposed, ctx.dtype = sink, source, is_transposed, dtype
-        ctx.version = None if test is None else sink.version()
-        ctx.codes_version = None if source is None else source.codes._version
+        ctx.input_dtype = x.dtype
+        ctx.version = None if product is None else sink.version()
+        is_tracked = source is not None and not source.codes.is_inference()
+        ctx.codes_version = source.codes._version if is_tracked else None  # type: ignore[union-attr]
+        ctx.is_parameter = isinstance(weight, nn.Parameter)
+        ctx.shape, ctx.weight_dtype = weight.shape, weight.dtype
         ctx.bias_dtype = None if bias is None else bias.dtype
-        ctx.save_for_backward(kept, weight)
+        # The handle of an int8 weight has no values; whoever stores saved tensors elsewhere would make a matrix of it.
+        ctx.save_for_backward(cast_x if product is None else product, weight if source is None else None)
         return output
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         kept, weight = ctx.saved_tensors
-        if ctx.source is not None and ctx.source.codes._version != ctx.codes_version:
+        if ctx.codes_version is not None and ctx.source.codes._version != ctx.codes_version:
             raise NumericsError(
-                f"projected_linear: int8 weight {tuple(weight.shape)} was changed between the forward and the backward "
+                f"projected_linear: int8 weight {tuple(ctx.shape)} was changed between the forward and the backward "
                 "pass; expected the weight of the forward pass. Run forward and backward of a batch in turn."
             )
         with torch.autocast(grad_output.device.type, enabled=False):
@@ -113,6 +127,8 @@ class _ProjectedLinear(torch.autograd.Function):
             grad_TM = grad_output.reshape(-1, grad_output.shape[-1])
             if ctx.needs_input_grad[2]:
                 grad_bias = grad_TM.sum(0).to(ctx.bias_dtype)
+            if not _reaches_weight(ctx):
+                return grad_input, None, grad_bias, None, None, None, None
             kept_TK = kept.reshape(-1, kept.shape[-1])
             if ctx.version is not None:
                 ctx.sink.add_thin(grad_TM, kept_TK, ctx.version)
@@ -120,14 +136,34 @@ class _ProjectedLinear(torch.autograd.Function):
                 ctx.sink.add(kept_TK, grad_TM)
             else:
                 ctx.sink.add(grad_TM, kept_TK)
-        return grad_input, empty_gradient(weight), grad_bias, None, None, None, None
+        empty = empty_gradient(ctx.shape, ctx.weight_dtype, grad_output.device)
+        return grad_input, empty, grad_bias, None, None, None, None
 
 
-def empty_gradient(weight: Tensor) -> Tensor:
+def _reaches_weight(ctx: Any) -> bool:
+    """Say whether the running backward pass goes on to the weight; `needs_input_grad` says what the forward pass knew.
+
+    Raises:
+        ConfigError: if `torch.autograd.grad` wants its gradient, which nothing computes. (Of the stand-in for a
+            parameter inside a chunk it is wanted in this way, and comes as cores.)
+    """
+    try:
+        return bool(torch._C._will_engine_execute_node(ctx.next_functions[1][0]))
+    except RuntimeError:  # torch's answer for a leaf whose gradient torch.autograd.grad returns
+        if not ctx.is_parameter:
+            return True
+    raise ConfigError(
+        f"projected_linear: torch.autograd.grad asks for the gradient of the weight {tuple(ctx.shape)}, of which only "
+        "the core is computed while a layer-wise optimizer runs; expected loss.backward(). Call handle.remove() or "
+        "fw.remove(model, fw.CoreGradient()) before the forward pass."
+    )
+
+
+def empty_gradient(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return a gradient of a weight's shape without elements; autograd takes it, and it costs no memory."""
-    indices = torch.empty((weight.ndim, 0), dtype=torch.int64, device=weight.device)
-    values = torch.empty(0, dtype=weight.dtype, device=weight.device)
-    return torch.sparse_coo_tensor(indices, values, weight.shape, check_invariants=False)
+    indices = torch.empty((len(shape), 0), dtype=torch.int64, device=device)
+    values = torch.empty(0, dtype=dtype, device=device)
+    return torch.sparse_coo_tensor(indices, values, shape, check_invariants=False)
 
 
 def _values(weight: Tensor, source: Int8Weight | None, dtype: torch.dtype, is_transposed: bool) -> Tensor:

@@ -54,7 +54,7 @@ class GradientSum:
 
     def add_(self, gradient: Tensor) -> None:
         """Add a gradient of the parameter's shape; an empty sparse one says that the real one has gone another way."""
-        if gradient.is_sparse:
+        if gradient.is_sparse and gradient._nnz() == 0:
             self._sparse = gradient
         elif self._chunks == 1:
             self._value = gradient.to(self.dtype)

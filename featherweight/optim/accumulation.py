@@ -11,7 +11,7 @@ Source: LDAdam, arXiv 2410.16103 (warm iteration); Halko et al., arXiv 0909.4061
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ from featherweight.linalg.orthonormal import orthonormalize
 from featherweight.linalg.outer_product import Gradient, OuterProduct
 from featherweight.linalg.random import keyed_generator, random_normal
 from featherweight.linalg.subspace import MatrixSubspace
-from featherweight.optim.finite import is_usable, squared_norm
+from featherweight.optim.finite import Size, sizes_of
 from featherweight.optim.layout import Layout
 from featherweight.optim.matrix import ProjectedMatrix
 from featherweight.optim.refresh import align
@@ -41,8 +41,8 @@ class GradientSum(Protocol):
         """Take in the gradient of one micro-batch; it may be kept and changed."""
         ...
 
-    def squared_norm(self) -> Tensor:
-        """Return the squared norm of the sum, a float32 or float64 scalar."""
+    def squared_norm(self) -> float:
+        """Return the squared norm of the sum."""
         ...
 
     def tensors(self) -> Iterable[Tensor]:
@@ -55,19 +55,49 @@ class FullSum:
     """The sum itself, in the dtype of the gradients: as torch accumulates into ``.grad``."""
 
     grad: Tensor | None = None
+    _size: Size | None = None
 
     def add(self, grad: Tensor) -> None:
         """See `GradientSum.add`."""
+        self._size = None
         self.grad = grad if self.grad is None else self.grad.add_(grad)
 
-    def squared_norm(self) -> Tensor:
+    def squared_norm(self) -> float:
         """See `GradientSum.squared_norm`."""
+        return self.size().squared_norm
+
+    def size(self) -> Size:
+        """Return norm and use of the sum; the device is waited for once."""
+        if self._size is None:
+            assert self.grad is not None
+            (self._size,), _ = sizes_of([self.grad])
+        return self._size
+
+    def reduce(self, all_reduce: Callable[[Tensor, Mapping[str, Any]], None], group: Mapping[str, Any]) -> None:
+        """Average the sum over the processes."""
         assert self.grad is not None
-        return squared_norm(self.grad)
+        self._size = None
+        all_reduce(self.grad, group)
 
     def tensors(self) -> Iterable[Tensor]:
         """See `GradientSum.tensors`."""
         return () if self.grad is None else (self.grad,)
+
+
+class CommonSketch(Protocol):
+    """What several parameters with one right basis sketch together; see `shared_basis.py`."""
+
+    def test_of(self, matrix: ProjectedMatrix) -> Tensor | None:
+        """Return a member's rows of the matrix Omega of this step's sketch; None if no refresh is due."""
+        ...
+
+    def probe_key(self) -> tuple[int, ...]:
+        """Return the key of the probe of the norm, one for all members."""
+        ...
+
+    def add(self, sketch: Tensor) -> None:
+        """Take in what a member's gradient gives to the sketch."""
+        ...
 
 
 @dataclass
@@ -77,6 +107,7 @@ class _MatrixSum:
     matrix: ProjectedMatrix
     is_first: bool
     """Whether its first basis was fitted to the first micro-batch of this very step."""
+    probe_key: tuple[int, ...]
     core: Tensor
     """Filled with NaN if a basis was to be fitted to a gradient that is not finite: then nothing can be summed."""
     has_basis: bool = True
@@ -90,6 +121,15 @@ class _MatrixSum:
         return kept if self.probe is None else [*kept, self.probe]
 
 
+class _Verdict(NamedTuple):
+    """What is known of the sum of one matrix before its step."""
+
+    is_usable: bool
+    squared_norm: float
+    has_sketch: bool
+    """Whether a sketch holds anything: zeros give no basis."""
+
+
 class CoreSum:
     """The cores of one parameter's matrices, summed in float32; with sketches where a refresh is due.
 
@@ -100,6 +140,7 @@ class CoreSum:
             one of the step. Else a due refresh is made from a sketch, and holds from the next step on.
         probe_norm: also keep what estimates the norm of the part outside the subspace.
         is_shared: other processes sum other gradients of the same parameter; nothing may be fitted to these alone.
+        common: where the sketch of a right basis goes that the parameter shares with others; they refresh it together.
     """
 
     def __init__(
@@ -110,17 +151,22 @@ class CoreSum:
         exact_refresh: bool,
         probe_norm: bool,
         is_shared: bool = False,
+        common: CommonSketch | None = None,
     ) -> None:
-        self.layout, self.matrices, self.is_shared = layout, matrices, is_shared
+        self.layout, self.matrices, self.is_shared, self.common = layout, matrices, is_shared, common
         self.exact_refresh, self.probe_norm = exact_refresh, probe_norm
         self.sums: dict[int, _MatrixSum] = {}
+        self._verdicts: list[_Verdict] | None = None  # of the matrices in `sums`, until something changes them
 
     def add(self, grad: Gradient) -> None:
         """See `GradientSum.add`; a gradient may also come as its factors."""
+        self._verdicts = None
         grads = self.layout.gradients(grad)
         # A zero gradient of an only matrix is a gradient; an expert without one was not used. One wait for the device.
         is_used = [True]
-        if self.layout.blocks is not None:
+        if self.layout.blocks is not None and isinstance(grad, Tensor):
+            is_used = self.layout.used_matrices(grad).tolist()
+        elif self.layout.blocks is not None:
             is_used = torch.stack([torch.as_tensor(one.any()) for one in grads]).tolist()
         for index, grad_MN in enumerate(grads):
             if is_used[index]:
@@ -138,7 +184,7 @@ class CoreSum:
         for side, test in total.tests.items():
             total.sketches[side] += _times(grad_MN if side == "left" else grad_MN.mT, test)
         if total.probe is not None:
-            total.probe += _times(grad_MN, probe_test(matrix, grad_MN.device))
+            total.probe += _times(grad_MN, probe_test(self.layout, total.probe_key, grad_MN.device))
 
     def add_thin(self, left_TM: Tensor, thin_TK: Tensor) -> None:
         """Add ``left^T x``, where of x (T, N) only its product with `input_test` is left.
@@ -149,6 +195,7 @@ class CoreSum:
         Raises:
             NumericsError: if a refresh has become due since, which needs x itself.
         """
+        self._verdicts = None
         (matrix,) = self.matrices
         total = self.sums.get(0)
         if total is None:
@@ -167,11 +214,13 @@ class CoreSum:
 
     def _begin(self, matrix: ProjectedMatrix, grad_MN: Gradient | None) -> _MatrixSum:
         """Begin the sum of one matrix with its first gradient; None if it needs no refresh."""
+        if self.common is not None:
+            return self._begin_common(matrix, self.common)
         device = matrix.device
         is_first, is_seeded = not matrix.has_subspace(), self.layout.seeded_basis is not None
         is_sketched = not self.exact_refresh and not is_seeded and (is_first or matrix.refresh_is_due())
         core = torch.zeros(self.layout.core_shape, dtype=self.layout.dtype, device=device)
-        total = _MatrixSum(matrix, is_first, core)
+        total = _MatrixSum(matrix, is_first, probe_key(matrix), core)
         fits = not is_seeded and matrix.refresh_is_due() and (self.exact_refresh or is_first)
         assert grad_MN is not None or not (fits or is_first)
         if fits and grad_MN is not None and not _is_finite(grad_MN):
@@ -186,37 +235,66 @@ class CoreSum:
         if is_sketched:
             for side, (test, start) in _sketch_tests(matrix).items():
                 total.tests[side], total.sketches[side] = test, start
-        if self.probe_norm:
-            shape = (self.layout.rows, PROBE_COLUMNS)
-            total.probe = torch.zeros(shape, dtype=self.layout.dtype, device=device)
+        self._begin_probe(total)
         return total
+
+    def _begin_common(self, matrix: ProjectedMatrix, common: CommonSketch) -> _MatrixSum:
+        """Begin the sum of a matrix with a shared basis, which no gradient of its own can change."""
+        test = common.test_of(matrix)  # before the core: this is where a first basis comes from
+        core = torch.zeros(self.layout.core_shape, dtype=self.layout.dtype, device=matrix.device)
+        total = _MatrixSum(matrix, False, common.probe_key(), core)
+        if test is not None:
+            total.tests["right"], total.sketches["right"] = test, core.new_zeros(self.layout.columns, test.shape[1])
+        self._begin_probe(total)
+        return total
+
+    def _begin_probe(self, total: _MatrixSum) -> None:
+        if self.probe_norm:
+            total.probe = total.core.new_zeros(self.layout.rows, PROBE_COLUMNS)
 
     @property
     def is_sketched(self) -> bool:
         """Whether gradients are sketched for a refresh, which needs all of their factors."""
         return any(total.tests for total in self.sums.values())
 
-    def squared_norm(self) -> Tensor:
+    def squared_norm(self) -> float:
         """Return the squared norm of the sum: exact inside the subspace, estimated without bias outside of it.
 
         Without probes, of the part inside the subspace alone. Matrices whose sum is not finite are left out.
         """
-        total = torch.zeros((), dtype=torch.float64, device=self.matrices[0].device)
+        return sum(verdict.squared_norm for verdict in self._read())
+
+    def _read(self) -> "list[_Verdict]":
+        """Return what is to be known of the sums before the step; the device is waited for once."""
+        if self._verdicts is not None:
+            return self._verdicts
+        measured: list[Tensor] = []
         for each in self.sums.values():
-            if not is_usable(each.core):
-                continue
-            if each.probe is not None and self.layout.seeded_basis == "gaussian":
-                total += squared_norm(each.probe)  # its columns are not orthonormal: no inside and outside
-                continue
-            total += squared_norm(each.core)
-            if each.probe is not None:
-                test = probe_test(each.matrix, each.probe.device)
-                inside = _back_times(each.matrix.subspace(), each.core, test)
-                total += squared_norm(each.probe - inside)
-        return total
+            measured += [each.core, *self._outside(each)]
+        has_sketch = [sketch.any() for each in self.sums.values() for sketch in each.sketches.values()]
+        found, flags = sizes_of(measured, has_sketch)
+        sizes, sketched = iter(found), iter(flags)
+        self._verdicts = []
+        for each in self.sums.values():
+            core = next(sizes)
+            outside = 0.0 if each.probe is None else next(sizes).squared_norm
+            # Columns of a gaussian projection are not orthonormal: there is no inside and outside.
+            is_whole = each.probe is not None and self.layout.seeded_basis == "gaussian"
+            squared = outside if is_whole else core.squared_norm + outside
+            is_sketched = any([next(sketched) for _ in each.sketches])
+            self._verdicts.append(_Verdict(core.is_usable, squared if core.is_usable else 0.0, is_sketched))
+        return self._verdicts
+
+    def _outside(self, total: _MatrixSum) -> list[Tensor]:
+        """Return the tensor whose norm stands for what lies outside of the subspace, if there is a probe."""
+        if total.probe is None or self.layout.seeded_basis == "gaussian":
+            return [] if total.probe is None else [total.probe]
+        test = probe_test(self.layout, total.probe_key, total.probe.device)
+        return [total.probe - _back_times(total.matrix.subspace(), total.core, test)]
 
     def reduce(self, all_reduce: Callable[[Tensor, Mapping[str, Any]], None]) -> None:
         """Average all sums over the processes."""
+        self._verdicts = None
         for total in self.sums.values():
             for tensor in (total.core, *total.sketches.values(), *(() if total.probe is None else (total.probe,))):
                 all_reduce(tensor, total.matrix.group)
@@ -231,15 +309,18 @@ class CoreSum:
             Number of matrices that were left out because their sum is not finite.
         """
         skipped = 0
-        for index, total in self.sums.items():
-            if not is_usable(total.core):
+        for (index, total), verdict in zip(self.sums.items(), self._read(), strict=True):
+            if not verdict.is_usable:
                 skipped += 1
                 continue
             matrix, subspace = total.matrix, total.matrix.subspace()
             step = matrix.counter("step")
             core = total.core if factor == 1.0 else total.core * factor
             matrix.update_(weights[index], core, subspace, None)
-            if total.sketches and any(bool(sketch.any()) for sketch in total.sketches.values()):
+            if self.common is not None:
+                for sketch in total.sketches.values():
+                    self.common.add(sketch)
+            elif verdict.has_sketch:
                 fresh = _basis_of(total, self.layout)
                 if matrix.group["basis_smoothing"] > 0:
                     fresh = align(fresh, subspace)
@@ -253,10 +334,14 @@ class CoreSum:
         return [tensor for total in self.sums.values() for tensor in total.tensors()]
 
 
-def probe_test(matrix: ProjectedMatrix, device: torch.device) -> Tensor:
-    """Return the random (N, S) matrix of this step whose product with a gradient estimates the gradient's norm."""
-    layout = matrix.layout
-    key = (matrix.group["seed"], layout.index, matrix.block or 0, matrix.counter("step"), _PROBE)
+def probe_key(matrix: ProjectedMatrix, step: int | None = None) -> tuple[int, ...]:
+    """Return the key of the random numbers of a step's probe of the norm; without `step`, of the next one."""
+    step = matrix.counter("step") if step is None else step
+    return (matrix.group["seed"], matrix.layout.index, matrix.block or 0, step, _PROBE)
+
+
+def probe_test(layout: Layout, key: tuple[int, ...], device: torch.device) -> Tensor:
+    """Return the random (N, S) matrix whose product with a gradient estimates the gradient's norm."""
     shape = (layout.columns, PROBE_COLUMNS)
     generator = keyed_generator(*key, device=device)
     return torch.randn(shape, generator=generator, dtype=layout.dtype, device=device) / PROBE_COLUMNS**0.5
@@ -275,9 +360,14 @@ def input_test(matrix: ProjectedMatrix, *, probe_norm: bool) -> Tensor | None:
     layout = matrix.layout
     if layout.side == "left" or layout.blocks is not None or not matrix.has_subspace() or matrix.refresh_is_due():
         return None
+    return basis_and_probe(matrix, probe_key(matrix) if probe_norm else None)
+
+
+def basis_and_probe(matrix: ProjectedMatrix, key: tuple[int, ...] | None) -> Tensor:
+    """Return the right basis and the probe of the norm with this key side by side, (N, R + S); (N, R) without key."""
     basis = matrix.subspace().right
     assert basis is not None
-    return torch.cat([basis, probe_test(matrix, basis.device)], dim=1) if probe_norm else basis
+    return basis if key is None else torch.cat([basis, probe_test(matrix.layout, key, basis.device)], dim=1)
 
 
 def core_sum_bytes(layout: Layout, *, is_sketched: bool, probe_norm: bool) -> int:
@@ -311,30 +401,56 @@ def _sketch_tests(matrix: ProjectedMatrix) -> dict[str, tuple[Tensor, Tensor]]:
     basis = subspace.left if subspace.left is not None else subspace.right
     assert basis is not None
     length = layout.columns if layout.side == "left" else layout.rows
+    mean_KR = None
+    if remembers(matrix):
+        mean_KR = matrix.mean_core().mT if layout.side == "left" else matrix.mean_core()
+    key = sketch_key(matrix, matrix.counter("step"))
+    return {layout.side: begin_sketch(basis, mean_KR, length, smoothing=matrix.group["basis_smoothing"], key=key)}
+
+
+def remembers(matrix: ProjectedMatrix) -> bool:
+    """Say whether there is a first moment that is not zero, from which a sketch can begin."""
     moments = matrix.read_moments()
-    if "exp_avg" not in moments or not bool(moments["exp_avg"].any()):
-        key = (matrix.group["seed"], layout.index, matrix.block or 0, matrix.counter("step"), _SKETCH)
-        width = min(layout.rank + OVERSAMPLING, layout.rows, layout.columns)
-        test = random_normal((length, width), generator=keyed_generator(*key), like=basis)
-        return {layout.side: (test, basis.new_zeros(basis.shape[0], width))}
-    mean = matrix.mean_core()
-    mean_KR = mean.mT if layout.side == "left" else mean
-    test = orthonormalize(mean_KR)
-    smoothing = matrix.group["basis_smoothing"]
-    start = basis @ (mean_KR.mT @ test) * (smoothing / (1 - smoothing))
-    return {layout.side: (test, start)}
+    return "exp_avg" in moments and bool(moments["exp_avg"].any())
+
+
+def sketch_key(matrix: ProjectedMatrix, *step: int) -> tuple[int, ...]:
+    """Return the key of the random numbers of a sketch, at a step, or of the basis that is fitted to it."""
+    return (matrix.group["seed"], matrix.layout.index, matrix.block or 0, *step, _SKETCH)
+
+
+def begin_sketch(
+    basis_NR: Tensor, mean_MR: Tensor | None, rows: int, *, smoothing: float, key: tuple[int, ...]
+) -> tuple[Tensor, Tensor]:
+    """Return the matrix Omega (M, K) of a sketch ``G^T Omega`` for a right basis, and what the sketch starts from.
+
+    Args:
+        basis_NR: the present basis. For a left basis all is transposed: (M, R), then (N, R) and (N, K).
+        mean_MR: what is remembered of the cores; None if nothing is.
+        rows: M.
+        smoothing: share of the remembered part, as in `featherweight.optim.refresh.smoothed_iteration`.
+        key: of the random numbers where nothing is remembered.
+    """
+    if mean_MR is None:
+        width = min(basis_NR.shape[1] + OVERSAMPLING, rows, len(basis_NR))
+        test = random_normal((rows, width), generator=keyed_generator(*key), like=basis_NR)
+        return test, basis_NR.new_zeros(len(basis_NR), width)
+    test = orthonormalize(mean_MR)
+    return test, basis_NR @ (mean_MR.mT @ test) * (smoothing / (1 - smoothing))
+
+
+def basis_of_sketch(sketch_NK: Tensor, rank: int, key: tuple[int, ...]) -> Tensor:
+    """Return the (N, R) basis that a sketch gives: its span, or the leading directions of an oversampled one."""
+    if sketch_NK.shape[1] == rank:
+        return fix_signs(orthonormalize(sketch_NK))
+    return fit_left_basis(sketch_NK, rank, "gram", generator=keyed_generator(*key))
 
 
 def _basis_of(total: _MatrixSum, layout: Layout) -> MatrixSubspace:
     """Return the subspace that the sketches span."""
     assert layout.rank is not None
-    bases: dict[str, Tensor] = {}
-    for side, sketch in total.sketches.items():
-        if sketch.shape[1] == layout.rank:
-            bases[side] = fix_signs(orthonormalize(sketch))
-        else:  # oversampled: its leading directions
-            key = (total.matrix.group["seed"], layout.index, total.matrix.block or 0, _SKETCH)
-            bases[side] = fit_left_basis(sketch, layout.rank, "gram", generator=keyed_generator(*key))
+    key = sketch_key(total.matrix)
+    bases = {side: basis_of_sketch(sketch, layout.rank, key) for side, sketch in total.sketches.items()}
     return MatrixSubspace(left=bases.get("left"), right=bases.get("right"))
 
 

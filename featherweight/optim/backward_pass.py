@@ -108,6 +108,20 @@ class BackwardPass:
             self._task = task
             Variable._execution_engine.queue_callback(partial(self._end, task))
 
+    def begin_outside_of_checkpoints(self, name: str) -> None:
+        """Note the outermost backward pass at the first gradient of it.
+
+        Raises:
+            ConfigError: inside a re-entrant checkpoint of a model that was not called as a whole.
+        """
+        if _inside_checkpoint():
+            raise ConfigError(
+                f"layerwise: '{name}' got its gradient inside a re-entrant checkpoint of a model that was not "
+                f"called as a whole; expected a call of {type(self.model).__name__}. Call the model that you gave "
+                "to layerwise, or use checkpoint(..., use_reentrant=False)."
+            )
+        self.begin()
+
     def is_complete(self, parameter: Tensor, name: str) -> bool:
         """Say whether the gradient that a parameter has got is all of it; if not, it is handed out at the end.
 
@@ -115,14 +129,9 @@ class BackwardPass:
             ConfigError: inside a re-entrant checkpoint of a model that was not called as a whole.
             NumericsError: for a second gradient after a complete one.
         """
-        is_inside = torch._C._current_graph_task_id() != self._task and _inside_checkpoint()
-        if self._task == -1 or (torch._C._current_graph_task_id() != self._task and not is_inside):
-            if is_inside:
-                raise ConfigError(
-                    f"layerwise: '{name}' got its gradient inside a re-entrant checkpoint of a model that was not "
-                    f"called as a whole; expected a call of {type(self.model).__name__}. Call the model that you gave "
-                    "to layerwise, or use checkpoint(..., use_reentrant=False)."
-                )
+        if self._task == -1:
+            self.begin_outside_of_checkpoints(name)
+        elif torch._C._current_graph_task_id() != self._task and not _inside_checkpoint():
             self.begin()
         self.has_fired = True
         if self._is_reentrant and parameter in self._shared:

@@ -9,9 +9,10 @@ ends.
 Source: GaLore, arXiv 2403.03507, section 4.3; the treatment of accumulation, clipping and norms is ours.
 """
 
+import math
 import warnings
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import Any, Self
@@ -26,13 +27,14 @@ from featherweight.errors import ConfigError, DeviceError
 from featherweight.linalg.outer_product import OuterProduct
 from featherweight.optim.accumulation import CoreSum, FullSum, GradientSum, core_sum_bytes
 from featherweight.optim.backward_pass import BackwardPass
-from featherweight.optim.core_slot import CoreSlot, costs
-from featherweight.optim.finite import is_usable, squared_norm
+from featherweight.optim.core_slot import CoreSlot, costs, share_basis
+from featherweight.optim.finite import sizes_of
 from featherweight.optim.layout import Layout
 from featherweight.optim.low_rank import LowRankOptimizer
 from featherweight.optim.matrix import Group, ProjectedMatrix
 from featherweight.optim.options import NORM_KEY
 from featherweight.optim.reduce import LocalReducer, Reducer
+from featherweight.optim.shared_basis import SharedBasis
 from featherweight.optim.tensor import TensorSum
 
 CLIP_MODES = ("delayed", "per_tensor", "norm_growth", "projected")
@@ -134,17 +136,23 @@ def layerwise_handles(model: nn.Module) -> list["Layerwise"]:
     return list({id(handle): handle for reference in references if (handle := reference()) is not None}.values())
 
 
-def core_slot(parameter: Tensor, *, prefer: str, exact_refresh: bool) -> CoreSlot | None:
+def core_slot(
+    parameter: Tensor, *, prefer: str, exact_refresh: bool, siblings: Sequence[Tensor] = ()
+) -> CoreSlot | None:
     """Return where the next forward pass with a weight leaves its core; None if its whole gradient is wanted.
 
     Args:
         parameter: weight of a linear layer.
         prefer: see `featherweight.optim.core_slot.why_full`; counts at the first call for a parameter.
         exact_refresh: form the whole gradient at steps that refresh.
+        siblings: weights, this one among them, that share one right basis as far as they can; counts at the first call
+            for one of them.
     """
     reference = _active.get(parameter)
     handle = None if reference is None else reference()
-    return None if handle is None else handle.core_slot(parameter, prefer=prefer, exact_refresh=exact_refresh)
+    if handle is None:
+        return None
+    return handle.core_slot(parameter, prefer=prefer, exact_refresh=exact_refresh, siblings=siblings)
 
 
 class Layerwise:
@@ -168,13 +176,14 @@ class Layerwise:
         self.steps = 0
         """Optimizer steps made."""
         self.grad_norm: float | None = None
-        """Norm of the gradient of the last step, before clipping; None before the first. Exact without accumulation.
-        With it, what lies outside the subspaces is estimated by a random probe; under "projected" it is left out."""
+        """Norm of the gradient of the last step, before clipping; None before the first. Exact for
+        whole gradients without accumulation. Of sums and of core gradients what lies outside the subspaces is estimated
+        by a random probe; under "projected" it is left out."""
         # By position: loading a state (accelerate does it in prepare) puts new dicts into the optimizer's list.
         self._group_index = {p: i for i, group in enumerate(optimizer.param_groups) for p in group["params"]}
         self._sums: dict[Tensor, GradientSum] = {}
         self._slots: dict[Tensor, CoreSlot] = {}
-        self._norms: list[Tensor] = []  # squared, of the tensors that this window has updated
+        self._norms: list[float] = []  # squared, of the tensors that this window has updated
         self._micro_step = 0
         self._has_skipped = False  # in this window
         self._pass = BackwardPass(
@@ -231,6 +240,8 @@ class Layerwise:
         """Drop the micro-batches of the present window, for example after a loss that is not finite."""
         for slot in self._slots.values():
             slot.discard()
+        for shared in self._shared_bases():
+            shared.discard()
         self._pass.reset()
         self._sums.clear()
         self._norms.clear()
@@ -307,7 +318,8 @@ class Layerwise:
 
     # ---- one window
 
-    def _group(self, parameter: Tensor) -> Group:
+    def group_of(self, parameter: Tensor) -> Group:
+        """Return the parameter group of a parameter."""
         return self.optimizer.param_groups[self._group_index[parameter]]
 
     @property
@@ -329,11 +341,14 @@ class Layerwise:
         """
         is_last = self._micro_step + 1 == self.accumulation_steps
         if slot := self._slots.get(parameter):
-            slot.complete()
+            if grad is None:
+                slot.complete()
+            elif held := slot.take_held():  # the weight is also used where its gradient is formed
+                grad = grad + held.dense().to(grad.dtype)
         total = self._sums.get(parameter)
         if grad is not None:
-            if total is None and self.is_single and self.clip != "projected":
-                self._update_from_gradient(parameter, self._group(parameter), grad)
+            if total is None and self.is_single and self.clip != "projected" and not self._shared_basis(parameter):
+                self._update_from_gradient(parameter, self.group_of(parameter), grad)
                 return
             if total is None:
                 total = self.begin_sum(parameter, grad, is_only=self.is_single)
@@ -352,7 +367,7 @@ class Layerwise:
         layout, total = self.optimizer.layouts[parameter], None
         if layout.tensor is not None:
             if layout.rank is not None and self.reducer.world_size == 1:
-                self._sums[parameter] = self.optimizer.begin_tensor(parameter, self._group(parameter))
+                self._sums[parameter] = self.optimizer.begin_tensor(parameter, self.group_of(parameter))
                 return self._sums[parameter]
         elif layout.rank is not None:
             layout, matrices = self.matrices(parameter, grad)
@@ -363,22 +378,38 @@ class Layerwise:
                     exact_refresh=is_only,
                     probe_norm=self.probes_norm,
                     is_shared=self.reducer.world_size > 1,
+                    common=self._shared_basis(parameter),
                 )
         self._sums[parameter] = total or FullSum()
         return self._sums[parameter]
 
     # ---- cores that come without a gradient
 
-    def core_slot(self, parameter: Tensor, *, prefer: str, exact_refresh: bool) -> CoreSlot | None:
+    def core_slot(
+        self, parameter: Tensor, *, prefer: str, exact_refresh: bool, siblings: Sequence[Tensor] = ()
+    ) -> CoreSlot | None:
         """See the function `core_slot`."""
-        slot = self._slots.get(parameter)
-        if slot is None:
-            slot = self._slots[parameter] = CoreSlot(self, parameter, prefer=prefer, exact_refresh=exact_refresh)
+        if parameter not in self._slots:
+            trained = (one for one in (parameter, *siblings) if one.requires_grad and one in self._group_index)
+            fresh = {one for one in trained if one not in self._slots}
+            ordered = [one for one in dict.fromkeys((*siblings, parameter)) if one in fresh]
+            slots = [CoreSlot(self, one, prefer=prefer, exact_refresh=exact_refresh) for one in ordered]
+            self._slots.update({slot.parameter: slot for slot in slots})
+            if siblings:
+                share_basis(slots)
+        slot = self._slots[parameter]
         return slot if slot.is_open() else None
+
+    def _shared_basis(self, parameter: Tensor) -> SharedBasis | None:
+        slot = self._slots.get(parameter)
+        return None if slot is None else slot.shared
+
+    def _shared_bases(self) -> Iterable[SharedBasis]:
+        return dict.fromkeys(slot.shared for slot in self._slots.values() if slot.shared is not None)
 
     def matrices(self, parameter: Tensor, grad: Tensor | OuterProduct | None) -> tuple[Layout, list[ProjectedMatrix]]:
         """Return the projected matrices of a parameter; see `LowRankOptimizer.begin_matrices`."""
-        return self.optimizer.begin_matrices(parameter, self._group(parameter), grad)
+        return self.optimizer.begin_matrices(parameter, self.group_of(parameter), grad)
 
     def sum_of(self, parameter: Tensor) -> CoreSum | None:
         """Return the present sum of a parameter's cores."""
@@ -386,11 +417,27 @@ class Layerwise:
         assert total is None or isinstance(total, CoreSum)
         return total
 
+    def layout_of(self, parameter: Tensor) -> Layout:
+        """Return how the optimizer treats a parameter, on the side that `proj_type="min_memory"` has chosen."""
+        layout = self.optimizer.layouts[parameter]
+        is_projected = layout.rank is not None and self.optimizer.state.get(parameter)
+        return self.matrices(parameter, None)[0] if is_projected else layout
+
     @contextmanager
     def receiving(self, parameter: Tensor) -> Any:
-        """Take in a core in the middle of a backward pass."""
+        """Take in a core in the middle of a backward pass.
+
+        Raises:
+            ConfigError: if the handle was removed since the forward pass.
+        """
+        name = self.optimizer.layouts[parameter].name
+        if self.optimizer.layerwise is not self:
+            raise ConfigError(
+                f"layerwise: '{name}' leaves the core of its gradient to a handle that was removed between forward and "
+                "backward pass; expected it to stay for both. Repeat the forward pass."
+            )
         if not self._pass.is_running:
-            self._pass.begin()
+            self._pass.begin_outside_of_checkpoints(name)
         with self._undisturbed(parameter):
             yield
 
@@ -400,35 +447,42 @@ class Layerwise:
         for parameter, slot in self._slots.items():
             layout = slot.layout
             numbers = costs(layout, parameter.element_size()) if layout.rank is not None else ("", "", "")
-            rows.append([layout.name, slot.reason or f"core, {layout.side} basis", *numbers])
+            rows.append([layout.name, slot.describe(), *numbers])
         return rows
 
     # ---- updates
 
     def _update_from_gradient(self, parameter: Tensor, group: Group, grad: Tensor) -> None:
-        squared = squared_norm(grad)
-        if not bool(squared.isfinite()) or (float(squared) > 1e30 and not is_usable(grad)):
+        layout = self.optimizer.layouts[parameter]
+        is_stacked = layout.rank is not None and layout.blocks is not None
+        # All that the host must know is read at once: each wait keeps the backward pass from running ahead.
+        (size,), is_used = sizes_of([grad], [layout.used_matrices(grad)] if is_stacked else ())
+        if not size.is_usable:
             self._skip(1)
             return
-        self._norms.append(squared)
-        factor = self._factor(parameter, squared)
-        self.optimizer.step_gradient(parameter, group, grad if factor == 1.0 else grad.mul_(factor))
+        self._norms.append(size.squared_norm)
+        factor = self._factor(parameter, size.squared_norm)
+        grad = grad if factor == 1.0 else grad.mul_(factor)
+        self.optimizer.step_gradient(parameter, group, grad, is_used if is_stacked else None)
 
     def _update_from_sum(self, parameter: Tensor, factor: float | None = None) -> None:
         """Make the step of one parameter from what its micro-batches have left; `factor` None asks the clip mode."""
-        total, group = self._sums.pop(parameter), self._group(parameter)
+        total, group = self._sums.pop(parameter), self.group_of(parameter)
         if isinstance(total, FullSum):
             assert total.grad is not None
-            self.reducer.all_reduce(total.grad, group)
+            if self.reducer.world_size > 1:
+                total.reduce(self.reducer.all_reduce, group)
             if factor is None:
                 self._update_from_gradient(parameter, group, total.grad)
-            elif is_usable(total.grad):
+                return
+            if total.size().is_usable:
                 self.optimizer.step_gradient(parameter, group, total.grad.mul_(factor))
             else:
                 self._skip(1)
             return
         assert isinstance(total, CoreSum | TensorSum)
-        total.reduce(self.reducer.all_reduce)
+        if self.reducer.world_size > 1:
+            total.reduce(self.reducer.all_reduce)
         if factor is None:
             squared = total.squared_norm()
             self._norms.append(squared)
@@ -439,10 +493,10 @@ class Layerwise:
         self.optimizer.skipped_steps += count
         self._has_skipped = self._has_skipped or count > 0
 
-    def _factor(self, parameter: Tensor, squared: Tensor) -> float:
+    def _factor(self, parameter: Tensor, squared: float) -> float:
         """Return what the gradient of a tensor is multiplied with before its step."""
         if self.clip == "norm_growth":
-            norm = float(squared) ** 0.5
+            norm = squared**0.5
             state = self.optimizer.state[parameter]
             if not state:
                 self.optimizer.create_state(parameter)
@@ -454,7 +508,7 @@ class Layerwise:
         if self.max_grad_norm is None:
             return 1.0
         if self.clip == "per_tensor":
-            return _clip_factor(self.max_grad_norm, float(squared) ** 0.5)
+            return _clip_factor(self.max_grad_norm, squared**0.5)
         last_norm = self.optimizer.param_groups[0].get(NORM_KEY)
         return 1.0 if last_norm is None else _clip_factor(self.max_grad_norm, last_norm)
 
@@ -464,7 +518,7 @@ class Layerwise:
             if self.clip == "projected":
                 for total in self._sums.values():
                     squared = total.squared_norm()
-                    if bool(squared.isfinite()):
+                    if math.isfinite(squared):
                         self._norms.append(squared)
                 limit = self.max_grad_norm
                 factor = 1.0 if limit is None else _clip_factor(limit, self._total_norm())
@@ -472,6 +526,8 @@ class Layerwise:
                 self._update_from_sum(parameter, factor)
         elif not self._micro_step:
             return
+        for shared in self._shared_bases():
+            shared.end_window()
         self.grad_norm = self._total_norm()
         for group in self.optimizer.param_groups:
             # What was left out may be the largest part: then the norm before it says more.
@@ -485,7 +541,7 @@ class Layerwise:
         self.optimizer._opt_called = True  # type: ignore[attr-defined]
 
     def _total_norm(self) -> float:
-        return float(torch.stack([one.cpu() for one in self._norms]).sum().sqrt()) if self._norms else 0.0
+        return math.sqrt(sum(self._norms))
 
     # ---- memory
 
@@ -494,6 +550,9 @@ class Layerwise:
         for parameter, total in self._sums.items():
             for tensor in total.tensors():
                 yield parameter, tensor
+        for shared in self._shared_bases():
+            for tensor in shared.tensors():
+                yield shared.parameters[0], tensor
 
     def gradient_bytes(self) -> int:
         """Return the bytes of gradients at the peak of a step in which no matrix refreshes, by formula.
@@ -508,7 +567,7 @@ class Layerwise:
         for parameter in self._group_index:
             if not parameter.requires_grad:
                 continue
-            layout = self.optimizer.layouts[parameter]
+            layout = self.layout_of(parameter)
             size_bytes = parameter.numel() * parameter.element_size()
             is_core = layout.rank is not None and layout.residual is None and not layout.error_feedback
             if is_kept:

@@ -162,6 +162,10 @@ class Layout:
         stacked = tensor.reshape(self.blocks or 1, self.rows, self.columns)
         return list(stacked.unbind(0))
 
+    def used_matrices(self, grad: Tensor) -> Tensor:
+        """Return for each matrix whether its gradient has an entry that is not zero, as a boolean vector."""
+        return grad.reshape(self.blocks or 1, self.rows * self.columns).any(dim=1)
+
 
 def plan_layout(name: str, parameter: Tensor, group: Mapping[str, Any], index: int) -> Layout:
     """Decide how the optimizer treats a parameter.

@@ -31,7 +31,7 @@ class LazyRefresh(Config):
     gamma: float = Field(default=2.0, gt=1)
     """Factor by which an interval grows, and shrinks."""
     max_gap: int | None = Field(default=None, ge=1)
-    """Longest interval in optimizer steps; None for no limit."""
+    """Longest interval in optimizer steps, if it is longer than `update_proj_gap`; None for no limit."""
     similarity: Literal["overlap", "first_vector"] = "overlap"
     """overlap: share of the old subspace that the new one contains, 0 for what chance gives and 1 for equal spans;
     signs and rotations of the columns do not matter. (A warm iteration moves a basis only as far as the gradient

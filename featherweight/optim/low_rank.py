@@ -21,31 +21,23 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.optim.adamw import adamw as torch_adamw
 
 from featherweight.errors import CheckpointError, ConfigError, did_you_mean
 from featherweight.linalg.outer_product import Gradient
 from featherweight.linalg.subspace import MatrixSubspace
 from featherweight.optim import state as states
 from featherweight.optim.accumulation import CoreSum
+from featherweight.optim.batched import Batch, can_batch, pays_on
 from featherweight.optim.finite import are_finite, is_usable
+from featherweight.optim.full_rank import fits_torch_kernel, step_dense_, step_fused_
 from featherweight.optim.layout import Layout, plan_layout, split_of
 from featherweight.optim.lazy import lazy_options
-from featherweight.optim.matrix import (
-    Group,
-    ProjectedMatrix,
-    read_moments,
-    rounding_of,
-    write_factors,
-    write_moments,
-)
+from featherweight.optim.matrix import Group, ProjectedMatrix, rounding_of
 from featherweight.optim.options import LOW_RANK_DEFAULTS, LOW_RANK_KEYS, check_group
 from featherweight.optim.refresh import SIDES, Side
-from featherweight.optim.rules import rules
 from featherweight.optim.tensor import ProjectedTensor, TensorSum, add_tensor_table, step_tensor
 from featherweight.optim.tensor_options import projects_tensors, translated
-from featherweight.optim.weight_update import add_direction_, copy_back, matrices_of, slices_of, weight_of
-from featherweight.quant.int8_weight import Int8Weight, int8_weight_of
+from featherweight.optim.weight_update import copy_back, matrices_of, weight_of
 from featherweight.report import Report
 
 logger = logging.getLogger(__name__)
@@ -200,14 +192,18 @@ class LowRankOptimizer(torch.optim.Optimizer):
                     "expected a dense gradient. Build the embedding with sparse=False."
                 )
         fused: dict[int, list[Tensor]] = defaultdict(list)
-        for (group, parameter), finite in zip(pending, are_finite([p.grad for _, p in pending]), strict=True):
-            if not finite:
+        batch = Batch() if any(pays_on(p.device) for _, p in pending) else None
+        flags = [self._used_matrices(p, p.grad) for _, p in pending]
+        verdicts = zip(pending, *are_finite([p.grad for _, p in pending], flags), strict=True)
+        for (group, parameter), is_finite, is_used in verdicts:
+            if not is_finite:
                 self.skipped_steps += 1
-                continue
-            if _fits_torch_kernel(self.layouts[parameter], parameter, parameter.grad, group):
+            elif fits_torch_kernel(self.layouts[parameter], parameter, parameter.grad, group):
                 fused[id(group)].append(parameter)
             else:
-                self.step_gradient(parameter, group, parameter.grad)
+                self.step_gradient(parameter, group, parameter.grad, is_used, batch)
+        if batch is not None:
+            batch.flush_()
         for group in self.param_groups:
             if members := fused.get(id(group)):
                 self._step_fused(members, [p.grad for p in members], group)  # type: ignore[misc]
@@ -215,25 +211,34 @@ class LowRankOptimizer(torch.optim.Optimizer):
 
     # ---- one parameter at a time, as layer-wise updates need it
 
-    def step_gradient(self, parameter: Tensor, group: Group, grad: Tensor) -> None:
+    def step_gradient(
+        self,
+        parameter: Tensor,
+        group: Group,
+        grad: Tensor,
+        is_used: list[bool] | None = None,
+        batch: Batch | None = None,
+    ) -> None:
         """Update one parameter from a finite gradient, with the bits of an ordinary step.
 
         Args:
             parameter: a parameter of `group`.
             group: its group.
             grad: gradient of the parameter's shape; not modified.
+            is_used: for each of stacked matrices whether its gradient is not all zero; None reads it from the device.
+            batch: takes in what can be updated together with other matrices; None to update at once.
         """
         layout, state = self.layouts[parameter], self.state[parameter]
         if not state:
             self.create_state(parameter)
         if layout.tensor is not None:
             step_tensor(parameter, grad, layout, state, group, self._refresh_turn(layout))
-        elif _fits_torch_kernel(layout, parameter, grad, group):
+        elif fits_torch_kernel(layout, parameter, grad, group):
             self._step_fused([parameter], [grad], group)
         elif layout.rank is None:
-            self._step_dense(parameter, grad, layout, state, group)
+            step_dense_(parameter, grad, layout, state, group)
         else:
-            self._step_matrices(parameter, grad, layout, state, group)
+            self._step_matrices(parameter, grad, layout, state, group, is_used, batch)
 
     def begin_matrices(
         self, parameter: Tensor, group: Group, grad: Gradient | None
@@ -305,56 +310,10 @@ class LowRankOptimizer(torch.optim.Optimizer):
     # ---- full-rank parameters
 
     def _step_fused(self, members: list[Tensor], grads: list[Tensor], group: Group) -> None:
-        """Let torch's fused kernel update float32 weights with float32 moments: no temporaries at all."""
         for parameter in members:
             if not self.state[parameter]:
                 self.create_state(parameter)
-            self.state[parameter]["step"] += 1
-        by_state = [self.state[p] for p in members]
-        beta1, beta2 = group["betas"]
-        torch_adamw(
-            members,
-            grads,
-            [s["exp_avg"] for s in by_state],
-            [s["exp_avg_sq"] for s in by_state],
-            [],
-            # The kernel counts on float tensors beside the weights; ours count on the CPU, and it adds the 1 itself.
-            [(s["step"] - 1).to(p.device, torch.float32) for p, s in zip(members, by_state, strict=True)],
-            fused=True,
-            amsgrad=False,
-            beta1=beta1,
-            beta2=beta2,
-            lr=float(group["lr"]),
-            weight_decay=group["weight_decay"],
-            eps=group["eps"],
-            maximize=False,
-        )
-
-    def _step_dense(self, parameter: Tensor, grad: Tensor, layout: Layout, state: states.State, group: Group) -> None:
-        """Run the rule, an elementwise one on flat slices: its temporaries are a few slices, whatever the size."""
-        rule = rules.get(layout.rule)
-        step = states.read_counter(state, "step", None) + 1
-        states.write_counter(state, "step", None, step)
-        alpha, beta = write_factors(float(group["lr"]), group)
-        weight = weight_of(parameter)
-        rounding = rounding_of(group, layout, step)
-        stored = {name: states.parts_of(state, name, None) for name in layout.moments}
-
-        def run(weight: Tensor | Int8Weight, grad: Tensor, parts: dict[str, dict[str, Tensor]], start: int) -> None:
-            shapes = {n: tuple(grad.shape) for n in parts} if rule.is_elementwise else layout.moment_shapes
-            moments = read_moments(layout, parts, shapes)
-            direction = rule.direction(grad.to(layout.dtype), moments, step, group)
-            write_moments(layout, parts, moments, rounding, offset=start)
-            add_direction_(weight, direction, alpha=alpha, beta=beta, rounding=rounding, offset=start)
-
-        if rule.is_elementwise:
-            flat_grad = grad.reshape(-1)
-            for start, stop, piece in slices_of(weight):
-                parts = {name: layout.moments[name].slice(stored[name], start, stop) for name in stored}
-                run(piece, flat_grad[start:stop], parts, start)
-        else:
-            run(weight, grad, stored, 0)
-        copy_back(parameter, weight)
+        step_fused_(members, grads, [self.state[p] for p in members], group)
 
     # ---- projected parameters
 
@@ -364,20 +323,40 @@ class LowRankOptimizer(torch.optim.Optimizer):
         blocks: Iterable[int | None] = (None,) if layout.blocks is None else range(layout.blocks)
         return [ProjectedMatrix(layout, state, group, block, (turn + (block or 0), count)) for block in blocks]
 
+    def _used_matrices(self, parameter: Tensor, grad: Tensor) -> Tensor | None:
+        """Return which of stacked projected matrices have a gradient, as a boolean vector on its device."""
+        layout = self.layouts[parameter]
+        return None if layout.rank is None or layout.blocks is None else layout.used_matrices(grad)
+
     def _step_matrices(
-        self, parameter: Tensor, grad: Tensor, layout: Layout, state: states.State, group: Group
+        self,
+        parameter: Tensor,
+        grad: Tensor,
+        layout: Layout,
+        state: states.State,
+        group: Group,
+        is_used: list[bool] | None,
+        batch: Batch | None,
     ) -> None:
         weight = weight_of(parameter)
         layout = self._settled_layout(layout, state, group, grad)
         weights, grads = matrices_of(layout, weight), layout.matrices(grad)
-        # A zero gradient of an only matrix is a gradient; an expert without one was not used. One wait for the device.
-        is_used = [True] if layout.blocks is None else torch.stack([grad_MN.any() for grad_MN in grads]).tolist()
+        # A zero gradient of an only matrix is a gradient; an expert without one was not used.
+        if is_used is None:
+            is_used = [True] if layout.blocks is None else layout.used_matrices(grad).tolist()
+        is_copy = isinstance(weight, Tensor) and not parameter.is_contiguous()  # written back at the end of this call
+        if is_copy or not can_batch(layout, group):
+            batch = None
         for index, matrix in enumerate(self._matrices(layout, state, group)):
-            if is_used[index]:
-                grad_MN = matrix.corrected(grads[index])
-                matrix.refresh(grad_MN)
-                subspace = matrix.subspace()
-                core = subspace.project(grad_MN).to(layout.dtype)
+            if not is_used[index]:
+                continue
+            grad_MN = matrix.corrected(grads[index])
+            matrix.refresh(grad_MN)
+            subspace = matrix.subspace()
+            core = subspace.project(grad_MN).to(layout.dtype)
+            if batch is not None:
+                batch.add(matrix, weights[index], core, subspace)
+            else:
                 matrix.update_(weights[index], core, subspace, grad_MN if matrix.needs_gradient() else None)
         copy_back(parameter, weight)
 
@@ -582,15 +561,6 @@ def _log_full_rank(where: str, groups: list[Group], layouts: Mapping[Tensor, Lay
             full[0].name,
             full[0].shape,
         )
-
-
-def _fits_torch_kernel(layout: Layout, parameter: Tensor, grad: Tensor, group: Group) -> bool:
-    """Say whether torch's fused AdamW computes this update."""
-    is_matrix_like = layout.rank is None and layout.tensor is None
-    dense = is_matrix_like and all(storage.name == "dense" for storage in layout.moments.values())
-    plain = layout.rule == "adamw" and group["eps_mode"] == "torch" and group["decay_order"] == "before"
-    same = parameter.dtype == grad.dtype == layout.dtype and parameter.is_contiguous() and grad.is_contiguous()
-    return dense and plain and same and int8_weight_of(parameter) is None
 
 
 def _one_sided(side: Side, basis: Tensor) -> MatrixSubspace:

@@ -302,9 +302,7 @@ class ProjectedMatrix:
         layout, group = self.layout, self.group
         rule = rules.get(layout.rule)
         step, moment_step = self.counter("step"), self.counter("moment_step")
-        rounding, offset = rounding_of(group, layout, step + 1), (self.block or 0) * weight_MN.numel()
-        alpha, beta = write_factors(float(group["lr"]), group)
-        factor, extra, direction = group["scale"], None, None
+        factor, extra, direction, moments = group["scale"], None, None, None
         if layout.error_feedback:
             assert grad_MN is not None
             error = self._error().copy_(subspace.project_back(core.neg()).add_(grad_MN))
@@ -321,8 +319,6 @@ class ProjectedMatrix:
                 core = core / (1 - group["full_rank_probability"])
             moments = self.read_moments()
             direction = rule.direction(core, moments, moment_step + 1, group)
-            self.write_moments(moments, rounding)
-            self.set_counter("moment_step", moment_step + 1)
             if layout.residual is not None:
                 assert grad_MN is not None
                 policy = residual_policies.get(layout.residual)
@@ -331,7 +327,36 @@ class ProjectedMatrix:
                 extra = policy.extra(grad_MN, core, direction, subspace, last_norm)
                 factor = policy.factor(factor)
                 direction = None if policy.replaces_core else direction
-        self.set_counter("step", step + 1)
+        self.finish_(weight_MN, subspace, direction, moments, factor=factor, extra=extra)
+
+    def finish_(
+        self,
+        weight_MN: Tensor | Int8Weight,
+        subspace: MatrixSubspace,
+        direction: Tensor | None,
+        moments: Mapping[str, Tensor] | None,
+        *,
+        factor: float,
+        extra: Tensor | None = None,
+    ) -> None:
+        """Store the moments, count the step and write the weight.
+
+        Args:
+            weight_MN: (M, N), float or int8; written in place.
+            subspace: the present subspace.
+            direction: what the inner rule made of the core; None if `extra` is the whole update.
+            moments: as the rule has left them; None if it did not run on them.
+            factor: of the whole update, beside lr.
+            extra: (M, N) direction from outside the subspace, or None.
+        """
+        layout, group = self.layout, self.group
+        step = self.counter("step") + 1
+        rounding = rounding_of(group, layout, step)
+        if moments is not None:
+            self.write_moments(moments, rounding)
+            self.set_counter("moment_step", self.counter("moment_step") + 1)
+        self.set_counter("step", step)
+        alpha, beta = write_factors(float(group["lr"]), group)
         add_core_(
             weight_MN,
             subspace,
@@ -339,7 +364,7 @@ class ProjectedMatrix:
             alpha=alpha * factor,
             beta=beta,
             rounding=rounding,
-            offset=offset,
+            offset=(self.block or 0) * weight_MN.numel(),
             extra=extra,
         )
 

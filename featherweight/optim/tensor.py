@@ -299,10 +299,10 @@ class TensorSum:
         if sparse is not None:
             self.sparse = sparse if self.sparse is None else self.sparse.add_(sparse)
 
-    def squared_norm(self) -> Tensor:
-        """Return the squared norm of what is kept, a float64 scalar: the part outside of both branches is left out."""
+    def squared_norm(self) -> float:
+        """Return the squared norm of what is kept: the part outside of both branches is left out."""
         kept = [torch.linalg.vector_norm(one).double().square() for one in self.tensors()]
-        return torch.stack(kept).sum()
+        return float(torch.stack(kept).sum())
 
     def reduce(self, all_reduce: Callable[[Tensor, Mapping[str, Any]], None]) -> None:
         """Average over the processes."""

@@ -1,6 +1,7 @@
 """Core gradients: the same training run, without the gradients of the weights."""
 
 import copy
+import io
 
 import pytest
 import torch
@@ -430,3 +431,249 @@ def test_an_int8_conv1d_leaves_cores_too():
     expected, _, _ = train(plain, batches(8, torch.float32))
     found, _, _ = train(core, batches(8, torch.float32))
     assert found == pytest.approx(expected, rel=1e-3)
+
+
+# ---- what a gradient reaches
+
+
+@pytest.mark.parametrize("proj_type", ["left", "right"])
+def test_a_gradient_of_the_input_alone_trains_nothing(proj_type):
+    models = pair()
+    for model in models:
+        optimizer = GaLoreAdamW(param_groups(model), lr=1e-2, rank=4, update_proj_gap=3, proj_type=proj_type)
+        with layerwise(model, optimizer) as handle:
+            for x in batches(6):
+                x = x.requires_grad_()
+                torch.autograd.grad(model(x).square().mean(), x)
+                model(x).square().mean().backward(inputs=[x])
+                assert not list(handle.held_tensors())
+                model(x.detach()).square().mean().backward()
+    assert difference(*models) < 1e-10
+
+
+def test_autograd_grad_of_a_weight_is_refused_and_not_an_empty_tensor():
+    model = Net()
+    fw.apply(model, fw.CoreGradient(prefer="memory"))
+    optimizer = GaLoreAdamW(param_groups(model), lr=1e-2, rank=4)
+    with layerwise(model, optimizer) as handle:
+        with pytest.raises(ConfigError, match=r"torch.autograd.grad asks .* expected loss.backward\(\)"):
+            torch.autograd.grad(model(batches(1)[0]).sum(), model.square.weight)
+        handle.discard()
+
+
+@pytest.mark.parametrize("proj_type", ["left", "right"])
+def test_hooks_on_a_weight_get_and_change_its_gradient(proj_type):
+    models, seen = pair(), []
+    for model in models:
+        model.square.weight.register_hook(lambda grad: grad * (torch.arange(40) % 2).view(-1, 1))
+        model.outer.weight.register_post_accumulate_grad_hook(lambda p: seen.append(p.grad.norm().item()))
+        _, optimizer, _ = train(model, batches(6), proj_type=proj_type)
+    assert difference(*models) < 1e-10
+    assert seen[6:] == pytest.approx(seen[:6], rel=1e-10)
+    with layerwise(model, optimizer):
+        model(batches(1)[0]).sum().backward()
+        rows = {row[0]: row[1] for row in optimizer.report().section("Core gradients").rows}
+    assert "hook" in rows["square.weight"] and "hook" in rows["outer.weight"] and "core" in rows["inner.weight"]
+
+
+@pytest.mark.parametrize("kind", ["leaf", "function"])
+def test_tensors_that_functional_call_puts_in_get_their_own_gradients(kind):
+    models, found = pair(), []
+    for model in models:
+        optimizer = GaLoreAdamW(param_groups(model), lr=1e-2, rank=4)
+        with layerwise(model, optimizer):
+            model(batches(1)[0]).square().mean().backward()
+            given = {name: p * 1.1 for name, p in model.named_parameters()}
+            if kind == "leaf":  # one of them shares the parameter's memory
+                given = {name: p.detach().requires_grad_() for name, p in given.items()}
+                given["square.weight"] = model.square.weight.detach().requires_grad_()
+            torch.func.functional_call(model, given, (batches(1)[0],)).square().mean().backward()
+            if kind == "leaf":
+                found.append({name: p.grad for name, p in given.items()})
+                assert int(optimizer.state[model.square.weight]["step"]) == 1
+    assert difference(*models) < 1e-10
+    if kind == "leaf":
+        for name, grad in found[0].items():
+            assert not found[1][name].is_sparse and torch.allclose(grad, found[1][name], rtol=1e-10)
+
+
+@pytest.mark.parametrize("proj_type", ["left", "right"])
+def test_a_weight_that_is_also_used_without_its_layer_gets_both_parts(proj_type):
+    class Mixed(Net):
+        def forward(self, x):
+            hidden = self.norm(torch.tanh(self.inner(x)))
+            return self.outer(self.square(hidden).tanh() + nn.functional.linear(hidden, self.square.weight))
+
+    plain = Mixed()
+    core = copy.deepcopy(plain)
+    fw.apply(core, fw.CoreGradient(prefer="memory"))
+    for model in (plain, core):
+        train(model, batches(9), proj_type=proj_type)
+    assert difference(plain, core) < 1e-10
+
+
+# ---- ways to call a layer
+
+
+@pytest.mark.parametrize("int8", [False, True])
+def test_outputs_may_be_changed_in_place(int8):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(24, 40), nn.ReLU(inplace=True), nn.Linear(40, 24))
+    if int8:
+        fw.apply(model, fw.Int8())
+    plain = copy.deepcopy(model)
+    fw.apply(model, fw.CoreGradient(prefer="memory"))
+    x = batches(1, torch.float32)[0].view(3, 4, 24)  # a linear layer with a bias returns a view of a flat product
+    optimizer = GaLoreAdamW(param_groups(model), lr=1e-2, rank=4)
+    with layerwise(model, optimizer):
+        y = model(x)
+        y.relu_().sum().backward()
+    first = plain[0](x)
+    assert torch.equal(y, plain[2](first.relu()).relu())
+    assert int(optimizer.state[model[0].weight]["step"]) == 1
+
+
+def test_the_input_may_be_named_and_float64_stays_float64_in_autocast():
+    plain, core = pair()
+    for model in (plain, core):
+        optimizer = GaLoreAdamW(param_groups(model), lr=1e-2, rank=4)
+        with layerwise(model, optimizer):
+            for x in batches(4):
+                with torch.autocast("cpu", torch.bfloat16):
+                    y = model.frozen(model.outer(input=model.square(input=model.inner(input=x))))
+                assert y.dtype == torch.float64
+                y.square().mean().backward()
+    assert difference(plain, core) < 1e-10
+
+
+def test_a_layer_that_is_used_twice_in_checkpoints_keeps_the_same_when_it_is_repeated():
+    class Twice(Net):
+        def forward(self, x):
+            hidden = torch.tanh(self.inner(x))
+            for _ in range(2):
+                hidden = checkpoint(lambda h: self.square(h).tanh(), hidden, use_reentrant=False)
+            return self.outer(hidden)
+
+    plain = Twice()
+    core = copy.deepcopy(plain)
+    fw.apply(core, fw.CoreGradient(prefer="memory"))
+    for model in (plain, core):
+        # A random basis comes with the first gradient of a step, in the midst of its backward pass.
+        train(model, batches(9), proj_type="right", basis_method="random")
+    assert difference(plain, core) < 1e-10
+
+
+@pytest.mark.parametrize("proj_type", ["left", "right"])
+def test_a_gradient_that_is_zero_though_its_factors_are_not_leaves_the_refresh_due(proj_type):
+    models = [nn.Sequential(nn.Linear(24, 24, bias=False, dtype=torch.float64)) for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    fw.apply(models[1], fw.CoreGradient(prefer="memory"))
+    for model in models:
+        optimizer = GaLoreAdamW(param_groups(model), lr=1e-2, rank=4, update_proj_gap=3, proj_type=proj_type)
+        with layerwise(model, optimizer):
+            for step, x in enumerate(batches(9)):
+                x[:6] = 0
+                weights = torch.ones(12, 1, dtype=torch.float64)
+                if step in (0, 3):
+                    weights[6:] = 0  # gradients at other tokens than inputs
+                (model(x).sin() * weights).sum().backward()
+    assert difference(*models) < 1e-10
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch's own, while it traces
+def test_a_compiled_model_trains_as_it_does_without_a_compiler():
+    plain = Net(torch.float32)
+    fw.apply(plain, fw.CoreGradient(prefer="memory"))
+    compiled = copy.deepcopy(plain)
+    for model, call in ((plain, plain), (compiled, torch.compile(compiled, backend="eager"))):
+        optimizer = GaLoreAdamW(param_groups(model), lr=1e-2, rank=4, update_proj_gap=3)
+        with layerwise(model, optimizer):
+            for x in batches(5, torch.float32):
+                call(x).square().mean().backward()
+        assert int(optimizer.state[model.square.weight]["step"]) == 5
+    assert difference(plain, compiled) == 0
+
+
+# ---- handles that come and go
+
+
+def test_a_handle_that_is_removed_before_the_backward_pass_says_so():
+    model = Net()
+    fw.apply(model, fw.CoreGradient(prefer="memory"))
+    handle = layerwise(model, GaLoreAdamW(param_groups(model), lr=1e-2, rank=4))
+    loss = model(batches(1)[0]).sum()
+    handle.remove()
+    with pytest.raises(ConfigError, match="removed between forward and backward"):
+        loss.backward()
+
+
+def test_a_part_of_the_model_in_a_reentrant_checkpoint_is_refused_as_without_cores():
+    model = Net()
+    fw.apply(model, fw.CoreGradient(prefer="memory"))
+    x = torch.ones(3, 40, dtype=torch.float64, requires_grad=True)
+    with layerwise(model, GaLoreAdamW(param_groups(model), lr=1e-2, rank=4)) as handle:
+        with pytest.raises(ConfigError, match="not called as a whole"):
+            checkpoint(model.square, x, use_reentrant=True).sum().backward()
+        handle.discard()
+        assert handle.steps == 0
+
+
+def test_a_loaded_state_decides_anew_whether_cores_are_enough():
+    model = Net(torch.float32)
+    fw.apply(model, fw.CoreGradient(prefer="memory"))
+    other = Net(torch.float32)
+    _, fira, _ = train(other, batches(3, torch.float32), residual="fira")
+    optimizer = GaLoreAdamW(param_groups(model), lr=1e-2, rank=4)
+    with layerwise(model, optimizer):
+        for _ in range(2):
+            model(batches(1, torch.float32)[0]).sum().backward()
+        optimizer.load_state_dict(copy.deepcopy(fira.state_dict()))
+        model(batches(1, torch.float32)[0]).sum().backward()
+        rows = optimizer.report().section("Core gradients").rows
+    assert all(row[1].startswith("residual=fira") for row in rows)
+
+
+def test_the_report_names_the_side_that_min_memory_has_chosen():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(24, 60, bias=False), nn.Tanh(), nn.Linear(60, 24, bias=False))
+    fw.apply(model, fw.CoreGradient(prefer="memory"))
+    optimizer = GaLoreAdamW(param_groups(model), lr=1e-3, rank=4, proj_type="min_memory", basis_bits=4)
+    with layerwise(model, optimizer, accumulation_steps=2) as handle:
+        for x in batches(7, torch.float32, rows=40):
+            model(x).square().mean().backward()
+        sides = [("left", "right")[int(optimizer.state[p]["side"])] for p in model.parameters()]
+        rows = optimizer.report().section("Core gradients").rows
+        # The last micro-batch is the first one of a window without a refresh.
+        assert sum(tensor.nbytes for _, tensor in handle.held_tensors()) == optimizer.gradient_bytes()
+        handle.discard()
+    assert "left" in sides[0] and [row[1] for row in rows] == [f"core, {side} basis" for side in sides]
+
+
+def test_a_saved_model_is_patched_like_the_original():
+    plain, core = pair()
+    optimizer = GaLoreAdamW(param_groups(core), lr=1e-2, rank=4, proj_type="right")
+    file = io.BytesIO()
+    with layerwise(core, optimizer):
+        core(batches(1)[0]).sum().backward()
+        plain.load_state_dict(core.state_dict())
+        torch.save(core, file)  # a running optimizer stays behind
+    file.seek(0)
+    loaded = torch.load(file, weights_only=False)
+    train(plain, batches(6))
+    _, optimizer, handle = train(loaded, batches(6))
+    assert difference(plain, loaded) < 1e-10
+    assert [row[0] for row in handle.core_rows()] == ["inner.weight", "square.weight", "outer.weight"]
+    fw.remove(loaded, fw.CoreGradient())
+    assert all("forward" not in vars(module) for module in loaded.modules())
+
+
+def test_a_measurement_does_not_change_what_is_measured():
+    model = Net(torch.float32)
+    fw.apply(model, fw.CoreGradient(prefer="memory"))
+    optimizer = GaLoreAdamW(param_groups(model), lr=1e-2, rank=4, proj_type="right")
+    with layerwise(model, optimizer):
+        for _ in range(2):
+            model(batches(1, torch.float32)[0]).sum().backward()
+        with fw.measure_memory(model, optimizer) as memory:
+            model(batches(1, torch.float32)[0]).sum().backward()
+        assert memory.max_by_category["gradients"] == 2 * 4 * 40  # both vectors of the norm, and no matrix

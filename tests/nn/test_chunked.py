@@ -254,3 +254,15 @@ def test_a_branch_that_no_gradient_passes_through_is_freed():
             live = tracker.live_bytes
 
     assert live <= x.nbytes + 100  # x, and the parameters of the model
+
+
+@pytest.mark.parametrize("chunk_size", [3, 10])
+def test_sparse_gradients_of_embeddings_arrive(chunk_size):
+    weight = torch.randn(10, 4, dtype=torch.float64, requires_grad=True)
+    index = torch.arange(10).remainder(7).view(1, 10, 1)
+
+    def look_up(index, weight):
+        return nn.functional.embedding(index.squeeze(-1), weight, sparse=True)
+
+    fw.chunk(look_up, index, params=(weight,), chunk_size=chunk_size).sum().backward()
+    assert torch.equal(weight.grad.to_dense().sum(1), 4.0 * torch.bincount(index.flatten(), minlength=10))

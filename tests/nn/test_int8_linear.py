@@ -423,3 +423,12 @@ def test_lora_of_peft_trains_on_top_of_it_and_merging_fails_loudly():
     assert losses[-1] < 0.8 * losses[0]
     with pytest.raises((RuntimeError, ValueError, ConfigError)):
         wrapped.merge_and_unload()(x)
+
+
+def test_the_next_layer_may_write_into_the_output():
+    torch.manual_seed(0)
+    model = nn.Sequential(Int8Linear(8, 8), nn.ReLU(inplace=True), Int8Linear(8, 4))
+    x = torch.randn(2, 3, 8)
+    out = model(x)
+    out.sum().backward()
+    assert torch.equal(out, model[2](model[0](x).relu()))

@@ -153,6 +153,21 @@ def test_everything_goes_together(accumulation_steps):
     assert found == pytest.approx(expected, abs=0.02)
 
 
+@pytest.mark.parametrize("accumulation_steps", [1, 2])
+def test_shared_bases_go_with_everything_too(accumulation_steps):
+    optimizer = {**Q_GALORE, "proj_type": "right"}
+    settings = {"optimizer": optimizer, "accumulation_steps": accumulation_steps, "max_grad_norm": None}
+    shared = {"core_gradient": {"share_basis": True}}
+    chunked = {"mst": {**MST["mst"], "checkpoint": "offload"}}
+    _, expected = losses(**settings, methods=[shared])
+
+    loop, found = losses(**settings, methods=[shared, chunked])
+
+    rows = [row[1] for row in loop.optimizer.report().section("Core gradients").rows]
+    assert sum("of 3 weights" in row for row in rows) == 3 * 4 and sum("of 2 weights" in row for row in rows) == 2 * 4
+    assert found == pytest.approx(expected, abs=0.02) and found[2] < found[0]
+
+
 def test_core_gradients_without_layerwise_updates_are_refused():
     with pytest.raises(fw.errors.ConfigError, match="layerwise=true"):
         losses(optimizer={**Q_GALORE, "layerwise": False}, methods=["core_gradient"])

@@ -179,8 +179,7 @@ def opened(folder: str | os.PathLike[str]) -> Iterator[tuple[dict[str, Any], Any
         if config.get("peft_type") != "S2FT":
             raise CheckpointError(
                 f"adapter: peft_type={config.get('peft_type')!r} of {folder} is another method; expected 'S2FT'. "
-                "Open it "
-                "with peft itself."
+                "Open it with peft itself."
             )
         with safe_open(folder / WEIGHTS_FILE, framework="pt") as file:
             version = int((file.metadata() or {}).get("s2ft_format_version", FORMAT_VERSION))

@@ -145,8 +145,7 @@ class AdapterBank:
         if self.tokenizer is None:
             raise ConfigError(
                 "AdapterBank: tokenizer=None cannot read text; expected the tokenizer of the base. Give it to "
-                "AdapterBank, or "
-                "give token ids."
+                "AdapterBank, or give token ids."
             )
         encoded = self.tokenizer(list(prompts), return_tensors="pt", padding=True, padding_side="left")
         encoded = {name: tensor.to(next(self.base.parameters()).device) for name, tensor in encoded.items()}
@@ -173,8 +172,7 @@ class AdapterBank:
         if len(set(names)) > self.slots:
             raise ConfigError(
                 f"AdapterBank: adapters={len(set(names))} in one batch are more than slots={self.slots}; expected "
-                "at most "
-                "those. Raise slots, or split the batch."
+                "at most those. Raise slots, or split the batch."
             )
         for name in names:
             if name in self._slot_of:
@@ -213,8 +211,7 @@ class AdapterBank:
         if adapter.extra:
             raise ConfigError(
                 f"AdapterBank: adapter={name!r} also trains {sorted(adapter.extra)[0]}; expected changes of "
-                "channels alone. "
-                "Serve it by itself, with PeftModel."
+                "channels alone. Serve it by itself, with PeftModel."
             )
         return adapter
 
@@ -241,8 +238,7 @@ class AdapterBank:
             if len(x) % len(rows):
                 raise ConfigError(
                     f"AdapterBank: adapters={len(rows)} do not fit a batch of {len(x)} rows; expected one for "
-                    "each row, or a "
-                    "whole number of beams. Give one name for each prompt."
+                    "each row, or a whole number of beams. Give one name for each prompt."
                 )
             rows = rows.repeat_interleave(len(x) // len(rows))
         return module.add(x, output, rows)
@@ -314,6 +310,5 @@ def _check_module(base: nn.Module, adapter: str, name: str, change: ChannelChang
     if change.axis != "input":
         raise ConfigError(
             f"AdapterBank: adapter={adapter!r} changes rows of '{name}'; expected changes of input channels, "
-            "which rows of a "
-            "batch can mix. Serve it with PeftModel and adapter_names."
+            "which rows of a batch can mix. Serve it with PeftModel and adapter_names."
         )

@@ -87,8 +87,7 @@ def calibrate(
     if idle:
         raise ConfigError(
             f"fw.s2ft.select: data reaches tokens=0 in '{idle[0]}'; expected some in each target module. Give "
-            "batches with "
-            "input_ids, or leave the module out."
+            "batches with input_ids, or leave the module out."
         )
     return {name: one.finish() for name, one in sums.items()}
 
@@ -141,8 +140,7 @@ def _shortened(batch: Any, rows: int, device: torch.device) -> dict[str, Any]:
     if "input_ids" not in inputs:
         raise ConfigError(
             f"fw.s2ft.select: data has batches with the keys {sorted(inputs)}; expected mappings with input_ids, "
-            "or token "
-            "ids. Tokenize the text first."
+            "or token ids. Tokenize the text first."
         )
     tensors = {name: torch.as_tensor(value) for name, value in inputs.items()}
     return {name: one[:rows, :TOKENS].to(device) for name, one in tensors.items() if one.dim() >= 2}

@@ -89,8 +89,7 @@ def _scores(
     if not bool(torch.isfinite(scores).all()):
         raise ConfigError(
             f"S2FTConfig: selection={config.selection!r} gives scores for '{name}' that are not finite; expected "
-            "finite "
-            "numbers. Look for NaN in the weight or the calibration data."
+            "finite numbers. Look for NaN in the weight or the calibration data."
         )
     return scores if config.select == "largest" else -scores
 
@@ -210,8 +209,7 @@ def _official(targets: Mapping[str, Target], config: S2FTConfig) -> Indices:
     if not set(config.channel_pattern) <= set(OFFICIAL_ENDS) or not config.channel_pattern:
         raise ConfigError(
             f"S2FTConfig: channel_pattern={config.channel_pattern!r} does not go with compat='official'; expected "
-            "shares "
-            f"for some of {', '.join(OFFICIAL_ENDS)}. Write for example {{'o_proj': 0.052, 'down_proj': 0.02}}."
+            f"shares for some of {', '.join(OFFICIAL_ENDS)}. Write for example {{'o_proj': 0.052, 'down_proj': 0.02}}."
         )
     kinds = {end: [name for name in targets if name.endswith(f".{end}")] for end in OFFICIAL_ENDS}
     layers = max(len(names) for names in kinds.values())

@@ -43,8 +43,7 @@ class S2FTConfig(PeftConfig):
         default=None,
         metadata=_help(
             "Names of modules (full, or their end), a regular expression of the whole name, or 'all-linear'. "
-            "None takes "
-            "the attention output and the last feed-forward matrix of the architecture."
+            "None takes the attention output and the last feed-forward matrix of the architecture."
         ),
     )
     exclude_modules: list[str] | str | None = field(
@@ -112,8 +111,7 @@ class S2FTConfig(PeftConfig):
         default="none",
         metadata=_help(
             "official draws the heads and channels that the paper's code draws for a seed; amounts are then "
-            "shares over "
-            "all layers in channel_pattern, for the ends v_proj, o_proj, up_proj and down_proj."
+            "shares over all layers in channel_pattern, for the ends v_proj, o_proj, up_proj and down_proj."
         ),
     )
     update: Literal["delta", "inplace"] = field(
@@ -177,8 +175,7 @@ class S2FTConfig(PeftConfig):
         if self.layers_pattern and self.layers_to_transform is None:
             raise ConfigError(
                 f"S2FTConfig: layers_pattern={self.layers_pattern!r} stands without layers_to_transform; expected "
-                "both. "
-                "Set layers_to_transform, or leave layers_pattern out."
+                "both. Set layers_to_transform, or leave layers_pattern out."
             )
 
     def to_dict(self) -> dict[str, Any]:

@@ -34,8 +34,7 @@ def diff(base: State, tuned: State, *, max_share: float = 0.5) -> Adapter:
         if new is None or new.shape != old.shape:
             raise CheckpointError(
                 f"diff: '{key}' has shape={None if new is None else tuple(new.shape)} in the tuned checkpoint; "
-                "expected "
-                f"{tuple(old.shape)} as in the base. Compare checkpoints of one architecture."
+                f"expected {tuple(old.shape)} as in the base. Compare checkpoints of one architecture."
             )
         if torch.equal(old.to(new.dtype), new):
             continue
@@ -43,8 +42,7 @@ def diff(base: State, tuned: State, *, max_share: float = 0.5) -> Adapter:
         if name not in linear:
             raise CheckpointError(
                 f"diff: '{key}' has changed and is no linear weight; expected changes of those alone. Save such "
-                "modules "
-                "with modules_to_save."
+                "modules with modules_to_save."
             )
         turned = linear[name] == "conv1d"
         change = changed_channels(old.t() if turned else old, new.t() if turned else new)
@@ -142,8 +140,7 @@ def matched_rows(base: Tensor, tuned: Tensor, name: str, *, block: int = 1) -> T
         if not twins:
             raise CheckpointError(
                 f"import_official: rows={place * block} of '{name}' equal none of the base; expected the frozen "
-                "matrix in "
-                "another order. Give the base in the precision that it was fine-tuned from."
+                "matrix in another order. Give the base in the precision that it was fine-tuned from."
             )
         order.append(twins.pop(0))
     offsets = torch.arange(block)
@@ -203,7 +200,6 @@ def _head_dim(base: State) -> int:
     if config is None:
         raise CheckpointError(
             "import_official: head_dim=None is unknown for a state dict; expected the channels of a head. Give "
-            "head_dim, or "
-            "the base as a model."
+            "head_dim, or the base as a model."
         )
     return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)

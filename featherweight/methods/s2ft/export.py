@@ -104,8 +104,7 @@ def _features(source: Adapter, name: str, change: ChannelChange) -> int:
     if known is None:
         raise CheckpointError(
             f"export_lora: '{name}' has no shape in base_fingerprint; expected the shapes of the base. Load the "
-            "adapter "
-            "onto its base and export the model."
+            "adapter onto its base and export the model."
         )
     return int(known[1] if change.axis == "input" else known[0])
 

@@ -71,8 +71,7 @@ def fuse(
         if name in layer.s2ft_delta:
             raise ConfigError(
                 f"fuse: name={name!r} is taken by an adapter of this model; expected a new name. Delete it first, "
-                "or choose "
-                "another."
+                "or choose another."
             )
         found = [
             (layer.change(one), weight)
@@ -150,6 +149,5 @@ def _tuner_of(model: nn.Module) -> Any:
             return candidate
     raise ConfigError(
         f"fuse: model={type(model).__name__} is not of peft.get_peft_model; expected a PeftModel with S2FT "
-        "adapters. Wrap "
-        "the base with peft.get_peft_model."
+        "adapters. Wrap the base with peft.get_peft_model."
     )

@@ -49,8 +49,7 @@ def plan_heads(chosen: Sequence[int], num_heads: int, num_groups: int) -> HeadPl
     if num_groups < 1 or num_heads % num_groups or not set(chosen) <= set(range(num_heads)):
         raise ConfigError(
             f"plan_heads: chosen={list(chosen)} does not fit {num_heads} heads in {num_groups} groups; expected "
-            "heads below "
-            f"{num_heads} and a number of groups that divides it. Correct the numbers."
+            f"heads below {num_heads} and a number of groups that divides it. Correct the numbers."
         )
     size = num_heads // num_groups
     wanted = set(chosen)

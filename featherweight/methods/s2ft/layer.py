@@ -82,9 +82,8 @@ class S2FTLayer(BaseTunerLayer):
         """
         if config.update == "inplace" and self.quantization_backend is not None:
             raise ConfigError(
-                "S2FTConfig: update='inplace' does not go with quantized weights "
-                f"({self.quantization_backend.backend_name}"
-                "); expected a floating-point base. Use update='delta'."
+                "S2FTConfig: update='inplace' does not go with quantized weights of "
+                f"{type(self.innermost()).__name__}; expected a floating-point base. Use update='delta'."
             )
         if config.update == "inplace":
             _OPTIMIZER_STEPS.start()
@@ -194,8 +193,7 @@ class S2FTLayer(BaseTunerLayer):
                 if not bool(torch.isfinite(self.s2ft_delta[name]).all()):
                     raise NumericsError(
                         f"merge: adapter={name!r} holds NaNs or infinite numbers; expected finite ones. Load or "
-                        "train it "
-                        "again."
+                        "train it again."
                     )
         self.merged_adapters.extend(names)
         self.write(self.merged_adapters)
@@ -242,7 +240,8 @@ class S2FTLayer(BaseTunerLayer):
 
     def _matrix(self) -> Tensor:
         """Return the weight as (M, N)."""
-        weight: Tensor = self.get_base_layer().weight.data
+        # Not `.data`: autograd has to see that a weight which a backward pass still needs was written into.
+        weight: Tensor = self.get_base_layer().weight.detach()
         return weight.t() if self.fan_in_fan_out else weight
 
     def _key(self, names: Sequence[str]) -> tuple[Any, ...]:
@@ -259,7 +258,8 @@ class S2FTLayer(BaseTunerLayer):
             self._quantized.bring_back(self)
             self._quantized = None
         with torch.no_grad():
-            restore_(self._matrix(), self._slices) if self._slices else None
+            if self._slices:
+                restore_(self._matrix(), self._slices)
         self._slices, self._written = [], ()
 
     def _follow(self, force: bool = False) -> list[str]:

@@ -33,8 +33,7 @@ def merge_into(model: nn.Module, adapter: Adapter) -> None:
         if name not in weights:
             raise CheckpointError(
                 f"merge: module='{name}' of the adapter is no linear layer of this model; expected the adapter's "
-                "base. Load "
-                "that model."
+                "base. Load that model."
             )
     with torch.no_grad():
         for name, change in adapter.modules.items():

@@ -84,8 +84,7 @@ class S2FTModel(BaseTuner):
         if isinstance(target, BaseTunerLayer):
             raise ConfigError(
                 f"S2FTConfig: target_modules select '{current_key}', which another method wraps; expected a plain "
-                "layer. "
-                "Unload the other adapter first."
+                "layer. Unload the other adapter first."
             )
         layer = Linear(target, adapter_name, place, indices, peft_config, **get_quantization_kwargs(self.model))
         if adapter_name not in self.active_adapters:
@@ -136,8 +135,7 @@ class S2FTModel(BaseTuner):
         if self.training:
             raise ValueError(
                 "s2ft: adapter_names were given in training mode; expected evaluation mode. Call model.eval(), "
-                "or train "
-                "one adapter at a time with set_adapter."
+                "or train one adapter at a time with set_adapter."
             )
         if not isinstance(adapter_names, list | tuple):
             raise TypeError(
@@ -226,18 +224,20 @@ def _present_layers(model: nn.Module) -> dict[str, S2FTLayer]:
 
 
 def base_weight(target: Target, layer: S2FTLayer | None) -> Tensor:
-    """Return the (out_features, in_features) weight of a target without any change, dequantised."""
-    if layer is not None and layer.merged:
-        raise ConfigError(
-            f"S2FTConfig: adapters={layer.merged_adapters} are merged; expected the base weights for choosing "
-            "channels. "
-            "Call unmerge_adapter() first."
-        )
+    """Return the (out_features, in_features) weight of a target without any change, dequantised.
+
+    Args:
+        target: the module.
+        layer: the S2FT layer around it, if there is one; what is merged stays merged, and the result is then a copy.
+    """
     if layer is not None:
         layer.write(())
-    backend = backend_of(target.module)
     plain: Tensor = target.module.weight  # type: ignore[assignment]
+    backend = backend_of(target.module)
     weight: Tensor = plain.detach() if backend is None else backend.get_base_weight(target.module)
+    if layer is not None and layer.merged:
+        weight = weight.clone()
+        layer.write(layer.merged_adapters)
     return weight.t() if is_conv1d(target.module) else weight
 
 

@@ -107,8 +107,7 @@ def _plan_mlp(model: nn.Module, name: str, indices: Tensor) -> tuple[_Moves, tup
     if not producers:
         raise ConfigError(
             f"permute: producers of '{name}' are not known; expected siblings such as gate_proj and up_proj. "
-            "Leave the module "
-            "out: channels are gathered without any order."
+            "Leave the module out: channels are gathered without any order."
         )
     moves = _columns(model, name, order)
     for producer in producers:
@@ -162,8 +161,7 @@ def _attention_producers(model: nn.Module, name: str, plan: HeadPlan, size: int,
     if not ({"qkv_proj", "c_attn", "query_key_value"} & covered or len(covered) >= 3):
         raise ConfigError(
             f"permute: producers of '{name}' are not known; expected query, key and value projections beside it. "
-            "Leave the "
-            "module out: heads are gathered without any order."
+            "Leave the module out: heads are gathered without any order."
         )
     return moves
 

@@ -81,14 +81,12 @@ def find_targets(
         if sizes is None:
             raise ConfigError(
                 f"S2FTConfig: target_modules select '{name}', a {type(base).__name__}; expected linear layers. "
-                "Name the "
-                "linear layers inside it, or leave it out with exclude_modules."
+                "Name the linear layers inside it, or leave it out with exclude_modules."
             )
         if id(getattr(base, "weight", None)) in tied:
             raise ConfigError(
                 f"S2FTConfig: target_modules select '{name}', whose weight is also the embedding's; expected "
-                "weights of "
-                "their own. Leave it out, or untie the embeddings first."
+                "weights of their own. Leave it out, or untie the embeddings first."
             )
         targets[name] = _target(name, base, sizes, config, model_config)
     return targets
@@ -114,8 +112,7 @@ def _target(
     if wanted > channels:
         raise ConfigError(
             f"S2FTConfig: {wanted:g} channels of '{name}' are more than its {channels}; expected at most those. "
-            "Lower the "
-            "amount, or set one for this module in channel_pattern."
+            "Lower the amount, or set one for this module in channel_pattern."
         )
     size = head_dim(name, model_config, channels) if axis == "input" and config.unit != "channel" else None
     if config.unit == "head" and axis == "input" and size is None and is_attention_output(name):

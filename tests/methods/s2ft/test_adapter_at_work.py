@@ -181,7 +181,9 @@ def test_registration_twice_pickle_and_every_look_up():
     assert len(list(peft.PeftType)) == len(set(peft.PeftType))
 
 
-@pytest.mark.parametrize("order", ["import featherweight, peft", "import peft, featherweight"])
+@pytest.mark.parametrize(
+    "order", ["import featherweight, peft", pytest.param("import peft, featherweight", marks=pytest.mark.slow)]
+)
 def test_a_fresh_process_opens_an_adapter_after_importing_featherweight(order, tmp_path):
     with_adapters(default={}).save_pretrained(tmp_path)
     program = (
@@ -287,7 +289,10 @@ def test_fused_adapter_is_saved_and_loaded(tmp_path):
 # ---- LoRA ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gpt2", "llama with biases"])
+@pytest.mark.parametrize(
+    "architecture",
+    ["llama", pytest.param("gpt2", marks=pytest.mark.slow), pytest.param("llama with biases", marks=pytest.mark.slow)],
+)
 def test_export_loads_in_stock_peft_without_featherweight(architecture, tmp_path):
     patterns = {"target_modules": ["mlp.c_proj", "c_attn"]} if architecture == "gpt2" else {}
     model = with_adapters(

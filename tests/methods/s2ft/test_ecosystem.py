@@ -152,6 +152,37 @@ def test_adapters_are_deleted_and_set_as_peft_users_know_it():
     assert "second" not in str(model.state_dict().keys())
 
 
+def test_an_adapter_is_added_beside_merged_ones_as_if_they_were_not():
+    alone = adapted()
+    alone.add_adapter("second", fw.S2FTConfig(num_channels=8, selection="weight"))
+    model = filled(adapted(), size=10.0)
+    model.merge_adapter()
+    with pytest.warns(UserWarning, match="Unmerging the model first"):  # PEFT's own way
+        model.add_adapter("second", fw.S2FTConfig(num_channels=8, selection="weight"))
+
+    for one, other in zip(*(s2ft_layers(m).values() for m in (model, alone)), strict=True):
+        assert torch.equal(one.s2ft_indices["second"], other.s2ft_indices["second"])
+    assert model.peft_config["second"].base_fingerprint == alone.peft_config["second"].base_fingerprint
+
+
+def test_an_encoder_decoder_mixes_adapters_and_beams():
+    from transformers import AutoConfig, AutoModelForSeq2SeqLM
+
+    sizes = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4, "vocab_size": 61}
+    base = AutoModelForSeq2SeqLM.from_config(AutoConfig.for_model("t5", **sizes, decoder_start_token_id=0)).double()
+    model = adapted(base, num_channels=16)
+    model.add_adapter("second", fw.S2FTConfig(num_channels=16, seed=1))
+    filled(model, size=2.0).eval()
+    ids = torch.randint(2, 61, (3, 5), generator=torch.Generator().manual_seed(0))
+    names, options = ["second", "default", "__base__"], {"max_new_tokens": 4, "min_new_tokens": 4, "num_beams": 2}
+
+    mixed = model.generate(input_ids=ids, adapter_names=names, **options)
+
+    for row, name in enumerate(names):
+        alone = model.generate(input_ids=ids[row : row + 1], adapter_names=[name], **options)
+        assert torch.equal(mixed[row : row + 1], alone)
+
+
 def test_merge_and_unload_gives_a_plain_model_that_is_saved_anywhere(tmp_path):
     from transformers import AutoModelForCausalLM
 

@@ -116,6 +116,25 @@ def test_in_place_follows_optimizers_and_loaded_states_and_an_explicit_refresh()
     assert not torch.equal(second, first) and not torch.equal(model(**batch()).logits, second)
 
 
+def test_a_reference_pass_without_adapters_before_the_backward_pass_is_right_or_refused():
+    # As preference optimization does it: the policy's forward, the base's forward, then the policy's backward.
+    gradients = []
+    for update, between in (("delta", False), ("delta", True), ("inplace", True)):
+        model = filled(s2ft(causal_model("llama"), update=update))
+        loss = model(**batch()).loss
+        if between:
+            with torch.no_grad(), model.disable_adapter():
+                model(**batch())
+        if update == "inplace":
+            with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+                loss.backward()
+        else:
+            loss.backward()
+            gradients.append([layer.s2ft_delta["default"].grad for layer in s2ft_layers(model).values()])
+
+    assert all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))
+
+
 def test_accumulation_over_four_micro_batches_equals_one_batch():
     gradients = []
     for micro_batches in (1, 4):

@@ -293,10 +293,7 @@ def test_plans_exist_for_up_to_two_partly_chosen_groups():
                 assert head // 3 == plan.groups[position // 3]
 
 
-PERMUTABLE = [name for name in ARCHITECTURES if name not in ("cohere",)]
-
-
-@pytest.mark.parametrize("architecture", PERMUTABLE)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_permuting_changes_no_logit_and_unpermuting_restores_every_byte(architecture, dtype):
     model = causal_model(architecture, dtype).eval()
