@@ -71,6 +71,7 @@ class TensorGaLoreAdamW(LowRankOptimizer):
     Source: arXiv 2501.02379. Differs from the official code: a real second moment, a conjugated matrix projection,
         refreshes when they are due, moments that follow the basis, no basis at full rank, plain-tensor state.
     Example:
+        >>> import torch
         >>> weight = torch.nn.Parameter(torch.zeros(16, 16, 8, 5, dtype=torch.complex64))
         >>> optimizer = TensorGaLoreAdamW([weight], rank=0.25)
         >>> optimizer.state_bytes(), TensorGaLoreAdamW([weight], rank=1.0).state_bytes()
