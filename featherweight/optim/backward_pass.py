@@ -169,6 +169,8 @@ class BackwardPass:
         self._counting.close()
 
         def count(module: nn.Module, args: tuple[Any, ...]) -> None:
+            if torch.compiler.is_compiling():  # one graph for the whole module: no call of it is a call to count
+                return
             if module in inside and not _inside_chunk():
                 self._is_reentrant = self._is_reentrant or not torch.is_grad_enabled()
                 if module in self._called:

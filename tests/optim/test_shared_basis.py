@@ -375,7 +375,10 @@ def test_a_backward_pass_that_breaks_off_leaves_a_group_whole():
         if broken[0]:
             raise RuntimeError("stop")
 
-    model.q_proj.weight.register_hook(maybe_break)  # the last of the three: the others have made their step
+    def watch(module, args, output):  # the last of the three: the others have made their step
+        output.register_hook(maybe_break)
+
+    model.q_proj.register_forward_hook(watch)
     with layerwise(model, optimizer) as handle:
         for step in range(9):
             broken[0] = step in (0, 4)
