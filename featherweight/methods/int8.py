@@ -7,8 +7,10 @@ if wanted; see `featherweight.quant.int8_update`.
 """
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 import torch
@@ -97,6 +99,15 @@ class Int8(Config):
     def after_step(self, model: nn.Module, optimizer: Optimizer, step: int) -> None:
         """Do nothing: the optimizer writes the codes."""
 
+    @contextmanager
+    def saving(self, model: nn.Module, folder: Path) -> Iterator[None]:
+        """Let the model's state dict be an ordinary one in the block, so that what is written loads anywhere."""
+        model.state_dict = lambda *_, **__: dequantized_state_dict(model)  # type: ignore[assignment, method-assign]
+        try:
+            yield
+        finally:
+            del model.state_dict
+
     def _select(self, model: nn.Module) -> dict[str, nn.Module]:
         if not any(True for _ in model.named_children()):  # a single layer has no name to select by
             return {"": model}
@@ -126,9 +137,8 @@ def dequantized_state_dict(model: nn.Module, dtype: torch.dtype | None = None) -
         >>> sorted(dequantized_state_dict(nn.Sequential(Int8Linear(2, 2))))
         ['0.bias', '0.weight']
     """
-    state = {
-        name: _cast(value, dtype) for name, value in model.state_dict().items() if not name.endswith((CODES, SCALE))
-    }
+    everything = type(model).state_dict(model)
+    state = {name: _cast(value, dtype) for name, value in everything.items() if not name.endswith((CODES, SCALE))}
     done: dict[int, Tensor] = {}
     for name, module in model.named_modules():
         if isinstance(module, Int8Module):

@@ -115,3 +115,17 @@ def test_the_trainer_trains_saves_and_resumes_int8_weights_bitwise(is_layerwise,
     for name, value in whole.model.state_dict().items():
         assert torch.equal(value, resumed.model.state_dict()[name]), name
     assert losses[2:] == [line["loss"] for line in resumed.state.log_history if "loss" in line][2:]
+
+
+@pytest.mark.parametrize("embeddings", [False, True])
+def test_the_model_of_a_run_is_an_ordinary_checkpoint(embeddings, tmp_path):
+    recipe = {**SETTINGS, "steps": 2, "methods": [{"int8": {"embeddings": embeddings}}], "save_model": True}
+    folder = fw.train(Recipe.parse(recipe), out=tmp_path / "run")
+    model, info = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "run" / "model", output_loading_info=True
+    )
+    assert not any(info.values()) and folder is not None
+    assert not any(name.endswith("codes") for name in model.state_dict())
+    # The values are those that the codes stand for: whole numbers of codes, at most 127, in each group of a row.
+    weight = model.model.layers[0].mlp.up_proj.weight.detach()
+    assert weight.isfinite().all() and all(len(row.unique()) <= 255 for row in weight)
