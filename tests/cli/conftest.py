@@ -1,6 +1,5 @@
 """The regression task by name, a recipe file, and the command line inside this process."""
 
-import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,8 +9,6 @@ import yaml
 
 from featherweight.training.task import tasks
 
-REFERENCE = Path(__file__).parents[1] / "reference"
-sys.path.insert(0, str(REFERENCE))
 tasks.register("regression", "regression_task:RegressionTask")
 
 

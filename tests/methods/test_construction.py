@@ -1,18 +1,10 @@
-import importlib.util
-from pathlib import Path
-
+import causal_models as models
 import pytest
 import torch
 
 import featherweight as fw
 from featherweight.errors import ConfigError
 from featherweight.methods.forward_patch import is_patched
-
-spec = importlib.util.spec_from_file_location(
-    "causal_models", Path(__file__).parent.parent / "reference" / "causal_models.py"
-)
-models = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(models)
 
 METHOD = fw.MsT(chunk_size=8, head_chunk_size=5)
 

@@ -1,7 +1,6 @@
 import copy
-import importlib.util
-from pathlib import Path
 
+import causal_models as models
 import pytest
 import torch
 from torch import nn
@@ -12,24 +11,8 @@ from featherweight.errors import ConfigError
 from featherweight.methods.forward_patch import is_patched
 from featherweight.methods.mlp_structure import MlpStructure, mlp_structures
 
-spec = importlib.util.spec_from_file_location(
-    "causal_models", Path(__file__).parent.parent / "reference" / "causal_models.py"
-)
-models = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(models)
-
 # Chunks that divide neither 3 rows of 19 tokens nor 57 tokens.
 METHOD = {"chunk_size": 8, "head_chunk_size": 5}
-
-
-def assert_same_step(one, other, tolerance=1e-6):
-    """Compare losses and gradients; float32 sums over 57 tokens in another order differ by some 1e-7 of the largest."""
-    (loss, gradients), (expected_loss, expected) = one, other
-    torch.testing.assert_close(loss, expected_loss, rtol=tolerance, atol=tolerance)
-    assert gradients.keys() == expected.keys()
-    for name, gradient in gradients.items():
-        error = (gradient - expected[name]).abs().max()
-        assert error <= 2 * tolerance * max(1.0, expected[name].abs().max()), name
 
 
 @pytest.mark.parametrize("save", ["input", "products"])
@@ -42,7 +25,7 @@ def test_loss_and_gradients_of_an_architecture_equal_the_stock_model(name, save)
 
     rows = report.section("Modules").rows
     assert sum("in chunks" in str(row[2]) for row in rows) == len(rows) == 3, rows
-    assert_same_step(models.loss_and_gradients(model, inputs), expected)
+    models.assert_same_step(models.loss_and_gradients(model, inputs), expected)
     assert model(**inputs).logits is None
 
 
@@ -58,7 +41,7 @@ def test_a_loss_over_all_micro_batches_equals_the_stock_model(name):
         expected = models.loss_and_gradients(model, inputs, **options)
         fw.apply(model, fw.MsT(**METHOD))
 
-        assert_same_step(models.loss_and_gradients(model, inputs, **options), expected)
+        models.assert_same_step(models.loss_and_gradients(model, inputs, **options), expected)
         fw.remove(model, fw.MsT())
 
 
@@ -159,7 +142,7 @@ def test_labels_that_are_shifted_already_are_used_as_they_are():
 
     fw.apply(model, fw.MsT(**METHOD))
 
-    assert_same_step(models.loss_and_gradients(model, inputs, shift_labels=shifted), expected)
+    models.assert_same_step(models.loss_and_gradients(model, inputs, shift_labels=shifted), expected)
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2", "smollm"])
@@ -205,9 +188,9 @@ def test_state_dict_class_and_saved_model_are_unchanged(tmp_path):
     model.save_pretrained(tmp_path)
 
     loaded = kind.from_pretrained(tmp_path).train()
-    assert_same_step(models.loss_and_gradients(loaded, inputs), expected)
+    models.assert_same_step(models.loss_and_gradients(loaded, inputs), expected)
     fw.apply(loaded, fw.MsT(**METHOD))
-    assert_same_step(models.loss_and_gradients(loaded, inputs), expected)
+    models.assert_same_step(models.loss_and_gradients(loaded, inputs), expected)
 
 
 def test_remove_restores_every_module():
@@ -241,7 +224,7 @@ def test_a_deep_copy_is_changed_too_and_independent():
     assert twin(**inputs).logits is None and model(**inputs).logits is not None
     stock = models.causal_model("llama")
     stock.load_state_dict(twin.state_dict())
-    assert_same_step(models.loss_and_gradients(twin, inputs), models.loss_and_gradients(stock, inputs))
+    models.assert_same_step(models.loss_and_gradients(twin, inputs), models.loss_and_gradients(stock, inputs))
     fw.remove(twin, fw.MsT())
 
 
@@ -276,7 +259,7 @@ def test_adapters_of_peft_train_as_in_the_stock_model(targets, order):
         model = adapted(model)
         fw.apply(model, fw.MsT(**METHOD))
 
-    assert_same_step(models.loss_and_gradients(model, inputs), expected)
+    models.assert_same_step(models.loss_and_gradients(model, inputs), expected)
     assert all("lora" in name for name in expected[1])
 
 
@@ -303,7 +286,7 @@ def test_checkpointing_changes_no_number(use_reentrant):
 
     model.activation_checkpointing_enable({"use_reentrant": use_reentrant})
 
-    assert_same_step(models.loss_and_gradients(model, inputs), expected)
+    models.assert_same_step(models.loss_and_gradients(model, inputs), expected)
 
 
 @pytest.mark.parametrize("mode", [True, "selective", "offload"])
@@ -315,11 +298,11 @@ def test_every_way_of_checkpointing_changes_no_number(name, mode):
     report = fw.apply(model, fw.MsT(**METHOD, checkpoint=mode))
 
     assert report.section("Modules").rows[-1][2] == f"2 checkpointed ({mode})"
-    assert_same_step(models.loss_and_gradients(copy.deepcopy(model), inputs), expected)
-    assert_same_step(models.loss_and_gradients(model, inputs), expected)
+    models.assert_same_step(models.loss_and_gradients(copy.deepcopy(model), inputs), expected)
+    models.assert_same_step(models.loss_and_gradients(model, inputs), expected)
     fw.remove(model, fw.MsT())
     assert not model.is_activation_checkpointing
-    assert_same_step(models.loss_and_gradients(model, inputs), expected, tolerance=0)
+    models.assert_same_step(models.loss_and_gradients(model, inputs), expected, tolerance=0)
 
 
 def test_removing_brings_back_the_checkpointing_of_before():
@@ -360,7 +343,7 @@ def test_dropout_of_gpt2_and_phi3_draws_as_the_stock_model_does():
         fw.apply(model, fw.MsT(**METHOD))
 
         torch.manual_seed(5)
-        assert_same_step(models.loss_and_gradients(model, inputs), expected)
+        models.assert_same_step(models.loss_and_gradients(model, inputs), expected)
 
 
 def test_bf16_and_autocast_stay_within_rounding_of_the_stock_model():
@@ -522,7 +505,7 @@ def test_hooks_on_the_parts_of_a_layer_still_run():
     fw.apply(model, fw.MsT(**METHOD))
     seen.clear()
 
-    assert_same_step(models.loss_and_gradients(model, inputs), expected)
+    models.assert_same_step(models.loss_and_gradients(model, inputs), expected)
     assert sum(seen) == 2 * 57  # every token in the forward pass and in its repetition
 
 
@@ -537,7 +520,7 @@ def test_a_model_on_the_meta_device_can_be_changed_and_filled_later():
     model.load_state_dict(stock.state_dict(), assign=True)
     model.model.rotary_emb = stock.model.rotary_emb
 
-    assert_same_step(models.loss_and_gradients(model.train(), inputs), models.loss_and_gradients(stock, inputs))
+    models.assert_same_step(models.loss_and_gradients(model.train(), inputs), models.loss_and_gradients(stock, inputs))
 
 
 @pytest.mark.parametrize("tokenwise", [False, True])

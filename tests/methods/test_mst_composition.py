@@ -1,19 +1,12 @@
 """MsT together with int8 weights and with core gradients."""
 
 import copy
-import importlib.util
-from pathlib import Path
 
+import causal_models as models
 import pytest
 import torch
 
 import featherweight as fw
-
-spec = importlib.util.spec_from_file_location(
-    "causal_models", Path(__file__).parent.parent / "reference" / "causal_models.py"
-)
-models = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(models)
 
 METHODS = [
     {"chunk_size": 8, "head_chunk_size": 5},

@@ -1,9 +1,8 @@
 """Layers in two regions of chunks: `MsT(tokenwise=True)`."""
 
 import copy
-import importlib.util
-from pathlib import Path
 
+import causal_models as models
 import pytest
 import torch
 from torch import nn
@@ -14,24 +13,8 @@ from featherweight.methods.forward_patch import is_patched
 from featherweight.methods.layer_structure import AttentionStructure, attention_structures, find_layer
 from featherweight.nn import offload
 
-spec = importlib.util.spec_from_file_location(
-    "causal_models", Path(__file__).parent.parent / "reference" / "causal_models.py"
-)
-models = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(models)
-
 # With 3 rows, chunks of 2 positions of 19.
 METHOD = {"tokenwise": True, "chunk_size": 8, "head_chunk_size": 5}
-
-
-def assert_same_step(one, other, tolerance=1e-6):
-    """Compare losses and gradients; float32 sums over 57 tokens in another order differ by some 1e-7 of the largest."""
-    (loss, gradients), (expected_loss, expected) = one, other
-    torch.testing.assert_close(loss, expected_loss, rtol=tolerance, atol=tolerance)
-    assert gradients.keys() == expected.keys()
-    for name, gradient in gradients.items():
-        error = (gradient - expected[name]).abs().max()
-        assert error <= 2 * tolerance * max(1.0, expected[name].abs().max()), name
 
 
 # Mutation: a position embedding that is not cut with its tokens, or a residual that is added in the wrong region.
@@ -47,10 +30,10 @@ def test_loss_and_gradients_of_an_architecture_equal_the_stock_model(name, atten
 
     what = [row[2] for row in report.section("Modules").rows]
     assert sum("in two chunked regions" in one for one in what) == 2 and what[2] == "in chunks"
-    assert_same_step(models.loss_and_gradients(model, inputs), expected)
+    models.assert_same_step(models.loss_and_gradients(model, inputs), expected)
     fw.remove(model, fw.MsT())
     assert not any(map(is_patched, model.modules()))
-    assert_same_step(models.loss_and_gradients(model, inputs), expected, tolerance=0)
+    models.assert_same_step(models.loss_and_gradients(model, inputs), expected, tolerance=0)
 
 
 SMALL = {**models.LLAMA, "head_dim": 8, "pad_token_id": 0}
@@ -73,7 +56,7 @@ def test_layers_that_nobody_thought_of_are_cut_as_well(name):
 
     fw.apply(model, fw.MsT(**METHOD))
 
-    assert_same_step(models.loss_and_gradients(model, inputs), expected)
+    models.assert_same_step(models.loss_and_gradients(model, inputs), expected)
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "phi"])
@@ -101,8 +84,8 @@ def test_every_way_of_checkpointing_changes_no_number(name, mode):
 
     fw.apply(model, fw.MsT(**METHOD, checkpoint=mode))
 
-    assert_same_step(models.loss_and_gradients(copy.deepcopy(model), inputs), expected)
-    assert_same_step(models.loss_and_gradients(model, inputs), expected)
+    models.assert_same_step(models.loss_and_gradients(copy.deepcopy(model), inputs), expected)
+    models.assert_same_step(models.loss_and_gradients(model, inputs), expected)
     fw.remove(model, fw.MsT())
     assert not model.is_activation_checkpointing
 
@@ -118,7 +101,7 @@ def test_hooks_run_once_per_parameter_also_with_the_models_own_checkpointing(use
     for name, parameter in model.named_parameters():
         parameter.register_post_accumulate_grad_hook(lambda p, name=name: calls.append(name))
 
-    assert_same_step(models.loss_and_gradients(model, inputs), expected)
+    models.assert_same_step(models.loss_and_gradients(model, inputs), expected)
 
     assert sorted(calls) == sorted(name for name, _ in model.named_parameters())
 
@@ -159,7 +142,7 @@ def test_adapters_of_peft_train_as_in_the_stock_model(targets, order):
         model = adapted(model)
         fw.apply(model, fw.MsT(**METHOD, checkpoint=True))
 
-    assert_same_step(models.loss_and_gradients(model, inputs), expected)
+    models.assert_same_step(models.loss_and_gradients(model, inputs), expected)
     assert all("lora" in name for name in expected[1])
 
 
@@ -225,7 +208,7 @@ def test_packed_rows_keep_their_documents_apart():
     assert abs(float(models.loss_and_gradients(model, inputs)[0] - expected[0])) > 1e-3
     fw.apply(model, fw.MsT(**METHOD))
 
-    assert_same_step(models.loss_and_gradients(model, packed), expected)
+    models.assert_same_step(models.loss_and_gradients(model, packed), expected)
 
 
 def test_weights_of_attention_come_when_they_are_asked_for():

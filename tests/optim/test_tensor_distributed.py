@@ -1,22 +1,18 @@
 """Tensor-GaLore over two processes."""
 
 import runpy
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+import two_processes
 
 PROGRAM = Path(__file__).parents[1] / "reference" / "tensor_data_parallel.py"
 
 
 @pytest.mark.slow
 def test_two_processes_hold_equal_weights_which_are_those_of_one_with_the_whole_batch(tmp_path):
-    command = [sys.executable, str(PROGRAM)]
-    arguments = [str(tmp_path / "store"), str(tmp_path / "weights")]
-    children = [subprocess.Popen([*command, str(rank), *arguments]) for rank in range(2)]
-    assert [child.wait(timeout=240) for child in children] == [0, 0]
+    two_processes.run(PROGRAM.name, str(tmp_path / "store"), str(tmp_path / "weights"), seconds=240)
     one, two = (torch.load(tmp_path / f"weights-{rank}") for rank in range(2))
     assert all(torch.equal(one[name], two[name]) for name in one)
     reference = runpy.run_path(str(PROGRAM), run_name="reference")

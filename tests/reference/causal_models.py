@@ -65,3 +65,13 @@ def loss_and_gradients(model, inputs, **options):
     loss = model(**inputs, use_cache=False, **options).loss
     loss.backward()
     return loss.detach(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+def assert_same_step(one, other, tolerance=1e-6):
+    """Compare losses and gradients; float32 sums over 57 tokens in another order differ by some 1e-7 of the largest."""
+    (loss, gradients), (expected_loss, expected) = one, other
+    torch.testing.assert_close(loss, expected_loss, rtol=tolerance, atol=tolerance)
+    assert gradients.keys() == expected.keys()
+    for name, gradient in gradients.items():
+        error = (gradient - expected[name]).abs().max()
+        assert error <= 2 * tolerance * max(1.0, expected[name].abs().max()), name

@@ -1,7 +1,5 @@
 """The regression task by name, and a recipe that a test changes as it needs."""
 
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +7,6 @@ import pytest
 from featherweight.training.recipe import Recipe
 from featherweight.training.task import tasks
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "reference"))
 tasks.register("regression", "regression_task:RegressionTask")
 
 
