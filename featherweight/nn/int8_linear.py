@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from featherweight.errors import ConfigError, NumericsError
+from featherweight.errors import ConfigError
 from featherweight.nn.detached import refuse_double_backward, without_autocast
 from featherweight.nn.int8_module import Int8Module
 from featherweight.quant.int8_weight import GROUP_SIZE, Int8Weight
@@ -130,7 +130,8 @@ class _Product(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, handle: Tensor, bias: Tensor | None, weight: Int8Weight, is_transposed: bool
     ) -> Tensor:
-        _remember(ctx, handle, weight)
+        # Not among the saved tensors, which checkpoints and offloading keep or move; so we look for changes ourselves.
+        ctx.handle_dtype, ctx.weight, ctx.version = handle.dtype, weight, weight.version
         ctx.is_transposed = is_transposed
         ctx.save_for_backward(x if ctx.needs_input_grad[1] else None)
         with without_autocast(x.device.type):
@@ -149,7 +150,8 @@ class _Product(torch.autograd.Function):
         grad_x = grad_weight = None
         with without_autocast(grad.device.type):
             if wants_x:
-                matrix = _unchanged(ctx).dequantize(grad.dtype)
+                ctx.weight.require_version(ctx.version)
+                matrix = ctx.weight.dequantize(grad.dtype)
                 matrix_MN = matrix.t() if ctx.is_transposed else matrix
                 grad_x = (grad_TM @ matrix_MN).view(*grad.shape[:-1], matrix_MN.shape[1])
                 del matrix, matrix_MN
@@ -175,27 +177,6 @@ class _Lookup(torch.autograd.Function):
         (index,) = ctx.saved_tensors
         grad_weight = torch.ops.aten.embedding_dense_backward(upstream[0], index, *ctx.options)
         return None, grad_weight, None, None, None
-
-
-def _remember(ctx: Any, handle: Tensor, weight: Int8Weight) -> None:
-    ctx.handle_dtype, ctx.weight = handle.dtype, weight
-    # Not among the saved tensors, which checkpoints and offloading keep or move; so we look for changes ourselves.
-    ctx.version = None if weight.codes.is_inference() else weight.codes._version
-
-
-def _unchanged(ctx: Any) -> Int8Weight:
-    """Return the weight of the forward pass.
-
-    Raises:
-        NumericsError: if an optimizer has changed it since.
-    """
-    weight: Int8Weight = ctx.weight
-    if ctx.version is not None and weight.codes._version != ctx.version:
-        raise NumericsError(
-            f"Int8Linear: weight={tuple(weight.shape)} was changed between the forward and the backward pass; expected "
-            "the weight of the forward pass. Call backward before the optimizer's step."
-        )
-    return weight
 
 
 def _float_class(module: Int8Module) -> type[nn.Module]:

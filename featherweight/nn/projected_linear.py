@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from featherweight.errors import ConfigError, NumericsError
+from featherweight.errors import ConfigError
 from featherweight.quant.int8_weight import Int8Weight
 
 
@@ -100,8 +100,7 @@ class _ProjectedLinear(torch.autograd.Function):
         ctx.sink, ctx.source, ctx.is_transposed, ctx.dtype = sink, source, is_transposed, dtype
         ctx.input_dtype = x.dtype
         ctx.version = None if product is None else sink.version()
-        is_tracked = source is not None and not source.codes.is_inference()
-        ctx.codes_version = source.codes._version if is_tracked else None  # type: ignore[union-attr]
+        ctx.codes_version = None if source is None else source.version
         ctx.is_parameter = isinstance(weight, nn.Parameter)
         ctx.shape, ctx.weight_dtype = weight.shape, weight.dtype
         ctx.bias_dtype = None if bias is None else bias.dtype
@@ -113,11 +112,8 @@ class _ProjectedLinear(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         kept, weight = ctx.saved_tensors
-        if ctx.codes_version is not None and ctx.source.codes._version != ctx.codes_version:
-            raise NumericsError(
-                f"projected_linear: int8 weight {tuple(ctx.shape)} was changed between the forward and the backward "
-                "pass; expected the weight of the forward pass. Run forward and backward of a batch in turn."
-            )
+        if ctx.source is not None:
+            ctx.source.require_version(ctx.codes_version)
         with torch.autocast(grad_output.device.type, enabled=False):
             grad_output = grad_output.to(ctx.dtype)
             grad_input = grad_bias = None

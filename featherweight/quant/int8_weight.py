@@ -104,6 +104,23 @@ class Int8Weight:
         """Bytes of codes and scales."""
         return self.codes.nbytes + self.block_scale.nbytes
 
+    @property
+    def version(self) -> int | None:
+        """A number that changes with the codes; None where torch counts no changes (inference mode)."""
+        return None if self.codes.is_inference() else self.codes._version
+
+    def require_version(self, version: int | None) -> None:
+        """Refuse to go on with other codes than those of the forward pass, as autograd does for saved tensors.
+
+        Raises:
+            NumericsError: if they have changed since `version`.
+        """
+        if version is not None and self.version != version:
+            raise NumericsError(
+                f"int8 weight: {tuple(self.shape)} was changed between the forward and the backward pass; expected the "
+                "weight of the forward pass. Run forward and backward of a batch in turn, before the optimizer's step."
+            )
+
     def numel(self) -> int:
         """Return M * N."""
         return self.codes.numel()
