@@ -8,6 +8,7 @@ from torch.utils.checkpoint import checkpoint
 import featherweight as fw
 from featherweight.errors import ConfigError, ShapeError
 from featherweight.nn.cross_entropy import TokenStats
+from featherweight.nn.int8_linear import to_int8_
 
 N, D, V = 97, 6, 23  # a prime number of tokens: no chunk size but 1 divides it
 
@@ -407,3 +408,24 @@ def test_a_label_outside_the_vocabulary_is_an_error(generator):
         labels[3] = wrong
         with pytest.raises((RuntimeError, IndexError)):
             fw.linear_cross_entropy(hidden, weight, labels)
+
+
+@pytest.mark.parametrize("compute", ["forward", "backward"])
+def test_an_int8_head_gives_the_loss_of_its_values_and_its_handle_the_gradient(compute, generator):
+    head = nn.Linear(12, 37, bias=False)
+    plain = nn.Linear(12, 37, bias=False)
+    quantized = to_int8_(head)
+    plain.weight.data = quantized.int8_weight().dequantize()
+    hidden = torch.randn(23, 12, generator=generator)
+    labels = torch.randint(37, (23,), generator=generator)
+
+    one, two = (hidden.clone().requires_grad_() for _ in range(2))
+    loss = fw.linear_cross_entropy(one, quantized, labels, chunk_size=5, compute=compute)
+    expected = F.cross_entropy(plain(two), labels)
+    loss.backward()
+    expected.backward()
+
+    # float32 sums over chunks in another order.
+    torch.testing.assert_close(loss, expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(one.grad, two.grad, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(head.weight.grad, plain.weight.grad, rtol=1e-5, atol=1e-7)
