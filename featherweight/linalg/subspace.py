@@ -16,6 +16,7 @@ from torch import Tensor
 
 from featherweight.errors import ShapeError
 from featherweight.linalg.outer_product import Gradient, OuterProduct
+from featherweight.tiles import tiles
 
 # Elements of a gradient that are converted to float32 at once: 16 MiB, small beside any layer that is worth projecting.
 TILE_ELEMENTS = 1 << 22
@@ -272,9 +273,7 @@ def _product(grad: Tensor, left: Tensor | None, right: Tensor | None) -> Tensor:
 
 
 def _row_tiles(rows: int, columns: int) -> Iterator[slice]:
-    step = max(1, TILE_ELEMENTS // max(1, columns))
-    for start in range(0, rows, step):
-        yield slice(start, min(start + step, rows))
+    return (slice(*tile) for tile in tiles(rows, max(1, TILE_ELEMENTS // max(1, columns))))
 
 
 def _project_by_tiles(grad: Tensor, left: Tensor | None, right: Tensor | None, out: Tensor) -> None:

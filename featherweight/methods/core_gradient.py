@@ -189,7 +189,7 @@ def _parameter_behind(weight: Tensor, parameter: nn.Parameter) -> Tensor | None:
     """
     if isinstance(weight, nn.Parameter):
         return weight
-    is_stand_in = weight.is_leaf and weight.data_ptr() == parameter.data_ptr()
+    is_stand_in = weight.is_leaf and weight.untyped_storage()._cdata == parameter.untyped_storage()._cdata
     return parameter if is_stand_in and torch._C._current_graph_task_id() != -1 else None
 
 

@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.optim import Optimizer
 
 from featherweight.config import Config
@@ -193,7 +194,12 @@ def _mismatch(module: nn.Module) -> str | None:
     if int8_class(module) is None:
         return f"a {type(module).__name__} has no int8 form"
     weight: Any = module._parameters.get("weight")
-    if type(weight) is not nn.Parameter or not weight.is_floating_point() or weight.ndim != 2 or not weight.numel():
+    if (
+        type(weight) not in (nn.Parameter, FakeTensor)
+        or not weight.is_floating_point()
+        or weight.ndim != 2
+        or not weight.numel()
+    ):
         return "its weight is no ordinary matrix"
     if isinstance(module, nn.Embedding) and (module.sparse or module.max_norm is not None):
         return "sparse gradients and max_norm have no int8 form"

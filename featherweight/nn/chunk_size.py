@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 
 from featherweight.errors import ConfigError
+from featherweight.tiles import device_kind, simulated_device
 
 ChunkSize = int | Literal["auto"]
 """Tokens of one chunk, or "auto" for the rule of this module."""
@@ -52,7 +53,7 @@ def mlp_chunk_size(tokens: int, width: int, device: torch.device) -> int:
         >>> mlp_chunk_size(100_000, 14_336, torch.device("cpu")), mlp_chunk_size(1000, 14_336, torch.device("cpu"))
         (256, 1000)
     """
-    low, high = _MLP_LIMITS["cpu" if device.type == "cpu" else "accelerator"]
+    low, high = _MLP_LIMITS["cpu" if device_kind(device) == "cpu" else "accelerator"]
     size = min(_clamp(budget_bytes(device) // (12 * width), low, tokens), high)
     return size if tokens >= 4 * size else tokens
 
@@ -73,9 +74,11 @@ def check_chunk_size(where: str, chunk_size: object) -> None:
 
 def budget_bytes(device: torch.device) -> int:
     """Return how many bytes one chunk may take on the way."""
-    if device.type != "cuda":
+    if device_kind(device) != "cuda":
         return _MIN_BUDGET_BYTES
-    total_bytes = torch.cuda.get_device_properties(device).total_memory
+    simulated = simulated_device()
+    known_bytes = simulated.memory_bytes if simulated is not None else None
+    total_bytes = known_bytes or torch.cuda.get_device_properties(device).total_memory
     return min(max(total_bytes // 100, _MIN_BUDGET_BYTES), _MAX_BUDGET_BYTES)
 
 

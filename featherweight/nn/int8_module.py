@@ -11,6 +11,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from featherweight.errors import ConfigError
 from featherweight.quant.int8_weight import (
@@ -55,7 +56,8 @@ class Int8Module(nn.Module):
         if owner is None:
             int8 = Int8Weight.quantize(parameter, group_size)
             parameter.data = handle_data(parameter.shape, parameter.dtype, parameter.device)
-            parameter.__class__ = Int8Handle
+            if not isinstance(parameter, FakeTensor):  # whose class is what makes it one
+                parameter.__class__ = Int8Handle
             self.register_buffer(CODES, int8.codes)
             self.register_buffer(SCALE, int8.block_scale)
             register_int8_weight(parameter, self)

@@ -20,6 +20,7 @@ from featherweight.nn.chunk_size import ChunkSize, check_chunk_size, head_chunk_
 from featherweight.nn.chunked_loss import ChunkedLoss, LossWithGradient, RecomputedLosses, apply
 from featherweight.nn.cross_entropy import LossOptions, TokenStats
 from featherweight.nn.output_head import Head, MatrixHead, ModuleHead
+from featherweight.tiles import device_kind
 
 IGNORE_INDEX = -100
 """The label of a token that does not count, as in torch and transformers."""
@@ -293,4 +294,4 @@ def _may_skip(hidden: Tensor, skip_ignored: bool | None) -> bool:
     """Decide whether to look at the labels: a fake tensor has none to look at, and a GPU would have to wait."""
     if isinstance(hidden, FakeTensor) or hidden.device.type == "meta":
         return False
-    return hidden.device.type == "cpu" if skip_ignored is None else skip_ignored
+    return device_kind(hidden.device) == "cpu" if skip_ignored is None else skip_ignored

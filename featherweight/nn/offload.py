@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from featherweight.errors import DeviceError
+from featherweight.tiles import device_kind
 
 
 class HostRing:
@@ -138,6 +139,8 @@ class _Stored:
 
 def _host_memory(tensor: Tensor) -> Tensor:
     """Return uninitialised host memory of a tensor's shape, pinned if a GPU copies into it."""
+    if device_kind(tensor.device) == "cuda" and tensor.device.type != "cuda":
+        return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")  # a simulated GPU's host: not its memory
     return torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu", pin_memory=tensor.device.type == "cuda")
 
 

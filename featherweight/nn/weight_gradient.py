@@ -8,6 +8,8 @@ Shapes: C tokens of a chunk, M out_features, N in_features.
 import torch
 from torch import Tensor
 
+from featherweight.tiles import device_kind
+
 # A copy in another dtype is made of a block at a time: of so many elements, or of a 64th of the rows if that is more.
 _BLOCK_ELEMENTS = 2**17
 _BLOCKS = 64
@@ -89,7 +91,8 @@ def _add_wide_product_(value_MN: Tensor, gradient_MC: Tensor, input_CN: Tensor) 
     Rounding each chunk's product would add an error as large as that of the final result (measured: 2.6e-3 instead of
     2.0e-3 with 64 chunks). Blocks of rows bound what exists beside the sum.
     """
-    wide_output = value_MN.is_cuda and value_MN.dtype == torch.float32  # tensor cores sum in float32 anyway
+    # Tensor cores sum in float32 anyway.
+    wide_output = device_kind(value_MN.device) == "cuda" and value_MN.dtype == torch.float32
     columns = input_CN.shape[1] if wide_output else gradient_MC.shape[1]
     rows = _block_rows(len(value_MN), columns)
     wide_CN = input_CN if wide_output else input_CN.to(value_MN.dtype)

@@ -18,6 +18,7 @@ from featherweight.linalg.subspace import MatrixSubspace
 from featherweight.optim.layout import Layout
 from featherweight.optim.matrix import Group, ProjectedMatrix
 from featherweight.quant.int8_weight import Int8Weight
+from featherweight.tiles import device_kind
 
 SCRATCH_BYTES = 64 << 20
 """Temporaries of a batch: when they reach this, its matrices are updated."""
@@ -74,7 +75,7 @@ class Batch:
 
 def pays_on(device: torch.device) -> bool:
     """Say whether a device spends more on launches than on the elementwise work of small cores."""
-    return device.type not in IN_PLACE_DEVICES
+    return device_kind(device) not in IN_PLACE_DEVICES
 
 
 def can_batch(layout: Layout, group: Group) -> bool:

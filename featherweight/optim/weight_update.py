@@ -20,6 +20,7 @@ from featherweight.optim.layout import Layout
 from featherweight.quant.int8_update import add_to_int8_
 from featherweight.quant.int8_weight import Int8Weight, int8_weight_of
 from featherweight.quant.rounding import stochastic_round_
+from featherweight.tiles import tiles
 
 TILE_ELEMENTS = 1 << 20
 SLICE_ELEMENTS = 1 << 20
@@ -174,17 +175,6 @@ def write_(weight: Tensor, values: Tensor, rounding: Rounding, offset: int) -> N
         stochastic_round_(weight, values.float(), seed=rounding.seed, key=key, step=step, offset=offset)
     else:
         weight.copy_(values)
-
-
-def tiles(length: int, size: int) -> Iterator[tuple[int, int]]:
-    """Yield (start, stop) of consecutive runs of at most `size`.
-
-    Example:
-        >>> list(tiles(5, 2))
-        [(0, 2), (2, 4), (4, 5)]
-    """
-    for start in range(0, length, size):
-        yield start, min(start + size, length)
 
 
 def matrices_of(layout: Layout, weight: Tensor | Int8Weight) -> list[Any]:

@@ -16,8 +16,10 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from featherweight.errors import ConfigError, NumericsError, ShapeError
+from featherweight.tiles import device_kind, tiles
 
 # Elements handled at once. On a CPU the buffers of a tile stay in the second-level cache; a GPU wants few launches.
 _TILE_ELEMENTS_CPU = 1 << 16
@@ -103,19 +105,21 @@ def dynamic_table(bits: int, *, signed: bool, positive_stays_positive: bool = Fa
     Raises:
         ConfigError: for other widths.
     """
-    values = dynamic_values(bits, signed=signed).float()
-    middle = (values[:-1].double() + values[1:].double()) / 2
-    # Round boundaries down to float32: then x <= boundary if and only if x <= the exact middle, so nearest is exact.
-    rounded = middle.float()
-    boundaries = torch.where(rounded.double() > middle, torch.nextafter(rounded, torch.tensor(-torch.inf)), rounded)
-    zero_code = int(values.abs().argmin())
-    if positive_stays_positive and float(values[zero_code]) == 0.0:
-        boundaries[zero_code] = 0.0
-    first_code, next_boundary = _interval_lookup(boundaries)
-    pairs = torch.empty(0, dtype=torch.int64)
-    if bits == 4:
-        byte = torch.arange(256)
-        pairs = torch.stack([values[byte & 15], values[byte >> 4]], dim=1).view(torch.int64).flatten()
+    # The table is kept, so it holds numbers even where a simulation asks first.
+    with _disable_current_modes():
+        values = dynamic_values(bits, signed=signed).float()
+        middle = (values[:-1].double() + values[1:].double()) / 2
+        # Round boundaries down to float32: then x <= boundary if and only if x <= the exact middle, so nearest is exact.
+        rounded = middle.float()
+        boundaries = torch.where(rounded.double() > middle, torch.nextafter(rounded, torch.tensor(-torch.inf)), rounded)
+        zero_code = int(values.abs().argmin())
+        if positive_stays_positive and float(values[zero_code]) == 0.0:
+            boundaries[zero_code] = 0.0
+        first_code, next_boundary = _interval_lookup(boundaries)
+        pairs = torch.empty(0, dtype=torch.int64)
+        if bits == 4:
+            byte = torch.arange(256)
+            pairs = torch.stack([values[byte & 15], values[byte >> 4]], dim=1).view(torch.int64).flatten()
     return CodeTable(bits, values, boundaries, zero_code, first_code, next_boundary, pairs)
 
 
@@ -353,10 +357,8 @@ def _require_lengths(
 
 
 def _tiles(flat: Tensor, block_size: int) -> Iterator[tuple[int, int]]:
-    elements = _TILE_ELEMENTS_CPU if flat.device.type == "cpu" else _TILE_ELEMENTS_GPU
-    step = max(1, elements // block_size) * block_size
-    for start in range(0, flat.numel(), step):
-        yield start, min(start + step, flat.numel())
+    elements = _TILE_ELEMENTS_CPU if device_kind(flat.device) == "cpu" else _TILE_ELEMENTS_GPU
+    return tiles(flat.numel(), max(1, elements // block_size) * block_size)
 
 
 def _blocks(tile: Tensor, block_size: int) -> Tensor:

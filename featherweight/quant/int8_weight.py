@@ -23,6 +23,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from featherweight.errors import ConfigError, NumericsError, ShapeError
+from featherweight.tiles import device_kind, tiles
 
 GROUP_SIZE = 256
 """Default number of elements that share a scale."""
@@ -135,18 +136,16 @@ class Int8Weight:
         return [self.rows(i * height, (i + 1) * height) for i in range(blocks)]
 
     def row_tiles(self, elements: int | None = None, multiple: int = 1) -> Iterator[tuple[int, int]]:
-        """Yield (start, stop) of runs of rows.
+        """Return the runs of rows as (start, stop).
 
         Args:
             elements: of a tile, about; None chooses by the device.
             multiple: every run but the last has a multiple of so many rows.
         """
         if elements is None:
-            elements = _TILE_ELEMENTS_GPU if self.codes.is_cuda else _TILE_ELEMENTS_CPU
+            elements = _TILE_ELEMENTS_CPU if device_kind(self.codes.device) == "cpu" else _TILE_ELEMENTS_GPU
         rows, columns = self.shape
-        height = max(1, elements // max(1, columns) // multiple) * multiple
-        for start in range(0, rows, height):
-            yield start, min(rows, start + height)
+        return tiles(rows, max(1, elements // max(1, columns) // multiple) * multiple)
 
     def parts(self, *tensors: Tensor) -> Iterator[list[Tensor]]:
         """Cut matrices of this weight's shape into groups: views (M, Q, B), the shorter last groups of rows apart.
@@ -179,7 +178,8 @@ class Int8Weight:
         result = torch.empty(source.shape, dtype=dtype, device=self.codes.device)
         if not has_values(self.codes):
             return result
-        whole = self.codes.numel() if self.codes.is_cuda else None  # a CPU converts codes in a buffer of their own
+        # A CPU converts codes in a buffer of their own.
+        whole = None if device_kind(self.codes.device) == "cpu" else self.codes.numel()
         for first, last in source.row_tiles(whole):
             for codes, scale, out in source.rows(first, last).parts(result[first:last]):
                 torch.mul(codes, scale, out=out)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from featherweight.errors import ConfigError, ShapeError
+from featherweight.tiles import device_kind, tiles
 
 # Elements hashed at once. The buffers stay in the second-level cache of a CPU; a GPU wants few launches.
 _TILE_ELEMENTS_CPU = 1 << 16
@@ -143,13 +144,8 @@ def uniform(seed: int, key: int, step: int, offset: int, count: int, device: tor
 
 
 def _tiles(offset: int, count: int, device: torch.device) -> Iterator[tuple[int, int]]:
-    """Yield the tiles of [offset, offset + count), cut at multiples of the tile size."""
-    size = _TILE_ELEMENTS_CPU if device.type == "cpu" else _TILE_ELEMENTS_GPU
-    start, end = offset, offset + count
-    while start < end:
-        stop = min(end, (start // size + 1) * size)
-        yield start, stop
-        start = stop
+    """Return the tiles of [offset, offset + count), cut at multiples of the tile size."""
+    return tiles(count, _TILE_ELEMENTS_CPU if device_kind(device) == "cpu" else _TILE_ELEMENTS_GPU, first=offset)
 
 
 def _tile_bits(seed: int, key: int, step: int, start: int, stop: int, device: torch.device) -> Tensor:
