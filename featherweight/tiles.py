@@ -22,6 +22,7 @@ class Device(NamedTuple):
 
 
 _simulated: Device | None = None
+_repetitions = 1
 
 
 def tiles(length: int, size: int, *, first: int = 0) -> Iterator[tuple[int, int]]:
@@ -38,13 +39,32 @@ def tiles(length: int, size: int, *, first: int = 0) -> Iterator[tuple[int, int]
         >>> list(tiles(5, 2)), list(tiles(5, 4, first=3))
         ([(0, 2), (2, 4), (4, 5)], [(3, 4), (4, 8)])
     """
-    end, start, behind = first + length, first, 0
+    if _simulated is not None:
+        yield from _few_tiles(length, size, first)
+        return
+    start, end = first, first + length
     while start < end:
         stop = min(end, (start // size + 1) * size)
         yield start, stop
-        start, behind = stop, behind + 1
-        if _simulated is not None and behind == 2:
-            start = max(start, (end - 1) // size * size)
+        start = stop
+
+
+def _few_tiles(length: int, size: int, first: int) -> Iterator[tuple[int, int]]:
+    global _repetitions
+    edges = [first, *range((first // size + 1) * size, first + length, size), first + length] if length else []
+    runs = list(zip(edges, edges[1:], strict=False))
+    for index in sorted({0, 1, len(runs) - 1}.intersection(range(len(runs)))):
+        skipped = len(runs) - 3 if index == 1 and len(runs) > 3 else 0
+        _repetitions *= 1 + skipped
+        try:
+            yield runs[index]
+        finally:
+            _repetitions //= 1 + skipped
+
+
+def repetitions() -> int:
+    """Return how many tiles the present one stands for; 1 outside a simulation."""
+    return _repetitions
 
 
 def device_kind(device: torch.device) -> str:

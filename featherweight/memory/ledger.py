@@ -87,6 +87,9 @@ class Entry:
 class Ledger:
     """Adds up entries; every method costs O(1) unless it says otherwise.
 
+    Args:
+        keep_history: keep every event in `history`, not only what the books need.
+
     Invariant: ``live_bytes == sum(live_by_category.values())`` and ``peak_bytes == sum(peak_by_category.values())``.
 
     Example:
@@ -99,7 +102,9 @@ class Ledger:
         (100, 140, 'forward')
     """
 
-    def __init__(self) -> None:
+    def __init__(self, keep_history: bool = False) -> None:
+        self.history: list[tuple[Entry, int]] | None = [] if keep_history else None
+        """Every storage at its birth (bytes) and at its end (minus bytes), in order."""
         self.live_bytes = 0
         self.peak_bytes = 0
         self.peak_phase: Phase = "other"
@@ -120,8 +125,7 @@ class Ledger:
         entry.birth = self._clock
         entry.region = self._region
         self._live[entry.birth] = entry
-        self._log.append((entry, entry.size_bytes))
-        self.live_bytes += entry.size_bytes
+        self._record(entry, entry.size_bytes)
         if self.live_bytes > self.peak_bytes:
             self.peak_bytes = self.live_bytes
             self.peak_phase = entry.phase
@@ -136,10 +140,15 @@ class Ledger:
             return
         if entry.category == "activations" and entry.region == self._region and not entry.settled:
             entry.category = "temporaries"
-        self._log.append((entry, -entry.size_bytes))
-        self.live_bytes -= entry.size_bytes
+        self._record(entry, -entry.size_bytes)
         if entry.birth <= self._peak_clock:
             self._closed_since_peak.append(entry)
+
+    def _record(self, entry: Entry, change_bytes: int) -> None:
+        self._log.append((entry, change_bytes))
+        if self.history is not None:
+            self.history.append((entry, change_bytes))
+        self.live_bytes += change_bytes
 
     def relabel(self, entry: Entry, category: Category, module: str) -> Entry:
         """Give a live storage another role; return the entry that stands for it from now on."""

@@ -8,46 +8,53 @@ nothing is out of range.
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 from unittest.mock import patch
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.utils._pytree import tree_leaves
 
+from featherweight.memory.attention import attention_on_cuda
+from featherweight.memory.cost import StepCost
 from featherweight.tiles import Device, counting_only
 
 _aten = torch.ops.aten
-SMALL = 64
+_SMALL = 64
 """Whole numbers in tensors of at most so many elements keep their values: counters decide what a step does."""
+_FACTORIES = frozenset({"aten::zeros", "aten::ones", "aten::full", "aten::empty", "aten::scalar_tensor"})
 
 
 class SimulatedTensors(FakeTensorMode):
     """Fake tensors that answer questions about their elements as those of an ordinary step would.
 
     Args:
-        device: whose memory is simulated.
+        cost: counts the work of the operators, or None.
     """
 
-    def __init__(self, device: Device) -> None:
+    def __init__(self, cost: StepCost | None = None) -> None:
         super().__init__(allow_non_fake_inputs=True)
         self.allow_meta = True  # the host memory beside a simulated GPU
-        self.target = device
+        self.cost = cost
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        tensors = [one for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor)]
-        is_fake = any(isinstance(one, FakeTensor) for one in tensors)
+        tensors = [one for one in args if isinstance(one, Tensor)]
+        lists = [one for value in args if isinstance(value, list | tuple) for one in value if isinstance(one, Tensor)]
+        is_fake = any(type(one) is FakeTensor for one in (*tensors, *lists, *kwargs.values()))
         if is_fake and func is _aten._local_scalar_dense.default:
-            return _ordinary_value(tensors[0])
+            return _ordinary_value(args[0])
         if is_fake and func is _aten.nonzero.default:
-            return torch.empty((0, tensors[0].ndim), dtype=torch.int64, device=tensors[0].device)
-        if not is_fake and (func.namespace == "prim" or _keeps_values(func, tensors, args, kwargs)):
+            return torch.empty((0, args[0].ndim), dtype=torch.int64, device=args[0].device)
+        if not is_fake and (func.namespace == "prim" or _keeps_values(func, tensors + lists, args, kwargs)):
             return func(*args, **kwargs)
-        return super().__torch_dispatch__(func, types, args, kwargs)
+        result = super().__torch_dispatch__(func, types, args, kwargs)
+        if self.cost is not None:
+            self.cost.add(func, args, kwargs, result)
+        return result
 
 
 def _ordinary_value(scalar: FakeTensor) -> bool | int | float:
@@ -58,29 +65,26 @@ def _ordinary_value(scalar: FakeTensor) -> bool | int | float:
     return 1.0 if scalar.dtype.is_floating_point else 1
 
 
-_FACTORIES = frozenset({"aten::zeros", "aten::ones", "aten::full", "aten::empty", "aten::scalar_tensor"})
-
-
 def _keeps_values(func: Any, tensors: list[Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Tell whether an operator makes, or works on, a few whole numbers."""
     if tensors:
-        return all(one.numel() <= SMALL and not one.is_floating_point() for one in tensors)
+        return all(one.numel() <= _SMALL and not one.is_floating_point() for one in tensors)
     if func._schema.name not in _FACTORIES or kwargs.get("dtype") not in (torch.int64, torch.int32, torch.bool):
         return False
-    size = args[0] if args and isinstance(args[0], list | tuple) else ()
     count = 1
-    for length in size:
+    for length in args[0] if args and isinstance(args[0], list | tuple) else ():
         count *= length
-    return count <= SMALL
+    return count <= _SMALL
 
 
 @contextmanager
-def simulation(device: Device) -> Iterator[SimulatedTensors]:
+def simulation(device: Device, cost: StepCost | None = None) -> Iterator[SimulatedTensors]:
     """Make every tensor of the block fake.
 
     Args:
-        device: whose step is simulated. The tensors say that they are on the CPU; code that differs by the kind of device
-            follows this one.
+        device: whose step is simulated. The tensors say that they are on the CPU, as a build of torch without CUDA has
+            no others; code that differs by the kind of device follows this one.
+        cost: counts the work of the operators, or None.
     """
     from transformers import masking_utils
 
@@ -88,4 +92,7 @@ def simulation(device: Device) -> Iterator[SimulatedTensors]:
         stack.enter_context(counting_only(device))
         # It would look at fake position ids and, as it cannot, make an (L, L) mask that a real step does without.
         stack.enter_context(patch.object(masking_utils, "find_packed_sequence_indices", lambda position_ids: None))
-        yield stack.enter_context(SimulatedTensors(device))
+        if device.kind == "cuda":
+            attention = partial(attention_on_cuda, cost)
+            stack.enter_context(patch.object(torch.nn.functional, "scaled_dot_product_attention", attention))
+        yield stack.enter_context(SimulatedTensors(cost))

@@ -27,6 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper
 
 from featherweight.errors import ConfigError
 from featherweight.memory.ledger import Allocation, Category, Entry, Ledger, Phase
+from featherweight.memory.timeline import MARK, Timeline
 from featherweight.quant.int8_weight import int8_weight_of
 
 # A storage changes its role only upwards: what is once known as a weight is never taken for optimizer state.
@@ -84,6 +85,7 @@ class StorageTracker(TorchDispatchMode):
         device: only storages on this device are counted.
         rounding: each storage counts as a multiple of this many bytes; 1 is exact, 512 is the rule of the CUDA
             allocator.
+        keep_history: remember every event, for `timeline`. About 300 bytes an event.
     Raises:
         ConfigError: if rounding < 1; on entering, if a tracker is active already or this one has been used.
     Cost: about 10 microseconds per operator, and no copy of any tensor.
@@ -106,6 +108,7 @@ class StorageTracker(TorchDispatchMode):
         *,
         device: torch.device | str = "cpu",
         rounding: int = 1,
+        keep_history: bool = False,
     ) -> None:
         super().__init__()
         if rounding < 1:
@@ -117,7 +120,7 @@ class StorageTracker(TorchDispatchMode):
         self.rounding = rounding
         self._model = model
         self._optimizer = optimizer
-        self._ledger = Ledger()
+        self._ledger = Ledger(keep_history)
         self._table: dict[int, _StorageRef] = {}
         self._free_callback: Callable[[_StorageRef], None] = self._on_free
         self._cleanup = ExitStack()
@@ -168,6 +171,17 @@ class StorageTracker(TorchDispatchMode):
         """Return the largest storages that were alive at the peak, largest first."""
         entries = sorted(self._ledger.entries_at_peak(), key=lambda entry: (-entry.size_bytes, entry.birth))
         return [entry.describe() for entry in entries[:limit]]
+
+    def timeline(self) -> Timeline:
+        """Return all that was allocated and freed so far, in order; needs `keep_history`."""
+        assert self._ledger.history is not None, "keep_history"
+        return Timeline.of_history(self._ledger.history)
+
+    def mark_step(self) -> None:
+        """Say that a new step begins, for `timeline`."""
+        if self._ledger.history is not None:
+            self.scan()
+            self._ledger.history.append((Entry(0, "other", op=MARK), 0))
 
     def reset_peak(self) -> None:
         """Start all maxima again from what is alive now; do it after the first step, which creates the states."""

@@ -109,9 +109,10 @@ def dynamic_table(bits: int, *, signed: bool, positive_stays_positive: bool = Fa
     with _disable_current_modes():
         values = dynamic_values(bits, signed=signed).float()
         middle = (values[:-1].double() + values[1:].double()) / 2
-        # Round boundaries down to float32: then x <= boundary if and only if x <= the exact middle, so nearest is exact.
+        # Round boundaries down to float32: then x <= boundary exactly if x <= the true middle, so nearest is exact.
         rounded = middle.float()
-        boundaries = torch.where(rounded.double() > middle, torch.nextafter(rounded, torch.tensor(-torch.inf)), rounded)
+        lower = torch.nextafter(rounded, torch.tensor(-torch.inf))
+        boundaries = torch.where(rounded.double() > middle, lower, rounded)
         zero_code = int(values.abs().argmin())
         if positive_stays_positive and float(values[zero_code]) == 0.0:
             boundaries[zero_code] = 0.0

@@ -158,15 +158,11 @@ def model_facts(source: ModelSource, *, tokenizer: Tokenizer | None = None) -> M
         MissingExtraError: if a package is missing that the source needs.
     Cost: no weights are read or allocated.
     """
-    from transformers import AutoModelForCausalLM
-
     place = _find(source)
     with _explained(place):
         configuration = _configuration(place, tokenizer)
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(configuration)
-            if record := getattr(configuration, RECORD, None):
-                build_low_rank(model, record)
+            model = new_model(configuration)
     text_configuration = configuration.get_text_config()
     return ModelFacts(
         name=place.name,
@@ -175,6 +171,30 @@ def model_facts(source: ModelSource, *, tokenizer: Tokenizer | None = None) -> M
         vocab_size=model.get_input_embeddings().num_embeddings,
         max_position_embeddings=getattr(text_configuration, "max_position_embeddings", None),
     )
+
+
+def model_configuration(source: ModelSource) -> Any:
+    """Return the `transformers` configuration of a model; no weights are read.
+
+    Args:
+        source: which model; see the top of this module.
+    Raises:
+        ConfigError: if the source does not exist or is no causal language model.
+        MissingExtraError: if a package is missing that the source needs.
+    """
+    place = _find(source)
+    with _explained(place):
+        return _configuration(place, None)
+
+
+def new_model(configuration: Any) -> nn.Module:
+    """Return a model of a configuration, with random weights on whatever device or mode is on."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_config(configuration)
+    if record := getattr(configuration, RECORD, None):
+        build_low_rank(model, record)
+    return cast(nn.Module, model)
 
 
 def _is_low_rank(place: _Place) -> bool:

@@ -86,6 +86,13 @@ class TextTask:
 
     Config = TextConfig
 
+    @classmethod
+    def skeleton(cls, config: TextConfig, *, seed: int, layers: int | None = None) -> "TextTask":
+        """Return a task with the shapes of this one, without data and weights; see `Skeleton`."""
+        from featherweight.text.skeleton import TextSkeleton
+
+        return TextSkeleton(config, seed=seed, layers=layers)
+
     def __init__(self, config: TextConfig, *, seed: int) -> None:
         self.config = config
         self.seed = seed

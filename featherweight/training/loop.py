@@ -19,6 +19,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from featherweight.errors import CheckpointError, ConfigError, DeviceError, NumericsError
 from featherweight.methods.method import StatefulMethod
+from featherweight.tiles import simulated_device
 from featherweight.training.checkpoint import Checkpoint, Checkpoints
 from featherweight.training.events import Callback, Event
 from featherweight.training.footprint import Footprint, predict_bytes
@@ -26,7 +27,7 @@ from featherweight.training.interrupt import StopRequest, TrainingInterrupted
 from featherweight.training.randomness import preserved_rng, rng_state, seed_everything, set_rng_state
 from featherweight.training.recipe import Recipe, resume_conflicts
 from featherweight.training.schedule import lr_factor
-from featherweight.training.task import Batch
+from featherweight.training.task import Batch, Task
 
 if TYPE_CHECKING:
     from featherweight.optim import Layerwise
@@ -61,13 +62,14 @@ class Loop:
 
     Args:
         recipe: what to run.
+        task: takes the place of the one that the recipe names, such as one without data for a simulation.
 
     Raises:
         ConfigError: if an option of the recipe is not allowed or does not fit the model.
         DeviceError: if several processes were started; this loop runs in one.
     """
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: Recipe, *, task: Task | None = None) -> None:
         from accelerate import Accelerator
 
         from featherweight.methods.method import apply
@@ -82,8 +84,10 @@ class Loop:
                 "Start the program once, without a launcher for several processes."
             )
         self.recipe = recipe
+        is_simulated = simulated_device() is not None
+        self.device = torch.device("cpu") if is_simulated else self.accelerator.device
         seed_everything(recipe.seed)
-        self.task = recipe.build_task()
+        self.task = recipe.build_task() if task is None else task
         model = self.task.build_model()
         if recipe.precision == "bf16":
             cast_weights(model, torch.bfloat16)
@@ -92,7 +96,7 @@ class Loop:
         self.methods = recipe.build_methods()
         for method in self.methods:
             apply(model, method)
-        self.model: nn.Module = self.accelerator.prepare_model(model)
+        self.model: nn.Module = model if is_simulated else self.accelerator.prepare_model(model)
         self.optimizer = build_optimizer(self.model, optimizer_config, seed=recipe.seed)
         self.max_grad_norm = optimizer_config.max_grad_norm or recipe.max_grad_norm
         self.layerwise: Layerwise | None = None
@@ -159,7 +163,7 @@ class Loop:
                 f"training: tokens=0 in step {self.progress.step + 1}, so its loss is undefined; expected at least 1. "
                 "Check the labels of the data, or raise micro_batch_size or accumulation_steps."
             )
-        total = torch.zeros((), device=self.accelerator.device, dtype=torch.float64)
+        total = torch.zeros((), device=self.device, dtype=torch.float64)
         lr = float(self.scheduler.get_last_lr()[0])
         for index, batch in enumerate(micro_batches):
             with self._autocast():
@@ -303,12 +307,12 @@ class Loop:
                 "train", micro_batch_size=recipe.micro_batch_size, seed=recipe.seed, start=start
             )
         batch = next(self._batches)
-        return {name: tensor.to(self.accelerator.device, non_blocking=True) for name, tensor in batch.items()}
+        return {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if self.recipe.precision != "bf16_autocast":
             return nullcontext()
-        return torch.autocast(self.accelerator.device.type, dtype=torch.bfloat16)
+        return torch.autocast(self.device.type, dtype=torch.bfloat16)
 
 
 def gradient_norm(gradients: Sequence[Tensor]) -> Tensor:

@@ -79,6 +79,18 @@ class Task(Protocol):
         ...
 
 
+class Skeleton(Task, Protocol):
+    """A task by shape alone, for simulations: `Task.skeleton(config, *, seed, layers=None)` of a class makes it.
+
+    Its model and batches take whatever memory those of the task would; there are no data and no weights behind them.
+    """
+
+    layers: int | None
+    """Equal layers of the whole model; None if they differ, so that fewer of them tell nothing of more."""
+    longest: int | None
+    """Longest sequence that the model takes; None for no limit."""
+
+
 tasks: Registry[type[Task]] = Registry("task")
 """Every task by the name that a recipe uses."""
 

@@ -1,0 +1,54 @@
+"""A language model and its micro-batches by shape alone: what the planner trains in simulation.
+
+No weights are read, no text is tokenised; model and batches are those of `TextTask` in everything that decides memory.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from featherweight.errors import ConfigError
+from featherweight.text.model import model_configuration, new_model
+from featherweight.text.task import TextConfig, TextTask
+
+
+class TextSkeleton(TextTask):
+    """Stands for a `TextTask` in a simulation.
+
+    Args:
+        config: options of the text task.
+        seed: as for `TextTask`; without effect on shapes.
+        layers: build only so many of the decoder layers; None builds all.
+    Raises:
+        ConfigError: if the model does not exist, or `seq_len` is longer than it can read.
+    """
+
+    def __init__(self, config: TextConfig, *, seed: int = 0, layers: int | None = None) -> None:
+        self.config = config
+        self.seed = seed
+        self._configuration = model_configuration(config.model)
+        text = self._configuration.get_text_config()
+        self.longest: int | None = getattr(text, "max_position_embeddings", None)
+        if self.longest is not None and config.seq_len > self.longest:
+            raise ConfigError(
+                f"text task: seq_len={config.seq_len} is longer than max_position_embeddings={self.longest} of the "
+                f"model; expected 2 <= seq_len <= {self.longest}. Lower seq_len or choose another model."
+            )
+        kinds = set(getattr(text, "layer_types", None) or ["all"])
+        self.layers: int | None = text.num_hidden_layers if len(kinds) == 1 else None
+        if layers is not None:
+            text.num_hidden_layers = layers
+            if getattr(text, "layer_types", None):
+                text.layer_types = text.layer_types[:layers]
+
+    def build_model(self) -> nn.Module:
+        """Return the model, with the weights of whatever device or mode is on."""
+        return new_model(self._configuration).train()
+
+    def batches(self, split: Any, *, micro_batch_size: int, **others: Any) -> Iterator[dict[str, Tensor]]:
+        """Yield micro-batches of the right shapes for ever; their content means nothing."""
+        while True:
+            input_ids_BL = torch.zeros((micro_batch_size, self.config.seq_len), dtype=torch.int64)
+            yield {"input_ids": input_ids_BL, "labels": input_ids_BL.clone()}

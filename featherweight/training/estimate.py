@@ -1,0 +1,189 @@
+"""`estimate_memory`: what a recipe would need on a device, without that device, the weights or the data.
+
+The training loop itself runs on fake tensors: model, methods, optimizer, micro-batches, clipping. Two steps are made:
+the first one creates the optimizer's state and bases, the second one is an ordinary one in which the largest projected
+parameter is also due for a refresh. A model of many equal layers is run with two and with three of them, and its
+timeline put together from these.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    UnsupportedFakeTensorException,
+)
+
+from featherweight.errors import ConfigError
+from featherweight.memory.cost import StepCost
+from featherweight.memory.ledger import Allocation, Category
+from featherweight.memory.simulate import simulation
+from featherweight.memory.timeline import Timeline, extend
+from featherweight.memory.tracker import StorageTracker
+from featherweight.tiles import Device
+from featherweight.training.footprint import predict_bytes
+from featherweight.training.loop import Loop
+from featherweight.training.recipe import Recipe, RecipeSource, load_recipe
+from featherweight.training.task import Skeleton, Task, tasks
+
+_SHALLOW = (2, 3)
+"""Depths that are simulated: a first and a last layer, and one more between them."""
+_CUDA_BLOCK_BYTES = 512
+"""Every block of the CUDA caching allocator is a multiple of this many bytes."""
+
+
+@runtime_checkable
+class PlannableTask(Protocol):
+    """The class of a task that can be run by shape alone."""
+
+    def skeleton(self, config: Any, *, seed: int, layers: int | None = None) -> Skeleton:
+        """Return the task without data and weights."""
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """The memory of two training steps, allocation by allocation."""
+
+    recipe: Recipe
+    """What was simulated."""
+    device: Device
+    """Where."""
+    timeline: Timeline
+    """Everything that is allocated and freed; its steps are marked."""
+    cost: StepCost
+    """Work of the second step."""
+    tokens_per_step: int
+    """Items (tokens) that the loss of one optimizer step sums over."""
+    predicted: Mapping[str, int]
+    """Weights, gradients and optimizer state by the formulas of the run's report, in bytes."""
+    is_whole: bool
+    """All layers were simulated; else two and three of them, from which the rest follows."""
+
+    @property
+    def peak_bytes(self) -> int:
+        """Most bytes that are alive at one moment."""
+        return self.timeline.peak_bytes
+
+    @property
+    def peak_by_category(self) -> dict[Category, int]:
+        """Bytes of each category at that moment."""
+        return self.timeline.peak().by_category
+
+    @property
+    def peak_by_module(self) -> dict[str, int]:
+        """Bytes by module at that moment, the most first; equal layers are one entry."""
+        totals: Counter[str] = Counter()
+        for allocation, count in self.timeline.alive_at(self.timeline.peak().index):
+            totals[allocation.module] += count * allocation.size_bytes
+        return dict(totals.most_common())
+
+    def top_allocations(self, limit: int = 10) -> list[tuple[Allocation, int]]:
+        """Return the largest kinds of storages at the peak and how many there are of each."""
+        return self.timeline.alive_at(self.timeline.peak().index)[:limit]
+
+
+def estimate_memory(
+    model: Any, recipe: RecipeSource, *, device: str | Device = "cuda", whole: bool = False
+) -> MemoryEstimate:
+    """Simulate the training steps of a recipe and return the memory that they need.
+
+    Args:
+        model: takes the place of the recipe's `task.model`: a name, folder or configuration as recipes know them, a
+            transformers configuration, or a model (only its configuration counts). None keeps the recipe's.
+        recipe: a recipe, a mapping, or the path of a YAML or JSON file.
+        device: "cuda", "cpu", or a `Device` with the size of its memory.
+        whole: simulate all layers even where few tell of all.
+    Raises:
+        ConfigError: if the recipe is wrong, or its task or a method of it cannot be simulated.
+    Cost: some seconds of one core; no weights are allocated or read.
+    """
+    parsed = with_model(load_recipe(recipe), model)
+    target = Device(device) if isinstance(device, str) else device
+    full = _skeleton(parsed, None)
+    depth = None if whole else full.layers
+    if depth is not None and depth > _SHALLOW[1]:
+        shallow, deep = (_simulate(parsed, _skeleton(parsed, layers), target) for layers in _SHALLOW)
+        timeline = extend(shallow.timeline, deep.timeline, _SHALLOW, depth)
+        if timeline is not None:
+            more = depth - _SHALLOW[1]
+            predicted = {
+                name: count + more * (count - shallow.predicted[name]) for name, count in deep.predicted.items()
+            }
+            cost = deep.cost.plus_layers(shallow.cost, more)
+            return replace(deep, timeline=timeline, predicted=predicted, cost=cost, is_whole=False)
+    return _simulate(parsed, full, target)
+
+
+def with_model(recipe: Recipe, model: Any) -> Recipe:
+    """Return the recipe with another model in its task; None leaves it."""
+    if model is None:
+        return recipe
+    source = getattr(model, "config", model) if isinstance(model, nn.Module) else model
+    if hasattr(source, "to_diff_dict"):
+        source = {"model_type": source.model_type, **source.to_dict()}
+    if not isinstance(source, str | Mapping):
+        raise ConfigError(
+            f"estimate_memory: model={type(model).__name__} is no model; expected a name, a folder, a configuration, "
+            "or a transformers model. Give one of these, or None for the recipe's own."
+        )
+    return Recipe.parse({**recipe.to_dict(), "task": {**recipe.task, "model": source}}, where="recipe")
+
+
+def _skeleton(recipe: Recipe, layers: int | None) -> Skeleton:
+    kind = tasks.get(recipe.task["name"])
+    if not hasattr(kind, "skeleton"):
+        raise ConfigError(
+            f"estimate_memory: task={recipe.task['name']} cannot be run by shape alone; expected a task such as text. "
+            "Measure it instead: fw measure."
+        )
+    skeleton: Skeleton = kind.skeleton(recipe.task_config(), seed=recipe.seed, layers=layers)
+    return skeleton
+
+
+def _simulate(recipe: Recipe, task: Task, device: Device) -> MemoryEstimate:
+    cost = StepCost()
+    with simulation(device, cost), _explained(recipe):
+        loop = Loop(recipe.override(["memory_steps=[]"]), task=task)
+        rounding = _CUDA_BLOCK_BYTES if device.kind == "cuda" else 1
+        with StorageTracker(loop.model, loop.optimizer, rounding=rounding, keep_history=True) as tracker:
+            tracker.mark_step()
+            loop.step()
+            _let_largest_refresh(loop.optimizer)
+            tracker.mark_step()
+            cost.clear()
+            loop.step()
+        predicted = predict_bytes(loop.model, loop.optimizer)
+        batch = next(task.batches("train", micro_batch_size=recipe.micro_batch_size, seed=0))
+        tokens = recipe.accumulation_steps * batch["labels"].numel()
+    return MemoryEstimate(recipe, device, tracker.timeline(), cost, tokens, predicted, is_whole=True)
+
+
+def _let_largest_refresh(optimizer: torch.optim.Optimizer) -> None:
+    """Make a refresh due: of the largest parameter with a basis; of all where none is staggered against the others."""
+    due = [(p, state) for p, state in optimizer.state.items() if "next_refresh" in state]
+    if not due:
+        return
+    largest = max(due, key=lambda pair: pair[0].numel())[0]
+    is_staggered = {id(p): group.get("stagger", True) for group in optimizer.param_groups for p in group["params"]}
+    for parameter, state in due:
+        if parameter is largest or not is_staggered[id(parameter)]:
+            state["next_refresh"].copy_(state["step"])
+
+
+@contextmanager
+def _explained(recipe: Recipe) -> Iterator[None]:
+    """Turn what a simulation cannot do into one sentence."""
+    try:
+        yield
+    except (DataDependentOutputException, DynamicOutputShapeException, UnsupportedFakeTensorException) as error:
+        raise ConfigError(
+            f"estimate_memory: methods={recipe.methods} with optimizer={recipe.optimizer['name']} decide by numbers "
+            f"({error}), which a simulation does not have; expected a recipe whose shapes are known before. Measure "
+            "it instead: fw measure."
+        ) from error
