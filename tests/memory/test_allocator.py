@@ -177,6 +177,9 @@ class TestOptions:
     def test_divisions_may_depend_on_the_size(self):
         options = AllocatorOptions.from_text("roundup_power2_divisions:[256:1,512:2,1024:4,>:8]")
         assert options.roundup_power2_divisions == (1,) * 9 + (2, 4) + (8,) * 5
+        # Powers of two that the text leaves out, 16 and 32 MiB here, are not rounded at all.
+        gaps = AllocatorOptions.from_text("roundup_power2_divisions:[8:1,64:4,128:8,256:2,>:16]")
+        assert gaps.roundup_power2_divisions == (1,) * 4 + (0, 0, 4, 8, 2) + (16,) * 7
         assert options.round(300 * MIB + 1) == 300 * MIB + 512
         assert options.round(600 * MIB) == 768 * MIB
         assert options.round(1030 * MIB) == 1280 * MIB
