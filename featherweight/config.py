@@ -241,6 +241,11 @@ def read_mapping(path: str | os.PathLike[str]) -> dict[str, Any]:
     return content
 
 
+def cache_folder() -> Path:
+    """Return where the package keeps what it can make again: $FEATHERWEIGHT_CACHE, or ~/.cache/featherweight."""
+    return Path(os.environ.get("FEATHERWEIGHT_CACHE") or "~/.cache/featherweight").expanduser()
+
+
 def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> None:
     """Write a file so that readers see the old or the new content, never a part; missing folders are made.
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import Field, field_validator, model_validator
 
-from featherweight.config import Config, read_mapping, write_atomically
+from featherweight.config import Config, cache_folder, read_mapping, write_atomically
 from featherweight.errors import ConfigError
 
 
@@ -361,3 +361,11 @@ def test_an_unwritable_folder_is_one_clear_sentence(tmp_path):
 
     assert "cannot be written" in message_of(Adam().to_file, tmp_path / "file" / "adam.yaml")
     assert "suffix='' is unknown" in message_of(Adam().to_file, tmp_path / "adam")
+
+
+def test_cache_folder_follows_its_environment_variable(monkeypatch, tmp_path):
+    monkeypatch.setenv("FEATHERWEIGHT_CACHE", str(tmp_path))
+    assert cache_folder() == tmp_path
+    monkeypatch.delenv("FEATHERWEIGHT_CACHE")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / ".cache" / "featherweight"

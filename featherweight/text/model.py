@@ -27,6 +27,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from featherweight.config import cache_folder
 from featherweight.errors import CheckpointError, ConfigError, MissingExtraError, did_you_mean
 from featherweight.methods.low_rank_model import RECORD, build_low_rank, load_low_rank
 from featherweight.text.hub import require_hub
@@ -231,11 +232,6 @@ def save_model_folder(model: Any, tokenizer: Tokenizer, folder: Path) -> None:
             f"save_model: folder={folder} cannot be written ({error.strerror or error}); expected a writable folder "
             "with free space. Choose another folder or free some space."
         ) from error
-
-
-def cache_folder() -> Path:
-    """Return where converted models are kept: $FEATHERWEIGHT_CACHE, or ~/.cache/featherweight."""
-    return Path(os.environ.get("FEATHERWEIGHT_CACHE") or "~/.cache/featherweight").expanduser()
 
 
 def _smollm2() -> _Place:

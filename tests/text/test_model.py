@@ -11,7 +11,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertMo
 from featherweight.errors import ConfigError, MissingExtraError
 from featherweight.text import model as model_module
 from featherweight.text.model import (
-    cache_folder,
     load_model,
     load_tokenizer,
     model_facts,
@@ -307,14 +306,6 @@ def test_missing_packages_name_the_install_command(tmp_path, monkeypatch):
         load_model("smollm2")
     with pytest.raises(MissingExtraError, match="pip install 'featherweight"):
         load_model(source)
-
-
-def test_cache_folder_follows_its_environment_variable(monkeypatch, tmp_path):
-    monkeypatch.setenv("FEATHERWEIGHT_CACHE", str(tmp_path))
-    assert cache_folder() == tmp_path
-    monkeypatch.delenv("FEATHERWEIGHT_CACHE")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert cache_folder() == tmp_path / ".cache" / "featherweight"
 
 
 @pytest.mark.slow
