@@ -17,8 +17,8 @@ class Device(NamedTuple):
 
     kind: str
     """cpu or cuda."""
-    memory_bytes: int | None = None
-    """Size of its memory, or None where code need not know."""
+    memory_bytes: int = 24 << 30
+    """Size of its memory; chunks are larger where there is more."""
 
 
 _simulated: Device | None = None

@@ -19,8 +19,8 @@ MARK = "mark"
 """Operator of an event that allocates nothing and says that a new step begins."""
 SMALL_BYTES = 1 << 16
 """A storage of fewer bytes may grow with the number of layers: a list of norms has one element for each parameter."""
-_LONGEST_COINCIDENCE = 24
-"""More equal events in a row than this are no coincidence."""
+_ALIKE_FOR = (24, 12, 6, 3, 1)
+"""After an insertion so many events are compared: the more, the surer."""
 
 
 class Event(NamedTuple):
@@ -172,20 +172,17 @@ class Timeline:
         return pairs
 
 
-def extend(shallow: Timeline, deep: Timeline, depths: tuple[int, int], depth: int) -> Timeline | None:
-    """Return the timeline of a model of `depth` layers from those of two shallow ones.
+def extend(shallow: Timeline, deep: Timeline, more: int) -> Timeline | None:
+    """Return the timeline of a deep model from those of two shallow ones.
 
     Args:
-        shallow: of the model of depths[0] layers.
+        shallow: of a model of at least two layers, the first and the last.
         deep: of the same with one layer more.
-        depths: n and n + 1, n >= 2, so that there are a first and a last layer.
-        depth: layers of the model in question, >= n.
+        more: how many layers more than `shallow` the model in question has.
     Returns:
         The timeline; None if the two do not differ by repeated events alone.
     Cost: O(events of the result).
     """
-    assert depths[1] == depths[0] + 1 and depth >= depths[0]
-    more = depth - depths[0]
     short, long = [_token(event) for event in shallow.events], [_token(event) for event in deep.events]
     events: list[Event] = []
     i = j = 0
@@ -216,12 +213,20 @@ def _grown(shallow: Event, deep: Event, more: int) -> Event:
 
 
 def _inserted(short: list[tuple[object, ...]], long: list[tuple[object, ...]], i: int, j: int) -> int | None:
-    """Return how many events the deep timeline has from j on that the shallow one has not at i."""
+    """Return how many events the deep timeline has from j on that the shallow one has not at i.
+
+    What is inserted repeats the events before it, those of another layer, and after it both go on alike, for a while at
+    least: the next insertion may be near.
+    """
     at_most = (len(long) - j) - (len(short) - i)
-    rest = short[i : i + _LONGEST_COINCIDENCE]
-    for period in range(1, at_most + 1):
-        if long[j + period : j + period + len(rest)] == rest and (rest or period == at_most):
-            return period
+    if i == len(short):
+        return at_most
+    for length in _ALIKE_FOR:
+        rest = short[i : i + length]
+        for period in range(1, at_most + 1):
+            goes_on = long[j + period : j + period + len(rest)] == rest
+            if goes_on and long[max(0, j - period) : j] == long[j : j + period]:
+                return period
     return None
 
 

@@ -276,7 +276,8 @@ class StorageTracker(TorchDispatchMode):
 
     def _storages(self, tensor: Tensor) -> Iterator[torch.UntypedStorage]:
         """Yield the storages that hold a tensor's values on our device: several for a subclass or a sparse tensor."""
-        if tensor.device != self.device:
+        # Asking a fake tensor for its device is an operator; its attribute is not.
+        if (tensor.fake_device if type(tensor) is FakeTensor else tensor.device) != self.device:
             return
         if _is_wrapper(type(tensor)):
             names, _ = tensor.__tensor_flatten__()  # type: ignore[attr-defined]

@@ -77,8 +77,7 @@ def budget_bytes(device: torch.device) -> int:
     if device_kind(device) != "cuda":
         return _MIN_BUDGET_BYTES
     simulated = simulated_device()
-    known_bytes = simulated.memory_bytes if simulated is not None else None
-    total_bytes = known_bytes or torch.cuda.get_device_properties(device).total_memory
+    total_bytes = simulated.memory_bytes if simulated else torch.cuda.get_device_properties(device).total_memory
     return min(max(total_bytes // 100, _MIN_BUDGET_BYTES), _MAX_BUDGET_BYTES)
 
 

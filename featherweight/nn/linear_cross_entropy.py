@@ -20,7 +20,7 @@ from featherweight.nn.chunk_size import ChunkSize, check_chunk_size, head_chunk_
 from featherweight.nn.chunked_loss import ChunkedLoss, LossWithGradient, RecomputedLosses, apply
 from featherweight.nn.cross_entropy import LossOptions, TokenStats
 from featherweight.nn.output_head import Head, MatrixHead, ModuleHead
-from featherweight.tiles import device_kind
+from featherweight.tiles import device_kind, simulated_device
 
 IGNORE_INDEX = -100
 """The label of a token that does not count, as in torch and transformers."""
@@ -292,6 +292,7 @@ def _check_options(
 
 def _may_skip(hidden: Tensor, skip_ignored: bool | None) -> bool:
     """Decide whether to look at the labels: a fake tensor has none to look at, and a GPU would have to wait."""
-    if isinstance(hidden, FakeTensor) or hidden.device.type == "meta":
+    is_fake = isinstance(hidden, FakeTensor) and simulated_device() is None
+    if is_fake or hidden.device.type == "meta":
         return False
     return device_kind(hidden.device) == "cpu" if skip_ignored is None else skip_ignored

@@ -410,6 +410,8 @@ def _sketch_tests(matrix: ProjectedMatrix) -> dict[str, tuple[Tensor, Tensor]]:
 
 def remembers(matrix: ProjectedMatrix) -> bool:
     """Say whether there is a first moment that is not zero, from which a sketch can begin."""
+    if matrix.counter("moment_step") == 0:
+        return False
     moments = matrix.read_moments()
     return "exp_avg" in moments and bool(moments["exp_avg"].any())
 

@@ -32,8 +32,8 @@ from featherweight.training.loop import Loop
 from featherweight.training.recipe import Recipe, RecipeSource, load_recipe
 from featherweight.training.task import Skeleton, Task, tasks
 
-_SHALLOW = (2, 3)
-"""Depths that are simulated: a first and a last layer, and one more between them."""
+_DEPTHS = (2, 3, 4)
+"""Depths that are simulated, the last one only if the layer that the second has more is not like those of the first."""
 _CUDA_BLOCK_BYTES = 512
 """Every block of the CUDA caching allocator is a multiple of this many bytes."""
 
@@ -106,18 +106,25 @@ def estimate_memory(
     parsed = with_model(load_recipe(recipe), model)
     target = Device(device) if isinstance(device, str) else device
     full = _skeleton(parsed, None)
-    depth = None if whole else full.layers
-    if depth is not None and depth > _SHALLOW[1]:
-        shallow, deep = (_simulate(parsed, _skeleton(parsed, layers), target) for layers in _SHALLOW)
-        timeline = extend(shallow.timeline, deep.timeline, _SHALLOW, depth)
-        if timeline is not None:
-            more = depth - _SHALLOW[1]
-            predicted = {
-                name: count + more * (count - shallow.predicted[name]) for name, count in deep.predicted.items()
-            }
-            cost = deep.cost.plus_layers(shallow.cost, more)
-            return replace(deep, timeline=timeline, predicted=predicted, cost=cost, is_whole=False)
+    if not whole and full.layers is not None and full.layers > _DEPTHS[-1]:
+        shallow = _simulate(parsed, _skeleton(parsed, _DEPTHS[0]), target)
+        for depth in _DEPTHS[1:]:
+            deep = _simulate(parsed, _skeleton(parsed, depth), target)
+            if (extended := _extended(shallow, deep, depth, full.layers)) is not None:
+                return extended
+            shallow = deep
     return _simulate(parsed, full, target)
+
+
+def _extended(shallow: MemoryEstimate, deep: MemoryEstimate, depth: int, layers: int) -> MemoryEstimate | None:
+    """Return what follows for all layers from models of depth - 1 and of depth; None if they differ otherwise."""
+    timeline = extend(shallow.timeline, deep.timeline, layers - (depth - 1))
+    if timeline is None:
+        return None
+    more = layers - depth
+    predicted = {name: count + more * (count - shallow.predicted[name]) for name, count in deep.predicted.items()}
+    cost = deep.cost.plus_layers(shallow.cost, more)
+    return replace(deep, timeline=timeline, predicted=predicted, cost=cost, is_whole=False)
 
 
 def with_model(recipe: Recipe, model: Any) -> Recipe:
