@@ -35,6 +35,7 @@ _LAZY = {
     "s2ft": "featherweight.methods.s2ft",
     "S2FTConfig": "featherweight.methods.s2ft",
     "Int8": "featherweight.methods.int8",
+    "LoRA": "featherweight.methods.lora",
     "WeLore": "featherweight.methods.welore",
     "InRank": "featherweight.methods.inrank",
     "compress": "featherweight.text.compress",

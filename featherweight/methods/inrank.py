@@ -35,6 +35,7 @@ from featherweight.methods.low_rank_model import (
     replace_module,
     shared_parameters,
 )
+from featherweight.methods.peft_adapter import require_no_adapter
 from featherweight.nn.low_rank_linear import LowRankLinear, activation_of, is_linear, matrix_of
 from featherweight.optim.resize import Growth, Rotation, exchange_parameter, unwrapped
 from featherweight.report import Report
@@ -134,8 +135,9 @@ class InRank(Config):
             model: with fresh weights; a model on the meta device is counted, not initialised.
             calibration: not used.
         Raises:
-            ConfigError: if no layer can be exchanged.
+            ConfigError: if no layer can be exchanged, or the model has an adapter.
         """
+        require_no_adapter(model, "InRank")
         targets = {
             name: module
             for name, module in select_modules(model, self.target_modules, self.exclude_modules).items()

@@ -161,8 +161,11 @@ def _judge(model: nn.Module, selected: Mapping[str, nn.Module]) -> tuple[dict[st
     for name, parameter in model.named_parameters(remove_duplicate=False):
         sharing[id(parameter)].append(name)
     reasons: dict[str, str] = {}
+    adapters = _adapter_parts(model)
     for name, module in selected.items():
-        if (reason := _mismatch(module)) is not None:
+        if id(module) in adapters:
+            reasons[name] = "is part of an adapter, which stays float"
+        elif (reason := _mismatch(module)) is not None:
             reasons[name] = reason
     for name, module in selected.items():
         if name in reasons:
@@ -182,6 +185,16 @@ def _judge(model: nn.Module, selected: Mapping[str, nn.Module]) -> tuple[dict[st
                 f"Int8: weight='{name}.weight' holds NaN or infinity; expected finite values. Load a sound checkpoint."
             )
     return {name: module for name, module in selected.items() if name not in reasons}, reasons
+
+
+def _adapter_parts(model: nn.Module) -> set[int]:
+    """Identify the small layers that PEFT has put beside frozen ones."""
+    found = set()
+    for module in model.modules():
+        for name in getattr(type(module), "adapter_layer_names", ()):
+            part = getattr(module, name, None)
+            found |= {id(one) for one in part.modules()} if isinstance(part, nn.Module) else set()
+    return found
 
 
 def _is_finite(weight: Any) -> bool:

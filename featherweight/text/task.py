@@ -30,8 +30,8 @@ class TextConfig(Config):
     """Options of the text task."""
 
     model: str | dict[str, Any] = "smollm2"
-    """smollm2, tiny, a model folder, a .gguf or .json file, a name of the Hugging Face hub, or the configuration of a
-    new model."""
+    """smollm2, tiny, a shape such as llama-60m, a model folder, a .gguf or .json file, a name of the Hugging Face hub,
+    or the configuration of a new model."""
     tokenizer: str | None = None
     """Whose tokenizer: any source of a model, or bytes. None: the model's own; a new model has bytes."""
     corpus: str = "english"

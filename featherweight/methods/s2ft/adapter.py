@@ -11,25 +11,23 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from featherweight.config import write_atomically
 from featherweight.errors import CheckpointError, ConfigError, did_you_mean
+from featherweight.methods.peft_adapter import CONFIG_FILE, PREFIX, WEIGHTS_FILE, plain_settings, write_files
 from featherweight.methods.s2ft.base_slices import ChannelChange, sum_changes
 from featherweight.methods.s2ft.config import S2FTConfig
 from featherweight.methods.s2ft.targets import linear_features
 from featherweight.nn.channel_delta import Axis
 
-CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 FORMAT_VERSION = 1
 """Written into the file of weights; grows when the content changes so that older code cannot read it."""
-PREFIX, DELTA, INDICES = "base_model.model.", ".s2ft_delta", ".s2ft_indices"
+FORMAT = {"s2ft_format_version": str(FORMAT_VERSION)}
+DELTA, INDICES = ".s2ft_delta", ".s2ft_indices"
 
 
 @dataclass(frozen=True)
@@ -117,7 +115,7 @@ class Adapter:
                 delta = change.delta.detach() * change.scaling if change.scaling != 1.0 else change.delta.detach()
                 modules[name] = ChannelChange(change.axis, change.indices.detach().cpu(), delta.clone().cpu())
         config = model.peft_config[adapter_name].to_dict()  # type: ignore[union-attr, index]
-        return cls(modules, _plain(config), _extra_tensors(model, adapter_name))
+        return cls(modules, plain_settings(config), _extra_tensors(model, adapter_name))
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write the two files; `peft.PeftModel.from_pretrained(base, folder)` opens them after `import featherweight`.
@@ -131,7 +129,7 @@ class Adapter:
             delta = change.delta if change.scaling == 1.0 else change.delta * change.scaling
             tensors[f"{PREFIX}{name}{DELTA}"] = delta.detach().contiguous().cpu()
             tensors[f"{PREFIX}{name}{INDICES}"] = change.indices.to(torch.int32).contiguous().cpu()
-        write_files(folder, self.complete_config(), tensors)
+        write_files(folder, self.complete_config(), tensors, FORMAT)
         return folder
 
     def complete_config(self) -> dict[str, Any]:
@@ -141,7 +139,7 @@ class Adapter:
             num_channels=max(len(change.indices) for change in self.modules.values()),
             axis_pattern={re_escape(name): change.axis for name, change in self.modules.items()},
         )
-        config = _plain(settings.to_dict())
+        config = plain_settings(settings.to_dict())
         kept = ("base_model_name_or_path", "revision", "task_type", "base_fingerprint", "modules_to_save", "bias")
         config.update({key: self.config[key] for key in kept if self.config.get(key) is not None})
         config["fan_in_fan_out"] = bool(self.config.get("fan_in_fan_out", False))
@@ -195,26 +193,6 @@ def opened(folder: str | os.PathLike[str]) -> Iterator[tuple[dict[str, Any], Any
         raise CheckpointError(
             f"adapter: folder={folder} cannot be read ({error}); expected {CONFIG_FILE} and {WEIGHTS_FILE}. Give the "
             "folder that save_pretrained wrote."
-        ) from error
-
-
-def write_files(folder: Path, config: Mapping[str, Any], tensors: dict[str, Tensor]) -> None:
-    """Write an adapter's two files, each complete or not at all, the configuration last.
-
-    Raises:
-        CheckpointError: if the folder cannot be written.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=folder, prefix=".adapter-") as temporary:
-            place = Path(temporary) / WEIGHTS_FILE
-            save_file(tensors, place, metadata={"format": "pt", "s2ft_format_version": str(FORMAT_VERSION)})
-            place.replace(folder / WEIGHTS_FILE)
-        write_atomically(folder / CONFIG_FILE, f"{json.dumps(config, indent=2, sort_keys=True)}\n")
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"adapter: folder={folder} cannot be written ({error}); expected a writable folder with free space. Choose "
-            "another folder."
         ) from error
 
 
@@ -317,10 +295,6 @@ def plain_weights(model: nn.Module) -> dict[str, Tensor]:
         if linear_features(module) is not None and isinstance(weight, Tensor) and weight.dim() == 2:
             found[name] = weight.detach().t() if type(module).__name__ == "Conv1D" else weight.detach()
     return found
-
-
-def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
 
 
 def _extra_tensors(model: nn.Module, adapter_name: str) -> dict[str, Tensor]:

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from featherweight.errors import CheckpointError, ConfigError
-from featherweight.methods.s2ft.adapter import PREFIX, Adapter, re_escape, write_files
+from featherweight.methods.peft_adapter import PREFIX, write_files
+from featherweight.methods.s2ft.adapter import Adapter, re_escape
 from featherweight.methods.s2ft.base_slices import ChannelChange
 from featherweight.report import Report
 

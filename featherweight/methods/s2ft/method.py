@@ -10,9 +10,11 @@ from torch import nn
 from torch.optim import Optimizer
 
 from featherweight.config import Config
+from featherweight.methods.low_rank_model import replace_module
+from featherweight.methods.peft_adapter import require_no_adapter
 from featherweight.methods.s2ft.adapter import Adapter
 from featherweight.methods.s2ft.config import S2FTConfig
-from featherweight.methods.s2ft.layer import S2FTLayer, s2ft_layers
+from featherweight.methods.s2ft.layer import s2ft_layers
 from featherweight.methods.s2ft.model import S2FTModel
 from featherweight.report import Report
 
@@ -55,8 +57,9 @@ class S2FT(Config):
         """Freeze a model in place but for some channels; see `fw.apply`.
 
         Raises:
-            ConfigError: if the options do not fit the model.
+            ConfigError: if the options do not fit the model, or it has an adapter already.
         """
+        require_no_adapter(model, "S2FT")
         trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
         config = self.peft_config()
         config.base_model_name_or_path = vars(model).get("name_or_path") or getattr(model, "name_or_path", None)
@@ -77,7 +80,7 @@ class S2FT(Config):
         for name, layer in s2ft_layers(model).items():
             layer.unmerge()
             layer.store_by_output()
-            _put(model, name, layer.get_base_layer())
+            replace_module(model, name, layer.get_base_layer())
         trained = set(getattr(model, _TRAINED_BEFORE))
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name in trained)
@@ -94,20 +97,15 @@ class S2FT(Config):
         layers = s2ft_layers(model)
         for name, layer in layers.items():
             layer.switch(["default"])
-            _put(model, name, layer.get_base_layer())
+            replace_module(model, name, layer.get_base_layer())
         try:
             yield
         finally:
             for name, layer in layers.items():
                 assert isinstance(layer, nn.Module), "layers are modules"
-                _put(model, name, layer)
+                replace_module(model, name, layer)
                 layer.unmerge()
 
     def peft_config(self) -> S2FTConfig:
         """Return the options as PEFT takes them."""
         return S2FTConfig(s2ft_dropout=self.dropout, **self.model_dump(exclude={"dropout"}))
-
-
-def _put(model: nn.Module, name: str, module: nn.Module | S2FTLayer) -> None:
-    parent, _, last = name.rpartition(".")
-    setattr(model.get_submodule(parent), last, module)

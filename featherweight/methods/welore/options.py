@@ -20,6 +20,7 @@ from featherweight.errors import ConfigError
 from featherweight.linalg.factors import factorize
 from featherweight.linalg.spectrum import Spectra, singular_values
 from featherweight.methods.low_rank_model import merge_low_rank, record_in_config, replace_module
+from featherweight.methods.peft_adapter import require_no_adapter
 from featherweight.methods.welore import calibrate
 from featherweight.methods.welore.plan import Entry, Plan, find_targets, make_plan, shapes_of
 from featherweight.methods.welore.report import plan_report
@@ -117,9 +118,11 @@ class WeLore(Config):
             calibration: batches of token ids for `whitened` and `refit`: an iterable of tensors (B, L), or of mappings
                 with `input_ids` and possibly `attention_mask`.
         Raises:
-            ConfigError: if nothing can be cut, the budget cannot be reached, or calibration data are missing.
+            ConfigError: if nothing can be cut, the budget cannot be reached, calibration data are missing, or the model
+                has an adapter.
             NumericsError: if a weight is NaN or infinite.
         """
+        require_no_adapter(model, "WeLore")
         if any(parameter.is_meta for parameter in model.parameters()):
             raise ConfigError(
                 "WeLore: model has parameters on device=meta, without numbers; expected a loaded model. Load it, or "
