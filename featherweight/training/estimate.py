@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
+from unittest.mock import patch
 
 import torch
 from torch import nn
@@ -156,7 +157,9 @@ def _skeleton(recipe: Recipe, layers: int | None) -> Skeleton:
 def _simulate(recipe: Recipe, task: Task, device: Device) -> MemoryEstimate:
     cost = StepCost()
     with simulation(device, cost), _explained(recipe):
-        loop = Loop(recipe.override(["memory_steps=[]"]), task=task)
+        # A third micro-batch takes what the second one does.
+        few = min(recipe.accumulation_steps, 2)
+        loop = Loop(recipe.override(["memory_steps=[]", f"accumulation_steps={few}"]), task=task)
         rounding = _CUDA_BLOCK_BYTES if device.kind == "cuda" else 1
         with StorageTracker(loop.model, loop.optimizer, rounding=rounding, keep_history=True) as tracker:
             tracker.mark_step()
@@ -164,11 +167,27 @@ def _simulate(recipe: Recipe, task: Task, device: Device) -> MemoryEstimate:
             _let_largest_refresh(loop.optimizer)
             tracker.mark_step()
             cost.clear()
-            loop.step()
+            with _costs_before_each_loss(task, cost) as costs:
+                loop.step()
+            if few == 2:
+                cost = cost.plus(costs[1].plus(costs[0], -1), recipe.accumulation_steps - 2)
         predicted = predict_bytes(loop.model, loop.optimizer)
         batch = next(task.batches("train", micro_batch_size=recipe.micro_batch_size, seed=0))
         tokens = recipe.accumulation_steps * batch["labels"].numel()
     return MemoryEstimate(recipe, device, tracker.timeline(), cost, tokens, predicted, is_whole=True)
+
+
+@contextmanager
+def _costs_before_each_loss(task: Task, cost: StepCost) -> Iterator[list[StepCost]]:
+    costs: list[StepCost] = []
+    original = task.loss
+
+    def loss(model: nn.Module, batch: Any) -> Any:
+        costs.append(cost.plus(StepCost(), 0))
+        return original(model, batch)
+
+    with patch.object(task, "loss", loss):
+        yield costs
 
 
 def _let_largest_refresh(optimizer: torch.optim.Optimizer) -> None:
