@@ -76,8 +76,9 @@ class FullSum:
     def reduce(self, all_reduce: Callable[[Tensor, Mapping[str, Any]], None], group: Mapping[str, Any]) -> None:
         """Average the sum over the processes."""
         assert self.grad is not None
-        self._size = None
-        all_reduce(self.grad, group)
+        self._size, self.grad = None, self.grad.resolve_conj()
+        # As pairs: backends of torch.distributed do not all take complex numbers.
+        all_reduce(torch.view_as_real(self.grad) if self.grad.is_complex() else self.grad, group)
 
     def tensors(self) -> Iterable[Tensor]:
         """See `GradientSum.tensors`."""

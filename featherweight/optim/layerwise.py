@@ -35,7 +35,8 @@ from featherweight.optim.matrix import Group, ProjectedMatrix
 from featherweight.optim.options import NORM_KEY
 from featherweight.optim.reduce import LocalReducer, Reducer
 from featherweight.optim.shared_basis import SharedBasis
-from featherweight.optim.tensor import TensorSum
+from featherweight.optim.tensor import TensorSum, needs_whole_gradient
+from featherweight.optim.tensor_ranks import is_open
 
 CLIP_MODES = ("delayed", "per_tensor", "norm_growth", "projected")
 MAX_GROWTH = 1.01
@@ -366,7 +367,8 @@ class Layerwise:
         """
         layout, total = self.optimizer.layouts[parameter], None
         if layout.tensor is not None:
-            if layout.rank is not None and self.reducer.world_size == 1:
+            is_shared, state = self.reducer.world_size > 1, self.optimizer.state[parameter]
+            if layout.rank is not None and not needs_whole_gradient(layout, state, is_shared=is_shared):
                 self._sums[parameter] = self.optimizer.begin_tensor(parameter, self.group_of(parameter))
                 return self._sums[parameter]
         elif layout.rank is not None:
@@ -498,7 +500,7 @@ class Layerwise:
         if self.clip == "norm_growth":
             norm = squared**0.5
             state = self.optimizer.state[parameter]
-            if not state:
+            if not state and not is_open(self.optimizer.layouts[parameter]):
                 self.optimizer.create_state(parameter)
             last = float(state["grad_norm"]) if "grad_norm" in state else 0.0
             factor = min(1.0, MAX_GROWTH * last / norm) if last > 0 and norm > 0 else 1.0
