@@ -24,7 +24,7 @@ from featherweight.pde.generation import sample_pairs
 from featherweight.pde.metrics import largest_error, relative_h1, relative_l2
 from featherweight.pde.operator import FieldOperator
 from featherweight.pde.problems import PROBLEMS
-from featherweight.training.task import Batch, Split
+from featherweight.training.task import Batch, Split, Words
 
 
 class PdeConfig(Config):
@@ -70,6 +70,9 @@ class PdeConfig(Config):
     """Training loss, a relative error; h1_periodic takes derivatives around the boundary, as published runs do."""
 
 
+LOSS_WORDS = {"l2": "relative L2 error", "h1": "relative H1 error", "h1_periodic": "relative H1 error, periodic"}
+
+
 class PdeTask:
     """Predict solutions from inputs; fulfils `featherweight.training.task.Task`.
 
@@ -90,6 +93,7 @@ class PdeTask:
 
     def __init__(self, config: PdeConfig, *, seed: int) -> None:
         self.config, self.seed = config, seed
+        self.words = Words("samples", LOSS_WORDS[config.loss], ("l2",) if config.loss != "l2" else ("h1",))
         train, self.tests = _load(config)
         self.train = _with_channels(train, len(config.n_modes))
         self.tests = {name: _with_channels(pairs, len(config.n_modes)) for name, pairs in self.tests.items()}
