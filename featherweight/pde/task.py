@@ -53,7 +53,8 @@ class PdeConfig(Config):
     y_index: int | None = None
     """Which of several stored times, along the last axis; None takes all."""
     periodic: bool | None = None
-    """Whether fields wrap around, for the derivatives of the H1 error; None: as the problem in the name of the data."""
+    """Whether fields wrap around, for the derivatives of the H1 error; None: not if the folder or the training file has
+    darcy in its name."""
     model: Literal["fno", "neuraloperator"] = "fno"
     """Our own network, or that of the package neuraloperator."""
     n_modes: list[int] = [16, 16]
@@ -250,10 +251,11 @@ def _find_files(config: PdeConfig) -> tuple[Path, list[Path]]:
         found = [one for one in found if one.stem.endswith(f"_{config.resolution}")]
     if len(found) != 1:
         names = ", ".join(one.name for one in found) or "none"
+        wanted = "*_train_*.pt" if config.resolution is None else f"*_train_*_{config.resolution}.pt"
         raise ConfigError(
-            f"pde task: data={config.data} holds {names} of the wanted training files; expected a file, a folder with "
-            f"one "
-            f"*_train_*.pt (of `resolution`), or one of {', '.join(PROBLEMS)}. Make one with fw pde generate."
+            f"pde task: data={config.data} holds {names} of the wanted training files ({wanted}); expected a file, a "
+            f"folder with one of them, or one of {', '.join(PROBLEMS)}. Set resolution to that of the data, or make "
+            "them with fw pde generate."
         )
     own = found[0].with_name(found[0].name.replace("_train_", "_test_"))
     prefix = found[0].name.partition("_train_")[0]
@@ -286,7 +288,8 @@ def _with_channels(pairs: FieldPairs, dimensions: int) -> FieldPairs:
 def _is_periodic(config: PdeConfig) -> bool:
     if config.periodic is not None:
         return config.periodic
-    return "darcy" not in str(config.data).lower()
+    names = [config.data] if config.data in PROBLEMS else [config.data, _find_files(config)[0].name]
+    return not any("darcy" in name.lower() for name in names)
 
 
 def _neuraloperator_fno(options: dict[str, Any], domain_padding: float) -> nn.Module:
