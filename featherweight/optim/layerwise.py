@@ -468,12 +468,15 @@ class Layerwise:
         self.optimizer.step_gradient(parameter, group, grad, is_used if is_stacked else None)
 
     def _update_from_sum(self, parameter: Tensor, factor: float | None = None) -> None:
-        """Make the step of one parameter from what its micro-batches have left; `factor` None asks the clip mode."""
+        """Make the step of one parameter from what its micro-batches have left; `factor` None asks the clip mode.
+
+        With a factor the sums of all parameters have been averaged over the processes before.
+        """
         total, group = self._sums.pop(parameter), self.group_of(parameter)
+        if factor is None:
+            self._average(total, group)
         if isinstance(total, FullSum):
             assert total.grad is not None
-            if self.reducer.world_size > 1:
-                total.reduce(self.reducer.all_reduce, group)
             if factor is None:
                 self._update_from_gradient(parameter, group, total.grad)
                 return
@@ -483,13 +486,15 @@ class Layerwise:
                 self._skip(1)
             return
         assert isinstance(total, CoreSum | TensorSum)
-        if self.reducer.world_size > 1:
-            total.reduce(self.reducer.all_reduce)
         if factor is None:
             squared = total.squared_norm()
             self._norms.append(squared)
             factor = self._factor(parameter, squared)
         self._skip(self.optimizer.step_cores(parameter, total, factor))
+
+    def _average(self, total: GradientSum, group: Group) -> None:
+        if self.reducer.world_size > 1:
+            total.reduce(self.reducer.all_reduce, group)
 
     def _skip(self, count: int) -> None:
         self.optimizer.skipped_steps += count
@@ -518,7 +523,8 @@ class Layerwise:
         if self._sums:
             factor = None
             if self.clip == "projected":
-                for total in self._sums.values():
+                for parameter, total in self._sums.items():
+                    self._average(total, self.group_of(parameter))
                     squared = total.squared_norm()
                     if math.isfinite(squared):
                         self._norms.append(squared)

@@ -290,7 +290,8 @@ class TensorSum:
             self.tensor.refresh(grad)
             self.tensor.store_carried(self.rounding)
         core, sparse = self.tensor.project(grad)
-        self.core = core if self.core is None else self.core.add_(core)
+        # Contiguous, as backends of torch.distributed ask for it.
+        self.core = core.contiguous() if self.core is None else self.core.add_(core)
         if sparse is not None:
             self.sparse = sparse if self.sparse is None else self.sparse.add_(sparse)
 
@@ -299,10 +300,10 @@ class TensorSum:
         kept = [torch.linalg.vector_norm(one).double().square() for one in self.tensors()]
         return float(torch.stack(kept).sum())
 
-    def reduce(self, all_reduce: Callable[[Tensor, Mapping[str, Any]], None]) -> None:
-        """Average over the processes."""
+    def reduce(self, all_reduce: Callable[[Tensor, Mapping[str, Any]], None], group: Mapping[str, Any]) -> None:
+        """See `GradientSum.reduce`."""
         for one in self.tensors():
-            all_reduce(self.tensor.plan.pairs(one), self.tensor.group)
+            all_reduce(self.tensor.plan.pairs(one), group)
 
     def update_(self, weights: list[Tensor], factor: float) -> int:
         """Make the step; return 1 if the sum is not finite and the tensor was left out, else 0."""
