@@ -39,6 +39,8 @@ def test_two_processes_exchange_cores_and_train_as_one_with_the_whole_batch(opti
     two_processes.run("tensor_core_sums.py", *arguments, seconds=240)
     one, two = (torch.load(tmp_path / f"run-{rank}") for rank in range(2))
     assert all(torch.equal(one["weights"][name], two["weights"][name]) for name in one["weights"])
+    # Without a reducer, and in buckets that keep gradients.
+    assert [text.startswith("layerwise: world_size=2 processes train this") for text in one["refusals"]] == [True] * 2
     reference = runpy.run_path(str(PROGRAM.with_name("tensor_core_sums.py")), run_name="reference")
     model, optimizer = reference["build"](options)
     start = {name: tensor.clone() for name, tensor in model.state_dict().items()}

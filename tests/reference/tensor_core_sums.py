@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 
 import featherweight as fw
+from featherweight.errors import DeviceError
 
 STEPS, GAP = 24, 6
 
@@ -49,6 +50,12 @@ def main() -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
     model, optimizer = build(options)
+    refusals = []
+    for trained in (model, torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(2, 2))):
+        try:
+            fw.optim.layerwise(trained, optimizer, reducer=None if trained is model else MeanOverProcesses())
+        except DeviceError as error:
+            refusals.append(str(error))
     reducer = MeanOverProcesses()
     sent = []
     with fw.optim.layerwise(model, optimizer, accumulation_steps=2, reducer=reducer):
@@ -59,7 +66,7 @@ def main() -> None:
             sent.append(sum(reducer.sent))
             reducer.sent.clear()
     ranks = [list(layout.tensor.ranks) for layout in optimizer.layouts.values() if layout.tensor and layout.rank]
-    torch.save({"weights": model.state_dict(), "sent": sent, "ranks": ranks}, f"{target}-{rank}")
+    torch.save({"weights": model.state_dict(), "sent": sent, "ranks": ranks, "refusals": refusals}, f"{target}-{rank}")
     dist.barrier()
     dist.destroy_process_group()
 
