@@ -27,7 +27,7 @@ from featherweight.training.interrupt import StopRequest, TrainingInterrupted
 from featherweight.training.randomness import preserved_rng, rng_state, seed_everything, set_rng_state
 from featherweight.training.recipe import Recipe, resume_conflicts
 from featherweight.training.schedule import lr_factor
-from featherweight.training.task import Batch, Task
+from featherweight.training.task import Batch, Task, words_of
 
 if TYPE_CHECKING:
     from featherweight.optim import Layerwise
@@ -264,7 +264,7 @@ class Loop:
         evaluated_at = None
 
         def tell(moment: str, **details: Any) -> None:
-            event = Event(recipe, self.progress.step, self.model, self.optimizer, **details)
+            event = Event(recipe, progress.step, self.model, self.optimizer, words=words_of(self.task), **details)
             for callback in callbacks:
                 getattr(callback, moment)(event)
 

@@ -25,6 +25,7 @@ from featherweight.training.loop import Loop, explain_out_of_memory
 from featherweight.training.metrics import MetricsFile, final_training_loss, read_metrics
 from featherweight.training.recipe import Recipe, RecipeSource, load_recipe, resume_conflicts
 from featherweight.training.summary import Summary, finite, run_report
+from featherweight.training.task import words_of
 from featherweight.training.trackers import Trackers
 
 
@@ -141,6 +142,7 @@ def _train(recipe: Recipe, name: str, folder: Path, resume: bool, callbacks: Seq
             skipped_steps=loop.progress.skipped_steps,
             task=loop.task.describe(),
             footprint=loop.footprint,
+            words=words_of(loop.task),
         )
         report = run_report(f"{name}: {optimizer_config.name}", summary, lines, machine_name(environment))
         for method in loop.methods:
