@@ -24,12 +24,8 @@ from featherweight.optim.moments import moment_policies
 from featherweight.optim.refresh import next_refresh
 from featherweight.optim.rules import Rule, rules
 from featherweight.optim.tensor_plan import TensorPlan
-<<<<<<< HEAD
-from featherweight.optim.weight_update import Rounding, copy_back, weight_of, write_
-=======
 from featherweight.optim.tensor_ranks import is_open
-from featherweight.optim.weight_update import Rounding, copy_back, tiles, weight_of, write_
->>>>>>> tensor
+from featherweight.optim.weight_update import Rounding, copy_back, weight_of, write_
 from featherweight.report import Report
 from featherweight.tiles import tiles
 
