@@ -108,8 +108,8 @@ def layerwise(
     if isinstance(model, DistributedDataParallel) or (reducer is None and _world_size() > 1):
         raise DeviceError(
             f"layerwise: world_size={_world_size()} processes train this {type(model).__name__}; expected one process, "
-            "because DistributedDataParallel keeps every gradient in its buckets. Start the program without a launcher, or "
-            "give the bare model and a reducer."
+            "because DistributedDataParallel keeps every gradient in its buckets. Start the program without a "
+            "launcher, or give the bare model and a reducer."
         )
     if not isinstance(accumulation_steps, int) or isinstance(accumulation_steps, bool) or accumulation_steps < 1:
         raise ConfigError(
