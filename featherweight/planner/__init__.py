@@ -4,7 +4,6 @@ It simulates training steps (`featherweight.training.estimate`), adds what a car
 """
 
 from featherweight.planner.advice import Change, changes
-from featherweight.planner.callback import PlanCheck
 from featherweight.planner.candidates import TAGS
 from featherweight.planner.need import Need, need_of
 from featherweight.planner.plan import Plan, PlanRow, plan
@@ -16,7 +15,6 @@ __all__ = [
     "Change",
     "Need",
     "Plan",
-    "PlanCheck",
     "PlanRow",
     "Solution",
     "Target",

@@ -128,6 +128,40 @@ def _extended(shallow: MemoryEstimate, deep: MemoryEstimate, depth: int, layers:
     return replace(deep, timeline=timeline, predicted=predicted, cost=cost, is_whole=False)
 
 
+def formula_bytes(recipe: Recipe) -> dict[str, int]:
+    """Return weights, gradients and optimizer state of a recipe by formula, without a step.
+
+    Raises:
+        ConfigError: as `estimate_memory`.
+    """
+    full = _skeleton(recipe, None)
+    if full.layers is None or full.layers <= _DEPTHS[1]:
+        return _formula_bytes(recipe, full)
+    less, more = (_formula_bytes(recipe, _skeleton(recipe, depth)) for depth in _DEPTHS[:2])
+    rest = full.layers - _DEPTHS[1]
+    grown = {name: count + rest * (count - less[name]) for name, count in more.items()}
+    if recipe.optimizer_config().layerwise:
+        grown["gradients"] = more["gradients"]  # those of the largest parameter, whatever the depth
+    return grown
+
+
+def _formula_bytes(recipe: Recipe, task: Task) -> dict[str, int]:
+    with simulation(Device("cpu")), _explained(recipe):
+        loop = Loop(recipe, task=task)
+        return predict_bytes(loop.model, loop.optimizer)
+
+
+def longest_sequence(recipe: Recipe) -> int | None:
+    """Return the longest sequence that the recipe's model takes, or None for no limit."""
+    return _skeleton(recipe, None).longest
+
+
+def is_pretrained(recipe: Recipe) -> bool:
+    """Tell whether a recipe begins with the weights of a trained model: a folder, a GGUF file or a name of the hub."""
+    kind = tasks.get(recipe.task["name"])
+    return bool(getattr(kind, "is_pretrained", lambda config: False)(recipe.task_config()))
+
+
 def with_model(recipe: Recipe, model: Any) -> Recipe:
     """Return the recipe with another model in its task; None leaves it."""
     if model is None:

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from featherweight.training.task import Words
 
 if TYPE_CHECKING:
+    from featherweight.training.footprint import Footprint
     from featherweight.training.recipe import Recipe
 
 
@@ -32,6 +33,8 @@ class Event:
     names say tokens for every task; what its items are called stands in `words`."""
     words: Words = field(default_factory=Words)
     """What the task counts and measures."""
+    footprint: "Footprint | None" = None
+    """Memory, predicted and measured so far."""
     checkpoint: Path | None = None
     """The folder that was written; only in `on_checkpoint`."""
 

@@ -167,7 +167,9 @@ def _add_memory(report: Report, footprints: Mapping[str, Footprint]) -> None:
             predicted, measured = (_share(part, name, divisor) for part in (footprint.predicted, footprint.measured))
             rows.append([_words(name), predicted, measured, _share(footprint.at_peak, name, divisor)])
         peak = _share({"all": footprint.peak_bytes}, "all", divisor) if footprint.measured else None
-        rows.append(["all", None, None, peak])
+        planned = footprint.predicted_peak_bytes
+        predicted_peak = _share({"all": planned}, "all", divisor) if planned else None
+        rows.append(["peak", predicted_peak, None, peak])
     columns = ["category", f"predicted ({unit})", f"measured maximum ({unit})", f"measured at the peak ({unit})"]
     report.add_table("Memory", columns, rows)
     _add_bars(report, footprints, unit, divisor)
