@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from featherweight.cli.screen import AsJson, leave_cleanly, print_json
+from featherweight.report import format_bytes
 
 if TYPE_CHECKING:
     from featherweight.planner import Change, Plan, PlanRow, Solution
@@ -24,7 +25,7 @@ _COLOURS = {
     "rest": "bright_black",
 }
 _LETTERS = {name: name[0] if name != "optimizer_state" else "s" for name in _COLOURS}
-_BAR = 34
+_BAR = 28
 
 
 def plan(
@@ -118,7 +119,7 @@ def plan(
         if as_json:
             print_json(_content(found, solution, saving))
         else:
-            _print(found, solution, saving, out, report)
+            print_plan(found, solution, saving, out, report)
         if not found.rows:
             raise typer.Exit(1)
 
@@ -139,10 +140,14 @@ def _content(found: "Plan", solution: "Solution | None", saving: "list[Change] |
     return content
 
 
-def _print(
-    found: "Plan", solution: "Solution | None", saving: "list[Change] | None", out: Path | None, report: Path | None
+def print_plan(
+    found: "Plan",
+    solution: "Solution | None" = None,
+    saving: "list[Change] | None" = None,
+    out: Path | None = None,
+    report: Path | None = None,
 ) -> None:
-    """Show the plan at a glance: one line with a bar for each recipe, the budget as the length of the bar."""
+    """Show a plan at a glance: one line with a bar for each recipe, the budget as the length of the bar."""
     from featherweight.planner.report import verdict
 
     console = Console()
@@ -160,10 +165,10 @@ def _print(
         console.print(Text("\nChanges that save memory, the cheapest first", style="bold"))
         for change in saving:
             same = "same numbers" if change.is_exact else "other numbers"
-            gain = f"-{change.saved_bytes / 2**30:.2f} GiB, time x {change.time_ratio:.2f}, {same}"
+            gain = f"-{format_bytes(change.saved_bytes)}, time x {change.time_ratio:.2f}, {same}"
             console.print(Text(f"  {change.name}: {gain}\n      {' '.join(change.overrides)}"), soft_wrap=True)
     if solution is not None:
-        value = f"{solution.value / 2**30:.2f} GiB" if solution.unknown == "min_memory" else f"{solution.value:,}"
+        value = format_bytes(solution.value) if solution.unknown == "min_memory" else f"{solution.value:,}"
         console.print(Text(f"\n{solution.unknown}: {value}", style="bold"))
     console.print(Text(f"\nAssumed: {'; '.join(found.assumptions)}.", style="dim"))
     if report is not None:
@@ -176,11 +181,11 @@ def _rows(found: "Plan") -> Table:
     table = Table(box=None, pad_edge=False, show_edge=False)
     table.add_column("recipe")
     table.add_column("activations")
-    table.add_column(f"of {found.target.budget_bytes / 2**30:.1f} GiB")
-    table.add_column("GiB", justify="right")
+    table.add_column(f"of {format_bytes(found.target.budget_bytes)}", min_width=_BAR, no_wrap=True)
+    table.add_column("needs", justify="right", no_wrap=True)
     table.add_column("tokens/s", justify="right")
     for row in found.rows:
-        needed = f"{row.need.total_bytes / 2**30:.1f}"
+        needed = format_bytes(row.need.total_bytes)
         table.add_row(row.family, row.keeping, _bar(row, found.target.budget_bytes), needed, f"{row.tokens_per_s:,.0f}")
     return table
 
@@ -202,7 +207,7 @@ def _print_largest(console: Console, best: "PlanRow") -> None:
     console.print(Text(f"\nLargest at the peak of {best.family} ({best.estimate.timeline.peak().phase})", style="bold"))
     for one, count in best.estimate.top_allocations(5):
         shape = "x".join(map(str, one.shape))
-        size = f"{one.size_bytes * count / 2**30:6.2f} GiB"
+        size = f"{format_bytes(one.size_bytes * count):>11}"
         times = f"{count} x " if count > 1 else ""
         where = one.module or one.op
         console.print(Text(f"  {size}  {one.category.replace('_', ' ')}: {times}{shape} {where}"), soft_wrap=True)

@@ -20,7 +20,7 @@ from featherweight.planner.need import Need, need_of
 from featherweight.planner.report import plan_report
 from featherweight.planner.target import Target
 from featherweight.planner.time_model import seconds_of
-from featherweight.report import Report
+from featherweight.report import Report, format_bytes
 from featherweight.training.estimate import MemoryEstimate, estimate_memory, formula_bytes, is_pretrained, with_model
 from featherweight.training.recipe import Recipe, RecipeSource, load_recipe
 
@@ -76,10 +76,10 @@ class Plan:
             ConfigError: if nothing fits.
         """
         if not self.rows:
-            reasons = "; ".join(f"{name}: {reason}" for name, reason in self.refused.items())
+            name, reason = list(self.refused.items())[-1] if self.refused else ("no recipe", "all are excluded")
             raise ConfigError(
-                f"plan: budget={self.target.budget_bytes} bytes hold no recipe ({reasons}); expected a larger budget, "
-                "a shorter sequence or a smaller model. Lower seq_len, or allow more with exclude=()."
+                f"plan: budget={format_bytes(self.target.budget_bytes)} holds no recipe ({name} {reason}); expected a "
+                "larger budget, a shorter sequence or a smaller model. Lower seq_len, or exclude less."
             )
         return self.rows[0]
 
@@ -278,9 +278,9 @@ class _Search:
             unexpected = row.need.total_bytes - expected
         least = min(needed)
         raise _DoesNotFit(
-            f"needs about {least / 2**30:.1f} GiB of {self.target.usable_bytes / 2**30:.1f} "
-            f"(weights {fixed['weights'] / 2**30:.1f}, gradients {fixed['gradients'] / 2**30:.1f}, state "
-            f"{fixed['optimizer_state'] / 2**30:.1f})"
+            f"needs about {format_bytes(least)} of {format_bytes(self.target.usable_bytes)} (weights "
+            f"{format_bytes(fixed['weights'])}, gradients {format_bytes(fixed['gradients'])}, state "
+            f"{format_bytes(fixed['optimizer_state'])})"
         )
 
     def with_larger_micro_batch(self, row: PlanRow) -> PlanRow:
