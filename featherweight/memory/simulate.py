@@ -45,7 +45,8 @@ class SimulatedTensors(FakeTensorMode):
         if func is torch.ops.prim.device.default and type(args[0]) is FakeTensor:
             return args[0].fake_device
         written = _written_alone(func)
-        if written is not None and type(target := args[0] if written == 0 else kwargs["out"]) is FakeTensor:
+        target = None if written is None else args[0] if written == 0 else kwargs["out"]
+        if type(target) is FakeTensor and target.constant is None:
             return self._counted(func, args, kwargs, target)  # of the same shape as before: nothing to find out
         tensors = [one for one in args if isinstance(one, Tensor)]
         lists = [one for value in args if isinstance(value, list | tuple) for one in value if isinstance(one, Tensor)]
