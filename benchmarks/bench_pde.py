@@ -1,8 +1,12 @@
 """Learning of neural operators: AdamW beside optimizers whose moments live in a core of the gradient tensor.
 
-`scripts/bench pde` trains every method at every learning rate with seed 0, then the best rate of each with two more
-seeds, and writes one row a run into results/pde.csv; a run whose row is there is not repeated, so the benchmark can be
-stopped at any time. `--report` prints the table of what is there and draws pictures into `--pictures`.
+`scripts/bench pde` trains every method at every learning rate of one grid with seed 0, then the two best rates of each
+with two more seeds (one seed alone may be lucky at one rate), and writes one row a run into results/pde.csv; a run
+whose row is there is not repeated, so the benchmark can be stopped at any time. `--report` prints the table of the rows
+of this grid and draws pictures into `--pictures`.
+
+Times are ratios. Every run trains a twin with AdamW beside it, a step of the twin after every fourth of its own, so
+that a busy machine hits both; the row holds the times of both.
 
 Darcy: 500 + 100 samples of 16 x 16, generated here (coefficients 12 and 3, solved on 61 x 61), H1 loss, 120 steps.
 Navier-Stokes: w(0) -> w(1), nu 1e-3, forced, 200 + 50 samples of 32 x 32, H1 loss, 120 steps. Both small enough for a
@@ -14,6 +18,7 @@ import csv
 import statistics
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +27,7 @@ from measurement import RESULTS, machine
 
 from featherweight.optim import build_optimizer, parse_optimizer
 from featherweight.pde import PdeConfig, PdeTask, draw_fields, draw_spectra
+from featherweight.report import Report
 
 PROBLEMS: dict[str, dict[str, Any]] = {
     "darcy": {
@@ -46,14 +52,20 @@ METHODS: dict[str, dict[str, Any]] = {
     "tucker_25_8bit": {"name": "tensor_galore_8bit"},
     "tucker_25_frozen": {"name": "tensor_galore", "update_proj_gap": 10**6},
     "tucker_25_keep": {"name": "tensor_galore", "moment_policy": "keep"},
+    "tucker_25_auto": {"name": "tensor_galore", "rank": "auto"},
     "tucker_05": {"name": "tensor_galore", "rank": 0.05},
+    "tucker_05_auto": {"name": "tensor_galore", "rank": "auto", "rank_budget": 0.05},
     "channels_25": {"name": "tensor_galore", "proj_type": "tucker_channels"},
     "slices_25": {"name": "tensor_galore", "proj_type": "slices"},
     "tensorgrad_20_5": {"name": "tensorgrad"},
 }
-RATES = (1e-2, 3e-2, 1e-1)
+RATES = (1e-2, 2e-2, 3e-2, 5e-2, 1e-1)
 SEEDS = (0, 1, 2)
-FIELDS = ("problem", "method", "lr", "seed", "l2", "h1", "h1_periodic", "state_bytes", "step_ms", "optimizer_ms", "s")
+ERRORS = ("l2", "h1", "h1_periodic")
+TIMES = ("step_ms", "optimizer_ms", "adamw_step_ms", "adamw_optimizer_ms")
+FIELDS = ("problem", "method", "lr", "seed", *ERRORS, "state_bytes", *TIMES, "s", "curve")
+FINALISTS = 2
+TWIN_EVERY = 4
 
 
 def main() -> None:
@@ -70,6 +82,7 @@ def main() -> None:
     if arguments.report:
         report(arguments)
         return
+    check_header(arguments.results)
     began = time.monotonic()
     task = PdeTask(PdeConfig(**PROBLEMS[arguments.problem]["task"]), seed=0)
     for method in arguments.methods.split(","):
@@ -78,27 +91,27 @@ def main() -> None:
                 return
             row = run(task, arguments, method, lr, seed)
             append(arguments.results, row)
-            print({key: row[key] for key in FIELDS}, flush=True)
+            print({key: row[key] for key in FIELDS if key != "curve"}, flush=True)
 
 
-def planned(arguments: argparse.Namespace, method: str) -> Any:
-    """Yield (lr, seed) of the runs that are missing, the sweep first."""
-    for lr in RATES:
-        if (lr, 0) not in done(arguments, method):
-            yield lr, 0
-    sweep = {lr: row for (lr, seed), row in done(arguments, method).items() if seed == 0}
-    best = min(sweep, key=lambda lr: float(sweep[lr]["h1"]))
-    for seed in SEEDS[1:]:
-        if (best, seed) not in done(arguments, method):
-            yield best, seed
+def planned(arguments: argparse.Namespace, method: str) -> Iterator[tuple[float, int]]:
+    """Yield (lr, seed) of the runs that are missing or have no times of AdamW beside them, the sweep first."""
+
+    def is_missing(lr: float, seed: int) -> bool:
+        return not done(arguments, method).get((lr, seed), {}).get("adamw_step_ms")
+
+    yield from ((lr, SEEDS[0]) for lr in RATES if is_missing(lr, SEEDS[0]))
+    found = done(arguments, method)
+    best = sorted(RATES, key=lambda lr: float(found[lr, SEEDS[0]]["h1"]))[:FINALISTS]
+    yield from ((lr, seed) for lr in best for seed in SEEDS[1:] if is_missing(lr, seed))
 
 
 def done(arguments: argparse.Namespace, method: str) -> dict[tuple[float, int], dict[str, str]]:
-    """Return the rows of finished runs by (lr, seed)."""
+    """Return the rows of finished runs of the grid by (lr, seed); of a repeated run the last."""
     return {
         (float(row["lr"]), int(row["seed"])): row
         for row in rows(arguments.results)
-        if row["problem"] == arguments.problem and row["method"] == method
+        if (row["problem"], row["method"]) == (arguments.problem, method) and float(row["lr"]) in RATES
     }
 
 
@@ -110,57 +123,88 @@ def rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def check_header(path: Path) -> None:
+    """Refuse to add rows to a file with other columns."""
+    columns = [*FIELDS, *machine()]
+    if path.exists() and (found := next(csv.reader(path.read_text().splitlines()), [])) != columns:
+        sys.exit(f"bench pde: {path} has columns={found}; expected {columns}. Give another file as --results.")
+
+
 def append(path: Path, row: dict[str, Any]) -> None:
     """Add one row, with the machine."""
-    facts = machine()
+    complete = {**row, **machine()}
     is_new = not path.exists()
     with open(path, "a", newline="") as file:
-        writer = csv.DictWriter(file, [*FIELDS, "curve", *facts])
+        writer = csv.DictWriter(file, list(complete))
         if is_new:
             writer.writeheader()
-        writer.writerow({**row, **facts})
+        writer.writerow(complete)
+
+
+class Training:
+    """A network, its optimizer and schedule, and how long its steps took."""
+
+    def __init__(self, task: PdeTask, options: dict[str, Any], steps: int) -> None:
+        self.task = task
+        self.model = task.build_model()
+        self.optimizer = build_optimizer(self.model, parse_optimizer(options), seed=task.seed)
+        self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, steps)
+        self.step_ms: list[float] = []
+        self.optimizer_ms: list[float] = []
+
+    def step(self, batch: Any) -> None:
+        """Make one step of the training and note its times."""
+        start = time.perf_counter()
+        loss, count = self.task.loss(self.model, batch)
+        (loss / count).backward()
+        middle = time.perf_counter()
+        self.optimizer.step()
+        end = time.perf_counter()
+        self.optimizer.zero_grad()
+        self.schedule.step()
+        self.step_ms.append(1e3 * (end - start))
+        self.optimizer_ms.append(1e3 * (end - middle))
+
+    def times(self, prefix: str = "") -> dict[str, float]:
+        """Return the median of a step, and the mean of the optimizer's part, as refreshes are rare and dear."""
+        return {
+            f"{prefix}step_ms": round(statistics.median(self.step_ms), 2),
+            f"{prefix}optimizer_ms": round(statistics.mean(self.optimizer_ms[1:]), 3),
+        }
 
 
 def run(task: PdeTask, arguments: argparse.Namespace, method: str, lr: float, seed: int) -> dict[str, Any]:
-    """Train once and return the row."""
+    """Train once, beside a twin with AdamW that is there for its times only, and return the row."""
     problem = PROBLEMS[arguments.problem]
     task.seed = seed
-    model = task.build_model()
-    options = {"lr": lr, **({} if method == "adamw" else {"update_proj_gap": GAP}), **METHODS[method]}
-    optimizer = build_optimizer(model, parse_optimizer(options), seed=seed)
     batch, steps = problem["batch"], problem["epochs"] * (len(task.train) // problem["batch"])
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    gap = {} if method == "adamw" else {"update_proj_gap": GAP}
+    training = Training(task, {"lr": lr, **gap, **METHODS[method]}, steps)
+    twin = Training(task, {"lr": lr, **METHODS["adamw"]}, steps)
     batches = task.batches("train", micro_batch_size=batch, seed=seed)
-    times, own, curve, began = [], [], [], time.perf_counter()
+    curve, began = [], time.perf_counter()
     for step in range(steps):
-        start = time.perf_counter()
-        loss, count = task.loss(model, next(batches))
-        (loss / count).backward()
-        middle = time.perf_counter()
-        optimizer.step()
-        end = time.perf_counter()
-        optimizer.zero_grad()
-        schedule.step()
-        times.append(1e3 * (end - start))
-        own.append(1e3 * (end - middle))
+        sample = next(batches)
+        training.step(sample)
+        if step % TWIN_EVERY == 0:
+            twin.step(sample)
         if (step + 1) % (steps // 10) == 0:
-            curve.append(round(task.evaluate(model, micro_batch_size=50)["l2"], 5))
-    metrics = task.evaluate(model, micro_batch_size=50)
+            curve.append(round(task.evaluate(training.model, micro_batch_size=50)["l2"], 5))
+    metrics = task.evaluate(training.model, micro_batch_size=50)
     if arguments.predictions is not None and seed == 0:
         arguments.predictions.mkdir(parents=True, exist_ok=True)
         pairs = next(iter(task.tests.values()))
-        found = task.predict(model, pairs.x, micro_batch_size=50)
+        found = task.predict(training.model, pairs.x, micro_batch_size=50)
         torch.save(found, arguments.predictions / f"{arguments.problem}_{method}_{lr:g}.pt")
     return {
         "problem": arguments.problem,
         "method": method,
         "lr": lr,
         "seed": seed,
-        **{key: round(metrics[key], 6) for key in ("l2", "h1", "h1_periodic")},
-        "state_bytes": optimizer.state_bytes(),
-        "step_ms": round(statistics.median(times), 2),
-        # The mean, as refreshes are rare and dear.
-        "optimizer_ms": round(statistics.mean(own[1:]), 3),
+        **{key: round(metrics[key], 6) for key in ERRORS},
+        "state_bytes": training.optimizer.state_bytes(),
+        **training.times(),
+        **twin.times("adamw_"),
         "s": round(time.perf_counter() - began, 1),
         "curve": " ".join(map(str, curve)),
     }
@@ -168,26 +212,16 @@ def run(task: PdeTask, arguments: argparse.Namespace, method: str, lr: float, se
 
 def report(arguments: argparse.Namespace) -> None:
     """Print a table of the best rate of each method, and draw fields, spectra and curves."""
-    import featherweight.report
-
-    summary = featherweight.report.Report(f"Learning on {arguments.problem}")
+    summary = Report(f"Learning on {arguments.problem}")
     table, curves, predictions = [], {}, {}
-    base = None
     for method in METHODS:
         found = done(arguments, method)
-        rates = {lr for lr, seed in found if all((lr, each) in found for each in SEEDS)}
-        if not rates:
+        best = best_rate(found)
+        if best is None:
             continue
-        best = min(rates, key=lambda lr: float(found[lr, 0]["h1"]))
         runs = [found[best, seed] for seed in SEEDS]
-        middle = {k: statistics.median(float(one[k]) for one in runs) for k in FIELDS[4:10]}
-        spread = max(float(one["l2"]) for one in runs) - min(float(one["l2"]) for one in runs)
-        base = base or middle
-        share = middle["state_bytes"] / base["state_bytes"]
-        table.append(
-            [method, best, middle["l2"], spread, middle["h1"], middle["h1_periodic"], share]
-            + [middle["optimizer_ms"], middle["step_ms"]]
-        )
+        swept = sum((lr, SEEDS[0]) in found for lr in RATES)
+        table.append([method, best, f"{swept} of {len(RATES)}", *figures(runs)])
         values = [float(value) for value in runs[0]["curve"].split()]
         curves[method] = ([0.1 * (i + 1) for i in range(len(values))], values)
         if arguments.predictions is not None:
@@ -195,28 +229,45 @@ def report(arguments: argparse.Namespace) -> None:
             if path.exists():
                 predictions[method] = torch.load(path)[:, 0]
     columns = [
-        "method",
-        "lr",
-        "rel. L2",
-        "spread",
-        "H1",
-        "H1, periodic",
-        "state / AdamW",
-        "optimizer (ms)",
-        "step (ms)",
+        *("method", "lr", "rates tried", "rel. L2", "L2: largest - smallest", "H1", "H1: largest - smallest"),
+        *("H1, periodic", "state (bytes)", "step / AdamW", "optimizer / AdamW"),
     ]
-    summary.add_table("Medians of three seeds at the best rate of each", columns, table)
+    summary.add_table("Means of three seeds at the best rate of each", columns, table)
     summary.add_curves("Test error over training", "share of the steps", "relative L2 error", curves, log_y=True)
     summary.print_terminal()
     if arguments.pictures is not None:
-        summary.save_picture(arguments.pictures / f"{arguments.problem}_curves.png", "Test error over training")
-        shown = {name: predictions[name] for name in ("adamw", "tucker_25") if name in predictions}
-        task = PdeTask(PdeConfig(**PROBLEMS[arguments.problem]["task"]), seed=0)
-        pairs = next(iter(task.tests.values()))
-        draw_fields(arguments.pictures / f"{arguments.problem}_fields.png", pairs.x[:, 0], pairs.y[:, 0], shown)
-        wanted = ("adamw", "matrix_d1_25", "tucker_25", "tucker_05", "slices_25")
-        shown = {name: predictions[name] for name in wanted if name in predictions}
-        draw_spectra(arguments.pictures / f"{arguments.problem}_spectra.png", pairs.y[:, 0], shown)
+        draw(arguments, summary, predictions)
+
+
+def best_rate(found: dict[tuple[float, int], dict[str, str]]) -> float | None:
+    """Return the rate of least mean H1 error among those with all seeds; None if there is none."""
+    complete = [lr for lr in RATES if all((lr, seed) in found for seed in SEEDS)]
+    return min(complete, key=lambda lr: sum(float(found[lr, seed]["h1"]) for seed in SEEDS), default=None)
+
+
+def figures(runs: list[dict[str, str]]) -> list[Any]:
+    """Return the cells of a method from its runs: means and spreads of errors, bytes, times over AdamW's."""
+    l2, h1, periodic = ([float(one[key]) for one in runs] for key in ERRORS)
+    errors = [statistics.mean(l2), max(l2) - min(l2), statistics.mean(h1), max(h1) - min(h1), statistics.mean(periodic)]
+    timed = [one for one in runs if one["adamw_step_ms"]]
+    times = [
+        statistics.median(float(one[key]) / float(one[f"adamw_{key}"]) for one in timed) if timed else None
+        for key in TIMES[:2]
+    ]
+    return [*errors, int(runs[0]["state_bytes"]), *times]
+
+
+def draw(arguments: argparse.Namespace, summary: Report, predictions: dict[str, torch.Tensor]) -> None:
+    """Write the pictures of curves, fields and spectra."""
+    summary.save_picture(arguments.pictures / f"{arguments.problem}_curves.png", "Test error over training")
+    pairs = next(iter(PdeTask(PdeConfig(**PROBLEMS[arguments.problem]["task"]), seed=0).tests.values()))
+    shown = {name: predictions[name] for name in ("adamw", "tucker_25") if name in predictions}
+    if not shown:
+        return
+    draw_fields(arguments.pictures / f"{arguments.problem}_fields.png", pairs.x[:, 0], pairs.y[:, 0], shown)
+    wanted = ("adamw", "matrix_d1_25", "tucker_25", "tucker_05", "slices_25")
+    shown = {name: predictions[name] for name in wanted if name in predictions}
+    draw_spectra(arguments.pictures / f"{arguments.problem}_spectra.png", pairs.y[:, 0], shown)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from featherweight.cli import compare as _compare
 from featherweight.cli import compress as _compress
 from featherweight.cli import measure as _measure
 from featherweight.cli import pde as _pde
+from featherweight.cli import plan as _plan
 from featherweight.cli import train as _train
 from featherweight.cli.screen import print_error
 from featherweight.errors import ConfigError, FeatherweightError, MissingExtraError
@@ -35,6 +36,7 @@ app = typer.Typer(
 app.command("train")(_train.train)
 app.command("compare")(_compare.compare)
 app.command("measure")(_measure.measure)
+app.command("plan")(_plan.plan)
 app.add_typer(_pde.app, name="pde")
 app.command("compress")(_compress.compress)
 app.add_typer(_adapter.app)
@@ -63,6 +65,8 @@ def _describe(
     fw train recipe.yaml optimizer.rank=64 steps=500 --out runs/rank64
 
     fw measure recipe.yaml optimizer=galore_8bit
+
+    fw plan --model llama-7b --budget 12GB --out recipe.yaml
 
     fw compress ./model --rank-reduction 0.5 --out ./small
     """

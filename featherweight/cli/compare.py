@@ -32,7 +32,8 @@ def compare(
 ) -> None:
     """Train one recipe with several optimizers in turn: same start, same data, same seed.
 
-    Prints one table: loss, perplexity, predicted and measured memory, tokens/s; report.html adds the curves.
+    Prints one table: loss, perplexity (or the task's error), predicted and measured memory, speed; report.html adds the
+    curves.
     The recipe's key 'compare' gives each method its own options; finished methods survive an interruption, and the
     failure of another one (which makes the exit code 1).
 

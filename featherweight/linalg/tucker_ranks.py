@@ -64,7 +64,7 @@ def tucker_ranks(
     return _within_each_other(ranks)
 
 
-def greedy_ranks(grad: Tensor, budget: int) -> tuple[int, ...]:
+def greedy_ranks(grad: Tensor, budget: int, modes: Sequence[int] | None = None) -> tuple[int, ...]:
     """Return ranks for a budget of core entries that follow the spectrum of a gradient.
 
     In the coordinates of its higher-order singular vectors, the core's last index of a mode is dropped where the lost
@@ -73,24 +73,28 @@ def greedy_ranks(grad: Tensor, budget: int) -> tuple[int, ...]:
     Args:
         grad: (n_1, .., n_D) finite. Not modified.
         budget: entries of the core.
+        modes: which modes may have less than their size; None means all.
     Returns:
         r_k with prod(r_k) <= budget.
     Raises:
-        ConfigError: if budget < 1.
-    Cost: one Gram matrix and one full rotation for each mode, and sum(n_k) passes over the core.
+        ConfigError: if the modes that keep their size alone have more entries than the budget.
+    Cost: one Gram matrix and one full rotation for each mode, and sum(n_k) passes over the core; three transient
+        tensors of the gradient's size, one of them in float64.
     Source: our own; the reviewers of arXiv 2501.02379 asked for such a rule.
     """
-    _require(budget, budget >= 1, "at least one entry")
+    modes = tuple(range(grad.ndim)) if modes is None else tuple(modes)
+    fixed = prod(n for k, n in enumerate(grad.shape) if k not in modes)
+    _require(budget, budget >= fixed, f"at least {fixed} entries")
     grad = upcast(grad)
-    factors = []
-    for mode in range(grad.ndim):
+    factors: list[Tensor | None] = [None] * grad.ndim
+    for mode in modes:
         vectors = torch.linalg.eigh(mode_gram(grad, mode)).eigenvectors.flip(-1)
-        factors.append(fix_phases(vectors).to(grad.dtype).mH)
+        factors[mode] = fix_phases(vectors).to(grad.dtype).mH
     energy = contract(grad, factors).abs().double().square()
     while energy.numel() > budget:
         costs = []
         for mode, size in enumerate(energy.shape):
-            if size > 1:
+            if mode in modes and size > 1:
                 last = float(energy.select(mode, size - 1).sum())
                 costs.append((last / (energy.numel() // size), mode))
         _, mode = min(costs)

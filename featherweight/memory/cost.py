@@ -6,10 +6,13 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils.flop_counter import flop_registry
 
 from featherweight.tiles import repetitions
+
+_COPY = torch.ops.aten.copy_.default
 
 
 @dataclass
@@ -22,11 +25,13 @@ class StepCost:
     """Read and written by all other operators, whose arithmetic is free."""
     launches: int = 0
     """Operators that start a kernel."""
+    host_bytes: int = 0
+    """Copied between a GPU and the host."""
 
     def clear(self) -> None:
         """Begin anew."""
         self.flops.clear()
-        self.moved_bytes = self.launches = 0
+        self.moved_bytes = self.launches = self.host_bytes = 0
 
     def add(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
         """Count one operator."""
@@ -37,6 +42,8 @@ class StepCost:
         if (formula := flop_registry.get(func._overloadpacket)) is not None:
             dtype = next(_tensors(args)).dtype
             self.flops[_name(dtype)] += times * int(formula(*args, **kwargs, out_val=result))
+        elif func is _COPY and "meta" in {one.device.type for one in args[:2]}:
+            self.host_bytes += args[0].numel() * args[0].element_size()
         else:
             self.moved_bytes += times * sum(
                 one.numel() * one.element_size() for one in (*_tensors(args), *_tensors((result,)))
@@ -56,17 +63,19 @@ class StepCost:
         self.flops[_name(query.dtype)] += flops // 2 if is_causal else flops
         self.launches += 1
 
+    def plus(self, other: "StepCost", times: int) -> "StepCost":
+        """Return this cost and so many times another one."""
+        names = self.flops | other.flops
+        return StepCost(
+            flops=Counter({name: self.flops[name] + times * other.flops[name] for name in names}),
+            moved_bytes=self.moved_bytes + times * other.moved_bytes,
+            launches=self.launches + times * other.launches,
+            host_bytes=self.host_bytes + times * other.host_bytes,
+        )
+
     def plus_layers(self, shallow: "StepCost", layers: int) -> "StepCost":
         """Return the cost with so many layers more, where `shallow` has one layer less than this."""
-
-        def grown(deep: int, less: int) -> int:
-            return deep + layers * (deep - less)
-
-        return StepCost(
-            flops=Counter({name: grown(self.flops[name], shallow.flops[name]) for name in self.flops}),
-            moved_bytes=grown(self.moved_bytes, shallow.moved_bytes),
-            launches=grown(self.launches, shallow.launches),
-        )
+        return self.plus(self.plus(shallow, -1), layers)
 
 
 @cache

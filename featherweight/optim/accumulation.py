@@ -34,6 +34,10 @@ OVERSAMPLING = 8
 _PROBE, _SKETCH = 101, 102  # tell the random numbers of one matrix apart
 
 
+AllReduce = Callable[[Tensor, Mapping[str, Any]], None]
+"""`Reducer.all_reduce`."""
+
+
 class GradientSum(Protocol):
     """The sum of the gradients of one parameter over the micro-batches of a step, or what is kept of it."""
 
@@ -43,6 +47,10 @@ class GradientSum(Protocol):
 
     def squared_norm(self) -> float:
         """Return the squared norm of the sum."""
+        ...
+
+    def reduce(self, all_reduce: AllReduce, group: Mapping[str, Any]) -> None:
+        """Average what is kept over the processes; `group` is the parameter group."""
         ...
 
     def tensors(self) -> Iterable[Tensor]:
@@ -73,11 +81,12 @@ class FullSum:
             (self._size,), _ = sizes_of([self.grad])
         return self._size
 
-    def reduce(self, all_reduce: Callable[[Tensor, Mapping[str, Any]], None], group: Mapping[str, Any]) -> None:
-        """Average the sum over the processes."""
+    def reduce(self, all_reduce: AllReduce, group: Mapping[str, Any]) -> None:
+        """See `GradientSum.reduce`."""
         assert self.grad is not None
-        self._size = None
-        all_reduce(self.grad, group)
+        self._size, self.grad = None, self.grad.resolve_conj().contiguous()
+        # As pairs: backends of torch.distributed do not all take complex numbers.
+        all_reduce(torch.view_as_real(self.grad) if self.grad.is_complex() else self.grad, group)
 
     def tensors(self) -> Iterable[Tensor]:
         """See `GradientSum.tensors`."""
@@ -292,12 +301,12 @@ class CoreSum:
         test = probe_test(self.layout, total.probe_key, total.probe.device)
         return [total.probe - _back_times(total.matrix.subspace(), total.core, test)]
 
-    def reduce(self, all_reduce: Callable[[Tensor, Mapping[str, Any]], None]) -> None:
-        """Average all sums over the processes."""
+    def reduce(self, all_reduce: AllReduce, group: Mapping[str, Any]) -> None:
+        """See `GradientSum.reduce`."""
         self._verdicts = None
         for total in self.sums.values():
             for tensor in (total.core, *total.sketches.values(), *(() if total.probe is None else (total.probe,))):
-                all_reduce(tensor, total.matrix.group)
+                all_reduce(tensor, group)
 
     def update_(self, weights: list[Any], factor: float | Tensor) -> int:
         """Make the step of every matrix that got a gradient, then its refresh if one was due.

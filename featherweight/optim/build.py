@@ -173,8 +173,11 @@ class GaLoreAdafactorConfig(FittedConfig):
 class TensorGaLoreConfig(OptimizerConfig):
     """Options of Tensor-GaLore and TensorGRaD; see `TensorGaLoreAdamW`."""
 
-    rank: int | float | list[int] | list[float] = 0.25
-    """Share of the entries that the core has, a cap for all modes, or one of them for each mode."""
+    rank: int | float | list[int] | list[float] | Literal["auto"] = 0.25
+    """Share of the entries that the core has, a cap for all modes, one of them for each mode, or auto: ranks that
+    follow the spectrum of each tensor's first gradient."""
+    rank_budget: float = Field(default=0.25, gt=0, le=1)
+    """Largest share of the entries that a core has whose ranks are auto."""
     update_proj_gap: int = Field(default=200, ge=1)
     """Optimizer steps between refreshes of the bases."""
     scale: float | Literal["auto"] = "auto"

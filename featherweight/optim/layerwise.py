@@ -35,7 +35,8 @@ from featherweight.optim.matrix import Group, ProjectedMatrix
 from featherweight.optim.options import NORM_KEY
 from featherweight.optim.reduce import LocalReducer, Reducer
 from featherweight.optim.shared_basis import SharedBasis
-from featherweight.optim.tensor import TensorSum
+from featherweight.optim.tensor import TensorSum, needs_whole_gradient
+from featherweight.optim.tensor_ranks import is_open
 
 CLIP_MODES = ("delayed", "per_tensor", "norm_growth", "projected")
 MAX_GROWTH = 1.01
@@ -107,7 +108,8 @@ def layerwise(
     if isinstance(model, DistributedDataParallel) or (reducer is None and _world_size() > 1):
         raise DeviceError(
             f"layerwise: world_size={_world_size()} processes train this {type(model).__name__}; expected one process, "
-            "because DistributedDataParallel keeps every gradient in its buckets. Start the program without a launcher."
+            "because DistributedDataParallel keeps every gradient in its buckets. Start the program without a "
+            "launcher, or give the bare model and a reducer."
         )
     if not isinstance(accumulation_steps, int) or isinstance(accumulation_steps, bool) or accumulation_steps < 1:
         raise ConfigError(
@@ -366,7 +368,8 @@ class Layerwise:
         """
         layout, total = self.optimizer.layouts[parameter], None
         if layout.tensor is not None:
-            if layout.rank is not None and self.reducer.world_size == 1:
+            is_shared, state = self.reducer.world_size > 1, self.optimizer.state[parameter]
+            if layout.rank is not None and not needs_whole_gradient(layout, state, is_shared=is_shared):
                 self._sums[parameter] = self.optimizer.begin_tensor(parameter, self.group_of(parameter))
                 return self._sums[parameter]
         elif layout.rank is not None:
@@ -466,12 +469,15 @@ class Layerwise:
         self.optimizer.step_gradient(parameter, group, grad, is_used if is_stacked else None)
 
     def _update_from_sum(self, parameter: Tensor, factor: float | None = None) -> None:
-        """Make the step of one parameter from what its micro-batches have left; `factor` None asks the clip mode."""
+        """Make the step of one parameter from what its micro-batches have left; `factor` None asks the clip mode.
+
+        With a factor the sums of all parameters have been averaged over the processes before.
+        """
         total, group = self._sums.pop(parameter), self.group_of(parameter)
+        if factor is None:
+            self._average(total, group)
         if isinstance(total, FullSum):
             assert total.grad is not None
-            if self.reducer.world_size > 1:
-                total.reduce(self.reducer.all_reduce, group)
             if factor is None:
                 self._update_from_gradient(parameter, group, total.grad)
                 return
@@ -481,13 +487,15 @@ class Layerwise:
                 self._skip(1)
             return
         assert isinstance(total, CoreSum | TensorSum)
-        if self.reducer.world_size > 1:
-            total.reduce(self.reducer.all_reduce)
         if factor is None:
             squared = total.squared_norm()
             self._norms.append(squared)
             factor = self._factor(parameter, squared)
         self._skip(self.optimizer.step_cores(parameter, total, factor))
+
+    def _average(self, total: GradientSum, group: Group) -> None:
+        if self.reducer.world_size > 1:
+            total.reduce(self.reducer.all_reduce, group)
 
     def _skip(self, count: int) -> None:
         self.optimizer.skipped_steps += count
@@ -498,7 +506,7 @@ class Layerwise:
         if self.clip == "norm_growth":
             norm = squared**0.5
             state = self.optimizer.state[parameter]
-            if not state:
+            if not state and not is_open(self.optimizer.layouts[parameter]):
                 self.optimizer.create_state(parameter)
             last = float(state["grad_norm"]) if "grad_norm" in state else 0.0
             factor = min(1.0, MAX_GROWTH * last / norm) if last > 0 and norm > 0 else 1.0
@@ -516,7 +524,8 @@ class Layerwise:
         if self._sums:
             factor = None
             if self.clip == "projected":
-                for total in self._sums.values():
+                for parameter, total in self._sums.items():
+                    self._average(total, self.group_of(parameter))
                     squared = total.squared_norm()
                     if math.isfinite(squared):
                         self._norms.append(squared)

@@ -243,7 +243,7 @@ def _tensor_layout(name: str, parameter: Tensor, group: Mapping[str, Any], index
         index=index,
         shape=shape,
         dtype=torch.float64 if is_double else torch.float32,
-        rank=None if plan.kind == "none" else max(plan.ranks),
+        rank=None if plan.kind == "none" else max(plan.ranks or plan.shape),
         side="right",
         alternative=None,
         blocks=None,

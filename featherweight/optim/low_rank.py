@@ -36,7 +36,8 @@ from featherweight.optim.matrix import Group, ProjectedMatrix, rounding_of
 from featherweight.optim.options import LOW_RANK_DEFAULTS, LOW_RANK_KEYS, check_group
 from featherweight.optim.refresh import SIDES, Side
 from featherweight.optim.tensor import ProjectedTensor, TensorSum, add_tensor_table, step_tensor
-from featherweight.optim.tensor_options import projects_tensors, translated
+from featherweight.optim.tensor_options import TENSOR_DEFAULTS, projects_tensors, translated
+from featherweight.optim.tensor_ranks import is_open, restored, settle
 from featherweight.optim.weight_update import copy_back, matrices_of, weight_of
 from featherweight.report import Report
 
@@ -144,6 +145,8 @@ class LowRankOptimizer(torch.optim.Optimizer):
         """How each parameter is treated, in the order of the groups; decided at the first use."""
         if self._layouts is None:
             self._layouts = self._plan(self.param_groups)
+            for group, parameter, _ in _named_parameters(self.param_groups):
+                self._layouts[parameter] = restored(self._layouts[parameter], self.state.get(parameter, {}), group)
         return self._layouts
 
     def forget_layouts(self) -> None:
@@ -229,6 +232,11 @@ class LowRankOptimizer(torch.optim.Optimizer):
             batch: takes in what can be updated together with other matrices; None to update at once.
         """
         layout, state = self.layouts[parameter], self.state[parameter]
+        if is_open(layout):
+            layout = self.layouts[parameter] = settle(layout, grad, group)
+            if is_open(layout):
+                return  # nothing to follow, and no moments that could move
+            self.create_state(parameter)
         if not state:
             self.create_state(parameter)
         if layout.tensor is not None:
@@ -257,7 +265,7 @@ class LowRankOptimizer(torch.optim.Optimizer):
         return layout, self._matrices(layout, state, group)
 
     def begin_tensor(self, parameter: Tensor, group: Group) -> TensorSum:
-        """Return an empty sum of the cores of a projected tensor."""
+        """Return an empty sum of the cores of a projected tensor, whose ranks are known."""
         if not self.state[parameter]:
             self.create_state(parameter)
         layout, state = self.layouts[parameter], self.state[parameter]
@@ -441,7 +449,8 @@ class LowRankOptimizer(torch.optim.Optimizer):
         """
         for group in self.param_groups:
             if "low_rank" in group:
-                for key, value in LOW_RANK_DEFAULTS.items():
+                known = {**LOW_RANK_DEFAULTS, **(TENSOR_DEFAULTS if projects_tensors(group) else {})}
+                for key, value in known.items():
                     group.setdefault(key, value)  # an option that came after the state was written
             # torch adds "differentiable" to the defaults, but not to groups.
             if missing := sorted({"low_rank", *self.defaults} - {"differentiable"} - group.keys()):
@@ -492,9 +501,9 @@ class LowRankOptimizer(torch.optim.Optimizer):
         """Return the bytes of the whole state, exact, before the first step too.
 
         Counts moments, bases and counters of every parameter (a parameter that never gets a gradient never creates its
-        state). `proj_type="min_memory"` holds a second basis from its first to its second step, where it may move to a
-        side with fewer bytes; `full_rank_probability` holds a moment of the weight's size for as long as a period of
-        full rank lasts.
+        state). `rank="auto"` counts the most that its budget allows until the first gradient. `proj_type="min_memory"`
+        holds a second basis from its first to its second step, where it may move to a side with fewer bytes;
+        `full_rank_probability` holds a moment of the weight's size for as long as a period of full rank lasts.
         """
         total = 0
         for group, parameter, _ in _named_parameters(self.param_groups):

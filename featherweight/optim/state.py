@@ -16,7 +16,7 @@ COUNTERS = (
     *("step", "moment_step", "next_refresh", "refresh_count", "side", "full_period"),
     *("refresh_gap", "similarity_count", "sparse_step"),
 )
-ON_CPU = (*COUNTERS, "grad_norm", "similarities", "captured")
+ON_CPU = (*COUNTERS, "grad_norm", "similarities", "captured", "ranks")
 """State that stays on the CPU, whatever the parameter's device."""
 
 COUNTER_BYTES = 8

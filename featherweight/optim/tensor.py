@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from featherweight.linalg.random import keyed_generator, mix_keys
-from featherweight.linalg.tucker import SliceSubspace, TensorSubspace, TuckerSubspace, upcast
+from featherweight.linalg.tucker import SliceSubspace, TensorSubspace, TuckerSubspace
 from featherweight.linalg.tucker_fit import fit_selection, fit_slices, fit_tucker
 from featherweight.optim import state as states
 from featherweight.optim.layout import Layout
@@ -24,6 +24,7 @@ from featherweight.optim.moments import moment_policies
 from featherweight.optim.refresh import next_refresh
 from featherweight.optim.rules import Rule, rules
 from featherweight.optim.tensor_plan import TensorPlan
+from featherweight.optim.tensor_ranks import is_open
 from featherweight.optim.weight_update import Rounding, copy_back, weight_of, write_
 from featherweight.report import Report
 from featherweight.tiles import tiles
@@ -266,13 +267,7 @@ class ProjectedTensor:
             self._write_moments("", self._carried, replace(rounding, tensor=_CARRY))
 
     def _numbers(self, grad: Tensor) -> Tensor:
-        """Return a gradient as the tensor that is projected, in the arithmetic's type."""
-        plan = self.plan
-        if plan.is_complex and not grad.is_complex():
-            grad = torch.view_as_complex(grad.to(self.layout.dtype).contiguous())
-        grad = upcast(grad.resolve_conj())
-        wide = torch.complex128 if plan.is_complex else torch.float64
-        return (grad.to(wide) if self.layout.dtype == torch.float64 else grad).reshape(plan.shape)
+        return self.plan.tensor_of(grad, self.layout.dtype)
 
 
 class TensorSum:
@@ -296,7 +291,8 @@ class TensorSum:
             self.tensor.refresh(grad)
             self.tensor.store_carried(self.rounding)
         core, sparse = self.tensor.project(grad)
-        self.core = core if self.core is None else self.core.add_(core)
+        # Contiguous, as backends of torch.distributed ask for it.
+        self.core = core.contiguous() if self.core is None else self.core.add_(core)
         if sparse is not None:
             self.sparse = sparse if self.sparse is None else self.sparse.add_(sparse)
 
@@ -305,10 +301,10 @@ class TensorSum:
         kept = [torch.linalg.vector_norm(one).double().square() for one in self.tensors()]
         return float(torch.stack(kept).sum())
 
-    def reduce(self, all_reduce: Callable[[Tensor, Mapping[str, Any]], None]) -> None:
-        """Average over the processes."""
+    def reduce(self, all_reduce: Callable[[Tensor, Mapping[str, Any]], None], group: Mapping[str, Any]) -> None:
+        """See `GradientSum.reduce`."""
         for one in self.tensors():
-            all_reduce(self.tensor.plan.pairs(one), self.tensor.group)
+            all_reduce(self.tensor.plan.pairs(one), group)
 
     def update_(self, weights: list[Tensor], factor: float) -> int:
         """Make the step; return 1 if the sum is not finite and the tensor was left out, else 0."""
@@ -323,6 +319,24 @@ class TensorSum:
     def tensors(self) -> Iterable[Tensor]:
         """See `GradientSum.tensors`."""
         return [one for one in (self.core, self.sparse) if one is not None]
+
+
+def needs_whole_gradient(layout: Layout, state: states.State, *, is_shared: bool) -> bool:
+    """Say whether a projected tensor sums up whole gradients in its next step instead of cores.
+
+    Ranks that follow a gradient wait for it. Bases that are due must be those of all processes: they are fitted to the
+    mean of the whole gradients, as an ordinary step fits them; between refreshes cores are all that is exchanged.
+
+    Args:
+        layout: of a projected tensor.
+        state: its state, empty before the first step.
+        is_shared: whether other processes have other gradients of the same parameter.
+    """
+    if is_open(layout):
+        return True
+    counters = ("step", "next_refresh")
+    step, due = (states.read_counter(state, name, None) for name in counters) if state else (0, 0)
+    return is_shared and step >= due
 
 
 # ---- arithmetic
@@ -542,10 +556,11 @@ def add_tensor_table(
     rows = []
     for parameter, layout in layouts.items():
         if layout.tensor is not None and layout.rank is not None:
-            sizes = [" x ".join(map(str, each)) for each in (layout.tensor.shape, layout.tensor.ranks)]
+            shape, ranks = (" x ".join(map(str, each)) for each in (layout.tensor.shape, layout.tensor.ranks))
             state = states_of.get(parameter, {})
             refreshes = int(state["refresh_count"]) if "refresh_count" in state else 0
-            rows.append([layout.name, *sizes, layout.tensor.share, layout.nbytes(), refreshes])
+            ranks = ranks or "at the first gradient"
+            rows.append([layout.name, shape, ranks, layout.tensor.share, layout.nbytes(), refreshes])
     if rows:
         columns = ["tensor", "shape", "ranks", "entries with moments / all", "state (bytes)", "refreshes"]
         report.add_table("Tensors", columns, rows)

@@ -27,8 +27,12 @@ class TensorGaLoreAdamW(LowRankOptimizer):
         betas: decay of first and second moment.
         eps: added to the root of the second moment.
         weight_decay: decoupled, with factor lr, for every parameter.
-        rank: share of the entries that the core has; a whole number that caps the rank of every mode; or a list with a
-            share of its size or a rank for each mode. For "matrix" and "slices" of the one side that has a basis.
+        rank: share of the entries that the core has; a whole number that caps the rank of every mode; a list with a
+            share of its size or a rank for each mode; or "auto": ranks that follow the spectrum of each tensor's first
+            gradient, within `rank_budget` ("tucker" and "tucker_channels"). For "matrix" and "slices" of the one side
+            that has a basis.
+        rank_budget: largest share of the entries that a core has whose ranks are "auto". A tensor is left as it is
+            until its first gradient that is not zero.
         update_proj_gap: optimizer steps between refreshes.
         scale: factor of the update; "auto" is ``sqrt(N / core entries)``, with which it has the root mean square of
             AdamW's.
@@ -86,7 +90,8 @@ class TensorGaLoreAdamW(LowRankOptimizer):
         eps: float = 1e-8,
         weight_decay: float = 0.0,
         *,
-        rank: float | int | list[int] | list[float] | tuple[int, ...] | tuple[float, ...] = 0.25,
+        rank: float | int | str | list[int] | list[float] | tuple[int, ...] | tuple[float, ...] = 0.25,
+        rank_budget: float = 0.25,
         update_proj_gap: int = 200,
         scale: float | str = 1.0,
         proj_type: str = "tucker",
@@ -149,7 +154,7 @@ class TensorGRaD(LowRankOptimizer):
         params: Iterable[Any],
         lr: float = 1e-3,
         *,
-        rank: float | int | list[int] | list[float] | tuple[int, ...] | tuple[float, ...] = 0.20,
+        rank: float | int | str | list[int] | list[float] | tuple[int, ...] | tuple[float, ...] = 0.20,
         sparse_ratio: float = 0.05,
         **options: Any,
     ) -> None:

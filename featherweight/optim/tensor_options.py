@@ -11,12 +11,16 @@ TENSOR_KINDS = ("tucker", "tucker_channels", "matrix", "slices", "select")
 """What `proj_type` may be: all modes; the first two; one side of an unfolding; each frequency by itself; the first two
 rotated and of the others the strongest indices."""
 
+SPECTRAL_KINDS = ("tucker", "tucker_channels")
+"""Those whose ranks may follow the spectrum of the first gradient (``rank="auto"``)."""
+
 TENSOR_DEFAULTS: dict[str, Any] = {
     "lr": 1e-3,
     "betas": (0.9, 0.999),
     "eps": 1e-8,
     "weight_decay": 0.0,
     "rank": 0.25,
+    "rank_budget": 0.25,
     "update_proj_gap": 200,
     "scale": 1.0,
     "basis_method": "auto",
@@ -89,11 +93,23 @@ def check_tensor_group(where: str, group: Mapping[str, Any]) -> dict[str, Any]:
     for key in ("first_dims", "min_numel", "max_workspace_bytes"):
         if not isinstance(group[key], int) or isinstance(group[key], bool) or group[key] < 1:
             _refuse(where, key, group[key], "a whole number >= 1")
-    rank = group["rank"]
+    rank, budget = group["rank"], group["rank_budget"]
+    if not (_is_number(budget) and 0 < budget <= 1):
+        _refuse(where, "rank_budget", budget, "a share in (0, 1]")
+    if rank == "auto":
+        if group["proj_type"] not in SPECTRAL_KINDS:
+            _refuse(
+                where,
+                "rank",
+                rank,
+                f"a number under proj_type={group['proj_type']!r}, which has but one rank, or "
+                f"proj_type in {', '.join(SPECTRAL_KINDS)}",
+            )
+        rank = 1
     is_list = isinstance(rank, list | tuple) and len(rank) > 0
     for one in rank if is_list else (rank,):
         if not (_is_number(one) and (0 < one <= 1 if isinstance(one, float) else one >= 1)):
-            _refuse(where, "rank", rank, "a share in (0, 1], a whole number >= 1, or one of them for each mode")
+            _refuse(where, "rank", rank, "a share in (0, 1], a whole number >= 1, one of them for each mode, or 'auto'")
     return {**group, **_MATRIX_VALUES}
 
 

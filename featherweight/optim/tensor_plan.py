@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from featherweight.errors import ConfigError
+from featherweight.linalg.tucker import upcast
 from featherweight.linalg.tucker_ranks import tucker_ranks
 from featherweight.optim.tensor_options import projects_tensors
 from featherweight.quant.storage import StateStorage, basis_storage_for, storage_for
@@ -37,17 +38,32 @@ class TensorPlan:
     shape: tuple[int, ...]
     """(n_1, .., n_D) of the view that is projected, without the axis of pairs."""
     ranks: tuple[int, ...]
-    """r_k of each mode; (r,) for "slices"."""
+    """r_k of each mode; (r,) for "slices"; () as long as they wait for a first gradient (`is_open`)."""
     sparse_numel: int = 0
     """K."""
     stores_sparse_index: bool = False
     """Whether the indices are kept; random ones are drawn anew from the seed."""
     may_skip: bool = False
     """Whether the captured energy is kept, by which a refresh may be left out."""
+    budget: int | None = None
+    """Entries that a core may have whose ranks follow its first gradient; None if they follow from the shape."""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the ranks are not known yet. Shapes and bytes are then the largest that the budget allows."""
+        return self.budget is not None and not self.ranks
+
+    @property
+    def spectral_modes(self) -> tuple[int, ...]:
+        """Modes whose ranks a budget decides."""
+        return tuple(range(len(self.shape))) if self.kind == "tucker" else (0, 1)
 
     @property
     def core_shape(self) -> tuple[int, ...]:
         """Shape of the core, without the axis of pairs."""
+        if self.is_open:
+            assert self.budget is not None
+            return (self.budget,)
         if self.kind == "slices":
             return (math.prod(self.shape[2:]), self.ranks[0], self.shape[1])
         return self.ranks if self.kind != "none" else self.shape
@@ -74,11 +90,20 @@ class TensorPlan:
             return {}
         if self.kind == "slices":
             return {"basis": (math.prod(self.shape[2:]), self.shape[0], self.ranks[0], *pair)}
+        if self.is_open:
+            largest = self._largest_ranks()
+            return {f"basis_{mode}": (self.shape[mode], rank, *pair) for mode, rank in largest.items() if rank}
         return {
             f"basis_{mode}": (size, rank, *pair)
             for mode, (size, rank) in enumerate(zip(self.shape, self.ranks, strict=True))
             if rank < size and not self.selects(mode)
         }
+
+    def _largest_ranks(self) -> dict[int, int]:
+        """Return the largest rank with a basis that the budget allows each mode: a mode of full rank has none."""
+        assert self.budget is not None
+        fixed = math.prod(n for k, n in enumerate(self.shape) if k not in self.spectral_modes)
+        return {mode: min(self.shape[mode] - 1, self.budget // fixed) for mode in self.spectral_modes}
 
     def index_shapes(self) -> dict[str, tuple[int, ...]]:
         """State name and shape of each stored list of indices."""
@@ -112,16 +137,19 @@ class TensorPlan:
         return shapes
 
     def other_bytes(self) -> int:
-        """Bytes of indices and of the captured energy."""
+        """Bytes of indices, of the captured energy, and of ranks that a gradient has decided."""
         indices = sum(math.prod(shape) for shape in self.index_shapes().values()) * self.index_dtype.itemsize
-        return indices + (torch.float32.itemsize if self.may_skip else 0)
+        ranks = 0 if self.budget is None else len(self.shape) * torch.int64.itemsize
+        return indices + ranks + (torch.float32.itemsize if self.may_skip else 0)
 
     def create_others(self, state: "states.State", device: torch.device) -> None:
-        """Add indices and the captured energy to a new state."""
+        """Add indices, the captured energy and decided ranks to a new state."""
         for name, shape in self.index_shapes().items():
             state[name] = torch.zeros(shape, dtype=self.index_dtype, device=device)
         if self.may_skip:
             state["captured"] = torch.zeros((), dtype=torch.float32)
+        if self.budget is not None:
+            state["ranks"] = torch.tensor(self.ranks or (0,) * len(self.shape), dtype=torch.int64)
 
     def sum_bytes(self, dtype: torch.dtype) -> int:
         """Bytes of what layer-wise accumulation keeps: the core and the sparse branch of the sum."""
@@ -132,6 +160,14 @@ class TensorPlan:
     def numbers(self, stored: Tensor) -> Tensor:
         """Return the numbers of an array of pairs (or reals), as a view for float32 and float64."""
         return torch.view_as_complex(stored) if self.is_complex else stored
+
+    def tensor_of(self, grad: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return a gradient as the tensor that is projected, in the type of the arithmetic (float64 or float32)."""
+        if self.is_complex and not grad.is_complex():
+            grad = torch.view_as_complex(grad.to(dtype).contiguous())
+        grad = upcast(grad.resolve_conj())
+        wide = torch.complex128 if self.is_complex else torch.float64
+        return (grad.to(wide) if dtype == torch.float64 else grad).reshape(self.shape)
 
     def pairs(self, numbers: Tensor) -> Tensor:
         """Return the inverse of `numbers`; also takes what is stored as pairs already."""
@@ -194,7 +230,12 @@ def _projected(
     kind, rank, counts = group["proj_type"], group["rank"], group["rank_counts"]
     view: tuple[int, ...]
     ranks: tuple[int, ...]
-    if kind == "matrix":
+    budget: int | None = None
+    if rank == "auto":
+        view, ranks = shape, ()
+        fixed = math.prod(shape[2:]) if kind == "tucker_channels" else 1
+        budget = max(fixed, int(group["rank_budget"] * math.prod(shape)))
+    elif kind == "matrix":
         cut = min(group["first_dims"], len(shape) - 1)
         view = (math.prod(shape[:cut]), math.prod(shape[cut:]))
         # One basis, on the smaller side: the right one for tall unfoldings and square ones, as GaLore does.
@@ -207,7 +248,7 @@ def _projected(
         view = shape
         ranks = tucker_ranks(shape, rank, counts, (0, 1) if kind == "tucker_channels" else None)
     sparse = math.ceil(group["sparse_ratio"] * math.prod(shape)) if group["sparse_ratio"] > 0 else 0
-    if ranks == view or (kind == "slices" and ranks[0] == shape[0]):
+    if ranks == view or (kind == "slices" and ranks[0] == shape[0]) or budget == math.prod(shape):
         return None
     return TensorPlan(
         kind,
@@ -218,6 +259,7 @@ def _projected(
         sparse,
         stores_sparse_index=sparse > 0 and group["sparse_select"] != "randk",
         may_skip=group["skip_tol"] > 0,
+        budget=budget,
     )
 
 

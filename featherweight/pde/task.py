@@ -24,7 +24,7 @@ from featherweight.pde.generation import sample_pairs
 from featherweight.pde.metrics import largest_error, relative_h1, relative_l2
 from featherweight.pde.operator import FieldOperator
 from featherweight.pde.problems import PROBLEMS
-from featherweight.training.task import Batch, Split
+from featherweight.training.task import Batch, Split, Words
 
 
 class PdeConfig(Config):
@@ -53,7 +53,8 @@ class PdeConfig(Config):
     y_index: int | None = None
     """Which of several stored times, along the last axis; None takes all."""
     periodic: bool | None = None
-    """Whether fields wrap around, for the derivatives of the H1 error; None: as the problem in the name of the data."""
+    """Whether fields wrap around, for the derivatives of the H1 error; None: not if the folder or the training file has
+    darcy in its name."""
     model: Literal["fno", "neuraloperator"] = "fno"
     """Our own network, or that of the package neuraloperator."""
     n_modes: list[int] = [16, 16]
@@ -68,6 +69,9 @@ class PdeConfig(Config):
     """Share of each axis added behind the field, for problems that are not periodic."""
     loss: Literal["h1", "h1_periodic", "l2"] = "h1"
     """Training loss, a relative error; h1_periodic takes derivatives around the boundary, as published runs do."""
+
+
+LOSS_WORDS = {"l2": "relative L2 error", "h1": "relative H1 error", "h1_periodic": "relative H1 error, periodic"}
 
 
 class PdeTask:
@@ -90,6 +94,7 @@ class PdeTask:
 
     def __init__(self, config: PdeConfig, *, seed: int) -> None:
         self.config, self.seed = config, seed
+        self.words = Words("samples", LOSS_WORDS[config.loss], ("l2",) if config.loss != "l2" else ("h1",))
         train, self.tests = _load(config)
         self.train = _with_channels(train, len(config.n_modes))
         self.tests = {name: _with_channels(pairs, len(config.n_modes)) for name, pairs in self.tests.items()}
@@ -246,10 +251,11 @@ def _find_files(config: PdeConfig) -> tuple[Path, list[Path]]:
         found = [one for one in found if one.stem.endswith(f"_{config.resolution}")]
     if len(found) != 1:
         names = ", ".join(one.name for one in found) or "none"
+        wanted = "*_train_*.pt" if config.resolution is None else f"*_train_*_{config.resolution}.pt"
         raise ConfigError(
-            f"pde task: data={config.data} holds {names} of the wanted training files; expected a file, a folder with "
-            f"one "
-            f"*_train_*.pt (of `resolution`), or one of {', '.join(PROBLEMS)}. Make one with fw pde generate."
+            f"pde task: data={config.data} holds {names} of the wanted training files ({wanted}); expected a file, a "
+            f"folder with one of them, or one of {', '.join(PROBLEMS)}. Set resolution to that of the data, or make "
+            "them with fw pde generate."
         )
     own = found[0].with_name(found[0].name.replace("_train_", "_test_"))
     prefix = found[0].name.partition("_train_")[0]
@@ -282,7 +288,8 @@ def _with_channels(pairs: FieldPairs, dimensions: int) -> FieldPairs:
 def _is_periodic(config: PdeConfig) -> bool:
     if config.periodic is not None:
         return config.periodic
-    return "darcy" not in str(config.data).lower()
+    names = [config.data] if config.data in PROBLEMS else [config.data, _find_files(config)[0].name]
+    return not any("darcy" in name.lower() for name in names)
 
 
 def _neuraloperator_fno(options: dict[str, Any], domain_padding: float) -> nn.Module:

@@ -191,6 +191,11 @@ def model_configuration(source: ModelSource) -> Any:
         return _configuration(place, None)
 
 
+def has_random_weights(source: ModelSource) -> bool:
+    """Tell whether a source is a shape or a configuration, without weights."""
+    return _find(source).settings is not None
+
+
 def new_model(configuration: Any) -> nn.Module:
     """Return a model of a configuration, with random weights on whatever device or mode is on."""
     from transformers import AutoModelForCausalLM

@@ -20,7 +20,7 @@ from featherweight.config import Config
 from featherweight.errors import ConfigError
 from featherweight.methods.fused_head import computes_loss_alone
 from featherweight.text.corpus import cut_document, load_documents, split_documents
-from featherweight.text.model import load_model, load_tokenizer, model_facts, save_model_folder
+from featherweight.text.model import has_random_weights, load_model, load_tokenizer, model_facts, save_model_folder
 from featherweight.text.packing import IGNORED_LABEL, held_out_rows, join_documents, predicted_tokens, training_rows
 from featherweight.text.tokenizer import encode_documents, end_of_text_id
 from featherweight.training.task import Batch, Split
@@ -92,6 +92,11 @@ class TextTask:
         from featherweight.text.skeleton import TextSkeleton
 
         return TextSkeleton(config, seed=seed, layers=layers)
+
+    @staticmethod
+    def is_pretrained(config: TextConfig) -> bool:
+        """Tell whether training begins with the weights of a trained model."""
+        return not has_random_weights(config.model)
 
     def __init__(self, config: TextConfig, *, seed: int) -> None:
         self.config = config

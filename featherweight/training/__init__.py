@@ -17,6 +17,7 @@ _LAZY = {
     "Run": "featherweight.training.run",
     "Schedule": "featherweight.training.schedule",
     "Task": "featherweight.training.task",
+    "Words": "featherweight.training.task",
     "TrainingInterrupted": "featherweight.training.interrupt",
     "measure": "featherweight.training.dry_run",
     "tasks": "featherweight.training.task",

@@ -17,7 +17,7 @@ FULL_WIDTH = 80
 
 
 class ConsoleProgress(Callback):
-    """Shows loss, tokens/s, memory and the time left.
+    """Shows loss, tokens/s (or what the task counts), memory and the time left.
 
     Args:
         label: what is running, for example the name of the optimizer.
@@ -81,7 +81,7 @@ def _numbers(event: Event) -> str:
     speed = event.metrics.get("tokens_per_s")
     parts = [_loss(event)]
     if speed is not None:
-        parts.append(f"{speed:,.0f} tokens/s")
+        parts.append(f"{speed:,.0f} {event.words.items}/s")
     parts.append(f"process {memory_in_use_bytes() / 2**30:.2f} GiB")
     return "  ".join(parts)
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
+from unittest.mock import patch
 
 import torch
 from torch import nn
@@ -127,6 +128,40 @@ def _extended(shallow: MemoryEstimate, deep: MemoryEstimate, depth: int, layers:
     return replace(deep, timeline=timeline, predicted=predicted, cost=cost, is_whole=False)
 
 
+def formula_bytes(recipe: Recipe) -> dict[str, int]:
+    """Return weights, gradients and optimizer state of a recipe by formula, without a step.
+
+    Raises:
+        ConfigError: as `estimate_memory`.
+    """
+    full = _skeleton(recipe, None)
+    if full.layers is None or full.layers <= _DEPTHS[1]:
+        return _formula_bytes(recipe, full)
+    less, more = (_formula_bytes(recipe, _skeleton(recipe, depth)) for depth in _DEPTHS[:2])
+    rest = full.layers - _DEPTHS[1]
+    grown = {name: count + rest * (count - less[name]) for name, count in more.items()}
+    if recipe.optimizer_config().layerwise:
+        grown["gradients"] = more["gradients"]  # those of the largest parameter, whatever the depth
+    return grown
+
+
+def _formula_bytes(recipe: Recipe, task: Task) -> dict[str, int]:
+    with simulation(Device("cpu")), _explained(recipe):
+        loop = Loop(recipe, task=task)
+        return predict_bytes(loop.model, loop.optimizer)
+
+
+def longest_sequence(recipe: Recipe) -> int | None:
+    """Return the longest sequence that the recipe's model takes, or None for no limit."""
+    return _skeleton(recipe, None).longest
+
+
+def is_pretrained(recipe: Recipe) -> bool:
+    """Tell whether a recipe begins with the weights of a trained model: a folder, a GGUF file or a name of the hub."""
+    kind = tasks.get(recipe.task["name"])
+    return bool(getattr(kind, "is_pretrained", lambda config: False)(recipe.task_config()))
+
+
 def with_model(recipe: Recipe, model: Any) -> Recipe:
     """Return the recipe with another model in its task; None leaves it."""
     if model is None:
@@ -156,7 +191,9 @@ def _skeleton(recipe: Recipe, layers: int | None) -> Skeleton:
 def _simulate(recipe: Recipe, task: Task, device: Device) -> MemoryEstimate:
     cost = StepCost()
     with simulation(device, cost), _explained(recipe):
-        loop = Loop(recipe.override(["memory_steps=[]"]), task=task)
+        # A third micro-batch takes what the second one does.
+        few = min(recipe.accumulation_steps, 2)
+        loop = Loop(recipe.override(["memory_steps=[]", f"accumulation_steps={few}"]), task=task)
         rounding = _CUDA_BLOCK_BYTES if device.kind == "cuda" else 1
         with StorageTracker(loop.model, loop.optimizer, rounding=rounding, keep_history=True) as tracker:
             tracker.mark_step()
@@ -164,11 +201,27 @@ def _simulate(recipe: Recipe, task: Task, device: Device) -> MemoryEstimate:
             _let_largest_refresh(loop.optimizer)
             tracker.mark_step()
             cost.clear()
-            loop.step()
+            with _costs_before_each_loss(task, cost) as costs:
+                loop.step()
+            if few == 2:
+                cost = cost.plus(costs[1].plus(costs[0], -1), recipe.accumulation_steps - 2)
         predicted = predict_bytes(loop.model, loop.optimizer)
         batch = next(task.batches("train", micro_batch_size=recipe.micro_batch_size, seed=0))
         tokens = recipe.accumulation_steps * batch["labels"].numel()
     return MemoryEstimate(recipe, device, tracker.timeline(), cost, tokens, predicted, is_whole=True)
+
+
+@contextmanager
+def _costs_before_each_loss(task: Task, cost: StepCost) -> Iterator[list[StepCost]]:
+    costs: list[StepCost] = []
+    original = task.loss
+
+    def loss(model: nn.Module, batch: Any) -> Any:
+        costs.append(cost.plus(StepCost(), 0))
+        return original(model, batch)
+
+    with patch.object(task, "loss", loss):
+        yield costs
 
 
 def _let_largest_refresh(optimizer: torch.optim.Optimizer) -> None:

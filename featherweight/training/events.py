@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING
 from torch import nn
 from torch.optim import Optimizer
 
+from featherweight.training.task import Words
+
 if TYPE_CHECKING:
+    from featherweight.training.footprint import Footprint
     from featherweight.training.recipe import Recipe
 
 
@@ -26,7 +29,12 @@ class Event:
     """The optimizer, after that step."""
     metrics: Mapping[str, float] = field(default_factory=dict)
     """Numbers of this moment. After a step: loss (per token), lr, grad_norm (before clipping), tokens (so far),
-    seconds (of the step), tokens_per_s (so far), skipped_steps. After an evaluation: whatever the task measures."""
+    seconds (of the step), tokens_per_s (so far), skipped_steps. After an evaluation: whatever the task measures. The
+    names say tokens for every task; what its items are called stands in `words`."""
+    words: Words = field(default_factory=Words)
+    """What the task counts and measures."""
+    footprint: "Footprint | None" = None
+    """Memory, predicted and measured so far."""
     checkpoint: Path | None = None
     """The folder that was written; only in `on_checkpoint`."""
 

@@ -61,6 +61,8 @@ class Footprint:
     """By category at the moment when the sum was largest; adds up to `peak_bytes`."""
     peak_bytes: int = 0
     """The largest sum over the measured steps."""
+    predicted_peak_bytes: int = 0
+    """The same from a simulation; 0 if none was made."""
 
     def include(self, peak_by_category: Mapping[Any, int], max_by_category: Mapping[Any, int]) -> None:
         """Take in the measurement of one more step."""
@@ -77,4 +79,5 @@ class Footprint:
             "measured": dict(self.measured),
             "at_peak": dict(self.at_peak),
             "peak_bytes": self.peak_bytes,
+            "predicted_peak_bytes": self.predicted_peak_bytes,
         }

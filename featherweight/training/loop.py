@@ -27,7 +27,7 @@ from featherweight.training.interrupt import StopRequest, TrainingInterrupted
 from featherweight.training.randomness import preserved_rng, rng_state, seed_everything, set_rng_state
 from featherweight.training.recipe import Recipe, resume_conflicts
 from featherweight.training.schedule import lr_factor
-from featherweight.training.task import Batch, Task
+from featherweight.training.task import Batch, Task, words_of
 
 if TYPE_CHECKING:
     from featherweight.optim import Layerwise
@@ -150,6 +150,10 @@ class Loop:
             "seconds": seconds,
             "skipped_steps": self.progress.skipped_steps,
         }
+        if is_measured:
+            metrics |= {"peak_bytes": float(memory.peak_bytes)}
+            if self.footprint.predicted_peak_bytes:
+                metrics |= {"predicted_peak_bytes": float(self.footprint.predicted_peak_bytes)}
         speed = self.progress.tokens_per_s
         return metrics if speed is None else {**metrics, "tokens_per_s": speed}
 
@@ -264,7 +268,15 @@ class Loop:
         evaluated_at = None
 
         def tell(moment: str, **details: Any) -> None:
-            event = Event(recipe, self.progress.step, self.model, self.optimizer, **details)
+            event = Event(
+                recipe,
+                progress.step,
+                self.model,
+                self.optimizer,
+                words=words_of(self.task),
+                footprint=self.footprint,
+                **details,
+            )
             for callback in callbacks:
                 getattr(callback, moment)(event)
 

@@ -82,7 +82,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def curve(lines: Sequence[Mapping[str, Any]], event: str, name: str) -> tuple[list[float], list[float]]:
-    """Return one metric over the tokens seen.
+    """Return one metric over the tokens (or what else the task counts) seen.
 
     Args:
         lines: of a metrics file.

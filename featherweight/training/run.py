@@ -19,12 +19,15 @@ from featherweight.report import Report
 from featherweight.training.checkpoint import Checkpoints
 from featherweight.training.console import ConsoleProgress
 from featherweight.training.environment import describe_environment, machine_name
+from featherweight.training.estimate import MemoryEstimate
 from featherweight.training.events import Callback, Event
 from featherweight.training.interrupt import stop_on_signals
 from featherweight.training.loop import Loop, explain_out_of_memory
 from featherweight.training.metrics import MetricsFile, final_training_loss, read_metrics
+from featherweight.training.plan_check import PlanCheck
 from featherweight.training.recipe import Recipe, RecipeSource, load_recipe, resume_conflicts
 from featherweight.training.summary import Summary, finite, run_report
+from featherweight.training.task import words_of
 from featherweight.training.trackers import Trackers
 
 
@@ -47,6 +50,7 @@ def train(
     out: str | PathLike[str] | None = None,
     resume: bool = False,
     callbacks: Sequence[Callback] | None = None,
+    estimate: MemoryEstimate | None = None,
 ) -> Run:
     """Train a model as a recipe says.
 
@@ -60,6 +64,8 @@ def train(
         resume: continue the run in `out` from its newest complete checkpoint, bit by bit; from the start if it has
             none yet. A finished run is returned as it stands.
         callbacks: listeners; None shows the progress on standard output, an empty list is silent.
+        estimate: from `fw.estimate_memory` for this recipe; the report then shows it beside what was measured, and the
+            run stops after its second step if that is more than 10 % above.
 
     Returns:
         The run, with its folder.
@@ -88,7 +94,8 @@ def train(
             if (folder / "summary.json").is_file():
                 return _finished(folder)
         with explain_out_of_memory(parsed):
-            return _train(parsed, name, folder, resume, callbacks)
+            checks = [] if estimate is None else [PlanCheck(estimate)]
+            return _train(parsed, name, folder, resume, callbacks, checks)
 
 
 def _finished(folder: Path) -> Run:
@@ -103,7 +110,14 @@ def _finished(folder: Path) -> Run:
         ) from error
 
 
-def _train(recipe: Recipe, name: str, folder: Path, resume: bool, callbacks: Sequence[Callback] | None) -> Run:
+def _train(
+    recipe: Recipe,
+    name: str,
+    folder: Path,
+    resume: bool,
+    callbacks: Sequence[Callback] | None,
+    checks: Sequence[Callback],
+) -> Run:
     optimizer_config = recipe.optimizer_config()
     environment = describe_environment()
     evaluations = _Evaluations()
@@ -115,6 +129,7 @@ def _train(recipe: Recipe, name: str, folder: Path, resume: bool, callbacks: Seq
     if recipe.trackers:
         listeners.append(Trackers(recipe.trackers, folder))
     listeners += [ConsoleProgress(optimizer_config.name)] if callbacks is None else callbacks
+    listeners += checks  # last, so that the others have seen the step that they end
     loop = Loop(recipe)
     checkpoints = Checkpoints(folder / "checkpoints", keep=recipe.keep_checkpoints)
     latest = checkpoints.latest() if resume else None
@@ -141,6 +156,7 @@ def _train(recipe: Recipe, name: str, folder: Path, resume: bool, callbacks: Seq
             skipped_steps=loop.progress.skipped_steps,
             task=loop.task.describe(),
             footprint=loop.footprint,
+            words=words_of(loop.task),
         )
         report = run_report(f"{name}: {optimizer_config.name}", summary, lines, machine_name(environment))
         for method in loop.methods:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from featherweight.errors import CheckpointError
 from featherweight.report import Report
 from featherweight.training.footprint import CATEGORIES, Footprint
 from featherweight.training.metrics import curve, smooth, to_json
+from featherweight.training.task import Words
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Summary:
     steps: int
     """Optimizer steps."""
     tokens: int
-    """Tokens trained on."""
+    """Tokens trained on, or what else the task counts (`words.items`)."""
     training_loss: float | None
     """Mean over the last tenth of the steps, per token."""
     held_out: dict[str, float | None]
@@ -30,13 +31,15 @@ class Summary:
     before_training: dict[str, float | None]
     """The same before the first step; empty if not measured."""
     tokens_per_s: float | None
-    """Speed of the training steps; None if too few were made."""
+    """Speed of the training steps, in the same items; None if too few were made."""
     skipped_steps: int
     """Parameters left out of a step because their gradient was not finite."""
     task: dict[str, Any]
     """Names and counts of the data and the model."""
     footprint: Footprint = field(default_factory=Footprint)
     """Memory, predicted and measured."""
+    words: Words = field(default_factory=Words)
+    """What the task counts and measures."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, as they stand in summary.json."""
@@ -55,7 +58,9 @@ class Summary:
         """
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            return cls(**{**content, "footprint": Footprint(**content["footprint"])})
+            words = Words(**content.get("words", {}))
+            words = replace(words, metrics=tuple(words.metrics))  # JSON knows lists alone
+            return cls(**{**content, "footprint": Footprint(**content["footprint"]), "words": words})
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise CheckpointError(
                 f"run: summary={path} cannot be read ({error}); expected the file of a finished run. Delete it to "
@@ -87,14 +92,14 @@ def run_report(title: str, summary: Summary, lines: Lines, machine: str) -> Repo
     rows = [["before training", None, *before], ["after training", summary.training_loss, *after]]
     report.add_table("Result", ["weights", "training loss", *map(metric_words, names)], rows)
     _add_memory(report, {summary.optimizer["name"]: summary.footprint})
-    _add_curves(report, {summary.optimizer["name"]: lines}, {})
+    _add_curves(report, {summary.optimizer["name"]: lines}, {}, summary.words)
     report.add_facts(
         {
             **summary.task,
             "optimizer": ", ".join(f"{name}={value}" for name, value in summary.optimizer.items()),
             "steps": summary.steps,
-            "tokens": summary.tokens,
-            "tokens/s": summary.tokens_per_s,
+            summary.words.items: summary.tokens,
+            f"{summary.words.items}/s": summary.tokens_per_s,
             "machine": machine,
         },
         title="Run",
@@ -113,17 +118,20 @@ def comparison_report(title: str, runs: Mapping[str, tuple[Summary, Lines]], mac
     """
     report = Report(title)
     summaries = {method: summary for method, (summary, _) in runs.items()}
+    first = next(iter(summaries.values()))
+    words = first.words
     before = next((one.before_training for one in summaries.values() if one.before_training), {})
     unit, divisor = _unit([one.footprint for one in summaries.values()])
-    columns = ["method", "training loss", "held-out loss", "perplexity"]
-    columns += [f"{_words(category)} ({unit})" for category in CATEGORIES] + [f"peak ({unit})", "tokens/s"]
+    names = ("held_out_loss", *words.metrics)
+    columns = ["method", "training loss", *map(metric_words, names)]
+    columns += [f"{_words(category)} ({unit})" for category in CATEGORIES] + [f"peak ({unit})", f"{words.items}/s"]
     rows: list[list[Any]] = []
     if before:
-        losses = [None, before.get("held_out_loss"), before.get("perplexity")]
-        rows.append(["before training", *losses, *[None] * (len(columns) - 4)])
+        losses = [None, *map(before.get, names)]
+        rows.append(["before training", *losses, *[None] * (len(columns) - len(losses) - 1)])
     for method, one in summaries.items():
         footprint = one.footprint
-        row: list[Any] = [method, one.training_loss, one.held_out.get("held_out_loss"), one.held_out.get("perplexity")]
+        row: list[Any] = [method, one.training_loss, *map(one.held_out.get, names)]
         row += [_predicted_and_measured(footprint, category, divisor) for category in CATEGORIES]
         peak = _share({"all": footprint.peak_bytes}, "all", divisor) if footprint.measured else None
         rows.append([*row, peak, one.tokens_per_s])
@@ -135,10 +143,9 @@ def comparison_report(title: str, runs: Mapping[str, tuple[Summary, Lines]], mac
         "Training loss: mean over the last tenth of the steps.",
         title="How to read the table",
     )
-    _add_curves(report, {method: lines for method, (_, lines) in runs.items()}, before)
+    _add_curves(report, {method: lines for method, (_, lines) in runs.items()}, before, words)
     _add_bars(report, {method: one.footprint for method, one in summaries.items()}, unit, divisor)
-    first = next(iter(summaries.values()))
-    report.add_facts({**first.task, "steps": first.steps, "tokens": first.tokens, "machine": machine}, title="Run")
+    report.add_facts({**first.task, "steps": first.steps, words.items: first.tokens, "machine": machine}, title="Run")
     options = {method: ", ".join(f"{k}={v}" for k, v in one.optimizer.items()) for method, one in summaries.items()}
     report.add_facts(options, title="Optimizers")
     _add_skipped(report, summaries)
@@ -160,7 +167,9 @@ def _add_memory(report: Report, footprints: Mapping[str, Footprint]) -> None:
             predicted, measured = (_share(part, name, divisor) for part in (footprint.predicted, footprint.measured))
             rows.append([_words(name), predicted, measured, _share(footprint.at_peak, name, divisor)])
         peak = _share({"all": footprint.peak_bytes}, "all", divisor) if footprint.measured else None
-        rows.append(["all", None, None, peak])
+        planned = footprint.predicted_peak_bytes
+        predicted_peak = _share({"all": planned}, "all", divisor) if planned else None
+        rows.append(["peak", predicted_peak, None, peak])
     columns = ["category", f"predicted ({unit})", f"measured maximum ({unit})", f"measured at the peak ({unit})"]
     report.add_table("Memory", columns, rows)
     _add_bars(report, footprints, unit, divisor)
@@ -180,7 +189,7 @@ def _add_bars(report: Report, footprints: Mapping[str, Footprint], unit: str, di
         report.add_bars("Memory at the peak of a step", f"memory ({unit})", bars)
 
 
-def _add_curves(report: Report, runs: Mapping[str, Lines], before: Mapping[str, Any]) -> None:
+def _add_curves(report: Report, runs: Mapping[str, Lines], before: Mapping[str, Any], words: Words) -> None:
     training, held_out = {}, {}
     for name, lines in runs.items():
         xs, ys = curve(lines, "step", "loss")
@@ -190,10 +199,9 @@ def _add_curves(report: Report, runs: Mapping[str, Lines], before: Mapping[str, 
             # All methods start from the same model, which is evaluated once.
             xs, ys = [0.0, *xs], [before["held_out_loss"], *ys]
         held_out[name] = (xs, ys)
-    report.add_curves(
-        "Training loss (running mean over a twentieth of the steps)", "tokens", "loss (nats/token)", training
-    )
-    report.add_curves("Held-out loss", "tokens", "loss (nats/token)", held_out)
+    axes = (words.items, f"loss ({words.loss})")
+    report.add_curves("Training loss (running mean over a twentieth of the steps)", *axes, training)
+    report.add_curves("Held-out loss", *axes, held_out)
 
 
 def _add_skipped(report: Report, summaries: Mapping[str, Summary]) -> None:

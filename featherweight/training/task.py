@@ -5,6 +5,7 @@ and as strings, so that naming one imports nothing else.
 """
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -19,9 +20,27 @@ Batch = Mapping[str, Tensor]
 Split = Literal["train", "held_out"]
 
 
+@dataclass(frozen=True)
+class Words:
+    """What a task counts and measures, as reports call it. The defaults are those of text."""
+
+    items: str = "tokens"
+    """What `Task.item_count` counts, in the plural."""
+    loss: str = "nats/token"
+    """Unit, or meaning, of the loss of one item."""
+    metrics: tuple[str, ...] = ("perplexity",)
+    """Metrics of `Task.evaluate` that stand beside the held-out loss where several runs are compared."""
+
+
+def words_of(task: "Task") -> Words:
+    """Return the words of a task: its attribute `words`, which it need not have, or those of text."""
+    return getattr(task, "words", Words())
+
+
 class Task(Protocol):
     """Data, model, loss and metrics of one workload.
 
+    A task that counts something else than tokens has an attribute `words` (`Words`), which need not be there.
     Everything that is random follows from `seed`, so that two processes that build the same task see the same numbers.
     """
 

@@ -3,6 +3,7 @@
 import yaml
 
 from featherweight.cli import run
+from featherweight.report import Report
 
 
 def test_generate_writes_files_and_says_where(tmp_path, capsys):
@@ -25,7 +26,14 @@ def test_compare_draws_the_fields_of_all_methods(tmp_path, capsys):
     out = tmp_path / "runs"
     assert run(["pde", "compare", str(path), "--methods", "adamw,tensor_galore", "--out", str(out)]) == 0
     assert (out / "fields.png").exists() and (out / "spectra.png").exists()
-    assert "Pictures:" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "Pictures:" in shown and "samples/s" in shown and "tokens" not in shown and "perplexity" not in shown
+    report = Report.from_json((out / "report.json").read_text())
+    columns = report.section("Methods").columns
+    assert columns[:4] == ["method", "training loss", "held-out loss", "l2"] and columns[-1] == "samples/s"
+    assert all(row[3] > 0 for row in report.section("Methods").rows)
+    curves = report.section("Held-out loss")
+    assert (curves.x_label, curves.y_label) == ("samples", "loss (relative H1 error)")
     assert run(["pde", "train", str(path), "--out", str(tmp_path / "one"), "--json"]) == 0
     assert (tmp_path / "one" / "fields.png").exists()
     assert capsys.readouterr().out.lstrip().startswith("{")

@@ -272,6 +272,14 @@ def test_greedy_ranks_follow_the_spectrum():
     assert fit_tucker(grad, ranks).error_sq < 0.5 * fit_tucker(grad, tucker_ranks(grad.shape, 0.25)).error_sq
 
 
+def test_greedy_ranks_leave_other_modes_alone():
+    grad = random_tensor((6, 5, 4), torch.complex128)
+    ranks = greedy_ranks(grad, 4 * 9, modes=(0, 1))
+    assert ranks[2] == 4 and ranks[0] * ranks[1] <= 9 < (ranks[0] + 1) * (ranks[1] + 1)
+    with pytest.raises(ConfigError, match="expected at least 4 entries"):
+        greedy_ranks(grad, 3, modes=(0, 1))
+
+
 @pytest.mark.parametrize("method", ["st_hosvd", "hooi"])
 def test_columns_beyond_the_numerical_rank_do_not_follow_rounding(method):
     # As gradients of a small batch are: of rank 1 in each unfolding, and three columns are asked for.

@@ -78,3 +78,12 @@ def test_a_name_keeps_the_options_of_its_family_and_none_of_another():
     assert inherited_options("galore", given) == given
     assert inherited_options("adamw", given) == {"name": "adamw"}
     assert inherited_options("unknown", given) == {"name": "unknown"}
+
+
+def test_ranks_of_tensors_may_be_automatic_under_a_budget():
+    model = nn.Sequential(nn.Conv2d(16, 16, 3, bias=False))
+    config = parse_optimizer({"name": "tensor_galore", "rank": "auto", "rank_budget": 0.1})
+    (layout,) = build_optimizer(model, config).layouts.values()
+    assert (layout.tensor.budget, layout.tensor.ranks) == (230, ())
+    with pytest.raises(ConfigError, match="rank_budget=2.0"):
+        parse_optimizer({"name": "tensor_galore", "rank": "auto", "rank_budget": 2.0})

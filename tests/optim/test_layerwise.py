@@ -921,6 +921,29 @@ def test_two_processes_that_average_cores_train_as_one_on_the_joined_batch(has_c
     assert (48, 24) not in reducer.shapes and (24, 48) not in reducer.shapes
 
 
+@pytest.mark.parametrize("clip", ["delayed", "per_tensor", "norm_growth", "projected"])
+def test_processes_clip_by_the_norm_of_what_they_share(clip):
+    # Mutation: a norm of a process's own gradients, as then each of them clips by another factor.
+    data = batches(8, seed=5)
+    models = [Tower().double() for _ in range(2)]
+    made = [GaLoreAdamW(param_groups(m, ["shared", "0"], rank=5, update_proj_gap=3), lr=1e-2) for m in models]
+    reducer, norms = PairReducer(), [[], []]
+
+    def train(index):
+        with layerwise(models[index], made[index], clip=clip, max_grad_norm=1e-3, reducer=reducer) as handle:
+            for tokens in data[index::2]:
+                tower_loss(models[index], tokens).backward()
+                norms[index].append(handle.grad_norm)
+
+    threads = [threading.Thread(target=train, args=(index,)) for index in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert norms[0] == norms[1] and len(norms[0]) == 4
+    assert all(torch.equal(a, b) for a, b in zip(*(model.parameters() for model in models), strict=True))
+
+
 class TestMemory:
     def measure(self, accumulation_steps, name="galore", **options):
         model = llama(tie_word_embeddings=False)

@@ -3,6 +3,7 @@ import io
 from rich.console import Console
 
 from featherweight.training.console import ConsoleProgress, memory_in_use_bytes
+from featherweight.training.recipe import Recipe
 from featherweight.training.run import train
 
 
@@ -30,6 +31,17 @@ def test_a_terminal_shows_a_bar_with_loss_speed_memory_and_the_time_left(recipe,
     text = "\n".join(run(recipe, tmp_path, force_terminal=True))
     for part in ("demo", "8/8", "loss", "tokens/s", "GiB", "0:00:00"):
         assert part in text
+
+
+def test_the_speed_is_that_of_the_items_that_the_task_counts(tmp_path):
+    task = {"name": "pde", "resolution": 8, "n_train": 8, "n_test": 3, "n_modes": [4, 4], "hidden_channels": 4}
+    recipe = Recipe.parse(
+        {"task": task, "steps": 3, "micro_batch_size": 4, "log_every": 1, "memory_steps": []}, where="recipe"
+    )
+    console = Console(file=io.StringIO(), width=120)
+    train(recipe, out=tmp_path / "run", callbacks=[ConsoleProgress("demo", console)])
+    text = console.file.getvalue()
+    assert " samples/s" in text and "tokens" not in text
 
 
 def test_memory_in_use_is_that_of_this_process():

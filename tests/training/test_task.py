@@ -1,10 +1,15 @@
 import inspect
+import json
+from dataclasses import replace
 
 import pytest
 import torch
 
 from featherweight import training
-from featherweight.training.task import Task, tasks
+from featherweight.training.metrics import read_metrics
+from featherweight.training.run import train
+from featherweight.training.summary import Summary, comparison_report, run_report
+from featherweight.training.task import Task, Words, tasks
 
 SMALL = {
     "regression": {},
@@ -71,3 +76,25 @@ def test_the_public_names_of_the_package_load_on_first_use():
         assert getattr(training, name).__doc__
     with pytest.raises(AttributeError, match="no attribute 'Recpie'"):
         training.Recpie  # noqa: B018
+
+
+def test_a_task_without_words_counts_tokens_and_reports_call_the_items_of_others_by_name(recipe, tmp_path):
+    whole = train(recipe(), out=tmp_path / "whole", callbacks=[])
+    assert whole.summary.words == Words() and whole.report.section("Held-out loss").x_label == "tokens"
+    loaded = json.loads((tmp_path / "whole" / "summary.json").read_text())
+    del loaded["words"]  # as runs of before have it
+    (tmp_path / "old.json").write_text(json.dumps(loaded))
+    assert Summary.load(tmp_path / "old.json").words == Words()
+
+    words = Words(items="points", loss="squared error", metrics=())
+    lines = read_metrics(tmp_path / "whole" / "metrics.jsonl")
+    summary = replace(whole.summary, words=words)
+    summary.save(tmp_path / "named.json")
+    assert Summary.load(tmp_path / "named.json").words == words
+    for report in (
+        run_report("one", summary, lines, "here"),
+        comparison_report("all", {"a": (summary, lines)}, "here"),
+    ):
+        assert report.section("Held-out loss").y_label == "loss (squared error)"
+        assert "points" in report.section("Run").facts and "tokens" not in report.section("Run").facts
+    assert report.section("Methods").columns[-1] == "points/s"

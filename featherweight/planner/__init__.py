@@ -1,0 +1,26 @@
+"""The memory planner: will it fit, what should be run, and what to change if it does not fit.
+
+It simulates training steps (`featherweight.training.estimate`), adds what a card takes beyond tensors, and searches.
+"""
+
+from featherweight.planner.advice import Change, changes
+from featherweight.planner.candidates import TAGS
+from featherweight.planner.need import Need, need_of
+from featherweight.planner.plan import Plan, PlanRow, plan
+from featherweight.planner.solve import Solution, solve
+from featherweight.planner.target import Target, parse_bytes
+
+__all__ = [
+    "TAGS",
+    "Change",
+    "Need",
+    "Plan",
+    "PlanRow",
+    "Solution",
+    "Target",
+    "changes",
+    "need_of",
+    "parse_bytes",
+    "plan",
+    "solve",
+]

@@ -1,0 +1,317 @@
+"""`plan`: the recipes that fit a budget, from the most faithful to the smallest, each with the fastest way to keep
+activations.
+
+A way of keeping activations costs about the same bytes whatever the optimizer is. So one family is simulated with all of
+them; for the others the weights, state and gradients by formula say which one should fit, and that one is simulated. No
+figure is shown that was not simulated.
+"""
+
+import time
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from os import PathLike
+from typing import Any
+
+import torch
+
+from featherweight.errors import ConfigError, FeatherweightError
+from featherweight.planner.advice import Change, changes
+from featherweight.planner.candidates import FAMILIES, KEEPINGS, TAGS, Family, Keeping, families_without, recipe_of
+from featherweight.planner.need import Need, need_of
+from featherweight.planner.report import plan_report
+from featherweight.planner.target import Target
+from featherweight.planner.time_model import seconds_of
+from featherweight.report import Report
+from featherweight.training.estimate import MemoryEstimate, estimate_memory, formula_bytes, is_pretrained, with_model
+from featherweight.training.recipe import Recipe, RecipeSource, load_recipe
+
+_REFERENCE = next(family for family in FAMILIES if family.name.startswith("LoRA"))
+_GAIN = 1.02
+"""A larger micro-batch must be so much faster to be worth its memory."""
+
+
+@dataclass(frozen=True)
+class PlanRow:
+    """One recipe of a plan, simulated."""
+
+    family: str
+    """What is trained."""
+    keeping: str
+    """How activations are kept."""
+    tags: tuple[str, ...]
+    """What is given up against float32 AdamW of all parameters."""
+    recipe: Recipe
+    """The complete recipe."""
+    estimate: MemoryEstimate
+    """Its steps."""
+    need: Need
+    """What they take of the device."""
+    tokens_per_s: float
+    """By the time model; for comparison with other rows, not a promise."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What fits, what does not and why."""
+
+    target: Target
+    """For which device."""
+    rows: list[PlanRow]
+    """Recipes that fit, from the most faithful to the smallest."""
+    refused: Mapping[str, str]
+    """Families that do not fit or cannot be simulated, each with the reason."""
+    assumptions: list[str] = field(default_factory=list)
+    """What the figures rest on."""
+    seconds: float = 0.0
+    """How long the search took."""
+
+    @property
+    def best(self) -> PlanRow:
+        """The most faithful recipe that fits.
+
+        Raises:
+            ConfigError: if nothing fits.
+        """
+        if not self.rows:
+            reasons = "; ".join(f"{name}: {reason}" for name, reason in self.refused.items())
+            raise ConfigError(
+                f"plan: budget={self.target.budget_bytes} bytes hold no recipe ({reasons}); expected a larger budget, a "
+                "shorter sequence or a smaller model. Lower seq_len, or allow more with exclude=()."
+            )
+        return self.rows[0]
+
+    @property
+    def fastest(self) -> PlanRow:
+        """The recipe with most tokens per second."""
+        return max([self.best, *self.rows], key=lambda row: row.tokens_per_s)
+
+    def why(self, limit: int = 3) -> list[Change]:
+        """Return the cheapest changes of the best recipe that save most; see `featherweight.planner.advice`."""
+        return changes(self.best.recipe, self.target, limit=limit)
+
+    def report(self) -> Report:
+        """Return the plan for people: verdict, recipes, memory by category, largest allocations, assumptions."""
+        return plan_report(self)
+
+    def save_recipe(self, path: str | PathLike[str]) -> None:
+        """Write the best recipe as YAML or JSON, ready to run."""
+        self.best.recipe.to_file(path)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values, with the names that programs may rely on."""
+        return {
+            "verdict": "fits" if self.rows else "does not fit",
+            "device": self.target.name,
+            "budget_bytes": self.target.budget_bytes,
+            "usable_bytes": self.target.usable_bytes,
+            "recipes": [row_dict(row) for row in self.rows],
+            "refused": dict(self.refused),
+            "assumptions": self.assumptions,
+            "seconds": round(self.seconds, 1),
+        }
+
+
+def row_dict(row: PlanRow) -> dict[str, Any]:
+    """Return the plain values of a row."""
+    return {
+        "family": row.family,
+        "keeping": row.keeping,
+        "tags": list(row.tags),
+        "total_bytes": row.need.total_bytes,
+        "interval": [row.need.low_bytes, row.need.high_bytes],
+        "peak_allocated_bytes": row.need.allocated_bytes,
+        "peak_reserved_bytes": row.need.reserved_bytes,
+        "context_bytes": row.need.context_bytes,
+        "workspace_bytes": row.need.workspace_bytes,
+        "by_category": row.estimate.peak_by_category,
+        "by_module": dict(list(row.estimate.peak_by_module.items())[:20]),
+        "top_allocations": [
+            {"bytes": one.size_bytes, "count": count, "module": one.module, "op": one.op, "shape": list(one.shape)}
+            for one, count in row.estimate.top_allocations(10)
+        ],
+        "tokens_per_s": round(row.tokens_per_s, 1),
+        "recipe": row.recipe.to_dict(),
+    }
+
+
+def plan(
+    model: Any,
+    budget: str | int | None = None,
+    *,
+    seq_len: int | None = None,
+    tokens_per_step: int | None = None,
+    device: str | torch.device | None = None,
+    exclude: Collection[str] = (),
+    recipe: RecipeSource | None = None,
+    calibration: str | PathLike[str] | None = None,
+    on_progress: Callable[[str], None] | None = None,
+) -> Plan:
+    """Search for recipes that fit a budget.
+
+    Args:
+        model: a name, folder or configuration as recipes know them, a transformers configuration, or a model (only its
+            configuration counts); None takes the recipe's.
+        budget: memory that the process may take, in bytes or as text such as "12GB"; None takes all of the device.
+        seq_len: tokens of a row; None takes the recipe's, or 1024.
+        tokens_per_step: tokens of one optimizer step, reached by accumulation; None takes the recipe's batch, or one row.
+        device: a card ("rtx4090"), "cuda", "cpu"; None takes that of this machine, or a common card of the budget's size.
+        exclude: tags of what must not be given up; see `TAGS`.
+        recipe: gives task, steps and schedule; None a short run on the English corpus.
+        calibration: file of a measured card; None takes the user's own, or defaults that say so.
+        on_progress: told what is being simulated.
+    Returns:
+        The plan; its `best` is a complete recipe.
+    Raises:
+        ConfigError: if an argument is wrong or the model cannot be simulated.
+    Cost: 20 to 60 s of one core, less than 2 GB of host memory, no weights.
+    """
+    started = time.monotonic()
+    target = Target.of(budget, device, calibration=calibration)
+    base = base_recipe(model, recipe, seq_len, tokens_per_step)
+    search = _Search(base, target, on_progress or (lambda _: None))
+    rows: list[PlanRow] = []
+    refused: dict[str, str] = {}
+    for family in families_without(exclude):
+        try:
+            row = search.fastest_fit(family)
+        except _DoesNotFit as reason:
+            refused[family.name] = str(reason)
+        except FeatherweightError as error:
+            refused[family.name] = str(error)
+        else:
+            rows.append(row)
+    if rows:
+        rows[0] = search.with_larger_micro_batch(rows[0])
+    return Plan(target, rows, refused, _assumptions(target, base, rows), time.monotonic() - started)
+
+
+def base_recipe(
+    model: Any, recipe: RecipeSource | None, seq_len: int | None = None, tokens_per_step: int | None = None
+) -> Recipe:
+    """Return the recipe that all candidates share: data, steps, sequence length and tokens of a step."""
+    if recipe is None:
+        task = {"name": "text", "model": "tiny", "corpus": "english", "seq_len": seq_len or 1024}
+        base = Recipe.parse({"task": task, "steps": 1000, "micro_batch_size": 1}, where="recipe")
+    else:
+        base = load_recipe(recipe)
+        if seq_len is not None:
+            base = base.override([f"task.seq_len={seq_len}"])
+    base = with_model(base, model)
+    rows = base.micro_batch_size * base.accumulation_steps
+    if tokens_per_step is not None:
+        length = base.task_config().model_dump().get("seq_len", 1)
+        rows = max(1, round(tokens_per_step / length))
+    return base.override(["micro_batch_size=1", f"accumulation_steps={rows}"])
+
+
+class _DoesNotFit(Exception):
+    """No way of keeping activations brings a family within the budget."""
+
+
+class _Search:
+    """Simulates what a plan asks for, each recipe once."""
+
+    def __init__(self, base: Recipe, target: Target, tell: Callable[[str], None]) -> None:
+        self.base = base
+        self.target = target
+        self.tell = tell
+        self.is_pretrained = is_pretrained(base)
+        self._rows: dict[tuple[str, str], PlanRow] = {}
+        self._ways: list[tuple[Keeping, int, float]] | None = None
+
+    def row(self, family: Family, keeping: Keeping, base: Recipe | None = None) -> PlanRow:
+        """Simulate one recipe."""
+        key = (family.name, keeping.name)
+        if base is None and key in self._rows:
+            return self._rows[key]
+        recipe = recipe_of(base or self.base, family, keeping, is_pretrained=self.is_pretrained)
+        self.tell(f"{family.name}, {keeping.name}, {recipe.micro_batch_size} x {recipe.accumulation_steps}")
+        row = row_of(family, keeping, recipe, self.target)
+        if base is None:
+            self._rows[key] = row
+        return row
+
+    def ways(self) -> list[tuple[Keeping, int, float]]:
+        """Return the ways of keeping activations, the fastest first, with the bytes that each takes, and its seconds."""
+        if self._ways is None:
+            found = []
+            failed: FeatherweightError | None = None
+            for keeping in KEEPINGS:
+                try:
+                    row = self.row(_REFERENCE, keeping)
+                except FeatherweightError as error:
+                    failed = error
+                    continue
+                fixed = formula_bytes(row.recipe)
+                held = row.need.total_bytes - fixed["weights"] - fixed["optimizer_state"]
+                found.append((keeping, held, 1 / row.tokens_per_s))
+            if not found:
+                assert failed is not None
+                raise failed
+            self._ways = sorted(found, key=lambda way: (round(way[2] / found[0][2], 2), way[1]))
+        return self._ways
+
+    def fastest_fit(self, family: Family) -> PlanRow:
+        """Return the row of the fastest way that fits.
+
+        Raises:
+            _DoesNotFit: if none does.
+        """
+        fixed = formula_bytes(recipe_of(self.base, family, KEEPINGS[0], is_pretrained=self.is_pretrained))
+        least = None
+        for keeping, held_bytes, _ in self.ways():
+            expected = fixed["weights"] + fixed["optimizer_state"] + max(fixed["gradients"], held_bytes)
+            if expected > self.target.usable_bytes * 1.05:
+                least = min(least or expected, expected)
+                continue
+            row = self.row(family, keeping)
+            if row.need.fits(self.target):
+                return row
+            least = min(least or row.need.total_bytes, row.need.total_bytes)
+        assert least is not None
+        raise _DoesNotFit(
+            f"needs about {least / 2**30:.1f} GiB of {self.target.usable_bytes / 2**30:.1f} "
+            f"(weights {fixed['weights'] / 2**30:.1f}, gradients {fixed['gradients'] / 2**30:.1f}, state "
+            f"{fixed['optimizer_state'] / 2**30:.1f})"
+        )
+
+    def with_larger_micro_batch(self, row: PlanRow) -> PlanRow:
+        """Return the row with twice the micro-batch as long as that fits and is faster."""
+        family = next(one for one in FAMILIES if one.name == row.family)
+        keeping = next(one for one in KEEPINGS if one.name == row.keeping)
+        while row.recipe.accumulation_steps % 2 == 0:
+            sizes = (2 * row.recipe.micro_batch_size, row.recipe.accumulation_steps // 2)
+            larger = self.base.override([f"micro_batch_size={sizes[0]}", f"accumulation_steps={sizes[1]}"])
+            candidate = self.row(family, keeping, larger)
+            if not candidate.need.fits(self.target) or candidate.tokens_per_s < _GAIN * row.tokens_per_s:
+                break
+            row = candidate
+        return row
+
+
+def row_of(family: Family, keeping: Keeping, recipe: Recipe, target: Target) -> PlanRow:
+    """Simulate a recipe and return its row."""
+    estimate = estimate_memory(None, recipe, device=target.device)
+    speed = estimate.tokens_per_step / seconds_of(estimate.cost, target)
+    return PlanRow(family.name, keeping.name, family.tags, recipe, estimate, need_of(estimate, target), speed)
+
+
+def _assumptions(target: Target, base: Recipe, rows: list[PlanRow]) -> list[str]:
+    lines = [f"margin of {target.margin:.0%} of the budget is left free"]
+    if target.calibration is None:
+        lines.append("CPU: time by customary rates, good for the order of the rows alone")
+    else:
+        lines.append(target.calibration.statement + "; fw plan --calibrate measures this machine's GPU")
+        if target.is_assumed:
+            lines.append(f"no card was named: times are those of a {target.name}")
+        lines.append("attention by flash kernels where they exist; nothing else runs on the card")
+    lines.append("tokens/s rank the rows; they are no promise")
+    lines.append("learning rates are starting points; tune them")
+    if any(not row.estimate.is_whole for row in rows):
+        lines.append("layers are equal: few were simulated, the rest follows exactly")
+    return lines
+
+
+def tag_words(tags: Collection[str]) -> str:
+    """Return in words what a row gives up."""
+    return "; ".join(TAGS[tag] for tag in tags) or "nothing: float32 AdamW of all parameters"

@@ -1,0 +1,103 @@
+"""A plan on paper: the verdict, the recipes that fit, what fills the memory, and what was assumed."""
+
+from typing import TYPE_CHECKING
+
+from featherweight.memory import CATEGORIES
+from featherweight.report import Report
+
+if TYPE_CHECKING:
+    from featherweight.planner.plan import Plan, PlanRow
+
+_GIB = 2**30
+
+
+def plan_report(plan: "Plan") -> Report:
+    """Return the report of a plan."""
+    report = Report(f"Plan for {plan.target.name}, {plan.target.budget_bytes / _GIB:.1f} GiB")
+    report.add_note(verdict(plan), title="Verdict")
+    if plan.rows:
+        _add_rows(report, plan)
+        _add_best(report, plan.rows[0], plan)
+    if plan.refused:
+        report.add_facts(dict(plan.refused), title="Does not fit")
+    report.add_note("; ".join(plan.assumptions), title="Assumptions")
+    return report
+
+
+def verdict(plan: "Plan") -> str:
+    """Return the answer in one sentence."""
+    budget = plan.target.budget_bytes / _GIB
+    if not plan.rows:
+        return f"Nothing fits {budget:.1f} GiB. Shorten the sequence, take a smaller model, or allow more."
+    best = plan.rows[0]
+    need = best.need
+    free = 1 - need.total_bytes / plan.target.budget_bytes
+    return (
+        f"Fits: {need.total_bytes / _GIB:.1f} of {budget:.1f} GiB (between {need.low_bytes / _GIB:.1f} and "
+        f"{need.high_bytes / _GIB:.1f}), {free:.0%} left free, with {best.family}, activations: {best.keeping}, "
+        f"{best.recipe.micro_batch_size} rows at once. Gives up: {', '.join(best.tags) or 'nothing'}."
+    )
+
+
+def _add_rows(report: Report, plan: "Plan") -> None:
+    rows = []
+    for row in plan.rows:
+        rows.append(
+            [
+                row.family,
+                row.keeping,
+                ", ".join(row.tags) or "nothing",
+                round(row.need.total_bytes / _GIB, 2),
+                round(row.need.total_bytes / plan.target.budget_bytes, 2),
+                round(row.tokens_per_s),
+            ]
+        )
+    columns = ["recipe", "activations", "gives up", "needs (GiB)", "share of the budget", "tokens/s (estimate)"]
+    report.add_table("Recipes that fit, the most faithful first", columns, rows)
+    report.add_bars(
+        "Memory at the peak",
+        "memory (GiB)",
+        {row.family: _parts(row) for row in plan.rows} | {"budget": {"budget": plan.target.budget_bytes / _GIB}},
+    )
+
+
+def _parts(row: "PlanRow") -> dict[str, float]:
+    """Return what a row takes, from the tensors outwards, in GiB; they add up to what it needs."""
+    by_category = row.estimate.peak_by_category
+    parts = {name.replace("_", " "): by_category[name] / _GIB for name in CATEGORIES if by_category[name]}
+    rest = row.need.total_bytes - row.need.allocated_bytes
+    return {**parts, "allocator, workspaces, context": rest / _GIB}
+
+
+def _add_best(report: Report, best: "PlanRow", plan: "Plan") -> None:
+    top = [
+        [
+            one.module or one.op,
+            one.category.replace("_", " "),
+            "x".join(map(str, one.shape)),
+            count,
+            one.size_bytes * count / _GIB,
+        ]
+        for one, count in best.estimate.top_allocations(8)
+    ]
+    columns = ["module", "category", "shape", "number", "together (GiB)"]
+    report.add_table(f"Largest allocations at the peak of {best.family}", columns, top)
+    series = best.estimate.timeline.series()
+    curves = {
+        name.replace("_", " "): (list(map(float, range(len(values)))), [value / _GIB for value in values])
+        for name, values in series.items()
+        if max(values, default=0) > 0.005 * best.need.allocated_bytes
+    }
+    report.add_curves("Memory over the first two steps, by category", "allocations, in order", "memory (GiB)", curves)
+    report.add_facts(
+        {
+            "phase of the peak": best.estimate.timeline.peak().phase,
+            "tensors (GiB)": best.need.allocated_bytes / _GIB,
+            "held by the allocator (GiB)": best.need.reserved_bytes / _GIB,
+            "workspaces (GiB)": best.need.workspace_bytes / _GIB,
+            "context (GiB)": best.need.context_bytes / _GIB,
+            "arithmetic of a step (TFLOP)": sum(best.estimate.cost.flops.values()) / 1e12,
+            "search (s)": plan.seconds,
+        },
+        title=f"{best.family} in figures",
+    )

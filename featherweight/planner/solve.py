@@ -1,0 +1,122 @@
+"""`solve`: the inverse questions. How long a sequence, how large a micro-batch or rank, or how small a card is enough?"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from os import PathLike
+from typing import Any, Literal, get_args
+
+import torch
+
+from featherweight.errors import ConfigError, did_you_mean
+from featherweight.planner.need import Need, need_of
+from featherweight.planner.target import Target
+from featherweight.training.estimate import estimate_memory, longest_sequence, with_model
+from featherweight.training.recipe import Recipe, RecipeSource, load_recipe
+
+Unknown = Literal["max_seq_len", "micro_batch", "rank", "min_memory"]
+UNKNOWNS: tuple[Unknown, ...] = get_args(Unknown)
+"""What can be asked for."""
+_SEQUENCE_STEP = 128
+_LARGEST = 2**24
+
+
+@dataclass(frozen=True)
+class Solution:
+    """An answer, with the recipe in which it holds."""
+
+    unknown: Unknown
+    """What was asked for."""
+    value: int
+    """The answer: tokens, rows, a rank, or bytes."""
+    recipe: Recipe
+    """The recipe with this value."""
+    need: Need
+    """What it takes of the device."""
+
+
+def solve(
+    unknown: Unknown,
+    model: Any,
+    recipe: RecipeSource,
+    budget: str | int | None = None,
+    *,
+    device: str | torch.device | None = None,
+    calibration: str | PathLike[str] | None = None,
+) -> Solution:
+    """Find the largest value of one setting of a recipe that fits a budget, or the smallest budget of the recipe.
+
+    Args:
+        unknown: max_seq_len (a multiple of 128 tokens), micro_batch (rows at once), rank (of a low-rank optimizer), or
+            min_memory (bytes of a device that suffices, margin included).
+        model: as for `fw.plan`; None takes the recipe's.
+        recipe: everything else.
+        budget: as for `fw.plan`; not used by min_memory, unless it says which card is meant.
+        device: as for `fw.plan`.
+        calibration: as for `fw.plan`.
+    Raises:
+        ConfigError: if the question is unknown, or not even the smallest value fits.
+    Cost: about ten simulations: memory grows with each of these settings, so the interval is halved.
+    """
+    if unknown not in UNKNOWNS:
+        raise ConfigError(
+            f"solve: unknown={unknown!r} cannot be solved for; expected one of {', '.join(UNKNOWNS)}. "
+            f"{did_you_mean(str(unknown), UNKNOWNS)}"
+        )
+    base = with_model(load_recipe(recipe), model)
+    if unknown == "min_memory":
+        target = Target.of(budget if budget is not None or device is not None else "24GiB", device)
+        need = _need(base, target)
+        return Solution(unknown, int(need.total_bytes / (1 - target.margin)) + 1, base, need)
+    target = Target.of(budget, device, calibration=calibration)
+    key, smallest, largest, step = _range(unknown, base)
+
+    def at(value: int) -> tuple[Recipe, Need]:
+        changed = base.override([f"{key}={value}"])
+        return changed, _need(changed, target)
+
+    value = largest_that(lambda one: at(one)[1].fits(target), smallest, largest, step)
+    if value is None:
+        needed = at(smallest)[1].total_bytes
+        raise ConfigError(
+            f"solve: {key}={smallest} already needs {needed / 2**30:.2f} GiB of {target.usable_bytes / 2**30:.2f}; "
+            "expected a recipe that fits for some value. Ask fw plan for a leaner recipe."
+        )
+    changed, need = at(value)
+    return Solution(unknown, value, changed, need)
+
+
+def largest_that(holds: Callable[[int], bool], smallest: int, largest: int, step: int) -> int | None:
+    """Return the largest of smallest, smallest + step, ... <= largest for which a condition holds that ends somewhere.
+
+    Example:
+        >>> largest_that(lambda value: value <= 1000, 128, 2**20, 128), largest_that(lambda value: False, 1, 8, 1)
+        (896, None)
+    """
+    if not holds(smallest):
+        return None
+    low, high = 0, 1  # in steps: low holds, high does not or is beyond the end
+    last = (largest - smallest) // step
+    while high <= last and holds(smallest + high * step):
+        low, high = high, 2 * high
+    high = min(high, last + 1)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if holds(smallest + middle * step) else (low, middle)
+    return smallest + low * step
+
+
+def _range(unknown: Unknown, base: Recipe) -> tuple[str, int, int, int]:
+    if unknown == "max_seq_len":
+        return "task.seq_len", _SEQUENCE_STEP, longest_sequence(base) or _LARGEST, _SEQUENCE_STEP
+    if unknown == "micro_batch":
+        return "micro_batch_size", 1, 2**16, 1
+    if "rank" not in type(base.optimizer_config()).model_fields:
+        raise ConfigError(
+            f"solve: unknown=rank does not go with optimizer={base.optimizer['name']}, which has none; expected a "
+            "low-rank optimizer. Set optimizer: galore_8bit, for example."
+        )
+    return "optimizer.rank", 1, 2**15, 1
+
+
+def _need(recipe: Recipe, target: Target) -> Need:
+    return need_of(estimate_memory(None, recipe, device=target.device), target)
