@@ -85,6 +85,15 @@ class Timeline:
             ]
         )
 
+    def rounded(self, block_bytes: int) -> "Timeline":
+        """Return the timeline of an allocator whose blocks are multiples of so many bytes."""
+
+        def blocks(size: int) -> int:
+            return -(-size // block_bytes) * block_bytes
+
+        sizes = [blocks(abs(one.change_bytes)) * (1 if one.change_bytes > 0 else -1) for one in self.events]
+        return Timeline([one._replace(change_bytes=size) for one, size in zip(self.events, sizes, strict=True)])
+
     @cached_property
     def live_bytes(self) -> list[int]:
         """Bytes alive after each event."""
