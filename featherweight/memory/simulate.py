@@ -38,9 +38,7 @@ class SimulatedTensors(FakeTensorMode):
         self.allow_meta = True  # the host memory beside a simulated GPU
         self.cost = cost
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is torch.ops.prim.device.default and type(args[0]) is FakeTensor:
             return args[0].fake_device
@@ -59,7 +57,7 @@ class SimulatedTensors(FakeTensorMode):
             return torch.empty((0, args[0].ndim), dtype=torch.int64, device=args[0].device)
         if not is_fake and (func.namespace == "prim" or _keeps_values(func, tensors + lists, args, kwargs)):
             return func(*args, **kwargs)
-        result = self._shape_alone(func, args, kwargs)
+        result: Any = self._shape_alone(func, args, kwargs)
         if result is None:
             result = super().__torch_dispatch__(func, types, args, kwargs)
         return self._counted(func, args, kwargs, result)

@@ -176,7 +176,7 @@ def with_model(recipe: Recipe, model: Any) -> Recipe:
     """Return the recipe with another model in its task; None leaves it."""
     if model is None:
         return recipe
-    source = getattr(model, "config", model) if isinstance(model, nn.Module) else model
+    source: Any = getattr(model, "config", model) if isinstance(model, nn.Module) else model
     if hasattr(source, "to_diff_dict"):
         source = {"model_type": source.model_type, **source.to_dict()}
     if not isinstance(source, str | Mapping):

@@ -247,7 +247,7 @@ def test_extension_is_the_timeline_of_the_deep_model_event_by_event(layers, dept
     check_pairs(extended)
 
 
-@settings(deadline=None, derandomize=True)
+@settings(deadline=None, derandomize=True, max_examples=40)
 @given(layers=st.integers(3, 40), **PROGRAMS)
 def test_operators_of_one_name_are_told_apart_by_their_bytes(layers, **program):
     build = {**program, "name": lambda index: ""}
