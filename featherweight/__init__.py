@@ -23,6 +23,7 @@ _LAZY = {
     "solve": "featherweight.planner.solve",
     "estimate_memory": "featherweight.training.estimate",
     "train": "featherweight.training.run",
+    "train_planned": "featherweight.planner.train",
     "compare": "featherweight.training.compare",
     "linear_cross_entropy": "featherweight.nn.linear_cross_entropy",
     "linear_logprobs": "featherweight.nn.linear_cross_entropy",

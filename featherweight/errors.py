@@ -9,6 +9,7 @@ The tree (each class also is the standard error that a caller would expect):
     ├── NumericsError(RuntimeError)     a number became NaN or infinite, or an algorithm did not converge
     ├── MissingExtraError(ImportError)  an optional package is not installed
     └── DeviceError(RuntimeError)       the device cannot do what was asked
+        └── OutOfMemoryError            its memory ran out
 
 Messages follow one form: where, which value is wrong, what is allowed, what to do now.
 """
@@ -43,6 +44,10 @@ class MissingExtraError(FeatherweightError, ImportError):
 
 class DeviceError(FeatherweightError, RuntimeError):
     """The device cannot do what was asked."""
+
+
+class OutOfMemoryError(DeviceError):
+    """The memory of the device ran out."""
 
 
 def nearest(name: str, known: Iterable[str], limit: int = 3) -> list[str]:

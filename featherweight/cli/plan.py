@@ -1,11 +1,31 @@
 """`fw plan`: which recipe fits a budget, before anything is allocated."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
-from featherweight.cli.screen import AsJson, leave_cleanly, print_json, print_result
+from featherweight.cli.screen import AsJson, leave_cleanly, print_json
+from featherweight.report import format_bytes
+
+if TYPE_CHECKING:
+    from featherweight.planner import Change, Plan, PlanRow, Solution
+
+_COLOURS = {
+    "weights": "blue",
+    "gradients": "yellow",
+    "optimizer_state": "magenta",
+    "activations": "green",
+    "temporaries": "cyan",
+    "rest": "bright_black",
+}
+_LETTERS = {name: name[0] if name != "optimizer_state" else "s" for name in _COLOURS}
+_BAR = 28
 
 
 def plan(
@@ -31,7 +51,8 @@ def plan(
     exclude: Annotated[
         str,
         typer.Option(
-            "--exclude", help="What not to give up: bf16-weights, 8-bit-states, low-rank, int8-weights, few-parameters."
+            "--exclude",
+            help="What must not be given up: bf16-weights, 8-bit-states, low-rank, int8-weights, few-parameters.",
         ),
     ] = "",
     solve: Annotated[
@@ -45,16 +66,14 @@ def plan(
     report: Annotated[
         Path | None, typer.Option("--report", help="Write the plan as an HTML page.", show_default=False)
     ] = None,
-    calibrate: Annotated[
-        bool, typer.Option("--calibrate", help="Measure this machine's GPU first, and keep it.")
-    ] = False,
+    calibrate: Annotated[bool, typer.Option("--calibrate", help="First measure this machine's GPU.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Find the recipes that fit a budget: simulated steps, no GPU, no weights.
 
-    Every recipe shows what it needs of the device, what it gives up, and an estimate of its speed. The best one is
-    written with --out, ready for fw train. --solve answers how long a sequence, how large a micro-batch or rank the
-    recipe (or the best one found) allows.
+    Every recipe shows what it needs of the device, what it gives up, and an estimate of its speed. --out writes the
+    best one, ready for fw train. --solve answers how long a sequence, how large a micro-batch or rank it allows; with
+    a RECIPE and without a model the question is about that recipe as it stands, and so is --why.
 
     [bold]Examples[/bold]
 
@@ -64,9 +83,11 @@ def plan(
 
     fw plan recipe.yaml --budget 16GB --why
     """
+    from featherweight.planner import Target, changes
     from featherweight.planner import plan as search
     from featherweight.planner import solve as answer
 
+    tags = [tag.strip() for tag in exclude.split(",") if tag.strip()]
     with leave_cleanly("plan", []):
         if calibrate:
             _calibrate(device)
@@ -78,70 +99,133 @@ def plan(
                 device=device,
                 seq_len=seq_len,
                 tokens_per_step=tokens_per_step,
-                exclude=[tag.strip() for tag in exclude.split(",") if tag.strip()],
+                exclude=tags,
                 on_progress=tell,
             )
-        content: dict[str, Any] = found.to_dict()
-        page = found.report()
-        if solve is not None:
-            with _status(as_json) as tell:
+            asked = recipe if recipe is not None and model is None else None
+            solution = saving = None
+            if solve is not None:
                 tell(f"solving for {solve}")
-                solution = answer(solve, None, found.best.recipe, budget, device=device)  # type: ignore[arg-type]
-            content["solution"] = {solve: solution.value, "total_bytes": solution.need.total_bytes}
-            page.add_facts({solve: solution.value, "needs (GiB)": solution.need.total_bytes / 2**30}, title="Answer")
-        if why and found.rows:
-            with _status(as_json) as tell:
+                about = asked or found.best.recipe
+                solution = answer(solve, None, about, budget, device=device)  # type: ignore[arg-type]
+            if why:
                 tell("trying single changes")
-                changes = found.why()
-            content["changes"] = [vars(change) for change in changes]
-            page.add_table(
-                "Changes that save memory, the cheapest first",
-                ["change", "saves (GiB)", "time of a step", "same numbers", "how"],
-                [
-                    [
-                        c.name,
-                        c.saved_bytes / 2**30,
-                        f"x {c.time_ratio:.2f}",
-                        "yes" if c.is_exact else "no",
-                        " ".join(c.overrides),
-                    ]
-                    for c in changes
-                ],
-            )
+                saving = changes(_recipe(asked) if asked else found.best.recipe, Target.of(budget, device))
+        page = found.report()
         if out is not None and found.rows:
             found.save_recipe(out)
         if report is not None:
             page.save_html(report)
         if as_json:
-            print_json(content)
+            print_json(_content(found, solution, saving))
         else:
-            print_result(page, None)
-            if out is not None and found.rows:
-                print(f"\nTrain it: fw train {out}")
+            print_plan(found, solution, saving, out, report)
         if not found.rows:
             raise typer.Exit(1)
+
+
+def _recipe(path: Path) -> Any:
+    from featherweight.training.recipe import load_recipe
+
+    return load_recipe(path)
+
+
+def _content(found: "Plan", solution: "Solution | None", saving: "list[Change] | None") -> dict[str, Any]:
+    content = found.to_dict()
+    if solution is not None:
+        content["solution"] = {"unknown": solution.unknown, "value": solution.value}
+        content["solution"]["total_bytes"] = solution.need.total_bytes
+    if saving is not None:
+        content["changes"] = [vars(change) for change in saving]
+    return content
+
+
+def print_plan(
+    found: "Plan",
+    solution: "Solution | None" = None,
+    saving: "list[Change] | None" = None,
+    out: Path | None = None,
+    report: Path | None = None,
+) -> None:
+    """Show a plan at a glance: one line with a bar for each recipe, the budget as the length of the bar."""
+    from featherweight.planner.report import verdict
+
+    console = Console()
+    console.print(Text(verdict(found), style="bold"))
+    if found.rows:
+        console.print(_rows(found))
+        legend = Text("bar: ")
+        for name, colour in _COLOURS.items():
+            legend.append(_LETTERS[name] * 2, style=f"{colour} reverse").append(f" {name.replace('_', ' ')}  ")
+        console.print(legend)
+        _print_largest(console, found.rows[0])
+    for name, reason in found.refused.items():
+        console.print(Text(f"no: {name}: {reason}", style="dim"), soft_wrap=True)
+    if saving is not None:
+        console.print(Text("\nChanges that save memory, the cheapest first", style="bold"))
+        for change in saving:
+            same = "same numbers" if change.is_exact else "other numbers"
+            gain = f"-{format_bytes(change.saved_bytes)}, time x {change.time_ratio:.2f}, {same}"
+            console.print(Text(f"  {change.name}: {gain}\n      {' '.join(change.overrides)}"), soft_wrap=True)
+    if solution is not None:
+        value = format_bytes(solution.value) if solution.unknown == "min_memory" else f"{solution.value:,}"
+        console.print(Text(f"\n{solution.unknown}: {value}", style="bold"))
+    console.print(Text(f"\nAssumed: {'; '.join(found.assumptions)}.", style="dim"))
+    if report is not None:
+        console.print(f"Report: {report}", soft_wrap=True)
+    if out is not None and found.rows:
+        console.print(f"Train it: fw train {out}", soft_wrap=True)
+
+
+def _rows(found: "Plan") -> Table:
+    table = Table(box=None, pad_edge=False, show_edge=False)
+    table.add_column("recipe")
+    table.add_column("activations")
+    table.add_column(f"of {format_bytes(found.target.budget_bytes)}", min_width=_BAR, no_wrap=True)
+    table.add_column("needs", justify="right", no_wrap=True)
+    table.add_column("tokens/s", justify="right")
+    for row in found.rows:
+        needed = format_bytes(row.need.total_bytes)
+        table.add_row(row.family, row.keeping, _bar(row, found.target.budget_bytes), needed, f"{row.tokens_per_s:,.0f}")
+    return table
+
+
+def _bar(row: "PlanRow", budget_bytes: int) -> Text:
+    by_category = row.estimate.peak_by_category
+    parts = {name: by_category.get(name, 0) for name in _COLOURS if name != "rest"}  # type: ignore[call-overload]
+    parts["rest"] = row.need.total_bytes - sum(parts.values())
+    bar, drawn, total = Text(), 0, 0
+    for name, size in parts.items():
+        total += size
+        until = min(_BAR, round(total / budget_bytes * _BAR))
+        bar.append(_LETTERS[name] * max(0, until - drawn), style=f"{_COLOURS[name]} reverse")
+        drawn = max(drawn, until)
+    return bar.append("." * (_BAR - drawn), style="dim")
+
+
+def _print_largest(console: Console, best: "PlanRow") -> None:
+    console.print(Text(f"\nLargest at the peak of {best.family} ({best.estimate.timeline.peak().phase})", style="bold"))
+    for one, count in best.estimate.top_allocations(5):
+        shape = "x".join(map(str, one.shape))
+        size = f"{format_bytes(one.size_bytes * count):>11}"
+        times = f"{count} x " if count > 1 else ""
+        where = one.module or one.op
+        console.print(Text(f"  {size}  {one.category.replace('_', ' ')}: {times}{shape} {where}"), soft_wrap=True)
 
 
 def _calibrate(device: str | None) -> None:
     from featherweight.memory import measure_calibration, save_calibration
 
     path = save_calibration(measure_calibration(device if device and device.startswith("cuda") else "cuda"))
-    print(f"Measured; kept in {path}")
+    Console(stderr=True).print(f"Measured this GPU; kept in {path}")
 
 
-def _status(as_json: bool) -> Any:
-    """Return a context that shows what is being done, on a terminal alone."""
-    from contextlib import contextmanager
-
-    from rich.console import Console
-
-    @contextmanager
-    def show() -> Any:
-        console = Console(stderr=True)
-        if as_json or not console.is_terminal:
-            yield lambda _: None
-            return
-        with console.status("simulating") as status:
-            yield lambda text: status.update(f"simulating {text}")
-
-    return show()
+@contextmanager
+def _status(as_json: bool) -> Iterator[Callable[[str], None]]:
+    """Show what is being done, on a terminal alone."""
+    console = Console(stderr=True)
+    if as_json or not console.is_terminal:
+        yield lambda _: None
+        return
+    with console.status("simulating") as status:
+        yield lambda text: status.update(f"simulating {text}")

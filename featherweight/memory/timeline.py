@@ -19,8 +19,8 @@ MARK = "mark"
 """Operator of an event that allocates nothing and says that a new step begins."""
 SMALL_BYTES = 1 << 16
 """A storage of fewer bytes may grow with the number of layers: a list of norms has one element for each parameter."""
-_ALIKE_FOR = (24, 12, 6, 3, 1)
-"""After an insertion so many events are compared: the more, the surer."""
+_SIGNS = ((24, True), (12, True), (6, True), (24, False), (3, True), (12, False), (1, True))
+"""What an insertion is known by, the surest first: so many events after it are as expected; it repeats those before."""
 
 
 class Event(NamedTuple):
@@ -224,17 +224,17 @@ def _grown(shallow: Event, deep: Event, more: int) -> Event:
 def _inserted(short: list[tuple[object, ...]], long: list[tuple[object, ...]], i: int, j: int) -> int | None:
     """Return how many events the deep timeline has from j on that the shallow one has not at i.
 
-    What is inserted repeats the events before it, those of another layer, and after it both go on alike, for a while at
-    least: the next insertion may be near.
+    What is inserted repeats the events before it, those of another layer, unless that one is the first or last; and
+    after it both go on alike, for a while at least: the next insertion may be near.
     """
     at_most = (len(long) - j) - (len(short) - i)
     if i == len(short):
         return at_most
-    for length in _ALIKE_FOR:
+    for length, must_repeat in _SIGNS:
         rest = short[i : i + length]
         for period in range(1, at_most + 1):
             goes_on = long[j + period : j + period + len(rest)] == rest
-            if goes_on and long[max(0, j - period) : j] == long[j : j + period]:
+            if goes_on and (not must_repeat or long[max(0, j - period) : j] == long[j : j + period]):
                 return period
     return None
 

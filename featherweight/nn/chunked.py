@@ -27,6 +27,7 @@ from featherweight.nn.detached import (
 )
 from featherweight.nn.kept import Kept
 from featherweight.nn.weight_gradient import GradientSum
+from featherweight.tiles import tiles
 
 # What a chunk of an unknown computation is taken to hold: as many features as a common feed-forward layer.
 _ASSUMED_EXPANSION = 4
@@ -153,8 +154,8 @@ class _Region:
 
     def bounds(self) -> Iterator[tuple[int, int]]:
         """Yield start and length of each chunk."""
-        for start in range(0, self.length, self.chunk_size):
-            yield start, min(self.chunk_size, self.length - start)
+        for start, stop in tiles(self.length, self.chunk_size):
+            yield start, stop - start
 
     def run(self, inputs: list[Tensor], parameters: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Return the outputs of one chunk, computed with these values of the parameters."""

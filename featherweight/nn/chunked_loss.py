@@ -15,7 +15,7 @@ from featherweight.nn.cross_entropy import ChunkLoss, LossOptions, TokenStats, c
 from featherweight.nn.detached import graph_is_retained, refuse_double_backward
 from featherweight.nn.output_head import Head, HeadPass
 from featherweight.nn.weight_gradient import scaled
-from featherweight.tiles import simulated_device
+from featherweight.tiles import simulated_device, tiles
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,8 @@ class ChunkedLoss:
             if simulated_device() is not None:  # rows of text have a last token, for which there is no label
                 counted = torch.arange(len(labels_T) - 1, device=labels_T.device)
             if len(counted) < len(labels_T):
-                return list(counted.split(self.chunk_size)) if len(counted) else []
-        return [slice(start, start + self.chunk_size) for start in range(0, len(labels_T), self.chunk_size)]
+                return [counted[start:stop] for start, stop in tiles(len(counted), self.chunk_size)]
+        return [slice(*bounds) for bounds in tiles(len(labels_T), self.chunk_size)]
 
     @property
     def loss_dtype(self) -> torch.dtype:

@@ -8,7 +8,7 @@ Source: arXiv 2407.15892, section 3.1. Differs from the official code: without a
 input is kept.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -29,6 +29,7 @@ from featherweight.nn.detached import (
 )
 from featherweight.nn.kept import Kept
 from featherweight.nn.weight_gradient import GradientSum
+from featherweight.tiles import tiles
 
 Linear = tuple[Tensor, Tensor | None]
 """Weight (out_features, in_features) and bias (out_features,) of a linear layer."""
@@ -148,6 +149,12 @@ class _Work:
     keeps_products: bool
     with_grad: bool
 
+    def bounds(self, tokens: int) -> Iterable[tuple[int, int]]:
+        """Return start and end of each chunk; all of them even in a simulation where chunks leave something behind."""
+        if self.keeps_products:
+            return [(at, min(at + self.chunk_size, tokens)) for at in range(0, tokens, self.chunk_size)]
+        return tiles(tokens, self.chunk_size)
+
     def cast(self, operands: Sequence[Tensor | None]) -> list[Linear]:
         """Return the linear layers in the dtype of the products, cast once for all chunks."""
         cast = [None if operand is None else operand.to(self.dtype) for operand in operands]
@@ -166,14 +173,14 @@ class _FeedForward(torch.autograd.Function):
         result_TD = x_TD.new_empty((len(x_TD), last[0].shape[0]), dtype=work.dtype)
         products_TF: list[Tensor] = []
         with without_autocast(x_TD.device.type):
-            for x_CD, result_CD in zip(x_TD.split(work.chunk_size), result_TD.split(work.chunk_size), strict=True):
-                products = [F.linear(x_CD.to(work.dtype), *one) for one in first]
+            for start, stop in work.bounds(len(x_TD)):
+                products = [F.linear(x_TD[start:stop].to(work.dtype), *one) for one in first]
                 if work.keeps_products:
                     products_TF += products
                 with state.restored():
                     middle_CF = work.combine(*products)
                 del products
-                result_CD.copy_(F.linear(middle_CF, *last))
+                result_TD[start:stop].copy_(F.linear(middle_CF, *last))
         ctx.save_for_backward(*products_TF)
         return result_TD
 
@@ -191,8 +198,8 @@ class _FeedForward(torch.autograd.Function):
         x_gradient_TD = torch.empty_like(x_TD) if ctx.needs_input_grad[1] else None
         linears = work.cast(operands)
         with without_autocast(x_TD.device.type):
-            for index in range(chunks):
-                rows = slice(index * work.chunk_size, (index + 1) * work.chunk_size)
+            for start, stop in work.bounds(len(x_TD)):
+                rows, index = slice(start, stop), start // work.chunk_size
                 products = kept[index * work.first : (index + 1) * work.first]
                 x_gradient_CD = _backward_chunk(
                     work, ctx.state, x_TD[rows], upstream[0][rows], linears, products, sums, x_gradient_TD is not None

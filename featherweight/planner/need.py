@@ -48,7 +48,7 @@ def need_of(estimate: MemoryEstimate, target: Target) -> Need:
     allocated = estimate.peak_bytes
     if target.calibration is None:
         total = allocated + _HOST_PROCESS_BYTES
-        return Need(allocated, allocated, 0, _HOST_PROCESS_BYTES, allocated, int(total * 1.05))
+        return Need(allocated, allocated, 0, _HOST_PROCESS_BYTES, int(total * 0.9), int(total * 1.1))
     known = target.calibration
     result = replay(estimate.timeline.numbered(), target.allocator)
     reserved, workspace, context = result.reserved_peak_bytes, known.cublas_workspace_bytes, known.context_bytes

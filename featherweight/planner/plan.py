@@ -1,9 +1,8 @@
-"""`plan`: the recipes that fit a budget, from the most faithful to the smallest, each with the fastest way to keep
-activations.
+"""`plan`: the recipes that fit a budget, the most faithful first, each with the fastest way to keep activations.
 
-A way of keeping activations costs about the same bytes whatever the optimizer is. So one family is simulated with all of
-them; for the others the weights, state and gradients by formula say which one should fit, and that one is simulated. No
-figure is shown that was not simulated.
+A way of keeping activations costs about the same bytes whatever the optimizer is. So one family is simulated with all
+of them; for the others the weights, state and gradients by formula say which one should fit, and that one is simulated.
+What is shown as fitting was simulated; what is refused may be refused by the formula.
 """
 
 import time
@@ -21,13 +20,17 @@ from featherweight.planner.need import Need, need_of
 from featherweight.planner.report import plan_report
 from featherweight.planner.target import Target
 from featherweight.planner.time_model import seconds_of
-from featherweight.report import Report
+from featherweight.report import Report, format_bytes
 from featherweight.training.estimate import MemoryEstimate, estimate_memory, formula_bytes, is_pretrained, with_model
 from featherweight.training.recipe import Recipe, RecipeSource, load_recipe
 
 _REFERENCE = next(family for family in FAMILIES if family.name.startswith("LoRA"))
 _GAIN = 1.02
 """A larger micro-batch must be so much faster to be worth its memory."""
+_DOUBLINGS = 2
+"""Micro-batches beyond four rows are not tried: a row of text is enough to keep a GPU busy."""
+_ALIKE = 0.05
+"""Share by which the time model cannot tell two ways apart."""
 
 
 @dataclass(frozen=True)
@@ -73,10 +76,10 @@ class Plan:
             ConfigError: if nothing fits.
         """
         if not self.rows:
-            reasons = "; ".join(f"{name}: {reason}" for name, reason in self.refused.items())
+            name, reason = list(self.refused.items())[-1] if self.refused else ("no recipe", "all are excluded")
             raise ConfigError(
-                f"plan: budget={self.target.budget_bytes} bytes hold no recipe ({reasons}); expected a larger budget, a "
-                "shorter sequence or a smaller model. Lower seq_len, or allow more with exclude=()."
+                f"plan: budget={format_bytes(self.target.budget_bytes)} holds no recipe ({name} {reason}); expected a "
+                "larger budget, a shorter sequence or a smaller model. Lower seq_len, or exclude less."
             )
         return self.rows[0]
 
@@ -153,8 +156,10 @@ def plan(
             configuration counts); None takes the recipe's.
         budget: memory that the process may take, in bytes or as text such as "12GB"; None takes all of the device.
         seq_len: tokens of a row; None takes the recipe's, or 1024.
-        tokens_per_step: tokens of one optimizer step, reached by accumulation; None takes the recipe's batch, or one row.
-        device: a card ("rtx4090"), "cuda", "cpu"; None takes that of this machine, or a common card of the budget's size.
+        tokens_per_step: tokens of one optimizer step, reached by accumulation; None takes the recipe's batch, or one
+            row.
+        device: a card ("rtx4090"), "cuda", "cpu"; None takes that of this machine, or a common card of the budget's
+            size.
         exclude: tags of what must not be given up; see `TAGS`.
         recipe: gives task, steps and schedule; None a short run on the English corpus.
         calibration: file of a measured card; None takes the user's own, or defaults that say so.
@@ -232,7 +237,7 @@ class _Search:
         return row
 
     def ways(self) -> list[tuple[Keeping, int, float]]:
-        """Return the ways of keeping activations, the fastest first, with the bytes that each takes, and its seconds."""
+        """Return the ways of keeping activations, the fastest first, with the bytes and the seconds a token of each."""
         if self._ways is None:
             found = []
             failed: FeatherweightError | None = None
@@ -248,7 +253,8 @@ class _Search:
             if not found:
                 assert failed is not None
                 raise failed
-            self._ways = sorted(found, key=lambda way: (round(way[2] / found[0][2], 2), way[1]))
+            # Within a few per cent the order is that of the list, the simplest way first.
+            self._ways = sorted(found, key=lambda way: round(way[2] / found[0][2] / _ALIKE))
         return self._ways
 
     def fastest_fit(self, family: Family) -> PlanRow:
@@ -258,28 +264,32 @@ class _Search:
             _DoesNotFit: if none does.
         """
         fixed = formula_bytes(recipe_of(self.base, family, KEEPINGS[0], is_pretrained=self.is_pretrained))
-        least = None
+        needed = []
+        unexpected = 0  # what the tries took beyond the formula: temporaries of the optimizer, above all
         for keeping, held_bytes, _ in self.ways():
             expected = fixed["weights"] + fixed["optimizer_state"] + max(fixed["gradients"], held_bytes)
-            if expected > self.target.usable_bytes * 1.05:
-                least = min(least or expected, expected)
+            if expected + unexpected > self.target.usable_bytes * (1 + _ALIKE if not needed else 1):
+                needed.append(expected + unexpected)
                 continue
             row = self.row(family, keeping)
             if row.need.fits(self.target):
                 return row
-            least = min(least or row.need.total_bytes, row.need.total_bytes)
-        assert least is not None
+            needed.append(row.need.total_bytes)
+            unexpected = row.need.total_bytes - expected
+        least = min(needed)
         raise _DoesNotFit(
-            f"needs about {least / 2**30:.1f} GiB of {self.target.usable_bytes / 2**30:.1f} "
-            f"(weights {fixed['weights'] / 2**30:.1f}, gradients {fixed['gradients'] / 2**30:.1f}, state "
-            f"{fixed['optimizer_state'] / 2**30:.1f})"
+            f"needs about {format_bytes(least)} of {format_bytes(self.target.usable_bytes)} (weights "
+            f"{format_bytes(fixed['weights'])}, gradients {format_bytes(fixed['gradients'])}, state "
+            f"{format_bytes(fixed['optimizer_state'])})"
         )
 
     def with_larger_micro_batch(self, row: PlanRow) -> PlanRow:
         """Return the row with twice the micro-batch as long as that fits and is faster."""
         family = next(one for one in FAMILIES if one.name == row.family)
         keeping = next(one for one in KEEPINGS if one.name == row.keeping)
-        while row.recipe.accumulation_steps % 2 == 0:
+        for _ in range(_DOUBLINGS):
+            if row.recipe.accumulation_steps % 2:
+                break
             sizes = (2 * row.recipe.micro_batch_size, row.recipe.accumulation_steps // 2)
             larger = self.base.override([f"micro_batch_size={sizes[0]}", f"accumulation_steps={sizes[1]}"])
             candidate = self.row(family, keeping, larger)

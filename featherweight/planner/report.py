@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from featherweight.memory import CATEGORIES
-from featherweight.report import Report
+from featherweight.report import Report, format_bytes
 
 if TYPE_CHECKING:
     from featherweight.planner.plan import Plan, PlanRow
@@ -26,16 +26,17 @@ def plan_report(plan: "Plan") -> Report:
 
 def verdict(plan: "Plan") -> str:
     """Return the answer in one sentence."""
-    budget = plan.target.budget_bytes / _GIB
+    budget = format_bytes(plan.target.budget_bytes)
     if not plan.rows:
-        return f"Nothing fits {budget:.1f} GiB. Shorten the sequence, take a smaller model, or allow more."
+        return f"Nothing fits {budget}. Shorten the sequence, take a smaller model, or allow more."
     best = plan.rows[0]
     need = best.need
     free = 1 - need.total_bytes / plan.target.budget_bytes
     return (
-        f"Fits: {need.total_bytes / _GIB:.1f} of {budget:.1f} GiB (between {need.low_bytes / _GIB:.1f} and "
-        f"{need.high_bytes / _GIB:.1f}), {free:.0%} left free, with {best.family}, activations: {best.keeping}, "
-        f"{best.recipe.micro_batch_size} rows at once. Gives up: {', '.join(best.tags) or 'nothing'}."
+        f"Fits: {format_bytes(need.total_bytes)} of {budget} (between {format_bytes(need.low_bytes)} and "
+        f"{format_bytes(need.high_bytes)}), {free:.0%} left free, with {best.family}, activations: {best.keeping}, "
+        f"{best.recipe.micro_batch_size} x {best.recipe.accumulation_steps} rows a step. "
+        f"Gives up: {', '.join(best.tags) or 'nothing'}."
     )
 
 

@@ -1,4 +1,4 @@
-"""`solve`: the inverse questions. How long a sequence, how large a micro-batch or rank, or how small a card is enough?"""
+"""`solve`: the inverse questions. How long a sequence, how large a micro-batch or rank, how small a card is enough?"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -55,7 +55,7 @@ def solve(
         calibration: as for `fw.plan`.
     Raises:
         ConfigError: if the question is unknown, or not even the smallest value fits.
-    Cost: about ten simulations: memory grows with each of these settings, so the interval is halved.
+    Cost: some ten simulations.
     """
     if unknown not in UNKNOWNS:
         raise ConfigError(
@@ -74,7 +74,7 @@ def solve(
         changed = base.override([f"{key}={value}"])
         return changed, _need(changed, target)
 
-    value = largest_that(lambda one: at(one)[1].fits(target), smallest, largest, step)
+    value = largest_within(lambda one: at(one)[1].total_bytes, target.usable_bytes, smallest, largest, step)
     if value is None:
         needed = at(smallest)[1].total_bytes
         raise ConfigError(
@@ -85,24 +85,38 @@ def solve(
     return Solution(unknown, value, changed, need)
 
 
-def largest_that(holds: Callable[[int], bool], smallest: int, largest: int, step: int) -> int | None:
-    """Return the largest of smallest, smallest + step, ... <= largest for which a condition holds that ends somewhere.
+def largest_within(bytes_at: Callable[[int], int], limit: int, smallest: int, largest: int, step: int) -> int | None:
+    """Return the largest of smallest, smallest + step, ... <= largest whose bytes stay within a limit.
 
+    The bytes grow along straight pieces; each try is where the line through the last two tries meets the limit.
+
+    Args:
+        bytes_at: the bytes of a value; they do not fall.
+        limit: the most that is allowed.
+        smallest: first value.
+        largest: no value beyond it.
+        step: between values.
+    Returns:
+        The value, or None if not even the smallest fits.
     Example:
-        >>> largest_that(lambda value: value <= 1000, 128, 2**20, 128), largest_that(lambda value: False, 1, 8, 1)
-        (896, None)
+        >>> largest_within(lambda value: 100 + 3 * value, 10_000, 128, 2**20, 128)
+        3200
     """
-    if not holds(smallest):
+    fits, low_bytes = 0, bytes_at(smallest)  # in steps from `smallest`
+    if low_bytes > limit:
         return None
-    low, high = 0, 1  # in steps: low holds, high does not or is beyond the end
-    last = (largest - smallest) // step
-    while high <= last and holds(smallest + high * step):
-        low, high = high, 2 * high
-    high = min(high, last + 1)
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if holds(smallest + middle * step) else (low, middle)
-    return smallest + low * step
+    beyond = (largest - smallest) // step + 1
+    slope = 0.0
+    while beyond - fits > 1:
+        ahead = int((limit - low_bytes) / slope) if slope > 0 else max(1, fits)
+        tried = min(max(fits + 1, fits + ahead), beyond - 1)
+        size = bytes_at(smallest + tried * step)
+        slope = (size - low_bytes) / (tried - fits)
+        if size <= limit:
+            fits, low_bytes = tried, size
+        else:
+            beyond = tried
+    return smallest + fits * step
 
 
 def _range(unknown: Unknown, base: Recipe) -> tuple[str, int, int, int]:

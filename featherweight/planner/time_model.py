@@ -11,7 +11,7 @@ _CPU_BYTES_PER_S = 2e10
 def seconds_of(cost: StepCost, target: Target) -> float:
     """Return the seconds of a step.
 
-    Matrix products are bound by arithmetic, all other operators by memory traffic; kernels cannot be started faster than
+    Matrix products are bound by arithmetic, all other operators by memory traffic; kernels cannot start faster than
     the host launches them, and copies to and from the host run beside all that.
 
     Args:

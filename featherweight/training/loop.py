@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_
 from torch.optim.lr_scheduler import LambdaLR
 
-from featherweight.errors import CheckpointError, ConfigError, DeviceError, NumericsError
+from featherweight.errors import CheckpointError, ConfigError, DeviceError, NumericsError, OutOfMemoryError
 from featherweight.methods.method import StatefulMethod
 from featherweight.tiles import simulated_device
 from featherweight.training.checkpoint import Checkpoint, Checkpoints
@@ -362,7 +362,7 @@ def explain_out_of_memory(recipe: Recipe) -> Iterator[None]:
     """Turn the many forms in which memory runs out inside the block into one sentence.
 
     Raises:
-        DeviceError: if memory ran out.
+        OutOfMemoryError: if memory ran out.
     """
     try:
         yield
@@ -371,7 +371,7 @@ def explain_out_of_memory(recipe: Recipe) -> Iterator[None]:
         is_memory = isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
         if not is_memory:
             raise
-        raise DeviceError(
+        raise OutOfMemoryError(
             f"training: micro_batch_size={recipe.micro_batch_size} with optimizer={recipe.optimizer['name']} and "
             f"precision={recipe.precision} needs more memory than there is; expected a run that fits. Lower "
             "micro_batch_size and raise accumulation_steps instead, set activation_checkpointing: true, or choose "
