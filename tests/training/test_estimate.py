@@ -155,9 +155,9 @@ def test_few_layers_tell_of_all_to_the_byte_at_every_event(name, device, layers)
     assert extended.peak_by_module == whole.peak_by_module
     assert extended.predicted == whole.predicted
     assert extended.cost.flops == whole.cost.flops and extended.cost.host_bytes == whole.cost.host_bytes
-    # Measured: equal but for Q-GaLore, 1e-5, where the one parameter that is refreshed has more or fewer beside it.
+    # Measured: equal but for Q-GaLore at some depths: 1e-5 of the bytes, 8e-4 of the launches; its peaks are equal.
     assert extended.cost.moved_bytes == pytest.approx(whole.cost.moved_bytes, rel=1e-4)
-    assert extended.cost.launches == pytest.approx(whole.cost.launches, rel=1e-3)
+    assert extended.cost.launches == pytest.approx(whole.cost.launches, rel=2e-3)
     assert extended.tokens_per_step == whole.tokens_per_step
 
 
