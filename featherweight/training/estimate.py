@@ -121,15 +121,18 @@ def _estimate(parsed: Recipe, target: Device, whole: bool) -> MemoryEstimate:
         shallow = _simulate(parsed, _skeleton(parsed, _DEPTHS[0]), target)
         for depth in _DEPTHS[1:]:
             deep = _simulate(parsed, _skeleton(parsed, depth), target)
-            if (extended := _extended(shallow, deep, depth, full.layers)) is not None:
-                return extended
+            for must_repeat in (True,) if depth < _DEPTHS[-1] else (True, False):
+                if (extended := _extended(shallow, deep, depth, full.layers, must_repeat)) is not None:
+                    return extended
             shallow = deep
     return _simulate(parsed, full, target)
 
 
-def _extended(shallow: MemoryEstimate, deep: MemoryEstimate, depth: int, layers: int) -> MemoryEstimate | None:
+def _extended(
+    shallow: MemoryEstimate, deep: MemoryEstimate, depth: int, layers: int, must_repeat: bool
+) -> MemoryEstimate | None:
     """Return what follows for all layers from models of depth - 1 and of depth; None if they differ otherwise."""
-    timeline = extend(shallow.timeline, deep.timeline, layers - (depth - 1))
+    timeline = extend(shallow.timeline, deep.timeline, layers - (depth - 1), must_repeat=must_repeat)
     if timeline is None:
         return None
     more = layers - depth
