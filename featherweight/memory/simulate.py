@@ -38,14 +38,13 @@ class SimulatedTensors(FakeTensorMode):
         self.allow_meta = True  # the host memory beside a simulated GPU
         self.cost = cost
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is torch.ops.prim.device.default and type(args[0]) is FakeTensor:
             return args[0].fake_device
         written = _written_alone(func)
-        if written is not None and type(target := args[0] if written == 0 else kwargs["out"]) is FakeTensor:
+        target = None if written is None else args[0] if written == 0 else kwargs["out"]
+        if type(target) is FakeTensor and target.constant is None:
             return self._counted(func, args, kwargs, target)  # of the same shape as before: nothing to find out
         tensors = [one for one in args if isinstance(one, Tensor)]
         lists = [one for value in args if isinstance(value, list | tuple) for one in value if isinstance(one, Tensor)]
@@ -58,7 +57,7 @@ class SimulatedTensors(FakeTensorMode):
             return torch.empty((0, args[0].ndim), dtype=torch.int64, device=args[0].device)
         if not is_fake and (func.namespace == "prim" or _keeps_values(func, tensors + lists, args, kwargs)):
             return func(*args, **kwargs)
-        result = self._shape_alone(func, args, kwargs)
+        result: Any = self._shape_alone(func, args, kwargs)
         if result is None:
             result = super().__torch_dispatch__(func, types, args, kwargs)
         return self._counted(func, args, kwargs, result)

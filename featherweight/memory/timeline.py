@@ -85,6 +85,15 @@ class Timeline:
             ]
         )
 
+    def rounded(self, block_bytes: int) -> "Timeline":
+        """Return the timeline of an allocator whose blocks are multiples of so many bytes."""
+
+        def blocks(size: int) -> int:
+            return -(-size // block_bytes) * block_bytes
+
+        sizes = [blocks(abs(one.change_bytes)) * (1 if one.change_bytes > 0 else -1) for one in self.events]
+        return Timeline([one._replace(change_bytes=size) for one, size in zip(self.events, sizes, strict=True)])
+
     @cached_property
     def live_bytes(self) -> list[int]:
         """Bytes alive after each event."""
@@ -172,13 +181,15 @@ class Timeline:
         return pairs
 
 
-def extend(shallow: Timeline, deep: Timeline, more: int) -> Timeline | None:
+def extend(shallow: Timeline, deep: Timeline, more: int, *, must_repeat: bool = True) -> Timeline | None:
     """Return the timeline of a deep model from those of two shallow ones.
 
     Args:
         shallow: of a model of at least two layers, the first and the last.
         deep: of the same with one layer more.
         more: how many layers more than `shallow` the model in question has.
+        must_repeat: every event of the layer more stands in the layer before too; else that one may be different, and
+            the result may be off.
     Returns:
         The timeline; None if the two do not differ by repeated events alone.
     Cost: O(events of the result).
@@ -191,7 +202,7 @@ def extend(shallow: Timeline, deep: Timeline, more: int) -> Timeline | None:
             events.append(_grown(shallow.events[i], deep.events[j], more))
             i, j = i + 1, j + 1
             continue
-        period = _inserted(short, long, i, j)
+        period = _inserted(short, long, i, j, must_repeat)
         if period is None:
             return None
         events.extend(list(deep.events[j : j + period]) * more)
@@ -212,7 +223,9 @@ def _grown(shallow: Event, deep: Event, more: int) -> Event:
     return shallow._replace(change_bytes=shallow.change_bytes + more * growth) if growth else shallow
 
 
-def _inserted(short: list[tuple[object, ...]], long: list[tuple[object, ...]], i: int, j: int) -> int | None:
+def _inserted(
+    short: list[tuple[object, ...]], long: list[tuple[object, ...]], i: int, j: int, strictly: bool
+) -> int | None:
     """Return how many events the deep timeline has from j on that the shallow one has not at i.
 
     What is inserted repeats the events before it, those of another layer, unless that one is the first or last; and
@@ -222,6 +235,8 @@ def _inserted(short: list[tuple[object, ...]], long: list[tuple[object, ...]], i
     if i == len(short):
         return at_most
     for length, must_repeat in _SIGNS:
+        if strictly and not must_repeat:
+            continue
         rest = short[i : i + length]
         for period in range(1, at_most + 1):
             goes_on = long[j + period : j + period + len(rest)] == rest

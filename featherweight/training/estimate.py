@@ -6,6 +6,7 @@ parameter is also due for a refresh. A model of many equal layers is run with tw
 timeline put together from these.
 """
 
+import itertools
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ from torch._subclasses.fake_tensor import (
     UnsupportedFakeTensorException,
 )
 
-from featherweight.errors import ConfigError
+from featherweight.errors import ConfigError, NumericsError
 from featherweight.memory.cost import StepCost
 from featherweight.memory.ledger import Allocation, Category
 from featherweight.memory.simulate import simulation
@@ -106,20 +107,32 @@ def estimate_memory(
     """
     parsed = with_model(load_recipe(recipe), model)
     target = Device(device) if isinstance(device, str) else device
+    found = _estimate(parsed, target, whole)
+    if target.kind != "cuda":
+        return found
+    return replace(found, timeline=found.timeline.rounded(_CUDA_BLOCK_BYTES))
+
+
+def _estimate(parsed: Recipe, target: Device, whole: bool) -> MemoryEstimate:
+    """Return the estimate with sizes that are not rounded yet: a list that grows with the layers grows evenly."""
     full = _skeleton(parsed, None)
-    if not whole and full.layers is not None and full.layers > _DEPTHS[-1]:
+    draws_lots = getattr(parsed.optimizer_config(), "full_rank_probability", 0) > 0  # each parameter its own
+    if not (whole or draws_lots) and full.layers is not None and full.layers > _DEPTHS[-1]:
         shallow = _simulate(parsed, _skeleton(parsed, _DEPTHS[0]), target)
         for depth in _DEPTHS[1:]:
             deep = _simulate(parsed, _skeleton(parsed, depth), target)
-            if (extended := _extended(shallow, deep, depth, full.layers)) is not None:
-                return extended
+            for must_repeat in (True,) if depth < _DEPTHS[-1] else (True, False):
+                if (extended := _extended(shallow, deep, depth, full.layers, must_repeat)) is not None:
+                    return extended
             shallow = deep
     return _simulate(parsed, full, target)
 
 
-def _extended(shallow: MemoryEstimate, deep: MemoryEstimate, depth: int, layers: int) -> MemoryEstimate | None:
+def _extended(
+    shallow: MemoryEstimate, deep: MemoryEstimate, depth: int, layers: int, must_repeat: bool
+) -> MemoryEstimate | None:
     """Return what follows for all layers from models of depth - 1 and of depth; None if they differ otherwise."""
-    timeline = extend(shallow.timeline, deep.timeline, layers - (depth - 1))
+    timeline = extend(shallow.timeline, deep.timeline, layers - (depth - 1), must_repeat=must_repeat)
     if timeline is None:
         return None
     more = layers - depth
@@ -166,7 +179,7 @@ def with_model(recipe: Recipe, model: Any) -> Recipe:
     """Return the recipe with another model in its task; None leaves it."""
     if model is None:
         return recipe
-    source = getattr(model, "config", model) if isinstance(model, nn.Module) else model
+    source: Any = getattr(model, "config", model) if isinstance(model, nn.Module) else model
     if hasattr(source, "to_diff_dict"):
         source = {"model_type": source.model_type, **source.to_dict()}
     if not isinstance(source, str | Mapping):
@@ -194,21 +207,29 @@ def _simulate(recipe: Recipe, task: Task, device: Device) -> MemoryEstimate:
         # A third micro-batch takes what the second one does.
         few = min(recipe.accumulation_steps, 2)
         loop = Loop(recipe.override(["memory_steps=[]", f"accumulation_steps={few}"]), task=task)
-        rounding = _CUDA_BLOCK_BYTES if device.kind == "cuda" else 1
-        with StorageTracker(loop.model, loop.optimizer, rounding=rounding, keep_history=True) as tracker:
+        waiting = recipe.accumulation_steps - few
+        with StorageTracker(loop.model, loop.optimizer, keep_history=True) as tracker:
             tracker.mark_step()
-            loop.step()
+            _step(loop, waiting)
             _let_largest_refresh(loop.optimizer)
             tracker.mark_step()
             cost.clear()
             with _costs_before_each_loss(task, cost) as costs:
-                loop.step()
+                _step(loop, waiting)
             if few == 2:
                 cost = cost.plus(costs[1].plus(costs[0], -1), recipe.accumulation_steps - 2)
         predicted = predict_bytes(loop.model, loop.optimizer)
         batch = next(task.batches("train", micro_batch_size=recipe.micro_batch_size, seed=0))
         tokens = recipe.accumulation_steps * batch["labels"].numel()
     return MemoryEstimate(recipe, device, tracker.timeline(), cost, tokens, predicted, is_whole=True)
+
+
+def _step(loop: Loop, waiting: int) -> None:
+    """Make a step while so many micro-batches more are on the device."""
+    batches = loop.task.batches("train", micro_batch_size=loop.recipe.micro_batch_size, seed=0)
+    held = list(itertools.islice(batches, waiting))
+    loop.step()
+    del held
 
 
 @contextmanager
@@ -241,9 +262,14 @@ def _explained(recipe: Recipe) -> Iterator[None]:
     """Turn what a simulation cannot do into one sentence."""
     try:
         yield
-    except (DataDependentOutputException, DynamicOutputShapeException, UnsupportedFakeTensorException) as error:
+    except (
+        DataDependentOutputException,
+        DynamicOutputShapeException,
+        UnsupportedFakeTensorException,
+        NumericsError,  # whoever checks numbers, needs them
+    ) as error:
         raise ConfigError(
             f"estimate_memory: methods={recipe.methods} with optimizer={recipe.optimizer['name']} decide by numbers "
-            f"({error}), which a simulation does not have; expected a recipe whose shapes are known before. Measure "
-            "it instead: fw measure."
+            f"({type(error).__name__}), which a simulation does not have; expected a recipe whose shapes are known "
+            "before. Measure it instead: fw measure."
         ) from error
