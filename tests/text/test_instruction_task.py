@@ -1,6 +1,7 @@
 import itertools
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -259,6 +260,16 @@ def test_a_run_learns_and_resumes_bit_by_bit(data, methods, tmp_path):
     models = [AutoModelForCausalLM.from_pretrained(run.folder / "model") for run in (whole, resumed)]
     assert all(torch.equal(first, second) for first, second in zip(*(m.parameters() for m in models), strict=True))
     assert (whole.folder / "adapter").exists() == bool(methods)
+
+
+def test_the_example_recipe_runs_on_the_data_of_a_user(data):
+    path = Path(__file__).parents[2] / "examples" / "recipes" / "s2ft_instructions.yaml"
+    few = ["task.model=tiny", "task.max_tokens=320", f"task.data={data}", "methods=[{s2ft: {num_channels: 2}}]"]
+    loop = Loop(Recipe.from_file(path).override(few))
+    before = loop.evaluate()["held_out_loss"]
+    for _ in range(5):
+        loop.step()
+    assert loop.evaluate()["held_out_loss"] < before
 
 
 def test_the_planner_simulates_rows_of_the_longest_length_without_the_data():
