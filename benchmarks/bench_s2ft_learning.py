@@ -1,6 +1,8 @@
 """Fine-tuning of a real model: S2FT against LoRA, SHiRA and full fine-tuning, at equal numbers of trained parameters.
 
     scripts/bench s2ft_learning --data FOLDER [--runs s2ft:3e-3 lora:3e-3 ...] [--seed 0] [--steps 24] [--final]
+    scripts/bench s2ft_learning --data FOLDER --runs base:0 --final     (the model before training)
+    scripts/bench s2ft_learning --table                                 (the table of the rows, and the picture)
 
 SmolLM2-135M (weights dequantised from 4 bits), ARC-Easy of LLM-Adapters as cloze: the question, then the text of
 the right option. FOLDER holds ARC-Easy/train.json and test.json. Each run writes one row: loss on 36
@@ -12,6 +14,7 @@ under bfloat16 autocast.
 
 import argparse
 import copy
+import csv
 import pydoc_data.topics
 import random
 import statistics
@@ -20,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measurement import machine, write_rows
+from measurement import RESULTS, machine, write_rows
 from torch import nn
 
 import featherweight as fw
@@ -31,13 +34,15 @@ from featherweight.text.multiple_choice import evaluate_multiple_choice
 
 TARGETS = ["o_proj", "down_proj"]
 HELD_OUT = 36
+NAMES = {"base": "before training", "s2ft": "S2FT", "shira": "SHiRA", "lora": "LoRA", "full": "all weights"}
+PICTURE = Path(__file__).parents[1] / "docs/images/s2ft_learning.svg"
 
 
 def adapted(name: str, model: nn.Module) -> nn.Module:
     """Return the model of a method; only what it trains requires gradients."""
     import peft
 
-    if name == "full":
+    if name in ("full", "base"):
         return model
     configs = {
         "s2ft": lambda: fw.S2FTConfig(r_equivalent=8, multiple_of=1),
@@ -129,17 +134,20 @@ def run(method: str, lr: float, pretrained: nn.Module, tokenizer: Any, options: 
     model = adapted(method, model)
     steps = batches(training[: options.steps * options.batch])
     checks = batches(sorted(held_out, key=lambda one: len(one.instruction)))
-    step_s, peak = train(model, steps, lr)
+    if method == "base":
+        model.requires_grad_(False)
+        steps = []
+    step_s, peak = train(model, steps, lr) if steps else (None, None)
     row: dict[str, Any] = {
         "method": method,
         "lr": lr,
         "seed": options.seed,
-        "steps": options.steps,
-        "examples": options.steps * options.batch,
+        "steps": len(steps),
+        "examples": len(steps) * options.batch,
         "trained_parameters": sum(one.numel() for one in model.parameters() if one.requires_grad),
         "held_out_loss": round(held_out_loss(model, checks), 4),
-        "step_s": round(step_s, 3),
-        "peak_mib": round(peak / 2**20, 1),
+        "step_s": None if step_s is None else round(step_s, 3),
+        "peak_mib": None if peak is None else round(peak / 2**20, 1),
         "accuracy": None,
         "kl": None,
         "perplexity": None,
@@ -154,17 +162,97 @@ def run(method: str, lr: float, pretrained: nn.Module, tokenizer: Any, options: 
     return row
 
 
+# ---- table and picture
+
+
+def table() -> None:
+    """Print the table of the final rows as Markdown, and draw the losses of the swept rates."""
+    rows = list(csv.DictReader((RESULTS / "s2ft_learning.csv").open()))
+    swept = {name: sweep(rows, name) for name in NAMES}
+    print("| | trained | lr | held-out loss | accuracy (%) | KL | perplexity | peak (MiB) | s/step |")
+    print("|---" * 9 + "|")
+    for name, label in NAMES.items():
+        finished = [row for row in rows if row["method"] == name and row["accuracy"]]
+        for lr in sorted({float(row["lr"]) for row in finished}, key=lambda lr: swept[name].get(lr, 0.0)):
+            final = [row for row in finished if float(row["lr"]) == lr]
+            print("| " + " | ".join([label, *cells(final, swept[name])]) + " |")
+    draw({NAMES[name]: losses for name, losses in swept.items() if losses})
+
+
+def sweep(rows: list[dict[str, str]], method: str) -> dict[float, float]:
+    """Return the held-out loss at each rate of the sweep, by rate."""
+    found = {float(row["lr"]): float(row["held_out_loss"]) for row in rows if is_swept(row, method)}
+    return dict(sorted(found.items()))
+
+
+def is_swept(row: dict[str, str], method: str) -> bool:
+    """Tell whether a row is one of the sweep, which has no accuracy."""
+    return row["method"] == method and not row["accuracy"]
+
+
+def cells(final: list[dict[str, str]], swept: dict[float, float]) -> list[str]:
+    """Return the cells of a method at one rate: its place in the grid, means and halves of the range of the seeds."""
+    lr, rates = float(final[0]["lr"]), list(swept)
+    place = ""
+    if rates:
+        where = "inside" if rates[0] < lr < rates[-1] else "edge of"
+        rank = "best" if swept[lr] == min(swept.values()) else "not best"
+        place = f"{lr:g} ({rank}, {where} {rates[0]:g} to {rates[-1]:g})"
+
+    def figure(key: str, digits: int, factor: float = 1.0) -> str:
+        values = [factor * float(row[key]) for row in final if row[key]]
+        spread = f" ± {(max(values) - min(values)) / 2:.{digits}f}" if len(values) > 1 else ""
+        return f"{statistics.mean(values):.{digits}f}{spread}" if values else ""
+
+    first = min(final, key=lambda row: row["seed"])  # rows of one seed have equal lengths in every method
+    return [
+        f"{int(first['trained_parameters']):,}",
+        place,
+        figure("held_out_loss", 3),
+        figure("accuracy", 1, 100.0),
+        figure("kl", 3),
+        figure("perplexity", 1),
+        first["peak_mib"],
+        f"{statistics.median(float(row['step_s']) for row in final):.2f}" if first["step_s"] else "",
+    ]
+
+
+def draw(losses: dict[str, dict[float, float]]) -> None:
+    """Draw held-out loss over learning rate, a line for each method."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    matplotlib.rcParams["svg.hashsalt"] = "s2ft_learning"  # else equal pictures are files that differ
+    figure = Figure(figsize=(8, 4), layout="constrained", facecolor="white")
+    axes = figure.add_subplot()
+    for (name, points), marker in zip(losses.items(), "osD^", strict=False):
+        axes.plot(list(points), list(points.values()), marker=marker, markersize=5, label=name)
+    axes.set_xscale("log")
+    axes.set_xlabel("learning rate")
+    axes.set_ylabel("held-out loss (nats/token)")
+    axes.grid(linewidth=0.5, color="#dddddd")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    figure.savefig(PICTURE, metadata={"Date": None})
+
+
 def main() -> None:
     """Make the runs that are asked for; each writes its row at once."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--data", type=Path)
     parser.add_argument("--runs", nargs="+", default=["s2ft:3e-3"], metavar="METHOD:LR")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=24)
     parser.add_argument("--batch", type=int, default=6)
     parser.add_argument("--final", action="store_true")
     parser.add_argument("--questions", type=int, default=60)
+    parser.add_argument("--table", action="store_true")
     options = parser.parse_args()
+    if options.table:
+        table()
+        return
+    if options.data is None:
+        parser.error("--data is missing; give the folder that holds ARC-Easy/train.json and test.json")
     tokenizer, pretrained = load_tokenizer("smollm2"), load_model("smollm2")
     for one in options.runs:
         method, lr = one.split(":")

@@ -93,15 +93,18 @@ OPTIMIZER_CONFIGS = [
 ]
 
 
-@pytest.mark.parametrize("name", ["Recipe", "Schedule", "TextConfig", "PdeConfig", "S2FT", *OPTIMIZER_CONFIGS])
+@pytest.mark.parametrize(
+    "name", ["Recipe", "Schedule", "TextConfig", "InstructionConfig", "PdeConfig", "S2FT", *OPTIMIZER_CONFIGS]
+)
 def test_recipe_reference_says_of_every_key_what_its_docstring_says(name):
     from featherweight.methods.s2ft.method import S2FT
     from featherweight.optim import build, optimizers
     from featherweight.pde.task import PdeConfig
+    from featherweight.text.instruction_task import InstructionConfig
     from featherweight.text.task import TextConfig
     from featherweight.training.schedule import Schedule
 
-    configs = {config.__name__: config for config in (Recipe, Schedule, TextConfig, PdeConfig, S2FT)}
+    configs = {config.__name__: config for config in (Recipe, Schedule, TextConfig, InstructionConfig, PdeConfig, S2FT)}
     configs |= {name: getattr(build, name) for name in OPTIMIZER_CONFIGS}
     assert {preset.config.__name__ for preset in map(optimizers.get, optimizers.names())} == set(OPTIMIZER_CONFIGS)
     page = " ".join((ROOT / "docs" / "recipes.md").read_text().split())

@@ -204,7 +204,8 @@ def base_recipe(
     base = with_model(base, model)
     rows = base.micro_batch_size * base.accumulation_steps
     if tokens_per_step is not None:
-        length = base.task_config().model_dump().get("seq_len", 1)
+        options = base.task_config().model_dump()
+        length = options.get("seq_len", options.get("max_tokens", 1))
         rows = max(1, round(tokens_per_step / length))
     return base.override(["micro_batch_size=1", f"accumulation_steps={rows}"])
 

@@ -1,8 +1,8 @@
 """Instruction data: the task format of LLM-Adapters, its prompt, and how an answer is read out of generated text.
 
 A file is a list of objects with `instruction`, `input`, `output` and `answer` (JSON or JSON lines). Commonsense tasks
-end
-their instruction with a line "Answer format: a/b/..."; arithmetic ones have a number or, for AQuA, a letter as answer.
+end their instruction with a line "Answer format: a/b/..."; arithmetic ones have a number as answer or, for AQuA, a
+letter.
 Source: arXiv 2304.01933; the prompt and the extraction rules are those of its code and of arXiv 2412.06289.
 """
 
@@ -56,28 +56,50 @@ def load_instructions(path: str | os.PathLike[str]) -> list[Instruction]:
             Problem or problem; the response under output, chosen, answer (up to "####"), Rationale, rationale,
             solution.
     Raises:
-        ConfigError: if the file cannot be read or an entry has no question or response.
+        ConfigError: if the file cannot be read, is empty, or a row has no question or response; rows count from 1,
+            blank lines are none.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
-        lines = [one for one in text.splitlines() if one.strip()]
-        entries = json.loads(text) if text.lstrip().startswith("[") else [json.loads(one) for one in lines]
+        text = Path(path).expanduser().read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"load_instructions: path={path} cannot be read ({error}); expected JSON or JSON lines. Correct the file."
+            f"load_instructions: path={path} cannot be read ({error}); expected a file of JSON or JSON lines. Check "
+            "the path."
         ) from error
-    return [_instruction(entry, index, path) for index, entry in enumerate(entries)]
+    if text.lstrip().startswith("["):
+        rows = _parse(text, path, 1)
+    else:
+        rows = [_parse(line, path, number) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    if not rows:
+        raise ConfigError(f"load_instructions: path={path} is empty; expected one row or more. Fill the file.")
+    return [_instruction(entry, number, path) for number, entry in enumerate(rows, 1)]
 
 
-def _instruction(entry: Mapping[str, Any], index: int, path: Any) -> Instruction:
+def _parse(text: str, path: Any, first_line: int) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ConfigError(
+            f"load_instructions: path={path} is no JSON at line {first_line + error.lineno - 1}, column {error.colno} "
+            f"({error.msg}); expected a list of objects, or one object on each line. Correct the line."
+        ) from error
+
+
+def _instruction(entry: Any, number: int, path: Any) -> Instruction:
+    if not isinstance(entry, Mapping):
+        raise ConfigError(
+            f"load_instructions: row={number} of {path} is a {type(entry).__name__}; expected an object with an "
+            "instruction and an output. Correct the row."
+        )
     question = _first(entry, ("input", "instruction", "prompt", "question", "Problem", "problem", "original_text"))
     if entry.get("instruction") and entry.get("input"):
         question = f"{entry['instruction']}\n\n{entry['input']}"
     response = _first(entry, ("output", "chosen", "answer", "Rationale", "rationale", "solution", "ans"))
     if question is None or response is None:
+        lacking = "question" if question is None else "response"
         raise ConfigError(
-            f"load_instructions: entry={index} of {path} has the keys {sorted(entry)}; expected an instruction and an "
-            "output. Rename the keys."
+            f"load_instructions: row={number} of {path} has the keys {sorted(entry)} and no {lacking} among them; "
+            "expected an instruction and an output that are not empty. Rename the keys, or fill or remove the row."
         )
     response, _, final = response.partition("####")
     answer = entry.get("answer")

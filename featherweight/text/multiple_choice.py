@@ -66,6 +66,24 @@ def evaluate_multiple_choice(
     return {"accuracy": right / count, "questions": count, "chance": chance / count}
 
 
+def is_multiple_choice(example: Instruction) -> bool:
+    """Tell whether a question has two options or more and its answer is one of them."""
+    options = example.texts or example.options
+    return len(options) > 1 and (example.output if example.texts else example.answer) in options
+
+
+def answer_prefix(examples: Iterable[Instruction]) -> str:
+    """Return how the responses begin before their answer if all begin alike, else `ANSWER_PREFIX`.
+
+    Example:
+        >>> answer_prefix([Instruction("Wet?", "It is a", "a"), Instruction("Dry?", "It is b", "b")])
+        'It is '
+    """
+    found = {one.output.removesuffix(one.answer) if one.output.endswith(one.answer) else None for one in examples}
+    prefix = found.pop() if len(found) == 1 else None
+    return ANSWER_PREFIX if prefix is None else prefix
+
+
 @torch.no_grad()
 def option_scores(
     model: nn.Module, tokenizer: Any, prompt: Sequence[int], responses: Sequence[str], *, per_token: bool = False

@@ -21,11 +21,14 @@ class TextSkeleton(TextTask):
         config: options of the text task.
         seed: as for `TextTask`; without effect on shapes.
         layers: build only so many of the decoder layers; None builds all.
+        length_key: what a message calls the length of a row.
     Raises:
         ConfigError: if the model does not exist, or `seq_len` is longer than it can read.
     """
 
-    def __init__(self, config: TextConfig, *, seed: int = 0, layers: int | None = None) -> None:
+    def __init__(
+        self, config: TextConfig, *, seed: int = 0, layers: int | None = None, length_key: str = "seq_len"
+    ) -> None:
         self.config = config
         self.seed = seed
         self._configuration = model_configuration(config.model)
@@ -33,8 +36,8 @@ class TextSkeleton(TextTask):
         self.longest: int | None = getattr(text, "max_position_embeddings", None)
         if self.longest is not None and config.seq_len > self.longest:
             raise ConfigError(
-                f"text task: seq_len={config.seq_len} is longer than max_position_embeddings={self.longest} of the "
-                f"model; expected 2 <= seq_len <= {self.longest}. Lower seq_len or choose another model."
+                f"text task: {length_key}={config.seq_len} is longer than max_position_embeddings={self.longest} of "
+                f"the model; expected 2 <= {length_key} <= {self.longest}. Lower {length_key} or choose another model."
             )
         kinds = set(getattr(text, "layer_types", None) or ["all"])
         self.layers: int | None = text.num_hidden_layers if len(kinds) == 1 else None

@@ -4,23 +4,21 @@ Implements `featherweight.training.task.Task`; recipes reach it by `task: {name:
 Shapes: B rows of a micro-batch, L = seq_len, V vocabulary.
 """
 
-import itertools
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from featherweight.config import Config
 from featherweight.errors import ConfigError
-from featherweight.methods.fused_head import computes_loss_alone
+from featherweight.text.causal_loss import held_out_metrics, summed_loss
 from featherweight.text.corpus import cut_document, load_documents, split_documents
 from featherweight.text.model import has_random_weights, load_model, load_tokenizer, model_facts, save_model_folder
+from featherweight.text.order import micro_batch_numbers, shuffled_rows
 from featherweight.text.packing import IGNORED_LABEL, held_out_rows, join_documents, predicted_tokens, training_rows
 from featherweight.text.tokenizer import encode_documents, end_of_text_id
 from featherweight.training.task import Batch, Split
@@ -148,17 +146,13 @@ class TextTask:
         Raises:
             ConfigError: if a number is out of range.
         """
-        for name, value, low, high in (
-            ("micro_batch_size", micro_batch_size, 1, math.inf),
-            ("world_size", world_size, 1, math.inf),
-            ("process_rank", process_rank, 0, world_size - 1),
-            ("start", start, 0, math.inf),
-        ):
-            if not low <= value <= high:
-                raise ConfigError(
-                    f"text task: {name}={value} is out of range; expected {low} <= {name} <= {high}. Correct it."
-                )
-        turns = itertools.count(process_rank + start * world_size, world_size)
+        turns = micro_batch_numbers(
+            micro_batch_size=micro_batch_size,
+            process_rank=process_rank,
+            world_size=world_size,
+            start=start,
+            where="text task",
+        )
         if split == "train":
             return self._train_batches(turns, micro_batch_size, seed)
         return self._held_out_batches(turns, micro_batch_size)
@@ -168,26 +162,8 @@ class TextTask:
         return predicted_tokens(batch["labels"])
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
-        """Return the sum of the token losses in float32, with its graph, and the number of tokens.
-
-        Args:
-            model: a causal language model, wrapped or not; its output has `logits` (B, L, V).
-            batch: as `batches` yields them, on the model's device.
-        Cost: rows are full, or padded behind their end; so no attention mask is needed, and attention takes its fastest
-            path.
-        """
-        labels_BL = batch["labels"]
-        if computes_loss_alone(model):
-            # Divided by one item, the mean of the model's own loss is the sum that is asked for here.
-            output = model(input_ids=batch["input_ids"], labels=labels_BL, num_items_in_batch=1, use_cache=False)
-            return output.loss, predicted_tokens(labels_BL)
-        logits_BLV = model(input_ids=batch["input_ids"], use_cache=False).logits
-        # Shift the labels instead of the logits: slicing those would copy B*L*V numbers.
-        targets_BL = F.pad(labels_BL[:, 1:], (0, 1), value=IGNORED_LABEL)
-        loss = F.cross_entropy(
-            logits_BLV.float().flatten(0, 1), targets_BL.flatten(), reduction="sum", ignore_index=IGNORED_LABEL
-        )
-        return loss, predicted_tokens(labels_BL)
+        """Return the float32 sum of the token losses, with its graph, and the number of tokens; see `summed_loss`."""
+        return summed_loss(model, batch)
 
     def evaluate(self, model: nn.Module, *, micro_batch_size: int) -> dict[str, float]:
         """Return the metrics of the held-out split; every process computes the whole split.
@@ -198,21 +174,8 @@ class TextTask:
         Returns:
             held_out_loss (mean over tokens, in nats), perplexity (its exponential), and tokens.
         """
-        device = next(model.parameters()).device
-        was_training = model.training
-        total_loss, total_tokens = 0.0, 0
-        model.eval()
-        try:
-            with torch.inference_mode():
-                for batch in self.batches("held_out", micro_batch_size=micro_batch_size, seed=0):
-                    loss, tokens = self.loss(model, {name: tensor.to(device) for name, tensor in batch.items()})
-                    total_loss += loss.item()
-                    total_tokens += tokens
-        finally:
-            model.train(was_training)
-        mean = total_loss / total_tokens
-        # Beyond 700 nats the exponential leaves float64; a model that bad is reported, not a crash.
-        return {"held_out_loss": mean, "perplexity": math.exp(mean) if mean < 700 else math.inf, "tokens": total_tokens}
+        batches = self.batches("held_out", micro_batch_size=micro_batch_size, seed=0)
+        return held_out_metrics(model, batches, self.loss)
 
     def save_model(self, model: nn.Module, folder: Path) -> None:
         """Write model and tokenizer as a folder that `transformers` opens; it appears complete or not at all.
@@ -273,12 +236,7 @@ class TextTask:
 
     def _train_batches(self, turns: Iterator[int], micro_batch_size: int, seed: int) -> Iterator[dict[str, Tensor]]:
         row_count = len(self._train_rows)
-        orders: dict[int, np.ndarray] = {}
-        for turn in turns:
-            positions = np.arange(turn * micro_batch_size, (turn + 1) * micro_batch_size)
-            epochs = np.unique(positions // row_count).tolist()
-            orders = {epoch: orders.get(epoch, _order(row_count, seed, epoch)) for epoch in epochs}
-            chosen = [orders[position // row_count][position % row_count] for position in positions.tolist()]
+        for chosen in shuffled_rows(turns, micro_batch_size=micro_batch_size, row_count=row_count, seed=seed):
             input_ids_BL = torch.from_numpy(self._train_rows[chosen].astype(np.int64))
             yield {"input_ids": input_ids_BL, "labels": input_ids_BL.clone()}
 
@@ -291,8 +249,3 @@ class TextTask:
             length_B1 = torch.from_numpy(self._held_out_lengths[chosen, None])
             is_padding_BL = torch.arange(self.config.seq_len) >= length_B1
             yield {"input_ids": input_ids_BL, "labels": input_ids_BL.masked_fill(is_padding_BL, IGNORED_LABEL)}
-
-
-def _order(row_count: int, seed: int, epoch: int) -> np.ndarray:
-    """Return the order of the rows in an epoch; neighbouring seeds and epochs have unrelated orders."""
-    return np.random.default_rng([seed, epoch]).permutation(row_count)

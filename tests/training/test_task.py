@@ -15,8 +15,17 @@ SMALL = {
     "regression": {},
     "pde": {"data": "darcy", "resolution": 12, "n_train": 12, "n_test": 4, "n_modes": [4, 4], "hidden_channels": 4},
     "text": {"model": "tiny", "seq_len": 32, "max_train_tokens": 1000, "max_held_out_tokens": 200},
+    "instructions": {"model": "tiny", "data": "questions.json", "held_out": 0.3},
 }
 """Options that make each task small enough for these tests."""
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    """Work in a folder with a file of questions."""
+    rows = [{"question": f"{number} + 1 = ?", "answer": f"It is {number + 1}."} for number in range(12)]
+    (tmp_path / "questions.json").write_text(json.dumps(rows))
+    monkeypatch.chdir(tmp_path)
 
 
 def build(name: str, seed: int = 3) -> Task:
@@ -37,7 +46,7 @@ def test_every_task_has_the_methods_of_the_contract_with_their_arguments(name):
 def test_skipping_micro_batches_equals_drawing_them(name):
     task = build(name)
     through = task.batches("train", micro_batch_size=4, seed=1)
-    for _ in range(9):  # further than one epoch of either task
+    for _ in range(9):  # further than one epoch of each task
         next(through)
     skipped = next(task.batches("train", micro_batch_size=4, seed=1, start=9))
     drawn = next(through)
