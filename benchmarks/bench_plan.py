@@ -3,8 +3,8 @@
     scripts/bench plan [--models llama-3-8b ...] [--cards 8GiB 24GiB ...]     # one row for each pair and recipe
     scripts/bench plan --table                                               # the table from the CSV
 
-Rows of 2048 tokens, eight of them a step (one at a time where that is all that fits); bytes are simulated, times come
-from data sheets and rank recipes only. Nothing here runs on a GPU.
+One row of 2048 tokens a step; bytes are simulated, times come from data sheets and rank recipes only. Nothing here runs
+on a GPU.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from featherweight.planner import plan
 
 MODELS = ("smollm2-135m", "llama-3.2-1b", "llama-3.2-3b", "llama-3-8b", "llama-2-13b", "llama-2-70b")
 CARDS = {"8GiB": "RTX 4060", "12GiB": "RTX 4070", "16GiB": "RTX 4080", "24GiB": "RTX 4090", "80GiB": "H100"}
-SEQ_LEN, TOKENS = 2048, 8 * 2048
+SEQ_LEN, TOKENS = 2048, 2048
 GIB = 2**30
 
 

@@ -2,9 +2,9 @@
 
     scripts/bench plan_check [--models smollm2-135m llama-3.2-1b llama-3-8b] [--seq-len 1024] [--batch 1]
 
-On a GPU: peak of allocated and of reserved memory against torch's own counters, each recipe in a process of its own; and
-whether a recipe that is said to fit a budget runs when the process may not take more (two budgets around the need: 3 %
-above it must run, 8 % below it must not). On a CPU: the peak of the tracker, with the small shape, to the byte.
+On a GPU: peak of allocated and of reserved memory against torch's own counters, each recipe in a process of its own;
+and whether a recipe that is said to fit a budget runs when the process may not take more (two budgets around the need:
+3 % above it must run, 8 % below it must not). On a CPU: the peak of the tracker, with the small shape.
 """
 
 import argparse
