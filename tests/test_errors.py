@@ -11,6 +11,7 @@ TREE = {
     errors.NumericsError: RuntimeError,
     errors.MissingExtraError: ImportError,
     errors.DeviceError: RuntimeError,
+    errors.OutOfMemoryError: errors.DeviceError,
 }
 
 

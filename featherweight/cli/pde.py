@@ -76,7 +76,7 @@ def train(
 ) -> None:
     """Train as `fw train` does, and draw fields and spectra into the run folder."""
     folder = out or _new_folder(recipe, changes, "")
-    run_train(recipe, changes, folder, resume, as_json)
+    run_train(recipe, changes, folder, resume, as_json=as_json)
     _draw(folder, {folder.name: folder}, as_json)
 
 

@@ -68,11 +68,15 @@ def train(
             chosen, estimate = _simulated(chosen, plan, as_json)
         words = [str(out / "recipe.yaml")]  # what was planned is what a resumed run goes on with
     with leave_cleanly("train", words, lambda interruption: interruption.checkpoint.parents[1]):
-        listeners = [] if as_json else None
         source, overrides = (recipe, changes or []) if estimate is None else (chosen, [])
         try:
             run = run_training(
-                source, overrides=overrides, out=out, resume=resume, callbacks=listeners, estimate=estimate
+                source,
+                overrides=overrides,
+                out=out,
+                resume=resume,
+                callbacks=[] if as_json else None,
+                estimate=estimate,
             )
         except OutOfMemoryError as error:
             from featherweight.planner.train import explained

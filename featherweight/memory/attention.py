@@ -44,11 +44,11 @@ def attention_on_cuda(
     is_half = query.dtype in (torch.float16, torch.bfloat16)
     fits_flash = is_half and attn_mask is None and query.shape[-1] <= _FLASH_LARGEST_HEAD
     if fits_flash:
-        return _FlashAttention.apply(query, key, value, is_causal, cost)  # type: ignore[no-any-return]
+        return _FlashAttention.apply(query, key, value, is_causal, cost)
     if query.shape[1] == key.shape[1]:
-        return _EfficientAttention.apply(query, key, value, attn_mask, is_causal, cost)  # type: ignore[no-any-return]
+        return _EfficientAttention.apply(query, key, value, attn_mask, is_causal, cost)
     options: dict[str, Any] = {"scale": scale, "enable_gqa": enable_gqa}
-    return torch.ops.aten._scaled_dot_product_attention_math(  # type: ignore[no-any-return]
+    return torch.ops.aten._scaled_dot_product_attention_math(
         query, key, value, attn_mask, dropout_p, is_causal, **options
     )[0]
 

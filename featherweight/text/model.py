@@ -168,11 +168,12 @@ def model_facts(source: ModelSource, *, tokenizer: Tokenizer | None = None) -> M
         with torch.device("meta"):
             model = new_model(configuration)
     text_configuration = configuration.get_text_config()
+    embeddings: Any = model.get_input_embeddings()  # type: ignore[operator]
     return ModelFacts(
         name=place.name,
         model_type=configuration.model_type,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
-        vocab_size=model.get_input_embeddings().num_embeddings,
+        vocab_size=embeddings.num_embeddings,
         max_position_embeddings=getattr(text_configuration, "max_position_embeddings", None),
     )
 

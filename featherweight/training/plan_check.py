@@ -25,7 +25,8 @@ class PlanCheck(Callback):
     def on_start(self, event: Event) -> None:
         """Put the prediction into the run's report, activations included."""
         if event.footprint is not None:
-            event.footprint.predicted = dict(self.estimate.timeline.max_by_category(2))
+            maxima = self.estimate.timeline.max_by_category(2)
+            event.footprint.predicted = {str(name): count for name, count in maxima.items()}
             event.footprint.predicted_peak_bytes = self.estimate.timeline.peak(2).size_bytes
 
     def on_step(self, event: Event) -> None:
