@@ -64,9 +64,10 @@ def _add_rows(report: Report, plan: "Plan") -> None:
 
 def _parts(row: "PlanRow") -> dict[str, float]:
     """Return what a row takes, from the tensors outwards, in GiB; they add up to what it needs."""
-    by_category = row.estimate.peak_by_category
-    parts = {name.replace("_", " "): by_category[name] / _GIB for name in CATEGORIES if by_category[name]}
-    rest = row.need.total_bytes - row.need.allocated_bytes
+    by_category, total = row.estimate.peak_by_category, row.need.total_bytes
+    shown = [name for name in CATEGORIES if by_category[name] > 0.005 * total]
+    parts = {name.replace("_", " "): by_category[name] / _GIB for name in shown}
+    rest = total - sum(by_category[name] for name in shown)
     return {**parts, "allocator, workspaces, context": rest / _GIB}
 
 
