@@ -1,9 +1,9 @@
 """What can be trained on which card? The planner's answer for models of 135M to 70B and cards of 8 to 80 GiB.
 
-    scripts/bench plan [--models llama-3-8b ...] [--cards 8GiB 24GiB ...]     # one row for each pair and recipe
+    scripts/bench plan [--models llama-3-8b ...] [--cards 8GiB 24GiB ...]     # one row for each pair
     scripts/bench plan --table                                               # the table from the CSV
 
-One row of 2048 tokens a step; bytes are simulated, times come from data sheets and rank recipes only. Nothing here runs
+The most faithful recipe of each pair, one row of 2048 tokens a step; bytes are simulated, times come from data sheets and rank recipes only. Nothing here runs
 on a GPU.
 """
 
@@ -40,7 +40,7 @@ def main() -> None:
 def run(model: str, budget: str) -> None:
     """Plan one pair."""
     started = time.perf_counter()
-    found = plan(model, budget, device=CARDS.get(budget), seq_len=SEQ_LEN, tokens_per_step=TOKENS)
+    found = plan(model, budget, device=CARDS.get(budget), seq_len=SEQ_LEN, tokens_per_step=TOKENS, limit=1)
     seconds = time.perf_counter() - started
     shared = {
         "model": model,

@@ -145,6 +145,7 @@ def plan(
     tokens_per_step: int | None = None,
     device: str | torch.device | None = None,
     exclude: Collection[str] = (),
+    limit: int | None = None,
     recipe: RecipeSource | None = None,
     calibration: str | PathLike[str] | None = None,
     on_progress: Callable[[str], None] | None = None,
@@ -161,6 +162,7 @@ def plan(
         device: a card ("rtx4090"), "cuda", "cpu"; None takes that of this machine, or a common card of the budget's
             size.
         exclude: tags of what must not be given up; see `TAGS`.
+        limit: stop once so many recipes fit, the most faithful ones; None tries all.
         recipe: gives task, steps and schedule; None a short run on the English corpus.
         calibration: file of a measured card; None takes the user's own, or defaults that say so.
         on_progress: told what is being simulated.
@@ -177,6 +179,8 @@ def plan(
     rows: list[PlanRow] = []
     refused: dict[str, str] = {}
     for family in families_without(exclude):
+        if len(rows) == limit:
+            break
         try:
             row = search.fastest_fit(family)
         except _DoesNotFit as reason:
