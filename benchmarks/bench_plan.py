@@ -3,8 +3,8 @@
     scripts/bench plan [--models llama-3-8b ...] [--cards 8GiB 24GiB ...]     # one row for each pair
     scripts/bench plan --table                                               # the table from the CSV
 
-The most faithful recipe of each pair, one row of 2048 tokens a step; bytes are simulated, times come from data sheets and rank recipes only. Nothing here runs
-on a GPU.
+The most faithful recipe of each pair, one row of 2048 tokens a step; bytes are simulated, times come from data sheets
+and rank recipes only. Nothing here runs on a GPU.
 """
 
 import argparse
