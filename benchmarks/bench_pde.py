@@ -11,7 +11,7 @@ that a busy machine hits both; the row holds the times of both.
 Darcy: 500 + 100 samples of 16 x 16, generated here (coefficients 12 and 3, solved on 61 x 61), H1 loss, 120 steps.
 Navier-Stokes: w(0) -> w(1), nu 1e-3, forced, 200 + 50 samples of 32 x 32, H1 loss, 120 steps. Both small enough for a
 laptop: a run takes seconds on a free core. In 120 steps some runs of Navier-Stokes have not left the plateau of the
-first steps, whatever the method; navier_stokes_long is the same with 480.
+first steps, whatever the method; darcy_long and navier_stokes_long are the same with 480.
 
 Variants of single options are run when `--methods` names them, with `--rates` and `--seeds` for less than the grid.
 """
@@ -46,6 +46,7 @@ PROBLEMS: dict[str, dict[str, Any]] = {
         "epochs": 6,
     },
 }
+PROBLEMS["darcy_long"] = {**PROBLEMS["darcy"], "epochs": 24}
 PROBLEMS["navier_stokes_long"] = {**PROBLEMS["navier_stokes"], "epochs": 24}
 GAP = 25
 METHODS: dict[str, dict[str, Any]] = {
