@@ -24,7 +24,7 @@ _COLOURS = {
     "rest": "bright_black",
 }
 _LETTERS = {name: name[0] if name != "optimizer_state" else "s" for name in _COLOURS}
-_BAR = 34
+_BAR = 24
 
 
 def plan(
@@ -167,9 +167,9 @@ def _print(
         console.print(Text(f"\n{solution.unknown}: {value}", style="bold"))
     console.print(Text(f"\nAssumed: {'; '.join(found.assumptions)}.", style="dim"))
     if report is not None:
-        console.print(f"Report: {report}", soft_wrap=True)
+        console.print(Text(f"Report: {report}"), soft_wrap=True)
     if out is not None and found.rows:
-        console.print(f"Train it: fw train {out}", soft_wrap=True)
+        console.print(Text(f"Train it: fw train {out}"), soft_wrap=True)
 
 
 def _rows(found: "Plan") -> Table:

@@ -31,11 +31,12 @@ def verdict(plan: "Plan") -> str:
         return f"Nothing fits {budget:.1f} GiB. Shorten the sequence, take a smaller model, or allow more."
     best = plan.rows[0]
     need = best.need
+    rows = best.recipe.micro_batch_size
     free = 1 - need.total_bytes / plan.target.budget_bytes
     return (
         f"Fits: {need.total_bytes / _GIB:.1f} of {budget:.1f} GiB (between {need.low_bytes / _GIB:.1f} and "
         f"{need.high_bytes / _GIB:.1f}), {free:.0%} left free, with {best.family}, activations: {best.keeping}, "
-        f"{best.recipe.micro_batch_size} rows at once. Gives up: {', '.join(best.tags) or 'nothing'}."
+        f"{rows} row{'s' * (rows > 1)} at once. Gives up: {', '.join(best.tags) or 'nothing'}."
     )
 
 
