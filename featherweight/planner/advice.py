@@ -84,8 +84,8 @@ def _possible(recipe: Recipe) -> list[tuple[str, tuple[str, ...], bool]]:
     if optimizer.state_bits > 8 and not {"lora", "s2ft"} & set(named):
         found.append(("8-bit moments", ("optimizer.state_bits=8",), False))
     if optimizer.name in ("adamw", "adamw_8bit") and not {"lora", "s2ft"} & set(named):
-        lines = ("optimizer=galore_8bit", "optimizer.rank=0.25", "optimizer.layerwise=true")
-        found.append(("GaLore of a quarter of the rank, layer-wise", lines, False))
+        galore = ("optimizer=galore_8bit", "optimizer.rank=0.25", "optimizer.layerwise=true")
+        found.append(("GaLore of a quarter of the rank, layer-wise", galore, False))
     return found
 
 

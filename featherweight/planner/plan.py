@@ -271,7 +271,7 @@ class _Search:
             _DoesNotFit: if none does.
         """
         fixed = formula_bytes(recipe_of(self.base, family, KEEPINGS[0], is_pretrained=self.is_pretrained))
-        needed = []
+        needed: list[int] = []
         unexpected = 0  # what the tries took beyond the formula: temporaries of the optimizer, above all
         for keeping, held_bytes, _ in self.ways():
             expected = fixed["weights"] + fixed["optimizer_state"] + max(fixed["gradients"], held_bytes)

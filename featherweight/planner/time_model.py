@@ -1,9 +1,10 @@
 """How long a step takes on a card: a roofline over what the simulation counted. It ranks recipes, it times none."""
 
+from featherweight.memory.cards import Precision
 from featherweight.memory.cost import StepCost
 from featherweight.planner.target import Target
 
-_PRECISIONS = {"bfloat16": "bf16", "float16": "fp16", "float32": "tf32", "int8": "int8"}
+_PRECISIONS: dict[str, Precision] = {"bfloat16": "bf16", "float16": "fp16", "float32": "tf32", "int8": "int8"}
 _CPU_FLOP_PER_S = {"float32": 1e11, "bfloat16": 1e11}
 _CPU_BYTES_PER_S = 2e10
 
@@ -22,10 +23,7 @@ def seconds_of(cost: StepCost, target: Target) -> float:
     if known is None:
         flops = sum(count / _CPU_FLOP_PER_S.get(name, 1e11) for name, count in cost.flops.items())
         return flops + cost.moved_bytes / _CPU_BYTES_PER_S
-    arithmetic = sum(
-        count / known.gemm_flop_per_s(_PRECISIONS.get(name, "fp32"))  # type: ignore[arg-type]
-        for name, count in cost.flops.items()
-    )
+    arithmetic = sum(count / known.gemm_flop_per_s(_PRECISIONS.get(name, "fp32")) for name, count in cost.flops.items())
     traffic = cost.moved_bytes / known.elementwise_bytes_per_s
     launches = cost.launches * known.kernel_launch_us * 1e-6
     transfers = cost.host_bytes / min(known.h2d_bytes_per_s, known.d2h_bytes_per_s)

@@ -8,7 +8,7 @@ TINY = {
     "model_type": "llama",
     "hidden_size": 64,
     "intermediate_size": 128,
-    "num_hidden_layers": 2,
+    "num_hidden_layers": 1,
     "num_attention_heads": 2,
     "max_position_embeddings": 512,
 }
@@ -22,5 +22,5 @@ def tiny() -> dict:
 
 @pytest.fixture(scope="session")
 def tiny_plan(tiny) -> Plan:
-    """Return the plan without families of low rank: 4 rows of 64 tokens a step in 1 GB of a CPU."""
-    return plan(tiny, "1GB", device="cpu", seq_len=64, tokens_per_step=256, exclude=["low-rank"])
+    """Return the plan without low rank and int8 weights: 4 rows of 64 tokens a step in 1 GB of a CPU."""
+    return plan(tiny, "1GB", device="cpu", seq_len=64, tokens_per_step=256, exclude=["low-rank", "int8-weights"])

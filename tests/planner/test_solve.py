@@ -12,7 +12,7 @@ CARD = "rtx4090"
 
 @pytest.fixture(scope="module")
 def recipe(tiny):
-    task = {"name": "text", "model": tiny | {"num_hidden_layers": 1}, "corpus": "english", "seq_len": 64}
+    task = {"name": "text", "model": tiny, "corpus": "english", "seq_len": 64}
     optimizer = {"name": "galore", "rank": 4, "lr": 0.01}
     return {"task": task, "optimizer": optimizer, "steps": 2, "micro_batch_size": 1}
 
