@@ -25,7 +25,7 @@ _COLOURS = {
     "rest": "bright_black",
 }
 _LETTERS = {name: name[0] if name != "optimizer_state" else "s" for name in _COLOURS}
-_BAR = 28
+_BAR = 24
 
 
 def plan(
@@ -104,13 +104,13 @@ def plan(
             )
             asked = recipe if recipe is not None and model is None else None
             solution = saving = None
-            if solve is not None:
+            about = _recipe(asked) if asked else found.rows[0].recipe if found.rows else None
+            if solve is not None and about is not None:
                 tell(f"solving for {solve}")
-                about = asked or found.best.recipe
                 solution = answer(solve, None, about, budget, device=device)  # type: ignore[arg-type]
-            if why:
+            if why and about is not None:
                 tell("trying single changes")
-                saving = changes(_recipe(asked) if asked else found.best.recipe, Target.of(budget, device))
+                saving = changes(about, Target.of(budget, device))
         page = found.report()
         if out is not None and found.rows:
             found.save_recipe(out)
@@ -172,9 +172,9 @@ def print_plan(
         console.print(Text(f"\n{solution.unknown}: {value}", style="bold"))
     console.print(Text(f"\nAssumed: {'; '.join(found.assumptions)}.", style="dim"))
     if report is not None:
-        console.print(f"Report: {report}", soft_wrap=True)
+        console.print(Text(f"Report: {report}"), soft_wrap=True)
     if out is not None and found.rows:
-        console.print(f"Train it: fw train {out}", soft_wrap=True)
+        console.print(Text(f"Train it: fw train {out}"), soft_wrap=True)
 
 
 def _rows(found: "Plan") -> Table:

@@ -198,8 +198,15 @@ def base_recipe(
     model: Any, recipe: RecipeSource | None, seq_len: int | None = None, tokens_per_step: int | None = None
 ) -> Recipe:
     """Return the recipe that all candidates share: data, steps, sequence length and tokens of a step."""
+    if tokens_per_step is not None and tokens_per_step < 1:
+        raise ConfigError(
+            f"plan: tokens_per_step={tokens_per_step} is out of range; expected >= 1. Leave it out for one row."
+        )
     if recipe is None:
-        task = {"name": "text", "model": "tiny", "corpus": "english", "seq_len": seq_len or 1024}
+        if model is None:
+            raise ConfigError("plan: model=None and recipe=None; expected one of them. Name a model such as llama-7b.")
+        length = 1024 if seq_len is None else seq_len
+        task = {"name": "text", "model": "tiny", "corpus": "english", "seq_len": length}
         base = Recipe.parse({"task": task, "steps": 1000, "micro_batch_size": 1}, where="recipe")
     else:
         base = load_recipe(recipe)

@@ -31,11 +31,12 @@ def verdict(plan: "Plan") -> str:
         return f"Nothing fits {budget}. Shorten the sequence, take a smaller model, or allow more."
     best = plan.rows[0]
     need = best.need
+    rows = best.recipe.micro_batch_size
     free = 1 - need.total_bytes / plan.target.budget_bytes
     return (
         f"Fits: {format_bytes(need.total_bytes)} of {budget} (between {format_bytes(need.low_bytes)} and "
         f"{format_bytes(need.high_bytes)}), {free:.0%} left free, with {best.family}, activations: {best.keeping}, "
-        f"{best.recipe.micro_batch_size} x {best.recipe.accumulation_steps} rows a step. "
+        f"{rows} row{'s' * (rows > 1)} at once. "
         f"Gives up: {', '.join(best.tags) or 'nothing'}."
     )
 

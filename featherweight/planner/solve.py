@@ -64,7 +64,7 @@ def solve(
         )
     base = with_model(load_recipe(recipe), model)
     if unknown == "min_memory":
-        target = Target.of(budget if budget is not None or device is not None else "24GiB", device)
+        target = Target.of("24GiB" if budget is None and device is None else budget, device, calibration=calibration)
         need = _need(base, target)
         return Solution(unknown, int(need.total_bytes / (1 - target.margin)) + 1, base, need)
     target = Target.of(budget, device, calibration=calibration)

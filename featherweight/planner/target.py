@@ -104,13 +104,14 @@ def parse_bytes(size: str | int) -> int:
         >>> parse_bytes("12GB"), parse_bytes("1.5 GiB")
         (12000000000, 1610612736)
     """
-    found = re.fullmatch(r"\s*([\d_]+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", str(size))
-    if found is None or found[2].lower() not in _UNITS or float(found[1].replace("_", "")) <= 0:
+    found = re.fullmatch(r"\s*(\d[\d_]{0,30}(?:\.\d+)?)\s*([a-zA-Z]*)\s*", str(size))
+    count = int(float(found[1].replace("_", "")) * _UNITS.get(found[2].lower(), 0)) if found else 0
+    if count < 1:
         raise ConfigError(
             f"plan: budget={size!r} is no size; expected a positive number with a unit such as 12GB or 24GiB. "
             "Correct it."
         )
-    return int(float(found[1].replace("_", "")) * _UNITS[found[2].lower()])
+    return count
 
 
 def _typical(size: int) -> str:

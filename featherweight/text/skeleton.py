@@ -3,7 +3,7 @@
 No weights are read, no text is tokenised; model and batches are those of `TextTask` in everything that decides memory.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -39,8 +39,8 @@ class TextSkeleton(TextTask):
                 f"text task: {length_key}={config.seq_len} is longer than max_position_embeddings={self.longest} of "
                 f"the model; expected 2 <= {length_key} <= {self.longest}. Lower {length_key} or choose another model."
             )
-        kinds = set(getattr(text, "layer_types", None) or ["all"])
-        self.layers: int | None = text.num_hidden_layers if len(kinds) == 1 else None
+        self.period = _period(getattr(text, "layer_types", None) or ["all"])
+        self.layers: int | None = text.num_hidden_layers if text.num_hidden_layers % self.period == 0 else None
         if layers is not None:
             text.num_hidden_layers = layers
             if getattr(text, "layer_types", None):
@@ -55,3 +55,13 @@ class TextSkeleton(TextTask):
         while True:
             input_ids_BL = torch.zeros((micro_batch_size, self.config.seq_len), dtype=torch.int64)
             yield {"input_ids": input_ids_BL, "labels": input_ids_BL.clone()}
+
+
+def _period(kinds: Sequence[str]) -> int:
+    """Return after how many layers their kinds repeat.
+
+    Example:
+        >>> _period(["sliding", "full"] * 13), _period(["full"] * 4), _period(["sliding", "sliding", "full"])
+        (2, 1, 3)
+    """
+    return next(p for p in range(1, len(kinds) + 1) if all(a == b for a, b in zip(kinds, kinds[p:], strict=False)))

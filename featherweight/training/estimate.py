@@ -35,7 +35,8 @@ from featherweight.training.recipe import Recipe, RecipeSource, load_recipe
 from featherweight.training.task import Skeleton, Task, tasks
 
 _DEPTHS = (2, 3, 4)
-"""Depths that are simulated, the last one only if the layer that the second has more is not like those of the first."""
+"""Depths that are simulated, in units of equal layers (pairs where two kinds alternate); the last one only if what the
+second has more is not like what the first has."""
 _CUDA_BLOCK_BYTES = 512
 """Every block of the CUDA caching allocator is a multiple of this many bytes."""
 
@@ -117,12 +118,14 @@ def _estimate(parsed: Recipe, target: Device, whole: bool) -> MemoryEstimate:
     """Return the estimate with sizes that are not rounded yet: a list that grows with the layers grows evenly."""
     full = _skeleton(parsed, None)
     draws_lots = getattr(parsed.optimizer_config(), "full_rank_probability", 0) > 0  # each parameter its own
-    if not (whole or draws_lots) and full.layers is not None and full.layers > _DEPTHS[-1]:
-        shallow = _simulate(parsed, _skeleton(parsed, _DEPTHS[0]), target)
+    depths = [depth * full.period for depth in _DEPTHS]
+    if not (whole or draws_lots) and full.layers is not None and full.layers > depths[-1]:
+        units = full.layers // full.period
+        shallow = _simulate(parsed, _skeleton(parsed, depths[0]), target)
         for depth in _DEPTHS[1:]:
-            deep = _simulate(parsed, _skeleton(parsed, depth), target)
+            deep = _simulate(parsed, _skeleton(parsed, depth * full.period), target)
             for must_repeat in (True,) if depth < _DEPTHS[-1] else (True, False):
-                if (extended := _extended(shallow, deep, depth, full.layers, must_repeat)) is not None:
+                if (extended := _extended(shallow, deep, depth, units, must_repeat)) is not None:
                     return extended
             shallow = deep
     return _simulate(parsed, full, target)
@@ -131,7 +134,7 @@ def _estimate(parsed: Recipe, target: Device, whole: bool) -> MemoryEstimate:
 def _extended(
     shallow: MemoryEstimate, deep: MemoryEstimate, depth: int, layers: int, must_repeat: bool
 ) -> MemoryEstimate | None:
-    """Return what follows for all layers from models of depth - 1 and of depth; None if they differ otherwise."""
+    """Return what follows for all units of layers from models of depth - 1 and of depth; None if they differ else."""
     timeline = extend(shallow.timeline, deep.timeline, layers - (depth - 1), must_repeat=must_repeat)
     if timeline is None:
         return None
@@ -148,10 +151,11 @@ def formula_bytes(recipe: Recipe) -> dict[str, int]:
         ConfigError: as `estimate_memory`.
     """
     full = _skeleton(recipe, None)
-    if full.layers is None or full.layers <= _DEPTHS[1]:
+    depths = [depth * full.period for depth in _DEPTHS]
+    if full.layers is None or full.layers <= depths[1]:
         return _formula_bytes(recipe, full)
-    less, more = (_formula_bytes(recipe, _skeleton(recipe, depth)) for depth in _DEPTHS[:2])
-    rest = full.layers - _DEPTHS[1]
+    less, more = (_formula_bytes(recipe, _skeleton(recipe, depth)) for depth in depths[:2])
+    rest = (full.layers - depths[1]) // full.period
     grown = {name: count + rest * (count - less[name]) for name, count in more.items()}
     if recipe.optimizer_config().layerwise:
         grown["gradients"] = more["gradients"]  # those of the largest parameter, whatever the depth

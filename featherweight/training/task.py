@@ -106,6 +106,8 @@ class Skeleton(Task, Protocol):
 
     layers: int | None
     """Equal layers of the whole model; None if they differ, so that fewer of them tell nothing of more."""
+    period: int
+    """Layers after which their kinds repeat: 1 if all are equal, 2 if two kinds alternate."""
     longest: int | None
     """Longest sequence that the model takes; None for no limit."""
 

@@ -1,0 +1,111 @@
+import json
+import subprocess
+import sys
+
+import pytest
+
+from featherweight.errors import ConfigError
+from featherweight.planner import plan
+from featherweight.training.dry_run import measure
+from featherweight.training.recipe import load_recipe
+
+ONLY_EXACT = ["bf16-weights", "8-bit-states", "low-rank", "int8-weights", "few-parameters"]
+
+
+def test_every_row_was_simulated_and_fits(tiny_plan):
+    assert len(tiny_plan.rows) >= 5
+    for row in tiny_plan.rows:
+        assert row.estimate.recipe == row.recipe
+        assert row.need.allocated_bytes == row.estimate.peak_bytes
+        assert row.need.total_bytes <= tiny_plan.target.usable_bytes and row.tokens_per_s > 0
+
+
+def test_excluded_tags_are_absent_and_the_best_row_gives_up_nothing(tiny_plan):
+    assert not {"low-rank", "int8-weights"} & {tag for row in tiny_plan.rows for tag in row.tags}
+    assert tiny_plan.best is tiny_plan.rows[0] and tiny_plan.best.tags == ()
+    assert tiny_plan.fastest.tokens_per_s == max(row.tokens_per_s for row in tiny_plan.rows)
+
+
+def test_tokens_of_a_step_are_kept_by_accumulation(tiny_plan):
+    for row in tiny_plan.rows:
+        assert row.recipe.micro_batch_size * row.recipe.accumulation_steps * 64 == 256
+        assert row.estimate.tokens_per_step == 256
+
+
+def test_a_smaller_budget_leaves_fewer_or_leaner_rows(tiny_plan, tiny):
+    least = min(row.need.total_bytes for row in tiny_plan.rows)
+    budget = int((least + 200_000) / 0.92)
+    exclude = ["low-rank", "8-bit-states", "int8-weights"]
+    tight = plan(tiny, budget, device="cpu", seq_len=64, tokens_per_step=256, exclude=exclude)
+    wide = {row.family: row.need.total_bytes for row in tiny_plan.rows}
+    assert 0 < len(tight.rows) < sum("8-bit-states" not in row.tags for row in tiny_plan.rows)
+    for row in tight.rows:
+        assert row.need.total_bytes <= min(wide[row.family], tight.target.usable_bytes)
+    assert "AdamW, float32 weights" in tight.refused
+    assert all("GiB" in reason and "weights" in reason for reason in tight.refused.values())
+
+
+def test_the_best_recipe_trains_and_takes_what_was_estimated(tiny_plan):
+    footprint, _ = measure(tiny_plan.best.recipe, steps=2)
+    assert footprint.peak_bytes == tiny_plan.best.estimate.peak_bytes
+
+
+def test_where_nothing_fits_the_best_raises_and_the_report_says_so(tiny, tmp_path):
+    nothing = plan(tiny, "100MB", device="cpu", seq_len=64, exclude=ONLY_EXACT)
+    assert nothing.rows == [] and list(nothing.refused) == ["AdamW, float32 weights"]
+    with pytest.raises(ConfigError, match=r"budget=100000000 bytes hold no recipe \(AdamW, float32 weights: needs"):
+        _ = nothing.best
+    assert nothing.to_dict()["verdict"] == "does not fit"
+    nothing.report().save_html(tmp_path / "plan.html")
+    assert "Nothing fits 0.1 GiB" in (tmp_path / "plan.html").read_text()
+
+
+def test_plain_values_have_stable_names_and_survive_json(tiny_plan):
+    content = json.loads(json.dumps(tiny_plan.to_dict()))
+    assert content == tiny_plan.to_dict()
+    assert set(content) >= {"verdict", "device", "budget_bytes", "usable_bytes", "recipes", "refused", "assumptions"}
+    first = content["recipes"][0]
+    names = {"total_bytes", "interval", "peak_allocated_bytes", "peak_reserved_bytes", "context_bytes", "by_category"}
+    assert set(first) >= names | {"workspace_bytes", "by_module", "top_allocations", "tags", "tokens_per_s"}
+    assert sum(first["by_category"].values()) == first["peak_allocated_bytes"]
+    assert load_recipe(first["recipe"]) == tiny_plan.best.recipe
+
+
+def test_the_report_holds_every_row_and_the_recipe_can_be_saved(tiny_plan, tmp_path):
+    tiny_plan.report().save_html(tmp_path / "plan.html")
+    page = (tmp_path / "plan.html").read_text()
+    assert all(row.family in page for row in tiny_plan.rows) and "Assumptions" in page
+    tiny_plan.save_recipe(tmp_path / "best.yaml")
+    assert load_recipe(tmp_path / "best.yaml") == tiny_plan.best.recipe
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"seq_len": 0}, "seq_len"),
+        ({"seq_len": -5}, "seq_len"),
+        ({"tokens_per_step": 0}, "tokens_per_step=0 is out of range"),
+        ({"exclude": ["quality"]}, "is no tag"),
+        ({"model": None}, "model=None and recipe=None"),
+        ({"model": 3}, "model=int is no model"),
+    ],
+)
+def test_wrong_arguments_are_errors(tiny, arguments, message):
+    with pytest.raises(ConfigError, match=message):
+        plan(**{"model": tiny, "budget": "1GB", "device": "cpu"} | arguments)
+
+
+_LARGE = """
+import resource
+from featherweight.planner import plan
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+found = plan("llama-3-8b", "16GB", device="rtx4080")
+print(found.seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, len(found.rows))
+"""
+
+
+@pytest.mark.slow
+def test_a_search_for_eight_billion_parameters_takes_a_minute_and_two_gigabytes():
+    done = subprocess.run([sys.executable, "-c", _LARGE], capture_output=True, text=True, timeout=300, check=True)
+    seconds, kilobytes, rows = map(float, done.stdout.split())
+    assert seconds < 60 and kilobytes < 2 * 10**6 and rows >= 1
