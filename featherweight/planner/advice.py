@@ -12,7 +12,7 @@ from featherweight.training.estimate import estimate_memory
 from featherweight.training.recipe import Recipe
 
 _NOTICEABLE = 1.02
-"""Steps that take less than this times the present ones are said to cost no time."""
+"""A change is free if the work of a step grows by less than this."""
 
 
 @dataclass(frozen=True)
@@ -27,13 +27,15 @@ class Change:
     """How much less the device needs."""
     time_ratio: float
     """Duration of a step over the present one, by the time model."""
+    is_free: bool
+    """No more arithmetic, no copies to the host, no longer step."""
     is_exact: bool
     """The numbers that are computed stay the same."""
 
 
 def changes(recipe: Recipe, target: Target, *, limit: int = 3) -> list[Change]:
-    """Return the changes of a recipe that save memory, the cheapest first: exact before others, then by time, then by
-    what they save.
+    """Return the changes of a recipe that save memory, the cheapest first: exact ones before others, free ones before
+    others, then by what they save.
 
     Args:
         recipe: as it is.
@@ -51,8 +53,11 @@ def changes(recipe: Recipe, target: Target, *, limit: int = 3) -> list[Change]:
             continue  # it does not go together with the rest of the recipe
         saved = need - need_of(estimate, target).total_bytes
         if saved > 0.01 * need:
-            found.append(Change(name, overrides, saved, seconds_of(estimate.cost, target) / seconds, is_exact))
-    found.sort(key=lambda one: (not one.is_exact, max(one.time_ratio, _NOTICEABLE) > _NOTICEABLE, -one.saved_bytes))
+            ratio = seconds_of(estimate.cost, target) / seconds
+            work = sum(estimate.cost.flops.values()) / sum(present.cost.flops.values())
+            is_free = max(work, ratio) < _NOTICEABLE and estimate.cost.host_bytes <= present.cost.host_bytes
+            found.append(Change(name, overrides, saved, ratio, is_free, is_exact))
+    found.sort(key=lambda one: (not one.is_exact, not one.is_free, -one.saved_bytes))
     return found[:limit]
 
 
