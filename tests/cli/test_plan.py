@@ -27,7 +27,9 @@ def test_text_shows_the_verdict_the_row_and_how_to_train_it(tiny_recipe, tmp_pat
     arguments = ["plan", tiny_recipe, "--budget", "1GB", "-d", "cpu", *EXCLUDE, "--out", str(out)]
     assert run([*arguments, "--report", str(page)]) == 0
     text = capsys.readouterr().out
-    assert text.startswith("Fits: 501.40 MiB of 953.67 MiB") and "AdamW, float32 weights" in text and "Assumed: " in text
+    assert (
+        text.startswith("Fits: 501.40 MiB of 953.67 MiB") and "AdamW, float32 weights" in text and "Assumed: " in text
+    )
     assert f"Train it: fw train {out}" in text and f"Report: {page}" in text
     assert load_recipe(out).precision == "bf16_autocast" and page.exists()
 
