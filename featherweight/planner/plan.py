@@ -13,18 +13,29 @@ from typing import Any
 
 import torch
 
+from featherweight import __version__
 from featherweight.errors import ConfigError, FeatherweightError
 from featherweight.planner.advice import Change, changes
-from featherweight.planner.candidates import FAMILIES, KEEPINGS, TAGS, Family, Keeping, families_without, recipe_of
+from featherweight.planner.candidates import FAMILIES, KEEPINGS, Family, Keeping, families_without, recipe_of
 from featherweight.planner.need import Need, need_of
 from featherweight.planner.report import plan_report
 from featherweight.planner.target import Target
 from featherweight.planner.time_model import seconds_of
 from featherweight.report import Report, format_bytes
-from featherweight.training.estimate import MemoryEstimate, estimate_memory, formula_bytes, is_pretrained, with_model
+from featherweight.training.estimate import (
+    MemoryEstimate,
+    estimate_memory,
+    formula_bytes,
+    is_pretrained,
+    length_key,
+    longest_sequence,
+    with_model,
+)
 from featherweight.training.recipe import Recipe, RecipeSource, load_recipe
 
 _REFERENCE = next(family for family in FAMILIES if family.name.startswith("LoRA"))
+_USUAL_LENGTH = 1024
+"""Tokens of a row where nobody says how many."""
 _GAIN = 1.02
 """A larger micro-batch must be so much faster to be worth its memory."""
 _DOUBLINGS = 2
@@ -101,15 +112,17 @@ class Plan:
         self.best.recipe.to_file(path)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values, with the names that programs may rely on."""
+        """Return plain values, with the names that programs may rely on: the best recipe's figures, then the others."""
         return {
             "verdict": "fits" if self.rows else "does not fit",
             "device": self.target.name,
             "budget_bytes": self.target.budget_bytes,
             "usable_bytes": self.target.usable_bytes,
-            "recipes": [row_dict(row) for row in self.rows],
+            **(row_dict(self.rows[0]) if self.rows else {}),
+            "alternatives": [row_dict(row) for row in self.rows[1:]],
             "refused": dict(self.refused),
             "assumptions": self.assumptions,
+            "versions": {"featherweight": __version__, "torch": torch.__version__},
             "seconds": round(self.seconds, 1),
         }
 
@@ -156,7 +169,7 @@ def plan(
         model: a name, folder or configuration as recipes know them, a transformers configuration, or a model (only its
             configuration counts); None takes the recipe's.
         budget: memory that the process may take, in bytes or as text such as "12GB"; None takes all of the device.
-        seq_len: tokens of a row; None takes the recipe's, or 1024.
+        seq_len: tokens of a row; None takes the recipe's, or 1024 where the model reads that many.
         tokens_per_step: tokens of one optimizer step, reached by accumulation; None takes the recipe's batch, or one
             row.
         device: a card ("rtx4090"), "cuda", "cpu"; None takes that of this machine, or a common card of the budget's
@@ -173,12 +186,13 @@ def plan(
     Cost: 20 to 60 s of one core, less than 2 GB of host memory, no weights.
     """
     started = time.monotonic()
+    families = families_without(exclude)
     target = Target.of(budget, device, calibration=calibration)
     base = base_recipe(model, recipe, seq_len, tokens_per_step)
     search = _Search(base, target, on_progress or (lambda _: None))
     rows: list[PlanRow] = []
     refused: dict[str, str] = {}
-    for family in families_without(exclude):
+    for family in families:
         if len(rows) == limit:
             break
         try:
@@ -191,7 +205,7 @@ def plan(
             rows.append(row)
     if rows:
         rows[0] = search.with_larger_micro_batch(rows[0])
-    return Plan(target, rows, refused, _assumptions(target, base, rows), time.monotonic() - started)
+    return Plan(target, rows, refused, _assumptions(target, rows), time.monotonic() - started)
 
 
 def base_recipe(
@@ -205,18 +219,18 @@ def base_recipe(
     if recipe is None:
         if model is None:
             raise ConfigError("plan: model=None and recipe=None; expected one of them. Name a model such as llama-7b.")
-        length = 1024 if seq_len is None else seq_len
-        task = {"name": "text", "model": "tiny", "corpus": "english", "seq_len": length}
-        base = Recipe.parse({"task": task, "steps": 1000, "micro_batch_size": 1}, where="recipe")
+        task = {"name": "text", "model": "tiny", "corpus": "english", "seq_len": 2}
+        base = with_model(Recipe.parse({"task": task, "steps": 1000, "micro_batch_size": 1}, where="recipe"), model)
+        if seq_len is None:
+            seq_len = min(_USUAL_LENGTH, longest_sequence(base) or _USUAL_LENGTH)
     else:
-        base = load_recipe(recipe)
-        if seq_len is not None:
-            base = base.override([f"task.seq_len={seq_len}"])
-    base = with_model(base, model)
+        base = with_model(load_recipe(recipe), model)
+    key = length_key(base)
+    if seq_len is not None:
+        base = base.override([f"{key}={seq_len}"])
     rows = base.micro_batch_size * base.accumulation_steps
     if tokens_per_step is not None:
-        options = base.task_config().model_dump()
-        length = options.get("seq_len", options.get("max_tokens", 1))
+        length = getattr(base.task_config(), key.removeprefix("task."))
         rows = max(1, round(tokens_per_step / length))
     return base.override(["micro_batch_size=1", f"accumulation_steps={rows}"])
 
@@ -318,7 +332,7 @@ def row_of(family: Family, keeping: Keeping, recipe: Recipe, target: Target) -> 
     return PlanRow(family.name, keeping.name, family.tags, recipe, estimate, need_of(estimate, target), speed)
 
 
-def _assumptions(target: Target, base: Recipe, rows: list[PlanRow]) -> list[str]:
+def _assumptions(target: Target, rows: list[PlanRow]) -> list[str]:
     lines = [f"margin of {target.margin:.0%} of the budget is left free"]
     if target.calibration is None:
         lines.append("CPU: time by customary rates, good for the order of the rows alone")
@@ -332,8 +346,3 @@ def _assumptions(target: Target, base: Recipe, rows: list[PlanRow]) -> list[str]
     if any(not row.estimate.is_whole for row in rows):
         lines.append("layers are equal: few were simulated, the rest follows exactly")
     return lines
-
-
-def tag_words(tags: Collection[str]) -> str:
-    """Return in words what a row gives up."""
-    return "; ".join(TAGS[tag] for tag in tags) or "nothing: float32 AdamW of all parameters"

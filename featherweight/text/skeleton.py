@@ -30,6 +30,7 @@ class TextSkeleton(TextTask):
         self, config: TextConfig, *, seed: int = 0, layers: int | None = None, length_key: str = "seq_len"
     ) -> None:
         self.config = config
+        self.length_key = length_key
         self.seed = seed
         self._configuration = model_configuration(config.model)
         text = self._configuration.get_text_config()

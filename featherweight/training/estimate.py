@@ -173,6 +173,11 @@ def longest_sequence(recipe: Recipe) -> int | None:
     return _skeleton(recipe, None).longest
 
 
+def length_key(recipe: Recipe) -> str:
+    """Return the key of the recipe that says how long a row is, such as task.seq_len."""
+    return f"task.{_skeleton(recipe, None).length_key}"
+
+
 def is_pretrained(recipe: Recipe) -> bool:
     """Tell whether a recipe begins with the weights of a trained model: a folder, a GGUF file or a name of the hub."""
     kind = tasks.get(recipe.task["name"])

@@ -108,6 +108,8 @@ class Skeleton(Task, Protocol):
     """Equal layers of the whole model; None if they differ, so that fewer of them tell nothing of more."""
     period: int
     """Layers after which their kinds repeat: 1 if all are equal, 2 if two kinds alternate."""
+    length_key: str
+    """Option of the task that says how long a row is."""
     longest: int | None
     """Longest sequence that the model takes; None for no limit."""
 

@@ -63,8 +63,9 @@ def test_where_nothing_fits_the_best_raises_and_the_report_says_so(tiny, tmp_pat
 def test_plain_values_have_stable_names_and_survive_json(tiny_plan):
     content = json.loads(json.dumps(tiny_plan.to_dict()))
     assert content == tiny_plan.to_dict()
-    assert set(content) >= {"verdict", "device", "budget_bytes", "usable_bytes", "recipes", "refused", "assumptions"}
-    first = content["recipes"][0]
+    assert set(content) >= {"verdict", "device", "budget_bytes", "usable_bytes", "versions", "refused", "assumptions"}
+    first = content
+    assert [one["family"] for one in content["alternatives"]] == [row.family for row in tiny_plan.rows[1:]]
     names = {"total_bytes", "interval", "peak_allocated_bytes", "peak_reserved_bytes", "context_bytes", "by_category"}
     assert set(first) >= names | {"workspace_bytes", "by_module", "top_allocations", "tags", "tokens_per_s"}
     assert sum(first["by_category"].values()) == first["peak_allocated_bytes"]
