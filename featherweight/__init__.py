@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 # Public name -> module that defines it. Sub-packages map to themselves.
 _LAZY = {
     "errors": "featherweight.errors",
+    "kernels": "featherweight.kernels",
     "memory": "featherweight.memory",
     "optim": "featherweight.optim",
     "training": "featherweight.training",

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw as torch_adamw
 
+from featherweight.optim import fused_adamw
 from featherweight.optim import state as states
 from featherweight.optim.layout import Layout
 from featherweight.optim.matrix import Group, read_moments, rounding_of, write_factors, write_moments
@@ -79,6 +80,11 @@ def step_dense_(parameter: Tensor, grad: Tensor, layout: Layout, state: states.S
     weight = weight_of(parameter)
     rounding = rounding_of(group, layout, step)
     stored = {name: states.parts_of(state, name, None) for name in layout.moments}
+
+    if fused_adamw.fits(layout, grad):
+        fused_adamw.step_(weight, grad, layout, stored, step, group, rounding, alpha=alpha, beta=beta)
+        copy_back(parameter, weight)
+        return
 
     def run(weight: Tensor | Int8Weight, grad: Tensor, parts: dict[str, dict[str, Tensor]], start: int) -> None:
         shapes = {n: tuple(grad.shape) for n in parts} if rule.is_elementwise else layout.moment_shapes

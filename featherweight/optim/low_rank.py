@@ -25,6 +25,7 @@ from torch import Tensor
 from featherweight.errors import CheckpointError, ConfigError, did_you_mean
 from featherweight.linalg.outer_product import Gradient
 from featherweight.linalg.subspace import MatrixSubspace
+from featherweight.optim import fused_adamw
 from featherweight.optim import state as states
 from featherweight.optim.accumulation import CoreSum
 from featherweight.optim.batched import Batch, can_batch, pays_on
@@ -362,7 +363,7 @@ class LowRankOptimizer(torch.optim.Optimizer):
             matrix.refresh(grad_MN)
             subspace = matrix.subspace()
             core = subspace.project(grad_MN).to(layout.dtype)
-            if batch is not None:
+            if batch is not None and not fused_adamw.fits(layout, core):
                 batch.add(matrix, weights[index], core, subspace)
             else:
                 matrix.update_(weights[index], core, subspace, grad_MN if matrix.needs_gradient() else None)

@@ -17,6 +17,7 @@ from featherweight.errors import ConfigError
 from featherweight.linalg.outer_product import Gradient
 from featherweight.linalg.random import keyed_generator, mix_keys
 from featherweight.linalg.subspace import MatrixSubspace
+from featherweight.optim import fused_adamw
 from featherweight.optim import state as states
 from featherweight.optim.layout import Layout
 from featherweight.optim.lazy import next_gap, similarity_of
@@ -317,8 +318,12 @@ class ProjectedMatrix:
         else:
             if group["full_rank_probability"] > 0 and self.block is None:
                 core = core / (1 - group["full_rank_probability"])
-            moments = self.read_moments()
-            direction = rule.direction(core, moments, moment_step + 1, group)
+            if self._carried is None and fused_adamw.fits(layout, core):
+                direction = fused_adamw.direction(layout, self._moment_parts(), core, moment_step + 1, group)
+                self.set_counter("moment_step", moment_step + 1)
+            else:
+                moments = self.read_moments()
+                direction = rule.direction(core, moments, moment_step + 1, group)
             if layout.residual is not None:
                 assert grad_MN is not None
                 policy = residual_policies.get(layout.residual)

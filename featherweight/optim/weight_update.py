@@ -15,11 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from featherweight import kernels
 from featherweight.linalg.subspace import MatrixSubspace
 from featherweight.optim.layout import Layout
 from featherweight.quant.int8_update import add_to_int8_
 from featherweight.quant.int8_weight import Int8Weight, int8_weight_of
-from featherweight.quant.rounding import stochastic_round_
+from featherweight.quant.rounding import key_pairs, stochastic_round_
 from featherweight.tiles import tiles
 
 TILE_ELEMENTS = 1 << 20
@@ -38,6 +39,11 @@ class Rounding:
     stochastic: bool = True
     tensor: int = 0
     """0 for the weight, 1, 2, ... for its moments: each draws its own bits."""
+
+    @property
+    def key(self) -> int:
+        """Tells this tensor from all others of the optimizer."""
+        return self.parameter | self.tensor << 32
 
 
 def weight_of(parameter: Tensor) -> Tensor | Int8Weight:
@@ -144,6 +150,9 @@ def add_direction_(
         _add_int8_(weight, (direction * alpha).view(weight.shape), beta, rounding, offset)
     elif weight.dtype == direction.dtype:
         weight.mul_(beta).add_(direction, alpha=alpha)
+    elif rounding.stochastic and kernels.run_on(weight) and kernels.rounding.fits(weight, direction):
+        keys = key_pairs(rounding.seed, rounding.key, rounding.step)
+        kernels.rounding.add_direction_(weight, direction, alpha=alpha, beta=beta, offset=offset, key_pair=keys)
     else:
         write_(weight, weight.to(direction.dtype).mul_(beta).add_(direction, alpha=alpha), rounding, offset)
 
@@ -171,8 +180,8 @@ def write_(weight: Tensor, values: Tensor, rounding: Rounding, offset: int) -> N
         offset: index of the first element in its parameter.
     """
     if weight.dtype == torch.bfloat16 and rounding.stochastic:
-        key, step = rounding.parameter | rounding.tensor << 32, rounding.step
-        stochastic_round_(weight, values.float(), seed=rounding.seed, key=key, step=step, offset=offset)
+        keys = {"seed": rounding.seed, "key": rounding.key, "step": rounding.step}
+        stochastic_round_(weight, values.float(), **keys, offset=offset)
     else:
         weight.copy_(values)
 

@@ -15,6 +15,7 @@ Source: written down for sticky scales here; stochastic rounding of int8 weights
 import torch
 from torch import Tensor
 
+from featherweight import kernels
 from featherweight.errors import ShapeError
 from featherweight.quant.int8_weight import (
     LARGEST_CODE,
@@ -24,7 +25,7 @@ from featherweight.quant.int8_weight import (
     fitted_scale,
     safe_scale,
 )
-from featherweight.quant.rounding import uniform
+from featherweight.quant.rounding import key_pairs, uniform
 
 GROWTH = 1.25
 """Smallest factor by which a scale grows."""
@@ -71,6 +72,17 @@ def add_to_int8_(
             f"add_to_int8_: update={tuple(update.shape)} does not fit weight={tuple(weight.shape)}; expected equal "
             "shapes. Pass the same rows of both."
         )
+    if kernels.run_on(update) and kernels.int8_update.fits(weight.codes, weight.block_scale, weight.group_size):
+        kernels.int8_update.add_(
+            weight.codes,
+            weight.block_scale,
+            update.float(),
+            group_size=weight.group_size,
+            beta=beta,
+            offset=offset,
+            key_pair=key_pairs(seed, key, step, whole_words=True) if stochastic else None,
+        )
+        return
     columns = weight.shape[1]
     for start, stop in weight.row_tiles():
         rows, part = weight.rows(start, stop), update[start:stop].float()

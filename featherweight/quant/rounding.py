@@ -10,11 +10,12 @@ shifts of the hash are those of "lowbias32" (C. Wellons, 2018), here with a seco
 
 import hashlib
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
+from featherweight import kernels
 from featherweight.errors import ConfigError, ShapeError
 from featherweight.tiles import device_kind, tiles
 
@@ -75,6 +76,8 @@ def stochastic_round_(out: Tensor, values: Tensor, *, seed: int, key: int, step:
                 offset=offset,
             )
         )
+    if kernels.run_on(out):
+        return kernels.rounding.stochastic_round_(out, values, offset=offset, key_pair=key_pairs(seed, key, step))
     source, target = values.reshape(-1).view(torch.int32), out.view(-1).view(torch.int16)
     for start, stop in _tiles(offset, source.numel(), source.device):
         bits = _tile_bits(seed, key, step, start, stop, source.device)
@@ -156,6 +159,19 @@ def _tile_bits(seed: int, key: int, step: int, start: int, stop: int, device: to
     _hash_words_(words, *_key_pair(seed, key, step, span))
     halves = words.view(torch.int16)[first % 2 : first % 2 + stop - start]
     return halves.to(torch.int32).bitwise_and_(0xFFFF)
+
+
+def key_pairs(seed: int, key: int, step: int, *, whole_words: bool = False) -> Callable[[int], tuple[int, int]]:
+    """Return the function from the number of a span of 2**24 elements to its two keys of the hash.
+
+    Args:
+        seed: seed of the run.
+        key: tells this tensor from others.
+        step: optimizer step.
+        whole_words: for `uniform`, which takes a word for each element, instead of `hash_bits`.
+    """
+    kind = (_WORDS,) if whole_words else ()
+    return lambda span: _key_pair(seed, key, step, span, *kind)
 
 
 def _key_pair(*keys: int) -> tuple[int, int]:
