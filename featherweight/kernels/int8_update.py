@@ -158,6 +158,13 @@ def fits(codes: Tensor, block_scale: Tensor, group_size: int) -> bool:
     return is_dense and group_size <= MAX_GROUP_SIZE and codes.shape[1] <= SPAN_ELEMENTS
 
 
+def shape_of_program(group_size: int) -> tuple[int, int, int]:
+    """Return G, B and the number of warps: eight elements a thread."""
+    length = triton.next_power_of_2(group_size)
+    groups = max(1, ELEMENTS // length)
+    return groups, length, groups * length // 256
+
+
 def add_(
     codes: Tensor,
     block_scale: Tensor,
@@ -183,8 +190,7 @@ def add_(
     Cost: reads 5 and writes 1 byte an element.
     """
     update, columns = update.contiguous(), max(1, codes.shape[1])
-    group_length = triton.next_power_of_2(group_size)
-    groups_of_program = max(1, ELEMENTS // group_length)
+    groups_of_program, group_length, warps = shape_of_program(group_size)
     # So few rows that their elements lie in two spans at most.
     for start, stop in tiles(codes.shape[0], max(1, SPAN_ELEMENTS // columns)):
         span, first = divmod(offset + start * columns, SPAN_ELEMENTS)
@@ -199,6 +205,6 @@ def add_(
             IS_STOCHASTIC=key_pair is not None,
             G=groups_of_program,
             B=group_length,
-            num_warps=max(4, groups_of_program * group_length // 256),
+            num_warps=warps,
         )
     mark_written(codes, block_scale)
