@@ -95,6 +95,8 @@ def regrown(old_GB, scale_G, change_GB, delta_GB, kept_GB, beta, numbers_GB, IS_
     fresh_GB = tl.minimum(tl.maximum(fresh_GB, -LARGEST_CODE), LARGEST_CODE)
     fresh_GB = tl.where(is_finite_G[:, None], fresh_GB, 0.0)
     grown_G = tl.where(is_finite_G, grown_G, float("nan"))
+    # The sum that was rounded may lie a unit in the last place further out than the one that was judged.
+    kept_GB = tl.minimum(tl.maximum(kept_GB, -LARGEST_CODE), LARGEST_CODE)
     return tl.where(fits_G[:, None], kept_GB, fresh_GB), tl.where(fits_G, scale_G, grown_G)
 
 

@@ -152,7 +152,9 @@ def _rescale_(
     is_finite_K1 = largest_K1.isfinite() & grown_K1.isfinite()
     fresh_KB = torch.where(is_finite_K1, fresh_KB, 0.0)
     scale[index] = torch.where(fits_K1, scale_K1, torch.where(is_finite_K1, grown_K1, torch.nan))
-    new[index] = torch.where(fits_K1, new[index], fresh_KB)
+    # The sum that was rounded may lie a unit in the last place further out than the one that was judged.
+    kept_KB = new[index].clamp_(-LARGEST_CODE, LARGEST_CODE)
+    new[index] = torch.where(fits_K1, kept_KB, fresh_KB)
 
 
 def _double_(codes: Tensor, scale: Tensor, new: Tensor, index: tuple[Tensor, ...]) -> None:

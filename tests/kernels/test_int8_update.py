@@ -85,6 +85,15 @@ def test_sums_that_only_rounding_takes_to_the_end_of_the_range_do_what_the_twin_
     assert grown.tolist() == [True, False] * 32
 
 
+def test_a_code_that_is_rounded_beyond_the_range_is_cut_alike():
+    # The million codes of the twin's test hold one such code: in group 1021.
+    codes = torch.full((4, 256), 122, dtype=torch.int8)
+    weight = Int8Weight(codes, torch.ones(4, 1), 256)
+    update = torch.full((4, 256), float.fromhex("0x1.8e147cp+2"))
+    written = compare(weight, update, beta=0.99, seed=0, key=0, step=0, offset=1020 * 256)
+    assert written.codes.unique().tolist() == [127]
+
+
 @pytest.mark.parametrize("stochastic", [True, False])
 def test_groups_that_fall_to_half_of_their_range_are_doubled_alike(stochastic, generator):
     weight, scale = drawn((64, 300), 256, generator)

@@ -163,6 +163,15 @@ def test_the_headroom_and_the_end_of_the_range_are_used_before_a_scale_grows():
     assert int(weight.codes.min()) > 100
 
 
+def test_a_code_never_leaves_the_range_where_two_orders_of_one_sum_differ():
+    # 122 * (0.99 - 1) + update is 5 and a fraction of 5e-7 if fused, and just 5 if not. Mutation: judged by the second
+    # and rounded up by the first, one of a million codes becomes 128, which eight bits hold as -128.
+    weight = made(torch.full((4096, 256), 122), scale=1.0)
+    update = torch.full((4096, 256), float.fromhex("0x1.8e147cp+2"))
+    add_to_int8_(weight, update, beta=0.99, seed=0, key=0, step=0)
+    assert weight.codes.unique().tolist() == [127]
+
+
 def test_a_group_that_falls_to_half_of_its_range_is_doubled_exactly():
     codes = torch.randint(-60, 61, (50, 256), generator=torch.Generator().manual_seed(0))
     codes[:, 0] = 100
