@@ -85,13 +85,14 @@ def test_sums_that_only_rounding_takes_to_the_end_of_the_range_do_what_the_twin_
     assert grown.tolist() == [True, False] * 32
 
 
-def test_a_code_that_is_rounded_beyond_the_range_is_cut_alike():
-    # The million codes of the twin's test hold one such code: in group 1021.
-    codes = torch.full((4, 256), 122, dtype=torch.int8)
-    weight = Int8Weight(codes, torch.ones(4, 1), 256)
-    update = torch.full((4, 256), float.fromhex("0x1.8e147cp+2"))
+@pytest.mark.parametrize("code, update, expected", [(101, "0x1.80a3d8p+2", [106, 107]), (122, "0x1.8e147cp+2", [127])])
+def test_an_update_fuses_the_product_with_the_sum_as_torch_does(code, update, expected):
+    # code * (0.99 - 1) + update is 5 and a fraction of 5e-7, but just 5 if not fused. One of a million random numbers
+    # is so small that the fraction becomes a code, in group 1021; at the end of the range that code is cut.
+    weight = Int8Weight(torch.full((4, 256), code, dtype=torch.int8), torch.ones(4, 1), 256)
+    update = torch.full((4, 256), float.fromhex(update))
     written = compare(weight, update, beta=0.99, seed=0, key=0, step=0, offset=1020 * 256)
-    assert written.codes.unique().tolist() == [127]
+    assert written.codes.unique().tolist() == expected
 
 
 @pytest.mark.parametrize("stochastic", [True, False])

@@ -82,9 +82,23 @@ def test_an_update_in_one_pass_has_the_bits_of_two(count, offset, alpha, beta, g
         add_direction_(written, direction, alpha=alpha, beta=beta, rounding=keys, offset=offset)
         return written
 
-    # Mutation: rounding the product of alpha and direction before the sum differs in 1 of 100 sums.
     twin, kernel = both(update)
     assert torch.equal(bits(twin), bits(kernel))
+
+
+def test_an_update_fuses_the_product_with_the_sum_as_torch_does(generator):
+    alpha, beta = -1e-3, 0.999
+    weight = torch.randn(2000, generator=generator).bfloat16()
+    direction = (weight.float() * beta) / -alpha  # what is left of the weight is the rounding of this quotient
+
+    def update():
+        written = weight.clone()
+        add_direction_(written, direction, alpha=alpha, beta=beta, rounding=Rounding(3, 5, 7), offset=0)
+        return written
+
+    # Mutation: a product that is rounded before the sum leaves 0 or a whole unit in the last place.
+    twin, kernel = both(update)
+    assert torch.equal(bits(twin), bits(kernel)) and bool((twin != 0).any())
 
 
 def test_an_update_that_is_not_finite_or_too_large_ends_where_the_twin_ends(generator):
