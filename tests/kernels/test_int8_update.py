@@ -3,12 +3,13 @@
 import pytest
 import torch
 
-pytest.importorskip("triton")
+pytest.importorskip("triton", minversion="3.9")  # interpreters before round a fused sum twice
 
 from featherweight import kernels
 from featherweight.errors import NumericsError
 from featherweight.quant.int8_update import add_to_int8_
 from featherweight.quant.int8_weight import Int8Weight
+from featherweight.quant.rounding import uniform
 
 if not kernels.is_interpreted():
     pytest.skip("needs TRITON_INTERPRET=1: test_interpreter.py runs this file", allow_module_level=True)
@@ -66,6 +67,18 @@ def test_a_span_of_keys_may_end_inside_a_group(offset, generator):
     compare(weight, torch.randn(weight.shape, generator=generator) * scale, offset=offset)
 
 
+def test_the_first_element_of_a_span_has_the_keys_of_its_span():
+    weight = Int8Weight(torch.full((1, 40), 100, dtype=torch.int8), torch.ones(1, 1), 256)
+    for distance in range(1, 20):  # each shows a wrong key with a probability of one half
+        compare(weight, torch.full((1, 40), 0.5), offset=2**24 - distance)
+
+
+def test_a_fraction_that_equals_its_random_number_becomes_a_code():
+    weight = Int8Weight(torch.full((1, 200), 100, dtype=torch.int8), torch.ones(1, 1), 256)
+    written = compare(weight, uniform(1, 2, 3, 0, 200).view(1, 200))
+    assert written.codes.unique().tolist() == [101]
+
+
 def test_groups_that_grow_grow_to_the_same_scale(generator):
     weight, scale = drawn((64, 512), 256, generator)
     weight.codes[:, ::7] = 127
@@ -105,6 +118,12 @@ def test_groups_that_fall_to_half_of_their_range_are_doubled_alike(stochastic, g
     assert not bool(halved[::4].any()) and float(halved.double().mean()) > 0.5
     weight.block_scale.fill_(2.0**-100)  # the smallest scale stays
     compare(weight, update / scale * 2.0**-100)
+
+
+@pytest.mark.parametrize("code, doubles", [(61, True), (62, False)])
+def test_half_of_the_range_ends_at_the_code_where_the_twin_ends_it(code, doubles):
+    weight = Int8Weight(torch.full((1, 256), code, dtype=torch.int8), torch.ones(1, 1), 256)
+    assert compare(weight, torch.ones(1, 256)).block_scale.tolist() == [[0.5 if doubles else 1.0]]
 
 
 def test_groups_of_zeros_take_the_same_first_scale(generator):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("triton")
+pytest.importorskip("triton", minversion="3.9")  # interpreters before round a fused sum twice
 
 HERE = Path(__file__).parent
 COMPARED = ("test_rounding.py", "test_int8_update.py", "test_adamw.py", "test_training.py")

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-pytest.importorskip("triton")
+pytest.importorskip("triton", minversion="3.9")  # interpreters before round a fused sum twice
 
 from featherweight import kernels
 from featherweight.kernels import rounding as fused

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-pytest.importorskip("triton")
+pytest.importorskip("triton", minversion="3.9")  # interpreters before round a fused sum twice
 
 import featherweight as fw
 from featherweight import kernels
