@@ -14,6 +14,7 @@ HERE = Path(__file__).parent
 COMPARED = ("test_rounding.py", "test_int8_update.py", "test_adamw.py", "test_training.py")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif("TRITON_INTERPRET" in os.environ, reason="this process interprets already")
 def test_kernels_equal_their_twins_in_tritons_interpreter():
     done = subprocess.run(
