@@ -138,6 +138,14 @@ def adamw_kernel(
     else:
         direction_GB = tl.div_rn(tl.div_rn(m_GB, tl.div_rn(root_GB, correction2_sqrt) + eps), correction1)
 
+    result_GB = direction_GB
+    if WRITES != "direction":
+        weight_GB = tl.load(out + index_GB, mask=inside_GB, other=0.0).to(tl.float32)
+        result_GB = tl.fma(direction_GB, alpha, weight_GB * beta)
+    if WRITES == "bfloat16":
+        result_GB = rounded_to_bf16(result_GB, index_GB, first_key, second_key)
+
+    tl.debug_barrier()  # whichever thread reads what another one writes, it has read
     if IN_CODES:
         first1, next1, first2, next2 = exp_avg_first, exp_avg_next, exp_avg_sq_first, exp_avg_sq_next
         quantize_(exp_avg, exp_avg_scale, first1, next1, m_GB, index_GB, block_G, inside_GB, is_block_G)
@@ -145,14 +153,7 @@ def adamw_kernel(
     else:
         tl.store(exp_avg + index_GB, m_GB, mask=inside_GB)
         tl.store(exp_avg_sq + index_GB, v_GB, mask=inside_GB)
-    if WRITES == "direction":
-        tl.store(out + index_GB, direction_GB, mask=inside_GB)
-    else:
-        weight_GB = tl.load(out + index_GB, mask=inside_GB, other=0.0).to(tl.float32)
-        weight_GB = tl.fma(direction_GB, alpha, weight_GB * beta)
-        if WRITES == "bfloat16":
-            weight_GB = rounded_to_bf16(weight_GB, index_GB, first_key, second_key)
-        tl.store(out + index_GB, weight_GB, mask=inside_GB)
+    tl.store(out + index_GB, result_GB, mask=inside_GB)
 
 
 def direction(grad: Tensor, moments: tuple[Codes, Codes] | tuple[Tensor, Tensor], options: Options) -> Tensor:

@@ -140,6 +140,7 @@ def add_kernel(
     new_GB = old_GB + rounded(delta_GB, numbers_GB, IS_STOCHASTIC)
     is_leaving_G = ((largest_G < LARGEST_CODE) & (scale_G != 0)) == 0
     is_small_G = (largest_G <= HALF_RANGE) & (scale_G != 0)
+    tl.debug_barrier()  # whichever thread reads what another one writes, it has read
     if tl.max(is_leaving_G.to(tl.int32)) > 0:
         # The sum is not fused here, as it decides whether a code beyond the range was reached exactly.
         delta_GB = quotient_GB + old_GB * beta_minus_1

@@ -57,6 +57,7 @@ def write_kernel(
     if IS_UPDATE:
         weight = tl.load(out + position, mask=inside, other=0.0).to(tl.float32)
         values = tl.fma(values, alpha, weight * beta)
+        tl.debug_barrier()  # whichever thread reads what another one writes, it has read
     tl.store(out + position, rounded_to_bf16(values, first + position, first_key, second_key), mask=inside)
 
 

@@ -24,7 +24,7 @@ def test_kernels_equal_their_twins_in_tritons_interpreter():
         capture_output=True,
         text=True,
         check=False,
-        timeout=600,
+        timeout=1200,
     )
     assert done.returncode == 0, done.stdout[-10_000:] + done.stderr[-2000:]
     # Mutation: if the files were skipped in the child too, nothing would be compared.

@@ -23,8 +23,8 @@ class Regressor(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.up, self.norm, self.down = nn.Linear(96, 160), nn.LayerNorm(160), nn.Linear(160, 96)
-        self.head = nn.Linear(96, 45)
+        self.up, self.norm, self.down = nn.Linear(64, 96), nn.LayerNorm(96), nn.Linear(96, 64)
+        self.head = nn.Linear(64, 45)
 
     def forward(self, x):
         return self.head(self.down(torch.tanh(self.norm(self.up(x)))))
@@ -63,7 +63,7 @@ def train(model, is_int8, build, *, layerwise):
     dtype = next(model.parameters()).dtype
     handle = fw.optim.layerwise(model, optimizer) if layerwise else None
     for _ in range(STEPS):
-        x, y = (torch.randn(8, width, generator=generator).to(dtype) for width in (96, 45))
+        x, y = (torch.randn(8, width, generator=generator).to(dtype) for width in (64, 45))
         (model(x) - y).float().square().mean().backward()
         optimizer.step()
         optimizer.zero_grad()
