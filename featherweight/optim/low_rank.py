@@ -360,7 +360,7 @@ class LowRankOptimizer(torch.optim.Optimizer):
                 continue
             grad_MN = matrix.corrected(grads[index])
             matrix.refresh(grad_MN)
-            subspace = matrix.subspace()
+            subspace = matrix.product_subspace()
             core = subspace.project(grad_MN).to(layout.dtype)
             if batch is not None:
                 batch.add(matrix, weights[index], core, subspace)

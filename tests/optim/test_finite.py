@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from featherweight.optim import AdamW, Fira, GaLoreAdamW, QGaLoreAdamW, layerwise, low_rank
 from featherweight.optim.finite import are_finite, sizes_of
+from featherweight.quant import rounding
 
 WAITS = ("item", "tolist", "__bool__", "__float__", "__int__", "__index__", "cpu", "numpy")
 
@@ -112,6 +113,7 @@ def test_a_step_waits_once_for_all_tensors(monkeypatch, build, is_batched, dtype
     # Mutations: is_used read for each stack of experts, finiteness for each tensor, a step count moved for each.
     if is_batched:
         monkeypatch.setattr(low_rank, "pays_on", lambda device: True)
+    monkeypatch.setattr(rounding, "device_kind", lambda device: "cuda")  # on a CPU it looks at the values first
     weights = parameters(dtype)
     optimizer = build(weights)
     for step in range(3):
