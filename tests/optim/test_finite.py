@@ -136,7 +136,7 @@ def test_a_norm_is_that_of_all_elements_in_any_tiling(dtype):
     for tensor in (values, values.mT, values[:3]):
         found = norm_of(tensor)
         assert found.dtype == torch.promote_types(dtype, torch.float32)
-        assert float(found) == pytest.approx(float(tensor.double().norm()), rel=1e-5)
+        assert float(found) == pytest.approx(float(tensor.double().norm()), rel=1e-4)
     values[-1, -1] = float("nan")
     assert norm_of(values).isnan()
 
