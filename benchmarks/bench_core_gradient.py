@@ -8,7 +8,8 @@
 1. Whole steps (forward, backward, update) of a Llama of 8 layers with random weights, in alternating rounds in one
    process, no refresh among them. The ratio is torch fused AdamW / candidate, of the fastest rounds (what the machine
    can do undisturbed) and of the medians; the spread is that of the candidate's rounds. The vocabulary is that of
-   LLaMA, 32000: its head and embedding run as in every other optimizer, and take a good part of a step.
+   LLaMA, 32000: its head and embedding run as in every other optimizer, and take a good part of a step. Beside it
+   the ratio that the arithmetic allows (`flop_bound`): FLOPs of matrix products and attention, all else free.
 2. With --even: p99 / median of the steps of one refresh gap, staggered, and their mean against AdamW.
 3. With --parts: one layer's matrices, forward and backward, with the gradient and with the core.
 """
@@ -80,7 +81,8 @@ def build_step(name: str, hidden: int, dtype: torch.dtype, tokens: int, accumula
         side = "right" if "right" in kind else "std"
         if "core" in kind:
             fw.apply(model, fw.CoreGradient())
-        optimizer = GaLoreAdamW(param_groups(model), lr=1e-4, rank=rank, update_proj_gap=NEVER, proj_type=side)
+        options = {"rank": rank, "update_proj_gap": NEVER, "proj_type": side}
+        optimizer = GaLoreAdamW(param_groups(model), lr=1e-4, stochastic_rounding="nearest" not in kind, **options)
         if "core" in kind:
             layerwise(model, optimizer, accumulation_steps=accumulation)
     if optimizer is None:
@@ -100,12 +102,29 @@ def build_step(name: str, hidden: int, dtype: torch.dtype, tokens: int, accumula
     return step
 
 
+def flop_bound(name: str, hidden: int, tokens: int, accumulation: int) -> float:
+    """Return the FLOPs of a step of AdamW over those of a candidate: products with weights, attention, bases."""
+    kind, _, share = name.partition(" d/")
+    shapes = LAYERS * [*[(hidden, hidden)] * 4, *[(FFN[hidden], hidden)] * 2, (hidden, FFN[hidden])]
+    size, count = sum(m * n for m, n in shapes), tokens * accumulation
+    whole = count * (6 * (size + VOCAB * hidden) + 12 * LAYERS * SEQ_LEN * hidden)
+    if not share:
+        return 1.0
+    rank = hidden // int(share)
+    twice = 2 * rank * size  # a projection of all matrices, or a way back
+    if "core" not in kind:
+        return whole / (whole + 2 * twice)
+    cores = 2 * count * rank * sum(m + n for m, n in shapes)
+    return whole / (whole - 2 * count * size + cores + twice)
+
+
 CANDIDATES = [
     "torch AdamW fused",
     "torch AdamW foreach",
     "galore-torch d/4",
     "fw GaLore d/4",
     "fw core d/4",
+    "fw core to nearest d/4",
     "fw core right d/4",
     "fw core d/8",
     "fw core right d/8",
@@ -126,6 +145,7 @@ def bench_steps(hidden: int, dtype: str, tokens: int, accumulation: int, rounds:
             "tokens_per_s": round(count / timing.fastest_s),
             "ratio_fastest": round(base.fastest_s / timing.fastest_s, 3),
             "ratio_median": round(base.median_s / timing.median_s, 3),
+            "flop_bound": round(flop_bound(name, hidden, tokens, accumulation), 3),
             "spread": round(timing.spread, 3),
         }
         for name, timing in timings.items()

@@ -59,7 +59,7 @@ def run(row: str, seed: int, lr: float, explained: float, steps: int, pictures: 
     method = None
     if options is not None:
         if row.startswith("fixed"):
-            options = {**options, "init_rank": rank_found(row.replace("fixed", "inrank"), seed)}
+            options = {**options, "init_rank": rank_found(row.replace("fixed", "inrank"), seed, lr)}
         if "freeze_step" in options:
             options = {**options, "freeze_step": min(FREEZE_STEP, steps)}
         method = fw.InRank(**{"explained": explained, **options})
@@ -123,10 +123,10 @@ def loss_of(model: nn.Module, task: TextTask) -> float:
     return total.item() / items
 
 
-def rank_found(row: str, seed: int) -> int:
-    """Return the mean rank that InRank found."""
-    rows = [r for r in rows_of("inrank") if (r["row"], r["seed"], r["steps"]) == (row, str(seed), str(STEPS))]
-    found = [float(r["mean_rank"]) for r in rows]
+def rank_found(row: str, seed: int, lr: float) -> int:
+    """Return the mean rank that InRank found with the same seed and rate."""
+    key = (row, str(seed), str(lr), str(STEPS))
+    found = [float(r["mean_rank"]) for r in rows_of("inrank") if (r["row"], r["seed"], r["lr"], r["steps"]) == key]
     return round(found[0])
 
 

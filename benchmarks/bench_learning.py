@@ -54,6 +54,7 @@ GRID: dict[str, Grid] = {
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "adamw_bf16": ("adamw", {"precision": "bf16"}),
     "adamw_8bit": ("adamw", {"name": "adamw_8bit"}),
+    "galore_bf16": ("galore", {"precision": "bf16"}),
     "galore_8bit": ("galore", {"name": "galore_8bit"}),
     "galore_4bit": ("galore", {"name": "galore_4bit"}),
     "galore_keep": ("galore", {"moment_policy": "keep"}),
@@ -66,6 +67,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "galore_core_right": ("galore", {"core_gradient": True, "proj_type": "right"}),
     "galore_shared": ("galore", {"core_gradient": {"share_basis": True}, "proj_type": "right"}),
     "q_galore": ("galore", {"name": "q_galore", "weights": "int8"}),
+    "q_galore_bf16": ("galore", {"name": "q_galore", "weights": "int8", "precision": "bf16"}),
     "q_galore_core": ("galore", {"name": "q_galore", "weights": "int8", "core_gradient": True}),
     "q_galore_float": ("galore", {"name": "q_galore"}),
     "q_galore_nearest": ("galore", {"name": "q_galore", "weights": "int8", "stochastic_rounding": False}),

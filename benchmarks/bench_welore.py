@@ -2,6 +2,7 @@
 
     scripts/bench welore --smollm2 --text test.txt --calibration valid.txt    # perplexity by rule and rank reduction
     scripts/bench welore --tune 0.5 --text test.txt --calibration valid.txt   # the same after fine-tuning the LRCs
+    scripts/bench welore --speed                                              # tokens/s by rank reduction and storage
     scripts/bench welore --toy 0                                              # train the byte Llama, cut, tune
     scripts/bench welore --large FOLDER --layers 2                       # write a 7B-shaped checkpoint, compress it
     scripts/bench welore --table                                              # tables and pictures from the CSVs
@@ -24,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measurement import RESULTS, write_rows
+from measurement import RESULTS, take_turns, write_rows
 from torch import Tensor, nn
 
 import featherweight as fw
@@ -190,6 +191,40 @@ def write_row(
     }
     write_rows("welore_smollm2", [row])
     print(row, flush=True)
+
+
+def speed(rounds: int = 7) -> None:
+    """Time forward passes of cut models beside the dense one, in alternating rounds; whatever the text, 256 tokens."""
+    from featherweight.text.model import load_model
+
+    dense = load_model("smollm2").eval()
+    tokens = torch.randint(dense.config.vocab_size, (1, 256), generator=torch.Generator().manual_seed(0))
+    factors, spectra = full_factors(dense, None)
+    for share in (0.1, 0.3, 0.5, 0.7):
+        models: dict[str, nn.Module] = {"dense": dense}
+        for storage in ("pivoted", "factored"):
+            options = fw.WeLore(rank_reduction=share, storage=storage)  # type: ignore[arg-type]
+            models[storage], _ = cut(dense, factors, spectra, options)
+        with torch.inference_mode():
+            timings = take_turns(
+                {name: lambda model=model: model(tokens, use_cache=False) for name, model in models.items()}, rounds
+            )
+        base = timings["dense"]
+        rows = [
+            {
+                "storage": name,
+                "rank_reduction": share if name != "dense" else 0.0,
+                "parameters": sum(p.numel() for p in models[name].parameters()),
+                "tokens_per_s": round(256 / timing.median_s),
+                "ratio_fastest": round(base.fastest_s / timing.fastest_s, 3),
+                "ratio_median": round(base.median_s / timing.median_s, 3),
+                "spread": round(timing.spread, 3),
+            }
+            for name, timing in timings.items()
+        ]
+        write_rows("welore_speed", rows)
+        for row in rows:
+            print(row, flush=True)
 
 
 def encode(tokenizer: Any, path: str) -> Tensor:
@@ -371,6 +406,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--lr", type=float, default=3e-4)
     parser.add_argument("--toy", type=int)
+    parser.add_argument("--speed", action="store_true")
     parser.add_argument("--large")
     parser.add_argument("--layers", type=int, default=32)
     parser.add_argument("--text")
@@ -386,6 +422,8 @@ def main() -> None:
         tune(arguments)
     if arguments.toy is not None:
         toy(arguments)
+    if arguments.speed:
+        speed()
     if arguments.large:
         large(arguments)
     if arguments.table:

@@ -2,7 +2,7 @@
 
 The twins are `AdamWRule` (`featherweight.optim.rules`) on moments that `featherweight.quant.blockwise` keeps, and
 `add_direction_` (`featherweight.optim.weight_update`). Codes, scales and moments have their bits; so has the direction
-where torch's square root rounds to nearest: on CUDA it does, on a CPU it may be off by one unit in the last place.
+where the twin's root rounds to nearest: on CUDA it does, on a CPU it may be off by 1.5 units in the last place.
 Shapes: G blocks of a program, B elements of a block.
 """
 

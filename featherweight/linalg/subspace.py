@@ -130,6 +130,8 @@ class MatrixSubspace:
     def project_back(self, core: Tensor) -> Tensor:
         """Return the full tensor of a core: ``P @ C``, ``C @ Q.T`` or ``P @ C @ Q.T``.
 
+        If core and basis are both bf16, the product runs in bf16, as in `project`.
+
         Args:
             core: shape as in `core_shape`. Not modified.
         Returns:
@@ -140,8 +142,10 @@ class MatrixSubspace:
         """
         self._require_core_fit("project_back", core)
         dtype = _compute_dtype(core, self.left, self.right)
-        rows, columns = self._back_factors(core.to(dtype), dtype)
-        return rows @ columns
+        tensors = [tensor for tensor in (core, self.left, self.right) if tensor is not None]
+        product_dtype = torch.bfloat16 if all(each.dtype == torch.bfloat16 for each in tensors) else dtype
+        rows, columns = self._back_factors(core.to(product_dtype), product_dtype)
+        return (rows @ columns).to(dtype)
 
     @torch.no_grad()
     def add_back_(self, weight: Tensor, core: Tensor, *, alpha: float = 1.0, beta: float = 1.0) -> Tensor:

@@ -188,8 +188,7 @@ class CoreSum:
             total = self.sums[index] = self._begin(matrix, grad_MN)
         if not total.has_basis:
             return
-        subspace = matrix.subspace()
-        total.core += subspace.project(grad_MN)
+        total.core += matrix.product_subspace().project(grad_MN)
         for side, test in total.tests.items():
             total.sketches[side] += _times(grad_MN if side == "left" else grad_MN.mT, test)
         if total.probe is not None:
@@ -215,7 +214,7 @@ class CoreSum:
                 "expected each backward pass before the next step. Run forward and backward of a batch in turn."
             )
         rank = self.layout.rank
-        left = matrix.subspace().left if self.layout.side == "both" else None
+        left = matrix.product_subspace().left if self.layout.side == "both" else None
         rows_TR = left_TM if left is None else left_TM @ left.to(left_TM.dtype)
         total.core += rows_TR.mT @ thin_TK[:, :rank]
         if total.probe is not None:
@@ -322,7 +321,7 @@ class CoreSum:
             if not verdict.is_usable:
                 skipped += 1
                 continue
-            matrix, subspace = total.matrix, total.matrix.subspace()
+            matrix, subspace = total.matrix, total.matrix.product_subspace()
             step = matrix.counter("step")
             core = total.core if factor == 1.0 else total.core * factor
             matrix.update_(weights[index], core, subspace, None)

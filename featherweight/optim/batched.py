@@ -131,7 +131,7 @@ def adamw_directions(
     torch._foreach_addcmul_(exp_avg_sqs, cores, cores, value=1 - beta2)
     corrections1 = [1 - beta1**step for step in steps]
     corrections2 = [(1 - beta2**step) ** 0.5 for step in steps]
-    denominators = torch._foreach_sqrt(exp_avg_sqs)
+    denominators = _roots(exp_avg_sqs)
     if group["eps_mode"] == "torch":
         torch._foreach_div_(denominators, corrections2)
     torch._foreach_add_(denominators, eps)
@@ -141,3 +141,12 @@ def adamw_directions(
     else:
         torch._foreach_mul_(directions, [two / one for one, two in zip(corrections1, corrections2, strict=True)])
     return list(directions)
+
+
+def _roots(values: list[Tensor]) -> list[Tensor]:
+    """Do for a list what `featherweight.optim.rules.root` does for one tensor."""
+    if device_kind(values[0].device) != "cpu":
+        return list(torch._foreach_sqrt(values))
+    roots = list(torch._foreach_rsqrt(values))
+    torch._foreach_reciprocal_(roots)
+    return roots

@@ -59,6 +59,8 @@ class Layout:
     """Method of bases that are drawn anew from the seed whenever they are needed."""
     residual: str | None
     """Name of the residual policy; one keeps a float32 norm of each matrix."""
+    product_dtype: torch.dtype = torch.float32
+    """Dtype of products with bases: bfloat16 for bfloat16 weights with bases of 16 bits or fewer, else `dtype`."""
     error_feedback: bool = False
     """Whether what the projection loses is kept, in a tensor of the parameter's size, for the next step."""
     has_full_periods: bool = False
@@ -207,6 +209,7 @@ def plan_layout(name: str, parameter: Tensor, group: Mapping[str, Any], index: i
     side = choose_side(rows, columns, group["proj_type"])
     seeded = group["basis_method"] if group["basis_method"] in SEEDED_METHODS else None
     half = parameter.dtype in (torch.bfloat16, torch.float16)
+    basis_bits = group["basis_bits"] or (16 if half else 32)
     layout = Layout(
         name=name,
         index=index,
@@ -221,9 +224,10 @@ def plan_layout(name: str, parameter: Tensor, group: Mapping[str, Any], index: i
         rule=group["rule"],
         moments={},
         moment_shapes={},
-        basis=None if seeded else basis_storage_for(group["basis_bits"] or (16 if half else 32), group["basis_renorm"]),
+        basis=None if seeded else basis_storage_for(basis_bits, group["basis_renorm"]),
         seeded_basis=seeded,
         residual=group["residual"],
+        product_dtype=torch.bfloat16 if parameter.dtype == torch.bfloat16 and basis_bits <= 16 else dtype,
         error_feedback=group["error_feedback"],
         has_full_periods=group["full_rank_probability"] > 0,
         queue_size=group["lazy"]["queue_size"] if group["lazy"] else 0,

@@ -361,7 +361,7 @@ class LowRankOptimizer(torch.optim.Optimizer):
                 continue
             grad_MN = matrix.corrected(grads[index])
             matrix.refresh(grad_MN)
-            subspace = matrix.subspace()
+            subspace = matrix.product_subspace()
             core = subspace.project(grad_MN).to(layout.dtype)
             if batch is not None and not fused_adamw.fits(layout, core):
                 batch.add(matrix, weights[index], core, subspace)

@@ -79,15 +79,28 @@ class ProjectedMatrix:
 
     def subspace(self) -> MatrixSubspace:
         """Return the present subspace, as stored: that is after rounding to `basis_bits`."""
+        return self._subspace_in(self.layout.dtype)
+
+    def product_subspace(self) -> MatrixSubspace:
+        """Return the present subspace in the dtype in which large products with it run."""
+        return self._subspace_in(self.layout.product_dtype)
+
+    def _subspace_in(self, dtype: torch.dtype) -> MatrixSubspace:
         layout = self.layout
         if layout.seeded_basis is not None:
-            return self._drawn(self.counter("refresh_count"))
-        assert layout.basis is not None
-        bases = {
-            name: layout.basis.read(states.parts_of(self.state, name, self.block), shape).to(layout.dtype)
-            for name, shape in layout.basis_shapes().items()
-        }
-        return MatrixSubspace(left=bases.get("basis_left"), right=bases.get("basis_right"))
+            bases = self._drawn(self.counter("refresh_count"))
+            left, right = (None if basis is None else basis.to(dtype) for basis in (bases.left, bases.right))
+            return MatrixSubspace(left=left, right=right)
+        read = {name: self._basis(name, shape, dtype) for name, shape in layout.basis_shapes().items()}
+        return MatrixSubspace(left=read.get("basis_left"), right=read.get("basis_right"))
+
+    def _basis(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        parts = states.parts_of(self.state, name, self.block)
+        dense = parts.get("")
+        if dense is not None and dense.dtype == dtype:
+            return dense
+        assert self.layout.basis is not None
+        return self.layout.basis.read(parts, shape).to(dtype)
 
     def has_subspace(self) -> bool:
         """Say whether a first subspace exists."""

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from featherweight.linalg.orthonormal import newton_schulz
 from featherweight.registry import Registry
+from featherweight.tiles import device_kind
 
 
 class Moment(NamedTuple):
@@ -75,12 +76,22 @@ class AdamWRule:
         exp_avg.lerp_(grad, 1 - beta1)
         exp_avg_sq.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
         correction1, correction2_sqrt = 1 - beta1**step, (1 - beta2**step) ** 0.5
-        denominator = exp_avg_sq.sqrt()
+        denominator = root(exp_avg_sq)
         if group["eps_mode"] == "torch":
             denominator.div_(correction2_sqrt).add_(group["eps"])
             return torch.div(exp_avg, denominator, out=denominator).div_(correction1)
         denominator.add_(group["eps"])
         return torch.div(exp_avg, denominator, out=denominator).mul_(correction2_sqrt / correction1)
+
+
+def root(values: Tensor) -> Tensor:
+    """Return the square roots of values that are not negative, as a new tensor.
+
+    On a CPU by way of the inverse root, with an error of up to 1.5 units in the last place: the library behind torch's
+    square root takes 4 times as long for zeros, of which the second moments of an embedding are full, and 30 times for
+    subnormal numbers.
+    """
+    return values.rsqrt().reciprocal_() if device_kind(values.device) == "cpu" else values.sqrt()
 
 
 class SGDRule:

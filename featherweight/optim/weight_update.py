@@ -21,10 +21,12 @@ from featherweight.optim.layout import Layout
 from featherweight.quant.int8_update import add_to_int8_
 from featherweight.quant.int8_weight import Int8Weight, int8_weight_of
 from featherweight.quant.rounding import key_pairs, stochastic_round_
-from featherweight.tiles import tiles
+from featherweight.tiles import device_kind, tiles
 
 TILE_ELEMENTS = 1 << 20
 SLICE_ELEMENTS = 1 << 20
+SLICE_ELEMENTS_CPU = 1 << 18
+"""Temporaries of a slice stay in the cache of a CPU; a GPU wants few launches."""
 BLOCK_ELEMENTS = 256
 """A multiple of the blocks of all storages of moments."""
 
@@ -90,6 +92,9 @@ def add_core_(
     dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
     columns = weight.shape[1]
     height = weight.shape[0] if weight.dtype == dtype else max(1, TILE_ELEMENTS // columns)
+    is_half = weight.dtype == torch.bfloat16 and _is_half(subspace)
+    if core is not None and is_half:
+        core = (core * alpha).bfloat16()  # rounds the update, not the weight, by 2^-9 of its own size
     for start, stop in tiles(weight.shape[0], height):
         rows = weight[start:stop]
         wide = rows if rows.dtype == dtype else rows.to(dtype)
@@ -97,11 +102,19 @@ def add_core_(
             wide.mul_(beta)
         else:
             part, core_part = _rows_of(subspace, core, start, stop)
-            part.add_back_(wide, core_part, alpha=alpha, beta=beta)
+            if is_half:
+                wide = part.project_back(core_part).add_(wide, alpha=beta)
+            else:
+                part.add_back_(wide, core_part, alpha=alpha, beta=beta)
         if extra is not None:
             wide.add_(extra[start:stop], alpha=alpha)
         if wide is not rows:
             write_(rows, wide, rounding, offset + start * columns)
+
+
+def _is_half(subspace: MatrixSubspace) -> bool:
+    """Say whether products with the bases run in bfloat16."""
+    return all(basis is None or basis.dtype == torch.bfloat16 for basis in (subspace.left, subspace.right))
 
 
 def _add_core_to_int8_(
@@ -114,13 +127,16 @@ def _add_core_to_int8_(
     offset: int,
     extra: Tensor | None,
 ) -> None:
+    if core is not None:
+        core = core * alpha
+        core = core.bfloat16() if _is_half(subspace) else core
     for start, stop in weight.row_tiles(TILE_ELEMENTS):
         if core is None:
             assert extra is not None
             update = extra[start:stop] * alpha
         else:
             part, core_part = _rows_of(subspace, core, start, stop)
-            update = part.project_back(core_part).mul_(alpha)
+            update = part.project_back(core_part)
             if extra is not None:
                 update.add_(extra[start:stop], alpha=alpha)
         _add_int8_(weight.rows(start, stop), update, beta, rounding, offset + start * weight.shape[1])
@@ -193,11 +209,13 @@ def matrices_of(layout: Layout, weight: Tensor | Int8Weight) -> list[Any]:
 
 def slices_of(weight: Tensor | Int8Weight) -> Iterator[tuple[int, int, Tensor | Int8Weight]]:
     """Yield (start, stop, part): flat slices, or rows of an int8 weight, that begin where a block of moments does."""
+    device = weight.device if isinstance(weight, Tensor) else weight.codes.device
+    elements = SLICE_ELEMENTS_CPU if device_kind(device) == "cpu" else SLICE_ELEMENTS
     if isinstance(weight, Tensor):
         flat = weight.view(-1)
-        for start, stop in tiles(flat.numel(), SLICE_ELEMENTS):
+        for start, stop in tiles(flat.numel(), elements):
             yield start, stop, flat[start:stop]
         return
     columns = weight.shape[1]
-    for first, last in weight.row_tiles(SLICE_ELEMENTS, multiple=BLOCK_ELEMENTS // math.gcd(columns, BLOCK_ELEMENTS)):
+    for first, last in weight.row_tiles(elements, multiple=BLOCK_ELEMENTS // math.gcd(columns, BLOCK_ELEMENTS)):
         yield first * columns, last * columns, weight.rows(first, last)

@@ -19,6 +19,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from featherweight.errors import CheckpointError, ConfigError, DeviceError, NumericsError, OutOfMemoryError
 from featherweight.methods.method import StatefulMethod
+from featherweight.optim.finite import norm_of
 from featherweight.tiles import simulated_device
 from featherweight.training.checkpoint import Checkpoint, Checkpoints
 from featherweight.training.events import Callback, Event
@@ -338,8 +339,7 @@ def gradient_norm(gradients: Sequence[Tensor]) -> Tensor:
     """
     if not gradients:
         return torch.zeros(())
-    norms = [torch.linalg.vector_norm(one, dtype=torch.promote_types(one.dtype, torch.float32)) for one in gradients]
-    return torch.linalg.vector_norm(torch.stack(norms))
+    return torch.linalg.vector_norm(torch.stack([norm_of(one) for one in gradients]))
 
 
 def _is_due(every: int | None, step: int) -> bool:

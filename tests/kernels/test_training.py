@@ -10,7 +10,7 @@ pytest.importorskip("triton", minversion="3.9")  # interpreters before round a f
 
 import featherweight as fw
 from featherweight import kernels
-from featherweight.optim import batched
+from featherweight.optim import batched, rules
 
 if not kernels.is_interpreted():
     pytest.skip("needs TRITON_INTERPRET=1: test_interpreter.py runs this file", allow_module_level=True)
@@ -77,13 +77,11 @@ def train(model, is_int8, build, *, layerwise):
 @pytest.mark.parametrize("way", ["ordinary", "in lists, as on a GPU", "layerwise"])
 @pytest.mark.parametrize("name", RUNS)
 def test_a_run_with_kernels_ends_with_the_bits_of_a_run_without(name, way, monkeypatch):
-    root = torch.Tensor.sqrt
-
     def exact_root(values):  # rounded to nearest, as on CUDA: see test_adamw.py
-        return root(values.double()).to(values.dtype)
+        return values.double().sqrt().to(values.dtype)
 
-    monkeypatch.setattr(torch.Tensor, "sqrt", exact_root)
-    monkeypatch.setattr(torch, "_foreach_sqrt", lambda tensors: [exact_root(values) for values in tensors])
+    monkeypatch.setattr(rules, "root", exact_root)
+    monkeypatch.setattr(batched, "_roots", lambda tensors: [exact_root(values) for values in tensors])
     if way.startswith("in lists"):
         monkeypatch.setattr(batched, "IN_PLACE_DEVICES", ())
     launched, launch = set(), kernels.launch

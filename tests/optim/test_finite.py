@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from featherweight.optim import AdamW, Fira, GaLoreAdamW, QGaLoreAdamW, layerwise, low_rank
-from featherweight.optim.finite import are_finite, sizes_of
+from featherweight.optim.finite import TILE_ELEMENTS, are_finite, norm_of, sizes_of
+from featherweight.quant import rounding
 
 WAITS = ("item", "tolist", "__bool__", "__float__", "__int__", "__index__", "cpu", "numpy")
 
@@ -112,6 +113,7 @@ def test_a_step_waits_once_for_all_tensors(monkeypatch, build, is_batched, dtype
     # Mutations: is_used read for each stack of experts, finiteness for each tensor, a step count moved for each.
     if is_batched:
         monkeypatch.setattr(low_rank, "pays_on", lambda device: True)
+    monkeypatch.setattr(rounding, "device_kind", lambda device: "cuda")  # on a CPU it looks at the values first
     weights = parameters(dtype)
     optimizer = build(weights)
     for step in range(3):
@@ -124,6 +126,19 @@ def test_a_step_waits_once_for_all_tensors(monkeypatch, build, is_batched, dtype
             assert waits.count == 1
         else:
             optimizer.step()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_a_norm_is_that_of_all_elements_in_any_tiling(dtype):
+    # Mutation: a lost tile; sums in bfloat16, which have three digits.
+    values = torch.randn(1024, 2100, generator=torch.Generator().manual_seed(0)).to(dtype)
+    assert values.numel() > 2 * TILE_ELEMENTS
+    for tensor in (values, values.mT, values[:3]):
+        found = norm_of(tensor)
+        assert found.dtype == torch.promote_types(dtype, torch.float32)
+        assert float(found) == pytest.approx(float(tensor.double().norm()), rel=1e-4)
+    values[-1, -1] = float("nan")
+    assert norm_of(values).isnan()
 
 
 class Sum(nn.Module):

@@ -9,15 +9,17 @@ from featherweight.nn.int8_linear import Int8Linear
 from featherweight.optim import AdamW, GaLoreAdamW
 from featherweight.quant.int8_weight import Int8Weight
 
-TILES = ("optim.weight_update.TILE_ELEMENTS", "quant.int8_weight._TILE_ELEMENTS_CPU", "linalg.subspace.TILE_ELEMENTS")
-SLICES = ("optim.low_rank.SLICE_ELEMENTS", "optim.weight_update.SLICE_ELEMENTS")  # wherever it stands
+TILES = (
+    "optim.weight_update.TILE_ELEMENTS",
+    "optim.weight_update.SLICE_ELEMENTS_CPU",
+    "quant.int8_weight._TILE_ELEMENTS_CPU",
+    "linalg.subspace.TILE_ELEMENTS",
+)
 
 
 def shrink_tiles(monkeypatch, elements):
     for name in TILES:
         monkeypatch.setattr(f"featherweight.{name}", elements)
-    for name in SLICES:
-        monkeypatch.setattr(f"featherweight.{name}", elements, raising=False)
 
 
 def made(rows, columns, dtype=torch.float32, seed=0):

@@ -45,3 +45,20 @@ def test_shapes_become_matrices(shape, group, blocks, rows, columns):
 def test_a_split_that_matches_no_name_is_refused():
     with pytest.raises(ConfigError, match="split='qkv' matches no parameter"):
         layout_of((12, 8), split={"qkv": 3})
+
+
+@pytest.mark.parametrize(
+    ("dtype", "basis_bits", "expected"),
+    [
+        (torch.bfloat16, None, torch.bfloat16),
+        (torch.bfloat16, 4, torch.bfloat16),
+        (torch.bfloat16, 32, torch.float32),
+        (torch.float16, None, torch.float32),
+        (torch.float32, 4, torch.float32),
+        (torch.float64, None, torch.float64),
+    ],
+)
+def test_products_run_in_bfloat16_beside_bfloat16_weights_unless_wider_bases_are_asked_for(dtype, basis_bits, expected):
+    parameter = nn.Parameter(torch.empty(8, 12, dtype=dtype, device="meta"))
+    layout = GaLoreAdamW([parameter], rank=2, basis_bits=basis_bits).layouts[parameter]
+    assert layout.product_dtype == expected

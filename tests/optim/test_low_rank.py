@@ -154,7 +154,7 @@ class TestAdamWTwin:
 
     def test_the_sliced_path_equals_the_fused_kernel(self, monkeypatch):
         monkeypatch.setattr("featherweight.optim.low_rank.fits_torch_kernel", lambda *_: False)
-        monkeypatch.setattr("featherweight.optim.weight_update.SLICE_ELEMENTS", 100)
+        monkeypatch.setattr("featherweight.optim.weight_update.SLICE_ELEMENTS_CPU", 100)
         ours, theirs = parameter(33, 7, dtype=torch.float64), parameter(33, 7, dtype=torch.float64)
         grads = gradients((33, 7), 20, dtype=torch.float64)
         result = run(AdamW([ours], lr=0.01, weight_decay=0.1), ours, grads)
@@ -534,11 +534,24 @@ class TestBfloat16:
         assert error.norm() < math.sqrt(12) * 2**-7 * start.norm()
         assert abs((error * path).sum() / path.square().sum()) < 0.04
 
+    @pytest.mark.parametrize("proj_type", ["left", "right", "full"])
+    def test_products_in_bfloat16_change_an_update_by_less_than_a_percent(self, proj_type):
+        # Without rounding of the weight: of a weight of zeros what remains is the update itself. Mutation: a product
+        # in float32 gives 0; a factor or a transposed basis gives 1.
+        updates = []
+        for basis_bits in (16, 32):
+            weight = nn.Parameter(torch.zeros(48, 80, dtype=torch.bfloat16))
+            optimizer = GaLoreAdamW([weight], lr=0.01, rank=8, proj_type=proj_type, basis_bits=basis_bits, seed=0)
+            updates.append(run(optimizer, weight, gradients((48, 80), 1)).double())
+        difference = (updates[0] - updates[1]).norm() / updates[1].norm()
+        assert 0 < difference < 0.01
+        assert (updates[0] * updates[1]).sum() / updates[1].square().sum() == pytest.approx(1, abs=3e-3)
+
     def test_rounding_does_not_depend_on_the_tile(self, monkeypatch):
         results = []
         for elements in (1 << 20, 64):
             monkeypatch.setattr("featherweight.optim.weight_update.TILE_ELEMENTS", elements)
-            monkeypatch.setattr("featherweight.optim.weight_update.SLICE_ELEMENTS", elements * 4)
+            monkeypatch.setattr("featherweight.optim.weight_update.SLICE_ELEMENTS_CPU", elements * 4)
             weight, vector = (
                 parameter(24, 20, dtype=torch.bfloat16),
                 nn.Parameter(torch.ones(1000, dtype=torch.bfloat16)),

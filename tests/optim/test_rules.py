@@ -11,7 +11,7 @@ from torch import nn
 
 from featherweight.optim import AdamW, GaLoreAdafactor, GaLoreAdamW
 from featherweight.optim.moments import rotate
-from featherweight.optim.rules import AdafactorRule, AdamWRule, MuonRule, SGDRule, orthogonalize
+from featherweight.optim.rules import AdafactorRule, AdamWRule, MuonRule, SGDRule, orthogonalize, root
 
 SHAPES = [(7, 11), (11, 7), (8, 8), (1, 6), (6, 1)]
 
@@ -231,3 +231,11 @@ class TestMuon:
             optimizer.step()
             reference.step()
         assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_roots_are_those_of_torch_to_rounding_and_exact_for_zero(dtype):
+    values = torch.logspace(-30, 30, 4096, dtype=dtype)
+    values = torch.cat([values, torch.tensor([0.0, 1.0, 1e-40, float("inf"), float("nan")], dtype=dtype)])
+    torch.testing.assert_close(root(values), values.sqrt(), rtol=2 * torch.finfo(dtype).eps, atol=0, equal_nan=True)
+    assert root(torch.zeros(3, dtype=dtype)).tolist() == [0.0] * 3

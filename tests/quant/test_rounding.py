@@ -170,3 +170,14 @@ def test_a_gpu_gives_the_same_bits():
     keys = {"seed": 1, "key": 2, "step": 3, "offset": 2**24 - 1000}
     on_gpu = stochastic_round_(torch.empty(300_001, dtype=torch.bfloat16, device="cuda"), values.cuda(), **keys)
     assert torch.equal(on_gpu.cpu().view(torch.int16), rounded(values, **keys).view(torch.int16))
+
+
+@pytest.mark.parametrize("special", [None, float("nan"), float("inf"), -float("inf"), 3.4e38, -3.4e38, 3.3895e38])
+def test_the_short_way_of_a_cpu_and_the_way_of_a_gpu_give_the_same_bits(monkeypatch, special):
+    # Mutation: the short way for a NaN, an infinity or what would round up to one.
+    values = torch.cat([randn(1000), from_bits(1, 0x80000001, 0x7F7F0000, 0xFF7F0000, 0x007FFFFF)])
+    if special is not None:
+        values[::7] = special
+    short = rounded(values)
+    monkeypatch.setattr(rounding, "device_kind", lambda device: "cuda")
+    assert torch.equal(short.view(torch.int16), rounded(values).view(torch.int16))
