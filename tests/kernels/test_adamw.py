@@ -1,7 +1,7 @@
 """AdamW by the kernel has the codes, moments and weights of its twin.
 
 On a CPU the twin takes the inverse of an inverse root, which may be off by 1.5 units in the last place; on CUDA its
-root rounds to nearest, as the kernel's does. Where all bits are compared, the twin gets the root that rounds to nearest.
+root rounds to nearest, as the kernel does. To compare all bits, the twin gets the root that rounds to nearest.
 """
 
 import pytest
