@@ -34,8 +34,8 @@ class GaLoreAdamW(LowRankOptimizer):
         proj_type: "std" (basis on the smaller side), "reverse_std", "left", "right", "full" (both sides), "min_memory"
             (the side that needs fewer bytes, kept only if it holds the energy of the next batch nearly as well).
         state_bits: 32, 16 (bfloat16), or blockwise dynamic 8 or 4 for the moments; tensors below 4096 elements keep 32.
-        basis_bits: 32, 16 (bfloat16), or blockwise 8 or 4. None: 16 for 16-bit weights, else 32. Beside bfloat16 weights
-            products with bases of 16 bits or fewer run in bfloat16.
+        basis_bits: 32, 16 (bfloat16), or blockwise 8 or 4. None: 16 for 16-bit weights, else 32. Beside bfloat16
+            weights products with bases of 16 bits or fewer run in bfloat16.
         basis_renorm: give the columns of an 8- or 4-bit basis unit length (2 more bytes a column); without, rounding to
             4 bits changes the length of an update by up to a sixth.
         basis_method: "auto" (randomized SVD at first, then one warm subspace iteration a refresh), "svd" (exact),
