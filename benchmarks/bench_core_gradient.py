@@ -16,6 +16,7 @@
 
 import argparse
 import itertools
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -84,7 +85,8 @@ def build_step(name: str, hidden: int, dtype: torch.dtype, tokens: int, accumula
         options = {"rank": rank, "update_proj_gap": NEVER, "proj_type": side}
         optimizer = GaLoreAdamW(param_groups(model), lr=1e-4, stochastic_rounding="nearest" not in kind, **options)
         if "core" in kind:
-            layerwise(model, optimizer, accumulation_steps=accumulation)
+            limit = math.inf if "norm" in kind else None  # the norm is estimated, or nothing needs it
+            layerwise(model, optimizer, accumulation_steps=accumulation, max_grad_norm=limit)
     if optimizer is None:
         return None
     rows = torch.randint(0, VOCAB, (tokens // SEQ_LEN, SEQ_LEN), generator=keyed_generator(0)).to(DEVICE)
@@ -124,6 +126,7 @@ CANDIDATES = [
     "galore-torch d/4",
     "fw GaLore d/4",
     "fw core d/4",
+    "fw core with norm d/4",
     "fw core to nearest d/4",
     "fw core right d/4",
     "fw core d/8",

@@ -215,10 +215,15 @@ class CoreSum:
             )
         rank = self.layout.rank
         left = matrix.product_subspace().left if self.layout.side == "both" else None
-        rows_TR = left_TM if left is None else left_TM @ left.to(left_TM.dtype)
-        total.core += rows_TR.mT @ thin_TK[:, :rank]
+        if left is None:  # one product for both: the few columns of a probe alone take half the time of a core
+            both = left_TM.mT @ thin_TK
+            core, probe = both[:, :rank], both[:, rank:]
+        else:
+            core = (left_TM @ left.to(left_TM.dtype)).mT @ thin_TK[:, :rank]
+            probe = left_TM.mT @ thin_TK[:, rank:]
+        total.core += core
         if total.probe is not None:
-            total.probe += left_TM.mT @ thin_TK[:, rank:]
+            total.probe += probe
 
     def _begin(self, matrix: ProjectedMatrix, grad_MN: Gradient | None) -> _MatrixSum:
         """Begin the sum of one matrix with its first gradient; None if it needs no refresh."""

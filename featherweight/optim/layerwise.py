@@ -74,7 +74,7 @@ def layerwise(
         model: the module that the training loop calls; `optimizer` holds parameters of it.
         optimizer: one of `fw.optim`, full-rank `AdamW` included.
         accumulation_steps: backward passes of one optimizer step.
-        max_grad_norm: largest norm of the gradients, None for no limit.
+        max_grad_norm: largest norm of the gradients; None for no limit, infinity to know `grad_norm` all the same.
         clip: "delayed", "per_tensor", "norm_growth" or "projected".
         reducer: averages gradients over processes; None for one process.
     Returns:
@@ -180,7 +180,7 @@ class Layerwise:
         self.grad_norm: float | None = None
         """Norm of the gradient of the last step, before clipping; None before the first. Exact for
         whole gradients without accumulation. Of sums and of core gradients what lies outside the subspaces is estimated
-        by a random probe; under "projected" it is left out."""
+        by a random probe; it is left out under "projected" and where nothing asks for it, with `max_grad_norm=None`."""
         # By position: loading a state (accelerate does it in prepare) puts new dicts into the optimizer's list.
         self._group_index = {p: i for i, group in enumerate(optimizer.param_groups) for p in group["params"]}
         self._sums: dict[Tensor, GradientSum] = {}
@@ -332,7 +332,7 @@ class Layerwise:
     @property
     def probes_norm(self) -> bool:
         """Whether the norm of what lies outside of the subspaces is estimated."""
-        return self.clip != "projected"
+        return self.clip == "norm_growth" or (self.clip != "projected" and self.max_grad_norm is not None)
 
     def _receive(self, parameter: Tensor, grad: Tensor | None) -> None:
         """Take the gradient of one parameter and micro-batch: update at once where it is complete, else add it up.
@@ -580,7 +580,7 @@ class Layerwise:
             size_bytes = parameter.numel() * parameter.element_size()
             is_core = layout.rank is not None and layout.residual is None and not layout.error_feedback
             if is_kept:
-                probe = self.clip != "projected"
+                probe = self.probes_norm
                 kept += core_sum_bytes(layout, is_sketched=False, probe_norm=probe) if is_core else size_bytes
             if parameter in self._slots and self._slots[parameter].reason is None:
                 continue

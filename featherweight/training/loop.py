@@ -106,7 +106,7 @@ class Loop:
                 self.model,
                 self.optimizer,
                 accumulation_steps=recipe.accumulation_steps,
-                max_grad_norm=self.max_grad_norm,
+                max_grad_norm=self.max_grad_norm or math.inf,  # the metrics show the norm
                 clip=optimizer_config.clip,
             )
         self.scheduler = LambdaLR(self.optimizer, lambda step: lr_factor(recipe.schedule, step, recipe.steps))

@@ -754,7 +754,8 @@ class TestNumerics:
             optimizer = GaLoreAdamW(
                 [{"params": [weight], "rank": 4}], moment_policy="keep", stagger=False, seed=seed, **options
             )
-            with layerwise(nn.ParameterList([weight]), optimizer, accumulation_steps=2) as handle:
+            parameters = nn.ParameterList([weight])
+            with layerwise(parameters, optimizer, accumulation_steps=2, max_grad_norm=math.inf) as handle:
                 for _ in range(2):
                     (weight * grad).sum().div(2).backward()
             found.append(handle.grad_norm**2)
@@ -962,11 +963,13 @@ class TestMemory:
         measured, handle, model, _ = self.measure(1)
         assert measured == max(p.nbytes for p in model.parameters()) == handle.gradient_bytes()
 
-    def test_accumulation_adds_one_float32_core_for_each_matrix_and_one_gradient_for_the_rest(self):
-        measured, handle, model, optimizer = self.measure(3)
+    @pytest.mark.parametrize("max_grad_norm", [None, 1.0])
+    def test_accumulation_adds_one_float32_core_for_each_matrix_and_one_gradient_for_the_rest(self, max_grad_norm):
+        measured, handle, model, optimizer = self.measure(3, max_grad_norm=max_grad_norm)
         kept = 0
         for p, layout in optimizer.layouts.items():
-            core = math.prod(layout.core_shape) + layout.rows * PROBE_COLUMNS if layout.rank else p.numel()
+            probe = 0 if max_grad_norm is None else layout.rows * PROBE_COLUMNS
+            core = math.prod(layout.core_shape) + probe if layout.rank else p.numel()
             kept += 4 * core
         assert measured == max(p.nbytes for p in model.parameters()) + kept == handle.gradient_bytes()
         assert measured < 0.8 * sum(p.nbytes for p in model.parameters())

@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import math
 
 import pytest
 import torch
@@ -126,8 +127,9 @@ def test_a_group_trains_as_one_fused_layer(kind, accumulation_steps, clip):
     assert (one - expected.state[whole.qkv.weight]["basis_right"]).abs().max() < 1e-9
 
 
+@pytest.mark.parametrize("max_grad_norm", [None, math.inf])
 @pytest.mark.parametrize("share_basis", [True, False])
-def test_one_thin_product_is_kept_for_a_group(share_basis):
+def test_one_thin_product_is_kept_for_a_group(share_basis, max_grad_norm):
     model = Attention(torch.float32)
     fw.apply(model, fw.CoreGradient(prefer="memory", share_basis=share_basis))
     optimizer = build(model, update_proj_gap=100, stagger=False)
@@ -138,9 +140,10 @@ def test_one_thin_product_is_kept_for_a_group(share_basis):
         saved[tensor.data_ptr()] = tuple(tensor.shape)
         return tensor
 
-    with layerwise(model, optimizer), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
+    with layerwise(model, optimizer, max_grad_norm=max_grad_norm), hooks:
         y = model(batches(1, torch.float32)[0])
-        thin = [shape for shape in saved.values() if shape == (12, 4 + 8)]
+        thin = [shape for shape in saved.values() if shape == (12, 4 + 8 * (max_grad_norm is not None))]
         assert len(thin) == (1 if share_basis else 3)
         assert (12, 24) not in saved.values()  # neither x nor a copy of it
         y.sum().backward()
