@@ -37,6 +37,7 @@ class SimulatedTensors(FakeTensorMode):
         super().__init__(allow_non_fake_inputs=True)
         self.allow_meta = True  # the host memory beside a simulated GPU
         self.cost = cost
+        self._known: dict[_Key, tuple[torch.Size, tuple[int, ...], torch.dtype]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -52,15 +53,31 @@ class SimulatedTensors(FakeTensorMode):
         if is_fake and func is _aten._local_scalar_dense.default:
             return _ordinary_value(args[0])
         if func is _aten.randn.generator:
-            return self._counted(func, args, kwargs, torch.empty(args[0], dtype=kwargs.get("dtype")))
+            drawn = torch.empty(args[0], dtype=kwargs.get("dtype"), device="meta")
+            return self._counted(func, args, kwargs, FakeTensor(self, drawn, _CPU))
         if is_fake and func is _aten.nonzero.default:
             return torch.empty((0, args[0].ndim), dtype=torch.int64, device=args[0].device)
         if not is_fake and (func.namespace == "prim" or _keeps_values(func, tensors + lists, args, kwargs)):
             return func(*args, **kwargs)
-        result: Any = self._shape_alone(func, args, kwargs)
-        if result is None:
-            result = super().__torch_dispatch__(func, types, args, kwargs)
+        key = _key(func, args, kwargs, tensors + lists) if func in _MAKE else None
+        if (result := self._as_before(key)) is None:
+            result = self._shape_alone(func, args, kwargs)
+            if result is None:
+                result = super().__torch_dispatch__(func, types, args, kwargs)
+            self._remember(key, result)
         return self._counted(func, args, kwargs, result)
+
+    def _as_before(self, key: "_Key | None") -> Any:
+        """Return what an operator makes that has had arguments of the same looks before; None if it has not."""
+        if key is None or (looks := self._known.get(key)) is None:
+            return None
+        shape, strides, dtype = looks
+        return FakeTensor(self, torch.empty_strided(shape, strides, dtype=dtype, device="meta"), _CPU)
+
+    def _remember(self, key: "_Key | None", made: Any) -> None:
+        if key is not None and type(made) is FakeTensor and made.layout is torch.strided:
+            if made.constant is None and made.fake_device == _CPU:
+                self._known[key] = made.shape, made.stride(), made.dtype
 
     def _shape_alone(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> FakeTensor | None:
         """Return the result of an operator that is known to make one tensor; the general way is ten times slower."""
@@ -95,14 +112,37 @@ def _overloads(names: str) -> frozenset[Any]:
     )
 
 
+_Key = tuple[Any, ...]
+
+
+def _key(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], tensors: list[Tensor]) -> _Key | None:
+    """Return all that the looks of a new tensor depend on; None if an argument is not on the device or has values."""
+    for one in tensors:
+        if one.constant is not None if type(one) is FakeTensor else one.device != _CPU:
+            return None
+    return (func, *map(_looks, args), *map(_looks, kwargs.items()))
+
+
+def _looks(value: Any) -> Any:
+    """Return the looks of a tensor, or a value with its type: 1, 1.0 and True are equal and not alike."""
+    if isinstance(value, Tensor):
+        return value.shape, value.stride(), value.dtype, value.layout
+    if isinstance(value, list | tuple):
+        return tuple(map(_looks, value))
+    return type(value), value
+
+
 _NEW = _overloads("empty zeros ones full arange randn")
-_SHAPE_ALONE = _NEW | _overloads(
-    "view slice transpose select detach alias t unsqueeze expand permute as_strided _unsafe_view clone _to_copy "
-    "add sub mul div mm abs neg sqrt rsqrt pow floor clamp maximum where eq gt lt le ne silu log "
+_VIEWS = _overloads("view slice transpose select detach alias t unsqueeze expand permute as_strided _unsafe_view")
+_MAKE = _overloads(
+    "clone _to_copy add sub mul div mm abs neg sqrt rsqrt pow floor clamp maximum where eq gt lt le ne silu log "
     "amax amin any all argmax linalg_vector_norm flip gather index_select masked_fill "
     "bitwise_and bitwise_or bitwise_not bitwise_right_shift __rshift__ __lshift__ "
     "empty_like zeros_like full_like new_empty new_zeros"
 )
+"""Operators that make one new tensor, whose shape, strides and type follow from those of the arguments."""
+_SHAPE_ALONE = _NEW | _VIEWS | _MAKE
+_MAKE |= _overloads("cat stack sum mean embedding slice_backward silu_backward")
 _PLACES = frozenset({"device", "pin_memory", "layout", "non_blocking"})
 _CPU = torch.device("cpu")
 
