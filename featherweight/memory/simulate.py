@@ -6,10 +6,10 @@ allocated. Questions about elements get the answer of an ordinary step: numbers 
 nothing is out of range.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cache, partial
-from typing import Any
+from typing import Any, Protocol
 from unittest.mock import patch
 
 import torch
@@ -26,6 +26,13 @@ _SMALL = 64
 _FACTORIES = frozenset({"aten::zeros", "aten::ones", "aten::full", "aten::empty", "aten::scalar_tensor"})
 
 
+class Watcher(Protocol):
+    """Sees every operator that the simulated code calls, as a dispatch mode around the simulation would."""
+
+    def watch(self, run: Callable[..., Any], func: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        """Return ``run(func, types, args, kwargs)``, or NotImplemented as a dispatch mode may."""
+
+
 class SimulatedTensors(FakeTensorMode):
     """Fake tensors that answer questions about their elements as those of an ordinary step would.
 
@@ -37,10 +44,19 @@ class SimulatedTensors(FakeTensorMode):
         super().__init__(allow_non_fake_inputs=True)
         self.allow_meta = True  # the host memory beside a simulated GPU
         self.cost = cost
-        self._known: dict[_Key, tuple[torch.Size, tuple[int, ...], torch.dtype]] = {}
+        self.watcher: Watcher | None = None
+        """Takes the place of a second dispatch mode, which would double the time of an operator."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
+        if (watcher := self.watcher) is None:
+            return self._run(func, types, args, kwargs or {})
+        self.watcher = None  # what an operator does inside is not its caller's
+        try:
+            return watcher.watch(self._run, func, types, args, kwargs or {})
+        finally:
+            self.watcher = watcher
+
+    def _run(self, func: Any, types: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         if func is torch.ops.prim.device.default and type(args[0]) is FakeTensor:
             return args[0].fake_device
         written = _written_alone(func)
@@ -69,7 +85,7 @@ class SimulatedTensors(FakeTensorMode):
 
     def _as_before(self, key: "_Key | None") -> Any:
         """Return what an operator makes that has had arguments of the same looks before; None if it has not."""
-        if key is None or (looks := self._known.get(key)) is None:
+        if key is None or (looks := _known.get(key)) is None:
             return None
         shape, strides, dtype = looks
         return FakeTensor(self, torch.empty_strided(shape, strides, dtype=dtype, device="meta"), _CPU)
@@ -77,7 +93,9 @@ class SimulatedTensors(FakeTensorMode):
     def _remember(self, key: "_Key | None", made: Any) -> None:
         if key is not None and type(made) is FakeTensor and made.layout is torch.strided:
             if made.constant is None and made.fake_device == _CPU:
-                self._known[key] = made.shape, made.stride(), made.dtype
+                if len(_known) == _MOST_KNOWN:
+                    _known.clear()
+                _known[key] = made.shape, made.stride(), made.dtype
 
     def _shape_alone(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> FakeTensor | None:
         """Return the result of an operator that is known to make one tensor; the general way is ten times slower."""
@@ -113,6 +131,9 @@ def _overloads(names: str) -> frozenset[Any]:
 
 
 _Key = tuple[Any, ...]
+_known: dict[_Key, tuple[torch.Size, tuple[int, ...], torch.dtype]] = {}
+"""What operators have made, in this simulation and earlier ones: it depends on the key alone."""
+_MOST_KNOWN = 1 << 16
 
 
 def _key(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], tensors: list[Tensor]) -> _Key | None:
@@ -120,7 +141,7 @@ def _key(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], tensors: list
     for one in tensors:
         if one.constant is not None if type(one) is FakeTensor else one.device != _CPU:
             return None
-    return (func, *map(_looks, args), *map(_looks, kwargs.items()))
+    return (func, torch.get_default_dtype(), *map(_looks, args), *map(_looks, kwargs.items()))
 
 
 def _looks(value: Any) -> Any:
