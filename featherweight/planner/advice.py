@@ -67,12 +67,14 @@ class Why:
     """Bytes of each category at that moment."""
     largest: list[tuple[Allocation, int]]
     """The largest kinds of storages alive at that moment and how many there are of each, the most bytes first."""
+    largest_tensor: Allocation
+    """The largest single storage alive at that moment: many small ones may be more together."""
     changes: list[Change]
     """Single changes that save memory, the cheapest first; empty if none saves one per cent."""
 
     def __str__(self) -> str:
         lines = [f"Largest at the peak of {self.name} ({self.phase})", *map(allocation_line, self.largest)]
-        lines += ["", "Changes that save memory, the cheapest first"]
+        lines += [f"The largest tensor alone: {self._tensor}", "", "Changes that save memory, the cheapest first"]
         for change in self.changes:
             lines += [f"  {change}", f"      {' '.join(change.overrides)}"]
         return "\n".join(lines if self.changes else [*lines, "  none; fw plan searches among whole recipes"])
@@ -86,9 +88,15 @@ class Why:
             for name, count in sorted(self.by_category.items(), key=lambda pair: -pair[1])
             if count > _SHARE * total
         )
-        largest = ", ".join(" ".join(allocation_line(one).split()) for one in self.largest[:3])
         advice = "; ".join(f"{one} ({' '.join(one.overrides)})" for one in self.changes)
-        return f"The step takes {held}. Largest: {largest}. Cheapest changes: {advice or 'none; ask fw plan'}."
+        return (
+            f"The step takes {held}. Its largest tensor: {self._tensor}. "
+            f"Cheapest changes: {advice or 'none; ask fw plan'}."
+        )
+
+    @property
+    def _tensor(self) -> str:
+        return " ".join(allocation_line((self.largest_tensor, 1)).split())
 
     def report(self) -> Report:
         """Return the tables: largest allocations, changes."""
@@ -102,6 +110,7 @@ class Why:
             "total_bytes": self.need.total_bytes,
             "by_category": dict(self.by_category),
             "largest": [allocation_dict(one) for one in self.largest],
+            "largest_tensor": allocation_dict((self.largest_tensor, 1)),
             "changes": [{**vars(one), "overrides": list(one.overrides)} for one in self.changes],
         }
 
@@ -148,9 +157,11 @@ def explain(
     """
     present = estimate or estimate_memory(None, recipe, device=target.device)
     peak = present.timeline.peak()
-    largest = present.top_allocations(_LARGEST)
+    alive = present.timeline.alive_at(peak.index)
+    tensor = max((one for one, _ in alive), key=lambda one: one.size_bytes)
     saving = changes(recipe, target, limit=limit, estimate=present)
-    return Why(name, recipe, need_of(present, target), peak.phase, peak.by_category, largest, saving)
+    need = need_of(present, target)
+    return Why(name, recipe, need, peak.phase, peak.by_category, alive[:_LARGEST], tensor, saving)
 
 
 def changes(recipe: Recipe, target: Target, *, limit: int = 3, estimate: MemoryEstimate | None = None) -> list[Change]:

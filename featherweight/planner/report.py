@@ -58,6 +58,7 @@ def why_report(why: "Why") -> Report:
     report = Report(f"Memory of {why.name}: {format_bytes(why.need.total_bytes)}")
     report.add_facts({name.replace("_", " ") + " (GiB)": n / _GIB for name, n in why.by_category.items() if n}, "Peak")
     _add_largest(report, f"Largest allocations at the peak ({why.phase})", why.largest)
+    _add_largest(report, "The largest tensor alone", [(why.largest_tensor, 1)])
     rows = [
         [one.name, one.saved_bytes / _GIB, round(one.time_ratio, 2), one.is_exact, " ".join(one.overrides)]
         for one in why.changes

@@ -18,7 +18,9 @@ def test_an_error_of_memory_that_ran_out_gets_what_fills_it_and_the_cheapest_cha
     error = explained(OutOfMemoryError("train: memory ran out."), recipe, target)
     assert isinstance(error, OutOfMemoryError)
     assert str(error) == f"train: memory ran out. {explain(recipe, target).sentence}"
-    assert "The step takes " in str(error) and "Largest: " in str(error) and "Cheapest changes: " in str(error)
+    assert (
+        "The step takes " in str(error) and "Its largest tensor: " in str(error) and "Cheapest changes: " in str(error)
+    )
 
 
 def test_what_cannot_be_simulated_leaves_the_error_as_it_is(recipe):
