@@ -22,6 +22,7 @@ _LAZY = {
     "measure_memory": "featherweight.memory.measure",
     "plan": "featherweight.planner.plan",
     "solve": "featherweight.planner.solve",
+    "why": "featherweight.planner.advice",
     "estimate_memory": "featherweight.training.estimate",
     "train": "featherweight.training.run",
     "train_planned": "featherweight.planner.train",

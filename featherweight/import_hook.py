@@ -1,10 +1,11 @@
-"""Doing something right after another package has been imported, without importing it oneself.
+"""Doing something right before or after another package is imported, without importing it oneself.
 
 `import featherweight` must stay light, and still PEFT has to know of S2FT once both are imported, in either order.
 """
 
 import importlib
 import importlib.util
+import logging
 import sys
 from collections.abc import Sequence
 from importlib.abc import MetaPathFinder
@@ -23,6 +24,19 @@ def import_after(package: str, ours: str) -> None:
         importlib.import_module(ours)
     elif not any(isinstance(finder, _Watch) and finder.ours == ours for finder in sys.meta_path):
         sys.meta_path.insert(0, _Watch(package, ours))
+
+
+def without_kernel_advice() -> None:
+    """Keep bitsandbytes from saying at its import that a kernel for 4-bit layers on CPUs is not installed.
+
+    PEFT imports bitsandbytes wherever it is installed. Nothing here runs its 4-bit layers, so that the advice, a
+    warning on standard error, would be about nothing. Its other messages stay.
+    """
+    logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(_is_other_than_kernel_advice)
+
+
+def _is_other_than_kernel_advice(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith("Failed to load CPU gemm_4bit_forward")
 
 
 class _Watch(MetaPathFinder):

@@ -1,10 +1,11 @@
 import json
+import logging
 import subprocess
 import sys
 
 import pytest
 
-from featherweight.import_hook import import_after
+from featherweight.import_hook import import_after, without_kernel_advice
 
 
 def run(program, folder):
@@ -48,3 +49,12 @@ def test_a_package_that_does_not_exist_stays_missing():
     import_after("no_such_package_of_anybody", "featherweight.errors")
     with pytest.raises(ModuleNotFoundError, match="no_such_package_of_anybody"):
         import no_such_package_of_anybody  # noqa: F401
+
+
+def test_advice_about_kernels_that_nobody_runs_is_left_out_and_other_messages_stay(caplog):
+    without_kernel_advice()
+    without_kernel_advice()
+    logger = logging.getLogger("bitsandbytes.backends.cpu.ops")
+    logger.warning("Failed to load CPU gemm_4bit_forward from kernels-community: %s.", "No module named 'kernels'")
+    logger.warning("Failed to load the library")
+    assert caplog.messages == ["Failed to load the library"]

@@ -24,6 +24,7 @@ from featherweight.cli import plan as _plan
 from featherweight.cli import train as _train
 from featherweight.cli.screen import print_error
 from featherweight.errors import ConfigError, FeatherweightError, MissingExtraError
+from featherweight.import_hook import without_kernel_advice
 
 app = typer.Typer(
     name="fw",
@@ -84,6 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code; see `main`."""
     warnings.formatwarning = _format_warning
+    without_kernel_advice()
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A character that the terminal does not know becomes "?" and must not end a run.
         sys.stdout.reconfigure(errors="replace")

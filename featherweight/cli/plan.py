@@ -1,5 +1,6 @@
 """`fw plan`: which recipe fits a budget, before anything is allocated."""
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,10 +12,12 @@ from rich.table import Table
 from rich.text import Text
 
 from featherweight.cli.screen import AsJson, leave_cleanly, print_json
+from featherweight.errors import ConfigError
 from featherweight.report import format_bytes
 
 if TYPE_CHECKING:
-    from featherweight.planner import Change, Plan, PlanRow, Solution
+    from featherweight.planner import Plan, PlanRow, Solution, Why
+    from featherweight.training.recipe import Recipe
 
 _COLOURS = {
     "weights": "blue",
@@ -26,6 +29,8 @@ _COLOURS = {
 }
 _LETTERS = {name: name[0] if name != "optimizer_state" else "s" for name in _COLOURS}
 _BAR = 24
+_PATIENCE_S = 10.0
+"""Seconds without a word on standard error, where that is no terminal."""
 
 
 def plan(
@@ -83,15 +88,16 @@ def plan(
 
     fw plan recipe.yaml --budget 16GB --why
     """
-    from featherweight.planner import Target, changes
     from featherweight.planner import plan as search
-    from featherweight.planner import solve as answer
+    from featherweight.planner.solve import check_unknown
 
     tags = [tag.strip() for tag in exclude.split(",") if tag.strip()]
     with leave_cleanly("plan", []):
+        if solve is not None:
+            check_unknown(solve)
         if calibrate:
             _calibrate(device)
-        with _status(as_json) as tell:
+        with _status() as tell:
             found = search(
                 model,
                 budget,
@@ -102,48 +108,77 @@ def plan(
                 exclude=tags,
                 on_progress=tell,
             )
-            asked = recipe if recipe is not None and model is None else None
-            solution = saving = None
-            about = _recipe(asked) if asked else found.rows[0].recipe if found.rows else None
-            if solve is not None and about is not None:
-                tell(f"solving for {solve}")
-                solution = answer(solve, None, about, budget, device=device)  # type: ignore[arg-type]
-            if why and about is not None:
-                tell("trying single changes")
-                saving = changes(about, Target.of(budget, device))
+            asked = _recipe(recipe) if recipe is not None and model is None else None
+            solution = None if solve is None else _solved(found, asked, solve, budget, device, tell)
+            reasons = _reasons(found, asked, tell) if why else None
         page = found.report()
         if out is not None and found.rows:
             found.save_recipe(out)
         if report is not None:
             page.save_html(report)
         if as_json:
-            print_json(_content(found, solution, saving))
+            print_json(_content(found, solution, reasons))
         else:
-            print_plan(found, solution, saving, out, report)
+            print_plan(found, solution, reasons, out, report)
         if not found.rows:
             raise typer.Exit(1)
 
 
-def _recipe(path: Path) -> Any:
+def _recipe(path: Path) -> "Recipe":
     from featherweight.training.recipe import load_recipe
 
     return load_recipe(path)
 
 
-def _content(found: "Plan", solution: "Solution | None", saving: "list[Change] | None") -> dict[str, Any]:
+def _solved(
+    found: "Plan",
+    asked: "Recipe | None",
+    unknown: str,
+    budget: str | None,
+    device: str | None,
+    tell: Callable[[str], None],
+) -> "Solution | str | None":
+    """Answer for the recipe that was asked about, else the best one, else the nearest; say why where nothing fits."""
+    from featherweight.planner import solve
+
+    row = found.rows[0] if found.rows else found.nearest
+    about = asked or (None if row is None else row.recipe)
+    if about is None:
+        return None
+    tell(f"what {unknown} fits")
+    try:
+        return solve(unknown, None, about, budget, device=device)  # type: ignore[arg-type]
+    except ConfigError as reason:
+        if found.rows:
+            raise
+        return str(reason)
+
+
+def _reasons(found: "Plan", asked: "Recipe | None", tell: Callable[[str], None]) -> "Why | None":
+    from featherweight.planner import explain
+
+    if asked is None and not found.rows and found.nearest is None:
+        return None
+    tell("single changes")
+    return found.why() if asked is None else explain(asked, found.target, name="the recipe as it stands")
+
+
+def _content(found: "Plan", solution: "Solution | str | None", reasons: "Why | None") -> dict[str, Any]:
     content = found.to_dict()
-    if solution is not None:
+    if isinstance(solution, str):
+        content["solution"] = {"value": None, "reason": solution}
+    elif solution is not None:
         content["solution"] = {"unknown": solution.unknown, "value": solution.value}
         content["solution"]["total_bytes"] = solution.need.total_bytes
-    if saving is not None:
-        content["changes"] = [vars(change) for change in saving]
+    if reasons is not None:
+        content["why"] = reasons.to_dict()
     return content
 
 
 def print_plan(
     found: "Plan",
-    solution: "Solution | None" = None,
-    saving: "list[Change] | None" = None,
+    solution: "Solution | str | None" = None,
+    reasons: "Why | None" = None,
     out: Path | None = None,
     report: Path | None = None,
 ) -> None:
@@ -158,16 +193,15 @@ def print_plan(
         for name, colour in _COLOURS.items():
             legend.append(_LETTERS[name] * 2, style=f"{colour} reverse").append(f" {name.replace('_', ' ')}  ")
         console.print(legend)
-        _print_largest(console, found.rows[0])
+        if reasons is None:
+            _print_largest(console, found.rows[0])
     for name, reason in found.refused.items():
         console.print(Text(f"no: {name}: {reason}", style="dim"), soft_wrap=True)
-    if saving is not None:
-        console.print(Text("\nChanges that save memory, the cheapest first", style="bold"))
-        for change in saving:
-            same = "same numbers" if change.is_exact else "other numbers"
-            gain = f"-{format_bytes(change.saved_bytes)}, time x {change.time_ratio:.2f}, {same}"
-            console.print(Text(f"  {change.name}: {gain}\n      {' '.join(change.overrides)}"), soft_wrap=True)
-    if solution is not None:
+    if reasons is not None:
+        console.print(Text(f"\n{reasons}"), soft_wrap=True)
+    if isinstance(solution, str):
+        console.print(Text(f"\n{solution}", style="bold"), soft_wrap=True)
+    elif solution is not None:
         value = format_bytes(solution.value) if solution.unknown == "min_memory" else f"{solution.value:,}"
         console.print(Text(f"\n{solution.unknown}: {value}", style="bold"))
     console.print(Text(f"\nAssumed: {'; '.join(found.assumptions)}.", style="dim"))
@@ -204,13 +238,11 @@ def _bar(row: "PlanRow", budget_bytes: int) -> Text:
 
 
 def _print_largest(console: Console, best: "PlanRow") -> None:
+    from featherweight.planner.report import allocation_line
+
     console.print(Text(f"\nLargest at the peak of {best.family} ({best.estimate.timeline.peak().phase})", style="bold"))
-    for one, count in best.estimate.top_allocations(5):
-        shape = "x".join(map(str, one.shape))
-        size = f"{format_bytes(one.size_bytes * count):>11}"
-        times = f"{count} x " if count > 1 else ""
-        where = one.module or one.op
-        console.print(Text(f"  {size}  {one.category.replace('_', ' ')}: {times}{shape} {where}"), soft_wrap=True)
+    for one in best.estimate.top_allocations(5):
+        console.print(Text(allocation_line(one)), soft_wrap=True)
 
 
 def _calibrate(device: str | None) -> None:
@@ -221,11 +253,20 @@ def _calibrate(device: str | None) -> None:
 
 
 @contextmanager
-def _status(as_json: bool) -> Iterator[Callable[[str], None]]:
-    """Show what is being done, on a terminal alone."""
+def _status() -> Iterator[Callable[[str], None]]:
+    """Show on standard error what is being done: all of it on a terminal, elsewhere a line now and then."""
     console = Console(stderr=True)
-    if as_json or not console.is_terminal:
-        yield lambda _: None
+    if console.is_terminal:
+        with console.status("simulating") as status:
+            yield lambda text: status.update(f"simulating {text}")
         return
-    with console.status("simulating") as status:
-        yield lambda text: status.update(f"simulating {text}")
+    started = said = time.monotonic()
+
+    def say(text: str) -> None:
+        nonlocal said
+        now = time.monotonic()
+        if now - said >= _PATIENCE_S:
+            said = now
+            console.print(f"{now - started:.0f} s: simulating {text}", markup=False, highlight=False, soft_wrap=True)
+
+    yield say

@@ -6,10 +6,10 @@ allocated. Questions about elements get the answer of an ordinary step: numbers 
 nothing is out of range.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cache, partial
-from typing import Any
+from typing import Any, Protocol
 from unittest.mock import patch
 
 import torch
@@ -26,6 +26,13 @@ _SMALL = 64
 _FACTORIES = frozenset({"aten::zeros", "aten::ones", "aten::full", "aten::empty", "aten::scalar_tensor"})
 
 
+class Watcher(Protocol):
+    """Sees every operator that the simulated code calls, as a dispatch mode around the simulation would."""
+
+    def watch(self, run: Callable[..., Any], func: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        """Return ``run(func, types, args, kwargs)``, or NotImplemented as a dispatch mode may."""
+
+
 class SimulatedTensors(FakeTensorMode):
     """Fake tensors that answer questions about their elements as those of an ordinary step would.
 
@@ -37,9 +44,19 @@ class SimulatedTensors(FakeTensorMode):
         super().__init__(allow_non_fake_inputs=True)
         self.allow_meta = True  # the host memory beside a simulated GPU
         self.cost = cost
+        self.watcher: Watcher | None = None
+        """Takes the place of a second dispatch mode, which would double the time of an operator."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
+        if (watcher := self.watcher) is None:
+            return self._run(func, types, args, kwargs or {})
+        self.watcher = None  # what an operator does inside is not its caller's
+        try:
+            return watcher.watch(self._run, func, types, args, kwargs or {})
+        finally:
+            self.watcher = watcher
+
+    def _run(self, func: Any, types: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         if func is torch.ops.prim.device.default and type(args[0]) is FakeTensor:
             return args[0].fake_device
         written = _written_alone(func)
@@ -52,15 +69,33 @@ class SimulatedTensors(FakeTensorMode):
         if is_fake and func is _aten._local_scalar_dense.default:
             return _ordinary_value(args[0])
         if func is _aten.randn.generator:
-            return self._counted(func, args, kwargs, torch.empty(args[0], dtype=kwargs.get("dtype")))
+            drawn = torch.empty(args[0], dtype=kwargs.get("dtype"), device="meta")
+            return self._counted(func, args, kwargs, FakeTensor(self, drawn, _CPU))
         if is_fake and func is _aten.nonzero.default:
             return torch.empty((0, args[0].ndim), dtype=torch.int64, device=args[0].device)
         if not is_fake and (func.namespace == "prim" or _keeps_values(func, tensors + lists, args, kwargs)):
             return func(*args, **kwargs)
-        result: Any = self._shape_alone(func, args, kwargs)
-        if result is None:
-            result = super().__torch_dispatch__(func, types, args, kwargs)
+        key = _key(func, args, kwargs, tensors + lists) if func in _MAKE else None
+        if (result := self._as_before(key)) is None:
+            result = self._shape_alone(func, args, kwargs)
+            if result is None:
+                result = super().__torch_dispatch__(func, types, args, kwargs)
+            self._remember(key, result)
         return self._counted(func, args, kwargs, result)
+
+    def _as_before(self, key: "_Key | None") -> Any:
+        """Return what an operator makes that has had arguments of the same looks before; None if it has not."""
+        if key is None or (looks := _known.get(key)) is None:
+            return None
+        shape, strides, dtype = looks
+        return FakeTensor(self, torch.empty_strided(shape, strides, dtype=dtype, device="meta"), _CPU)
+
+    def _remember(self, key: "_Key | None", made: Any) -> None:
+        if key is not None and type(made) is FakeTensor and made.layout is torch.strided:
+            if made.constant is None and made.fake_device == _CPU:
+                if len(_known) == _MOST_KNOWN:
+                    _known.clear()
+                _known[key] = made.shape, made.stride(), made.dtype
 
     def _shape_alone(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> FakeTensor | None:
         """Return the result of an operator that is known to make one tensor; the general way is ten times slower."""
@@ -95,14 +130,40 @@ def _overloads(names: str) -> frozenset[Any]:
     )
 
 
+_Key = tuple[Any, ...]
+_known: dict[_Key, tuple[torch.Size, tuple[int, ...], torch.dtype]] = {}
+"""What operators have made, in this simulation and earlier ones: it depends on the key alone."""
+_MOST_KNOWN = 1 << 16
+
+
+def _key(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], tensors: list[Tensor]) -> _Key | None:
+    """Return all that the looks of a new tensor depend on; None if an argument is not on the device or has values."""
+    for one in tensors:
+        if one.constant is not None if type(one) is FakeTensor else one.device != _CPU:
+            return None
+    return (func, torch.get_default_dtype(), *map(_looks, args), *map(_looks, kwargs.items()))
+
+
+def _looks(value: Any) -> Any:
+    """Return the looks of a tensor, or a value with its type: 1, 1.0 and True are equal and not alike."""
+    if isinstance(value, Tensor):
+        return value.shape, value.stride(), value.dtype, value.layout
+    if isinstance(value, list | tuple):
+        return tuple(map(_looks, value))
+    return type(value), value
+
+
 _NEW = _overloads("empty zeros ones full arange randn")
-_SHAPE_ALONE = _NEW | _overloads(
-    "view slice transpose select detach alias t unsqueeze expand permute as_strided _unsafe_view clone _to_copy "
-    "add sub mul div mm abs neg sqrt rsqrt pow floor clamp maximum where eq gt lt le ne silu log "
+_VIEWS = _overloads("view slice transpose select detach alias t unsqueeze expand permute as_strided _unsafe_view")
+_MAKE = _overloads(
+    "clone _to_copy add sub mul div mm abs neg sqrt rsqrt pow floor clamp maximum where eq gt lt le ne silu log "
     "amax amin any all argmax linalg_vector_norm flip gather index_select masked_fill "
     "bitwise_and bitwise_or bitwise_not bitwise_right_shift __rshift__ __lshift__ "
     "empty_like zeros_like full_like new_empty new_zeros"
 )
+"""Operators that make one new tensor, whose shape, strides and type follow from those of the arguments."""
+_SHAPE_ALONE = _NEW | _VIEWS | _MAKE
+_MAKE |= _overloads("cat stack sum mean embedding slice_backward silu_backward")
 _PLACES = frozenset({"device", "pin_memory", "layout", "non_blocking"})
 _CPU = torch.device("cpu")
 

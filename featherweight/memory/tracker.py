@@ -27,6 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper
 
 from featherweight.errors import ConfigError
 from featherweight.memory.ledger import Allocation, Category, Entry, Ledger, Phase
+from featherweight.memory.simulate import SimulatedTensors
 from featherweight.memory.timeline import MARK, Timeline
 from featherweight.quant.int8_weight import int8_weight_of
 
@@ -48,6 +49,10 @@ _NEW_DESPITE_ALIAS = frozenset(
     {_aten.lift_fresh.default, *(getattr(_aten.set_, name) for name in _aten.set_.overloads())}
 )
 _ALIAS_DESPITE_NEW = frozenset({_aten._unsafe_view.default})
+
+
+def _call(func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return func(*args, **kwargs) if kwargs else func(*args)
 
 
 def is_tracker_hook(hook: object) -> bool:
@@ -207,13 +212,19 @@ class StorageTracker(TorchDispatchMode):
             self._hook_resize(stack)
             self.scan()
             self._ledger.reset_peak()
-            super().__enter__()
+            if isinstance(self._fake_mode, SimulatedTensors):
+                self._fake_mode.watcher = self
+            else:
+                super().__enter__()
             self._cleanup = stack.pop_all()
         return self
 
     def __exit__(self, exc_type: Any, exc_value: Any, traceback: Any) -> None:
         with self._cleanup:
-            super().__exit__(exc_type, exc_value, traceback)
+            if isinstance(self._fake_mode, SimulatedTensors):
+                self._fake_mode.watcher = None
+            else:
+                super().__exit__(exc_type, exc_value, traceback)
             self.scan()
 
     def _finish(self) -> None:
@@ -225,11 +236,15 @@ class StorageTracker(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: tuple[type, ...], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        return self.watch(_call, func, types, args, kwargs or {})
+
+    def watch(self, run: Callable[..., Any], func: Any, types: Any, args: tuple[Any, ...], kwargs: Any) -> Any:
+        """Run an operator by ``run(func, types, args, kwargs)`` and book what it allocates."""
         for tensor_type in types:
             if _is_wrapper(tensor_type):
                 return NotImplemented  # the subclass unwraps first; the operators on its inner tensors come back to us
         phase, category = self._where(args)
-        result = func(*args, **kwargs) if kwargs else func(*args)
+        result = run(func, types, args, kwargs)
         makes_storage, changes_size = _effect(func)
         if makes_storage or changes_size:
             if isinstance(result, Tensor):

@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 
 from featherweight.config import Config
 from featherweight.errors import ConfigError
+from featherweight.import_hook import without_kernel_advice
 from featherweight.methods.low_rank_model import low_rank_modules, replace_module, shared_parameters
 from featherweight.methods.peft_adapter import (
     PREFIX,
@@ -72,6 +73,7 @@ class LoRA(Config):
         Raises:
             ConfigError: if no module can be changed, a selected one cannot, or the model has adapters already.
         """
+        without_kernel_advice()
         from peft import inject_adapter_in_model
         from peft.tuners.tuners_utils import cast_adapter_dtype
 

@@ -3,7 +3,7 @@
 It simulates training steps (`featherweight.training.estimate`), adds what a card takes beyond tensors, and searches.
 """
 
-from featherweight.planner.advice import Change, changes
+from featherweight.planner.advice import Change, Why, changes, explain, why
 from featherweight.planner.candidates import TAGS
 from featherweight.planner.need import Need, need_of
 from featherweight.planner.plan import Plan, PlanRow, plan
@@ -18,9 +18,12 @@ __all__ = [
     "PlanRow",
     "Solution",
     "Target",
+    "Why",
     "changes",
+    "explain",
     "need_of",
     "parse_bytes",
     "plan",
     "solve",
+    "why",
 ]

@@ -2,15 +2,26 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from os import PathLike
 from typing import Any
 
+import torch
+
 from featherweight.errors import FeatherweightError
-from featherweight.planner.need import need_of
+from featherweight.memory import Allocation
+from featherweight.memory.ledger import Category, Phase
+from featherweight.planner.need import Need, need_of
+from featherweight.planner.report import allocation_dict, allocation_line, why_report
 from featherweight.planner.target import Target
 from featherweight.planner.time_model import seconds_of
-from featherweight.training.estimate import estimate_memory
-from featherweight.training.recipe import Recipe
+from featherweight.report import Report, format_bytes
+from featherweight.training.estimate import MemoryEstimate, estimate_memory
+from featherweight.training.recipe import Recipe, RecipeSource, load_recipe
 
+_LARGEST = 5
+"""Allocations that are named."""
+_SHARE = 0.01
+"""A change that saves less than this of the recipe's own tensors is not worth a line."""
 _NOTICEABLE = 1.02
 """A change is free if the work of a step grows by less than this."""
 
@@ -32,8 +43,128 @@ class Change:
     is_exact: bool
     """The numbers that are computed stay the same."""
 
+    def __str__(self) -> str:
+        same = "same numbers" if self.is_exact else "other numbers"
+        return f"{self.name}: -{format_bytes(self.saved_bytes)}, time x {self.time_ratio:.2f}, {same}"
 
-def changes(recipe: Recipe, target: Target, *, limit: int = 3) -> list[Change]:
+
+@dataclass(frozen=True)
+class Why:
+    """What fills the memory of a recipe at its peak, together with the cheapest changes.
+
+    `print(why)` gives a few lines, `report()` tables.
+    """
+
+    name: str
+    """Of the recipe, for headings."""
+    recipe: Recipe
+    """What was simulated."""
+    need: Need
+    """What it takes of the device."""
+    phase: Phase
+    """Phase in which the tensors take most."""
+    by_category: Mapping[Category, int]
+    """Bytes of each category at that moment."""
+    largest: list[tuple[Allocation, int]]
+    """The largest kinds of storages alive at that moment and how many there are of each, the most bytes first."""
+    largest_tensor: Allocation
+    """The largest single storage alive at that moment: many small ones may be more together."""
+    changes: list[Change]
+    """Single changes that save memory, the cheapest first; empty if none saves one per cent."""
+
+    def __str__(self) -> str:
+        lines = [f"Largest at the peak of {self.name} ({self.phase})", *map(allocation_line, self.largest)]
+        lines += [f"The largest tensor alone: {self._tensor}", "", "Changes that save memory, the cheapest first"]
+        for change in self.changes:
+            lines += [f"  {change}", f"      {' '.join(change.overrides)}"]
+        return "\n".join(lines if self.changes else [*lines, "  none; fw plan searches among whole recipes"])
+
+    @property
+    def sentence(self) -> str:
+        """The same in one line, for messages."""
+        total = sum(self.by_category.values())
+        held = ", ".join(
+            f"{name.replace('_', ' ')} {format_bytes(count)}"
+            for name, count in sorted(self.by_category.items(), key=lambda pair: -pair[1])
+            if count > _SHARE * total
+        )
+        advice = "; ".join(f"{one} ({' '.join(one.overrides)})" for one in self.changes)
+        return (
+            f"The step takes {held}. Its largest tensor: {self._tensor}. "
+            f"Cheapest changes: {advice or 'none; ask fw plan'}."
+        )
+
+    @property
+    def _tensor(self) -> str:
+        return " ".join(allocation_line((self.largest_tensor, 1)).split())
+
+    def report(self) -> Report:
+        """Return the tables: largest allocations, changes."""
+        return why_report(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values."""
+        return {
+            "name": self.name,
+            "phase": self.phase,
+            "total_bytes": self.need.total_bytes,
+            "by_category": dict(self.by_category),
+            "largest": [allocation_dict(one) for one in self.largest],
+            "largest_tensor": allocation_dict((self.largest_tensor, 1)),
+            "changes": [{**vars(one), "overrides": list(one.overrides)} for one in self.changes],
+        }
+
+
+def why(
+    recipe: RecipeSource,
+    budget: str | int | None = None,
+    *,
+    device: str | torch.device | None = None,
+    calibration: str | PathLike[str] | None = None,
+    limit: int = 3,
+) -> Why:
+    """Say what fills the memory of a recipe at its peak, and which single changes save most for least.
+
+    Args:
+        recipe: a recipe, a mapping, or the path of a file; that of a finished run is `recipe.yaml` in its folder.
+        budget: as for `fw.plan`; says which card is meant if `device` does not.
+        device: as for `fw.plan`.
+        calibration: as for `fw.plan`.
+        limit: how many changes to return.
+    Raises:
+        ConfigError: if the recipe is wrong or cannot be simulated, or nobody says which device is meant.
+    Cost: a simulation for each possible change, some seconds each.
+    """
+    return explain(load_recipe(recipe), Target.of(budget, device, calibration=calibration), limit=limit)
+
+
+def explain(
+    recipe: Recipe,
+    target: Target,
+    *,
+    limit: int = 3,
+    name: str = "the recipe",
+    estimate: MemoryEstimate | None = None,
+) -> Why:
+    """Do what `why` does, for a device that is known.
+
+    Args:
+        recipe: as it is.
+        target: the device.
+        limit: how many changes to return.
+        name: of the recipe, for headings.
+        estimate: of the recipe for this kind of device, if there is one already.
+    """
+    present = estimate or estimate_memory(None, recipe, device=target.device)
+    peak = present.timeline.peak()
+    alive = present.timeline.alive_at(peak.index)
+    tensor = max((one for one, _ in alive), key=lambda one: one.size_bytes)
+    saving = changes(recipe, target, limit=limit, estimate=present)
+    need = need_of(present, target)
+    return Why(name, recipe, need, peak.phase, peak.by_category, alive[:_LARGEST], tensor, saving)
+
+
+def changes(recipe: Recipe, target: Target, *, limit: int = 3, estimate: MemoryEstimate | None = None) -> list[Change]:
     """Return the changes of a recipe that save memory, the cheapest first: exact ones before others, free ones before
     others, then by what they save.
 
@@ -41,21 +172,22 @@ def changes(recipe: Recipe, target: Target, *, limit: int = 3) -> list[Change]:
         recipe: as it is.
         target: the device.
         limit: how many to return.
+        estimate: of the recipe for this kind of device, if there is one already.
     Cost: a simulation for each possible change, some seconds each.
     """
-    present = estimate_memory(None, recipe, device=target.device)
+    present = estimate or estimate_memory(None, recipe, device=target.device)
     need, seconds = need_of(present, target).total_bytes, seconds_of(present.cost, target)
     found = []
     for name, overrides, is_exact in _possible(recipe):
         try:
-            estimate = estimate_memory(None, recipe.override(overrides), device=target.device)
+            changed = estimate_memory(None, recipe.override(overrides), device=target.device)
         except FeatherweightError:
             continue  # it does not go together with the rest of the recipe
-        saved = need - need_of(estimate, target).total_bytes
-        if saved > 0.01 * need:
-            ratio = seconds_of(estimate.cost, target) / seconds
-            work = sum(estimate.cost.flops.values()) / sum(present.cost.flops.values())
-            is_free = max(work, ratio) < _NOTICEABLE and estimate.cost.host_bytes <= present.cost.host_bytes
+        saved = need - need_of(changed, target).total_bytes
+        if saved > _SHARE * present.peak_bytes:
+            ratio = seconds_of(changed.cost, target) / seconds
+            work = sum(changed.cost.flops.values()) / sum(present.cost.flops.values())
+            is_free = max(work, ratio) < _NOTICEABLE and changed.cost.host_bytes <= present.cost.host_bytes
             found.append(Change(name, overrides, saved, ratio, is_free, is_exact))
     found.sort(key=lambda one: (not one.is_exact, not one.is_free, -one.saved_bytes))
     return found[:limit]

@@ -7,6 +7,7 @@ What is shown as fitting was simulated; what is refused may be refused by the fo
 
 import time
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from os import PathLike
 from typing import Any
@@ -15,10 +16,10 @@ import torch
 
 from featherweight import __version__
 from featherweight.errors import ConfigError, FeatherweightError
-from featherweight.planner.advice import Change, changes
+from featherweight.planner.advice import Why, explain
 from featherweight.planner.candidates import FAMILIES, KEEPINGS, Family, Keeping, families_without, recipe_of
 from featherweight.planner.need import Need, need_of
-from featherweight.planner.report import plan_report
+from featherweight.planner.report import allocation_dict, plan_report
 from featherweight.planner.target import Target
 from featherweight.planner.time_model import seconds_of
 from featherweight.report import Report, format_bytes
@@ -78,6 +79,8 @@ class Plan:
     """What the figures rest on."""
     seconds: float = 0.0
     """How long the search took."""
+    nearest: PlanRow | None = None
+    """Where nothing fits, the recipe that lacks least; it was simulated too."""
 
     @property
     def best(self) -> PlanRow:
@@ -87,7 +90,9 @@ class Plan:
             ConfigError: if nothing fits.
         """
         if not self.rows:
-            name, reason = list(self.refused.items())[-1] if self.refused else ("no recipe", "all are excluded")
+            last = list(self.refused)[-1] if self.refused else "no recipe"
+            name = self.nearest.family if self.nearest is not None else last
+            reason = self.refused.get(name, "all are excluded")
             raise ConfigError(
                 f"plan: budget={format_bytes(self.target.budget_bytes)} holds no recipe ({name} {reason}); expected a "
                 "larger budget, a shorter sequence or a smaller model. Lower seq_len, or exclude less."
@@ -99,9 +104,15 @@ class Plan:
         """The recipe with most tokens per second."""
         return max([self.best, *self.rows], key=lambda row: row.tokens_per_s)
 
-    def why(self, limit: int = 3) -> list[Change]:
-        """Return the cheapest changes of the best recipe that save most; see `featherweight.planner.advice`."""
-        return changes(self.best.recipe, self.target, limit=limit)
+    def why(self, limit: int = 3) -> Why:
+        """Say what fills the memory of the best recipe, or of the nearest where none fits, and what to change.
+
+        Raises:
+            ConfigError: if nothing could be simulated.
+        Cost: a simulation for each possible change, some seconds each.
+        """
+        row = self.nearest if self.nearest is not None and not self.rows else self.best
+        return explain(row.recipe, self.target, limit=limit, name=row.family, estimate=row.estimate)
 
     def report(self) -> Report:
         """Return the plan for people: verdict, recipes, memory by category, largest allocations, assumptions."""
@@ -119,6 +130,7 @@ class Plan:
             "budget_bytes": self.target.budget_bytes,
             "usable_bytes": self.target.usable_bytes,
             **(row_dict(self.rows[0]) if self.rows else {}),
+            **({"nearest": row_dict(self.nearest)} if self.nearest is not None else {}),
             "alternatives": [row_dict(row) for row in self.rows[1:]],
             "refused": dict(self.refused),
             "assumptions": self.assumptions,
@@ -141,10 +153,7 @@ def row_dict(row: PlanRow) -> dict[str, Any]:
         "workspace_bytes": row.need.workspace_bytes,
         "by_category": row.estimate.peak_by_category,
         "by_module": dict(list(row.estimate.peak_by_module.items())[:20]),
-        "top_allocations": [
-            {"bytes": one.size_bytes, "count": count, "module": one.module, "op": one.op, "shape": list(one.shape)}
-            for one, count in row.estimate.top_allocations(10)
-        ],
+        "top_allocations": [allocation_dict(one) for one in row.estimate.top_allocations(10)],
         "tokens_per_s": round(row.tokens_per_s, 1),
         "recipe": row.recipe.to_dict(),
     }
@@ -192,20 +201,24 @@ def plan(
     search = _Search(base, target, on_progress or (lambda _: None))
     rows: list[PlanRow] = []
     refused: dict[str, str] = {}
+    misses: list[_DoesNotFit] = []
     for family in families:
         if len(rows) == limit:
             break
         try:
             row = search.fastest_fit(family)
-        except _DoesNotFit as reason:
-            refused[family.name] = str(reason)
+        except _DoesNotFit as miss:
+            refused[family.name] = str(miss)
+            misses.append(miss)
         except FeatherweightError as error:
             refused[family.name] = str(error)
         else:
             rows.append(row)
     if rows:
         rows[0] = search.with_larger_micro_batch(rows[0])
-    return Plan(target, rows, refused, _assumptions(target, rows), time.monotonic() - started)
+    nearest = None if rows else search.nearest(misses)
+    shown = rows or ([] if nearest is None else [nearest])
+    return Plan(target, rows, refused, _assumptions(target, shown), time.monotonic() - started, nearest)
 
 
 def base_recipe(
@@ -237,6 +250,10 @@ def base_recipe(
 
 class _DoesNotFit(Exception):
     """No way of keeping activations brings a family within the budget."""
+
+    def __init__(self, reason: str, needed_bytes: int, family: Family, keeping: Keeping) -> None:
+        super().__init__(reason)
+        self.needed_bytes, self.family, self.keeping = needed_bytes, family, keeping
 
 
 class _Search:
@@ -290,24 +307,32 @@ class _Search:
             _DoesNotFit: if none does.
         """
         fixed = formula_bytes(recipe_of(self.base, family, KEEPINGS[0], is_pretrained=self.is_pretrained))
-        needed: list[int] = []
+        needed: list[tuple[int, Keeping]] = []
         unexpected = 0  # what the tries took beyond the formula: temporaries of the optimizer, above all
         for keeping, held_bytes, _ in self.ways():
             expected = fixed["weights"] + fixed["optimizer_state"] + max(fixed["gradients"], held_bytes)
             if expected + unexpected > self.target.usable_bytes * (1 + _ALIKE if not needed else 1):
-                needed.append(expected + unexpected)
+                needed.append((expected + unexpected, keeping))
                 continue
             row = self.row(family, keeping)
             if row.need.fits(self.target):
                 return row
-            needed.append(row.need.total_bytes)
+            needed.append((row.need.total_bytes, keeping))
             unexpected = row.need.total_bytes - expected
-        least = min(needed)
-        raise _DoesNotFit(
+        least, leanest = min(needed, key=lambda one: one[0])
+        reason = (
             f"needs about {format_bytes(least)} of {format_bytes(self.target.usable_bytes)} (weights "
             f"{format_bytes(fixed['weights'])}, gradients {format_bytes(fixed['gradients'])}, state "
             f"{format_bytes(fixed['optimizer_state'])})"
         )
+        raise _DoesNotFit(reason, least, family, leanest)
+
+    def nearest(self, misses: list[_DoesNotFit]) -> PlanRow | None:
+        """Return the row of the miss that lacks least; None if that cannot be simulated."""
+        for miss in sorted(misses, key=lambda one: one.needed_bytes):
+            with suppress(FeatherweightError):
+                return self.row(miss.family, miss.keeping)
+        return None
 
     def with_larger_micro_batch(self, row: PlanRow) -> PlanRow:
         """Return the row with twice the micro-batch as long as that fits and is faster."""
@@ -337,7 +362,7 @@ def _assumptions(target: Target, rows: list[PlanRow]) -> list[str]:
     if target.calibration is None:
         lines.append("CPU: time by customary rates, good for the order of the rows alone")
     else:
-        lines.append(target.calibration.statement + "; fw plan --calibrate measures this machine's GPU")
+        lines += [target.calibration.statement, "fw plan --calibrate measures this machine's GPU"]
         if target.is_assumed:
             lines.append(f"no card was named: times are those of a {target.name}")
         lines.append("attention by flash kernels where they exist; nothing else runs on the card")

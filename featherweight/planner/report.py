@@ -1,11 +1,13 @@
 """A plan on paper: the verdict, the recipes that fit, what fills the memory, and what was assumed."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
-from featherweight.memory import CATEGORIES
+from featherweight.memory import CATEGORIES, Allocation
 from featherweight.report import Report, format_bytes
 
 if TYPE_CHECKING:
+    from featherweight.planner.advice import Why
     from featherweight.planner.plan import Plan, PlanRow
 
 _GIB = 2**30
@@ -28,7 +30,7 @@ def verdict(plan: "Plan") -> str:
     """Return the answer in one sentence."""
     budget = format_bytes(plan.target.budget_bytes)
     if not plan.rows:
-        return f"Nothing fits {budget}. Shorten the sequence, take a smaller model, or allow more."
+        return f"Nothing fits {budget}. {_miss(plan)}Shorten the sequence, take a smaller model, or allow more."
     best = plan.rows[0]
     need = best.need
     rows = best.recipe.micro_batch_size
@@ -39,6 +41,68 @@ def verdict(plan: "Plan") -> str:
         f"{rows} row{'s' * (rows > 1)} at once. "
         f"Gives up: {', '.join(best.tags) or 'nothing'}."
     )
+
+
+def _miss(plan: "Plan") -> str:
+    if (row := plan.nearest) is None:
+        return ""
+    usable, needed = plan.target.usable_bytes, row.need.total_bytes
+    return (
+        f"Nearest: {row.family}, activations: {row.keeping}, needs {format_bytes(needed)}, "
+        f"{format_bytes(needed - usable)} more than the {format_bytes(usable)} that the margin leaves. "
+    )
+
+
+def why_report(why: "Why") -> Report:
+    """Return the report of what fills the memory and what to change."""
+    report = Report(f"Memory of {why.name}: {format_bytes(why.need.total_bytes)}")
+    report.add_facts({name.replace("_", " ") + " (GiB)": n / _GIB for name, n in why.by_category.items() if n}, "Peak")
+    _add_largest(report, f"Largest allocations at the peak ({why.phase})", why.largest)
+    _add_largest(report, "The largest tensor alone", [(why.largest_tensor, 1)])
+    rows = [
+        [one.name, one.saved_bytes / _GIB, round(one.time_ratio, 2), one.is_exact, " ".join(one.overrides)]
+        for one in why.changes
+    ]
+    columns = ["change", "saves (GiB)", "time (ratio)", "same numbers", "how"]
+    if rows:
+        report.add_table("Changes that save memory, the cheapest first", columns, rows)
+    return report
+
+
+def allocation_line(allocation: tuple[Allocation, int]) -> str:
+    """Return a kind of storages and how many there are as a line: bytes together, role, number, shape, place."""
+    one, count = allocation
+    shape = "x".join(map(str, one.shape))
+    times = f"{count} x " if count > 1 else ""
+    role = one.category.replace("_", " ")
+    return f"  {format_bytes(one.size_bytes * count):>11}  {role}: {times}{shape} {one.module or one.op}"
+
+
+def allocation_dict(allocation: tuple[Allocation, int]) -> dict[str, Any]:
+    """Return the same as plain values."""
+    one, count = allocation
+    return {
+        "bytes": one.size_bytes,
+        "count": count,
+        "category": one.category,
+        "module": one.module,
+        "op": one.op,
+        "shape": list(one.shape),
+    }
+
+
+def _add_largest(report: Report, title: str, largest: Iterable[tuple[Allocation, int]]) -> None:
+    rows = [
+        [
+            one.module or one.op,
+            one.category.replace("_", " "),
+            "x".join(map(str, one.shape)),
+            count,
+            one.size_bytes * count / _GIB,
+        ]
+        for one, count in largest
+    ]
+    report.add_table(title, ["module", "category", "shape", "number", "together (GiB)"], rows)
 
 
 def _add_rows(report: Report, plan: "Plan") -> None:
@@ -73,18 +137,7 @@ def _parts(row: "PlanRow") -> dict[str, float]:
 
 
 def _add_best(report: Report, best: "PlanRow", plan: "Plan") -> None:
-    top = [
-        [
-            one.module or one.op,
-            one.category.replace("_", " "),
-            "x".join(map(str, one.shape)),
-            count,
-            one.size_bytes * count / _GIB,
-        ]
-        for one, count in best.estimate.top_allocations(8)
-    ]
-    columns = ["module", "category", "shape", "number", "together (GiB)"]
-    report.add_table(f"Largest allocations at the peak of {best.family}", columns, top)
+    _add_largest(report, f"Largest allocations at the peak of {best.family}", best.estimate.top_allocations(8))
     series = best.estimate.timeline.series()
     curves = {
         name.replace("_", " "): (list(map(float, range(len(values)))), [value / _GIB for value in values])

@@ -57,11 +57,7 @@ def solve(
         ConfigError: if the question is unknown, or not even the smallest value fits.
     Cost: some ten simulations.
     """
-    if unknown not in UNKNOWNS:
-        raise ConfigError(
-            f"solve: unknown={unknown!r} cannot be solved for; expected one of {', '.join(UNKNOWNS)}. "
-            f"{did_you_mean(str(unknown), UNKNOWNS)}"
-        )
+    check_unknown(unknown)
     base = with_model(load_recipe(recipe), model)
     if unknown == "min_memory":
         target = Target.of("24GiB" if budget is None and device is None else budget, device, calibration=calibration)
@@ -83,6 +79,15 @@ def solve(
         )
     changed, need = at(value)
     return Solution(unknown, value, changed, need)
+
+
+def check_unknown(unknown: str) -> None:
+    """Raise ConfigError if this is nothing to ask for."""
+    if unknown not in UNKNOWNS:
+        raise ConfigError(
+            f"solve: unknown={unknown!r} cannot be solved for; expected one of {', '.join(UNKNOWNS)}. "
+            f"{did_you_mean(str(unknown), UNKNOWNS)}"
+        )
 
 
 def largest_within(bytes_at: Callable[[int], int], limit: int, smallest: int, largest: int, step: int) -> int | None:

@@ -6,10 +6,9 @@ from typing import Any
 import torch
 
 from featherweight.errors import ConfigError, DeviceError, OutOfMemoryError
-from featherweight.planner.advice import changes
+from featherweight.planner.advice import explain
 from featherweight.planner.plan import Plan, plan
 from featherweight.planner.target import Target
-from featherweight.report import format_bytes
 from featherweight.training.estimate import MemoryEstimate, estimate_memory
 from featherweight.training.recipe import Recipe, RecipeSource, load_recipe
 from featherweight.training.run import Run, train
@@ -78,21 +77,10 @@ def explained(error: DeviceError, recipe: Recipe, target: Target | None = None) 
     Cost: some simulations, a few seconds each.
     """
     try:
-        target = target or Target.of(device=_present_device())
-        estimate = estimate_memory(None, recipe, device=target.device)
-        saving = changes(recipe, target, limit=3)
+        found = explain(recipe, target or Target.of(device=_present_device()))
     except ConfigError:
         return error  # it cannot be simulated; what is known stands in the error
-    held = ", ".join(
-        f"{name.replace('_', ' ')} {format_bytes(count)}"
-        for name, count in sorted(estimate.peak_by_category.items(), key=lambda pair: -pair[1])
-        if count > 0.01 * estimate.peak_bytes
-    )
-    advice = "; ".join(
-        f"{one.name} ({' '.join(one.overrides)}) saves {format_bytes(one.saved_bytes)}, time x {one.time_ratio:.2f}"
-        for one in saving
-    )
-    return type(error)(f"{error} The step takes {held}. Cheapest changes: {advice or 'none; ask fw plan'}.")
+    return type(error)(f"{error} {found.sentence}")
 
 
 def _present_device() -> str:

@@ -34,13 +34,22 @@ def test_text_shows_the_verdict_the_row_and_how_to_train_it(tiny_recipe, tmp_pat
     assert load_recipe(out).precision == "bf16_autocast" and page.exists()
 
 
-def test_json_is_one_object_with_solution_and_changes(tiny_recipe, capsys):
+def test_json_is_one_object_with_solution_and_reasons(tiny_recipe, capsys):
     arguments = ["plan", tiny_recipe, "-b", "1GB", "-d", "cpu", *EXCLUDE, "--json", "--solve", "min_memory", "--why"]
     assert run(arguments) == 0
     content = json.loads(capsys.readouterr().out)
     assert content["verdict"] == "fits" and content["alternatives"] == []
     assert content["solution"]["value"] > content["solution"]["total_bytes"] > 0
-    assert isinstance(content["changes"], list)
+    assert content["why"]["name"] == "the recipe as it stands"
+    assert content["why"]["largest"][0]["bytes"] > 0 and content["why"]["changes"][0]["saved_bytes"] > 0
+
+
+def test_reasons_name_largest_allocations_and_changes_of_the_recipe_that_is_asked_about(tiny_recipe, capsys):
+    assert run(["plan", tiny_recipe, "-b", "1GB", "-d", "cpu", *EXCLUDE, "--why"]) == 0
+    text = capsys.readouterr().out
+    assert text.count("Largest at the peak") == 1 and "Largest at the peak of the recipe as it stands (" in text
+    assert "weights: 257x64 model.embed_tokens.weight" in text
+    assert text.index("Largest at the peak") < text.index("Changes that save memory, the cheapest first\n  ")
 
 
 def test_the_exit_code_is_1_where_nothing_fits(tiny_recipe, tmp_path, capsys):
@@ -49,6 +58,32 @@ def test_the_exit_code_is_1_where_nothing_fits(tiny_recipe, tmp_path, capsys):
     text = capsys.readouterr().out
     assert text.startswith("Nothing fits 95.37 MiB") and "no: AdamW, float32 weights: needs about" in text
     assert not out.exists()
+
+
+def test_where_nothing_fits_the_nearest_recipe_is_explained(tiny_recipe, tmp_path, capsys):
+    model = tmp_path / "config.json"
+    model.write_text(json.dumps(load_recipe(tiny_recipe).task["model"]))
+    arguments = ["plan", "--model", str(model), "-b", "100MB", "-d", "cpu", "--seq-len", "64", *EXCLUDE]
+    assert run([*arguments, "--why"]) == 1
+    text = " ".join(capsys.readouterr().out.split())
+    assert "Nearest: AdamW, float32 weights, activations: " in text
+    assert "Largest at the peak of AdamW, float32 weights (" in text and "Changes that save memory" in text
+    assert run([*arguments, "--solve", "micro_batch", "--json"]) == 1
+    content = json.loads(capsys.readouterr().out)
+    assert content["nearest"]["total_bytes"] > content["usable_bytes"]
+    assert content["solution"]["value"] is None
+    assert "micro_batch_size=1 already needs 0.49 GiB of 0.09" in content["solution"]["reason"]
+
+
+def test_a_long_search_says_now_and_then_on_standard_error_what_it_does(tiny_recipe, capsys, monkeypatch):
+    monkeypatch.setattr("featherweight.cli.plan._PATIENCE_S", 0.0)
+    assert run(["plan", tiny_recipe, "-b", "1GB", "-d", "cpu", *EXCLUDE, "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["verdict"] == "fits"
+    assert "s: simulating LoRA, rank 16, all kept, 1 x 1\n" in err
+    monkeypatch.setattr("featherweight.cli.plan._PATIENCE_S", 60.0)
+    assert run(["plan", tiny_recipe, "-b", "1GB", "-d", "cpu", *EXCLUDE]) == 0
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize(
@@ -60,6 +95,7 @@ def test_the_exit_code_is_1_where_nothing_fits(tiny_recipe, tmp_path, capsys):
         ["--exclude", "quality"],
         ["--seq-len", "0"],
         ["--tokens-per-step", "0"],
+        ["--solve", "micro_bach"],
     ],
 )
 def test_wrong_input_has_exit_code_2_and_one_sentence(tiny_recipe, wrong, capsys):

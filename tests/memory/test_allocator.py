@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 from slow_allocator import ExpandableTwin, SegmentTwin
 
 from featherweight.errors import ConfigError
-from featherweight.memory.allocator import CachingAllocator, replay
+from featherweight.memory.allocator import TOP_ADDRESS, CachingAllocator, replay
 from featherweight.memory.allocator_options import AllocatorOptions
 
 KIB, MIB = 2**10, 2**20
@@ -13,8 +13,8 @@ EXPANDABLE = AllocatorOptions(expandable_segments=True)
 
 
 def layout(allocator):
-    """Blocks as (address, size, in use) in MiB."""
-    return [(address / MIB, size / MIB, in_use) for address, size, in_use in allocator.blocks()]
+    """Blocks as (where they begin below the top, size, in use) in MiB, the youngest segment first."""
+    return [((TOP_ADDRESS - address) / MIB, size / MIB, in_use) for address, size, in_use in allocator.blocks()]
 
 
 def filled(sizes_mib, options=None, **limits):
@@ -55,7 +55,8 @@ class TestSegments:
         allocator = CachingAllocator()
         for identity, size_bytes in enumerate((1, 512, 513, MIB)):
             allocator.allocate(identity, size_bytes)
-        assert [block[:2] for block in allocator.blocks()] == [
+        base = TOP_ADDRESS - 2 * MIB
+        assert [(address - base, size_bytes) for address, size_bytes, _ in allocator.blocks()] == [
             (0, 512),
             (512, 512),
             (1024, 1024),
@@ -68,7 +69,7 @@ class TestSegments:
         exactly = filled([12])
         exactly.free(0)
         exactly.allocate("whole", 11 * MIB)
-        assert layout(exactly) == [(0, 12, True)]
+        assert layout(exactly) == [(12, 12, True)]
 
         more = filled([14])
         more.free(0)
@@ -81,20 +82,25 @@ class TestSegments:
         assert allocator.reserved_bytes == 32 * MIB
         for identity in (0, 2, 1):
             allocator.free(identity)
-        assert layout(allocator) == [(0, 15, False), (15, 5, True), (20, 12, True)]
+        assert layout(allocator) == [(32, 12, True), (20, 15, False), (5, 5, True)]
         allocator.free(3)
         allocator.free(4)
-        assert layout(allocator) == [(0, 20, False), (20, 12, False)]
+        assert layout(allocator) == [(32, 12, False), (20, 20, False)]
 
-    def test_the_smallest_hole_that_is_large_enough_is_taken_then_the_lowest(self):
+    def test_the_smallest_hole_that_is_large_enough_is_taken_then_that_of_the_youngest_segment(self):
         allocator = filled([30, 14, 20, 14])
         for identity in range(4):
             allocator.free(identity)
         allocator.allocate("first", 13 * MIB)
         allocator.allocate("second", 13 * MIB)
         allocator.allocate("third", 13 * MIB)
-        in_use = [address for address, _, used in layout(allocator) if used]
-        assert in_use == [30, 44, 64]
+        in_use = [below for below, _, used in layout(allocator) if used]
+        assert in_use == [78, 64, 44]  # 14, 20 and 14 MiB; that of 30 MiB stays free
+        again = filled([14, 14])
+        again.free(0)
+        again.free(1)
+        again.allocate("one", 13 * MIB)
+        assert layout(again) == [(28, 14, True), (14, 14, False)]
         assert allocator.reserved_bytes == 78 * MIB
 
     def test_pools_do_not_help_each_other(self):
@@ -110,7 +116,7 @@ class TestLimit:
         allocator.free(0)
         allocator.free(2)
         assert allocator.allocate("large", 24 * MIB)
-        assert layout(allocator) == [(12, 12, True), (36, 24, True)]
+        assert layout(allocator) == [(60, 24, True), (24, 12, True)]
         assert allocator.retries == 1
 
     def test_a_segment_with_a_block_in_use_is_kept(self):
@@ -135,7 +141,7 @@ class TestLimit:
         allocator.free(0)
         allocator.free(1)
         allocator.empty_cache()
-        assert layout(allocator) == [(12, 5, False), (17, 5, True), (22, 10, False)]
+        assert layout(allocator) == [(32, 5, False), (27, 5, True), (22, 10, False)]
         assert (allocator.reserved_bytes, allocator.segments) == (20 * MIB, 1)
 
 
@@ -161,7 +167,7 @@ class TestOptions:
         for identity in range(3):
             allocator.free(identity)
         assert allocator.allocate("large", 64 * MIB)
-        assert layout(allocator) == [(80, 12, False), (92, 64, True)]
+        assert layout(allocator) == [(156, 64, True), (92, 12, False)]
         assert allocator.retries == 0
 
     def test_sizes_are_rounded_to_divisions_of_a_power_of_two(self):
@@ -186,7 +192,7 @@ class TestOptions:
 
     @pytest.mark.parametrize(
         ("threshold", "kept"),
-        [(0.75, [(20, 20, False)]), (0.5, [])],  # 1 and 26 MiB too many: the older segment is enough, or both go
+        [(0.75, [(40, 20, False)]), (0.5, [])],  # 1 and 26 MiB too many: the older segment is enough, or both go
     )
     def test_garbage_collection_releases_the_oldest_segments_above_the_threshold(self, threshold, kept):
         allocator = filled(

@@ -207,6 +207,16 @@ SHAPES = {
     "a resize": lambda x: x.clone().resize_(2, 3),
     "where": lambda x: torch.where(x > 0, x, x.double()),
     "a complex one": lambda x: torch.fft.rfft(x),
+    "a stack": lambda x: torch.stack([x, x.t().reshape(4, 8)], dim=1),
+    "a mean": lambda x: x.mean(0, keepdim=True),
+    "a sum of whole numbers": lambda x: x.to(torch.int32).sum(),
+    "a copy of one number": lambda x: x[:1, :1].expand(4, 8).clone(),
+    "a copy by columns": lambda x: x.t().clone(),
+    "rows of a table": lambda x: F.embedding(torch.tensor([[0, 3], [1, 1]]), x),
+    "whole and 1": lambda x: x.to(torch.int32) + 1,
+    "whole and 1.0": lambda x: x.to(torch.int32) + 1.0,
+    "truth and 1": lambda x: (x > 0) + 1,
+    "truth and truth": lambda x: (x > 0) + True,
 }
 
 
@@ -226,6 +236,53 @@ def test_results_have_the_shape_the_type_the_strides_and_the_storage_of_real_one
     real = facts()
     with simulation(CPU):
         assert facts() == real
+        assert facts() == real  # as it was before
+
+
+def test_values_that_are_equal_and_of_other_types_are_not_mixed_up():
+    with simulation(CPU):
+        whole = torch.ones(4, 8, dtype=torch.int32)
+        assert [(whole * factor).dtype for factor in (1, 1.0, True, 1)] == [torch.int32, torch.float32] + [
+            torch.int32
+        ] * 2
+
+
+def test_what_is_remembered_depends_on_the_default_type():
+    results = []
+    for dtype in (torch.float32, torch.float64, torch.float32):
+        torch.set_default_dtype(dtype)
+        try:
+            with simulation(CPU):
+                results.append((torch.ones(300, dtype=torch.int64) / torch.ones(300, dtype=torch.int64)).dtype)
+        finally:
+            torch.set_default_dtype(torch.float32)
+    assert results == [torch.float32, torch.float64, torch.float32]
+
+
+def test_a_copy_of_a_sparse_tensor_is_sparse_the_second_time_too():
+    with simulation(CPU):
+        indices, values = torch.empty((2, 0), dtype=torch.int64), torch.empty(0)
+        for _ in range(2):
+            empty = torch.sparse_coo_tensor(indices, values, (300, 2), check_invariants=False)
+            assert empty.clone().layout is torch.sparse_coo
+
+
+def test_the_tracker_of_a_simulation_sees_what_one_around_plain_fake_tensors_sees():
+    def events(mode):
+        with mode:
+            model = nn.Sequential(nn.Linear(64, 64), nn.LayerNorm(64), nn.GELU(), nn.Linear(64, 8))
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+            with StorageTracker(model, optimizer, keep_history=True) as tracker:
+                for _ in range(2):
+                    hidden = checkpoint(model, torch.ones(16, 64), use_reentrant=False)
+                    F.cross_entropy(hidden, torch.zeros(16, dtype=torch.int64)).backward()
+                    torch.linalg.svd(model[0].weight.grad)
+                    optimizer.step()
+                    optimizer.zero_grad()
+            return tracker.timeline().events
+
+    seen = events(simulation(CPU))
+    assert seen == events(FakeTensorMode(allow_non_fake_inputs=True)) and len(seen) > 100
 
 
 # -- what remains ------------------------------------------------------------------------------------------------------

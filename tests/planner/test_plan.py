@@ -50,6 +50,29 @@ def test_the_best_recipe_trains_and_takes_what_was_estimated(tiny_plan):
     assert footprint.peak_bytes == tiny_plan.best.estimate.peak_bytes
 
 
+def test_the_reasons_of_a_plan_are_those_of_its_best_recipe(tiny_plan):
+    why = tiny_plan.why(limit=2)
+    assert why.recipe == tiny_plan.best.recipe and why.name == tiny_plan.best.family
+    assert why.largest == tiny_plan.best.estimate.top_allocations(5) and len(why.changes) == 2
+    assert why.need == tiny_plan.best.need
+
+
+def test_where_nothing_fits_the_nearest_is_simulated_and_explained(tiny):
+    nothing = plan(tiny, "100MB", device="cpu", seq_len=64, exclude=ONLY_EXACT)
+    nearest = nothing.nearest
+    assert nearest.family == "AdamW, float32 weights" and not nearest.need.fits(nothing.target)
+    why = nothing.why(limit=1)
+    assert why.recipe == nearest.recipe and len(why.changes) == 1
+    assert nothing.to_dict()["nearest"]["total_bytes"] == nearest.need.total_bytes
+    assert f"Nearest: {nearest.family}, activations: {nearest.keeping}, needs " in str(nothing.report())
+
+
+def test_the_nearest_miss_is_the_leanest_of_all(tiny, tiny_plan):
+    nothing = plan(tiny, "100MB", device="cpu", seq_len=64, tokens_per_step=256, exclude=["low-rank", "int8-weights"])
+    assert nothing.nearest.need.total_bytes <= min(row.need.total_bytes for row in tiny_plan.rows)
+    assert tiny_plan.nearest is None and "nearest" not in tiny_plan.to_dict()
+
+
 def test_where_nothing_fits_the_best_raises_and_the_report_says_so(tiny, tmp_path):
     nothing = plan(tiny, "100MB", device="cpu", seq_len=64, exclude=ONLY_EXACT)
     assert nothing.rows == [] and list(nothing.refused) == ["AdamW, float32 weights"]
@@ -69,6 +92,7 @@ def test_plain_values_have_stable_names_and_survive_json(tiny_plan):
     names = {"total_bytes", "interval", "peak_allocated_bytes", "peak_reserved_bytes", "context_bytes", "by_category"}
     assert set(first) >= names | {"workspace_bytes", "by_module", "top_allocations", "tags", "tokens_per_s"}
     assert sum(first["by_category"].values()) == first["peak_allocated_bytes"]
+    assert len(content["assumptions"]) >= 3 and all(isinstance(one, str) for one in content["assumptions"])
     assert load_recipe(first["recipe"]) == tiny_plan.best.recipe
 
 

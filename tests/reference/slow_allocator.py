@@ -6,15 +6,16 @@ expandable segments. No neighbours are linked and no pool is sorted.
 
 MIB = 2**20
 ENDLESS = 2**60
+TOP = 2**47
 
 
 class SegmentTwin:
-    """Segments as lists of ``[size, identity or None]``, in order of address."""
+    """Segments as lists of ``[size, identity or None]``, the oldest first; each lies below those before it."""
 
     def __init__(self, options, limit_bytes=None):
         self.options, self.limit_bytes = options, limit_bytes
         self.segments = []  # [address, is_small, blocks]
-        self.next_address = 0
+        self.lowest_address = TOP
 
     @property
     def reserved_bytes(self):
@@ -94,8 +95,8 @@ class SegmentTwin:
             total = (size + 2 * MIB - 1) // (2 * MIB) * (2 * MIB)
         if self.limit_bytes is not None and self.reserved_bytes + total > self.limit_bytes:
             return None
-        self.segments.append([self.next_address, size <= MIB, [[total, None]]])
-        self.next_address += total
+        self.lowest_address -= total
+        self.segments.append([self.lowest_address, size <= MIB, [[total, None]]])
         return self.segments[-1], 0
 
     def release_oversize(self, size):
