@@ -10,7 +10,8 @@
    can do undisturbed) and of the medians; the spread is that of the candidate's rounds. The vocabulary is that of
    LLaMA, 32000: its head and embedding run as in every other optimizer, and take a good part of a step. Beside it
    the ratio that the arithmetic allows (`flop_bound`): FLOPs of matrix products and attention, all else free.
-2. With --even: p99 / median of the steps of one refresh gap, staggered, and their mean against AdamW.
+2. With --even: p99 / median of the steps of one refresh gap, staggered, and their mean against AdamW. On a CPU in
+   seconds of the processor, and best with OMP_NUM_THREADS=1: a busy machine makes single steps of any optimizer slow.
 3. With --parts: one layer's matrices, forward and backward, with the gradient and with the core.
 """
 
@@ -165,13 +166,14 @@ def bench_even(hidden: int, tokens: int, gap: int = 50) -> list[dict[str, Any]]:
     assert adamw is not None
     rows = torch.randint(0, VOCAB, (tokens // SEQ_LEN, SEQ_LEN), generator=keyed_generator(0)).to(DEVICE)
     seconds: dict[str, list[float]] = {"core": [], "adamw": []}
+    clock = time.process_time if DEVICE == "cpu" else time.perf_counter
     for _ in range(2 * gap + 2):
         for name, function in (("core", lambda: model(rows, labels=rows).loss.backward()), ("adamw", adamw)):
             synchronize()
-            start = time.perf_counter()
+            start = clock()
             function()
             synchronize()
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(clock() - start)
     result = []
     for name, all_of in seconds.items():
         counted = sorted(all_of[2:])
