@@ -5,6 +5,7 @@ updates. `ReportCallback` corrects what the Trainer logs about layer-wise update
 module imports transformers.
 """
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -96,9 +97,7 @@ class _Factory:
         for handle in layerwise_handles(model):
             handle.remove()  # of an earlier Trainer of this model, whose hooks would take the gradients
         if config.layerwise:
-            limit = config.max_grad_norm
-            if limit is None and args is not None:
-                limit = args.max_grad_norm or None
+            limit = config.max_grad_norm or (None if args is None else args.max_grad_norm) or math.inf  # logs show it
             steps = self.accumulation_steps or (1 if args is None else args.gradient_accumulation_steps)
             layerwise(model, optimizer, accumulation_steps=steps, max_grad_norm=limit, clip=config.clip)
         return optimizer

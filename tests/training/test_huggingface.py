@@ -86,6 +86,16 @@ def test_layerwise_in_the_trainer_follows_ordinary_training_with_accumulation_an
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 
+def test_the_norm_outside_of_the_subspaces_is_logged_too(tmp_path):
+    # Estimated from eight columns: measured within 2 %. Mutation: the part inside alone is 5 to 13 % smaller.
+    settings = {"gradient_accumulation_steps": 2, "num_train_epochs": 1, "max_grad_norm": 0.0}
+    options = {"rank": 2, "update_proj_gap": 100}
+    ordinary, _ = train(tmp_path / "a", "galore_8bit", options=options, **settings)
+    ours, _ = train(tmp_path / "b", "galore_8bit", options={**options, "layerwise": True}, **settings)
+    norms = [[line["grad_norm"] for line in t.state.log_history if "grad_norm" in line] for t in (ordinary, ours)]
+    assert norms[1] == pytest.approx(norms[0], rel=0.03)
+
+
 def test_the_true_norm_of_the_gradient_is_logged_and_clipping_acts(tmp_path):
     settings = {"gradient_accumulation_steps": 1, "num_train_epochs": 1}
     ordinary, _ = train(tmp_path / "a", "adamw", max_grad_norm=0.0, **settings)
@@ -94,7 +104,7 @@ def test_the_true_norm_of_the_gradient_is_logged_and_clipping_acts(tmp_path):
     assert norms[1] == pytest.approx(norms[0], rel=1e-4)
     assert all(norm > 0.1 for norm in norms[1])
     handle = ours.optimizer.optimizer.layerwise
-    assert handle.max_grad_norm is None
+    assert handle.max_grad_norm == math.inf
     clipped, _ = train(tmp_path / "c", "adamw", options={"layerwise": True}, max_grad_norm=0.25, **settings)
     assert clipped.optimizer.optimizer.layerwise.max_grad_norm == 0.25
     assert losses(clipped) != pytest.approx(losses(ours), rel=1e-4)
