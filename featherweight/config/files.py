@@ -71,8 +71,7 @@ def new_file(path: str | os.PathLike[str]) -> Iterator[Path]:
         ...     print([path.name for path in Path(folder).iterdir()])
         ['a.txt']
     """
-    place = Path(os.path.realpath(path)) if os.path.islink(path) else Path(path)
-    place.parent.mkdir(parents=True, exist_ok=True)
+    place = _place(path)
     temporary = _temporary(place)
     try:
         yield temporary
@@ -91,7 +90,7 @@ def new_file(path: str | os.PathLike[str]) -> Iterator[Path]:
 def new_folder(path: str | os.PathLike[str], *, replace: bool = False) -> Iterator[Path]:
     """Give the block an empty folder to fill, which then takes the place of `path`; missing parents are made.
 
-    If the block raises, `path` stays as it was and nothing is left behind.
+    A link to a folder stays. If the block raises, `path` stays as it was and nothing is left behind.
 
     Args:
         path: the folder to make.
@@ -103,8 +102,7 @@ def new_folder(path: str | os.PathLike[str], *, replace: bool = False) -> Iterat
     Raises:
         OSError: if the parent cannot be written, the disk is full, or, without `replace`, something is there.
     """
-    place = Path(path)
-    place.parent.mkdir(parents=True, exist_ok=True)
+    place = _place(path)
     temporary = _temporary(place)
     old = temporary.with_name(f".old-{temporary.name[1:]}")
     temporary.mkdir()
@@ -127,12 +125,9 @@ def new_folder(path: str | os.PathLike[str], *, replace: bool = False) -> Iterat
             raise
         flush(place.parent)
     finally:
-        for path in (temporary, old):
-            # What is still at `place` is complete, old or new, whenever one of these is there.
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path, ignore_errors=True)
-            elif os.path.lexists(path):
-                path.unlink()
+        # Whatever stands at `place` now is complete, old or new.
+        for leftover in (temporary, old):
+            _remove(leftover)
 
 
 def flush(path: str | os.PathLike[str]) -> None:
@@ -157,8 +152,23 @@ def flush(path: str | os.PathLike[str]) -> None:
 
 def remove_leftovers(folder: str | os.PathLike[str]) -> None:
     """Remove what killed writers left in a folder; only for a folder that has one writer at a time."""
-    for path in Path(folder).glob(f".*{TEMPORARY}"):
-        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    for leftover in Path(folder).glob(f".*{TEMPORARY}"):
+        _remove(leftover)
+
+
+def _place(path: str | os.PathLike[str]) -> Path:
+    """Return what a path names behind links, in a folder that exists from now on."""
+    place = Path(os.path.realpath(path)) if os.path.islink(path) else Path(path)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    return place
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink()
 
 
 def _temporary(place: Path) -> Path:

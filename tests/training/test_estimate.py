@@ -9,7 +9,7 @@ import torch
 from featherweight.errors import ConfigError
 from featherweight.memory.cost import StepCost
 from featherweight.memory.tracker import StorageTracker
-from featherweight.text.shapes import SHAPES
+from featherweight.models.shapes import SHAPES
 from featherweight.tiles import Device
 from featherweight.training.estimate import _let_largest_refresh as let_largest_refresh
 from featherweight.training.estimate import estimate_memory
