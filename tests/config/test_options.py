@@ -1,5 +1,4 @@
 import json
-import os
 import pickle
 from pathlib import Path
 from typing import Any, Literal
@@ -9,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import Field, field_validator, model_validator
 
-from featherweight.config import Config, cache_folder, read_mapping, write_atomically
+from featherweight.config import Config, read_mapping
 from featherweight.errors import ConfigError
 
 
@@ -331,41 +330,8 @@ def test_writing_makes_missing_folders_and_leaves_no_temporary_file(tmp_path):
     assert json.loads((tmp_path / "new" / "deep" / "adam.json").read_text())["lr"] == 1e-3
 
 
-def test_a_failed_write_keeps_the_old_file_and_says_why(tmp_path, monkeypatch):
-    path = tmp_path / "adam.yaml"
-    Adam(lr=0.5).to_file(path)
-
-    def fail(descriptor):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", fail)
-    assert "cannot be written (No space left on device)" in message_of(Adam(lr=0.25).to_file, path)
-
-    assert Adam.from_file(path).lr == 0.5
-    assert [entry.name for entry in tmp_path.iterdir()] == ["adam.yaml"]
-
-
-def test_an_interrupted_write_leaves_no_temporary_file(tmp_path, monkeypatch):
-    def interrupt(descriptor):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(os, "fsync", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        write_atomically(tmp_path / "a.txt", "text")
-
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_an_unwritable_folder_is_one_clear_sentence(tmp_path):
     (tmp_path / "file").write_text("")
 
     assert "cannot be written" in message_of(Adam().to_file, tmp_path / "file" / "adam.yaml")
     assert "suffix='' is unknown" in message_of(Adam().to_file, tmp_path / "adam")
-
-
-def test_cache_folder_follows_its_environment_variable(monkeypatch, tmp_path):
-    monkeypatch.setenv("FEATHERWEIGHT_CACHE", str(tmp_path))
-    assert cache_folder() == tmp_path
-    monkeypatch.delenv("FEATHERWEIGHT_CACHE")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert cache_folder() == tmp_path / ".cache" / "featherweight"
