@@ -93,6 +93,8 @@ class LowRankOptimizer(torch.optim.Optimizer):
     """
 
     skipped_steps: int
+    writes_int8_weights = True
+    """Lets `featherweight.quant.foreign_write` pass its steps."""
 
     def __init__(self, params: Iterable[Any], defaults: Mapping[str, Any]) -> None:
         if isinstance(params, Tensor):
