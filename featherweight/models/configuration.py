@@ -60,8 +60,12 @@ def _check_known(place: Place, model_type: str, settings: Mapping[str, Any]) -> 
         )
     defaults = AutoConfig.for_model(model_type)
     known = [*defaults.to_dict(), *defaults.attribute_map, "architectures", "transformers_version", "torch_dtype"]
-    for name, value in settings.items():
-        if name not in known:
+    unknown = [name for name in settings if name not in known]
+    # An older name (rope_theta, partial_rotary_factor) goes into a setting of today; one without meaning is only kept.
+    kept = AutoConfig.for_model(model_type, **settings).to_dict() if unknown else {}
+    for name in unknown:
+        if name in kept:
+            value = settings[name]
             raise ConfigError(
                 f"load_model: {name}={value!r} in source={place.name} is no setting of {model_type}; expected a known "
                 f"setting. {did_you_mean(name, known)}"

@@ -14,6 +14,7 @@ from featherweight.models import (
     ModelFacts,
     load_model,
     load_tokenizer,
+    model_configuration,
     model_facts,
     save_model_folder,
 )
@@ -160,6 +161,24 @@ def test_wrong_configuration_gets_one_clear_sentence(settings, message):
     with pytest.raises(ConfigError, match=message) as caught:
         load_model(settings)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "rope"),
+    [
+        ({"model_type": "phi", "partial_rotary_factor": 0.25}, {"partial_rotary_factor": 0.25}),
+        ({"model_type": "llama", "rope_theta": 5e5}, {"rope_theta": 5e5}),
+        ({"model_type": "llama", "rope_scaling": {"rope_type": "linear", "factor": 2.0}}, {"factor": 2.0}),
+        ({"model_type": "gpt_neox", "rotary_pct": 0.5}, {"partial_rotary_factor": 0.5}),
+    ],
+)
+def test_settings_of_published_configurations_mean_in_a_mapping_what_they_mean_in_a_folder(settings, rope, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+
+    found = model_configuration(settings).rope_parameters
+
+    assert found == model_configuration(str(tmp_path)).rope_parameters
+    assert rope.items() <= found.items()
 
 
 def test_missing_source_names_what_is_near(tmp_path):
