@@ -1,16 +1,10 @@
-import runpy
-from pathlib import Path
-
 import pytest
 import torch
+from tiny_models import CROPPED, RECURRENT, prompt, tiny_model
 
 from featherweight.errors import ShapeError
 from featherweight.models.cache import cache_length, can_crop, copy_cache, crop_cache, remember_past
 from featherweight.models.generation import extend, prefill
-
-MODELS = runpy.run_path(str(Path(__file__).parents[1] / "reference" / "tiny_models.py"))
-CROPPED, RECURRENT = MODELS["CROPPED"], MODELS["RECURRENT"]
-prompt, tiny_model = MODELS["prompt"], MODELS["tiny_model"]
 
 
 def states(cache):

@@ -1,9 +1,8 @@
 import copy
-import runpy
-from pathlib import Path
 
 import pytest
 import torch
+from tiny_models import CROPPED, RECURRENT, WINDOW, prompt, tiny_model
 
 from featherweight.errors import ConfigError, ShapeError
 from featherweight.models.generation import (
@@ -18,10 +17,6 @@ from featherweight.models.generation import (
     stream,
 )
 from featherweight.models.sampling import Sampling
-
-MODELS = runpy.run_path(str(Path(__file__).parents[1] / "reference" / "tiny_models.py"))
-CROPPED, RECURRENT, WINDOW = MODELS["CROPPED"], MODELS["RECURRENT"], MODELS["WINDOW"]
-prompt, tiny_model = MODELS["prompt"], MODELS["tiny_model"]
 
 EVERY = [*CROPPED, *RECURRENT]
 # Logits of order 10 in float32, of which four layers summed in another order change the last digits.

@@ -64,3 +64,20 @@ def tiny_model(name: str) -> nn.Module:
 def prompt(rows: int = 1, length: int = 11, seed: int = 0) -> Tensor:
     """Return (rows, length) token ids."""
     return torch.randint(1, VOCABULARY, (rows, length), generator=torch.Generator().manual_seed(seed))
+
+
+SMALL_LLAMA: dict[str, Any] = {
+    "model_type": "llama",
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 64,
+}
+"""A source of `featherweight.models` that loads in no time; its vocabulary is that of the byte tokenizer."""
+
+
+def same_weights(model: nn.Module, other: nn.Module) -> bool:
+    """Tell whether two models have equal tensors under equal names."""
+    weights, others = model.state_dict(), other.state_dict()
+    return weights.keys() == others.keys() and all(torch.equal(weights[name], others[name]) for name in weights)
