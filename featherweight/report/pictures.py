@@ -31,7 +31,7 @@ PALETTE = (
     ("#7f7f7f", "#a6a6a6"),
 )
 
-_CATEGORIES = ("weights", "gradients", "optimizer state", "activations", "temporaries", "inputs", "other")
+_CATEGORIES = ("weights", "gradients", "optimizer state", "activations", "temporaries", "inputs", "other", "buffers")
 """Terms of memory, in the order of the palette: each has one colour in all pictures."""
 _DASHES = ("-", "--", ":", "-.")
 # Beyond this, sums and axis margins overflow in matplotlib; such a number means a diverged run anyway.
