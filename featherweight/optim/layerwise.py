@@ -210,7 +210,9 @@ class Layerwise:
             before_forward=_weakly(self._refuse_float16),
         )
         self._cleanup = ExitStack()
-        self._attach()
+        # Nothing refers to the updates but their optimizer and the user's handle; with these the hooks go, too.
+        weakref.finalize(self, self._cleanup.close).atexit = False
+        self.attach()
 
     @property
     def optimizer(self) -> LowRankOptimizer:
@@ -221,7 +223,8 @@ class Layerwise:
 
     # ---- hooks
 
-    def _attach(self) -> None:
+    def attach(self) -> None:
+        """Hang the hooks on the model; see `layerwise` for what is refused."""
         parameters = set(self.model.parameters())
         trained = [p for p in self._group_index if p.requires_grad]
         outside = [p for p in trained if p not in parameters]
@@ -255,8 +258,6 @@ class Layerwise:
             self._cleanup.callback(hook.remove)
         self._pass.attach(self._cleanup)
         before_every_step(_refuse_foreign_step)
-        # Nothing refers to the updates but their optimizer and the user's handle; with these the hooks go, too.
-        weakref.finalize(self, self._cleanup.close).atexit = False
 
     def remove(self) -> None:
         """Take all hooks away; the optimizer is an ordinary one again. May be called twice."""
