@@ -11,6 +11,7 @@ from featherweight.optim.galore import GaLoreAdamW
 from featherweight.optim.galore_adafactor import GaLoreAdafactor
 from featherweight.optim.gum import GUM
 from featherweight.optim.layerwise import Layerwise, layerwise
+from featherweight.optim.layerwise_handle import LayerwiseHandle
 from featherweight.optim.lazy import LazyRefresh
 from featherweight.optim.ldadam import LDAdamW
 from featherweight.optim.low_rank import LowRankOptimizer
@@ -29,6 +30,7 @@ __all__ = [
     "GaLoreAdamW",
     "LDAdamW",
     "Layerwise",
+    "LayerwiseHandle",
     "LazyRefresh",
     "LowRankOptimizer",
     "OptimizerConfig",

@@ -7,12 +7,12 @@ Shapes: B samples, C channels, s_1 .. s_d points, m_k kept modes an axis (both s
 Source: Li et al., arXiv 2010.08895; layout of neuraloperator 2.0 (Kossaifi et al., arXiv 2412.10354). Differs from it:
 the spectrum is shifted back by `ifftshift`, which is the inverse on odd grids, too. neuraloperator shifts by `fftshift`
 twice: on axes (but the last) with an odd number of points, each frequency comes back one lower, so the outputs of equal
-weights differ there. `SpectralConv.shifts_twice` does the same, for weights that were trained so.
+weights differ there. ``FNO(odd_grids="neuraloperator")`` does the same, for weights that were trained so.
 """
 
 import math
 from collections.abc import Callable, MutableMapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -74,6 +74,9 @@ class SpectralConv(nn.Module):
         in_channels: before.
         out_channels: after.
         n_modes: kept modes an axis, both signs counted.
+
+    Attributes:
+        shifts_twice: see `odd_grids` of `FNO`.
     """
 
     def __init__(self, in_channels: int, out_channels: int, n_modes: Sequence[int]) -> None:
@@ -165,8 +168,10 @@ class FNO(nn.Module):
         channel_mlp_expansion: hidden width of the pointwise networks in the layers, over C.
         domain_padding: share of each axis that is added as zeros behind the field, for fields that are not periodic.
         activation_checkpointing: recompute each layer in the backward pass.
+        odd_grids: "exact", or "neuraloperator": shift frequencies as that package does on axes with an odd number of
+            points, as weights that it trained on such grids (85, 141, 421 points for Darcy flow) expect.
     Raises:
-        ConfigError: for no mode, or more than three axes.
+        ConfigError: for no mode, more than three axes, or an unknown word for `odd_grids`.
     Example:
         >>> model = FNO(n_modes=(8, 8), in_channels=1, out_channels=1, hidden_channels=8, n_layers=2)
         >>> model(torch.zeros(2, 1, 16, 16)).shape, model(torch.zeros(1, 1, 25, 32)).shape
@@ -186,8 +191,13 @@ class FNO(nn.Module):
         channel_mlp_expansion: float = 0.5,
         domain_padding: float = 0.0,
         activation_checkpointing: bool = False,
+        odd_grids: Literal["exact", "neuraloperator"] = "exact",
     ) -> None:
         super().__init__()
+        if odd_grids not in ("exact", "neuraloperator"):
+            raise ConfigError(
+                f"FNO: odd_grids={odd_grids!r} is unknown; expected 'exact' or 'neuraloperator'. Choose one of them."
+            )
         if not 1 <= len(n_modes) <= 3 or min(n_modes) < 1:
             raise ConfigError(
                 f"FNO: n_modes={tuple(n_modes)} is not allowed; expected one to three numbers >= 1, one for each axis "
@@ -197,6 +207,8 @@ class FNO(nn.Module):
         self.n_modes, self.in_channels = tuple(n_modes), in_channels
         self.domain_padding, self.activation_checkpointing = domain_padding, activation_checkpointing
         self.fno_blocks = FNOBlocks(hidden_channels, n_modes, n_layers, channel_mlp_expansion)
+        for conv in self.fno_blocks.convs:
+            conv.shifts_twice = odd_grids == "neuraloperator"  # type: ignore[assignment]
         lifted = in_channels + len(n_modes)
         self.lifting = ChannelMLP(lifted, hidden_channels, round(hidden_channels * lifting_channel_ratio))
         self.projection = ChannelMLP(hidden_channels, out_channels, round(hidden_channels * projection_channel_ratio))
