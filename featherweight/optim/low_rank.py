@@ -35,6 +35,7 @@ from featherweight.optim.layout import Layout, plan_layout, split_of
 from featherweight.optim.lazy import lazy_options
 from featherweight.optim.matrix import Group, ProjectedMatrix, rounding_of
 from featherweight.optim.options import LOW_RANK_DEFAULTS, LOW_RANK_KEYS, check_group
+from featherweight.optim.param_groups import named_like
 from featherweight.optim.refresh import SIDES, Side
 from featherweight.optim.tensor import ProjectedTensor, TensorSum, add_tensor_table, step_tensor
 from featherweight.optim.tensor_options import TENSOR_DEFAULTS, projects_tensors, translated
@@ -131,7 +132,7 @@ class LowRankOptimizer(torch.optim.Optimizer):
                 f"{type(self).__name__}: add_param_group is not possible while the optimizer is layer-wise; expected "
                 "it before. Call handle.remove(), add the group, then fw.optim.layerwise again."
             )
-        group = dict(param_group)
+        group = named_like(self.param_groups, param_group)
         if projects_tensors(self.defaults):
             group = translated(type(self).__name__, group)
         group.setdefault("low_rank", any(key in group for key in LOW_RANK_KEYS))
