@@ -73,7 +73,7 @@ class InRank(Config):
 
     Example:
         >>> import featherweight as fw
-        >>> from featherweight.text.model import load_model
+        >>> from featherweight.models import load_model
         >>> model = load_model("tiny")
         >>> report = fw.apply(model, fw.InRank(buffer=16))
         >>> model.model.layers[0].mlp.up_proj.rank

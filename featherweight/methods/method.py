@@ -81,7 +81,7 @@ def apply(model: nn.Module, method: Method, calibration: Any = None) -> Report:
         ConfigError: if `method` is none, if one of its kind is applied already, or if it does not fit the model.
     Example:
         >>> from featherweight.methods import MsT
-        >>> from featherweight.text.model import load_model
+        >>> from featherweight.models import load_model
         >>> model = load_model("tiny")
         >>> report = apply(model, MsT())
         >>> remove(model, MsT())

@@ -3,6 +3,7 @@
 The presets choose policies of one core, `LowRankOptimizer`; `param_groups` says which weights are projected.
 """
 
+from featherweight.optim.backward.handle import LayerwiseHandle
 from featherweight.optim.backward.layerwise import Layerwise, layerwise
 from featherweight.optim.build import OptimizerConfig, build_optimizer, optimizers, parse_optimizer
 from featherweight.optim.low_rank import LowRankOptimizer
@@ -29,6 +30,7 @@ __all__ = [
     "GaLoreAdamW",
     "LDAdamW",
     "Layerwise",
+    "LayerwiseHandle",
     "LazyRefresh",
     "LowRankOptimizer",
     "OptimizerConfig",

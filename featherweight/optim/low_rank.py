@@ -93,6 +93,8 @@ class LowRankOptimizer(torch.optim.Optimizer):
     """
 
     skipped_steps: int
+    writes_int8_weights = True
+    """Lets `featherweight.quant.foreign_write` pass its steps."""
 
     def __init__(self, params: Iterable[Any], defaults: Mapping[str, Any]) -> None:
         if isinstance(params, Tensor):
@@ -363,7 +365,7 @@ class LowRankOptimizer(torch.optim.Optimizer):
             matrix.refresh(grad_MN)
             subspace = matrix.product_subspace()
             core = subspace.project(grad_MN).to(layout.dtype)
-            if batch is not None and not fused_adamw.fits(layout, core):
+            if batch is not None and fused_adamw.kernel_for(layout, core, group) is None:
                 batch.add(matrix, weights[index], core, subspace)
             else:
                 matrix.update_(weights[index], core, subspace, grad_MN if matrix.needs_gradient() else None)

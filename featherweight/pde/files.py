@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from featherweight.config.files import new_file
 from featherweight.errors import ConfigError, MissingExtraError
 
 X_KEYS = ("x", "a", "coeff", "input", "inputs")
@@ -112,14 +113,9 @@ def write_pairs(path: Path, x: Tensor, y: Tensor, facts: Mapping[str, Any]) -> N
 
 
 def write_torch(path: Path, content: Any) -> None:
-    """Write with `torch.save` under a temporary name, then rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "wb") as file:
+    """Write with `torch.save` a file that appears complete or not at all."""
+    with new_file(path) as temporary, open(temporary, "wb") as file:
         torch.save(content, file)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def _pick(path: Path, tensors: Mapping[str, Tensor], key: str | None, known: tuple[str, ...]) -> Tensor:

@@ -31,7 +31,7 @@ from featherweight.training.schedule import lr_factor
 from featherweight.training.task import Batch, Task, words_of
 
 if TYPE_CHECKING:
-    from featherweight.optim import Layerwise
+    from featherweight.optim import LayerwiseHandle
 
 
 @dataclass
@@ -100,7 +100,7 @@ class Loop:
         self.model: nn.Module = model if is_simulated else self.accelerator.prepare_model(model)
         self.optimizer = build_optimizer(self.model, optimizer_config, seed=recipe.seed)
         self.max_grad_norm = optimizer_config.max_grad_norm or recipe.max_grad_norm
-        self.layerwise: Layerwise | None = None
+        self.layerwise: LayerwiseHandle | None = None
         if optimizer_config.layerwise:
             self.layerwise = layerwise(
                 self.model,

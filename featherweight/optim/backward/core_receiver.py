@@ -8,12 +8,13 @@ Shapes: T tokens, M rows, N columns, R rank.
 Source: ours; the identity behind it is that of arXiv 2403.03507, Algorithm 2, applied before the gradient is formed.
 """
 
+import weakref
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from featherweight.errors import NumericsError
+from featherweight.errors import ConfigError, NumericsError
 from featherweight.linalg.outer_product import OuterProduct
 from featherweight.optim.backward.shared_basis import SharedBasis, why_alone, why_different
 from featherweight.optim.step.accumulation import CoreSum, input_test
@@ -40,7 +41,8 @@ class CoreSlot:
     """
 
     def __init__(self, owner: "Layerwise", parameter: Tensor, *, prefer: str, exact_refresh: bool) -> None:
-        self.owner, self.parameter, self.prefer, self.exact_refresh = owner, parameter, prefer, exact_refresh
+        self._owner = weakref.ref(owner)  # a graph that holds the slot holds no optimizer
+        self.parameter, self.prefer, self.exact_refresh = parameter, prefer, exact_refresh
         self.shared: SharedBasis | None = None
         """The right basis that the parameter has in common with others."""
         self.alone: str | None = None
@@ -48,6 +50,21 @@ class CoreSlot:
         self._judged: tuple[Layout, str | None] | None = None
         self._held: OuterProduct | None = None
         self._whole_step = -1  # the last step of which a forward pass has kept the input itself
+
+    @property
+    def owner(self) -> "Layerwise":
+        """The running layer-wise optimizer.
+
+        Raises:
+            ConfigError: if it is gone.
+        """
+        owner = self._owner()
+        if owner is None:
+            raise ConfigError(
+                f"layerwise: a weight {tuple(self.parameter.shape)} leaves its core to an optimizer that "
+                "is gone since the forward pass; expected it to stay for both. Repeat the forward pass."
+            )
+        return owner
 
     @property
     def layout(self) -> Layout:

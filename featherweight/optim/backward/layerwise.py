@@ -12,22 +12,23 @@ Source: GaLore, arXiv 2403.03507, section 4.3; the treatment of accumulation, cl
 import math
 import warnings
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, contextmanager
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
-from torch.utils.weak import WeakTensorKeyDictionary
 
+from featherweight import ownership
 from featherweight.errors import ConfigError, DeviceError
 from featherweight.linalg.outer_product import OuterProduct
 from featherweight.optim.backward.backward_pass import BackwardPass
 from featherweight.optim.backward.core_receiver import CoreSlot, costs, share_basis
+from featherweight.optim.backward.handle import LayerwiseHandle
 from featherweight.optim.backward.shared_basis import SharedBasis
+from featherweight.optim.backward.step_guard import before_every_step
 from featherweight.optim.low_rank import LowRankOptimizer
 from featherweight.optim.options import NORM_KEY
 from featherweight.optim.reduce import LocalReducer, Reducer
@@ -37,6 +38,7 @@ from featherweight.optim.step.layout import Layout
 from featherweight.optim.step.matrix import Group, ProjectedMatrix
 from featherweight.optim.step.tensor import TensorSum, needs_whole_gradient
 from featherweight.optim.tucker.ranks import is_open
+from featherweight.ownership import Part
 
 CLIP_MODES = ("delayed", "per_tensor", "norm_growth", "projected")
 MAX_GROWTH = 1.01
@@ -51,7 +53,7 @@ def layerwise(
     max_grad_norm: float | None = None,
     clip: str = "delayed",
     reducer: Reducer | None = None,
-) -> "Layerwise":
+) -> LayerwiseHandle:
     """Make an optimizer update each weight inside the backward pass, where its gradient is freed at once.
 
     From here on ``loss.backward()`` trains: after every `accumulation_steps` calls of it one optimizer step is done,
@@ -59,6 +61,9 @@ def layerwise(
     `optimizer.step()` and `zero_grad()` may stay in the loop and do nothing, except that `step()` in the middle of a
     window ends it early, as the last, shorter one of an epoch needs. Schedulers step once per optimizer step, as
     always.
+
+    The updates end with `handle.remove()`, or when neither handle nor optimizer is held any more. Until then no other
+    optimizer may step over these parameters: it would find no gradients, so its `step()` is refused.
 
     `clip` says how `max_grad_norm` is kept although no moment exists at which all gradients do:
 
@@ -125,17 +130,27 @@ def layerwise(
             f"layerwise: max_grad_norm={max_grad_norm!r} is not allowed; expected a number > 0, or None for no limit. "
             "Change max_grad_norm."
         )
-    return Layerwise(model, inner, accumulation_steps, max_grad_norm, clip, reducer or LocalReducer())
-
-
-_active: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
-"""Weak references to the handle whose hook a parameter carries."""
+    return LayerwiseHandle(Layerwise(model, inner, accumulation_steps, max_grad_norm, clip, reducer or LocalReducer()))
 
 
 def layerwise_handles(model: nn.Module) -> list["Layerwise"]:
-    """Return the handles whose hooks the parameters of a model carry."""
-    references = [_active[p] for p in model.parameters() if p in _active]
-    return list({id(handle): handle for reference in references if (handle := reference()) is not None}.values())
+    """Return the updates whose hooks the parameters of a model carry."""
+    return ownership.owners_of(Part.GRADIENT, model.parameters())
+
+
+def _refuse_foreign_step(optimizer: Optimizer) -> None:
+    """Refuse the step of an optimizer over parameters whose gradients another one has consumed layer-wise."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for owner in ownership.owners_of(Part.GRADIENT, parameters):
+        if owner.optimizer is not optimizer:
+            names = [p for p in parameters if ownership.owner_of(Part.GRADIENT, p) is owner]
+            raise ConfigError(
+                f"{type(optimizer).__name__}.step: {len(names)} of {len(parameters)} parameters, for example "
+                f"'{owner.optimizer.layouts[names[0]].name}', are trained layer-wise by another optimizer "
+                f"({type(owner.optimizer).__name__}), which consumes their gradients; expected one optimizer for each "
+                "parameter. Call remove() on the handle of fw.optim.layerwise (optimizer.layerwise) before the "
+                "backward pass, or leave these parameters out."
+            )
 
 
 def core_slot(
@@ -150,15 +165,14 @@ def core_slot(
         siblings: weights, this one among them, that share one right basis as far as they can; counts at the first call
             for one of them.
     """
-    reference = _active.get(parameter)
-    handle = None if reference is None else reference()
+    handle: Layerwise | None = ownership.owner_of(Part.GRADIENT, parameter)
     if handle is None:
         return None
     return handle.core_slot(parameter, prefer=prefer, exact_refresh=exact_refresh, siblings=siblings)
 
 
 class Layerwise:
-    """A running layer-wise optimizer; made by `layerwise`, see there.
+    """The updates of a layer-wise optimizer; made by `layerwise`, see there. They end with their optimizer.
 
     A copy or pickle of the model leaves it out. Hooks of the optimizer's `step` run when the loop calls `step()`, not
     at the updates inside the backward pass. Freeze and unfreeze parameters before attaching.
@@ -173,7 +187,8 @@ class Layerwise:
         clip: str,
         reducer: Reducer,
     ) -> None:
-        self.model, self.optimizer, self.reducer = model, optimizer, reducer
+        self.model, self.reducer = model, reducer
+        self._optimizer = weakref.ref(optimizer)
         self.accumulation_steps, self.max_grad_norm, self.clip = accumulation_steps, max_grad_norm, clip
         self.steps = 0
         """Optimizer steps made."""
@@ -189,10 +204,20 @@ class Layerwise:
         self._micro_step = 0
         self._has_skipped = False  # in this window
         self._pass = BackwardPass(
-            model, on_end=self._end_backward, on_broken=self._lose_window, before_forward=self._refuse_float16
+            model,
+            on_end=_weakly(self._end_backward),
+            on_broken=_weakly(self._lose_window),
+            before_forward=_weakly(self._refuse_float16),
         )
         self._cleanup = ExitStack()
         self._attach()
+
+    @property
+    def optimizer(self) -> LowRankOptimizer:
+        """The optimizer that makes the updates."""
+        optimizer = self._optimizer()
+        assert optimizer is not None, "the updates end with their optimizer"
+        return optimizer
 
     # ---- hooks
 
@@ -217,15 +242,21 @@ class Layerwise:
                 "layer-wise; expected one optimizer for each parameter. Remove its handle first."
             )
         self.optimizer.layerwise = self
-        self._cleanup.callback(setattr, self.optimizer, "layerwise", None)
         # torch's GradScaler then hands its scale to step() instead of looking for gradients, and step() can refuse it.
         self.optimizer._step_supports_amp_scaling = True  # type: ignore[attr-defined]
-        self._cleanup.callback(delattr, self.optimizer, "_step_supports_amp_scaling")
+        self._cleanup.callback(_release, self._optimizer)
+        words, way_out = (
+            f"{type(self.optimizer).__name__}, layer-wise,",
+            "Remove the handle of fw.optim.layerwise first.",
+        )
         for parameter in trained:
-            _active[parameter] = weakref.ref(self)
-            self._cleanup.callback(_active.pop, parameter, None)
-            self._cleanup.callback(parameter.register_post_accumulate_grad_hook(self._on_gradient).remove)
+            ownership.claim(Part.GRADIENT, parameter, self, words=words, way_out=way_out)
+            hook = parameter.register_post_accumulate_grad_hook(_weakly(self._on_gradient))
+            self._cleanup.callback(hook.remove)
         self._pass.attach(self._cleanup)
+        before_every_step(_refuse_foreign_step)
+        # Nothing refers to the updates but their optimizer and the user's handle; with these the hooks go, too.
+        weakref.finalize(self, self._cleanup.close).atexit = False
 
     def remove(self) -> None:
         """Take all hooks away; the optimizer is an ordinary one again. May be called twice."""
@@ -237,6 +268,8 @@ class Layerwise:
             )
             self.discard()
         self._cleanup.close()
+        for parameter in self._group_index:
+            ownership.release(Part.GRADIENT, parameter, self)
 
     def discard(self) -> None:
         """Drop the micro-batches of the present window, for example after a loss that is not finite."""
@@ -248,19 +281,6 @@ class Layerwise:
         self._sums.clear()
         self._norms.clear()
         self._micro_step, self._has_skipped = 0, False
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc_value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if exc_type is not None:
-            self.discard()
-        self.remove()
 
     def _refuse_float16(self) -> None:
         kind = next((p.device.type for p in self._group_index), "cpu")
@@ -592,6 +612,24 @@ class Layerwise:
 def _clip_factor(limit: float, norm: float) -> float:
     """Return the factor of torch's clip_grad_norm_."""
     return min(1.0, limit / (norm + 1e-6))
+
+
+def _release(optimizer: "weakref.ref[LowRankOptimizer]") -> None:
+    """Make an optimizer that may still live an ordinary one."""
+    if (found := optimizer()) is not None:
+        found.layerwise = None
+        del found._step_supports_amp_scaling  # type: ignore[attr-defined]
+
+
+def _weakly(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that calls a method for as long as its object lives."""
+    reference = weakref.WeakMethod(method)
+
+    def call(*args: Any) -> Any:
+        found = reference()
+        return None if found is None else found(*args)
+
+    return call
 
 
 def _world_size() -> int:

@@ -67,7 +67,8 @@ class SharedBasis:
     """
 
     def __init__(self, owner: "Layerwise", parameters: Sequence[Tensor]) -> None:
-        self.owner, self.parameters = owner, tuple(parameters)
+        self.owner: Layerwise = weakref.proxy(owner)  # it holds this object
+        self.parameters = tuple(parameters)
         self._is_joined = False
         self._window: _Window | None = None
         self._product: _Product | None = None

@@ -81,7 +81,7 @@ def step_dense_(parameter: Tensor, grad: Tensor, layout: Layout, state: states.S
     rounding = rounding_of(group, layout, step)
     stored = {name: states.parts_of(state, name, None) for name in layout.moments}
 
-    if fused_adamw.fits(layout, grad):
+    if fused_adamw.kernel_for(layout, grad, group) is not None:
         fused_adamw.step_(weight, grad, layout, stored, step, group, rounding, alpha=alpha, beta=beta)
         copy_back(parameter, weight)
         return

@@ -331,8 +331,10 @@ class ProjectedMatrix:
         else:
             if group["full_rank_probability"] > 0 and self.block is None:
                 core = core / (1 - group["full_rank_probability"])
-            if self._carried is None and fused_adamw.fits(layout, core):
-                direction = fused_adamw.direction(layout, self._moment_parts(), core, moment_step + 1, group)
+            if self._carried is None and fused_adamw.kernel_for(layout, core, group) is not None:
+                rounding, offset = rounding_of(group, layout, step + 1), (self.block or 0) * core.numel()
+                parts = self._moment_parts()
+                direction = fused_adamw.direction(layout, parts, core, moment_step + 1, group, rounding, offset=offset)
                 self.set_counter("moment_step", moment_step + 1)
             else:
                 moments = self.read_moments()

@@ -166,11 +166,20 @@ def add_direction_(
         _add_int8_(weight, (direction * alpha).view(weight.shape), beta, rounding, offset)
     elif weight.dtype == direction.dtype:
         weight.mul_(beta).add_(direction, alpha=alpha)
-    elif rounding.stochastic and kernels.run_on(weight) and kernels.rounding.fits(weight, direction):
+    elif rounding.stochastic and (kernel := _rounding_kernel(weight, direction)) is not None:
         keys = key_pairs(rounding.seed, rounding.key, rounding.step)
-        kernels.rounding.add_direction_(weight, direction, alpha=alpha, beta=beta, offset=offset, key_pair=keys)
+        kernel.add_direction_(weight, direction, alpha=alpha, beta=beta, offset=offset, key_pair=keys)
     else:
         write_(weight, weight.to(direction.dtype).mul_(beta).add_(direction, alpha=alpha), rounding, offset)
+
+
+def _rounding_kernel(weight: Tensor, direction: Tensor) -> Any:
+    """Return the module whose `add_direction_` serves these tensors, or None."""
+    if weight.dtype != torch.bfloat16 or direction.dtype != torch.float32 or not weight.is_contiguous():
+        return None
+    if kernels.native_on(weight) and kernels.native_on(direction):
+        return kernels.native
+    return kernels.rounding if kernels.run_on(weight) else None
 
 
 def _add_int8_(rows: Int8Weight, update: Tensor, beta: float, rounding: Rounding, offset: int) -> None:

@@ -464,7 +464,7 @@ def test_weights_of_several_parameter_groups_do_not_share():
 
 
 def test_a_llama_shares_and_learns():
-    from featherweight.text.model import load_model
+    from featherweight.models import load_model
 
     torch.manual_seed(0)
     model = load_model("tiny").train()

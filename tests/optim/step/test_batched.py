@@ -19,6 +19,14 @@ from featherweight.optim.policies.rules import AdamWRule
 from featherweight.optim.step import batched
 from featherweight.optim.step.batched import Batch, adamw_directions, pays_on, scratch_bytes
 
+
+@pytest.fixture(autouse=True)
+def plain_operations():
+    """A kernel for the CPU would take the cores one by one."""
+    with fw.kernels.use("torch"):
+        yield
+
+
 SHAPES = [(7, 11), (11, 7), (1, 5), (13, 13), (3, 2)]
 
 

@@ -3,7 +3,7 @@
 Without a network `huggingface_hub` asks six times, in 27 s, and the loaders above it ask again.
 """
 
-from featherweight.text.tokenizer import quiet_transformers
+from featherweight.models.quiet import quiet_transformers
 
 
 def require_hub(name: str, kind: str, file: str) -> None:

@@ -4,10 +4,10 @@ Every tokenizer here is a tokenizer of `transformers`, so that a saved folder op
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any, Protocol, cast
 
 from featherweight.errors import ConfigError
+from featherweight.models.quiet import quiet_transformers
 
 END_OF_TEXT = "<|endoftext|>"
 """The only special token of the byte tokenizer; its id is 256."""
@@ -114,27 +114,3 @@ def encode_documents(tokenizer: Tokenizer, documents: Sequence[str], *, batch_si
             token_ids_of_batch = tokenizer(list(documents[start : start + batch_size]))["input_ids"]
         for token_ids in token_ids_of_batch:
             yield token_ids[:-1] if token_ids and token_ids[-1] == tokenizer.eos_token_id else token_ids
-
-
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Silence progress bars, load reports and advice of `transformers` and `huggingface_hub` inside the block; their
-    settings come back afterwards.
-
-    Errors still arrive as exceptions, and the callers here check what the silenced reports would have said.
-    """
-    from huggingface_hub.utils import logging as hub_logging
-    from transformers.utils import logging
-
-    verbosity, had_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    hub_verbosity = hub_logging.get_verbosity()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    hub_logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        hub_logging.set_verbosity(hub_verbosity)
-        logging.set_verbosity(verbosity)
-        if had_bars:
-            logging.enable_progress_bar()

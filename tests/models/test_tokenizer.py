@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer, LlamaConfig
 
 from featherweight.errors import ConfigError
-from featherweight.text.tokenizer import byte_tokenizer, encode_documents, end_of_text_id, quiet_transformers
+from featherweight.models.quiet import quiet_transformers
+from featherweight.models.tokenizer import byte_tokenizer, encode_documents, end_of_text_id
 
 TOKENIZER = byte_tokenizer()
 

