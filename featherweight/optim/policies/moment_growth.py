@@ -105,13 +105,6 @@ class Rotation:
         return result if self.right is None else result @ of(self.right).to(tensor.dtype)
 
 
-def unwrapped(optimizer: Any) -> Optimizer:
-    """Return the optimizer inside wrappers such as accelerate's."""
-    while not isinstance(optimizer, Optimizer) or type(optimizer).__name__ == "AcceleratedOptimizer":
-        optimizer = optimizer.optimizer
-    return optimizer
-
-
 @torch.no_grad()
 def exchange_parameter(optimizer: Optimizer, old: Tensor, new: nn.Parameter, change: Change) -> None:
     """Put a parameter of another shape in the place of one, with its state.
