@@ -4,7 +4,6 @@ The twin is `featherweight.quant.rounding`: the same hash, the same bits. `hashe
 other kernels.
 """
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -91,11 +90,6 @@ def add_direction_(
     Cost: reads 6 and writes 2 bytes an element.
     """
     _write_(weight, direction, alpha, beta, offset, key_pair, is_update=True)
-
-
-def fits(weight: Tensor, direction: Tensor) -> bool:
-    """Say whether `add_direction_` serves these types."""
-    return weight.dtype == torch.bfloat16 and direction.dtype == torch.float32 and weight.is_contiguous()
 
 
 def _write_(

@@ -83,7 +83,7 @@ def apply(model: nn.Module, method: Method, calibration: Any = None) -> Report:
             exchanges parameters that an optimizer updates layer-wise.
     Example:
         >>> from featherweight.methods import MsT
-        >>> from featherweight.text.model import load_model
+        >>> from featherweight.models import load_model
         >>> model = load_model("tiny")
         >>> report = apply(model, MsT())
         >>> remove(model, MsT())

@@ -46,7 +46,7 @@ class MsT(Config):
 
     Example:
         >>> import featherweight as fw
-        >>> from featherweight.text.model import load_model
+        >>> from featherweight.models import load_model
         >>> model = load_model("tiny")
         >>> tokens = torch.arange(2000).view(1, -1) % 250
         >>> plain = model(tokens, labels=tokens).loss

@@ -13,7 +13,7 @@ from featherweight.errors import ConfigError
 from featherweight.methods.forward_patch import patch_forward, settings_of
 from featherweight.methods.fused_head import find_causal_model
 from featherweight.methods.layer_structure import closing_norms, decoder_layers, find_layer, recorded_in_layers
-from featherweight.methods.probe import difference
+from featherweight.methods.probe import difference, undisturbed
 from featherweight.methods.regions import LayerSettings, NormSettings, layer_forward, norm_forward
 from featherweight.nn.chunk_size import ChunkSize
 
@@ -74,18 +74,13 @@ def _mismatch(model: nn.Module, changed: list[nn.Module]) -> str | None:
     weight = next(base.parameters())
     if weight.device.type == "meta" or isinstance(weight, FakeTensor) or not hasattr(base, "get_input_embeddings"):
         return None
-    modes = {module: module.training for module in base.modules()}
     try:
-        base.eval()
-        with torch.enable_grad(), torch.random.fork_rng():
+        with torch.enable_grad(), undisturbed(base):
             found, expected = (_probe(base, changed, chunk_size) for chunk_size in (4, _WHOLE))
     except ConfigError:
         raise
     except Exception as error:
         return f"its layers do not run in chunks ({type(error).__name__}: {str(error)[:120]})"
-    finally:
-        for module, is_training in modes.items():
-            module.training = is_training
     tolerance = 1e-4 if weight.dtype.itemsize >= 4 else 4e-2
     for what, ours, plain in zip(("tokens", "gradients"), found, expected, strict=True):
         if (distance := difference(ours, plain, tolerance=tolerance)) is not None:

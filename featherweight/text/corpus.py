@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from featherweight.errors import ConfigError, did_you_mean
-from featherweight.text.hub import require_hub
+from featherweight.models.hub import require_hub
 
 BLANK_LINES = re.compile(r"\n(?:[ \t]*\n)+")
 HUB_PREFIX = "hf:"

@@ -16,6 +16,9 @@ from torch import Tensor, nn
 
 from featherweight.config import Config
 from featherweight.errors import ConfigError
+from featherweight.models import has_random_weights, load_model, load_tokenizer, model_facts, save_model_folder
+from featherweight.models.quiet import quiet_transformers
+from featherweight.models.tokenizer import end_of_text_id
 from featherweight.text.causal_loss import held_out_metrics, summed_loss
 from featherweight.text.corpus import split_documents
 from featherweight.text.instructions import (
@@ -26,13 +29,11 @@ from featherweight.text.instructions import (
     load_instructions,
     pad_batch,
 )
-from featherweight.text.model import has_random_weights, load_model, load_tokenizer, model_facts, save_model_folder
 from featherweight.text.multiple_choice import answer_prefix, evaluate_multiple_choice, is_multiple_choice
 from featherweight.text.order import micro_batch_numbers, shuffled_rows
 from featherweight.text.packing import IGNORED_LABEL, predicted_tokens
 from featherweight.text.skeleton import TextSkeleton
 from featherweight.text.task import TextConfig
-from featherweight.text.tokenizer import end_of_text_id, quiet_transformers
 from featherweight.training.task import Batch, Split, Words
 
 

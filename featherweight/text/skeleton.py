@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from featherweight.errors import ConfigError
-from featherweight.text.model import model_configuration, new_model
+from featherweight.models.configuration import new_model
+from featherweight.models.facts import model_configuration
 from featherweight.text.task import TextConfig, TextTask
 
 

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from featherweight.config import Config
 from featherweight.errors import ConfigError
+from featherweight.models import has_random_weights, load_model, load_tokenizer, model_facts, save_model_folder
+from featherweight.models.tokenizer import encode_documents, end_of_text_id
 from featherweight.text.causal_loss import held_out_metrics, summed_loss
 from featherweight.text.corpus import cut_document, load_documents, split_documents
-from featherweight.text.model import has_random_weights, load_model, load_tokenizer, model_facts, save_model_folder
 from featherweight.text.order import micro_batch_numbers, shuffled_rows
 from featherweight.text.packing import IGNORED_LABEL, held_out_rows, join_documents, predicted_tokens, training_rows
-from featherweight.text.tokenizer import encode_documents, end_of_text_id
 from featherweight.training.task import Batch, Split
 
 

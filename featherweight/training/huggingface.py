@@ -28,10 +28,11 @@ from featherweight.optim import (
     layerwise,
     parse_optimizer,
 )
-from featherweight.optim.layerwise import layerwise_handles
+from featherweight.optim.backward.layerwise import layerwise_handles
 from featherweight.report import Report, format_bytes
 from featherweight.training.footprint import predict_bytes
 from featherweight.training.run import save_report
+from featherweight.unwrap import unwrap_optimizer
 
 _waiting: "WeakKeyDictionary[nn.Module, _Factory]" = WeakKeyDictionary()
 """Factories that do not know their TrainingArguments yet, by the model that they were made for."""
@@ -339,9 +340,6 @@ class MethodCallback(TrainerCallback):
 
 
 def _ours(optimizer: Any) -> LowRankOptimizer | None:
-    """Return our optimizer from inside accelerate's wrapper."""
-    while not isinstance(optimizer, LowRankOptimizer):
-        optimizer = getattr(optimizer, "optimizer", None)
-        if optimizer is None:
-            return None
-    return optimizer
+    """Return our optimizer from inside accelerate's wrapper, or None if it is another one."""
+    inner = unwrap_optimizer(optimizer)
+    return inner if isinstance(inner, LowRankOptimizer) else None

@@ -15,8 +15,8 @@ from featherweight.memory.simulate import simulation
 from featherweight.methods import parse_methods
 from featherweight.methods.lora import LoRA, lora_layers
 from featherweight.methods.s2ft.method import S2FT
+from featherweight.models import load_model
 from featherweight.nn.int8_module import Int8Module
-from featherweight.text.model import load_model
 from featherweight.tiles import Device
 from featherweight.training.checkpoint import Checkpoints
 from featherweight.training.loop import Loop

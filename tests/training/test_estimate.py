@@ -9,7 +9,7 @@ import torch
 from featherweight.errors import ConfigError
 from featherweight.memory.cost import StepCost
 from featherweight.memory.tracker import StorageTracker
-from featherweight.text.shapes import SHAPES
+from featherweight.models.shapes import SHAPES
 from featherweight.tiles import Device
 from featherweight.training.estimate import _let_largest_refresh as let_largest_refresh
 from featherweight.training.estimate import estimate_memory
@@ -181,12 +181,11 @@ def test_an_optimizer_that_draws_lots_is_simulated_with_all_layers():
 # -- a GPU's sizes -----------------------------------------------------------------------------------------------------
 
 
-def test_memory_grows_evenly_with_the_length_and_no_mask_is_made():
+@pytest.mark.parametrize("name", ["full bf16", "autocast"])
+def test_memory_grows_evenly_with_the_length_and_no_mask_is_made(name):
     lengths = [1 << power for power in (14, 15, 16, 17)]
     peaks = [
-        estimate_memory(
-            None, recipe("full bf16", layers=2, seq_len=length, micro_batch_size=1), device="cuda"
-        ).peak_bytes
+        estimate_memory(None, recipe(name, layers=2, seq_len=length, micro_batch_size=1), device="cuda").peak_bytes
         for length in lengths
     ]
     slopes = [

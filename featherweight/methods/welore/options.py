@@ -45,7 +45,7 @@ class WeLore(Config):
 
     Example:
         >>> import featherweight as fw
-        >>> from featherweight.text.model import load_model
+        >>> from featherweight.models import load_model
         >>> model = load_model("tiny")
         >>> report = fw.apply(model, fw.WeLore(rank_reduction=0.5))
         >>> round(fw.methods.welore.rank_reduction(report), 3)
