@@ -16,6 +16,7 @@ from featherweight.optim.ldadam import LDAdamW
 from featherweight.optim.low_rank import LowRankOptimizer
 from featherweight.optim.param_groups import param_groups
 from featherweight.optim.q_galore import QGaLoreAdamW
+from featherweight.optim.resize import adopt_new_rows
 from featherweight.optim.tensor_galore import TensorGaLoreAdamW, TensorGRaD
 from featherweight.optim.tensor_groups import tensor_param_groups
 
@@ -35,6 +36,7 @@ __all__ = [
     "QGaLoreAdamW",
     "TensorGRaD",
     "TensorGaLoreAdamW",
+    "adopt_new_rows",
     "build_optimizer",
     "layerwise",
     "optimizers",

@@ -36,6 +36,7 @@ from featherweight.optim.lazy import lazy_options
 from featherweight.optim.matrix import Group, ProjectedMatrix, rounding_of
 from featherweight.optim.options import LOW_RANK_DEFAULTS, LOW_RANK_KEYS, check_group
 from featherweight.optim.refresh import SIDES, Side
+from featherweight.optim.state_check import check_step
 from featherweight.optim.tensor import ProjectedTensor, TensorSum, add_tensor_table, step_tensor
 from featherweight.optim.tensor_options import TENSOR_DEFAULTS, projects_tensors, translated
 from featherweight.optim.tensor_ranks import is_open, restored, settle
@@ -152,6 +153,16 @@ class LowRankOptimizer(torch.optim.Optimizer):
                 self._layouts[parameter] = restored(self._layouts[parameter], self.state.get(parameter, {}), group)
         return self._layouts
 
+    def _checked_layout(self, parameter: Tensor, grad: Tensor | None = None) -> Layout:
+        """Return the layout of a parameter that may be stepped: everything that a kernel believes was compared."""
+        layout, state = self.layouts.get(parameter), self.state.get(parameter, {})
+        if layout is not None and not state and parameter.shape != layout.shape:
+            self.forget_layouts()  # it changed before its first step
+            layout = self.layouts[parameter]
+        check_step(type(self).__name__, layout, parameter, grad, state)
+        assert layout is not None
+        return layout
+
     def forget_layouts(self) -> None:
         """Decide anew how parameters are treated, after one of another shape took a place in a group."""
         self._layouts = self._turns = None
@@ -192,6 +203,7 @@ class LowRankOptimizer(torch.optim.Optimizer):
             self.layerwise.end_window()
         pending = [(g, p) for g in self.param_groups for p in g["params"] if p.grad is not None]
         for _, parameter in pending:
+            self._checked_layout(parameter, parameter.grad)
             if parameter.grad.is_sparse:
                 raise ConfigError(
                     f"{type(self).__name__}: '{self.layouts[parameter].name}' has a gradient of layout=sparse; "
@@ -234,7 +246,7 @@ class LowRankOptimizer(torch.optim.Optimizer):
             is_used: for each of stacked matrices whether its gradient is not all zero; None reads it from the device.
             batch: takes in what can be updated together with other matrices; None to update at once.
         """
-        layout, state = self.layouts[parameter], self.state[parameter]
+        layout, state = self._checked_layout(parameter, grad), self.state[parameter]
         if is_open(layout):
             layout = self.layouts[parameter] = settle(layout, grad, group)
             if is_open(layout):
@@ -261,17 +273,19 @@ class LowRankOptimizer(torch.optim.Optimizer):
             group: its group.
             grad: of the first micro-batch; a `min_memory` parameter chooses its side with it if it is a tensor.
         """
+        layout = self._checked_layout(parameter)
         if not self.state[parameter]:
             self.create_state(parameter)
         state = self.state[parameter]
-        layout = self._settled_layout(self.layouts[parameter], state, group, grad)
+        layout = self._settled_layout(layout, state, group, grad)
         return layout, self._matrices(layout, state, group)
 
     def begin_tensor(self, parameter: Tensor, group: Group) -> TensorSum:
         """Return an empty sum of the cores of a projected tensor, whose ranks are known."""
+        layout = self._checked_layout(parameter)
         if not self.state[parameter]:
             self.create_state(parameter)
-        layout, state = self.layouts[parameter], self.state[parameter]
+        state = self.state[parameter]
         tensor = ProjectedTensor(layout, state, group, self._refresh_turn(layout))
         return TensorSum(tensor, rounding_of(group, layout, tensor.counter("step") + 1))
 
@@ -285,6 +299,7 @@ class LowRankOptimizer(torch.optim.Optimizer):
         Returns:
             Number of matrices that were left out because their sum is not finite.
         """
+        self._checked_layout(parameter)
         weight = weight_of(parameter)
         skipped = total.update_(matrices_of(total.layout, weight), factor)
         copy_back(parameter, weight)
