@@ -19,6 +19,7 @@ from featherweight.errors import ConfigError, ShapeError
 from featherweight.optim import state as states
 from featherweight.optim.low_rank import LowRankOptimizer
 from featherweight.optim.step.layout import Layout
+from featherweight.unwrap import unwrap_optimizer
 
 SECOND_MOMENTS = frozenset({"exp_avg_sq", "max_exp_avg_sq", "square_avg", "acc_delta", "sum", "variance", "exp_inf"})
 """States that hold squares or sizes of gradients; all others of the parameter's shape are linear in gradients."""
@@ -149,7 +150,7 @@ def adopt_new_rows(optimizer: Any, model: nn.Module | None = None) -> list[str]:
         >>> adopt_new_rows(optimizer), optimizer.state[embedding.weight]["exp_avg"].shape
         (['parameter 0'], torch.Size([12, 4]))
     """
-    optimizer = unwrapped(optimizer)
+    optimizer = unwrap_optimizer(optimizer)
     adopted: list[str] = []
     layouts = dict(optimizer.layouts) if isinstance(optimizer, LowRankOptimizer) else {}  # all from before the change
     places = [(group, index) for group in optimizer.param_groups for index in range(len(group["params"]))]
