@@ -48,7 +48,7 @@ logger = logging.getLogger(__name__)
 # A plain attribute, so that a deep copy of a model carries its ranks along.
 _ATTRIBUTE = "_featherweight_inrank"
 
-KEPT_VALUES = 20
+STORED_VALUES = 20
 """Singular values of a layer that the history keeps at a check."""
 
 PROBES = 1024
@@ -334,7 +334,7 @@ class InRank(Config):
                     "rank": rank,
                     "live": layer.rank,
                     "explained": self._explained_at(self._padded(values, layer), rank),
-                    "values": [float(value) for value in values[:KEPT_VALUES]],
+                    "values": [float(value) for value in values[:STORED_VALUES]],
                 }
             )
         if grew:

@@ -66,7 +66,7 @@ class PdeConfig(Config):
     model: Literal["fno", "neuraloperator"] = "fno"
     """Our own network, or that of the package neuraloperator."""
     n_modes: list[int] = [16, 16]
-    """Kept Fourier modes an axis, both signs counted."""
+    """SavedEarly Fourier modes an axis, both signs counted."""
     hidden_channels: int = Field(default=32, ge=1)
     """Width."""
     n_layers: int = Field(default=4, ge=1)
