@@ -142,7 +142,12 @@ class Recipe(Config):
         Raises:
             ConfigError: if the name is unknown or an option is not allowed.
         """
-        return tasks.get(self.task["name"])(self.task_config(), seed=self.seed)
+        return self.task_class(self.task_config(), seed=self.seed)
+
+    @property
+    def task_class(self) -> type[Task]:
+        """The class of the workload that the recipe names; ConfigError if the name is unknown."""
+        return tasks.get(self.task["name"])
 
     def task_config(self) -> Config:
         """Return the strict options of the workload that the recipe names.
@@ -151,7 +156,7 @@ class Recipe(Config):
             ConfigError: if the name is unknown or an option is not allowed.
         """
         options = {key: value for key, value in self.task.items() if key != "name"}
-        return tasks.get(self.task["name"]).Config.parse(options, where="recipe task")
+        return self.task_class.Config.parse(options, where="recipe task")
 
     def optimizer_config(self) -> "OptimizerConfig":
         """Return the strict options of the optimizer that the recipe names.
