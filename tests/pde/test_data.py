@@ -219,7 +219,8 @@ def test_stated_errors_of_the_time_step_are_the_true_ones():
         stated = estimated_errors(problem, config, seed=0, split="train", n=2)["time_step"]
         few, many = (sample_pairs(problem, 2, config=one) for one in (config, config.override(["steps=400"])))
         true = float(relative_l2(few.y.double(), many.y.double()).max())
-        assert stated == pytest.approx(true, rel=0.5), problem  # an estimate of the leading order
+        # Of Burgers' rough states the order is between 2 and 4, and 2 is stated.
+        assert true / 2 < stated < 4 * true, problem
 
 
 def test_time_steps_follow_the_final_time_the_viscosity_and_the_grid():
