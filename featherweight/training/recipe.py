@@ -149,6 +149,19 @@ class Recipe(Config):
         """The class of the workload that the recipe names; ConfigError if the name is unknown."""
         return tasks.get(self.task["name"])
 
+    def length_key(self) -> str:
+        """Return the key of the recipe that says how long a row is, such as task.seq_len.
+
+        Raises:
+            ConfigError: if rows of its task have no length.
+        """
+        if self.task_class.length_key is None:
+            raise ConfigError(
+                f"recipe: task={self.task['name']} has no rows of some length; expected a task such as text. Plan it "
+                "without a length: fw.estimate_memory(None, recipe)."
+            )
+        return f"task.{self.task_class.length_key}"
+
     def task_config(self) -> Config:
         """Return the strict options of the workload that the recipe names.
 
