@@ -108,7 +108,7 @@ def read_pairs(
         raise ConfigError(
             f"{where}: {path} holds {shapes}; expected as many inputs as solutions. Name them with x_key and y_key."
         )
-    return FieldPairs(*fields, origin=" -> ".join(words))
+    return FieldPairs(fields[0], fields[1], origin=" -> ".join(words))
 
 
 def _plain_axes(shape: tuple[int, ...], dimensions: int | None, *, is_indexed: bool) -> str:

@@ -61,7 +61,10 @@ class DenseSpectralWeight(nn.Module):
             if not tensor.is_complex():
                 return fn(tensor)
             parts = fn(torch.view_as_real(tensor))
-            return torch.view_as_complex(parts.float() if parts.dtype in (torch.bfloat16, torch.float16) else parts)
+            if parts.is_complex():
+                return fn(tensor)
+            is_short = parts.dtype in (torch.bfloat16, torch.float16)
+            return tensor.to(parts.device) if is_short else torch.view_as_complex(parts)
 
         super()._apply(apply, recurse)
         return self

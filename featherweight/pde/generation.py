@@ -57,7 +57,8 @@ def sample_pairs(
     if n and getattr(config, "steps", None) is not None:  # those that are left open were measured
         estimated_errors(problem, config, seed=seed, split=split, n=n)
     chunks = [_chunk(problem, config, seed, split, start, min(start + CHUNK, n)) for start in range(0, n, CHUNK)]
-    return FieldPairs(*(torch.cat(parts) for parts in zip(*chunks, strict=True)))
+    x, y = (torch.cat(parts) for parts in zip(*chunks, strict=True))
+    return FieldPairs(x, y)
 
 
 def estimated_errors(problem: str, config: Config, *, seed: int, split: DataSplit, n: int) -> dict[str, float]:

@@ -183,7 +183,8 @@ def burgers_samples(config: BurgersConfig, generators: Sequence[Generator]) -> t
 
 def burgers_errors(config: BurgersConfig, generators: Sequence[Generator]) -> dict[str, float]:
     """Return "time_step" and "half_grid"; see `_timed_errors`."""
-    return _timed_errors(config, _burgers_initial(config, generators), _burgers_solution, order=4)
+    # Of fourth order on smooth states; on these, which are rough, errors fall by 6 where steps are halved, not by 16.
+    return _timed_errors(config, _burgers_initial(config, generators), _burgers_solution, order=2)
 
 
 def _burgers_initial(config: BurgersConfig, generators: Sequence[Generator]) -> Tensor:

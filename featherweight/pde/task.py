@@ -1,18 +1,17 @@
 """Learning the solution operator of a partial differential equation, as a task for `fw train`.
 
-Implements `featherweight.training.task.Task`; recipes reach it by `task: {name: pde, ...}`. Losses and metrics are
+A `featherweight.training.task.Task`; recipes reach it by `task: {name: pde, ...}`. Losses and metrics are
 means over samples of relative errors of fields in physical units.
 Shapes: B samples, C channels, s_1 .. s_d points.
 """
 
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, nn
@@ -24,8 +23,10 @@ from featherweight.pde.fno import FNO
 from featherweight.pde.generation import sample_pairs
 from featherweight.pde.metrics import largest_error, relative_h1, relative_l2
 from featherweight.pde.operator import FieldOperator
+from featherweight.pde.pictures import Shown, draw_runs
 from featherweight.pde.problems import PROBLEMS
-from featherweight.training.task import Batch, Split, Words
+from featherweight.training.order import micro_batch_numbers, shuffled_rows
+from featherweight.training.task import Batch, Split, Task, Words
 
 
 class PdeConfig(Config):
@@ -79,11 +80,14 @@ class PdeConfig(Config):
     """Training loss, a relative error; h1_periodic takes derivatives around the boundary, as published runs do."""
 
 
+_SAMPLES_AT_ONCE = 4
+"""Samples that a picture predicts at once: few, since a task does not know how many fit."""
+
 LOSS_WORDS = {"l2": "relative L2 error", "h1": "relative H1 error", "h1_periodic": "relative H1 error, periodic"}
 
 
-class PdeTask:
-    """Predict solutions from inputs; fulfils `featherweight.training.task.Task`.
+class PdeTask(Task):
+    """Predict solutions from inputs.
 
     Args:
         config: options.
@@ -142,18 +146,21 @@ class PdeTask:
 
         An epoch visits each training sample once, in an order given by (seed, epoch); "held_out" is the first test set.
         """
-        turns = itertools.count(process_rank + start * world_size, world_size)
+        turns = micro_batch_numbers(
+            micro_batch_size=micro_batch_size,
+            process_rank=process_rank,
+            world_size=world_size,
+            start=start,
+            where="pde task",
+        )
         if split == "train":
-            yield from self._train_batches(turns, micro_batch_size, seed)
+            for rows in shuffled_rows(turns, micro_batch_size=micro_batch_size, row_count=len(self.train), seed=seed):
+                yield {"x": self.train.x[rows], "y": self.train.y[rows]}
             return
         pairs = next(iter(self.tests.values()))
         for turn in itertools.takewhile(lambda turn: turn * micro_batch_size < len(pairs), turns):
             chosen = slice(turn * micro_batch_size, (turn + 1) * micro_batch_size)
             yield {"x": pairs.x[chosen], "y": pairs.y[chosen]}
-
-    def item_count(self, batch: Batch) -> int:
-        """Return the number of samples."""
-        return len(batch["x"])
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
         """Return the sum over samples of the relative error that `loss` names, and the number of samples."""
@@ -206,20 +213,43 @@ class PdeTask:
             **({"fields": self.train.origin} if self.train.origin else {}),
         }
 
+    def illustrate(self, model: nn.Module, folder: Path) -> list[Path]:
+        """Draw fields and spectra of the first test set, channel 0; `fields.pt` keeps what they show."""
+        pairs = next(iter(self.tests.values()))
+        prediction = self.predict(model, pairs.x, micro_batch_size=_SAMPLES_AT_ONCE)
+        shown = Shown.of(pairs.x[:, 0], pairs.y[:, 0], prediction[:, 0])
+        shown.save(folder)
+        return draw_runs(folder, {"prediction": shown})
+
+    @classmethod
+    def illustrate_together(cls, runs: Mapping[str, Path], folder: Path) -> list[Path]:
+        """Draw fields and spectra of several runs side by side, from their `fields.pt`."""
+        shown = {name: found for name, run in runs.items() if (found := Shown.load(run)) is not None}
+        return draw_runs(folder, shown) if shown else []
+
+    @classmethod
+    def run_name(cls, config: PdeConfig, name: str) -> str:
+        """Return the name with that of the problem, or of the folder or file of the data, which takes the place of
+        another problem's.
+
+        Example:
+            >>> PdeTask.run_name(PdeConfig(data="navier_stokes"), "darcy")
+            'navier_stokes'
+            >>> PdeTask.run_name(PdeConfig(data="data/burgers_nu3"), "long")
+            'long-burgers_nu3'
+        """
+        problem = config.data if config.data in PROBLEMS else Path(config.data).stem
+        if problem in name:
+            return name
+        for other in PROBLEMS:
+            if other in name:
+                return name.replace(other, problem)
+        return f"{name}-{problem}" if problem else name
+
     def _errors(self, prediction: Tensor, truth: Tensor, kind: str) -> Tensor:
         if kind == "l2":
             return relative_l2(prediction, truth)
         return relative_h1(prediction, truth, periodic=self.is_periodic or kind == "h1_periodic")
-
-    def _train_batches(self, turns: Iterator[int], micro_batch_size: int, seed: int) -> Iterator[dict[str, Tensor]]:
-        count = len(self.train)
-        orders: dict[int, np.ndarray] = {}
-        for turn in turns:
-            positions = np.arange(turn * micro_batch_size, (turn + 1) * micro_batch_size)
-            epochs = np.unique(positions // count).tolist()
-            orders = {e: orders.get(e, np.random.default_rng([seed, e]).permutation(count)) for e in epochs}
-            chosen = torch.from_numpy(np.array([orders[p // count][p % count] for p in positions.tolist()]))
-            yield {"x": self.train.x[chosen], "y": self.train.y[chosen]}
 
 
 def _load(config: PdeConfig) -> tuple[FieldPairs, dict[str, FieldPairs]]:

@@ -34,9 +34,7 @@ from featherweight.training.estimate import (
     MemoryEstimate,
     estimate_memory,
     formula_bytes,
-    is_pretrained,
-    length_key,
-    longest_sequence,
+    skeleton_of,
     with_model,
 )
 from featherweight.training.recipe import Recipe, RecipeSource, load_recipe
@@ -242,10 +240,10 @@ def base_recipe(
         task = {"name": "text", "model": "tiny", "corpus": "english", "seq_len": 2}
         base = with_model(Recipe.parse({"task": task, "steps": 1000, "micro_batch_size": 1}, where="recipe"), model)
         if seq_len is None:
-            seq_len = min(_USUAL_LENGTH, longest_sequence(base) or _USUAL_LENGTH)
+            seq_len = min(_USUAL_LENGTH, skeleton_of(base).longest or _USUAL_LENGTH)
     else:
         base = with_model(load_recipe(recipe), model)
-    key = length_key(base)
+    key = base.length_key()
     if seq_len is not None:
         base = base.override([f"{key}={seq_len}"])
     rows = base.micro_batch_size * base.accumulation_steps
@@ -270,7 +268,7 @@ class _Search:
         self.base = base
         self.target = target
         self.tell = tell
-        self.is_pretrained = is_pretrained(base)
+        self.is_pretrained = base.task_class.is_pretrained(base.task_config())
         self._rows: dict[tuple[str, str], PlanRow] = {}
         self._ways: list[tuple[ActivationStrategy, int, float]] | None = None
 
