@@ -4,7 +4,7 @@ PyTorch's operations read and write every element some thirty times for one step
 functions here do it once, block by block in the first-level cache, with the same bits: `library` compares them with
 PyTorch's operations on this very machine before it lets them run. Where no C compiler is found, or a bit differs, the
 twins go on to compute, and `status` says why. Twins: `AdamWRule` on moments of `featherweight.quant.storage`,
-`add_direction_` of `featherweight.optim.weight_update`, `stochastic_round_`.
+`add_direction_` of `featherweight.optim.step.weight_update`, `stochastic_round_`.
 
 The compiled file lies in the user's cache folder (``$XDG_CACHE_HOME/featherweight`` or ``~/.cache/featherweight``),
 named by a hash of the source, the compiler and the processor. Nothing is compiled on import.

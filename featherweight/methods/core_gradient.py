@@ -2,7 +2,8 @@
 
 A low-rank optimizer needs of a weight's gradient only its product with a basis. With this method the backward pass of a
 linear layer computes just that (`nn/projected_linear.py`) and leaves it to the layer-wise optimizer of its weight
-(`optim/core_slot.py`). Without such an optimizer, and where a whole gradient is needed, the layer is the ordinary one.
+(`optim/backward/core_receiver.py`). Without such an optimizer, and where a whole gradient is needed, the layer is the
+ordinary one.
 """
 
 from collections.abc import Mapping
@@ -28,7 +29,7 @@ from featherweight.methods.shared_input import layers_with_one_input
 from featherweight.nn.int8_linear import Int8Linear
 from featherweight.nn.int8_module import Int8Module
 from featherweight.nn.projected_linear import projected_linear
-from featherweight.optim.layerwise import core_slot
+from featherweight.optim.backward.layerwise import core_slot
 from featherweight.report import Report
 from featherweight.selection import ALL_LINEAR, select_modules
 

@@ -8,6 +8,7 @@ Shapes: B samples, C channels, s_1 .. s_d points.
 import itertools
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -50,8 +51,15 @@ class PdeConfig(Config):
     """Name of the inputs in the files; None tries the usual ones."""
     y_key: str | None = None
     """Name of the solutions in the files; None tries the usual ones."""
+    x_index: int | None = None
+    """Which of several stored times of the inputs; None takes all, of one array over time the first."""
     y_index: int | None = None
-    """Which of several stored times, along the last axis; None takes all."""
+    """Which of several stored times of the solutions; None takes all, of one array over time the last."""
+    x_axes: str | None = None
+    """Axes of the stored inputs, one letter each: n samples, c channels, t times, x y z points. None: known from the
+    file's coordinates or from its shapes; where these leave a doubt, the file is refused."""
+    y_axes: str | None = None
+    """Axes of the stored solutions, alike."""
     periodic: bool | None = None
     """Whether fields wrap around, for the derivatives of the H1 error; None: not if the folder or the training file has
     darcy in its name."""
@@ -98,6 +106,7 @@ class PdeTask:
         train, self.tests = _load(config)
         self.train = _with_channels(train, len(config.n_modes))
         self.tests = {name: _with_channels(pairs, len(config.n_modes)) for name, pairs in self.tests.items()}
+        _require_same_channels(self.train, self.tests)
         self.is_periodic = _is_periodic(config)
 
     def build_model(self) -> nn.Module:
@@ -194,6 +203,7 @@ class PdeTask:
             "train_samples": len(self.train),
             "resolution": self.train.x.shape[-1],
             "test_sets": {name: len(pairs) for name, pairs in self.tests.items()},
+            **({"fields": self.train.origin} if self.train.origin else {}),
         }
 
     def _errors(self, prediction: Tensor, truth: Tensor, kind: str) -> Tensor:
@@ -217,18 +227,16 @@ def _load(config: PdeConfig) -> tuple[FieldPairs, dict[str, FieldPairs]]:
     if config.data in PROBLEMS:
         return _generated(config)
     train_file, test_files = _find_files(config)
-    keys = {"x_key": config.x_key, "y_key": config.y_key, "y_index": config.y_index}
-    train = read_pairs(train_file, **keys)  # type: ignore[arg-type]
-    tests = [read_pairs(path, **keys) for path in test_files]  # type: ignore[arg-type]
+    options = {key: getattr(config, key) for key in ("x_key", "y_key", "x_index", "y_index", "x_axes", "y_axes")}
+    train, *tests = (read_pairs(path, **options, dimensions=len(config.n_modes)) for path in (train_file, *test_files))
     if not tests:
         cut = max(1, len(train) // 10)
-        tests, train = [_part(train, slice(-cut, None))], _part(train, slice(None, -cut))
+        tests, train = [train[-cut:]], train[:-cut]
     if not len(train):
         raise ConfigError(
             f"pde task: {train_file} holds too few samples; expected at least 2 for training and test. Give more data."
         )
-    tests = [_part(one, slice(config.n_test)) for one in tests]
-    return _part(train, slice(config.n_train)), {str(one.x.shape[-1]): one for one in tests}
+    return train[: config.n_train], {str(one.x.shape[-1]): one[: config.n_test] for one in tests}
 
 
 def _generated(config: PdeConfig) -> tuple[FieldPairs, dict[str, FieldPairs]]:
@@ -268,10 +276,6 @@ def _resolution(path: Path) -> int:
     return int(digits[1]) if digits else 0
 
 
-def _part(pairs: FieldPairs, chosen: slice) -> FieldPairs:
-    return FieldPairs(pairs.x[chosen], pairs.y[chosen])
-
-
 def _with_channels(pairs: FieldPairs, dimensions: int) -> FieldPairs:
     """Return float32 pairs with an axis for channels."""
     fields = []
@@ -282,7 +286,22 @@ def _with_channels(pairs: FieldPairs, dimensions: int) -> FieldPairs:
                 "points of each axis) with or without channels. Give as many n_modes as the fields have axes."
             )
         fields.append((one if one.ndim == dimensions + 2 else one.unsqueeze(1)).float())
-    return FieldPairs(*fields)
+    if fields[0].shape[2:] != fields[1].shape[2:]:
+        raise ConfigError(
+            f"pde task: inputs of {tuple(fields[0].shape[2:])} points and solutions of {tuple(fields[1].shape[2:])} "
+            "differ; expected the same points. Give x_axes and y_axes of the file, or other keys."
+        )
+    return replace(pairs, x=fields[0], y=fields[1])
+
+
+def _require_same_channels(train: FieldPairs, tests: dict[str, FieldPairs]) -> None:
+    for name, pairs in tests.items():
+        for what, one, other in (("inputs", train.x, pairs.x), ("solutions", train.y, pairs.y)):
+            if one.shape[1] != other.shape[1]:
+                raise ConfigError(
+                    f"pde task: {what} of the test set of resolution {name} have {other.shape[1]} channels, those of "
+                    f"training {one.shape[1]}; expected as many. Choose other test_data, or times by x_index, y_index."
+                )
 
 
 def _is_periodic(config: PdeConfig) -> bool:

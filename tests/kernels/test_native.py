@@ -11,8 +11,8 @@ from featherweight import kernels
 from featherweight.errors import ShapeError
 from featherweight.kernels import native
 from featherweight.memory.simulate import simulation
-from featherweight.optim.rules import AdamWRule
-from featherweight.optim.weight_update import Rounding, add_direction_, write_
+from featherweight.optim.policies.rules import AdamWRule
+from featherweight.optim.step.weight_update import Rounding, add_direction_, write_
 from featherweight.quant.rounding import key_pairs, stochastic_round_
 from featherweight.quant.storage import DenseStorage, DynamicStorage
 from featherweight.tiles import Device
