@@ -3,9 +3,9 @@
 The template is the tokenizer's own (Jinja, as transformers keeps it), or one of `TEMPLATES` for a base model that has
 none; it becomes the tokenizer's, so that the one that trained is the one that is saved and that a chat client finds.
 
-Which tokens are the assistant's is read off the template itself where it marks them (``{% generation %}``). Elsewhere the
-text is rendered up to each answer and through it: what lies between is the answer, with the mark that ends it. That is
-proved for each conversation, as some templates rewrite earlier turns when later ones come.
+Which tokens are the assistant's is read off the template itself where it marks them (``{% generation %}``). Elsewhere
+the text is rendered up to each answer and through it: what lies between is the answer, with the mark that ends it. That
+is proved for each conversation, as some templates rewrite earlier turns when later ones come.
 Shapes: L tokens of a conversation.
 """
 
@@ -26,8 +26,8 @@ _ALPACA_PREAMBLE = (
 TEMPLATES: dict[str, str] = {
     "chatml": (
         "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' }}"
-        "{% if message['role'] == 'assistant' %}{% generation %}{{ message['content'] + '<|im_end|>' }}{% endgeneration %}"
-        "{% else %}{{ message['content'] + '<|im_end|>' }}{% endif %}{{ '\\n' }}{% endfor %}"
+        "{% if message['role'] == 'assistant' %}{% generation %}{{ message['content'] + '<|im_end|>' }}{% "
+        "endgeneration %}{% else %}{{ message['content'] + '<|im_end|>' }}{% endif %}{{ '\\n' }}{% endfor %}"
         "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
     ),
     "alpaca": (

@@ -1,7 +1,7 @@
 """What a row of chat data says: turns of a conversation, a preference between answers, or a judged answer.
 
-Nothing here knows about files, columns or tokens: `formats` makes these records of rows, `featherweight.models.templates`
-makes tokens of them. Texts stand as they were brought; nothing is stripped.
+Nothing here knows about files, columns or tokens: `formats` makes these records of rows,
+`featherweight.models.templates` makes tokens of them. Texts stand as they were brought; nothing is stripped.
 """
 
 from collections.abc import Mapping, Sequence
@@ -106,15 +106,15 @@ def check(conversation: Conversation) -> None:
         if problem:
             order = ", ".join(one.role for one in conversation.turns[:number])
             raise ConfigError(
-                f"{conversation.where or 'conversation'}: turn {number} is of '{turn.role}' {problem} (so far: {order});"
-                " expected an optional system turn, then user and assistant in turn, tools after the assistant. Correct "
-                "the row, or leave it out."
+                f"{conversation.where or 'conversation'}: turn {number} is of '{turn.role}' {problem} (so far: "
+                f"{order}); expected an optional system turn, then user and assistant in turn, tools after the "
+                "assistant. Correct the row, or leave it out."
             )
         before = turn.role
     if not conversation.answers:
         raise ConfigError(
-            f"{conversation.where or 'conversation'}: roles={[turn.role for turn in conversation.turns]} hold no turn of "
-            "the assistant; expected one or more to learn from. Correct the row, or leave it out."
+            f"{conversation.where or 'conversation'}: roles={[turn.role for turn in conversation.turns]} hold no turn "
+            "of the assistant; expected one or more to learn from. Correct the row, or leave it out."
         )
 
 

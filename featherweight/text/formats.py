@@ -333,8 +333,8 @@ def _turns(messages: Any, column: str, where: str) -> tuple[Turn, ...]:
     messages = _from_json(messages)
     if not isinstance(messages, list | tuple) or not all(isinstance(message, Mapping) for message in messages):
         raise ConfigError(
-            f"{where}: {column}={_short(messages)} is no list of messages; expected [{{role: user, content: ...}}, ...] "
-            "or [{from: human, value: ...}, ...]. Correct the row."
+            f"{where}: {column}={_short(messages)} is no list of messages; expected [{{role: user, content: ...}}, "
+            "...] or [{from: human, value: ...}, ...]. Correct the row."
         )
     if not messages:
         raise ConfigError(f"{where}: {column}=[] holds no turn; expected two or more. Remove the row.")
@@ -383,8 +383,8 @@ def _text(value: Any, column: str, where: str) -> str:
             "else. Leave such rows out."
         )
     raise ConfigError(
-        f"{where}: {column}={_short(value)} is {'missing' if value is None else 'a ' + type(value).__name__}; expected a "
-        "text. Correct the row, or leave it out."
+        f"{where}: {column}={_short(value)} is {'missing' if value is None else 'a ' + type(value).__name__}; expected "
+        "a text. Correct the row, or leave it out."
     )
 
 
@@ -394,8 +394,8 @@ def _tools(tools: Any, where: str) -> tuple[Mapping[str, Any], ...]:
     tools = _from_json(tools)
     if not isinstance(tools, list | tuple) or not all(isinstance(tool, Mapping) for tool in tools):
         raise ConfigError(
-            f"{where}: tools={_short(tools)} is no list of functions; expected JSON schemas of functions, as transformers "
-            "takes them. Correct the row."
+            f"{where}: tools={_short(tools)} is no list of functions; expected JSON schemas of functions, as "
+            "transformers takes them. Correct the row."
         )
     return tuple(cast(Sequence[Mapping[str, Any]], tools))
 
