@@ -38,6 +38,7 @@ from featherweight.methods.low_rank_model import (
 from featherweight.methods.peft_adapter import require_no_adapter
 from featherweight.nn.low_rank_linear import LowRankLinear, activation_of, is_linear, matrix_of
 from featherweight.optim.policies.moment_growth import Growth, Rotation, exchange_parameter, unwrapped
+from featherweight.ownership import Part, refuse_owned
 from featherweight.report import Report
 from featherweight.selection import select_modules
 
@@ -143,6 +144,8 @@ class InRank(Config):
             for name, module in select_modules(model, self.target_modules, self.exclude_modules).items()
             if is_linear(module)
         }
+        for name, linear in targets.items():
+            refuse_owned(Part.FORWARD, linear, "InRank", name=name)
         state = GrowthState({}, {})
         shared = shared_parameters(model)
         for index, (name, linear) in enumerate(targets.items()):

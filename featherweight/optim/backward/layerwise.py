@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import increment_version
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
@@ -249,7 +250,7 @@ class Layerwise:
         self.optimizer._step_supports_amp_scaling = True  # type: ignore[attr-defined]
         self._cleanup.callback(_release, self._optimizer)
         words, way_out = (
-            f"{type(self.optimizer).__name__}, layer-wise,",
+            f"layer-wise {type(self.optimizer).__name__}",
             "Remove the handle of fw.optim.layerwise first.",
         )
         for parameter in trained:
@@ -488,6 +489,7 @@ class Layerwise:
         factor = self._factor(parameter, size.squared_norm)
         grad = grad if factor == 1.0 else grad.mul_(factor)
         self.optimizer.step_gradient(parameter, group, grad, is_used if is_stacked else None)
+        increment_version(parameter)  # torch's fused kernels do not; an S2FT change in place follows it
 
     def _update_from_sum(self, parameter: Tensor, factor: float | None = None) -> None:
         """Make the step of one parameter from what its micro-batches have left; `factor` None asks the clip mode.
@@ -504,6 +506,7 @@ class Layerwise:
                 return
             if total.size().is_usable:
                 self.optimizer.step_gradient(parameter, group, total.grad.mul_(factor))
+                increment_version(parameter)
             else:
                 self._skip(1)
             return
