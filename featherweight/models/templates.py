@@ -126,7 +126,12 @@ def render(
 
 
 def encode_conversation(
-    tokenizer: Any, messages: Sequence[Message], *, tools: Sequence[Any] = (), where: str = "conversation"
+    tokenizer: Any,
+    messages: Sequence[Message],
+    *,
+    tools: Sequence[Any] = (),
+    last_only: bool = False,
+    where: str = "conversation",
 ) -> EncodedConversation:
     """Return the token ids of a conversation and where its answers stand.
 
@@ -134,6 +139,7 @@ def encode_conversation(
         tokenizer: a fast one, with its template.
         messages: turns, as `apply_chat_template` takes them.
         tools: schemas of functions.
+        last_only: look for the last answer alone, as for a template that rewrites earlier ones.
         where: file and line, for messages.
     Returns:
         ids are those of ``apply_chat_template(messages, tokenize=True)``, but where one of its tokens reaches from a
@@ -144,7 +150,10 @@ def encode_conversation(
     text = render(tokenizer, messages, tools=tools)
     spans = _marked_spans(tokenizer, messages, tools) if has_marks(tokenizer) else None
     if spans is None:
-        spans = _rendered_spans(tokenizer, messages, tools, text, where)
+        answers = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
+        spans = _rendered_spans(tokenizer, messages, answers[-1:] if last_only else answers, tools, text, where)
+    elif last_only:
+        spans = spans[-1:]
     ids, offsets = _tokens(tokenizer, text, [start for start, _ in spans])
     return EncodedConversation(tuple(ids), tuple(_token_span(offsets, *span, where) for span in spans))
 
@@ -224,13 +233,11 @@ def _marked_spans(tokenizer: Any, messages: Sequence[Message], tools: Sequence[A
 
 
 def _rendered_spans(
-    tokenizer: Any, messages: Sequence[Message], tools: Sequence[Any], text: str, where: str
+    tokenizer: Any, messages: Sequence[Message], answers: Sequence[int], tools: Sequence[Any], text: str, where: str
 ) -> list[tuple[int, int]]:
     """Return the spans of characters between what stands before an answer and what stands through it."""
     spans = []
-    for index, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
+    for index in answers:
         before = render(tokenizer, messages[:index], tools=tools, add_generation_prompt=True)
         through = render(tokenizer, messages[: index + 1], tools=tools)
         if not (text.startswith(through) and through.startswith(before)):
@@ -239,7 +246,7 @@ def _rendered_spans(
                 "no answers ({% generation %}); expected a template whose text only grows. Train on the last answer "
                 "alone (train_on: last), or choose another template."
             )
-        spans.append((len(before), len(before) + _end_of_answer(through[len(before) :], message)))
+        spans.append((len(before), len(before) + _end_of_answer(through[len(before) :], messages[index])))
     return spans
 
 

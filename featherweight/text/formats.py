@@ -217,8 +217,8 @@ def records(
                 "each format in a file of its own."
             )
         else:
-            refuse_lost_text(row, understood, where, ignore_columns)
             understood = _with_optional(understood, row)
+            refuse_lost_text(row, understood, where, ignore_columns)
         yield record(row, understood, where)
 
 

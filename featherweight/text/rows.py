@@ -10,9 +10,9 @@ import gzip
 import io
 import json
 import lzma
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, TextIO, cast
 
 from featherweight.errors import ConfigError, MissingExtraError, did_you_mean
 from featherweight.text.corpus import HUB_PREFIX, load_hub_rows
@@ -108,8 +108,9 @@ def _file_rows(path: Path) -> Iterator[tuple[str, Row]]:
         if ending in _BUILDERS:
             yield from _numbered(_table(path, ending), str(path))
         else:
-            with _OPENERS[packed](path) if packed else open(path, "rb") as file:
-                yield from _json_rows(file, path, is_lines=ending in _LINES)
+            opened = _OPENERS[packed](path) if packed else open(path, "rb")
+            with io.TextIOWrapper(opened, encoding="utf-8-sig", newline="\n") as text:
+                yield from _json_rows(text, path, is_lines=ending in _LINES)
     except UnicodeDecodeError as error:
         raise ConfigError(
             f"data: file={path} is no UTF-8 text at byte {error.start}; expected UTF-8. Convert the file, for example "
@@ -122,15 +123,15 @@ def _file_rows(path: Path) -> Iterator[tuple[str, Row]]:
         ) from error
 
 
-def _json_rows(file: BinaryIO, path: Path, *, is_lines: bool) -> Iterator[tuple[str, Row]]:
-    text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="\n")
+def _json_rows(text: TextIO, path: Path, *, is_lines: bool) -> Iterator[tuple[str, Row]]:
+    lines: Iterable[str] = text
     if not is_lines:
         whole = text.read()
         if whole.lstrip()[:1] != "{" or _is_one_value(whole):
             yield from _listed(_parsed(whole, path, 1), path)
             return
-        text = io.TextIOWrapper(io.BytesIO(whole.encode()), encoding="utf-8", newline="\n")
-    for number, line in enumerate(text, 1):
+        lines = whole.split("\n")
+    for number, line in enumerate(lines, 1):
         if line.strip():
             yield f"{path.name}, line {number}", _parsed(line, path, number)
 
