@@ -1,15 +1,17 @@
 """Rows of chat data from wherever a user has them, each with the place where it stands.
 
-JSON is read by Python itself: a table of columns, as the package `datasets` builds one, would give every tool call the
-arguments of all others, and could not say in which line a row stands. CSV, parquet, Arrow, folders that `datasets`
-wrote and data sets of the hub go through its builders.
+JSON and CSV are read by Python itself: a table of columns, as the package `datasets` builds one, would give every tool
+call the arguments of all others, turn "007" into a number, and could not say in which line a row stands. Parquet,
+Arrow, folders that `datasets` wrote and data sets of the hub go through its builders.
 """
 
 import bz2
+import csv
 import gzip
 import io
 import json
 import lzma
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO, cast
@@ -39,9 +41,10 @@ _OPENERS: dict[str, Callable[[Path], BinaryIO]] = {
 }
 _LINES, _LIST = (".jsonl", ".ndjson"), (".json",)
 _LIST_NAMES = ("data", "rows", "examples", "train")
-_BUILDERS = {".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".arrow": "arrow"}
-ENDINGS = (*_LINES, *_LIST, *_BUILDERS)
-"""Of files that are read; each but those of Arrow may be compressed: .gz, .bz2, .xz, .zst."""
+_DELIMITERS = {".csv": ",", ".tsv": "\t"}
+_BUILDERS = {".parquet": "parquet", ".arrow": "arrow"}
+ENDINGS = (*_LINES, *_LIST, *_DELIMITERS, *_BUILDERS)
+"""Of files that are read; texts may be compressed: .gz, .bz2, .xz, .zst."""
 
 
 def read_rows(source: str) -> Iterator[tuple[str, Row]]:
@@ -109,8 +112,11 @@ def _file_rows(path: Path) -> Iterator[tuple[str, Row]]:
             yield from _numbered(_table(path, ending), str(path))
         else:
             opened = _OPENERS[packed](path) if packed else open(path, "rb")
-            with io.TextIOWrapper(opened, encoding="utf-8-sig", newline="\n") as text:
-                yield from _json_rows(text, path, is_lines=ending in _LINES)
+            with io.TextIOWrapper(opened, encoding="utf-8-sig", newline="") as text:
+                if ending in _DELIMITERS:
+                    yield from _table_rows(text, path, _DELIMITERS[ending])
+                else:
+                    yield from _json_rows(text, path, is_lines=ending in _LINES)
     except UnicodeDecodeError as error:
         raise ConfigError(
             f"data: file={path} is no UTF-8 text at byte {error.start}; expected UTF-8. Convert the file, for example "
@@ -133,7 +139,7 @@ def _json_rows(text: TextIO, path: Path, *, is_lines: bool) -> Iterator[tuple[st
         lines = whole.split("\n")
     for number, line in enumerate(lines, 1):
         if line.strip():
-            yield f"{path.name}, line {number}", _parsed(line, path, number)
+            yield f"{path.name}, line {number}", _parsed(line.rstrip(), path, number)
 
 
 def _is_one_value(text: str) -> bool:
@@ -168,14 +174,29 @@ def _parsed(text: str, path: Path, first_line: int) -> Any:
         ) from error
 
 
+def _table_rows(text: TextIO, path: Path, delimiter: str) -> Iterator[tuple[str, Row]]:
+    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # a document is longer than the default of 128 KiB
+    rows = csv.DictReader(text, delimiter=delimiter, strict=True)
+    try:
+        for row in rows:
+            where = f"{path.name}, line {rows.line_num}"
+            if None in row or None in row.values():
+                raise ConfigError(
+                    f"{where}: the row has {'more' if None in row else 'fewer'} cells than the {len(rows.fieldnames or "
+                    "())} columns of the first line; expected as many. Put texts with commas into quotation marks."
+                )
+            yield where, row
+    except csv.Error as error:
+        raise ConfigError(
+            f"data: file={path} is no table at line {rows.line_num} ({error}); expected cells in quotation marks that "
+            "end. Correct the line."
+        ) from error
+
+
 def _table(path: Path, ending: str) -> Any:
     """Return the rows of a table, one at a time, as the builders of `datasets` read them."""
     import datasets
 
-    options: dict[str, Any] = {"sep": "\t"} if ending == ".tsv" else {}
-    if _BUILDERS[ending] == "csv":
-        # Texts stay texts: "007", "NA" and "true" are words of somebody's data.
-        options |= {"dtype": str, "keep_default_na": False}
     try:
         return datasets.load_dataset(_BUILDERS[ending], data_files=str(path), split="train", streaming=True, **options)
     except Exception as error:  # of a dozen classes, its own and those of the libraries below

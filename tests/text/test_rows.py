@@ -62,7 +62,8 @@ def test_tables_keep_words_that_look_like_numbers(tmp_path):
     frame.to_csv(tmp_path / "b.tsv", index=False, sep="\t")
     frame.to_parquet(tmp_path / "c.parquet")
     for name in ("a.csv", "b.tsv", "c.parquet"):
-        assert list(read_rows(str(tmp_path / name))) == [(f"{name}, row {n}", row) for n, row in enumerate(rows, 1)]
+        assert [row for _, row in read_rows(str(tmp_path / name))] == rows
+    assert [where for where, _ in read_rows(str(tmp_path / "a.csv"))] == ["a.csv, line 2", "a.csv, line 4"]
 
 
 def test_a_folder_of_files_and_one_that_datasets_wrote(tmp_path):
@@ -87,6 +88,9 @@ def test_a_folder_of_files_and_one_that_datasets_wrote(tmp_path):
         ("a.jsonl.gz", b"no gzip", "cannot be read"),
         ("a.jsonl.gz", gzip.compress(lines().encode() * 50)[:-20], "cannot be read"),
         ("a.parquet", b"no parquet", "cannot be read"),
+        ("a.csv", b"prompt,completion\nq,a,b\n", "line 2: the row has more cells"),
+        ("a.csv", b"prompt,completion\nq\n", "line 2: the row has fewer cells"),
+        ("a.csv", b'prompt,completion\nq,"a\n', "is no table at line"),
         ("a.xlsx", b"", "unknown ending '.xlsx'"),
         ("a", b"", "unknown ending ''"),
     ],
