@@ -181,9 +181,10 @@ def _table_rows(text: TextIO, path: Path, delimiter: str) -> Iterator[tuple[str,
         for row in rows:
             where = f"{path.name}, line {rows.line_num}"
             if None in row or None in row.values():
+                more = "more" if None in row else "fewer"
                 raise ConfigError(
-                    f"{where}: the row has {'more' if None in row else 'fewer'} cells than the {len(rows.fieldnames or "
-                    "())} columns of the first line; expected as many. Put texts with commas into quotation marks."
+                    f"{where}: the row has {more} cells than the first line, whose columns are "
+                    f"{', '.join(rows.fieldnames or ())}; expected as many. Put texts with commas into quotation marks."
                 )
             yield where, row
     except csv.Error as error:
@@ -198,7 +199,7 @@ def _table(path: Path, ending: str) -> Any:
     import datasets
 
     try:
-        return datasets.load_dataset(_BUILDERS[ending], data_files=str(path), split="train", streaming=True, **options)
+        return datasets.load_dataset(_BUILDERS[ending], data_files=str(path), split="train", streaming=True)
     except Exception as error:  # of a dozen classes, its own and those of the libraries below
         raise _unreadable(path, error) from error
 
