@@ -9,6 +9,7 @@ from featherweight.optim.build import OptimizerConfig, build_optimizer, optimize
 from featherweight.optim.low_rank import LowRankOptimizer
 from featherweight.optim.param_groups import param_groups
 from featherweight.optim.policies.lazy import LazyRefresh
+from featherweight.optim.policies.moment_growth import adopt_new_rows
 from featherweight.optim.presets.adamw import AdamW
 from featherweight.optim.presets.apollo import Apollo, ApolloMini
 from featherweight.optim.presets.fira import Fira
@@ -37,6 +38,7 @@ __all__ = [
     "QGaLoreAdamW",
     "TensorGRaD",
     "TensorGaLoreAdamW",
+    "adopt_new_rows",
     "build_optimizer",
     "layerwise",
     "optimizers",

@@ -30,6 +30,7 @@ from featherweight.optim.options import LOW_RANK_DEFAULTS, LOW_RANK_KEYS, check_
 from featherweight.optim.param_groups import named_like
 from featherweight.optim.policies.lazy import lazy_options
 from featherweight.optim.policies.refresh import SIDES, Side
+from featherweight.optim.state_check import check_step
 from featherweight.optim.step import fused_adamw
 from featherweight.optim.step.accumulation import CoreSum
 from featherweight.optim.step.batched import Batch, can_batch, pays_on
@@ -153,6 +154,16 @@ class LowRankOptimizer(torch.optim.Optimizer):
                 self._layouts[parameter] = restored(self._layouts[parameter], self.state.get(parameter, {}), group)
         return self._layouts
 
+    def _checked_layout(self, parameter: Tensor, grad: Tensor | None = None) -> Layout:
+        """Return the layout of a parameter that may be stepped: everything that a kernel believes was compared."""
+        layout, state = self.layouts.get(parameter), self.state.get(parameter, {})
+        if layout is not None and not state and parameter.shape != layout.shape:
+            self.forget_layouts()  # it changed before its first step
+            layout = self.layouts[parameter]
+        check_step(type(self).__name__, layout, parameter, grad, state)
+        assert layout is not None
+        return layout
+
     def forget_layouts(self) -> None:
         """Decide anew how parameters are treated, after one of another shape took a place in a group."""
         self._layouts = self._turns = None
@@ -193,6 +204,7 @@ class LowRankOptimizer(torch.optim.Optimizer):
             self.layerwise.end_window()
         pending = [(g, p) for g in self.param_groups for p in g["params"] if p.grad is not None]
         for _, parameter in pending:
+            self._checked_layout(parameter, parameter.grad)
             if parameter.grad.is_sparse:
                 raise ConfigError(
                     f"{type(self).__name__}: '{self.layouts[parameter].name}' has a gradient of layout=sparse; "
@@ -235,7 +247,7 @@ class LowRankOptimizer(torch.optim.Optimizer):
             is_used: for each of stacked matrices whether its gradient is not all zero; None reads it from the device.
             batch: takes in what can be updated together with other matrices; None to update at once.
         """
-        layout, state = self.layouts[parameter], self.state[parameter]
+        layout, state = self._checked_layout(parameter, grad), self.state[parameter]
         if is_open(layout):
             layout = self.layouts[parameter] = settle(layout, grad, group)
             if is_open(layout):
@@ -262,17 +274,19 @@ class LowRankOptimizer(torch.optim.Optimizer):
             group: its group.
             grad: of the first micro-batch; a `min_memory` parameter chooses its side with it if it is a tensor.
         """
+        layout = self._checked_layout(parameter)
         if not self.state[parameter]:
             self.create_state(parameter)
         state = self.state[parameter]
-        layout = self._settled_layout(self.layouts[parameter], state, group, grad)
+        layout = self._settled_layout(layout, state, group, grad)
         return layout, self._matrices(layout, state, group)
 
     def begin_tensor(self, parameter: Tensor, group: Group) -> TensorSum:
         """Return an empty sum of the cores of a projected tensor, whose ranks are known."""
+        layout = self._checked_layout(parameter)
         if not self.state[parameter]:
             self.create_state(parameter)
-        layout, state = self.layouts[parameter], self.state[parameter]
+        state = self.state[parameter]
         tensor = ProjectedTensor(layout, state, group, self._refresh_turn(layout))
         return TensorSum(tensor, rounding_of(group, layout, tensor.counter("step") + 1))
 
@@ -286,6 +300,7 @@ class LowRankOptimizer(torch.optim.Optimizer):
         Returns:
             Number of matrices that were left out because their sum is not finite.
         """
+        self._checked_layout(parameter)
         weight = weight_of(parameter)
         skipped = total.update_(matrices_of(total.layout, weight), factor)
         copy_back(parameter, weight)

@@ -6,6 +6,7 @@ from torch.optim.adamw import adamw as torch_adamw
 
 from featherweight.optim import state as states
 from featherweight.optim.policies.rules import rules
+from featherweight.optim.state_check import check_fused
 from featherweight.optim.step import fused_adamw
 from featherweight.optim.step.layout import Layout
 from featherweight.optim.step.matrix import Group, read_moments, rounding_of, write_factors, write_moments
@@ -30,7 +31,11 @@ def step_fused_(parameters: list[Tensor], grads: list[Tensor], by_parameter: lis
         grads: of the same shapes.
         by_parameter: their states.
         group: their group.
+    Raises:
+        ShapeError: if a gradient or moment does not fit its parameter.
     """
+    exp_avgs, exp_avg_sqs = ([state[name] for state in by_parameter] for name in ("exp_avg", "exp_avg_sq"))
+    check_fused(parameters, grads, (exp_avgs, exp_avg_sqs))
     beta1, beta2 = group["betas"]
     counts = [states.read_counter(state, "step", None) for state in by_parameter]
     for state, count in zip(by_parameter, counts, strict=True):
@@ -38,8 +43,8 @@ def step_fused_(parameters: list[Tensor], grads: list[Tensor], by_parameter: lis
     torch_adamw(
         parameters,
         grads,
-        [state["exp_avg"] for state in by_parameter],
-        [state["exp_avg_sq"] for state in by_parameter],
+        exp_avgs,
+        exp_avg_sqs,
         [],
         _on_devices(counts, parameters),
         fused=True,
