@@ -357,10 +357,15 @@ COMBINATIONS = {
 """Pairs that are refused, the first applied first; all others work."""
 
 
-@pytest.mark.parametrize(
-    ("first", "second"),
-    [(a, b) for a, b in itertools.permutations(METHODS, 2) if type(METHODS[a]) is not type(METHODS[b])],
-)
+PAIRS = [
+    # The slowest method, and refused by none that does not refuse its sister without regions.
+    pytest.param(*pair, marks=pytest.mark.slow if "mst tokenwise" in pair else ())
+    for pair in itertools.permutations(METHODS, 2)
+    if type(METHODS[pair[0]]) is not type(METHODS[pair[1]])
+]
+
+
+@pytest.mark.parametrize(("first", "second"), PAIRS)
 def test_a_method_beside_another_works_or_is_refused(first, second):
     model = trained(first)
     before = copy.deepcopy(model.state_dict())
