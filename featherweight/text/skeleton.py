@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from featherweight.errors import ConfigError
 from featherweight.text.model import model_configuration, new_model
 from featherweight.text.task import TextConfig, TextTask
+from featherweight.training.task import Batch
 
 
 class TextSkeleton(TextTask):
@@ -56,6 +57,11 @@ class TextSkeleton(TextTask):
         while True:
             input_ids_BL = torch.zeros((micro_batch_size, self.config.seq_len), dtype=torch.int64)
             yield {"input_ids": input_ids_BL, "labels": input_ids_BL.clone()}
+
+    def item_count(self, batch: Batch) -> int:
+        """Return how many tokens the loss sums over where each label counts: all but the first of each row."""
+        rows, length = batch["labels"].shape
+        return rows * (length - 1)
 
 
 def _period(kinds: Sequence[str]) -> int:

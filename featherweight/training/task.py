@@ -102,6 +102,7 @@ class Skeleton(Task, Protocol):
     """A task by shape alone, for simulations: `Task.skeleton(config, *, seed, layers=None)` of a class makes it.
 
     Its model and batches take whatever memory those of the task would; there are no data and no weights behind them.
+    `item_count` tells from the shapes of a batch how many items it has where all count.
     """
 
     layers: int | None

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from featherweight.errors import ConfigError, did_you_mean
+from featherweight.errors import LISTED, ConfigError, did_you_mean
 from featherweight.methods.s2ft.layer import S2FTLayer, s2ft_layers
 
 
@@ -61,6 +61,7 @@ def require_adapters(model: nn.Module, names: Sequence[str], where: str) -> dict
     for name in names:
         if name not in known:
             raise ConfigError(
-                f"{where}: adapter={name!r} is none of this model; expected one of {known}. {did_you_mean(name, known)}"
+                f"{where}: adapter={name!r} is none of this model; expected one of {known}. "
+                f"{did_you_mean(name, known, otherwise=LISTED)}"
             )
     return layers
