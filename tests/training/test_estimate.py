@@ -6,17 +6,17 @@ from functools import cache
 import pytest
 import torch
 
-from featherweight.config import StrictConfig
+from featherweight.config import Config
 from featherweight.errors import ConfigError
 from featherweight.memory.cost import StepCost
 from featherweight.memory.tracker import StorageTracker
-from featherweight.text.shapes import SHAPES
-from featherweight.tiles import Device
+from featherweight.models.shapes import SHAPES
+from featherweight.simulated import SimulatedDevice
 from featherweight.training.estimate import _let_largest_refresh as let_largest_refresh
 from featherweight.training.estimate import estimate_memory
 from featherweight.training.loop import Loop
 from featherweight.training.recipe import load_recipe
-from featherweight.training.task import tasks
+from featherweight.training.task import Skeleton, tasks
 
 SMALL_LLAMA = {
     "model_type": "llama",
@@ -206,7 +206,7 @@ def test_blocks_of_a_gpu_are_multiples_of_512_bytes():
 def test_the_size_of_the_memory_decides_the_size_of_chunks():
     model = {**SMALL_LLAMA, "num_hidden_layers": 2, "vocab_size": 32000}
     one = recipe("full bf16", seq_len=1 << 14, micro_batch_size=1, methods=[{"mst": {"mlp": False}}])
-    peaks = [estimate_memory(model, one, device=Device("cuda", gib << 30)).peak_bytes for gib in (8, 80)]
+    peaks = [estimate_memory(model, one, device=SimulatedDevice("cuda", gib << 30)).peak_bytes for gib in (8, 80)]
     # One hundredth of the memory for 6 bytes of each logit: 256 and 4096 tokens of the head, 4 bytes each at least.
     assert peaks[1] - peaks[0] > 4 * 32000 * (4096 - 256)
 
@@ -282,12 +282,11 @@ def test_a_task_that_has_no_shape_without_data_is_refused(recipe):
         estimate_memory(None, recipe())
 
 
-class Fields:
+class Fields(Skeleton):
     """A workload without labels: each sample is one item, a field that a linear layer smooths."""
 
-    Config = type("FieldsConfig", (StrictConfig,), {})
-    layers = longest = None
-    period, length_key = 1, "size"
+    Config = type("FieldsConfig", (Config,), {})
+    layers = None
 
     def __init__(self, config, *, seed):
         self.seed = seed
@@ -302,9 +301,6 @@ class Fields:
     def batches(self, split, *, micro_batch_size, **others):
         while True:
             yield {"field": torch.zeros(micro_batch_size, 32)}
-
-    def item_count(self, batch):
-        return len(batch["field"])
 
     def loss(self, model, batch):
         return (model(batch["field"]) - batch["field"]).square().sum(), self.item_count(batch)
@@ -385,7 +381,7 @@ def llama_3(seq_len, checkpointing, mst, layerwise):
         "micro_batch_size": 1,
     }
     values["task"]["seq_len"] = seq_len
-    return estimate_memory(None, values, device=Device("cuda", 80 << 30))
+    return estimate_memory(None, values, device=SimulatedDevice("cuda", 80 << 30))
 
 
 @pytest.mark.parametrize(("seq_len", "checkpointing", "mst", "layerwise", "gib"), PEAKS_GIB)
