@@ -30,6 +30,7 @@ from featherweight.linalg.random import keyed_generator
 from featherweight.linalg.spectrum import explained_rank, variance_ratios
 from featherweight.methods.inrank_report import growth_report
 from featherweight.methods.low_rank_model import (
+    low_rank_modules,
     merge_low_rank,
     record_in_config,
     replace_module,
@@ -145,6 +146,11 @@ class InRank(Config):
             for name, module in select_modules(model, self.target_modules, self.exclude_modules).items()
             if is_linear(module)
         }
+        if present := low_rank_modules(model):
+            raise ConfigError(
+                f"InRank: module='{next(iter(present))}' is of low rank already; expected a model of ordinary layers. "
+                "Call fw.merge_low_rank first."
+            )
         for name, linear in targets.items():
             refuse_owned(Part.FORWARD, linear, "InRank", name=name)
         state = GrowthState({}, {})
