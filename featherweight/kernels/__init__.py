@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from featherweight.errors import ConfigError, DeviceError, MissingExtraError, did_you_mean
-from featherweight.tiles import simulated_device
+from featherweight.simulated import simulated_device
 
 __all__ = ["native_on", "run_on", "use"]
 

@@ -18,6 +18,8 @@ from torch.optim import Optimizer
 
 from featherweight.config import Config
 from featherweight.errors import ConfigError
+from featherweight.methods.chunked_layer import LayerSettings, NormSettings
+from featherweight.methods.chunked_layer_check import apply_chunked_layers
 from featherweight.methods.forward_patch import (
     is_patched,
     original_forward,
@@ -30,8 +32,6 @@ from featherweight.methods.fused_head import HeadSettings, causal_forward, find_
 from featherweight.methods.layer_checkpoint import checkpoint_layers, restore_layers
 from featherweight.methods.mlp_structure import MlpStructure, find_structure, mlp_structures
 from featherweight.methods.probe import difference
-from featherweight.methods.regions import LayerSettings, NormSettings
-from featherweight.methods.tokenwise import apply_tokenwise
 from featherweight.nn.chunk_size import mlp_chunk_size
 from featherweight.nn.chunked import chunk
 from featherweight.nn.chunked_mlp import feed_forward
@@ -97,7 +97,7 @@ class MsT(Config):
         changed: list[nn.Module] = []
         try:
             if self.tokenwise:
-                rows += apply_tokenwise(model, self.chunk_size, self._accum_dtype, changed)
+                rows += apply_chunked_layers(model, self.chunk_size, self._accum_dtype, changed)
             if self.mlp:
                 self._apply_mlp(model, rows, changed)
             if self.head:

@@ -28,7 +28,7 @@ from featherweight.memory.ledger import Allocation, Category
 from featherweight.memory.simulate import simulation
 from featherweight.memory.timeline import Timeline, extend
 from featherweight.memory.tracker import StorageTracker
-from featherweight.tiles import Device
+from featherweight.simulated import SimulatedDevice
 from featherweight.training.footprint import predict_bytes
 from featherweight.training.loop import Loop
 from featherweight.training.recipe import Recipe, RecipeSource, load_recipe
@@ -47,7 +47,7 @@ class MemoryEstimate:
 
     recipe: Recipe
     """What was simulated."""
-    device: Device
+    device: SimulatedDevice
     """Where."""
     timeline: Timeline
     """Everything that is allocated and freed; its steps are marked."""
@@ -84,7 +84,7 @@ class MemoryEstimate:
 
 
 def estimate_memory(
-    model: Any, recipe: RecipeSource, *, device: str | Device = "cuda", whole: bool = False
+    model: Any, recipe: RecipeSource, *, device: str | SimulatedDevice = "cuda", whole: bool = False
 ) -> MemoryEstimate:
     """Simulate the training steps of a recipe and return the memory that they need.
 
@@ -92,21 +92,21 @@ def estimate_memory(
         model: takes the place of the recipe's `task.model`: a name, folder or configuration as recipes know them, a
             transformers configuration, or a model (only its configuration counts). None keeps the recipe's.
         recipe: a recipe, a mapping, or the path of a YAML or JSON file.
-        device: "cuda", "cpu", or a `Device` with the size of its memory.
+        device: "cuda", "cpu", or a `SimulatedDevice` with the size of its memory.
         whole: simulate all layers even where few tell of all.
     Raises:
         ConfigError: if the recipe is wrong, or its task or a method of it cannot be simulated.
     Cost: some seconds of one core; no weights are allocated or read.
     """
     parsed = with_model(load_recipe(recipe), model)
-    target = Device(device) if isinstance(device, str) else device
+    target = SimulatedDevice(device) if isinstance(device, str) else device
     found = _estimate(parsed, target, whole)
     if target.kind != "cuda":
         return found
     return replace(found, timeline=found.timeline.rounded(_CUDA_BLOCK_BYTES))
 
 
-def _estimate(parsed: Recipe, target: Device, whole: bool) -> MemoryEstimate:
+def _estimate(parsed: Recipe, target: SimulatedDevice, whole: bool) -> MemoryEstimate:
     """Return the estimate with sizes that are not rounded yet: a list that grows with the layers grows evenly."""
     full = skeleton_of(parsed)
     draws_lots = getattr(parsed.optimizer_config(), "full_rank_probability", 0) > 0  # each parameter its own
@@ -155,7 +155,7 @@ def formula_bytes(recipe: Recipe) -> dict[str, int]:
 
 
 def _formula_bytes(recipe: Recipe, task: Task) -> dict[str, int]:
-    with simulation(Device("cpu")), _explained(recipe):
+    with simulation(SimulatedDevice("cpu")), _explained(recipe):
         loop = Loop(recipe, task=task)
         return predict_bytes(loop.model, loop.optimizer)
 
@@ -190,7 +190,7 @@ def skeleton_of(recipe: Recipe, layers: int | None = None) -> Skeleton:
     return skeleton
 
 
-def _simulate(recipe: Recipe, task: Task, device: Device) -> MemoryEstimate:
+def _simulate(recipe: Recipe, task: Task, device: SimulatedDevice) -> MemoryEstimate:
     cost = StepCost()
     with simulation(device, cost), _explained(recipe):
         # A third micro-batch takes what the second one does.

@@ -21,7 +21,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from featherweight.errors import CheckpointError, ConfigError, DeviceError, NumericsError, OutOfMemoryError
 from featherweight.methods.method import StatefulMethod
 from featherweight.optim.step.finite import norm_of
-from featherweight.tiles import simulated_device
+from featherweight.simulated import simulated_device
 from featherweight.training.checkpoint import Checkpoint, Checkpoints
 from featherweight.training.events import Callback, Event
 from featherweight.training.footprint import Footprint, predict_bytes

@@ -10,7 +10,7 @@ from featherweight.errors import ConfigError
 from featherweight.memory.cost import StepCost
 from featherweight.memory.tracker import StorageTracker
 from featherweight.models.shapes import SHAPES
-from featherweight.tiles import Device
+from featherweight.simulated import SimulatedDevice
 from featherweight.training.estimate import _let_largest_refresh as let_largest_refresh
 from featherweight.training.estimate import estimate_memory
 from featherweight.training.loop import Loop
@@ -204,7 +204,7 @@ def test_blocks_of_a_gpu_are_multiples_of_512_bytes():
 def test_the_size_of_the_memory_decides_the_size_of_chunks():
     model = {**SMALL_LLAMA, "num_hidden_layers": 2, "vocab_size": 32000}
     one = recipe("full bf16", seq_len=1 << 14, micro_batch_size=1, methods=[{"mst": {"mlp": False}}])
-    peaks = [estimate_memory(model, one, device=Device("cuda", gib << 30)).peak_bytes for gib in (8, 80)]
+    peaks = [estimate_memory(model, one, device=SimulatedDevice("cuda", gib << 30)).peak_bytes for gib in (8, 80)]
     # One hundredth of the memory for 6 bytes of each logit: 256 and 4096 tokens of the head, 4 bytes each at least.
     assert peaks[1] - peaks[0] > 4 * 32000 * (4096 - 256)
 
@@ -348,7 +348,7 @@ def llama_3(seq_len, checkpointing, mst, layerwise):
         "micro_batch_size": 1,
     }
     values["task"]["seq_len"] = seq_len
-    return estimate_memory(None, values, device=Device("cuda", 80 << 30))
+    return estimate_memory(None, values, device=SimulatedDevice("cuda", 80 << 30))
 
 
 @pytest.mark.parametrize(("seq_len", "checkpointing", "mst", "layerwise", "gib"), PEAKS_GIB)

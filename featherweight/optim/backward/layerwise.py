@@ -40,6 +40,7 @@ from featherweight.optim.step.matrix import Group, ProjectedMatrix
 from featherweight.optim.step.tensor import TensorSum, needs_whole_gradient
 from featherweight.optim.tucker.ranks import is_open
 from featherweight.ownership import Part
+from featherweight.unwrap import unwrap_optimizer
 
 CLIP_MODES = ("delayed", "per_tensor", "norm_growth", "projected")
 MAX_GROWTH = 1.01
@@ -105,7 +106,7 @@ def layerwise(
         >>> handle.steps, model[0].weight.grad is None, handle.grad_norm > 0
         (2, True, True)
     """
-    inner = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps optimizers
+    inner = unwrap_optimizer(optimizer)
     if not isinstance(inner, LowRankOptimizer):
         raise ConfigError(
             f"layerwise: optimizer={type(inner).__name__} cannot update single parameters; expected one of fw.optim. "

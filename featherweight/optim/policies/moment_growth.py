@@ -19,6 +19,7 @@ from featherweight.errors import ConfigError, ShapeError
 from featherweight.optim import state as states
 from featherweight.optim.low_rank import LowRankOptimizer
 from featherweight.optim.step.layout import Layout
+from featherweight.unwrap import unwrap_optimizer
 
 SECOND_MOMENTS = frozenset({"exp_avg_sq", "max_exp_avg_sq", "square_avg", "acc_delta", "sum", "variance", "exp_inf"})
 """States that hold squares or sizes of gradients; all others of the parameter's shape are linear in gradients."""
@@ -106,13 +107,6 @@ class Rotation:
         return result if self.right is None else result @ of(self.right).to(tensor.dtype)
 
 
-def unwrapped(optimizer: Any) -> Optimizer:
-    """Return the optimizer inside wrappers such as accelerate's."""
-    while not isinstance(optimizer, Optimizer) or type(optimizer).__name__ == "AcceleratedOptimizer":
-        optimizer = optimizer.optimizer
-    return optimizer
-
-
 @torch.no_grad()
 def exchange_parameter(optimizer: Optimizer, old: Tensor, new: nn.Parameter, change: Change) -> None:
     """Put a parameter of another shape in the place of one, with its state.
@@ -156,7 +150,7 @@ def adopt_new_rows(optimizer: Any, model: nn.Module | None = None) -> list[str]:
         >>> adopt_new_rows(optimizer), optimizer.state[embedding.weight]["exp_avg"].shape
         (['parameter 0'], torch.Size([12, 4]))
     """
-    optimizer = unwrapped(optimizer)
+    optimizer = unwrap_optimizer(optimizer)
     adopted: list[str] = []
     layouts = dict(optimizer.layouts) if isinstance(optimizer, LowRankOptimizer) else {}  # all from before the change
     places = [(group, index) for group in optimizer.param_groups for index in range(len(group["params"]))]

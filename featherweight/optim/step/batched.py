@@ -18,7 +18,7 @@ from featherweight.linalg.subspace import MatrixSubspace
 from featherweight.optim.step.layout import Layout
 from featherweight.optim.step.matrix import Group, ProjectedMatrix
 from featherweight.quant.int8_weight import Int8Weight
-from featherweight.tiles import device_kind
+from featherweight.simulated import device_kind
 
 SCRATCH_BYTES = 64 << 20
 """Temporaries of a batch: when they reach this, its matrices are updated."""

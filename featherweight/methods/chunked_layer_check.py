@@ -1,6 +1,6 @@
 """Which layers of a model run in regions, and the proof that they compute the same.
 
-`MsT(tokenwise=True)` calls `apply_tokenwise`; `featherweight.methods.regions` runs the layers.
+`MsT(tokenwise=True)` calls `apply_chunked_layers`; `featherweight.methods.chunked_layer` runs the layers.
 """
 
 from typing import Any, NoReturn
@@ -10,18 +10,18 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from featherweight.errors import ConfigError
+from featherweight.methods.chunked_layer import LayerSettings, NormSettings, layer_forward, norm_forward
 from featherweight.methods.forward_patch import patch_forward, settings_of
 from featherweight.methods.fused_head import find_causal_model
 from featherweight.methods.layer_structure import closing_norms, decoder_layers, find_layer, recorded_in_layers
 from featherweight.methods.probe import difference, undisturbed
-from featherweight.methods.regions import LayerSettings, NormSettings, layer_forward, norm_forward
 from featherweight.nn.chunk_size import ChunkSize
 
 # A chunk size that leaves every input whole.
 _WHOLE = 2**62
 
 
-def apply_tokenwise(
+def apply_chunked_layers(
     model: nn.Module, chunk_size: ChunkSize, accum_dtype: torch.dtype | None, changed: list[nn.Module]
 ) -> list[list[str | float | None]]:
     """Let the layers of a model run in regions, and the norm behind them in chunks.
