@@ -283,12 +283,15 @@ class Problem(NamedTuple):
     errors: Callable[..., dict[str, float]]
     """(options, generators) to estimates of the solver's errors by name."""
     is_periodic: bool
+    """Whether its fields wrap around."""
+    dimensions: int
+    """Axes of its fields."""
 
 
 PROBLEMS: dict[str, Problem] = {
-    "darcy": Problem(DarcyConfig, darcy_samples, darcy_errors, False),
-    "burgers": Problem(BurgersConfig, burgers_samples, burgers_errors, True),
-    "navier_stokes": Problem(NavierStokesConfig, navier_stokes_samples, navier_stokes_errors, True),
+    "darcy": Problem(DarcyConfig, darcy_samples, darcy_errors, False, 2),
+    "burgers": Problem(BurgersConfig, burgers_samples, burgers_errors, True, 1),
+    "navier_stokes": Problem(NavierStokesConfig, navier_stokes_samples, navier_stokes_errors, True, 2),
 }
 """Every problem by the name that commands and files use."""
 
