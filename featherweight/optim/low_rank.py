@@ -23,6 +23,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from featherweight.config import plain_number
 from featherweight.errors import CheckpointError, ConfigError, did_you_mean
 from featherweight.linalg.outer_product import Gradient
 from featherweight.linalg.subspace import MatrixSubspace
@@ -105,7 +106,7 @@ class LowRankOptimizer(torch.optim.Optimizer):
                 f"{type(self).__name__}: params=Tensor{tuple(params.shape)} is one tensor; expected tensors or groups. "
                 "Put it into a list."
             )
-        defaults = {**LOW_RANK_DEFAULTS, **defaults}
+        defaults = {key: plain_number(value) for key, value in {**LOW_RANK_DEFAULTS, **defaults}.items()}
         defaults["lazy"] = lazy_options(defaults["lazy"])
         groups = list(params)
         if groups and not isinstance(groups[0], dict):
@@ -134,7 +135,7 @@ class LowRankOptimizer(torch.optim.Optimizer):
                 f"{type(self).__name__}: add_param_group is not possible while the optimizer is layer-wise; expected "
                 "it before. Call handle.remove(), add the group, then fw.optim.layerwise again."
             )
-        group = dict(param_group)
+        group = {key: value if key == "params" else plain_number(value) for key, value in param_group.items()}
         if projects_tensors(self.defaults):
             group = translated(type(self).__name__, group)
         group.setdefault("low_rank", any(key in group for key in LOW_RANK_KEYS))
