@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from featherweight.errors import CheckpointError
 from featherweight.optim.layout import Layout, plan_layout
@@ -34,9 +36,35 @@ def kind_of(optimizer: object) -> str:
 
 def mark(state_dict: dict[str, Any], optimizer: object) -> dict[str, Any]:
     """Write the kind of an optimizer into the groups of its state dict."""
+    if not _watch:  # from now on another optimizer may be given this state
+        _watch.append(register_optimizer_step_pre_hook(_refuse_our_state))
     for group in state_dict["param_groups"]:
         group[KIND] = kind_of(optimizer)
     return state_dict
+
+
+_watch: list[Any] = []
+
+
+def _refuse_our_state(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Refuse the first step of an optimizer of somebody else that was given a state of ours which does not fit it.
+
+    torch compares nothing of a state with its parameters: a fused kernel would write a whole weight's moments into
+    those of a core.
+    """
+    for group in optimizer.param_groups:
+        kind = group.pop(KIND, None)  # ours have removed it; what fits is looked at once
+        if kind is None:
+            continue
+        for parameter in group["params"]:
+            for key, value in optimizer.state.get(parameter, {}).items():
+                if isinstance(value, Tensor) and value.ndim and value.shape != parameter.shape:
+                    group[KIND] = kind
+                    raise CheckpointError(
+                        f"{type(optimizer).__name__}.step: a parameter {tuple(parameter.shape)} has {key}="
+                        f"{tuple(value.shape)} from a state of {kind}; expected moments of the parameter's shape. "
+                        f"Build a {kind} and load the state into it, or begin with a new state."
+                    )
 
 
 def take_mark(groups: Sequence[dict[str, Any]]) -> str | None:
