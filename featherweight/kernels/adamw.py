@@ -1,8 +1,9 @@
 """AdamW in one pass: moments in 8-bit codes or float32, and the weight with them if it is bfloat16 or float32.
 
-The twins are `AdamWRule` (`featherweight.optim.rules`) on moments that `featherweight.quant.blockwise` keeps, and
-`add_direction_` (`featherweight.optim.weight_update`). Codes, scales and moments have their bits; so has the direction
-where the twin's root rounds to nearest: on CUDA it does, on a CPU it may be off by 1.5 units in the last place.
+The twins are `AdamWRule` (`featherweight.optim.policies.rules`) on moments that `featherweight.quant.blockwise` keeps,
+and `add_direction_` (`featherweight.optim.step.weight_update`). Codes, scales and moments have their bits; so has the
+direction where the twin's root rounds to nearest: on CUDA it does, on a CPU it may be off by 1.5 units in the last
+place.
 Shapes: G blocks of a program, B elements of a block.
 """
 

@@ -94,11 +94,6 @@ def add_direction_(
     _write_(weight, direction, alpha, beta, offset, key_pair, is_update=True)
 
 
-def fits(weight: Tensor, direction: Tensor) -> bool:
-    """Say whether `add_direction_` serves these types."""
-    return weight.dtype == torch.bfloat16 and direction.dtype == torch.float32 and weight.is_contiguous()
-
-
 def _write_(
     out: Tensor, source: Tensor, alpha: float, beta: float, offset: int, key_pair: KeyPair, *, is_update: bool
 ) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from featherweight.errors import ConfigError
-from featherweight.nn.detached import refuse_double_backward, refuse_transforms
+from featherweight.nn.inner_backward import refuse_double_backward, refuse_transforms
 from featherweight.quant.int8_weight import Int8Weight
 
 

@@ -23,27 +23,28 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from featherweight.config import plain_number
+from featherweight.config.options import plain_number
 from featherweight.errors import CheckpointError, ConfigError, did_you_mean
 from featherweight.linalg.outer_product import Gradient
 from featherweight.linalg.subspace import MatrixSubspace
-from featherweight.optim import fused_adamw
 from featherweight.optim import state as states
-from featherweight.optim.accumulation import CoreSum
-from featherweight.optim.batched import Batch, can_batch, pays_on
-from featherweight.optim.finite import are_finite, is_usable
-from featherweight.optim.full_rank import fits_torch_kernel, step_dense_, step_fused_
-from featherweight.optim.layout import Layout, plan_layout, split_of
-from featherweight.optim.lazy import lazy_options
-from featherweight.optim.matrix import Group, ProjectedMatrix, rounding_of
 from featherweight.optim.options import LOW_RANK_DEFAULTS, LOW_RANK_KEYS, check_group
-from featherweight.optim.refresh import SIDES, Side
+from featherweight.optim.param_groups import named_like
+from featherweight.optim.policies.lazy import lazy_options
+from featherweight.optim.policies.refresh import SIDES, Side
 from featherweight.optim.state_check import check_step
 from featherweight.optim.state_identity import check_identity, mark, take_mark, with_stored_basis
-from featherweight.optim.tensor import ProjectedTensor, TensorSum, add_tensor_table, step_tensor
-from featherweight.optim.tensor_options import TENSOR_DEFAULTS, projects_tensors, translated
-from featherweight.optim.tensor_ranks import is_open, restored, settle
-from featherweight.optim.weight_update import copy_back, matrices_of, weight_of
+from featherweight.optim.step import fused_adamw
+from featherweight.optim.step.accumulation import CoreSum
+from featherweight.optim.step.batched import Batch, can_batch, pays_on
+from featherweight.optim.step.dense import fits_torch_kernel, step_dense_, step_fused_
+from featherweight.optim.step.finite import are_finite, is_usable
+from featherweight.optim.step.layout import Layout, plan_layout, split_of
+from featherweight.optim.step.matrix import Group, ProjectedMatrix, rounding_of
+from featherweight.optim.step.tensor import ProjectedTensor, TensorSum, add_tensor_table, step_tensor
+from featherweight.optim.step.weight_update import copy_back, matrices_of, weight_of
+from featherweight.optim.tucker.options import TENSOR_DEFAULTS, projects_tensors, translated
+from featherweight.optim.tucker.ranks import is_open, restored, settle
 from featherweight.report import Report
 
 logger = logging.getLogger(__name__)
@@ -56,7 +57,7 @@ OPTIONAL_STATE = ("trial_basis", "exp_avg_full", "grad_norm")
 
 
 class _Layerwise(Protocol):
-    """What the optimizer needs to know of `featherweight.optim.layerwise`, which stands above it."""
+    """What the optimizer needs to know of `featherweight.optim.backward.layerwise`, which stands above it."""
 
     def end_window(self) -> None: ...
 
@@ -135,7 +136,8 @@ class LowRankOptimizer(torch.optim.Optimizer):
                 f"{type(self).__name__}: add_param_group is not possible while the optimizer is layer-wise; expected "
                 "it before. Call handle.remove(), add the group, then fw.optim.layerwise again."
             )
-        group = {key: value if key == "params" else plain_number(value) for key, value in param_group.items()}
+        given = {key: value if key == "params" else plain_number(value) for key, value in param_group.items()}
+        group = named_like(self.param_groups, given)
         if projects_tensors(self.defaults):
             group = translated(type(self).__name__, group)
         group.setdefault("low_rank", any(key in group for key in LOW_RANK_KEYS))
@@ -387,7 +389,7 @@ class LowRankOptimizer(torch.optim.Optimizer):
             matrix.refresh(grad_MN)
             subspace = matrix.product_subspace()
             core = subspace.project(grad_MN).to(layout.dtype)
-            if batch is not None and not fused_adamw.fits(layout, core):
+            if batch is not None and fused_adamw.kernel_for(layout, core, group) is None:
                 batch.add(matrix, weights[index], core, subspace)
             else:
                 matrix.update_(weights[index], core, subspace, grad_MN if matrix.needs_gradient() else None)
@@ -522,7 +524,7 @@ class LowRankOptimizer(torch.optim.Optimizer):
             if "trial_basis" in state and layout.alternative is not None:
                 (shape,) = layout.on_side(layout.alternative, group).basis_shapes().values()
                 expected["trial_basis"] = torch.empty(shape, dtype=layout.dtype, device="meta")
-            if bool(state.get("full_period", 0)):
+            if "full_period" in state and bool(state["full_period"].any()):
                 shape = (layout.rows, layout.columns)
                 expected["exp_avg_full"] = torch.empty(shape, dtype=layout.dtype, device="meta")
             if "grad_norm" in state:

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from featherweight.errors import ConfigError, DeviceError, ShapeError
-from featherweight.optim.layout import Layout
 from featherweight.optim.state import State, parts_of
-from featherweight.tiles import simulated_device
+from featherweight.optim.step.layout import Layout
+from featherweight.simulated import simulated_device
 
 
 def check_step(where: str, layout: Layout | None, parameter: Tensor, grad: Tensor | None, state: State) -> None:

@@ -16,8 +16,8 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from featherweight.errors import CheckpointError
-from featherweight.optim.layout import Layout, plan_layout
-from featherweight.optim.tensor_options import projects_tensors
+from featherweight.optim.step.layout import Layout, plan_layout
+from featherweight.optim.tucker.options import projects_tensors
 from featherweight.quant.storage import DenseStorage
 
 KIND = "kind"

@@ -6,9 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import optimizer_operations
 import pytest
-
-from tests.contracts import optimizer_operations
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="cells that might die need a fork of their own")
 

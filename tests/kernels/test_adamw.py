@@ -12,9 +12,9 @@ pytest.importorskip("triton", minversion="3.9")  # interpreters before round a f
 from featherweight import kernels
 from featherweight.errors import ShapeError
 from featherweight.kernels import adamw as fused
-from featherweight.optim import rules
-from featherweight.optim.rules import AdamWRule
-from featherweight.optim.weight_update import Rounding, add_direction_
+from featherweight.optim.policies import rules
+from featherweight.optim.policies.rules import AdamWRule
+from featherweight.optim.step.weight_update import Rounding, add_direction_
 from featherweight.quant.rounding import key_pairs
 from featherweight.quant.storage import DenseStorage, DynamicStorage
 

@@ -8,7 +8,7 @@ pytest.importorskip("triton", minversion="3.9")  # interpreters before round a f
 from featherweight import kernels
 from featherweight.errors import ShapeError
 from featherweight.kernels import rounding as fused
-from featherweight.optim.weight_update import Rounding, add_direction_
+from featherweight.optim.step.weight_update import Rounding, add_direction_
 from featherweight.quant import rounding
 from featherweight.quant.rounding import stochastic_round_
 

@@ -8,7 +8,7 @@ from torch import nn
 
 import featherweight as fw
 from featherweight.errors import ConfigError, DeviceError, ShapeError
-from featherweight.optim.full_rank import step_fused_
+from featherweight.optim.step.dense import step_fused_
 
 OPTIMIZERS = {
     "adamw": fw.optim.AdamW,

@@ -19,7 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from featherweight.config import write_atomically
+from featherweight.config.files import new_file, new_folder, write_atomically
 from featherweight.errors import CheckpointError, ConfigError
 from featherweight.linalg.factors import factorize
 from featherweight.linalg.spectrum import singular_values
@@ -198,8 +198,8 @@ def _spectra(
         cached = partial / "spectra" / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.safetensors"
         if not cached.exists():
             values = singular_values(_matrix(weights, stem, modules[name]), name)
-            save_file({"values": values}, str(cached.with_suffix(".tmp")))
-            os.replace(cached.with_suffix(".tmp"), cached)
+            with new_file(cached) as temporary:
+                save_file({"values": values}, temporary)
         spectra[name] = load_file(cached)["values"]
         if progress is not None:
             progress("reading spectra", count + 1, len(targets))
@@ -233,8 +233,8 @@ def _write_tensors(
     def flush(done: int) -> None:
         if held:
             file = f"model-{len(written['shards']) + 1:05d}.safetensors"
-            save_file(held, str(partial / f".{file}.tmp"), metadata={"format": "pt"})
-            os.replace(partial / f".{file}.tmp", partial / file)
+            with new_file(partial / file) as temporary:
+                save_file(held, temporary, metadata={"format": "pt"})
             written["shards"].append(
                 {"file": file, "keys": sorted(held), "bytes": sum(t.nbytes for t in held.values())}
             )
@@ -273,7 +273,7 @@ def _cut(entry: Entry, stem: str, last: str, weights: _Source, module: nn.Module
 def _finish(source: Path, out: Path, partial: Path, plan: Plan, report: Report) -> None:
     """Name the shards, write index, configuration and report, copy the rest, and put the folder in its place."""
     shards = json.loads((partial / "written.json").read_text(encoding="utf-8"))["shards"]
-    with _building(partial) as folder:
+    with _explained(out), new_folder(out) as folder:
         weight_map: dict[str, str] = {}
         for number, shard in enumerate(shards, 1):
             single = len(shards) == 1
@@ -298,19 +298,13 @@ def _finish(source: Path, out: Path, partial: Path, plan: Plan, report: Report) 
         write_atomically(folder / "config.json", json.dumps(config, indent=2))
         write_atomically(folder / "report.json", report.to_json())
         report.save_html(folder / "report.html")
-        if out.exists():
-            out.rmdir()
-        folder.rename(out)
     shutil.rmtree(partial)
 
 
 @contextmanager
-def _building(partial: Path) -> Iterator[Path]:
-    folder = partial / "result"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
+def _explained(folder: Path) -> Iterator[None]:
     try:
-        yield folder
+        yield
     except OSError as error:
         raise CheckpointError(
             f"compress: folder={folder} cannot be completed ({error.strerror}); expected a writable disk with space. "
