@@ -12,7 +12,7 @@ import trl
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from featherweight.errors import ConfigError
-from featherweight.models import byte_tokenizer
+from featherweight.models.tokenizer import byte_tokenizer
 from featherweight.training import ReportCallback, trainer_optimizer
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning", "ignore::DeprecationWarning")
