@@ -4,11 +4,13 @@ The record `low_rank_config` stands in `config.json` and says which modules have
 folder written by `save_pretrained` is complete; `load_low_rank` reads it. WeLore and InRank share the format.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from featherweight.errors import CheckpointError, ConfigError
@@ -130,7 +132,8 @@ def load_low_rank(folder: str | Path, *, dtype: torch.dtype | None = None) -> nn
     """
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(str(folder))
+    with _read_whole(folder):
+        config = AutoConfig.from_pretrained(str(folder))
     record = getattr(config, RECORD, None)
     if record is None:
         raise ConfigError(
@@ -146,15 +149,10 @@ def load_low_rank(folder: str | Path, *, dtype: torch.dtype | None = None) -> nn
 
     WithLowRank.__name__ = WithLowRank.__qualname__ = kind.__name__  # which transformers writes into messages
     WithLowRank.__module__ = kind.__module__
-    try:
+    with _read_whole(folder):
         model, loading = WithLowRank.from_pretrained(
             str(folder), dtype=dtype or "auto", output_loading_info=True, ignore_mismatched_sizes=True
         )
-    except OSError as error:
-        raise CheckpointError(
-            f"load_low_rank: folder={folder} cannot be read ({str(error).partition(chr(10))[0]}); expected a complete "
-            "model folder. Write it anew."
-        ) from error
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if names := sorted(map(str, loading[problem])):
             raise CheckpointError(
@@ -163,6 +161,20 @@ def load_low_rank(folder: str | Path, *, dtype: torch.dtype | None = None) -> nn
             )
     model.__class__ = kind
     return model
+
+
+@contextmanager
+def _read_whole(folder: str | Path) -> Iterator[None]:
+    """Turn what goes wrong with a folder into one sentence: missing or cut files, no model_type, no such folder."""
+    try:
+        yield
+    except (OSError, ValueError, SafetensorError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise CheckpointError(
+            f"load_low_rank: folder={folder} cannot be read ({str(error).partition(chr(10))[0]}); expected a complete "
+            "model folder. Write it anew."
+        ) from error
 
 
 def _class_of(config: Any) -> Any:
