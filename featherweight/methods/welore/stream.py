@@ -128,6 +128,8 @@ def _open(folder: Path) -> _Source:
     for name in sorted(set(files.values())):
         with _reading(folder / name), safe_open(folder / name, framework="pt") as file:
             for key in file.keys():  # noqa: SIM118 (the file is no mapping)
+                if files.get(key) != name:
+                    continue
                 part = file.get_slice(key)
                 source.shapes[key] = tuple(part.get_shape())
                 source.itemsizes[key] = _BYTES.get(part.get_dtype(), 0) or _read_itemsize(file, key)
