@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from featherweight.errors import CheckpointError, ConfigError
-from featherweight.nn.low_rank_linear import LowRankLinear, PivotedLinear
+from featherweight.nn.low_rank_linear import STORAGES, LowRankLinear, PivotedLinear
 
 RECORD = "low_rank_config"
 """Key in a model's configuration."""
@@ -79,14 +79,25 @@ def build_low_rank(model: nn.Module, record: Mapping[str, Any]) -> None:
         model: any device, meta included.
         record: as `low_rank_record` returns it.
     Raises:
-        CheckpointError: if the record is of a newer version, or names a module that is no plain linear layer.
+        CheckpointError: if the record is damaged, of a newer version, or names a module that is no plain linear layer.
     """
     if record.get("version", 0) > RECORD_VERSION:
         raise CheckpointError(
             f"{RECORD}: version={record['version']} is newer than this program; expected at most {RECORD_VERSION}. "
             "Update featherweight."
         )
-    for name, rank in record["rank_pattern"].items():
+    ranks, storages = record.get("rank_pattern"), record.get("storage_pattern")
+    if not isinstance(ranks, Mapping) or not isinstance(storages, Mapping) or ranks.keys() - storages.keys():
+        raise CheckpointError(
+            f"{RECORD}: rank_pattern and storage_pattern do not name the same modules; expected a rank and a storage of "
+            "each. The record is damaged: write the folder anew."
+        )
+    for name, rank in ranks.items():
+        if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1 or storages[name] not in STORAGES[1:]:
+            raise CheckpointError(
+                f"{RECORD}: module='{name}' has rank={rank!r} and storage={storages[name]!r}; expected rank >= 1 and one "
+                f"of {', '.join(STORAGES[1:])}. The record is damaged: write the folder anew."
+            )
         try:
             linear = model.get_submodule(name)
         except AttributeError:

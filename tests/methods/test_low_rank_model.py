@@ -111,7 +111,14 @@ def test_other_folders_are_refused(tmp_path):
     config = json.loads((tmp_path / "config.json").read_text())
     for record, message in (
         ({"version": 99, "rank_pattern": {}}, "newer than this program"),
-        ({"version": 1, "rank_pattern": {"model.nope": 3}, "storage_pattern": {}}, "module='model.nope'"),
+        (
+            {"version": 1, "rank_pattern": {"model.nope": 3}, "storage_pattern": {"model.nope": "factored"}},
+            "model.nope",
+        ),
+        ({"version": 1, "rank_pattern": {"model.nope": 3}, "storage_pattern": {}}, "a rank and a storage of each"),
+        ({"version": 1}, "The record is damaged"),
+        ({"version": 1, "rank_pattern": {"a": True}, "storage_pattern": {"a": "factored"}}, "rank=True"),
+        ({"version": 1, "rank_pattern": {"a": 3}, "storage_pattern": {"a": "woven"}}, "storage='woven'"),
     ):
         (tmp_path / "config.json").write_text(json.dumps({**config, "low_rank_config": record}))
         with pytest.raises(CheckpointError, match=message):

@@ -2,6 +2,7 @@
 
 import peft
 import pytest
+import torch
 from causal_models import causal_model
 
 import featherweight as fw
@@ -40,3 +41,18 @@ def test_the_largest_equivalent_rank_and_patterns_of_every_form_fit():
     channels = model.peft_config["default"].module_channels
     assert channels["model.layers.0.self_attn.o_proj"] == 32
     assert channels["model.layers.0.mlp.down_proj"] == 8
+
+
+@pytest.mark.parametrize("indices", [[2.5], [True, False], [1, 1], [99]])
+def test_explicit_channels_are_different_whole_numbers_of_the_module(indices):
+    selection = {"model.layers.0.mlp.down_proj": indices}
+    with pytest.raises(ConfigError, match=r"selection of 'model\.layers\.0\.mlp\.down_proj' holds"):
+        peft.get_peft_model(causal_model("llama"), fw.S2FTConfig(num_channels=8, selection=selection))
+
+
+@pytest.mark.parametrize("method", [fw.Int8(), fw.WeLore(rank_reduction=0.5, min_dim=16)])
+def test_weights_that_are_no_numbers_in_memory_are_not_permuted(method):
+    model = causal_model("llama").eval()
+    fw.apply(model, method)
+    with pytest.raises(ConfigError, match="is no plain floating-point weight"):
+        fw.s2ft.permute(model, {"model.layers.0.mlp.down_proj": torch.tensor([1, 5])})
