@@ -61,7 +61,7 @@ def _describe(
 
     [bold]Examples[/bold]
 
-    fw compare examples/recipes/demo.yaml --methods adamw,galore_8bit
+    fw compare examples/recipes/demo.yaml --optimizers adamw,galore_8bit
 
     fw train recipe.yaml optimizer.rank=64 steps=500 --out runs/rank64
 

@@ -48,7 +48,7 @@ def merge(
     from featherweight.errors import ConfigError
     from featherweight.methods.s2ft import Adapter
     from featherweight.methods.s2ft.merge import merge_into
-    from featherweight.text.model import load_model, load_tokenizer, save_model_folder
+    from featherweight.models import load_model, load_tokenizer, save_model_folder
 
     with leave_cleanly("adapter merge", [str(adapter)]):
         loaded = Adapter.load(adapter)
@@ -102,7 +102,7 @@ def diff(
     """Write the adapter that turns one model into another."""
     from featherweight.methods.s2ft import diff as compare
     from featherweight.methods.s2ft import import_official
-    from featherweight.text.model import load_model
+    from featherweight.models import load_model
 
     with leave_cleanly("adapter diff", [base, tuned]):
         before, after = load_model(base), load_model(tuned)

@@ -89,14 +89,14 @@ def build_low_rank(model: nn.Module, record: Mapping[str, Any]) -> None:
     ranks, storages = record.get("rank_pattern"), record.get("storage_pattern")
     if not isinstance(ranks, Mapping) or not isinstance(storages, Mapping) or ranks.keys() - storages.keys():
         raise CheckpointError(
-            f"{RECORD}: rank_pattern and storage_pattern do not name the same modules; expected a rank and a storage of "
-            "each. The record is damaged: write the folder anew."
+            f"{RECORD}: rank_pattern and storage_pattern do not name the same modules; expected a rank and a storage "
+            "of each. The record is damaged: write the folder anew."
         )
     for name, rank in ranks.items():
         if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1 or storages[name] not in STORAGES[1:]:
             raise CheckpointError(
-                f"{RECORD}: module='{name}' has rank={rank!r} and storage={storages[name]!r}; expected rank >= 1 and one "
-                f"of {', '.join(STORAGES[1:])}. The record is damaged: write the folder anew."
+                f"{RECORD}: module='{name}' has rank={rank!r} and storage={storages[name]!r}; expected rank >= 1 and "
+                f"one of {', '.join(STORAGES[1:])}. The record is damaged: write the folder anew."
             )
         try:
             linear = model.get_submodule(name)

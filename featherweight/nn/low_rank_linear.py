@@ -227,7 +227,7 @@ class LowRankLinear(nn.Module):
     def set_factors_(self, left_MR: Tensor, right_RN: Tensor) -> None:
         """Take over factors of any rank, in place: the parameter objects stay, their shape may change.
 
-        An optimizer whose state has the old shape must be told; see `featherweight.optim.resize`.
+        An optimizer whose state has the old shape must be told; see `featherweight.optim.policies.moment_growth`.
         """
         self.V.weight.data = right_RN.to(self.V.weight.dtype).contiguous()
         self.U.weight.data = left_MR.to(self.U.weight.dtype).contiguous()

@@ -25,21 +25,23 @@ from torch import Tensor
 from featherweight.errors import CheckpointError, ConfigError, did_you_mean
 from featherweight.linalg.outer_product import Gradient
 from featherweight.linalg.subspace import MatrixSubspace
-from featherweight.optim import fused_adamw
 from featherweight.optim import state as states
-from featherweight.optim.accumulation import CoreSum
-from featherweight.optim.batched import Batch, can_batch, pays_on
-from featherweight.optim.finite import are_finite, is_usable
-from featherweight.optim.full_rank import fits_torch_kernel, step_dense_, step_fused_
-from featherweight.optim.layout import Layout, plan_layout, split_of
-from featherweight.optim.lazy import lazy_options
-from featherweight.optim.matrix import Group, ProjectedMatrix, rounding_of
 from featherweight.optim.options import LOW_RANK_DEFAULTS, LOW_RANK_KEYS, check_group
-from featherweight.optim.refresh import SIDES, Side
-from featherweight.optim.tensor import ProjectedTensor, TensorSum, add_tensor_table, step_tensor
-from featherweight.optim.tensor_options import TENSOR_DEFAULTS, projects_tensors, translated
-from featherweight.optim.tensor_ranks import is_open, restored, settle
-from featherweight.optim.weight_update import copy_back, matrices_of, weight_of
+from featherweight.optim.param_groups import named_like
+from featherweight.optim.policies.lazy import lazy_options
+from featherweight.optim.policies.refresh import SIDES, Side
+from featherweight.optim.state_check import check_step
+from featherweight.optim.step import fused_adamw
+from featherweight.optim.step.accumulation import CoreSum
+from featherweight.optim.step.batched import Batch, can_batch, pays_on
+from featherweight.optim.step.dense import fits_torch_kernel, step_dense_, step_fused_
+from featherweight.optim.step.finite import are_finite, is_usable
+from featherweight.optim.step.layout import Layout, plan_layout, split_of
+from featherweight.optim.step.matrix import Group, ProjectedMatrix, rounding_of
+from featherweight.optim.step.tensor import ProjectedTensor, TensorSum, add_tensor_table, step_tensor
+from featherweight.optim.step.weight_update import copy_back, matrices_of, weight_of
+from featherweight.optim.tucker.options import TENSOR_DEFAULTS, projects_tensors, translated
+from featherweight.optim.tucker.ranks import is_open, restored, settle
 from featherweight.report import Report
 
 logger = logging.getLogger(__name__)
@@ -52,7 +54,7 @@ OPTIONAL_STATE = ("trial_basis", "exp_avg_full", "grad_norm")
 
 
 class _Layerwise(Protocol):
-    """What the optimizer needs to know of `featherweight.optim.layerwise`, which stands above it."""
+    """What the optimizer needs to know of `featherweight.optim.backward.layerwise`, which stands above it."""
 
     def end_window(self) -> None: ...
 
@@ -93,6 +95,8 @@ class LowRankOptimizer(torch.optim.Optimizer):
     """
 
     skipped_steps: int
+    writes_int8_weights = True
+    """Lets `featherweight.quant.foreign_write` pass its steps."""
 
     def __init__(self, params: Iterable[Any], defaults: Mapping[str, Any]) -> None:
         if isinstance(params, Tensor):
@@ -129,7 +133,7 @@ class LowRankOptimizer(torch.optim.Optimizer):
                 f"{type(self).__name__}: add_param_group is not possible while the optimizer is layer-wise; expected "
                 "it before. Call handle.remove(), add the group, then fw.optim.layerwise again."
             )
-        group = dict(param_group)
+        group = named_like(self.param_groups, param_group)
         if projects_tensors(self.defaults):
             group = translated(type(self).__name__, group)
         group.setdefault("low_rank", any(key in group for key in LOW_RANK_KEYS))
@@ -149,6 +153,16 @@ class LowRankOptimizer(torch.optim.Optimizer):
             for group, parameter, _ in _named_parameters(self.param_groups):
                 self._layouts[parameter] = restored(self._layouts[parameter], self.state.get(parameter, {}), group)
         return self._layouts
+
+    def _checked_layout(self, parameter: Tensor, grad: Tensor | None = None) -> Layout:
+        """Return the layout of a parameter that may be stepped: everything that a kernel believes was compared."""
+        layout, state = self.layouts.get(parameter), self.state.get(parameter, {})
+        if layout is not None and not state and parameter.shape != layout.shape:
+            self.forget_layouts()  # it changed before its first step
+            layout = self.layouts[parameter]
+        check_step(type(self).__name__, layout, parameter, grad, state)
+        assert layout is not None
+        return layout
 
     def forget_layouts(self) -> None:
         """Decide anew how parameters are treated, after one of another shape took a place in a group."""
@@ -190,6 +204,7 @@ class LowRankOptimizer(torch.optim.Optimizer):
             self.layerwise.end_window()
         pending = [(g, p) for g in self.param_groups for p in g["params"] if p.grad is not None]
         for _, parameter in pending:
+            self._checked_layout(parameter, parameter.grad)
             if parameter.grad.is_sparse:
                 raise ConfigError(
                     f"{type(self).__name__}: '{self.layouts[parameter].name}' has a gradient of layout=sparse; "
@@ -232,7 +247,7 @@ class LowRankOptimizer(torch.optim.Optimizer):
             is_used: for each of stacked matrices whether its gradient is not all zero; None reads it from the device.
             batch: takes in what can be updated together with other matrices; None to update at once.
         """
-        layout, state = self.layouts[parameter], self.state[parameter]
+        layout, state = self._checked_layout(parameter, grad), self.state[parameter]
         if is_open(layout):
             layout = self.layouts[parameter] = settle(layout, grad, group)
             if is_open(layout):
@@ -259,17 +274,19 @@ class LowRankOptimizer(torch.optim.Optimizer):
             group: its group.
             grad: of the first micro-batch; a `min_memory` parameter chooses its side with it if it is a tensor.
         """
+        layout = self._checked_layout(parameter)
         if not self.state[parameter]:
             self.create_state(parameter)
         state = self.state[parameter]
-        layout = self._settled_layout(self.layouts[parameter], state, group, grad)
+        layout = self._settled_layout(layout, state, group, grad)
         return layout, self._matrices(layout, state, group)
 
     def begin_tensor(self, parameter: Tensor, group: Group) -> TensorSum:
         """Return an empty sum of the cores of a projected tensor, whose ranks are known."""
+        layout = self._checked_layout(parameter)
         if not self.state[parameter]:
             self.create_state(parameter)
-        layout, state = self.layouts[parameter], self.state[parameter]
+        state = self.state[parameter]
         tensor = ProjectedTensor(layout, state, group, self._refresh_turn(layout))
         return TensorSum(tensor, rounding_of(group, layout, tensor.counter("step") + 1))
 
@@ -283,6 +300,7 @@ class LowRankOptimizer(torch.optim.Optimizer):
         Returns:
             Number of matrices that were left out because their sum is not finite.
         """
+        self._checked_layout(parameter)
         weight = weight_of(parameter)
         skipped = total.update_(matrices_of(total.layout, weight), factor)
         copy_back(parameter, weight)
@@ -363,7 +381,7 @@ class LowRankOptimizer(torch.optim.Optimizer):
             matrix.refresh(grad_MN)
             subspace = matrix.product_subspace()
             core = subspace.project(grad_MN).to(layout.dtype)
-            if batch is not None and not fused_adamw.fits(layout, core):
+            if batch is not None and fused_adamw.kernel_for(layout, core, group) is None:
                 batch.add(matrix, weights[index], core, subspace)
             else:
                 matrix.update_(weights[index], core, subspace, grad_MN if matrix.needs_gradient() else None)
@@ -485,7 +503,7 @@ class LowRankOptimizer(torch.optim.Optimizer):
             if "trial_basis" in state and layout.alternative is not None:
                 (shape,) = layout.on_side(layout.alternative, group).basis_shapes().values()
                 expected["trial_basis"] = torch.empty(shape, dtype=layout.dtype, device="meta")
-            if bool(state.get("full_period", 0)):
+            if "full_period" in state and bool(state["full_period"].any()):
                 shape = (layout.rows, layout.columns)
                 expected["exp_avg_full"] = torch.empty(shape, dtype=layout.dtype, device="meta")
             if "grad_norm" in state:

@@ -1,17 +1,17 @@
 """Learning the solution operator of a partial differential equation, as a task for `fw train`.
 
-Implements `featherweight.training.task.Task`; recipes reach it by `task: {name: pde, ...}`. Losses and metrics are
+A `featherweight.training.task.Task`; recipes reach it by `task: {name: pde, ...}`. Losses and metrics are
 means over samples of relative errors of fields in physical units.
 Shapes: B samples, C channels, s_1 .. s_d points.
 """
 
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, nn
@@ -23,8 +23,10 @@ from featherweight.pde.fno import FNO
 from featherweight.pde.generation import sample_pairs
 from featherweight.pde.metrics import largest_error, relative_h1, relative_l2
 from featherweight.pde.operator import FieldOperator
+from featherweight.pde.pictures import Shown, draw_runs
 from featherweight.pde.problems import PROBLEMS
-from featherweight.training.task import Batch, Split, Words
+from featherweight.training.order import micro_batch_numbers, shuffled_rows
+from featherweight.training.task import Batch, Split, Task, Words
 
 
 class PdeConfig(Config):
@@ -50,15 +52,22 @@ class PdeConfig(Config):
     """Name of the inputs in the files; None tries the usual ones."""
     y_key: str | None = None
     """Name of the solutions in the files; None tries the usual ones."""
+    x_index: int | None = None
+    """Which of several stored times of the inputs; None takes all, of one array over time the first."""
     y_index: int | None = None
-    """Which of several stored times, along the last axis; None takes all."""
+    """Which of several stored times of the solutions; None takes all, of one array over time the last."""
+    x_axes: str | None = None
+    """Axes of the stored inputs, one letter each: n samples, c channels, t times, x y z points. None: known from the
+    file's coordinates or from its shapes; where these leave a doubt, the file is refused."""
+    y_axes: str | None = None
+    """Axes of the stored solutions, alike."""
     periodic: bool | None = None
     """Whether fields wrap around, for the derivatives of the H1 error; None: not if the folder or the training file has
     darcy in its name."""
     model: Literal["fno", "neuraloperator"] = "fno"
     """Our own network, or that of the package neuraloperator."""
     n_modes: list[int] = [16, 16]
-    """Kept Fourier modes an axis, both signs counted."""
+    """SavedEarly Fourier modes an axis, both signs counted."""
     hidden_channels: int = Field(default=32, ge=1)
     """Width."""
     n_layers: int = Field(default=4, ge=1)
@@ -71,11 +80,14 @@ class PdeConfig(Config):
     """Training loss, a relative error; h1_periodic takes derivatives around the boundary, as published runs do."""
 
 
+_SAMPLES_AT_ONCE = 4
+"""Samples that a picture predicts at once: few, since a task does not know how many fit."""
+
 LOSS_WORDS = {"l2": "relative L2 error", "h1": "relative H1 error", "h1_periodic": "relative H1 error, periodic"}
 
 
-class PdeTask:
-    """Predict solutions from inputs; fulfils `featherweight.training.task.Task`.
+class PdeTask(Task):
+    """Predict solutions from inputs.
 
     Args:
         config: options.
@@ -98,6 +110,7 @@ class PdeTask:
         train, self.tests = _load(config)
         self.train = _with_channels(train, len(config.n_modes))
         self.tests = {name: _with_channels(pairs, len(config.n_modes)) for name, pairs in self.tests.items()}
+        _require_same_channels(self.train, self.tests)
         self.is_periodic = _is_periodic(config)
 
     def build_model(self) -> nn.Module:
@@ -133,18 +146,21 @@ class PdeTask:
 
         An epoch visits each training sample once, in an order given by (seed, epoch); "held_out" is the first test set.
         """
-        turns = itertools.count(process_rank + start * world_size, world_size)
+        turns = micro_batch_numbers(
+            micro_batch_size=micro_batch_size,
+            process_rank=process_rank,
+            world_size=world_size,
+            start=start,
+            where="pde task",
+        )
         if split == "train":
-            yield from self._train_batches(turns, micro_batch_size, seed)
+            for rows in shuffled_rows(turns, micro_batch_size=micro_batch_size, row_count=len(self.train), seed=seed):
+                yield {"x": self.train.x[rows], "y": self.train.y[rows]}
             return
         pairs = next(iter(self.tests.values()))
         for turn in itertools.takewhile(lambda turn: turn * micro_batch_size < len(pairs), turns):
             chosen = slice(turn * micro_batch_size, (turn + 1) * micro_batch_size)
             yield {"x": pairs.x[chosen], "y": pairs.y[chosen]}
-
-    def item_count(self, batch: Batch) -> int:
-        """Return the number of samples."""
-        return len(batch["x"])
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
         """Return the sum over samples of the relative error that `loss` names, and the number of samples."""
@@ -194,22 +210,46 @@ class PdeTask:
             "train_samples": len(self.train),
             "resolution": self.train.x.shape[-1],
             "test_sets": {name: len(pairs) for name, pairs in self.tests.items()},
+            **({"fields": self.train.origin} if self.train.origin else {}),
         }
+
+    def illustrate(self, model: nn.Module, folder: Path) -> list[Path]:
+        """Draw fields and spectra of the first test set, channel 0; `fields.pt` keeps what they show."""
+        pairs = next(iter(self.tests.values()))
+        prediction = self.predict(model, pairs.x, micro_batch_size=_SAMPLES_AT_ONCE)
+        shown = Shown.of(pairs.x[:, 0], pairs.y[:, 0], prediction[:, 0])
+        shown.save(folder)
+        return draw_runs(folder, {"prediction": shown})
+
+    @classmethod
+    def illustrate_together(cls, runs: Mapping[str, Path], folder: Path) -> list[Path]:
+        """Draw fields and spectra of several runs side by side, from their `fields.pt`."""
+        shown = {name: found for name, run in runs.items() if (found := Shown.load(run)) is not None}
+        return draw_runs(folder, shown) if shown else []
+
+    @classmethod
+    def run_name(cls, config: PdeConfig, name: str) -> str:
+        """Return the name with that of the problem, or of the folder or file of the data, which takes the place of
+        another problem's.
+
+        Example:
+            >>> PdeTask.run_name(PdeConfig(data="navier_stokes"), "darcy")
+            'navier_stokes'
+            >>> PdeTask.run_name(PdeConfig(data="data/burgers_nu3"), "long")
+            'long-burgers_nu3'
+        """
+        problem = config.data if config.data in PROBLEMS else Path(config.data).stem
+        if problem in name:
+            return name
+        for other in PROBLEMS:
+            if other in name:
+                return name.replace(other, problem)
+        return f"{name}-{problem}" if problem else name
 
     def _errors(self, prediction: Tensor, truth: Tensor, kind: str) -> Tensor:
         if kind == "l2":
             return relative_l2(prediction, truth)
         return relative_h1(prediction, truth, periodic=self.is_periodic or kind == "h1_periodic")
-
-    def _train_batches(self, turns: Iterator[int], micro_batch_size: int, seed: int) -> Iterator[dict[str, Tensor]]:
-        count = len(self.train)
-        orders: dict[int, np.ndarray] = {}
-        for turn in turns:
-            positions = np.arange(turn * micro_batch_size, (turn + 1) * micro_batch_size)
-            epochs = np.unique(positions // count).tolist()
-            orders = {e: orders.get(e, np.random.default_rng([seed, e]).permutation(count)) for e in epochs}
-            chosen = torch.from_numpy(np.array([orders[p // count][p % count] for p in positions.tolist()]))
-            yield {"x": self.train.x[chosen], "y": self.train.y[chosen]}
 
 
 def _load(config: PdeConfig) -> tuple[FieldPairs, dict[str, FieldPairs]]:
@@ -217,18 +257,16 @@ def _load(config: PdeConfig) -> tuple[FieldPairs, dict[str, FieldPairs]]:
     if config.data in PROBLEMS:
         return _generated(config)
     train_file, test_files = _find_files(config)
-    keys = {"x_key": config.x_key, "y_key": config.y_key, "y_index": config.y_index}
-    train = read_pairs(train_file, **keys)  # type: ignore[arg-type]
-    tests = [read_pairs(path, **keys) for path in test_files]  # type: ignore[arg-type]
+    options = {key: getattr(config, key) for key in ("x_key", "y_key", "x_index", "y_index", "x_axes", "y_axes")}
+    train, *tests = (read_pairs(path, **options, dimensions=len(config.n_modes)) for path in (train_file, *test_files))
     if not tests:
         cut = max(1, len(train) // 10)
-        tests, train = [_part(train, slice(-cut, None))], _part(train, slice(None, -cut))
+        tests, train = [train[-cut:]], train[:-cut]
     if not len(train):
         raise ConfigError(
             f"pde task: {train_file} holds too few samples; expected at least 2 for training and test. Give more data."
         )
-    tests = [_part(one, slice(config.n_test)) for one in tests]
-    return _part(train, slice(config.n_train)), {str(one.x.shape[-1]): one for one in tests}
+    return train[: config.n_train], {str(one.x.shape[-1]): one[: config.n_test] for one in tests}
 
 
 def _generated(config: PdeConfig) -> tuple[FieldPairs, dict[str, FieldPairs]]:
@@ -268,10 +306,6 @@ def _resolution(path: Path) -> int:
     return int(digits[1]) if digits else 0
 
 
-def _part(pairs: FieldPairs, chosen: slice) -> FieldPairs:
-    return FieldPairs(pairs.x[chosen], pairs.y[chosen])
-
-
 def _with_channels(pairs: FieldPairs, dimensions: int) -> FieldPairs:
     """Return float32 pairs with an axis for channels."""
     fields = []
@@ -282,7 +316,22 @@ def _with_channels(pairs: FieldPairs, dimensions: int) -> FieldPairs:
                 "points of each axis) with or without channels. Give as many n_modes as the fields have axes."
             )
         fields.append((one if one.ndim == dimensions + 2 else one.unsqueeze(1)).float())
-    return FieldPairs(*fields)
+    if fields[0].shape[2:] != fields[1].shape[2:]:
+        raise ConfigError(
+            f"pde task: inputs of {tuple(fields[0].shape[2:])} points and solutions of {tuple(fields[1].shape[2:])} "
+            "differ; expected the same points. Give x_axes and y_axes of the file, or other keys."
+        )
+    return replace(pairs, x=fields[0], y=fields[1])
+
+
+def _require_same_channels(train: FieldPairs, tests: dict[str, FieldPairs]) -> None:
+    for name, pairs in tests.items():
+        for what, one, other in (("inputs", train.x, pairs.x), ("solutions", train.y, pairs.y)):
+            if one.shape[1] != other.shape[1]:
+                raise ConfigError(
+                    f"pde task: {what} of the test set of resolution {name} have {other.shape[1]} channels, those of "
+                    f"training {one.shape[1]}; expected as many. Choose other test_data, or times by x_index, y_index."
+                )
 
 
 def _is_periodic(config: PdeConfig) -> bool:

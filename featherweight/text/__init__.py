@@ -1,10 +1,10 @@
 """Text: causal language modelling with any Hugging Face model on any text."""
 
+from featherweight.models import ModelFacts, load_model, load_tokenizer, model_facts, save_model_folder
+from featherweight.models.tokenizer import byte_tokenizer
 from featherweight.text.corpus import load_documents, split_documents
-from featherweight.text.model import ModelFacts, load_model, load_tokenizer, model_facts, save_model_folder
 from featherweight.text.packing import pack
 from featherweight.text.task import TextConfig, TextTask
-from featherweight.text.tokenizer import byte_tokenizer
 
 __all__ = [
     "ModelFacts",

@@ -22,11 +22,11 @@ from featherweight.methods.low_rank_model import RECORD
 from featherweight.methods.method import apply
 from featherweight.methods.welore.options import WeLore
 from featherweight.methods.welore.stream import Progress, compress_folder
+from featherweight.models import has_random_weights, load_model, load_tokenizer, model_facts, save_model_folder
+from featherweight.models.tokenizer import Tokenizer, encode_documents
 from featherweight.report import Facts, Report
 from featherweight.text.corpus import load_documents
-from featherweight.text.model import has_random_weights, load_model, load_tokenizer, model_facts, save_model_folder
 from featherweight.text.perplexity import describe_protocol, perplexity
-from featherweight.text.tokenizer import Tokenizer, encode_documents
 
 CALIBRATION_ROWS, CALIBRATION_TOKENS = 64, 512
 MEMORY_SHARE = 0.4

@@ -9,7 +9,7 @@ import torch
 import featherweight as fw
 from featherweight.cli import run
 from featherweight.methods.s2ft.layer import s2ft_layers
-from featherweight.text.model import load_model, load_tokenizer, save_model_folder
+from featherweight.models import load_model, load_tokenizer, save_model_folder
 
 
 @pytest.fixture(scope="module")

@@ -48,8 +48,8 @@ def test_a_saved_folder_loads_bit_for_bit_and_merges_into_an_ordinary_one(name, 
 
 
 def test_load_model_knows_compressed_folders(tmp_path):
-    from featherweight.text.model import load_model, model_facts
-    from featherweight.text.tokenizer import byte_tokenizer
+    from featherweight.models import load_model, model_facts
+    from featherweight.models.tokenizer import byte_tokenizer
 
     model = causal_model("llama")
     fw.apply(model, fw.WeLore(rank_reduction=0.5, min_dim=8))

@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM
 import featherweight as fw
 from featherweight.errors import ConfigError
 from featherweight.methods.method import apply
+from featherweight.models import load_model
 from featherweight.text.instruction_task import InstructionConfig, InstructionTask
-from featherweight.text.model import load_model
 from featherweight.text.packing import IGNORED_LABEL
 from featherweight.training.estimate import estimate_memory
 from featherweight.training.loop import Loop

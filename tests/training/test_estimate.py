@@ -9,8 +9,8 @@ import torch
 from featherweight.errors import ConfigError
 from featherweight.memory.cost import StepCost
 from featherweight.memory.tracker import StorageTracker
-from featherweight.text.shapes import SHAPES
-from featherweight.tiles import Device
+from featherweight.models.shapes import SHAPES
+from featherweight.simulated import SimulatedDevice
 from featherweight.training.estimate import _let_largest_refresh as let_largest_refresh
 from featherweight.training.estimate import estimate_memory
 from featherweight.training.loop import Loop
@@ -181,12 +181,11 @@ def test_an_optimizer_that_draws_lots_is_simulated_with_all_layers():
 # -- a GPU's sizes -----------------------------------------------------------------------------------------------------
 
 
-def test_memory_grows_evenly_with_the_length_and_no_mask_is_made():
+@pytest.mark.parametrize("name", ["full bf16", "autocast"])
+def test_memory_grows_evenly_with_the_length_and_no_mask_is_made(name):
     lengths = [1 << power for power in (14, 15, 16, 17)]
     peaks = [
-        estimate_memory(
-            None, recipe("full bf16", layers=2, seq_len=length, micro_batch_size=1), device="cuda"
-        ).peak_bytes
+        estimate_memory(None, recipe(name, layers=2, seq_len=length, micro_batch_size=1), device="cuda").peak_bytes
         for length in lengths
     ]
     slopes = [
@@ -205,7 +204,7 @@ def test_blocks_of_a_gpu_are_multiples_of_512_bytes():
 def test_the_size_of_the_memory_decides_the_size_of_chunks():
     model = {**SMALL_LLAMA, "num_hidden_layers": 2, "vocab_size": 32000}
     one = recipe("full bf16", seq_len=1 << 14, micro_batch_size=1, methods=[{"mst": {"mlp": False}}])
-    peaks = [estimate_memory(model, one, device=Device("cuda", gib << 30)).peak_bytes for gib in (8, 80)]
+    peaks = [estimate_memory(model, one, device=SimulatedDevice("cuda", gib << 30)).peak_bytes for gib in (8, 80)]
     # One hundredth of the memory for 6 bytes of each logit: 256 and 4096 tokens of the head, 4 bytes each at least.
     assert peaks[1] - peaks[0] > 4 * 32000 * (4096 - 256)
 
@@ -349,7 +348,7 @@ def llama_3(seq_len, checkpointing, mst, layerwise):
         "micro_batch_size": 1,
     }
     values["task"]["seq_len"] = seq_len
-    return estimate_memory(None, values, device=Device("cuda", 80 << 30))
+    return estimate_memory(None, values, device=SimulatedDevice("cuda", 80 << 30))
 
 
 @pytest.mark.parametrize(("seq_len", "checkpointing", "mst", "layerwise", "gib"), PEAKS_GIB)

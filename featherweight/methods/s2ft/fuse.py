@@ -54,7 +54,7 @@ def fuse(
         NumericsError: if one holds NaN or infinite numbers.
     Example:
         >>> import peft
-        >>> from featherweight.text.model import load_model
+        >>> from featherweight.models import load_model
         >>> model = peft.get_peft_model(load_model("tiny"), S2FTConfig(num_channels=8), adapter_name="math")
         >>> model.add_adapter("code", S2FTConfig(num_channels=8, seed=1))
         >>> fuse(model, ["math", "code"], [1.0, 0.5], name="both")

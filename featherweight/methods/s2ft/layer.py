@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from featherweight import ownership
 from featherweight.errors import CheckpointError, ConfigError
 from featherweight.methods.s2ft.base_slices import BaseSlices, ChannelChange, restore_, write_
 from featherweight.methods.s2ft.config import S2FTConfig
@@ -21,6 +22,7 @@ from featherweight.methods.s2ft.soundness import require_sound
 from featherweight.methods.s2ft.targets import Target, is_conv1d, linear_features
 from featherweight.nn.channel_delta import Axis, add_delta, changed_linear
 from featherweight.nn.low_rank_linear import LowRank, matrix_of
+from featherweight.ownership import Part
 
 BASE = "__base__"
 """Name of the model without an adapter among `adapter_names`."""
@@ -182,6 +184,7 @@ class S2FTLayer(BaseTunerLayer):
                 write_(matrix_of(self.get_base_layer()), changes)
             elif self.quantization_backend is None:
                 self._slices = write_(self._matrix(), changes)
+                self._claim()
             else:
                 self._kept = KeptWeight.of(self.get_base_layer())
                 stored = self.get_base_weight().clone()
@@ -276,7 +279,15 @@ class S2FTLayer(BaseTunerLayer):
         with torch.no_grad():
             if self._slices:
                 restore_(self._matrix(), self._slices)
+                ownership.release(Part.WEIGHT, self.get_base_layer().weight, self)
         self._slices, self._written = [], ()
+
+    def _claim(self) -> None:
+        """Say that the weight holds a change, which is taken out again."""
+        if self._slices:
+            way_out = "Unmerge or unload the adapter first, or train it with update='delta'."
+            weight = self.get_base_layer().weight
+            ownership.claim(Part.WEIGHT, weight, self, words="an S2FT adapter", way_out=way_out)
 
     def _follow(self, force: bool = False) -> list[str]:
         """Bring the weight up to date with the adapters that train in place, and return those."""
@@ -339,6 +350,10 @@ class Linear(nn.Module, S2FTLayer):
         self.register_load_state_dict_pre_hook(_show_base)
         self.register_load_state_dict_pre_hook(_require_sound_state)
         self.update_layer(adapter_name, target, indices, config)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._claim()  # a copy has a weight of its own
 
     def forward(self, x: Tensor, *args: Any, adapter_names: list[str] | None = None, **kwargs: Any) -> Tensor:
         """Return the layer's output with the changes of the active adapters, or of one adapter for each row."""
@@ -485,7 +500,7 @@ def _require_sound_state(layer: nn.Module, state: Mapping[str, Any], prefix: str
         delta = state.get(f"{prefix}s2ft_delta.{name}")
         indices = state.get(f"{prefix}s2ft_indices.{name}")
         # Parts of a sharded tensor are looked at by whoever loads the whole.
-        if type(delta) in (Tensor, nn.Parameter) and type(indices) in (Tensor, nn.Parameter):
+        if delta is not None and indices is not None and type(delta).__name__ != "DTensor":
             place = prefix.removeprefix("base_model.model.").rstrip(".")
             change = ChannelChange(layer.s2ft_axis[name], indices, delta)
             require_sound({place: change}, f"s2ft: adapter={name!r}", {place: (layer.out_features, layer.in_features)})

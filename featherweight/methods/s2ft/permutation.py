@@ -40,8 +40,8 @@ def permute(model: nn.Module, chosen: Mapping[str, Tensor]) -> Permuted:
     Returns:
         What `unpermute` needs to bring every byte back.
     Raises:
-        ConfigError: if the producers of a module's input are not known, or a weight is quantised or of low rank; nothing
-            is changed then.
+        ConfigError: if the producers of a module's input are not known, or a weight is quantised or of low rank;
+            nothing is changed then.
     Cost: pure indexing; each weight concerned is copied once.
     """
     orders: dict[str, dict[int, Tensor]] = {}
@@ -77,8 +77,8 @@ def _require_stored(model: nn.Module, names: Iterable[str]) -> None:
         stored = module._parameters.get(last)
         if type(stored) is not nn.Parameter or not stored.is_floating_point():
             raise ConfigError(
-                f"permute: '{name}' belongs to a {type(module).__name__} and is no plain floating-point weight; expected "
-                "layers that are neither quantised, nor of low rank, nor inside a tuner. Load the plain model."
+                f"permute: '{name}' belongs to a {type(module).__name__} and is no plain floating-point weight; "
+                "expected layers that are neither quantised, nor of low rank, nor inside a tuner. Load the plain model."
             )
 
 

@@ -28,7 +28,7 @@ def switch(model: nn.Module, adapter_name: str | Sequence[str] | None) -> None:
     Example:
         >>> import peft
         >>> from featherweight.methods.s2ft import S2FTConfig
-        >>> from featherweight.text.model import load_model
+        >>> from featherweight.models import load_model
         >>> model = peft.get_peft_model(load_model("tiny"), S2FTConfig(num_channels=8))
         >>> switch(model, "default")
         >>> switch(model, None)

@@ -33,6 +33,7 @@ from featherweight.methods.welore.whiten import (
     whitened_spectrum,
 )
 from featherweight.nn.low_rank_linear import LowRankLinear, PivotedLinear, dense_copy, matrix_of
+from featherweight.ownership import Part, refuse_owned
 from featherweight.report import Report
 
 # A plain attribute, so that a deep copy of a model knows what was trainable.
@@ -44,7 +45,7 @@ class WeLore(Config):
 
     Example:
         >>> import featherweight as fw
-        >>> from featherweight.text.model import load_model
+        >>> from featherweight.models import load_model
         >>> model = load_model("tiny")
         >>> report = fw.apply(model, fw.WeLore(rank_reduction=0.5))
         >>> round(fw.methods.welore.rank_reduction(report), 3)
@@ -129,6 +130,8 @@ class WeLore(Config):
                 "give its folder to fw compress, which reads it block by block."
             )
         targets, skipped = find_targets(model, self)
+        for name, linear in targets.items():
+            refuse_owned(Part.FORWARD, linear, "WeLore", name=name)
         changes_training = self.train in ("lrc", "nlrc")
         trainable = {name: one.requires_grad for name, one in model.named_parameters()} if changes_training else {}
         if self.method == "plain":

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from featherweight.config import write_atomically
+from featherweight.config.files import new_file, new_folder, write_atomically
 from featherweight.errors import CheckpointError, ConfigError
 from featherweight.linalg.factors import factorize
 from featherweight.linalg.spectrum import singular_values
@@ -251,21 +251,12 @@ def _spectra(
         cached = partial / "spectra" / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.safetensors"
         if not cached.exists():
             values = singular_values(_matrix(weights, stem, modules[name]), name)
-            _save_whole({"values": values}, cached)
+            with new_file(cached) as temporary:
+                save_file({"values": values}, temporary)
         spectra[name] = load_file(cached)["values"]
         if progress is not None:
             progress("reading spectra", count + 1, len(targets))
     return spectra
-
-
-def _save_whole(tensors: dict[str, Tensor], file: Path) -> None:
-    """Write a file of tensors that appears complete or not at all."""
-    temporary = file.with_name(f".{file.name}.tmp")
-    try:
-        save_file(tensors, str(temporary), metadata={"format": "pt"})
-        os.replace(temporary, file)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _matrix(weights: _Source, stem: str, module: nn.Module) -> Tensor:
@@ -295,7 +286,8 @@ def _write_tensors(
     def flush(done: int) -> None:
         if held:
             file = f"model-{len(written['shards']) + 1:05d}.safetensors"
-            _save_whole(held, partial / file)
+            with new_file(partial / file) as temporary:
+                save_file(held, temporary, metadata={"format": "pt"})
             written["shards"].append(
                 {"file": file, "keys": sorted(held), "bytes": sum(t.nbytes for t in held.values())}
             )
@@ -334,36 +326,31 @@ def _cut(entry: Entry, stem: str, last: str, weights: _Source, module: nn.Module
 def _finish(source: Path, out: Path, partial: Path, plan: Plan, report: Report) -> None:
     """Name the shards, write index, configuration and report, copy the rest, and put the folder in its place."""
     shards = json.loads((partial / "written.json").read_text(encoding="utf-8"))["shards"]
-    folder = partial / "result"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    weight_map: dict[str, str] = {}
-    for number, shard in enumerate(shards, 1):
-        single = len(shards) == 1
-        file = "model.safetensors" if single else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        _place(partial / shard["file"], folder / file)
-        weight_map |= dict.fromkeys(shard["keys"], file)
-    if len(shards) > 1:
-        index = {"metadata": {"total_size": sum(s["bytes"] for s in shards)}, "weight_map": weight_map}
-        write_atomically(folder / "model.safetensors.index.json", json.dumps(index, indent=2))
-    for path in source.iterdir():
-        if path.is_file() and path.suffix not in (".safetensors", ".bin", ".pt", ".pth", ".gguf"):
-            if not path.name.endswith(".index.json"):
-                shutil.copyfile(path, folder / path.name)
-    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
-    stored = {name: e for name, e in plan.entries.items() if e.is_cut and e.storage != "dense"}
-    if stored:
-        config[RECORD] = {
-            "version": RECORD_VERSION,
-            "rank_pattern": {name: entry.rank for name, entry in stored.items()},
-            "storage_pattern": {name: entry.storage for name, entry in stored.items()},
-        }
-    write_atomically(folder / "config.json", json.dumps(config, indent=2))
-    write_atomically(folder / "report.json", report.to_json())
-    report.save_html(folder / "report.html")
-    if out.exists():
-        out.rmdir()
-    folder.rename(out)
+    with new_folder(out) as folder:
+        weight_map: dict[str, str] = {}
+        for number, shard in enumerate(shards, 1):
+            single = len(shards) == 1
+            file = "model.safetensors" if single else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+            _place(partial / shard["file"], folder / file)
+            weight_map |= dict.fromkeys(shard["keys"], file)
+        if len(shards) > 1:
+            index = {"metadata": {"total_size": sum(s["bytes"] for s in shards)}, "weight_map": weight_map}
+            write_atomically(folder / "model.safetensors.index.json", json.dumps(index, indent=2))
+        for path in source.iterdir():
+            if path.is_file() and path.suffix not in (".safetensors", ".bin", ".pt", ".pth", ".gguf"):
+                if not path.name.endswith(".index.json"):
+                    shutil.copyfile(path, folder / path.name)
+        config = json.loads((source / "config.json").read_text(encoding="utf-8"))
+        stored = {name: e for name, e in plan.entries.items() if e.is_cut and e.storage != "dense"}
+        if stored:
+            config[RECORD] = {
+                "version": RECORD_VERSION,
+                "rank_pattern": {name: entry.rank for name, entry in stored.items()},
+                "storage_pattern": {name: entry.storage for name, entry in stored.items()},
+            }
+        write_atomically(folder / "config.json", json.dumps(config, indent=2))
+        write_atomically(folder / "report.json", report.to_json())
+        report.save_html(folder / "report.html")
     shutil.rmtree(partial)
 
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 import featherweight as fw
 from featherweight.errors import CheckpointError
 from featherweight.methods.s2ft.layer import s2ft_layers
-from featherweight.text.model import load_model, load_tokenizer
+from featherweight.models import load_model, load_tokenizer
 
 
 def adapted(base, size=0.03, **options):

@@ -13,8 +13,8 @@ from featherweight.methods.low_rank_model import RECORD, low_rank_modules, merge
 from featherweight.methods.s2ft.layer import s2ft_layers
 from featherweight.methods.s2ft.merge import merge_into
 from featherweight.methods.s2ft.method import S2FT
+from featherweight.models import load_model
 from featherweight.nn.low_rank_linear import LowRankLinear, PivotedLinear
-from featherweight.text.model import load_model
 
 
 def cut(storage, architecture="llama", dtype=torch.float64):

@@ -12,7 +12,7 @@ import featherweight as fw
 from featherweight.errors import CheckpointError, ConfigError
 from featherweight.methods.s2ft.layer import s2ft_layers
 from featherweight.methods.s2ft.merge import merge_into
-from featherweight.text.model import load_model
+from featherweight.models import load_model
 
 
 def trained(model, seed=0):
