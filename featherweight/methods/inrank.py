@@ -30,13 +30,14 @@ from featherweight.linalg.random import keyed_generator
 from featherweight.linalg.spectrum import explained_rank, variance_ratios
 from featherweight.methods.inrank_report import growth_report
 from featherweight.methods.low_rank_model import (
+    low_rank_modules,
     merge_low_rank,
     record_in_config,
     replace_module,
     shared_parameters,
 )
 from featherweight.methods.peft_adapter import require_no_adapter
-from featherweight.nn.low_rank_linear import LowRankLinear, PivotedLinear, activation_of, is_linear, matrix_of
+from featherweight.nn.low_rank_linear import LowRankLinear, activation_of, is_linear, matrix_of
 from featherweight.optim.policies.moment_growth import Growth, Rotation, exchange_parameter
 from featherweight.ownership import Part, refuse_owned
 from featherweight.report import Report
@@ -140,6 +141,11 @@ class InRank(Config):
             ConfigError: if no layer can be exchanged, or the model has an adapter.
         """
         require_no_adapter(model, "InRank")
+        if present := low_rank_modules(model):
+            raise ConfigError(
+                f"InRank: module='{next(iter(present))}' is of low rank already; expected a model of ordinary layers. "
+                "Call fw.merge_low_rank first."
+            )
         state = GrowthState({}, {})
         shared = shared_parameters(model)
         selected = select_modules(model, self.target_modules, self.exclude_modules)
@@ -266,8 +272,6 @@ class InRank(Config):
     def _obstacle(self, module: nn.Module, shared: set[int]) -> str | None:
         """Say why a selected module stays dense, or return None."""
         if not is_linear(module):
-            if isinstance(module, LowRankLinear | PivotedLinear):
-                return "stays as it is: it is of low rank already"
             return f"stays dense: {type(module).__name__} is no plain linear layer"
         if id(module.weight) in shared:
             return "stays dense: its weight is shared with another module"

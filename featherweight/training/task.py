@@ -183,5 +183,6 @@ tasks: Registry[type[Task]] = Registry("task")
 """Every task by the name that a recipe uses."""
 
 tasks.register("text", "featherweight.text.task:TextTask")
+tasks.register("chat", "featherweight.text.chat_task:ChatTask")
 tasks.register("instructions", "featherweight.text.instruction_task:InstructionTask")
 tasks.register("pde", "featherweight.pde.task:PdeTask")

@@ -17,6 +17,7 @@ SMALL = {
     "regression": {},
     "pde": {"data": "darcy", "resolution": 12, "n_train": 12, "n_test": 4, "n_modes": [4, 4], "hidden_channels": 4},
     "text": {"model": "tiny", "seq_len": 32, "max_train_tokens": 1000, "max_held_out_tokens": 200},
+    "chat": {"model": "tiny", "data": "questions.json", "held_out": 0.3, "template": "chatml"},
     "instructions": {"model": "tiny", "data": "questions.json", "held_out": 0.3},
 }
 """Options that make each task small enough for these tests."""

@@ -75,6 +75,8 @@ class S2FTLayer(BaseTunerLayer):
         self._slices: list[BaseSlices] = []
         self._kept: KeptWeight | KeptLayer | None = None
         self._layout_hook: Any = None
+        # Of the base weight when this layer was copied; None in an original, and after the first forward pass.
+        self._copied_version: int | None = None
 
     def update_layer(
         self, adapter_name: str, target: Target, indices: Tensor, config: S2FTConfig, inference_mode: bool = False
@@ -84,14 +86,8 @@ class S2FTLayer(BaseTunerLayer):
         Raises:
             ConfigError: if the configuration does not suit this layer.
         """
-        base = self.get_base_layer()
-        if config.update == "inplace" and (self.quantization_backend is not None or isinstance(base, LowRank)):
-            kind = "low rank" if isinstance(base, LowRank) else "quantized weights"
-            raise ConfigError(
-                f"S2FTConfig: update='inplace' does not go with {kind} of {type(base).__name__}; expected a "
-                "floating-point matrix. Use update='delta'."
-            )
         if config.update == "inplace":
+            require_float_matrix(self.get_base_layer(), self.quantization_backend)
             _OPTIMIZER_STEPS.start()
         weight = self._like()
         dtype = torch.float32
@@ -279,7 +275,10 @@ class S2FTLayer(BaseTunerLayer):
         with torch.no_grad():
             if self._slices:
                 restore_(self._matrix(), self._slices)
-                ownership.release(Part.WEIGHT, self.get_base_layer().weight, self)
+                weight = self.get_base_layer().weight
+                ownership.release(Part.WEIGHT, weight, self)
+                if self._copied_version is not None:
+                    self._copied_version = weight._version
         self._slices, self._written = [], ()
 
     def _claim(self) -> None:
@@ -288,6 +287,12 @@ class S2FTLayer(BaseTunerLayer):
             way_out = "Unmerge or unload the adapter first, or train it with update='delta'."
             weight = self.get_base_layer().weight
             ownership.claim(Part.WEIGHT, weight, self, words="an S2FT adapter", way_out=way_out)
+
+    def _begin_copy(self) -> None:
+        """Take note that this layer is a copy, which has a base weight of its own."""
+        self._claim()
+        weight = self.get_base_layer()._parameters.get("weight")
+        self._copied_version = None if weight is None else weight._version
 
     def _follow(self, force: bool = False) -> list[str]:
         """Bring the weight up to date with the adapters that train in place, and return those."""
@@ -298,9 +303,27 @@ class S2FTLayer(BaseTunerLayer):
             for name in ([] if self.disable_adapters else self.active_adapters)
             if name in self.s2ft_delta and self.s2ft_update[name] == "inplace"
         ]
+        if names:
+            self._require_own_base()
         if force or self._written != self._key(names):
             self.write(names)
         return names
+
+    def _require_own_base(self) -> None:
+        """Refuse a copy whose base weight something has written since it was made: it may hold a change for good.
+
+        Raises:
+            ConfigError: at the first forward pass of such a copy.
+        """
+        version, self._copied_version = self._copied_version, None
+        weight: Tensor = self.get_base_layer().weight
+        if version is not None and weight._version != version:
+            raise ConfigError(
+                f"s2ft: the base weight {tuple(weight.shape)} of a copied model was written since it was copied, and "
+                "update='inplace' trains a change inside of this weight, which averaging (AveragedModel) would leave "
+                "there; expected base weights as they were. Average models with update='delta', or write base weights "
+                "with load_state_dict."
+            )
 
     def _require_indices(self, name: str) -> None:
         if name in self._pending:
@@ -348,12 +371,13 @@ class Linear(nn.Module, S2FTLayer):
         # Whoever reads or writes the state sees the base, not a change that trains in place.
         self.register_state_dict_pre_hook(_show_base)
         self.register_load_state_dict_pre_hook(_show_base)
+        self.register_load_state_dict_pre_hook(_trust_base)
         self.register_load_state_dict_pre_hook(_require_sound_state)
         self.update_layer(adapter_name, target, indices, config)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._claim()  # a copy has a weight of its own
+        self._begin_copy()
 
     def forward(self, x: Tensor, *args: Any, adapter_names: list[str] | None = None, **kwargs: Any) -> Tensor:
         """Return the layer's output with the changes of the active adapters, or of one adapter for each row."""
@@ -466,6 +490,23 @@ class Linear(nn.Module, S2FTLayer):
         return f"s2ft.{super().__repr__()}"
 
 
+def require_float_matrix(base: nn.Module, backend: Any) -> None:
+    """Refuse a layer whose weight cannot hold a change that trains in place.
+
+    Args:
+        base: the layer.
+        backend: how its weight is reached if it is quantised, else None.
+    Raises:
+        ConfigError: for weights that are quantised or of low rank.
+    """
+    if backend is not None or isinstance(base, LowRank):
+        kind = "low rank" if isinstance(base, LowRank) else "quantized weights"
+        raise ConfigError(
+            f"S2FTConfig: update='inplace' does not go with {kind} of {type(base).__name__}; expected a "
+            "floating-point matrix. Use update='delta'."
+        )
+
+
 def s2ft_layers(model: nn.Module) -> dict[str, S2FTLayer]:
     """Return the S2FT layers of a model by the name that the base model has for their place."""
     found = {}
@@ -504,6 +545,12 @@ def _require_sound_state(layer: nn.Module, state: Mapping[str, Any], prefix: str
             place = prefix.removeprefix("base_model.model.").rstrip(".")
             change = ChannelChange(layer.s2ft_axis[name], indices, delta)
             require_sound({place: change}, f"s2ft: adapter={name!r}", {place: (layer.out_features, layer.in_features)})
+
+
+def _trust_base(layer: nn.Module, *_: Any) -> None:
+    """Take note that the base weight is about to be read from a state."""
+    assert isinstance(layer, S2FTLayer), "registered by one"
+    layer._copied_version = None
 
 
 def _save_contiguous(module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:

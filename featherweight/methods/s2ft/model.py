@@ -17,8 +17,9 @@ from featherweight.methods.low_rank_model import low_rank_modules, record_in_con
 from featherweight.methods.s2ft.channel_selection import by_channel, choose_channels
 from featherweight.methods.s2ft.config import S2FTConfig
 from featherweight.methods.s2ft.fingerprint import base_fingerprint, require_same_base, weight_of
-from featherweight.methods.s2ft.layer import BASE, Linear, S2FTLayer, s2ft_layers
+from featherweight.methods.s2ft.layer import BASE, Linear, S2FTLayer, require_float_matrix, s2ft_layers
 from featherweight.methods.s2ft.module_map import TARGETS, default_targets
+from featherweight.methods.s2ft.quantized_base import backend_of
 from featherweight.methods.s2ft.switch import merged_adapters, require_mergeable
 from featherweight.methods.s2ft.targets import Target, find_targets
 from featherweight.methods.s2ft.whole_tensors import let_heads_follow
@@ -45,6 +46,10 @@ class S2FTModel(BaseTuner):
         is_all = peft_config.target_modules == "all-linear"
         targets = prepared_targets(model, peft_config)
         wrapped = _present_layers(model)
+        if peft_config.update == "inplace":  # all or none
+            subclass = get_quantization_kwargs(model).get("get_apply_tensor_subclass")
+            for target in targets.values():
+                require_float_matrix(target.module, backend_of(target.module, subclass))
 
         def weight_by_name(name: str) -> Tensor:
             return base_weight(targets[name], wrapped.get(name))
