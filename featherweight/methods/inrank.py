@@ -23,7 +23,6 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from featherweight.config import Config
 from featherweight.errors import CheckpointError, ConfigError, NumericsError
 from featherweight.linalg.factors import factorize, product_spectrum, rebalance
 from featherweight.linalg.random import keyed_generator
@@ -36,6 +35,7 @@ from featherweight.methods.low_rank_model import (
     replace_module,
     shared_parameters,
 )
+from featherweight.methods.method import Method
 from featherweight.methods.peft_adapter import require_no_adapter
 from featherweight.nn.low_rank_linear import LowRankLinear, activation_of, is_linear, matrix_of
 from featherweight.optim.policies.moment_growth import Growth, Rotation, exchange_parameter
@@ -71,7 +71,7 @@ class GrowthState:
     """One entry for each layer and check: step, layer, rank, live, explained, values."""
 
 
-class InRank(Config):
+class InRank(Method):
     """Options of InRank; ``fw.apply(model, fw.InRank())`` before the optimizer is built.
 
     Example:

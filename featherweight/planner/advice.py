@@ -194,7 +194,10 @@ def changes(recipe: Recipe, target: Target, *, limit: int = 3, estimate: MemoryE
 
 
 def _possible(recipe: Recipe) -> list[tuple[str, tuple[str, ...], bool]]:
-    named = {entry if isinstance(entry, str) else next(iter(entry)): entry for entry in recipe.methods}
+    named = dict(zip(recipe.method_names, recipe.methods, strict=True))
+    methods = recipe.build_methods()
+    freezes_model = any(method.freezes_model for method in methods)
+    is_checkpointed = recipe.activation_checkpointing or any(method.checkpoints_activations for method in methods)
     others = [entry for name, entry in named.items() if name != "mst"]
     optimizer = recipe.optimizer_config()
     found: list[tuple[str, tuple[str, ...], bool]] = []
@@ -202,7 +205,7 @@ def _possible(recipe: Recipe) -> list[tuple[str, tuple[str, ...], bool]]:
         found.append(("loss in chunks", (_methods([*others, {"mst": {"mlp": False}}]),), True))
         found.append(("loss and feed-forward layers in chunks", (_methods([*others, {"mst": {}}]),), True))
     present: Mapping[str, Any] = named["mst"]["mst"] if isinstance(named.get("mst"), Mapping) else {}
-    if not recipe.activation_checkpointing and not present.get("checkpoint"):
+    if not is_checkpointed:
         if "mst" in named:
             found.append(("checkpointing", (_methods([*others, {"mst": {**present, "checkpoint": True}}]),), True))
         else:
@@ -218,9 +221,9 @@ def _possible(recipe: Recipe) -> list[tuple[str, tuple[str, ...], bool]]:
         found.append(("micro-batches of one row", ("micro_batch_size=1", f"accumulation_steps={rows}"), True))
     if recipe.precision != "bf16":
         found.append(("bfloat16 weights", ("precision=bf16",), False))
-    if optimizer.state_bits > 8 and not {"lora", "s2ft"} & set(named):
+    if optimizer.state_bits > 8 and not freezes_model:
         found.append(("8-bit moments", ("optimizer.state_bits=8",), False))
-    if optimizer.name in ("adamw", "adamw_8bit") and not {"lora", "s2ft"} & set(named):
+    if optimizer.name in ("adamw", "adamw_8bit") and not freezes_model:
         galore = ("optimizer=galore_8bit", "optimizer.rank=0.25", "optimizer.layerwise=true")
         found.append(("GaLore of a quarter of the rank, layer-wise", galore, False))
     return found

@@ -65,7 +65,7 @@ def compress(
     """
     options = options or WeLore()
     out = Path(out)
-    if options.method != "plain" and calibration is None:
+    if options.needs_calibration and calibration is None:
         raise ConfigError(
             f"compress: method={options.method} needs data and calibration=None; expected a corpus. Give a text file, "
             "or choose method='plain'."
@@ -74,7 +74,7 @@ def compress(
         raise ConfigError(f"compress: out={out} holds files already; expected a new or empty folder. Choose another.")
     before = _perplexity(source, source, evaluate, evaluate_tokens) if not plan_only else None
     folder = Path(source).expanduser()
-    if options.method == "plain" and (folder / "config.json").exists() and not is_low_rank_folder(folder):
+    if not options.needs_calibration and (folder / "config.json").exists() and not is_low_rank_folder(folder):
         report = compress_folder(folder, out, options, plan_only=plan_only, progress=progress)
     else:
         report = _in_memory(source, out, options, calibration, plan_only)
@@ -114,7 +114,7 @@ def _in_memory(source: str, out: Path, options: WeLore, calibration: str | None,
     tokenizer = load_tokenizer(source)
     model = load_model(source, tokenizer=tokenizer).eval()
     batches: Iterable[Tensor] | None = None
-    if calibration is not None and options.method != "plain":
+    if calibration is not None and options.needs_calibration:
         stream = token_stream(calibration, tokenizer, CALIBRATION_ROWS * CALIBRATION_TOKENS)
         length = min(CALIBRATION_TOKENS, len(stream), model_facts(source).max_position_embeddings or math.inf)
         rows = stream[: len(stream) // int(length) * int(length)].view(-1, int(length))

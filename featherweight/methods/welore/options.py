@@ -13,13 +13,12 @@ from typing import Any, Literal
 import torch
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
-from featherweight.config import Config
 from featherweight.errors import ConfigError
 from featherweight.linalg.factors import factorize
 from featherweight.linalg.spectrum import Spectra, singular_values
 from featherweight.methods.low_rank_model import merge_low_rank, record_in_config, replace_module
+from featherweight.methods.method import Method
 from featherweight.methods.peft_adapter import require_no_adapter
 from featherweight.methods.welore import calibrate
 from featherweight.methods.welore.plan import Entry, Plan, find_targets, make_plan, shapes_of
@@ -40,7 +39,7 @@ from featherweight.report import Report
 _ATTRIBUTE = "_featherweight_welore"
 
 
-class WeLore(Config):
+class WeLore(Method):
     """Options of WeLore; ``fw.apply(model, fw.WeLore(rank_reduction=0.5))`` cuts a model in place.
 
     Example:
@@ -111,6 +110,11 @@ class WeLore(Config):
         """Scope after the default is resolved."""
         return self.scope or ("lrc" if self.train in ("lrc", "nlrc") else "all")
 
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether `method` looks at data."""
+        return self.method != "plain"
+
     def apply(self, model: nn.Module, calibration: Any = None) -> Report:
         """Cut a model in place; see `fw.apply`.
 
@@ -155,9 +159,6 @@ class WeLore(Config):
             if name in trainable and parameter.is_floating_point():
                 parameter.requires_grad_(trainable[name])
         vars(model).pop(_ATTRIBUTE, None)
-
-    def after_step(self, model: nn.Module, optimizer: Optimizer, step: int) -> None:
-        """Do nothing: ranks stay."""
 
     def _plan(self, model: nn.Module, targets: dict[str, nn.Linear], spectra: Spectra, skipped: dict[str, str]) -> Plan:
         parameters = {id(parameter): parameter for parameter in model.parameters()}.values()
