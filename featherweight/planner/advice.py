@@ -10,14 +10,15 @@ import torch
 from featherweight.errors import FeatherweightError
 from featherweight.memory import Allocation
 from featherweight.memory.ledger import Category, Phase
+from featherweight.planner.allocations import add_largest, allocation_dict, allocation_line
 from featherweight.planner.need import Need, need_of
-from featherweight.planner.report import allocation_dict, allocation_line, why_report
 from featherweight.planner.target import Target
 from featherweight.planner.time_model import seconds_of
 from featherweight.report import Report, format_bytes
 from featherweight.training.estimate import MemoryEstimate, estimate_memory
 from featherweight.training.recipe import Recipe, RecipeSource, load_recipe
 
+_GIB = 2**30
 _LARGEST = 5
 """Allocations that are named."""
 _SHARE = 0.01
@@ -100,7 +101,20 @@ class Why:
 
     def report(self) -> Report:
         """Return the tables: largest allocations, changes."""
-        return why_report(self)
+        report = Report(f"Memory of {self.name}: {format_bytes(self.need.total_bytes)}")
+        report.add_facts(
+            {name.replace("_", " ") + " (GiB)": n / _GIB for name, n in self.by_category.items() if n}, "Peak"
+        )
+        add_largest(report, f"Largest allocations at the peak ({self.phase})", self.largest)
+        add_largest(report, "The largest tensor alone", [(self.largest_tensor, 1)])
+        rows = [
+            [one.name, one.saved_bytes / _GIB, round(one.time_ratio, 2), one.is_exact, " ".join(one.overrides)]
+            for one in self.changes
+        ]
+        columns = ["change", "saves (GiB)", "time (ratio)", "same numbers", "how"]
+        if rows:
+            report.add_table("Changes that save memory, the cheapest first", columns, rows)
+        return report
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values."""
