@@ -35,7 +35,7 @@ class Allocation:
     """A rank for every matrix."""
 
     ranks: dict[str, int]
-    """SavedEarly rank by name, between 1 and Q."""
+    """Kept rank by name, between 1 and Q."""
     threshold: float | None
     """The cut on the normalised values where there is one: values below it are dropped."""
 

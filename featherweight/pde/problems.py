@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from torch import Generator, Tensor
 
 from featherweight.config import Config
-from featherweight.errors import ConfigError, NumericsError, did_you_mean
+from featherweight.errors import LISTED, ConfigError, NumericsError, did_you_mean
 from featherweight.pde.burgers import solve_burgers
 from featherweight.pde.darcy import solve_darcy
 from featherweight.pde.metrics import relative_l2
@@ -283,12 +283,15 @@ class Problem(NamedTuple):
     errors: Callable[..., dict[str, float]]
     """(options, generators) to estimates of the solver's errors by name."""
     is_periodic: bool
+    """Whether its fields wrap around."""
+    dimensions: int
+    """Axes of its fields."""
 
 
 PROBLEMS: dict[str, Problem] = {
-    "darcy": Problem(DarcyConfig, darcy_samples, darcy_errors, False),
-    "burgers": Problem(BurgersConfig, burgers_samples, burgers_errors, True),
-    "navier_stokes": Problem(NavierStokesConfig, navier_stokes_samples, navier_stokes_errors, True),
+    "darcy": Problem(DarcyConfig, darcy_samples, darcy_errors, False, 2),
+    "burgers": Problem(BurgersConfig, burgers_samples, burgers_errors, True, 1),
+    "navier_stokes": Problem(NavierStokesConfig, navier_stokes_samples, navier_stokes_errors, True, 2),
 }
 """Every problem by the name that commands and files use."""
 
@@ -301,6 +304,7 @@ def find_problem(name: str) -> Problem:
     """
     if name not in PROBLEMS:
         raise ConfigError(
-            f"pde: problem='{name}' is unknown; expected one of {', '.join(PROBLEMS)}. {did_you_mean(name, PROBLEMS)}"
+            f"pde: problem='{name}' is unknown; expected one of {', '.join(PROBLEMS)}. "
+            f"{did_you_mean(name, PROBLEMS, otherwise=LISTED)}"
         )
     return PROBLEMS[name]

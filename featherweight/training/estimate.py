@@ -209,7 +209,7 @@ def _simulate(recipe: Recipe, task: Task, device: SimulatedDevice) -> MemoryEsti
                 cost = cost.plus(costs[1].plus(costs[0], -1), recipe.accumulation_steps - 2)
         predicted = predict_bytes(loop.model, loop.optimizer)
         batch = next(task.batches("train", micro_batch_size=recipe.micro_batch_size, seed=0))
-        tokens = recipe.accumulation_steps * batch["labels"].numel()
+        tokens = recipe.accumulation_steps * task.item_count(batch)
     return MemoryEstimate(recipe, device, tracker.timeline(), cost, tokens, predicted, is_whole=True)
 
 

@@ -10,8 +10,9 @@ from featherweight.errors import ConfigError, NumericsError
 from featherweight.pde.files import read_pairs, write_pairs, write_torch
 from featherweight.pde.generation import CHUNK, estimated_errors, generate, sample_pairs
 from featherweight.pde.metrics import relative_l2
+from featherweight.pde.options import PdeConfig
 from featherweight.pde.problems import BurgersConfig, DarcyConfig, NavierStokesConfig
-from featherweight.pde.task import PdeConfig, PdeTask
+from featherweight.pde.task import PdeTask
 
 SMALL = {
     "darcy": DarcyConfig(resolution=9),
