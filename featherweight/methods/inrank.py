@@ -12,9 +12,7 @@ moments that follow exactly, memory for live components only, a buffer that begi
 
 import logging
 import math
-from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -28,6 +26,7 @@ from featherweight.linalg.factors import factorize, product_spectrum, rebalance
 from featherweight.linalg.random import keyed_generator
 from featherweight.linalg.spectrum import explained_rank, variance_ratios
 from featherweight.methods.inrank_report import growth_report
+from featherweight.methods.inrank_state import ATTRIBUTE, GrowthState, growing_layer, growth_state
 from featherweight.methods.low_rank_model import (
     low_rank_modules,
     merge_low_rank,
@@ -46,29 +45,11 @@ from featherweight.unwrap import unwrap_model, unwrap_optimizer
 
 logger = logging.getLogger(__name__)
 
-# A plain attribute, so that a deep copy of a model carries its ranks along.
-_ATTRIBUTE = "_featherweight_inrank"
-
 STORED_VALUES = 20
 """Singular values of a layer that the history keeps at a check."""
 
 PROBES = 1024
 """Random inputs on which the spectrum of a layer with an activation is measured."""
-
-
-@dataclass
-class GrowthState:
-    """What InRank knows of a model."""
-
-    ranks: dict[str, int]
-    """R by layer."""
-    dense: dict[str, str]
-    """Layers that stayed dense, and why."""
-    is_frozen: bool = False
-    quiet_checks: int = 0
-    """Checks in a row at which no layer grew."""
-    history: list[dict[str, Any]] = field(default_factory=list)
-    """One entry for each layer and check: step, layer, rank, live, explained, values."""
 
 
 class InRank(Method):
@@ -141,50 +122,47 @@ class InRank(Method):
             ConfigError: if no layer can be exchanged, or the model has an adapter.
         """
         require_no_adapter(model, "InRank")
-        targets = {
-            name: module
-            for name, module in select_modules(model, self.target_modules, self.exclude_modules).items()
-            if is_linear(module)
-        }
         if present := low_rank_modules(model):
             raise ConfigError(
                 f"InRank: module='{next(iter(present))}' is of low rank already; expected a model of ordinary layers. "
                 "Call fw.merge_low_rank first."
             )
-        for name, linear in targets.items():
-            refuse_owned(Part.FORWARD, linear, "InRank", name=name)
         state = GrowthState({}, {})
         shared = shared_parameters(model)
-        for index, (name, linear) in enumerate(targets.items()):
-            rows, columns = matrix_of(linear).shape
-            limit = self.limit(rows, columns)
-            if id(linear.weight) in shared:
-                state.dense[name] = "stays dense: its weight is shared with another module"
+        selected = select_modules(model, self.target_modules, self.exclude_modules)
+        linears = {name: module for name, module in selected.items() if is_linear(module)}
+        for name, linear in linears.items():
+            refuse_owned(Part.FORWARD, linear, "InRank", name=name)
+        places = {name: place for place, name in enumerate(linears)}
+        for name, module in selected.items():
+            if (reason := self._obstacle(module, shared)) is not None:
+                state.dense[name] = reason
                 continue
-            if limit <= self.init_rank:
-                state.dense[name] = f"stays dense: two factors of more than rank {limit} would be larger"
-                continue
-            live = self._live(self.init_rank, limit)
-            replace_module(model, name, self._start(linear, live, index))
+            live = self._live(self.init_rank, self.limit(*matrix_of(module).shape))
+            # Seeded by the place among linear layers, so that a layer that stays dense moves no other one's draw.
+            replace_module(model, name, self._start(module, live, places[name]))
             state.ranks[name] = min(self.init_rank, live)
         if not state.ranks:
+            reasons = "; ".join(f"{name} {reason}" for name, reason in list(state.dense.items())[:3])
             raise ConfigError(
-                f"InRank: target_modules={self.target_modules!r} selects no layer with room above "
-                f"init_rank={self.init_rank}; expected a plain linear layer. Lower init_rank, or select larger layers."
+                f"InRank: target_modules={self.target_modules!r} selects no layer that can grow ({reasons}); expected "
+                f"plain, trained linear layers with room above init_rank={self.init_rank}. Lower init_rank, select "
+                "other layers, or load the model without quantisation."
             )
-        setattr(model, _ATTRIBUTE, state)
+        setattr(model, ATTRIBUTE, state)
         record_in_config(model)
         return self.report(model)
 
     def remove(self, model: nn.Module) -> None:
         """Merge the factors into plain layers; see `fw.remove`. The function stays the same.
 
+        What is frozen stays frozen: a merged layer trains if its factors did, and nothing else is touched.
+
         Raises:
             ConfigError: if there is an activation between the factors.
         """
         merge_low_rank(model)
-        model.requires_grad_(True)
-        vars(model).pop(_ATTRIBUTE, None)
+        vars(model).pop(ATTRIBUTE, None)
 
     def after_step(self, model: nn.Module, optimizer: Optimizer, step: int) -> None:
         """Check the spectra if it is time, grow, and end the growth if nothing grows any more.
@@ -272,6 +250,20 @@ class InRank(Method):
         multiple = self.rank_multiple
         return min(limit, math.ceil((rank + self.buffer) / multiple) * multiple)
 
+    def _obstacle(self, module: nn.Module, shared: set[int]) -> str | None:
+        """Say why a selected module stays dense, or return None."""
+        if not is_linear(module):
+            return f"stays dense: {type(module).__name__} is no plain linear layer"
+        if id(module.weight) in shared:
+            return "stays dense: its weight is shared with another module"
+        weight: Tensor = module.weight  # type: ignore[assignment]
+        if not weight.requires_grad:
+            return "stays dense: its weight is frozen"
+        limit = self.limit(*matrix_of(module).shape)
+        return (
+            f"stays dense: two factors of more than rank {limit} would be larger" if limit <= self.init_rank else None
+        )
+
     def _start(self, linear: nn.Module, live: int, index: int) -> LowRankLinear:
         matrix_MN = matrix_of(linear)
         wide_MN = matrix_MN if matrix_MN.dtype == torch.float64 else matrix_MN.float()
@@ -282,7 +274,6 @@ class InRank(Method):
             if self.buffer_init == "zero":
                 left[:, self.init_rank :] = 0
         layer = LowRankLinear.from_factors(linear, left, right, activation=self.activation)
-        layer.requires_grad_(True)
         if self.keep_w0:
             layer.base = nn.Parameter(matrix_MN.clone(), requires_grad=False)
         return layer
@@ -380,28 +371,6 @@ class InRank(Method):
         return float(squares[:rank].sum()) / total if total else 1.0
 
 
-def growth_state(model: nn.Module) -> GrowthState:
-    """Return what InRank knows of a model.
-
-    Raises:
-        ConfigError: if it is not applied.
-    """
-    state = vars(model).get(_ATTRIBUTE)
-    if not isinstance(state, GrowthState):
-        raise ConfigError(
-            f"InRank: model={type(model).__name__} has no growing layers; expected a model after fw.apply(model, "
-            "fw.InRank()). Apply it first."
-        )
-    return state
-
-
-def growing_layer(model: nn.Module, name: str) -> LowRankLinear:
-    """Return a layer by its full name."""
-    layer = model.get_submodule(name)
-    assert isinstance(layer, LowRankLinear), "InRank put it there"
-    return layer
-
-
 @torch.no_grad()
 def grow(layer: LowRankLinear, live: int, optimizer: Optimizer | None, generator: torch.Generator) -> None:
     """Give a layer more components without changing its function.
@@ -475,11 +444,3 @@ def _of_first_process(ranks: dict[str, int], device: torch.device) -> dict[str, 
     values = torch.tensor(list(ranks.values()), device=device)
     dist.broadcast(values, 0)
     return dict(zip(ranks, values.tolist(), strict=True))
-
-
-def mean_ranks(history: list[dict[str, Any]]) -> dict[int, float]:
-    """Return the mean rank over the layers by step of a history."""
-    by_step: dict[int, list[int]] = defaultdict(list)
-    for entry in history:
-        by_step[entry["step"]].append(entry["rank"])
-    return {step: sum(ranks) / len(ranks) for step, ranks in by_step.items()}
