@@ -218,7 +218,8 @@ def _possible(recipe: Recipe) -> list[tuple[str, tuple[str, ...], bool]]:
     if "mst" not in named:
         found.append(("loss in chunks", (_methods([*others, {"mst": {"mlp": False}}]),), True))
         found.append(("loss and feed-forward layers in chunks", (_methods([*others, {"mst": {}}]),), True))
-    present: Mapping[str, Any] = named["mst"]["mst"] if isinstance(named.get("mst"), Mapping) else {}
+    given = named.get("mst")
+    present: Mapping[str, Any] = (given["mst"] or {}) if isinstance(given, Mapping) else {}
     if not is_checkpointed:
         if "mst" in named:
             found.append(("checkpointing", (_methods([*others, {"mst": {**present, "checkpoint": True}}]),), True))
