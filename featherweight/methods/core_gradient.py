@@ -13,9 +13,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from pydantic import model_validator
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
-from featherweight.config import Config
 from featherweight.errors import ConfigError
 from featherweight.methods.forward_patch import (
     is_patched,
@@ -25,6 +23,7 @@ from featherweight.methods.forward_patch import (
     settings_of,
     unpatch_forward,
 )
+from featherweight.methods.method import Method
 from featherweight.methods.shared_input import layers_with_one_input
 from featherweight.nn.int8_linear import Int8Linear
 from featherweight.nn.int8_module import Int8Module
@@ -35,7 +34,7 @@ from featherweight.report import Report
 from featherweight.selection import ALL_LINEAR, select_modules
 
 
-class CoreGradient(Config):
+class CoreGradient(Method):
     """Let linear layers compute what a low-rank optimizer uses of a gradient, and never the gradient.
 
     Takes effect with `fw.optim.layerwise` and an optimizer that drops what lies outside of its subspaces (GaLore,
@@ -55,7 +54,7 @@ class CoreGradient(Config):
     """
 
     keeps_parameters: ClassVar[bool] = True
-    """The parameters stay the same objects, so an optimizer may hold them already."""
+    needs_layerwise: ClassVar[bool] = True
 
     target_modules: str | list[str] = ALL_LINEAR
     """Layers that may leave cores: all-linear, a regular expression, or a list of names."""
@@ -121,9 +120,6 @@ class CoreGradient(Config):
             require_outermost(module)
         for module in ours:
             unpatch_forward(module)
-
-    def after_step(self, model: nn.Module, optimizer: Optimizer, step: int) -> None:
-        """Do nothing: the method has no state."""
 
 
 @dataclass
