@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from featherweight.cli.compare import compare as run_compare
+from featherweight.cli.optimizer_names import FormerSpelling, Optimizers, given_names
 from featherweight.cli.screen import AsJson, Overrides, RecipeFile, Resume
 from featherweight.cli.train import train as run_train
 
@@ -81,16 +82,15 @@ def train(
 def compare(
     recipe: RecipeFile,
     changes: Overrides = None,
-    methods: Annotated[
-        str, typer.Option("--methods", "-m", help="Optimizers, separated by commas.")
-    ] = "adamw,tensor_galore,tensorgrad",
+    optimizers: Optimizers = "adamw,tensor_galore,tensorgrad",
     out: Out = None,
     resume: Resume = False,
     as_json: AsJson = False,
+    methods: FormerSpelling = None,
 ) -> None:
     """Compare optimizers as `fw compare` does, and say where the fields and spectra of all of them are drawn."""
     folder = out or _new_folder(recipe, changes, "-compare")
-    run_compare(recipe, changes, methods, folder, resume, as_json)
+    run_compare(recipe, changes, given_names(optimizers, methods), folder, resume, as_json)
     _tell_pictures(folder, as_json)
 
 

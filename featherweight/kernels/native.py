@@ -26,7 +26,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from featherweight.config.files import cache_folder
+from featherweight.config.files import cache_folder, new_file
 from featherweight.errors import ShapeError
 from featherweight.kernels import KeyPair, mark_written
 from featherweight.tiles import tiles
@@ -241,14 +241,9 @@ def _compiled(compiler: str) -> Path:
 
 def _compile(compiler: str, native: str, target: Path) -> None:
     """Compile into a file beside the target and rename it, so that two processes do not disturb each other."""
-    handle, part = tempfile.mkstemp(suffix=".so", dir=target.parent)
-    os.close(handle)
-    try:
-        command = [compiler, *FLAGS, native, str(SOURCE), "-o", part, "-lm"]
+    with new_file(target) as part:
+        command = [compiler, *FLAGS, native, str(SOURCE), "-o", str(part), "-lm"]
         subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-        os.replace(part, target)
-    finally:
-        Path(part).unlink(missing_ok=True)
 
 
 def _processor() -> str:

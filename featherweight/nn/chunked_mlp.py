@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 from torch.nn import functional as F
 
-from featherweight.errors import ConfigError, ShapeError, did_you_mean
+from featherweight.errors import LISTED, ConfigError, ShapeError, did_you_mean
 from featherweight.nn.chunk_size import ChunkSize, check_chunk_size, mlp_chunk_size
 from featherweight.nn.inner_backward import (
     ForwardState,
@@ -264,7 +264,7 @@ def _activation(act: str | Callable[[Tensor], Tensor]) -> Callable[[Tensor], Ten
     if act not in ACTIVATIONS:
         raise ConfigError(
             f"chunked_mlp: act={act!r} is unknown; expected {', '.join(ACTIVATIONS)} or a function. "
-            f"{did_you_mean(str(act), ACTIVATIONS)}"
+            f"{did_you_mean(str(act), ACTIVATIONS, otherwise=LISTED)}"
         )
     return ACTIVATIONS[act]
 

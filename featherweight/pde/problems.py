@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from torch import Generator, Tensor
 
 from featherweight.config import Config
-from featherweight.errors import ConfigError, NumericsError, did_you_mean
+from featherweight.errors import LISTED, ConfigError, NumericsError, did_you_mean
 from featherweight.pde.burgers import solve_burgers
 from featherweight.pde.darcy import solve_darcy
 from featherweight.pde.metrics import relative_l2
@@ -304,6 +304,7 @@ def find_problem(name: str) -> Problem:
     """
     if name not in PROBLEMS:
         raise ConfigError(
-            f"pde: problem='{name}' is unknown; expected one of {', '.join(PROBLEMS)}. {did_you_mean(name, PROBLEMS)}"
+            f"pde: problem='{name}' is unknown; expected one of {', '.join(PROBLEMS)}. "
+            f"{did_you_mean(name, PROBLEMS, otherwise=LISTED)}"
         )
     return PROBLEMS[name]

@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from featherweight.errors import ConfigError, did_you_mean
+from featherweight.errors import LISTED, ConfigError, did_you_mean
 from featherweight.training.recipe import Recipe
 
 TAGS = {
@@ -121,6 +121,7 @@ def families_without(exclude: Collection[str]) -> list[Family]:
     for tag in exclude:
         if tag not in TAGS:
             raise ConfigError(
-                f"plan: exclude={tag!r} is no tag; expected some of {', '.join(TAGS)}. {did_you_mean(tag, TAGS)}"
+                f"plan: exclude={tag!r} is no tag; expected some of {', '.join(TAGS)}. "
+                f"{did_you_mean(tag, TAGS, otherwise=LISTED)}"
             )
     return [family for family in FAMILIES if not set(family.tags) & set(exclude)]

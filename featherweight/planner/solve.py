@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from featherweight.errors import ConfigError, did_you_mean
+from featherweight.errors import LISTED, ConfigError, did_you_mean
 from featherweight.planner.need import Need, need_of
 from featherweight.planner.target import Target
 from featherweight.training.estimate import estimate_memory, skeleton_of, with_model
@@ -86,7 +86,7 @@ def check_unknown(unknown: str) -> None:
     if unknown not in UNKNOWNS:
         raise ConfigError(
             f"solve: unknown={unknown!r} cannot be solved for; expected one of {', '.join(UNKNOWNS)}. "
-            f"{did_you_mean(str(unknown), UNKNOWNS)}"
+            f"{did_you_mean(str(unknown), UNKNOWNS, otherwise=LISTED)}"
         )
 
 

@@ -161,7 +161,7 @@ def _from_path(path: Path, text_key: str, split_text_files: bool) -> Iterator[st
         siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
         raise ConfigError(
             f"corpus: corpus={path} does not exist; expected a file, a folder, '{HUB_PREFIX}name', or one of "
-            f"{', '.join(CORPORA)}. {did_you_mean(path.name, [*CORPORA, *siblings][:50])}"
+            f"{', '.join(CORPORA)}. {did_you_mean(path.name, [*CORPORA, *siblings][:50], otherwise='Check the path.')}"
         )
     for file in files:
         reader = READERS.get(file.suffix.lower())

@@ -132,7 +132,7 @@ def understand(
     for one in FORMATS:
         if all(field in found for field in one.needed):
             used = {field: column for field, column in found.items() if field in one.fields}
-            left = tuple(name for name in row if name not in used.values())
+            left = tuple(n for n, value in row.items() if n not in used.values() and not _is_missing(value))
             understood = Understanding(one, used, left)
             refuse_lost_text(row, understood, where, ignore_columns)
             return understood

@@ -15,7 +15,6 @@ from featherweight.models.configuration import new_model
 from featherweight.models.facts import model_configuration
 from featherweight.models.sources import ModelSource
 from featherweight.text.causal_loss import summed_loss
-from featherweight.text.packing import predicted_tokens
 from featherweight.training.task import Batch, Skeleton, Words
 
 
@@ -63,8 +62,9 @@ class TextSkeleton(Skeleton):
             yield {"input_ids": input_ids_BL, "labels": input_ids_BL.clone()}
 
     def item_count(self, batch: Batch) -> int:
-        """Return the predicted tokens, as the task does."""
-        return predicted_tokens(batch["labels"])
+        """Return how many tokens the loss sums over where each label counts: all but the first of each row."""
+        rows, length = batch["labels"].shape
+        return rows * (length - 1)
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
         """Return the sum of the token losses and their number, as the task does."""

@@ -15,7 +15,10 @@ from torch import Tensor, nn
 
 from featherweight.config import Config
 from featherweight.errors import ConfigError
-from featherweight.models import has_random_weights, load_model, load_tokenizer, model_facts, save_model_folder
+from featherweight.models.facts import model_facts
+from featherweight.models.load import load_model, load_tokenizer
+from featherweight.models.save import save_model_folder
+from featherweight.models.sources import has_random_weights
 from featherweight.models.tokenizer import encode_documents, end_of_text_id
 from featherweight.text.causal_loss import held_out_metrics, summed_loss
 from featherweight.text.corpus import cut_document, load_documents, split_documents

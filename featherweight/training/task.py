@@ -150,7 +150,8 @@ class Task(ABC):
 class Skeleton(Task):
     """A task by shape alone, for simulations: no data and no weights are behind it.
 
-    Its model and batches take whatever memory those of the task would.
+    Its model and batches take whatever memory those of the task would. `item_count` tells from the shapes of a batch
+    how many items it has where all count.
     """
 
     layers: int | None

@@ -6,6 +6,7 @@ from functools import cache
 import pytest
 import torch
 
+from featherweight.config import Config
 from featherweight.errors import ConfigError
 from featherweight.memory.cost import StepCost
 from featherweight.memory.tracker import StorageTracker
@@ -15,6 +16,7 @@ from featherweight.training.estimate import _let_largest_refresh as let_largest_
 from featherweight.training.estimate import estimate_memory
 from featherweight.training.loop import Loop
 from featherweight.training.recipe import load_recipe
+from featherweight.training.task import Skeleton, tasks
 
 SMALL_LLAMA = {
     "model_type": "llama",
@@ -222,7 +224,7 @@ def test_the_parts_of_an_estimate_add_up_and_formulas_agree():
     top = found.top_allocations(3)
     assert len(top) == 3 and top == sorted(top, key=lambda pair: -pair[0].size_bytes * pair[1])
     assert "model.layers.*.mlp.gate_proj.weight" in found.peak_by_module
-    assert found.tokens_per_step == 2 * 128
+    assert found.tokens_per_step == 2 * 127  # the first token of a row is predicted from nothing
 
 
 def test_checkpointing_costs_the_products_of_the_layers_once_more_but_for_the_last_ones():
@@ -278,6 +280,37 @@ def test_what_is_no_model_is_refused(model):
 def test_a_task_that_has_no_shape_without_data_is_refused(recipe):
     with pytest.raises(ConfigError, match="task=regression cannot be run by shape alone"):
         estimate_memory(None, recipe())
+
+
+class Fields(Skeleton):
+    """A workload without labels: each sample is one item, a field that a linear layer smooths."""
+
+    Config = type("FieldsConfig", (Config,), {})
+    layers = None
+
+    def __init__(self, config, *, seed):
+        self.seed = seed
+
+    @classmethod
+    def skeleton(cls, config, *, seed, layers=None):
+        return cls(config, seed=seed)
+
+    def build_model(self):
+        return torch.nn.Linear(32, 32)
+
+    def batches(self, split, *, micro_batch_size, **others):
+        while True:
+            yield {"field": torch.zeros(micro_batch_size, 32)}
+
+    def loss(self, model, batch):
+        return (model(batch["field"]) - batch["field"]).square().sum(), self.item_count(batch)
+
+
+def test_the_items_of_a_step_are_those_that_the_task_counts(monkeypatch):
+    monkeypatch.setitem(tasks._entries, "fields", Fields)
+    values = {"task": "fields", "optimizer": "adamw", "steps": 5, "micro_batch_size": 6, "accumulation_steps": 4}
+
+    assert estimate_memory(None, values, device="cpu").tokens_per_step == 24
 
 
 def test_a_method_that_decides_by_numbers_is_refused():

@@ -9,10 +9,10 @@ import pytest
 import torch
 import transformers
 import trl
-from featherweight.text.tokenizer import byte_tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from featherweight.errors import ConfigError
+from featherweight.models.tokenizer import byte_tokenizer
 from featherweight.training import ReportCallback, trainer_optimizer
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning", "ignore::DeprecationWarning")

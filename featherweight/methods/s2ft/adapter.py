@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from featherweight.errors import CheckpointError, ConfigError, did_you_mean
+from featherweight.errors import LISTED, CheckpointError, ConfigError, did_you_mean
 from featherweight.methods.peft_adapter import CONFIG_FILE, PREFIX, WEIGHTS_FILE, plain_settings, write_files
 from featherweight.methods.s2ft.base_slices import ChannelChange, sum_changes
 from featherweight.methods.s2ft.config import S2FTConfig
@@ -126,7 +126,7 @@ class Adapter:
         if adapter_name not in known:
             raise ConfigError(
                 f"s2ft: adapter_name={adapter_name!r} is no adapter of this model; expected one of {known}. "
-                f"{did_you_mean(adapter_name, known)}"
+                f"{did_you_mean(adapter_name, known, otherwise=LISTED)}"
             )
         modules = {}
         for name, layer in layers.items():

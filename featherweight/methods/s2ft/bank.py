@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from featherweight.errors import ConfigError, did_you_mean
+from featherweight.errors import LISTED, ConfigError, did_you_mean
 from featherweight.methods.s2ft.adapter import CONFIG_FILE, Adapter
 from featherweight.methods.s2ft.base_slices import ChannelChange
 from featherweight.methods.s2ft.fingerprint import base_fingerprint, base_weights, linear_shapes, require_same_base
@@ -201,7 +201,7 @@ class AdapterBank:
         if name not in self._known and name not in self._folders:
             raise ConfigError(
                 f"AdapterBank: adapter={name!r} is unknown; expected one of {self.names} or '{BASE}'. "
-                f"{did_you_mean(name, self.names)}"
+                f"{did_you_mean(name, self.names, otherwise=LISTED)}"
             )
         adapter = self._known[name] if name in self._known else Adapter.load(self._folders[name])
         where = f"AdapterBank '{name}'"

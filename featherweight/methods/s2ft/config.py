@@ -9,7 +9,7 @@ from typing import Any, Literal
 from peft import PeftConfig
 from peft.utils import PeftType
 
-from featherweight.errors import ConfigError, did_you_mean
+from featherweight.errors import LISTED, ConfigError, did_you_mean
 from featherweight.methods.s2ft.registration import add_peft_type
 
 add_peft_type()
@@ -235,13 +235,13 @@ class S2FTConfig(PeftConfig):
             if getattr(self, name) not in values:
                 raise ConfigError(
                     f"S2FTConfig: {name}={getattr(self, name)!r} is unknown; expected one of {', '.join(values)}. "
-                    f"{did_you_mean(str(getattr(self, name)), values)}"
+                    f"{did_you_mean(str(getattr(self, name)), values, otherwise=LISTED)}"
                 )
         if isinstance(self.selection, str):
             if self.selection not in (*STRATEGIES, STORED):
                 raise ConfigError(
                     f"S2FTConfig: selection={self.selection!r} is unknown; expected one of {', '.join(STRATEGIES)}, a "
-                    f"mapping or a function. {did_you_mean(self.selection, STRATEGIES)}"
+                    f"mapping or a function. {did_you_mean(self.selection, STRATEGIES, otherwise=LISTED)}"
                 )
         elif not isinstance(self.selection, Mapping | Callable):
             raise ConfigError(

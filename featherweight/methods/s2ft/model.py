@@ -12,7 +12,7 @@ from peft.tuners.tuners_utils import _maybe_include_all_linear_layers as expand_
 from peft.utils import AuxiliaryTrainingWrapper, get_quantization_kwargs
 from torch import Tensor, nn
 
-from featherweight.errors import ConfigError, did_you_mean
+from featherweight.errors import LISTED, ConfigError, did_you_mean
 from featherweight.methods.low_rank_model import low_rank_modules, record_in_config
 from featherweight.methods.s2ft.channel_selection import by_channel, choose_channels
 from featherweight.methods.s2ft.config import S2FTConfig
@@ -200,7 +200,7 @@ class S2FTModel(BaseTuner):
         if unknown:
             raise ValueError(
                 f"s2ft: adapter_names={unknown} are no adapters of this model; expected some of {sorted(known)} or "
-                f"'{BASE}'. {did_you_mean(unknown[0], known)}"
+                f"'{BASE}'. {did_you_mean(unknown[0], known, otherwise=LISTED)}"
             )
         handles = self._name_adapters(list(adapter_names), kwargs.get("num_beams"))
         try:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 
 from torch import nn
 
-from featherweight.errors import ConfigError, did_you_mean
+from featherweight.errors import LISTED, ConfigError, did_you_mean
 from featherweight.methods.s2ft.layer import S2FTLayer, s2ft_layers
 from featherweight.methods.s2ft.soundness import require_sound
 from featherweight.methods.s2ft.whole_tensors import let_heads_follow, require_one_head
@@ -91,6 +91,7 @@ def require_adapters(model: nn.Module, names: Sequence[str], where: str) -> dict
     for name in names:
         if name not in known:
             raise ConfigError(
-                f"{where}: adapter={name!r} is none of this model; expected one of {known}. {did_you_mean(name, known)}"
+                f"{where}: adapter={name!r} is none of this model; expected one of {known}. "
+                f"{did_you_mean(name, known, otherwise=LISTED)}"
             )
     return layers
