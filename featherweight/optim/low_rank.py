@@ -17,11 +17,13 @@ Source: GaLore, arXiv 2403.03507, Algorithm 2.
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from featherweight.config.options import plain_number
 from featherweight.errors import CheckpointError, ConfigError, did_you_mean
 from featherweight.linalg.outer_product import Gradient
 from featherweight.linalg.subspace import MatrixSubspace
@@ -31,6 +33,7 @@ from featherweight.optim.param_groups import named_like
 from featherweight.optim.policies.lazy import lazy_options
 from featherweight.optim.policies.refresh import SIDES, Side
 from featherweight.optim.state_check import check_step
+from featherweight.optim.state_identity import check_identity, mark, take_mark, with_stored_basis
 from featherweight.optim.step import fused_adamw
 from featherweight.optim.step.accumulation import CoreSum
 from featherweight.optim.step.batched import Batch, can_batch, pays_on
@@ -104,7 +107,7 @@ class LowRankOptimizer(torch.optim.Optimizer):
                 f"{type(self).__name__}: params=Tensor{tuple(params.shape)} is one tensor; expected tensors or groups. "
                 "Put it into a list."
             )
-        defaults = {**LOW_RANK_DEFAULTS, **defaults}
+        defaults = {key: plain_number(value) for key, value in {**LOW_RANK_DEFAULTS, **defaults}.items()}
         defaults["lazy"] = lazy_options(defaults["lazy"])
         groups = list(params)
         if groups and not isinstance(groups[0], dict):
@@ -133,7 +136,8 @@ class LowRankOptimizer(torch.optim.Optimizer):
                 f"{type(self).__name__}: add_param_group is not possible while the optimizer is layer-wise; expected "
                 "it before. Call handle.remove(), add the group, then fw.optim.layerwise again."
             )
-        group = named_like(self.param_groups, param_group)
+        given = {key: value if key == "params" else plain_number(value) for key, value in param_group.items()}
+        group = named_like(self.param_groups, given)
         if projects_tensors(self.defaults):
             group = translated(type(self).__name__, group)
         group.setdefault("low_rank", any(key in group for key in LOW_RANK_KEYS))
@@ -151,7 +155,9 @@ class LowRankOptimizer(torch.optim.Optimizer):
         if self._layouts is None:
             self._layouts = self._plan(self.param_groups)
             for group, parameter, _ in _named_parameters(self.param_groups):
-                self._layouts[parameter] = restored(self._layouts[parameter], self.state.get(parameter, {}), group)
+                state = self.state.get(parameter, {})
+                layout = restored(self._layouts[parameter], state, group)
+                self._layouts[parameter] = with_stored_basis(layout, state, group, parameter.dtype)
         return self._layouts
 
     def _checked_layout(self, parameter: Tensor, grad: Tensor | None = None) -> Layout:
@@ -162,6 +168,8 @@ class LowRankOptimizer(torch.optim.Optimizer):
             layout = self.layouts[parameter]
         check_step(type(self).__name__, layout, parameter, grad, state)
         assert layout is not None
+        if layout.product_dtype != layout.dtype != torch.float64 and parameter.dtype != layout.product_dtype:
+            layout = self.layouts[parameter] = replace(layout, product_dtype=layout.dtype)  # bfloat16 weights no more
         return layout
 
     def forget_layouts(self) -> None:
@@ -428,16 +436,24 @@ class LowRankOptimizer(torch.optim.Optimizer):
 
     # ---- state
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def state_dict(self) -> dict[str, Any]:
+        """Return state and groups as torch.optim does; each group also says by which kind of optimizer it is."""
+        return mark(super().state_dict(), self)
+
+    def load_state_dict(self, state_dict: dict[str, Any], *, adopt: bool = False) -> None:
         """Load a state: tensors keep their stored dtype and move to their parameter's device, counters stay on the CPU.
 
-        As in torch.optim the options of the groups are those of the state, too.
+        As in torch.optim the options of the groups are those of the state, too: learning rate, betas, gaps.
 
+        Args:
+            state_dict: from `state_dict` of the same kind of optimizer, of this version or an older one.
+            adopt: take over a state of another kind, rank, side or width with the options that it was written with.
         Raises:
-            CheckpointError: if the groups do not fit, or a stored tensor has another shape than the options give. The
-                optimizer then stays as it was.
+            CheckpointError: if the groups do not fit, what shapes the state differs, or a stored tensor has another
+                shape than the options give. The optimizer then stays as it was.
         """
-        before = {"state": self.state, "param_groups": self.param_groups}
+        own_groups = self.param_groups
+        before = {"state": self.state, "param_groups": own_groups}
         given = state_dict
 
         def remember(_: torch.optim.Optimizer, state_dict: dict[str, Any]) -> None:
@@ -447,7 +463,9 @@ class LowRankOptimizer(torch.optim.Optimizer):
         try:
             with (
                 self.register_load_state_dict_pre_hook(remember),
-                self.register_load_state_dict_post_hook(lambda _: self._restore(given), prepend=True),
+                self.register_load_state_dict_post_hook(
+                    lambda _: self._restore(given, own_groups, adopt), prepend=True
+                ),
             ):
                 super().load_state_dict(state_dict)
         except (ValueError, KeyError) as error:
@@ -460,12 +478,13 @@ class LowRankOptimizer(torch.optim.Optimizer):
             self.__setstate__(before)
             raise
 
-    def _restore(self, state_dict: dict[str, Any]) -> None:
+    def _restore(self, state_dict: dict[str, Any], own_groups: list[Group], adopt: bool) -> None:
         """Take over the state as it was saved.
 
         torch casts floating-point state to the weight's dtype; codes, scales and float32 moments of bf16 weights must
         stay. It also moves everything beside the weight; counters must stay on the CPU.
         """
+        kind = take_mark(self.param_groups)
         for group in self.param_groups:
             if "low_rank" in group:
                 known = {**LOW_RANK_DEFAULTS, **(TENSOR_DEFAULTS if projects_tensors(group) else {})}
@@ -477,6 +496,8 @@ class LowRankOptimizer(torch.optim.Optimizer):
                     f"{type(self).__name__}.load_state_dict: a parameter group is without {missing[0]}; expected a "
                     f"state_dict of {type(self).__name__}. That of galore-torch can be read by load_galore_torch."
                 )
+        if not adopt:
+            check_identity(self, kind, self.param_groups, own_groups)
         saved_ids = [index for group in state_dict["param_groups"] for index in group["params"]]
         parameters = [p for group in self.param_groups for p in group["params"]]
         for saved_id, parameter in zip(saved_ids, parameters, strict=True):

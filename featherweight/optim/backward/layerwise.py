@@ -14,6 +14,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, contextmanager
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -118,7 +119,7 @@ def layerwise(
             "because DistributedDataParallel keeps every gradient in its buckets. Start the program without a "
             "launcher, or give the bare model and a reducer."
         )
-    if not isinstance(accumulation_steps, int) or isinstance(accumulation_steps, bool) or accumulation_steps < 1:
+    if not isinstance(accumulation_steps, Integral) or isinstance(accumulation_steps, bool) or accumulation_steps < 1:
         raise ConfigError(
             f"layerwise: accumulation_steps={accumulation_steps!r} is not allowed; expected a whole number >= 1. "
             "Count the backward passes of one optimizer step."
@@ -127,7 +128,7 @@ def layerwise(
         raise ConfigError(
             f"layerwise: clip={clip!r} is unknown; expected one of {', '.join(CLIP_MODES)}. Take delayed if in doubt."
         )
-    if max_grad_norm is not None and not (isinstance(max_grad_norm, int | float) and max_grad_norm > 0):
+    if max_grad_norm is not None and not (isinstance(max_grad_norm, Real) and max_grad_norm > 0):
         raise ConfigError(
             f"layerwise: max_grad_norm={max_grad_norm!r} is not allowed; expected a number > 0, or None for no limit. "
             "Change max_grad_norm."
