@@ -99,7 +99,7 @@ OPTIMIZER_CONFIGS = [
 def test_recipe_reference_says_of_every_key_what_its_docstring_says(name):
     from featherweight.methods.s2ft.method import S2FT
     from featherweight.optim import build, optimizers
-    from featherweight.pde.task import PdeConfig
+    from featherweight.pde.options import PdeConfig
     from featherweight.text.instruction_task import InstructionConfig
     from featherweight.text.task import TextConfig
     from featherweight.training.schedule import Schedule
