@@ -4,7 +4,8 @@ The presets choose policies of one core, `LowRankOptimizer`; `param_groups` says
 """
 
 from featherweight.optim.backward.handle import LayerwiseHandle
-from featherweight.optim.backward.layerwise import Layerwise, layerwise
+from featherweight.optim.backward.layerwise import layerwise
+from featherweight.optim.backward.updates import Layerwise
 from featherweight.optim.build import OptimizerConfig, build_optimizer, optimizers, parse_optimizer
 from featherweight.optim.low_rank import LowRankOptimizer
 from featherweight.optim.param_groups import param_groups

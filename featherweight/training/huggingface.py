@@ -19,7 +19,7 @@ from transformers.training_args import TrainingArguments
 from featherweight.errors import ConfigError
 from featherweight.methods.method import Method
 from featherweight.optim import LowRankOptimizer, build_optimizer, layerwise, parse_optimizer
-from featherweight.optim.backward.layerwise import layerwise_handles
+from featherweight.optim.backward.updates import layerwise_handles
 from featherweight.report import Report, format_bytes
 from featherweight.training.footprint import predict_bytes
 from featherweight.training.run import save_report

@@ -39,10 +39,9 @@ def run(optimizer, weight, grads):
 def project_fully(optimizer):
     """Force R = min(M, N), which the optimizer itself would treat as full rank because it saves nothing."""
     for p, layout in optimizer.layouts.items():
-        smaller = min(layout.rows, layout.columns)
-        twin = GaLoreAdamW([{"params": [p], "rank": 1}])
-        low = replace(twin.layouts[p], rank=smaller, index=layout.index, rule=layout.rule)
-        optimizer.layouts[p] = low.on_side(low.side, optimizer.param_groups[0])
+        step = optimizer.step_of(p)
+        low = replace(layout, rank=min(layout.rows, layout.columns))
+        step.planned = step.layout = low.on_side(low.side, optimizer.param_groups[0])
     return optimizer
 
 
@@ -153,7 +152,7 @@ class TestAdamWTwin:
         )
 
     def test_the_sliced_path_equals_the_fused_kernel(self, monkeypatch):
-        monkeypatch.setattr("featherweight.optim.low_rank.fits_torch_kernel", lambda *_: False)
+        monkeypatch.setattr("featherweight.optim.step.adam.fits_torch_kernel", lambda *_: False)
         monkeypatch.setattr("featherweight.optim.step.weight_update.SLICE_ELEMENTS_CPU", 100)
         ours, theirs = parameter(33, 7, dtype=torch.float64), parameter(33, 7, dtype=torch.float64)
         grads = gradients((33, 7), 20, dtype=torch.float64)

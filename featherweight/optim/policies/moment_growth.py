@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from featherweight.errors import ConfigError
 from featherweight.optim import state as states
 from featherweight.optim.low_rank import LowRankOptimizer
+from featherweight.optim.step.layout import DenseLayout
 
 SECOND_MOMENTS = frozenset({"exp_avg_sq", "max_exp_avg_sq", "square_avg", "acc_delta", "sum", "variance", "exp_inf"})
 """States that hold squares or sizes of gradients; all others of the parameter's shape are linear in gradients."""
@@ -148,7 +149,7 @@ def _exchange_ours(
     group["params"][index] = new
     optimizer.forget_layouts()
     after = optimizer.layouts[new]
-    if not state or before.rank is not None or after.rank is not None:
+    if not state or not (isinstance(before, DenseLayout) and isinstance(after, DenseLayout)):
         return  # moments in a subspace of the old shape: begin anew
     moved = {}
     for name, storage in before.moments.items():

@@ -51,8 +51,7 @@ class GaLoreAdamW(LowRankOptimizer):
         decay_order: "before" the update (torch.optim), or "after" (galore-torch).
         stochastic_rounding: write bfloat16 weights and moments with stochastic rounding instead of to nearest.
         seed: of random bases and rounding; a run repeats bit by bit.
-        rule: inner rule, "adamw", "adamw_compiled" (one kernel by torch.compile; the first step waits for the
-            compiler), "adafactor", "sgd" (momentum ``betas[0]``) or "muon".
+        rule: inner rule, "adamw", "adafactor", "sgd" (momentum ``betas[0]``) or "muon".
     Raises:
         ConfigError: for an option out of range or a complex parameter; at a step for a sparse gradient.
         ShapeError: if `split` of a group does not divide the rows.

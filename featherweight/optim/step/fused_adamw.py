@@ -30,7 +30,7 @@ def kernel_for(layout: Layout, grad: Tensor, group: Mapping[str, Any]) -> Any:
     Raises:
         DeviceError: if Triton's kernels are switched on and cannot run where the gradient is.
     """
-    if layout.rule != "adamw" or layout.dtype != torch.float32 or layout.tensor is not None:
+    if layout.rule != "adamw" or layout.dtype != torch.float32:
         return None
     kinds = {_kind(storage) for storage in layout.moments.values()}
     if len(kinds) != 1:
@@ -40,6 +40,11 @@ def kernel_for(layout: Layout, grad: Tensor, group: Mapping[str, Any]) -> Any:
     if is_known and grad.dtype in (torch.float32, torch.bfloat16) and kernels.native_on(grad):
         return kernels.native
     return kernels.adamw if kind in _TRITON_KINDS and kernels.run_on(grad) else None
+
+
+def words_for(kernel: Any) -> str:
+    """Return what reports call a module of kernels."""
+    return "C kernel" if kernel is kernels.native else "Triton kernel"
 
 
 def direction(

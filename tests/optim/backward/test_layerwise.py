@@ -26,7 +26,7 @@ from featherweight.optim import (
     param_groups,
     parse_optimizer,
 )
-from featherweight.optim.step.accumulation import PROBE_COLUMNS
+from featherweight.optim.step.sketch import NORM_COLUMNS
 
 SCRIPT = Path(__file__).parents[2] / "reference" / "layerwise_windows.py"
 VOCABULARY = 60
@@ -154,11 +154,8 @@ class TestRefresh:
                 grad = (x @ model[0].weight.detach().T - x @ target.T).T @ x * 2 / 64
                 for part in x.chunk(2):
                     ((model(part) - part @ target.T).square().sum() / 64).backward()
-                matrix = optimizer._matrices(
-                    optimizer.layouts[model[0].weight],
-                    optimizer.state[model[0].weight],
-                    optimizer.param_groups[0],
-                )[0]
+                weight = model[0].weight
+                (matrix,) = optimizer.step_of(weight).matrices(optimizer.member(weight, optimizer.param_groups[0]))
                 best = torch.linalg.svdvals(grad)[:5].square().sum() / grad.square().sum()
                 energies.append(float(matrix.subspace().energy(grad) / best))
         return energies, optimizer.state[model[0].weight]
@@ -311,7 +308,7 @@ class TestClipping:
                 for tokens in data[start : start + 4]:
                     loss_of(model, tokens).div(100).backward()
                 assert handle.grad_norm == pytest.approx(true, rel=0.06)
-        assert PROBE_COLUMNS == 8
+        assert NORM_COLUMNS == 8
 
     def test_delayed_clipping_resumes_with_the_norm_of_the_step_before(self):
         data = batches(6)
@@ -968,7 +965,7 @@ class TestMemory:
         measured, handle, model, optimizer = self.measure(3, max_grad_norm=max_grad_norm)
         kept = 0
         for p, layout in optimizer.layouts.items():
-            probe = 0 if max_grad_norm is None else layout.rows * PROBE_COLUMNS
+            probe = 0 if max_grad_norm is None else layout.rows * NORM_COLUMNS
             core = math.prod(layout.core_shape) + probe if layout.rank else p.numel()
             kept += 4 * core
         assert measured == max(p.nbytes for p in model.parameters()) + kept == handle.gradient_bytes()

@@ -16,8 +16,10 @@ from featherweight.linalg.tucker import TuckerSubspace, squared_norm
 from featherweight.linalg.tucker_fit import fit_tucker
 from featherweight.linalg.tucker_ranks import greedy_ranks, tucker_ranks
 from featherweight.optim import AdamW, TensorGaLoreAdamW, TensorGRaD, layerwise, tensor_param_groups
-from featherweight.optim.step.tensor import ProjectedTensor, aligned, carry, scattered_entries
+from featherweight.optim.step.tensor import ProjectedTensor
+from featherweight.optim.tucker.moments import aligned, carry
 from featherweight.optim.tucker.plan import TensorPlan
+from featherweight.optim.tucker.sparse import scattered_entries
 
 SHAPE = (6, 5, 4, 3)
 KINDS = ("tucker", "tucker_channels", "matrix", "slices", "select")
@@ -230,7 +232,7 @@ def test_sparse_branch_over_everything_is_adamw():
     one, two = weight_of(), weight_of()
     grads = gradients(4)  # no refresh inside, which would begin the moments anew
     optimizer = build(one, rank=1, scale=1e-30, sparse_ratio=0.999999, sparse_order="sparse_first")
-    assert optimizer.layouts[one].tensor.sparse_numel == one.numel()
+    assert optimizer.layouts[one].plan.sparse_numel == one.numel()
     train(optimizer, one, grads)
     train(AdamW([two], lr=1e-2, weight_decay=0.0), two, grads)
     torch.testing.assert_close(one, two, rtol=1e-12, atol=1e-12)
@@ -407,7 +409,7 @@ def test_automatic_ranks_are_those_of_the_first_gradient_and_hold_more_of_it_tha
     optimizer = build(weight, rank="auto", rank_budget=0.1)
     assert "at the first gradient" in str(optimizer.report())
     train(optimizer, weight, [first, second.flip(0, 1)])
-    ranks = optimizer.layouts[weight].tensor.ranks
+    ranks = optimizer.layouts[weight].plan.ranks
     assert ranks == greedy_ranks(first, weight.numel() // 10) == tuple(optimizer.state[weight]["ranks"].tolist())
     even = tucker_ranks(shape, 0.1)
     assert ranks[0] < even[0]
@@ -421,7 +423,7 @@ def test_automatic_ranks_stay_with_the_state_in_copies_and_resumed_runs():
     weight = weight_of(shape, torch.complex64)
     optimizer = build(weight, rank="auto", rank_budget=0.1)
     train(optimizer, weight, [first])
-    ranks = optimizer.layouts[weight].tensor.ranks
+    ranks = optimizer.layouts[weight].plan.ranks
     twin = weight_of(shape, torch.complex64)
     twin.data.copy_(weight.data)
     resumed = build(twin, rank="auto", rank_budget=0.1)
@@ -432,7 +434,7 @@ def test_automatic_ranks_stay_with_the_state_in_copies_and_resumed_runs():
     model, copied = copy.deepcopy((weight, optimizer))
     for one, each in ((optimizer, weight), (resumed, twin), (copied, model)):
         train(one, each, [turned])
-        assert one.layouts[each].tensor.ranks == ranks
+        assert one.layouts[each].plan.ranks == ranks
     assert torch.equal(weight, twin) and torch.equal(weight, model)
     with pytest.raises(CheckpointError, match="has ranks="):
         state = optimizer.state_dict()
@@ -479,7 +481,7 @@ def test_automatic_ranks_of_layerwise_steps_follow_the_sum_of_the_first_window(c
                 assert two.weight.grad is None
             plain.step()
             plain.zero_grad()
-            assert inside.layouts[two.weight].tensor.ranks == plain.layouts[one.weight].tensor.ranks
+            assert inside.layouts[two.weight].plan.ranks == plain.layouts[one.weight].plan.ranks
         assert handle.steps == 4 // accumulation_steps
     if clip != "norm_growth":
         torch.testing.assert_close(one.weight, two.weight, rtol=1e-10, atol=1e-10)
@@ -492,7 +494,7 @@ def test_three_dimensional_operators_have_genuine_complex_weights_of_order_five(
     weight = weight_of((6, 6, 4, 4, 3))
     optimizer = build(weight, rank=0.2)
     train(optimizer, weight, gradients(3, (6, 6, 4, 4, 3)))
-    assert optimizer.layouts[weight].tensor.shape == (6, 6, 4, 4, 3)
+    assert optimizer.layouts[weight].plan.shape == (6, 6, 4, 4, 3)
 
 
 def test_pairs_of_reals_are_complex_numbers_if_the_group_says_so():
@@ -655,7 +657,7 @@ def test_names_of_neuraloperator_are_understood():
     )  # fmt: skip
     group = optimizer.param_groups[1]
     assert (group["rank"], group["update_proj_gap"], group["scale"]) == (0.25, 50, 2.0)
-    assert optimizer.layouts[weight].tensor.kind == "tucker" and optimizer.layouts[rest].rank is None
+    assert optimizer.layouts[weight].plan.kind == "tucker" and optimizer.layouts[rest].rank is None
     grad = TensorGRaD(
         [{"params": [weight], "rank": 0.2, "lambda_sparse": 0.5, "sparse_type": "randk", "tensorgrad": True}]
     )
