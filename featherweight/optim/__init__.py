@@ -8,7 +8,7 @@ from featherweight.optim.backward.layerwise import layerwise
 from featherweight.optim.backward.updates import Layerwise
 from featherweight.optim.build import OptimizerConfig, build_optimizer, optimizers, parse_optimizer
 from featherweight.optim.low_rank import LowRankOptimizer
-from featherweight.optim.param_groups import param_groups
+from featherweight.optim.param_groups import param_groups, tensor_param_groups
 from featherweight.optim.policies.lazy import LazyRefresh
 from featherweight.optim.presets.adamw import AdamW
 from featherweight.optim.presets.apollo import Apollo, ApolloMini
@@ -19,7 +19,6 @@ from featherweight.optim.presets.gum import GUM
 from featherweight.optim.presets.ldadam import LDAdamW
 from featherweight.optim.presets.q_galore import QGaLoreAdamW
 from featherweight.optim.presets.tensor_galore import TensorGaLoreAdamW, TensorGRaD
-from featherweight.optim.tensor_groups import tensor_param_groups
 
 __all__ = [
     "GUM",

@@ -24,7 +24,8 @@ from torch import Tensor
 
 from featherweight.errors import CheckpointError, ConfigError, did_you_mean
 from featherweight.optim import state as states
-from featherweight.optim.options import LOW_RANK_DEFAULTS, LOW_RANK_KEYS, check_group
+from featherweight.optim.options import LOW_RANK_DEFAULTS, LOW_RANK_KEYS, TENSOR_DEFAULTS
+from featherweight.optim.param_groups import check_group
 from featherweight.optim.policies.lazy import lazy_options
 from featherweight.optim.step.finite import are_finite
 from featherweight.optim.step.layout import Layout, split_of
@@ -32,7 +33,8 @@ from featherweight.optim.step.plan import plan_step
 from featherweight.optim.step.step import Group, Member, Step
 from featherweight.optim.step.tensor_layout import TensorLayout
 from featherweight.optim.step.together import TogetherInLists
-from featherweight.optim.tucker.options import TENSOR_DEFAULTS, projects_tensors, translated
+from featherweight.optim.tucker.neuraloperator import translated
+from featherweight.optim.tucker.plan import projects_tensors
 from featherweight.report import Report
 
 logger = logging.getLogger(__name__)

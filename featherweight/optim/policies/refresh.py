@@ -4,7 +4,7 @@ Shapes: gradient (M, N), rank R; left basis (M, R), right basis (N, R).
 Source: GaLore, arXiv 2403.03507, section 4; the schedule over steps is ours.
 """
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Generator, Tensor
@@ -22,7 +22,8 @@ SEEDED_METHODS = ("random", "gaussian")
 """Basis methods that do not look at the gradient: the state keeps no basis, it is drawn anew from the seed."""
 EARLY_STEPS = (10, 25, 50, 100)
 """Additional refreshes of `early_refresh`: the gradient turns fast at first, slowly later."""
-PROJ_TYPES = ("std", "reverse_std", "left", "right", "full", "min_memory")
+ProjType = Literal["std", "reverse_std", "left", "right", "full", "min_memory"]
+PROJ_TYPES: tuple[str, ...] = get_args(ProjType)
 
 
 def choose_side(rows: int, columns: int, proj_type: str) -> Side:

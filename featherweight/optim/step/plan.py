@@ -14,7 +14,7 @@ from featherweight.optim.step.matrix import MatrixStep
 from featherweight.optim.step.step import Step
 from featherweight.optim.step.tensor import ComplexStep, TensorStep
 from featherweight.optim.step.tensor_layout import TensorLayout, plan_pairs
-from featherweight.optim.tucker.options import projects_tensors
+from featherweight.optim.tucker.plan import projects_tensors
 
 
 def plan_step(name: str, parameter: Tensor, group: Mapping[str, Any], index: int) -> Step:

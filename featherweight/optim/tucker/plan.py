@@ -8,7 +8,7 @@ Shapes: tensor (n_1, .., n_D), core (r_1, .., r_D) or, by frequency, (F, r, n_2)
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -17,7 +17,13 @@ from featherweight.errors import ConfigError
 from featherweight.linalg.tucker import upcast
 from featherweight.linalg.tucker_ranks import tucker_ranks
 from featherweight.optim.state import State
-from featherweight.optim.tucker.options import projects_tensors
+
+TensorKind = Literal["tucker", "tucker_channels", "matrix", "slices", "select"]
+"""What `proj_type` may be: all modes; the first two; one side of an unfolding; each frequency by itself; the first two
+rotated and of the others the strongest indices."""
+
+SPECTRAL_KINDS = ("tucker", "tucker_channels")
+"""Those whose ranks may follow the spectrum of the first gradient (``rank="auto"``)."""
 
 TENSOR_COUNTERS = ("step", "moment_step", "next_refresh", "refresh_count")
 
@@ -27,7 +33,7 @@ class TensorPlan:
     """How a tensor is projected."""
 
     kind: str
-    """One of `TENSOR_KINDS`, or "none" for a tensor that keeps moments of its own size."""
+    """A `TensorKind`, or "none" for a tensor that keeps moments of its own size."""
     is_complex: bool
     """Whether its numbers are complex, of a complex dtype or as pairs."""
     by_modulus: bool
@@ -169,6 +175,11 @@ class TensorPlan:
     def pairs(self, numbers: Tensor) -> Tensor:
         """Return the inverse of `numbers`; also takes what is stored as pairs already."""
         return torch.view_as_real(numbers.resolve_conj()) if numbers.is_complex() else numbers
+
+
+def projects_tensors(defaults: Mapping[str, Any]) -> bool:
+    """Say whether an optimizer with these defaults (or a group of one) projects tensors."""
+    return "rank_counts" in defaults
 
 
 def plan_tensor(name: str, parameter: Tensor, group: Mapping[str, Any]) -> TensorPlan | None:

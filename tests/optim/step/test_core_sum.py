@@ -7,7 +7,7 @@ import torch
 from low_rank_twins import gradients
 from torch import nn
 
-from featherweight.optim import GaLoreAdamW
+from featherweight.optim import AdamW, GaLoreAdamW
 from featherweight.optim.step.core_sum import core_sum_bytes
 from featherweight.optim.step.finite import sizes_of
 from featherweight.optim.step.sketch import NORM_COLUMNS
