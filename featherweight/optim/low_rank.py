@@ -143,10 +143,6 @@ class LowRankOptimizer(torch.optim.Optimizer):
         """How each parameter is treated, in the order of the groups; decided at the first use."""
         return {parameter: step.layout for parameter, (step, _) in self._planned().items()}
 
-    def forget_layouts(self) -> None:
-        """Decide anew how parameters are treated, after one of another shape took a place in a group."""
-        self._steps = None
-
     def member(self, parameter: Tensor, group: Group) -> Member:
         """Return a parameter of a group with its state."""
         return Member(parameter, self.state[parameter], group, self._planned()[parameter][1])
@@ -185,6 +181,43 @@ class LowRankOptimizer(torch.optim.Optimizer):
     def create_state(self, parameter: Tensor) -> None:
         """Create the zero state of one parameter."""
         self.step_of(parameter).create_state(self.member(parameter, {}))
+
+    def exchange_parameter(
+        self, group: Group, index: int, new: Tensor, moved: Callable[[str, Tensor], Tensor | None]
+    ) -> None:
+        """Put a parameter of another shape in a place of a group; see `moment_growth.exchange_parameter`.
+
+        Args:
+            group: one of `param_groups`.
+            index: of the parameter that goes.
+            new: the one that comes.
+            moved: maps a moment, by its name, to the new shape; None if there is no answer, and it begins anew.
+        Raises:
+            ConfigError: if the optimizer is layer-wise.
+        """
+        if self.layerwise is not None:
+            raise ConfigError(
+                f"{type(self).__name__}: a parameter cannot change its shape while the optimizer is layer-wise; "
+                "expected an ordinary one. Set layerwise: false."
+            )
+        old = group["params"][index]
+        before, state = self.step_of(old), self.state.pop(old, {})
+        group["params"][index] = new
+        self._steps = None  # planned anew
+        after = self.step_of(new)
+        if not state or before.matrix_count or after.matrix_count:
+            return  # moments in a subspace of the old shape begin anew
+        layout = before.layout
+        parts = {name: states.parts_of(state, name, None) for name in layout.moments}
+        moments = {n: moved(n, layout.moments[n].read(parts[n], layout.moment_shapes[n])) for n in parts}
+        known = {name: values for name, values in moments.items() if values is not None}
+        if len(known) < len(moments):
+            return
+        self.create_state(new)
+        for name, storage in after.layout.moments.items():
+            storage.write_(states.parts_of(self.state[new], name, None), known[name])
+        for counter in after.layout.counters:
+            self.state[new][counter].copy_(state[counter])
 
     # ---- the step
 

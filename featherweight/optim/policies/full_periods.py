@@ -12,7 +12,6 @@ from torch import Tensor
 from featherweight.linalg.random import mix_keys
 from featherweight.linalg.subspace import MatrixSubspace
 from featherweight.optim.policies.residual import ResidualPolicy, ServedMatrix, State, Update
-from featherweight.optim.policies.rules import rules
 
 _PERIOD = 16  # tells these random numbers of a matrix from its others
 _MOMENT = "exp_avg_full"
@@ -77,9 +76,7 @@ class FullPeriods(ResidualPolicy):
             return Update(matrix.core_direction(core), None, scale)
         assert grad_MN is not None
         residual = subspace.project_back(core.neg()).add_(grad_MN).div_(probability)
-        moments = {"exp_avg": matrix.state[_MOMENT]}
-        step = matrix.counter("step") + 1
-        return Update(None, rules.get(matrix.rule).direction(residual, moments, step, group), scale)
+        return Update(None, matrix.full_direction(residual, {"exp_avg": matrix.state[_MOMENT]}), scale)
 
 
 def _is_full(matrix: ServedMatrix) -> bool:

@@ -1,4 +1,4 @@
-"""Parameters that change their shape in the middle of training, and optimizer states that follow.
+"""Moments of parameters that change their shape in the middle of training.
 
 A new parameter takes the place of the old one in its group, so that options, names, schedulers and the order of a
 checkpoint stay. Any optimizer of torch's form is served. State that has no meaning in the new shape (a low-rank
@@ -9,16 +9,13 @@ those of unrelated directions.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from featherweight.errors import ConfigError
-from featherweight.optim import state as states
-from featherweight.optim.low_rank import LowRankOptimizer
-from featherweight.optim.step.layout import DenseLayout
 
 SECOND_MOMENTS = frozenset({"exp_avg_sq", "max_exp_avg_sq", "square_avg", "acc_delta", "sum", "variance", "exp_inf"})
 """States that hold squares or sizes of gradients; all others of the parameter's shape are linear in gradients."""
@@ -32,15 +29,22 @@ class Change(Protocol):
 
     def linear(self, tensor: Tensor) -> Tensor:
         """Map what is linear in gradients."""
-        ...
 
     def square(self, tensor: Tensor) -> Tensor:
         """Map what is linear in squares of gradients."""
-        ...
 
     def factored(self, tensor: Tensor, reduced_axis: int) -> Tensor | None:
         """Map means of squares over one axis; None if that has no answer."""
-        ...
+
+
+@runtime_checkable
+class KeepsPlans(Protocol):
+    """An optimizer that plans its state from the shapes of parameters, as those of this package do."""
+
+    def exchange_parameter(
+        self, group: dict[str, Any], index: int, new: nn.Parameter, moved: Callable[[str, Tensor], Tensor | None]
+    ) -> None:
+        """See `LowRankOptimizer.exchange_parameter`."""
 
 
 @dataclass(frozen=True)
@@ -126,8 +130,8 @@ def exchange_parameter(optimizer: Optimizer, old: Tensor, new: nn.Parameter, cha
         ConfigError: if `old` is in no group, or the optimizer is layer-wise.
     """
     group, index = _place(optimizer, old)
-    if isinstance(optimizer, LowRankOptimizer):
-        _exchange_ours(optimizer, group, index, old, new, change)
+    if isinstance(optimizer, KeepsPlans):
+        optimizer.exchange_parameter(group, index, new, lambda name, value: _mapped(name, value, old, change))
         return
     group["params"][index] = new
     state = optimizer.state.pop(old, None)
@@ -135,34 +139,6 @@ def exchange_parameter(optimizer: Optimizer, old: Tensor, new: nn.Parameter, cha
         moved = {key: _mapped(key, value, old, change) for key, value in state.items()}
         if all(value is not None for value in moved.values()):
             optimizer.state[new] = moved
-
-
-def _exchange_ours(
-    optimizer: LowRankOptimizer, group: dict[str, Any], index: int, old: Tensor, new: nn.Parameter, change: Change
-) -> None:
-    if optimizer.layerwise is not None:
-        raise ConfigError(
-            f"{type(optimizer).__name__}: a parameter cannot change its shape while the optimizer is layer-wise; "
-            "expected an ordinary one. Set layerwise: false."
-        )
-    before, state = optimizer.layouts[old], optimizer.state.pop(old, {})
-    group["params"][index] = new
-    optimizer.forget_layouts()
-    after = optimizer.layouts[new]
-    if not state or not (isinstance(before, DenseLayout) and isinstance(after, DenseLayout)):
-        return  # moments in a subspace of the old shape: begin anew
-    moved = {}
-    for name, storage in before.moments.items():
-        values = storage.read(states.parts_of(state, name, None), before.moment_shapes[name])
-        moved[name] = _mapped(name, values, old, change)
-    if any(value is None for value in moved.values()):
-        return
-    optimizer.create_state(new)
-    created = optimizer.state[new]
-    for name, storage in after.moments.items():
-        storage.write_(states.parts_of(created, name, None), moved[name])
-    for counter in after.counters:
-        created[counter].copy_(state[counter])
 
 
 def _mapped(key: str, value: Any, old: Tensor, change: Change) -> Any:

@@ -26,70 +26,41 @@ State = MutableMapping[str, Tensor]
 
 
 class ServedMatrix(Protocol):
-    """What a policy sees of the matrix that it serves; see `featherweight.optim.step.matrix.ProjectedMatrix`."""
+    """What a policy sees of the matrix that it serves; see `featherweight.optim.step.projected_matrix`."""
 
     state: State
     group: dict[str, Any]
     passing: dict[str, Tensor]
     """What a policy hands from the refresh of a step to its update."""
-
-    @property
-    def block(self) -> int | None:
-        """Which of stacked matrices; None for an only one."""
-        ...
-
-    @property
-    def index(self) -> int:
-        """Position of the parameter."""
-        ...
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(M, N)."""
-        ...
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Dtype of the arithmetic."""
-        ...
-
-    @property
-    def device(self) -> torch.device:
-        """Where the state is."""
-        ...
-
-    @property
-    def rule(self) -> str:
-        """Name of the inner rule."""
-        ...
+    block: int | None
+    index: int
+    shape: tuple[int, int]
+    dtype: torch.dtype
+    device: torch.device
 
     def counter(self, name: str) -> int:
         """Return a counter."""
-        ...
 
     def set_counter(self, name: str, value: int) -> None:
         """Set a counter."""
-        ...
 
     def refresh_is_due(self) -> bool:
         """Say whether the next step asks for a new subspace."""
-        ...
 
     def part_of_parameter(self, tensor: Tensor) -> Tensor:
         """Return this matrix of a tensor of the parameter's shape."""
-        ...
 
     def read_moments(self) -> dict[str, Tensor]:
         """Return the moments."""
-        ...
 
     def hold_moments(self, moments: dict[str, Tensor], moment_step: int) -> None:
         """Keep moments until the update stores them."""
-        ...
 
     def core_direction(self, core: Tensor) -> Tensor:
         """Run the inner rule on a core, store its moments and return its direction."""
-        ...
+
+    def full_direction(self, grad_MN: Tensor, moments: dict[str, Tensor]) -> Tensor:
+        """Run the inner rule on a gradient of full size, with moments of its own."""
 
 
 class Update(NamedTuple):

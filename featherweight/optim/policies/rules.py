@@ -37,7 +37,6 @@ class Rule(Protocol):
 
     def moments(self, shape: tuple[int, ...], group: Mapping[str, Any]) -> dict[str, Moment]:
         """Return the state tensors for a gradient of `shape`."""
-        ...
 
     def direction(self, grad: Tensor, moments: Mapping[str, Tensor], step: int, group: Mapping[str, Any]) -> Tensor:
         """Update `moments` in place and return the direction.
@@ -50,7 +49,6 @@ class Rule(Protocol):
         Returns:
             New tensor of the shape of `grad`.
         """
-        ...
 
 
 class AdamWRule:

@@ -12,7 +12,7 @@ All compute what the rule's `direction` computes; what differs in the last place
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -22,10 +22,9 @@ from torch.optim.adamw import adamw as torch_adamw
 from featherweight.optim import state as states
 from featherweight.optim.policies.rules import rules
 from featherweight.optim.step import fused_adamw
-from featherweight.optim.step.layout import Layout, MatrixLayout, Parts
+from featherweight.optim.step.layout import Layout, MatrixLayout, Stored
 from featherweight.optim.step.step import Member
 from featherweight.optim.step.weight_update import (
-    Rounding,
     add_direction_,
     copy_back,
     rounding_of,
@@ -38,18 +37,6 @@ from featherweight.quant.int8_weight import Int8Weight, int8_weight_of
 TORCH_FUSED = "torch's fused kernel"
 LISTS = "lists of tensors"
 PLAIN = "PyTorch operations"
-
-
-@dataclass(frozen=True)
-class Stored:
-    """The moments of one matrix, as they are stored."""
-
-    layout: Layout
-    parts: Parts
-    rounding: Rounding
-    """Of the step that writes them."""
-    matrix: int = 0
-    """Which of stacked matrices."""
 
 
 def core_direction(
@@ -68,13 +55,12 @@ def core_direction(
     """
     layout = stored.layout
     if held is None and (kernel := fused_adamw.kernel_for(layout, core, group)) is not None:
-        offset = stored.matrix * core.numel()
-        direction = fused_adamw.direction(layout, stored.parts, core, step, group, stored.rounding, offset=offset)
-        return direction, fused_adamw.words_for(kernel)
-    moments = held if held is not None else layout.read_moments(stored.parts, layout.moment_shapes)
+        flat = replace(stored, offset=stored.matrix * core.numel(), matrix=0)
+        return fused_adamw.direction(kernel, flat, core, step, group), fused_adamw.words_for(kernel)
+    moments = stored.read() if held is None else held
     rule = rules.get(layout.rule)
     direction = rule.direction(core, moments, step, group)
-    layout.write_moments(stored.parts, moments, stored.rounding, matrix=stored.matrix)
+    stored.write(moments)
     return direction, rule.words
 
 
@@ -148,27 +134,24 @@ def step_dense_(layout: Layout, member: Member, grad: Tensor) -> str:
     step = states.read_counter(state, "step", None) + 1
     states.write_counter(state, "step", None, step)
     alpha, beta = write_factors(group)
-    weight = weight_of(member.parameter)
-    rounding = rounding_of(group, layout.index, step)
-    stored = {name: states.parts_of(state, name, None) for name in layout.moments}
-    words = rule.words
+    weight, rounding, words = weight_of(member.parameter), rounding_of(group, layout.index, step), rule.words
+    parts = {name: states.parts_of(state, name, None) for name in layout.moments}
+    whole = Stored(layout, parts, rounding)
 
-    def run(weight: Tensor | Int8Weight, grad: Tensor, parts: Parts, start: int) -> None:
-        shapes = {n: tuple(grad.shape) for n in parts} if rule.is_elementwise else layout.moment_shapes
-        moments = layout.read_moments(parts, shapes)
+    def run(weight: Tensor | Int8Weight, grad: Tensor, stored: Stored) -> None:
+        moments = stored.read(tuple(grad.shape) if rule.is_elementwise else None)
         direction = rule.direction(grad.to(layout.dtype), moments, step, group)
-        layout.write_moments(parts, moments, rounding, offset=start)
-        add_direction_(weight, direction, alpha=alpha, beta=beta, rounding=rounding, offset=start)
+        stored.write(moments)
+        add_direction_(weight, direction, alpha=alpha, beta=beta, rounding=rounding, offset=stored.offset)
 
     if (kernel := fused_adamw.kernel_for(layout, grad, group)) is not None:
-        fused_adamw.step_(weight, grad, layout, stored, step, group, rounding, alpha=alpha, beta=beta)
+        fused_adamw.step_(kernel, weight, grad, whole, step, group)
         words = fused_adamw.words_for(kernel)
     elif rule.is_elementwise:
         flat_grad = grad.reshape(-1)
         for start, stop, piece in slices_of(weight):
-            parts = {name: layout.moments[name].slice(stored[name], start, stop) for name in stored}
-            run(piece, flat_grad[start:stop], parts, start)
+            run(piece, flat_grad[start:stop], whole.slice(start, stop))
     else:
-        run(weight, grad, stored, 0)
+        run(weight, grad, whole)
     copy_back(member.parameter, weight)
     return words

@@ -106,18 +106,6 @@ class Layout:
         for name in self.counters:
             state[name] = torch.zeros(self.stack, dtype=torch.int64)
 
-    def read_moments(self, parts: Parts, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
-        """Return the moments in the dtype of the arithmetic; dense ones are the stored tensors themselves."""
-        return {name: self.moments[name].read(parts[name], shapes[name]).to(self.dtype) for name in parts}
-
-    def write_moments(
-        self, parts: Parts, moments: Mapping[str, Tensor], rounding: Rounding, *, matrix: int = 0, offset: int = 0
-    ) -> None:
-        """Store the moments of one matrix, or of a slice that begins at `offset`."""
-        for number, (name, values) in enumerate(moments.items(), rounding.tensor + 1):
-            begin = offset + matrix * values.numel()
-            write_moment_(self.moments[name], parts[name], values, replace(rounding, tensor=number), begin)
-
     def with_moments(self, shape: tuple[int, ...], group: Mapping[str, Any]) -> Self:
         """Return the same layout with the moments that the rule keeps of a gradient or core of `shape`."""
         moments = rules.get(self.rule).moments(shape, group)
@@ -130,6 +118,43 @@ class Layout:
             for name, moment in moments.items()
         }
         return replace(self, moments=storages, moment_shapes={name: moment.shape for name, moment in moments.items()})
+
+
+@dataclass(frozen=True)
+class Stored:
+    """The moments of one matrix, or of a slice of a parameter, as they are stored."""
+
+    layout: Layout
+    parts: Parts
+    rounding: Rounding
+    """Of the step that writes them."""
+    offset: int = 0
+    """Index of the first element in its parameter, where slices or matrices have as many elements as their moments."""
+    matrix: int = 0
+    """Which of stacked matrices."""
+
+    def slice(self, start: int, stop: int) -> "Stored":
+        """Return the moments of a flat slice, as views."""
+        parts = {name: self.layout.moments[name].slice(part, start, stop) for name, part in self.parts.items()}
+        return replace(self, parts=parts, offset=start)
+
+    def read(self, shape: tuple[int, ...] | None = None) -> dict[str, Tensor]:
+        """Return the moments in the dtype of the arithmetic; dense ones are the stored tensors themselves.
+
+        Args:
+            shape: of every moment; None for those of the layout.
+        """
+        shapes = self.layout.moment_shapes
+        return {
+            name: self.layout.moments[name].read(part, shape or shapes[name]).to(self.layout.dtype)
+            for name, part in self.parts.items()
+        }
+
+    def write(self, moments: Mapping[str, Tensor]) -> None:
+        """Store the moments; in bfloat16 with stochastic rounding."""
+        for number, (name, values) in enumerate(moments.items(), self.rounding.tensor + 1):
+            rounding, begin = replace(self.rounding, tensor=number), self.offset + self.matrix * values.numel()
+            write_moment_(self.layout.moments[name], self.parts[name], values, rounding, begin)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,8 +19,9 @@ from featherweight.optim import state as states
 from featherweight.optim.policies.lazy import next_gap, similarity_of
 from featherweight.optim.policies.moments import moment_policies
 from featherweight.optim.policies.refresh import draw_subspace, fit_subspace, next_refresh, smoothed_iteration
+from featherweight.optim.policies.rules import rules
 from featherweight.optim.step import adam
-from featherweight.optim.step.layout import MatrixLayout, Parts
+from featherweight.optim.step.layout import MatrixLayout, Stored
 from featherweight.optim.step.step import Group
 from featherweight.optim.step.weight_update import add_core_, rounding_of, write_factors
 from featherweight.quant.int8_weight import Int8Weight
@@ -47,38 +48,17 @@ class ProjectedMatrix:
     _carried: dict[str, Tensor] | None = None
     """Moments that a refresh has changed and nothing has stored yet, so that they are rounded once and not twice."""
 
-    # ---- what is stored
-
-    @property
-    def block(self) -> int | None:
+    def __post_init__(self) -> None:
+        layout = self.layout
+        self.block = None if layout.blocks is None else self.number
         """Where its state is in stacked ones; None if the parameter is one matrix."""
-        return None if self.layout.blocks is None else self.number
-
-    @property
-    def index(self) -> int:
-        """Position of the parameter."""
-        return self.layout.index
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(M, N)."""
-        return (self.layout.rows, self.layout.columns)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Dtype of the arithmetic."""
-        return self.layout.dtype
-
-    @property
-    def rule(self) -> str:
-        """Name of the inner rule."""
-        return self.layout.rule
-
-    @property
-    def device(self) -> torch.device:
+        self.index, self.shape, self.dtype = layout.index, (layout.rows, layout.columns), layout.dtype
+        """Position of the parameter, (M, N), and dtype of the arithmetic."""
+        first = states.parts_of(self.state, next(iter(layout.moments)), None)
+        self.device = next(iter(first.values())).device
         """Where the state is."""
-        name = next(iter(self.layout.moments))
-        return next(iter(states.parts_of(self.state, name, None).values())).device
+
+    # ---- what is stored
 
     def counter(self, name: str) -> int:
         """Return a counter of this matrix."""
@@ -92,15 +72,14 @@ class ProjectedMatrix:
         """Return this matrix of a contiguous tensor of the parameter's shape, as a view."""
         return tensor.view(self.layout.count, *self.shape)[self.number]
 
-    def moment_parts(self) -> Parts:
-        """Return the stored tensors of the moments."""
-        return {name: states.parts_of(self.state, name, self.block) for name in self.layout.moments}
+    def stored_moments(self, step: int) -> Stored:
+        """Return the moments as they are stored, and as a step writes them."""
+        parts = {name: states.parts_of(self.state, name, self.block) for name in self.layout.moments}
+        return Stored(self.layout, parts, rounding_of(self.group, self.index, step), matrix=self.number)
 
     def read_moments(self) -> dict[str, Tensor]:
         """Return the moments in the dtype of the arithmetic; dense ones are the stored tensors themselves."""
-        if self._carried is not None:
-            return self._carried
-        return self.layout.read_moments(self.moment_parts(), self.layout.moment_shapes)
+        return self.stored_moments(0).read() if self._carried is None else self._carried
 
     def hold_moments(self, moments: dict[str, Tensor], moment_step: int) -> None:
         """Keep moments that hold `moment_step` steps until the update, or `store_carried`, stores them."""
@@ -109,8 +88,7 @@ class ProjectedMatrix:
 
     def write_moments(self, moments: Mapping[str, Tensor]) -> None:
         """Store the moments that the update of this step has made, and count it."""
-        rounding = rounding_of(self.group, self.index, self.counter("step") + 1)
-        self.layout.write_moments(self.moment_parts(), moments, rounding, matrix=self.number)
+        self.stored_moments(self.counter("step") + 1).write(moments)
         self._count_moments()
 
     def _count_moments(self) -> None:
@@ -120,8 +98,8 @@ class ProjectedMatrix:
     def store_carried(self) -> None:
         """Store the moments of a refresh that no update follows."""
         if self._carried is not None:
-            rounding = replace(rounding_of(self.group, self.index, self.counter("step")), tensor=_CARRY)
-            self.layout.write_moments(self.moment_parts(), self._carried, rounding, matrix=self.number)
+            stored = self.stored_moments(self.counter("step"))
+            replace(stored, rounding=replace(stored.rounding, tensor=_CARRY)).write(self._carried)
             self._carried = None
 
     def subspace(self) -> MatrixSubspace:
@@ -310,11 +288,16 @@ class ProjectedMatrix:
 
     def core_direction(self, core: Tensor) -> Tensor:
         """Run the inner rule on a core, store its moments and return its direction."""
-        rounding, step = rounding_of(self.group, self.index, self.counter("step") + 1), self.counter("moment_step") + 1
-        stored = adam.Stored(self.layout, self.moment_parts(), rounding, matrix=self.number)
+        stored, step = self.stored_moments(self.counter("step") + 1), self.counter("moment_step") + 1
         direction, self.ran = adam.core_direction(stored, self._carried, core, step, self.group)
         self._count_moments()
         return direction
+
+    def full_direction(self, grad_MN: Tensor, moments: dict[str, Tensor]) -> Tensor:
+        """Run the inner rule on a gradient of full size, with moments of its own."""
+        rule = rules.get(self.layout.rule)
+        self.ran = rule.words
+        return rule.direction(grad_MN, moments, self.counter("step") + 1, self.group)
 
     def write_(
         self,

@@ -37,11 +37,9 @@ class Together(Protocol):
 
     def add_dense(self, member: Member, grad: Tensor) -> None:
         """Take in a parameter whose update torch's fused kernel computes."""
-        ...
 
     def add_matrix(self, matrix: Any, weight_MN: Tensor | Int8Weight, core: Tensor, subspace: MatrixSubspace) -> bool:
         """Take in a matrix after its refresh, whose core may be overwritten; False if lists are no gain there."""
-        ...
 
 
 class CommonSketch(Protocol):
@@ -49,15 +47,12 @@ class CommonSketch(Protocol):
 
     def sketch_matrix(self, layout: Layout) -> Tensor | None:
         """Return a member's rows of the matrix Omega of this step's sketch; None if no refresh is due."""
-        ...
 
     def norm_key(self) -> tuple[int, ...]:
         """Return the key of the sketch of the norm, one for all members."""
-        ...
 
     def add(self, sketch: Tensor) -> None:
         """Take in what a member's gradient gives to the sketch."""
-        ...
 
 
 class Summing(NamedTuple):
@@ -79,15 +74,12 @@ class GradientSum(Protocol):
 
     def add(self, grad: Tensor) -> None:
         """Take in the gradient of one micro-batch; it may be kept and changed."""
-        ...
 
     def squared_norm(self) -> float:
         """Return the squared norm of the sum; not a finite number if the sum cannot be used."""
-        ...
 
     def reduce(self, all_reduce: AllReduce, group: Mapping[str, Any]) -> None:
         """Average what is kept over the processes; `group` is the parameter group."""
-        ...
 
     def update_(self, factor: float) -> int:
         """Make the step of the parameter.
@@ -97,11 +89,9 @@ class GradientSum(Protocol):
         Returns:
             Number of matrices (or tensors) that were left out because their sum is not finite.
         """
-        ...
 
     def tensors(self) -> Iterable[Tensor]:
         """Yield all tensors that are kept."""
-        ...
 
 
 class Step(ABC):

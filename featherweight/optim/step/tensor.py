@@ -19,6 +19,7 @@ from featherweight.linalg.tucker_fit import fit_selection, fit_slices, fit_tucke
 from featherweight.optim import state as states
 from featherweight.optim.policies.refresh import next_refresh
 from featherweight.optim.step.dense import FullSum
+from featherweight.optim.step.layout import Stored
 from featherweight.optim.step.step import AllReduce, GradientSum, Group, Member, Step, Summing, Together
 from featherweight.optim.step.tensor_layout import ComplexLayout, TensorLayout
 from featherweight.optim.step.weight_update import (
@@ -257,7 +258,7 @@ class ProjectedTensor:
         named = {branch + name: values for name, values in moments.items()}
         parts = {name: states.parts_of(self.state, name, None) for name in named}
         begin = rounding.tensor + (4 if branch else 0)
-        self.layout.write_moments(parts, named, replace(rounding, tensor=begin))
+        Stored(self.layout, parts, replace(rounding, tensor=begin)).write(named)
         if not branch:
             self._carried = None
 
@@ -412,13 +413,13 @@ class ComplexStep(Step):
         stored = {name: states.parts_of(state, name, None) for name in layout.moments}
         widths = {name: 1 if name == "exp_avg_sq" and layout.plan.by_modulus else 2 for name in layout.moments}
         for start, stop in tiles(len(weight_P2), SLICE_NUMBERS):
-            parts = {
-                n: kept.slice(stored[n], widths[n] * start, widths[n] * stop) for n, kept in layout.moments.items()
-            }
-            shapes = {n: (stop - start, 2) if width == 2 else (stop - start,) for n, width in widths.items()}
-            moments = layout.read_moments(parts, shapes)
+            parts, moments = {}, {}
+            for name, storage in layout.moments.items():
+                shape = (stop - start, 2)[: widths[name]]
+                parts[name] = storage.slice(stored[name], widths[name] * start, widths[name] * stop)
+                moments[name] = storage.read(parts[name], shape).to(layout.dtype)
             direction = rule.direction(grad_P2[start:stop].to(layout.dtype), moments, step, group)
-            layout.write_moments(parts, moments, rounding, offset=2 * start)
+            Stored(layout, parts, rounding, offset=2 * start).write(moments)
             write_direction_(weight_P2[start:stop], direction, group, rounding)
         copy_back(member.parameter, weight)
         self.ran = rule.words
