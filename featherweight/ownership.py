@@ -95,6 +95,6 @@ def refuse_owned(part: Part, thing: Thing, where: str, *, name: str = "", but: o
     if found is not None and owner is not None and owner is not but:
         kind = "module" if isinstance(thing, nn.Module) else "parameter"
         raise ConfigError(
-            f"{where}: {kind}='{name or type(thing).__name__}' is changed already: {found.words} owns its {part}; "
-            f"expected a {kind} that nobody owns. {found.way_out}"
+            f"{where}: {kind}='{name or type(thing).__name__}' has an owner already, {found.words} owns its {part}; "
+            f"expected one that nobody owns. {found.way_out}"
         )

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from featherweight.errors import ConfigError, DeviceError, MissingExtraError, did_you_mean
-from featherweight.tiles import simulated_device
+from featherweight.errors import LISTED, ConfigError, DeviceError, MissingExtraError, did_you_mean
+from featherweight.simulated import simulated_device
 
 __all__ = ["native_on", "run_on", "use"]
 
@@ -52,7 +52,7 @@ def use(name: str) -> ExitStack:
     if name not in CHOICES:
         raise ConfigError(
             f"kernels.use: name={name!r} is unknown; expected one of {', '.join(CHOICES)}. "
-            f"{did_you_mean(name, CHOICES)}"
+            f"{did_you_mean(name, CHOICES, otherwise=LISTED)}"
         )
     if name == "triton":
         _require_triton()

@@ -6,8 +6,8 @@ PyTorch's operations on this very machine before it lets them run. Where no C co
 twins go on to compute, and `status` says why. Twins: `AdamWRule` on moments of `featherweight.quant.storage`,
 `add_direction_` of `featherweight.optim.step.weight_update`, `stochastic_round_`.
 
-The compiled file lies in the user's cache folder (``$XDG_CACHE_HOME/featherweight`` or ``~/.cache/featherweight``),
-named by a hash of the source, the compiler and the processor. Nothing is compiled on import.
+The compiled file lies in the user's cache folder (``$FEATHERWEIGHT_CACHE`` or ``~/.cache/featherweight``), named by a
+hash of the source, the compiler and the processor. Nothing is compiled on import.
 """
 
 import ctypes
@@ -26,6 +26,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from featherweight.config.files import cache_folder, new_file
 from featherweight.errors import ShapeError
 from featherweight.kernels import KeyPair, mark_written
 from featherweight.tiles import tiles
@@ -226,7 +227,7 @@ def _compiled(compiler: str) -> Path:
     native = "-mcpu=native" if platform.machine().lower() in ("arm64", "aarch64") else "-march=native"
     key = hashlib.sha256("\0".join([SOURCE.read_text(), version, native, *FLAGS, _processor()]).encode()).hexdigest()
     name = f"native-{key[:16]}.so"
-    place = _cache_folder()
+    place = cache_folder() / "kernels"
     try:
         place.mkdir(mode=0o700, parents=True, exist_ok=True)
         writable = os.access(place, os.W_OK)
@@ -240,19 +241,9 @@ def _compiled(compiler: str) -> Path:
 
 def _compile(compiler: str, native: str, target: Path) -> None:
     """Compile into a file beside the target and rename it, so that two processes do not disturb each other."""
-    handle, part = tempfile.mkstemp(suffix=".so", dir=target.parent)
-    os.close(handle)
-    try:
-        command = [compiler, *FLAGS, native, str(SOURCE), "-o", part, "-lm"]
+    with new_file(target) as part:
+        command = [compiler, *FLAGS, native, str(SOURCE), "-o", str(part), "-lm"]
         subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-        os.replace(part, target)
-    finally:
-        Path(part).unlink(missing_ok=True)
-
-
-def _cache_folder() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "featherweight"
 
 
 def _processor() -> str:

@@ -4,11 +4,13 @@ The twin is `featherweight.quant.rounding`: the same hash, the same bits. `hashe
 other kernels.
 """
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from featherweight.kernels import KeyPair, launch, mark_written
+from featherweight.kernels.launch_check import Argument, check_launch
 from featherweight.tiles import tiles
 
 SPAN_ELEMENTS = 1 << 24
@@ -95,7 +97,14 @@ def add_direction_(
 def _write_(
     out: Tensor, source: Tensor, alpha: float, beta: float, offset: int, key_pair: KeyPair, *, is_update: bool
 ) -> Tensor:
-    flat_out, flat_source = out.view(-1), source.contiguous().view(-1)
+    source, numel = source.contiguous(), out.numel()
+    check_launch(
+        "rounding",
+        out.device,
+        Argument("out", out, numel, torch.bfloat16),
+        Argument("source", source, numel, torch.float32),
+    )
+    flat_out, flat_source = out.view(-1), source.view(-1)
     for start, stop in tiles(out.numel(), SPAN_ELEMENTS, first=offset):
         part = slice(start - offset, stop - offset)
         span, first = divmod(start, SPAN_ELEMENTS)

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from featherweight.errors import ConfigError, did_you_mean
+from featherweight.errors import LISTED, ConfigError, did_you_mean
 from featherweight.linalg.tucker import contract, upcast
 from featherweight.linalg.tucker_fit import fix_phases, mode_gram
 
@@ -50,7 +50,7 @@ def tucker_ranks(
     if counts not in RANK_COUNTS:
         raise ConfigError(
             f"tucker_ranks: rank_counts='{counts}' is unknown; expected one of {', '.join(RANK_COUNTS)}. "
-            f"{did_you_mean(counts, RANK_COUNTS)}"
+            f"{did_you_mean(counts, RANK_COUNTS, otherwise=LISTED)}"
         )
     if isinstance(rank, Sequence):
         ranks = _listed(shape, rank)

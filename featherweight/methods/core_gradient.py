@@ -8,7 +8,7 @@ ordinary one.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import model_validator
@@ -30,6 +30,7 @@ from featherweight.nn.int8_linear import Int8Linear
 from featherweight.nn.int8_module import Int8Module
 from featherweight.nn.projected_linear import projected_linear
 from featherweight.optim.backward.updates import core_receiver
+from featherweight.ownership import Part, refuse_owned
 from featherweight.report import Report
 from featherweight.selection import ALL_LINEAR, select_modules
 
@@ -52,6 +53,9 @@ class CoreGradient(Config):
         ...     model(torch.ones(8, 64)).square().mean().backward()
         >>> fw.remove(model, CoreGradient())
     """
+
+    keeps_parameters: ClassVar[bool] = True
+    """The parameters stay the same objects, so an optimizer may hold them already."""
 
     target_modules: str | list[str] = ALL_LINEAR
     """Layers that may leave cores: all-linear, a regular expression, or a list of names."""
@@ -88,11 +92,8 @@ class CoreGradient(Config):
         chosen: dict[str, nn.Module] = {}
         for name, module in select_modules(model, self.target_modules, self.exclude_modules).items():
             reason = _mismatch(module)
-            if reason is None and is_patched(module):
-                raise ConfigError(
-                    f"CoreGradient: module '{name}' is changed already; expected a model without it. Remove that first."
-                )
             if reason is None:
+                refuse_owned(Part.FORWARD, module, "CoreGradient", name=name)
                 chosen[name] = module
             rows.append([name, type(module).__name__, f"left alone: {reason}" if reason else "may leave its core"])
         if not chosen:
@@ -100,8 +101,9 @@ class CoreGradient(Config):
                 f"CoreGradient: target_modules={self.target_modules!r} selects no linear layer with one matrix; "
                 "expected at least one. Select others."
             )
-        for module in chosen.values():
-            patch_forward(module, _forward, _Settings(module.weight, self.prefer, self.refresh == "full"))  # type: ignore[arg-type]
+        for name, module in chosen.items():
+            settings = _Settings(module.get_parameter("weight"), self.prefer, self.refresh == "full")
+            patch_forward(module, _forward, settings, method="CoreGradient", name=name)
         report = Report("CoreGradient")
         report.add_table("Modules", ["module", "class", "what happens"], rows)
         if self.share_basis:

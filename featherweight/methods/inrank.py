@@ -30,6 +30,7 @@ from featherweight.linalg.random import keyed_generator
 from featherweight.linalg.spectrum import explained_rank, variance_ratios
 from featherweight.methods.inrank_report import growth_report
 from featherweight.methods.low_rank_model import (
+    low_rank_modules,
     merge_low_rank,
     record_in_config,
     replace_module,
@@ -37,16 +38,19 @@ from featherweight.methods.low_rank_model import (
 )
 from featherweight.methods.peft_adapter import require_no_adapter
 from featherweight.nn.low_rank_linear import LowRankLinear, activation_of, is_linear, matrix_of
-from featherweight.optim.policies.moment_growth import Growth, Rotation, exchange_parameter, unwrapped
+from featherweight.optim.exchange import exchange_parameter
+from featherweight.optim.policies.moment_growth import Growth, Rotation
+from featherweight.ownership import Part, refuse_owned
 from featherweight.report import Report
 from featherweight.selection import select_modules
+from featherweight.unwrap import unwrap_model, unwrap_optimizer
 
 logger = logging.getLogger(__name__)
 
 # A plain attribute, so that a deep copy of a model carries its ranks along.
 _ATTRIBUTE = "_featherweight_inrank"
 
-KEPT_VALUES = 20
+STORED_VALUES = 20
 """Singular values of a layer that the history keeps at a check."""
 
 PROBES = 1024
@@ -143,6 +147,13 @@ class InRank(Config):
             for name, module in select_modules(model, self.target_modules, self.exclude_modules).items()
             if is_linear(module)
         }
+        if present := low_rank_modules(model):
+            raise ConfigError(
+                f"InRank: module='{next(iter(present))}' is of low rank already; expected a model of ordinary layers. "
+                "Call fw.merge_low_rank first."
+            )
+        for name, linear in targets.items():
+            refuse_owned(Part.FORWARD, linear, "InRank", name=name)
         state = GrowthState({}, {})
         shared = shared_parameters(model)
         for index, (name, linear) in enumerate(targets.items()):
@@ -187,11 +198,11 @@ class InRank(Config):
             NumericsError: if a factor is NaN or infinite; names the layer.
             ConfigError: if the optimizer does not hold the factors, is layer-wise, or the factors are sharded.
         """
-        model = _inner(model)
+        model = unwrap_model(model)
         state = growth_state(model)
         if state.is_frozen:
             return
-        optimizer = unwrapped(optimizer)
+        optimizer = unwrap_optimizer(optimizer)
         if step > self.warmup and (step - self.warmup) % self.every == 0:
             grew = self._check(model, state, optimizer, step)
             state.quiet_checks = 0 if grew else state.quiet_checks + 1
@@ -207,7 +218,7 @@ class InRank(Config):
             model: that was given to `apply`.
             optimizer: its moments follow exactly; None if there is none.
         """
-        model = _inner(model)
+        model = unwrap_model(model)
         state = growth_state(model)
         state.is_frozen = True
         if self.activation is not None:
@@ -215,12 +226,12 @@ class InRank(Config):
         for name in state.ranks:
             layer = growing_layer(model, name)
             kept = state.ranks[name] if self.drop_buffer else layer.rank
-            _refactor(layer, kept, None if optimizer is None else unwrapped(optimizer))
+            _refactor(layer, kept, None if optimizer is None else unwrap_optimizer(optimizer))
         record_in_config(model)
 
     def state_dict(self, model: nn.Module) -> dict[str, Any]:
         """Return ranks, phase and history, for a checkpoint."""
-        state = growth_state(_inner(model))
+        state = growth_state(unwrap_model(model))
         return {
             "ranks": dict(state.ranks),
             "is_frozen": state.is_frozen,
@@ -234,7 +245,7 @@ class InRank(Config):
         Raises:
             CheckpointError: if the layers have other names.
         """
-        present = growth_state(_inner(model))
+        present = growth_state(unwrap_model(model))
         if present.ranks.keys() != state["ranks"].keys():
             ours, theirs = sorted(present.ranks), sorted(state["ranks"])
             raise CheckpointError(
@@ -244,11 +255,11 @@ class InRank(Config):
         present.ranks.update(state["ranks"])
         present.is_frozen, present.quiet_checks = bool(state["is_frozen"]), int(state["quiet_checks"])
         present.history = [dict(entry) for entry in state["history"]]
-        record_in_config(_inner(model))
+        record_in_config(unwrap_model(model))
 
     def report(self, model: nn.Module) -> Report:
         """Return ranks, sizes and the course of the growth, with pictures."""
-        model = _inner(model)
+        model = unwrap_model(model)
         state = growth_state(model)
         layers = {name: growing_layer(model, name) for name in state.ranks}
         return growth_report(model, layers, state, self.buffer)
@@ -330,7 +341,7 @@ class InRank(Config):
                     "rank": rank,
                     "live": layer.rank,
                     "explained": self._explained_at(self._padded(values, layer), rank),
-                    "values": [float(value) for value in values[:KEPT_VALUES]],
+                    "values": [float(value) for value in values[:STORED_VALUES]],
                 }
             )
         if grew:
@@ -465,11 +476,6 @@ def _of_first_process(ranks: dict[str, int], device: torch.device) -> dict[str, 
     values = torch.tensor(list(ranks.values()), device=device)
     dist.broadcast(values, 0)
     return dict(zip(ranks, values.tolist(), strict=True))
-
-
-def _inner(model: nn.Module) -> nn.Module:
-    """Return the model inside DistributedDataParallel."""
-    return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
 
 
 def mean_ranks(history: list[dict[str, Any]]) -> dict[int, float]:

@@ -4,23 +4,26 @@ One file per concept: `sources` (what names a model), `place` and `gguf` (where 
 `save`, `facts`, `shapes`, `tokenizer`, `hub`.
 """
 
-from featherweight.models.facts import ModelFacts, model_configuration, model_facts
-from featherweight.models.load import load_model, load_tokenizer
-from featherweight.models.save import save_model_folder
-from featherweight.models.shapes import SHAPES
-from featherweight.models.sources import ModelSource, has_random_weights
-from featherweight.models.tokenizer import Tokenizer, byte_tokenizer
+from typing import Any
 
-__all__ = [
-    "SHAPES",
-    "ModelFacts",
-    "ModelSource",
-    "Tokenizer",
-    "byte_tokenizer",
-    "has_random_weights",
-    "load_model",
-    "load_tokenizer",
-    "model_configuration",
-    "model_facts",
-    "save_model_folder",
-]
+from featherweight.lazy_names import load_name
+
+_LAZY = {
+    "SHAPES": "featherweight.models.shapes",
+    "ModelFacts": "featherweight.models.facts",
+    "ModelSource": "featherweight.models.sources",
+    "Tokenizer": "featherweight.models.tokenizer",
+    "byte_tokenizer": "featherweight.models.tokenizer",
+    "has_random_weights": "featherweight.models.sources",
+    "load_model": "featherweight.models.load",
+    "load_tokenizer": "featherweight.models.load",
+    "model_configuration": "featherweight.models.facts",
+    "model_facts": "featherweight.models.facts",
+    "save_model_folder": "featherweight.models.save",
+}
+
+__all__ = [*_LAZY]
+
+
+def __getattr__(name: str) -> Any:
+    return load_name(__name__, _LAZY, name)

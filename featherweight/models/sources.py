@@ -80,7 +80,8 @@ def _is_cached(name: str) -> bool:
 def _hint(path: Path) -> str:
     siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
     # Of the many shapes only a near one is named.
-    return did_you_mean(path.name, [*ALIASES, *nearest(path.name, SHAPES), *siblings][:50])
+    known = [*ALIASES, *nearest(path.name, SHAPES), *siblings][:50]
+    return did_you_mean(path.name, known, otherwise="Check the path.")
 
 
 def _read_settings(path: Path) -> Mapping[str, Any]:

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 
 from featherweight.errors import ConfigError
-from featherweight.tiles import device_kind, simulated_device
+from featherweight.simulated import device_kind, simulated_device
 
 ChunkSize = int | Literal["auto"]
 """Tokens of one chunk, or "auto" for the rule of this module."""

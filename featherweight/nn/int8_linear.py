@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from featherweight.errors import ConfigError
-from featherweight.nn.detached import refuse_double_backward, without_autocast
+from featherweight.nn.inner_backward import refuse_double_backward, without_autocast
 from featherweight.nn.int8_module import Int8Module
 from featherweight.quant.int8_weight import GROUP_SIZE, Int8Weight
 

@@ -21,7 +21,7 @@ from featherweight.nn.chunked_loss import ChunkedLoss, LossWithGradient, Recompu
 from featherweight.nn.cross_entropy import LossOptions, TokenStats
 from featherweight.nn.hooks import is_hooked
 from featherweight.nn.output_head import Head, MatrixHead, ModuleHead
-from featherweight.tiles import device_kind, simulated_device
+from featherweight.simulated import device_kind, simulated_device
 
 IGNORE_INDEX = -100
 """The label of a token that does not count, as in torch and transformers."""

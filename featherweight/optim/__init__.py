@@ -7,6 +7,7 @@ from featherweight.optim.backward.handle import LayerwiseHandle
 from featherweight.optim.backward.layerwise import layerwise
 from featherweight.optim.backward.updates import Layerwise
 from featherweight.optim.build import OptimizerConfig, build_optimizer, optimizers, parse_optimizer
+from featherweight.optim.exchange import adopt_new_rows
 from featherweight.optim.low_rank import LowRankOptimizer
 from featherweight.optim.param_groups import param_groups, tensor_param_groups
 from featherweight.optim.policies.lazy import LazyRefresh
@@ -37,6 +38,7 @@ __all__ = [
     "QGaLoreAdamW",
     "TensorGRaD",
     "TensorGaLoreAdamW",
+    "adopt_new_rows",
     "build_optimizer",
     "layerwise",
     "optimizers",

@@ -25,11 +25,12 @@ from torch import Tensor
 from featherweight.errors import CheckpointError, ConfigError, did_you_mean
 from featherweight.optim import state as states
 from featherweight.optim.options import LOW_RANK_DEFAULTS, LOW_RANK_KEYS, TENSOR_DEFAULTS
-from featherweight.optim.param_groups import check_group
+from featherweight.optim.param_groups import check_group, named_like
 from featherweight.optim.policies.lazy import lazy_options
 from featherweight.optim.step.finite import are_finite
 from featherweight.optim.step.layout import Layout, split_of
 from featherweight.optim.step.plan import plan_step
+from featherweight.optim.step.state_check import check_step
 from featherweight.optim.step.step import Group, Member, Step
 from featherweight.optim.step.tensor_layout import TensorLayout
 from featherweight.optim.step.together import TogetherInLists
@@ -119,7 +120,7 @@ class LowRankOptimizer(torch.optim.Optimizer):
                 f"{type(self).__name__}: add_param_group is not possible while the optimizer is layer-wise; expected "
                 "it before. Call handle.remove(), add the group, then fw.optim.layerwise again."
             )
-        group = dict(param_group)
+        group = named_like(self.param_groups, param_group)
         if projects_tensors(self.defaults):
             group = translated(type(self).__name__, group)
         group.setdefault("low_rank", any(key in group for key in LOW_RANK_KEYS))
@@ -143,9 +144,28 @@ class LowRankOptimizer(torch.optim.Optimizer):
         """How each parameter is treated, in the order of the groups; decided at the first use."""
         return {parameter: step.layout for parameter, (step, _) in self._planned().items()}
 
-    def member(self, parameter: Tensor, group: Group) -> Member:
-        """Return a parameter of a group with its state."""
-        return Member(parameter, self.state[parameter], group, self._planned()[parameter][1])
+    def forget_layouts(self) -> None:
+        """Decide anew how parameters are treated, after one of another shape took a place in a group."""
+        self._steps = None
+
+    def member(self, parameter: Tensor, group: Group, grad: Tensor | None = None) -> Member:
+        """Return a parameter of a group with its state, after all that a kernel believes of them was compared.
+
+        Args:
+            parameter: of `group`.
+            group: one of `param_groups`.
+            grad: its gradient, if there is one as a whole.
+        Raises:
+            ConfigError, ShapeError, DeviceError: see `check_step`.
+        """
+        state = self.state.get(parameter, {})
+        planned = self._planned().get(parameter)
+        if planned is not None and not state and parameter.shape != planned[0].layout.shape:
+            self.forget_layouts()  # it changed before its first step
+            planned = self._planned()[parameter]
+        check_step(type(self).__name__, None if planned is None else planned[0].layout, parameter, grad, state)
+        assert planned is not None
+        return Member(parameter, self.state[parameter], group, planned[1])
 
     def _planned(self) -> dict[Tensor, tuple[Step, tuple[int, int]]]:
         if self._steps is None:
@@ -180,44 +200,7 @@ class LowRankOptimizer(torch.optim.Optimizer):
 
     def create_state(self, parameter: Tensor) -> None:
         """Create the zero state of one parameter."""
-        self.step_of(parameter).create_state(self.member(parameter, {}))
-
-    def exchange_parameter(
-        self, group: Group, index: int, new: Tensor, moved: Callable[[str, Tensor], Tensor | None]
-    ) -> None:
-        """Put a parameter of another shape in a place of a group; see `moment_growth.exchange_parameter`.
-
-        Args:
-            group: one of `param_groups`.
-            index: of the parameter that goes.
-            new: the one that comes.
-            moved: maps a moment, by its name, to the new shape; None if there is no answer, and it begins anew.
-        Raises:
-            ConfigError: if the optimizer is layer-wise.
-        """
-        if self.layerwise is not None:
-            raise ConfigError(
-                f"{type(self).__name__}: a parameter cannot change its shape while the optimizer is layer-wise; "
-                "expected an ordinary one. Set layerwise: false."
-            )
-        old = group["params"][index]
-        before, state = self.step_of(old), self.state.pop(old, {})
-        group["params"][index] = new
-        self._steps = None  # planned anew
-        after = self.step_of(new)
-        if not state or before.matrix_count or after.matrix_count:
-            return  # moments in a subspace of the old shape begin anew
-        layout = before.layout
-        parts = {name: states.parts_of(state, name, None) for name in layout.moments}
-        moments = {n: moved(n, layout.moments[n].read(parts[n], layout.moment_shapes[n])) for n in parts}
-        known = {name: values for name, values in moments.items() if values is not None}
-        if len(known) < len(moments):
-            return
-        self.create_state(new)
-        for name, storage in after.layout.moments.items():
-            storage.write_(states.parts_of(self.state[new], name, None), known[name])
-        for counter in after.layout.counters:
-            self.state[new][counter].copy_(state[counter])
+        self.step_of(parameter).layout.create_state(self.state[parameter], parameter.device)
 
     # ---- the step
 
@@ -242,19 +225,20 @@ class LowRankOptimizer(torch.optim.Optimizer):
                 )
             self.layerwise.end_window()
         pending = [(g, p, p.grad) for g in self.param_groups for p in g["params"] if p.grad is not None]
-        steps = [self.step_of(parameter) for _, parameter, _ in pending]
-        for step, (_, _, grad) in zip(steps, pending, strict=True):
+        members = [self.member(parameter, group, grad) for group, parameter, grad in pending]
+        steps, grads = [self.step_of(member.parameter) for member in members], [grad for _, _, grad in pending]
+        for step, grad in zip(steps, grads, strict=True):
             if grad.is_sparse:
                 raise ConfigError(
                     f"{type(self).__name__}: '{step.layout.name}' has a gradient of layout=sparse; "
                     "expected a dense gradient. Build the embedding with sparse=False."
                 )
         together = TogetherInLists()
-        flags = [step.used_matrices(grad) for step, (_, _, grad) in zip(steps, pending, strict=True)]
-        verdicts = zip(steps, pending, *are_finite([grad for _, _, grad in pending], flags), strict=True)
-        for step, (group, parameter, grad), is_finite, is_used in verdicts:
+        flags = [step.used_matrices(grad) for step, grad in zip(steps, grads, strict=True)]
+        verdicts = zip(steps, members, grads, *are_finite(grads, flags), strict=True)
+        for step, member, grad, is_finite, is_used in verdicts:
             if is_finite:
-                step.step(self.member(parameter, group), grad, is_used, together)
+                step.step(member, grad, is_used, together)
             else:
                 self.skipped_steps += 1
         together.flush_()

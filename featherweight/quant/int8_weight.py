@@ -25,7 +25,8 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from featherweight.errors import ConfigError, NumericsError, ShapeError
 from featherweight.quant.foreign_write import ValuelessTensor, watch_optimizers
-from featherweight.tiles import device_kind, tiles
+from featherweight.simulated import device_kind
+from featherweight.tiles import tiles
 
 GROUP_SIZE = 256
 """Default number of elements that share a scale."""

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from featherweight import kernels
 from featherweight.errors import ConfigError, ShapeError
-from featherweight.tiles import device_kind, simulated_device, tiles
+from featherweight.simulated import device_kind, simulated_device
+from featherweight.tiles import tiles
 
 # Elements hashed at once. The buffers stay in the second-level cache of a CPU; a GPU wants few launches.
 _TILE_ELEMENTS_CPU = 1 << 17

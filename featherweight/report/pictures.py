@@ -5,6 +5,7 @@ Source of the palette: Okabe and Ito, Color Universal Design, 2008 (distinguisha
 """
 
 import io
+import itertools
 import math
 import textwrap
 import warnings
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
 
 
 INK, GRID, PAPER = "#1f2328", "#d8dce1", "#ffffff"
-
-
 # Okabe and Ito without yellow and black, which vanish on one of the two themes; the second colour is for the dark one.
 PALETTE = (
     ("#0072b2", "#4ba3e0"),
@@ -32,10 +31,9 @@ PALETTE = (
     ("#7f7f7f", "#a6a6a6"),
 )
 
-
+_CATEGORIES = ("weights", "gradients", "optimizer state", "activations", "temporaries", "inputs", "other", "buffers")
+"""Terms of memory, in the order of the palette: each has one colour in all pictures."""
 _DASHES = ("-", "--", ":", "-.")
-
-
 # Beyond this, sums and axis margins overflow in matplotlib; such a number means a diverged run anyway.
 _LARGEST_DRAWN = 1e100
 
@@ -130,7 +128,7 @@ def _draw_bars(axes: "Axes", section: Bars) -> None:
     groups = list(section.bars)
     categories = list(dict.fromkeys(name for values in section.bars.values() for name in values))
     above, below = [0.0] * len(groups), [0.0] * len(groups)
-    for index, category in enumerate(categories):
+    for index, category in zip(places_in_palette(categories), categories, strict=True):
         heights, bottoms = [], []
         for place, group in enumerate(groups):
             value = float(section.bars[group].get(category, 0))
@@ -179,6 +177,19 @@ def _draw_bars(axes: "Axes", section: Bars) -> None:
     axes.margins(y=0.1)
     if any(below):
         axes.axhline(0, color=INK, linewidth=0.8)
+
+
+def places_in_palette(categories: Sequence[str]) -> list[int]:
+    """Return the place of each category in the palette: its own if it is a term of memory, else one that is free.
+
+    Example:
+        >>> places_in_palette(["activations", "weights", "cache"])
+        [3, 0, 1]
+    """
+    own = {name: place for place, name in enumerate(_CATEGORIES)}
+    known = [own.get(name.replace("_", " ")) for name in categories]
+    free = (place for place in itertools.count() if place not in known)
+    return [next(free) if place is None else place for place in known]
 
 
 def _tick_formatter(values: Sequence[Number]) -> Any:

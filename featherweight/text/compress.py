@@ -17,7 +17,9 @@ from featherweight.errors import ConfigError
 from featherweight.methods.method import apply
 from featherweight.methods.welore.options import WeLore
 from featherweight.methods.welore.stream import Progress, compress_folder
-from featherweight.models import load_model, load_tokenizer, model_facts, save_model_folder
+from featherweight.models.facts import model_facts
+from featherweight.models.load import load_model, load_tokenizer
+from featherweight.models.save import save_model_folder
 from featherweight.models.tokenizer import Tokenizer, encode_documents
 from featherweight.report import Facts, Report
 from featherweight.text.corpus import load_documents

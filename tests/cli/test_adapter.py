@@ -72,7 +72,7 @@ def test_bench_prints_times(folders, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["inspect", "nowhere"], "cannot be read"),
+        (["inspect", "nowhere"], "nowhere is not there"),
         (["fuse", "{a0}", "{a1}", "--weights", "1,x", "--out", "o"], "are no numbers"),
         (["fuse", "{a0}", "--weights", "1,2", "--out", "o"], "do not fit 1 adapters"),
     ],

@@ -15,7 +15,7 @@ from featherweight.optim.policies.rules import AdamWRule
 from featherweight.optim.step.weight_update import Rounding, add_direction_, write_
 from featherweight.quant.rounding import key_pairs, stochastic_round_
 from featherweight.quant.storage import DenseStorage, DynamicStorage
-from featherweight.tiles import Device
+from featherweight.simulated import SimulatedDevice
 
 pytestmark = pytest.mark.skipif(not native.is_available(), reason=native.status())
 
@@ -232,5 +232,5 @@ def test_code_with_other_bits_is_found_out(monkeypatch):
 def test_a_simulated_step_runs_no_kernel():
     assert kernels.native_on(torch.zeros(1))
     assert not kernels.native_on(torch.zeros(1, device="meta"))
-    with simulation(Device("cpu")):
+    with simulation(SimulatedDevice("cpu")):
         assert not kernels.native_on(torch.zeros(1))

@@ -3,7 +3,7 @@ import torch
 from torch.nn import functional as F
 
 from featherweight.memory.simulate import simulation
-from featherweight.tiles import Device
+from featherweight.simulated import SimulatedDevice
 
 
 def attended(dtypes, autocast, mask=None):
@@ -27,7 +27,7 @@ def test_attention_under_autocast_has_the_types_of_torch(value, masked, kind):
     expected = attended(dtypes, True, torch.zeros(8, 8) if masked else None)
     assert expected[0] == torch.bfloat16
 
-    with simulation(Device(kind)):
+    with simulation(SimulatedDevice(kind)):
         found = attended(dtypes, True, torch.zeros(8, 8) if masked else None)
 
     assert found == expected
@@ -35,5 +35,5 @@ def test_attention_under_autocast_has_the_types_of_torch(value, masked, kind):
 
 def test_attention_without_autocast_keeps_its_types():
     for dtype in (torch.float32, torch.float64, torch.bfloat16):
-        with simulation(Device("cuda")):
+        with simulation(SimulatedDevice("cuda")):
             assert attended((dtype,) * 3, False) == (dtype, [dtype] * 3)

@@ -6,7 +6,6 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer, LlamaConfig
 
 from featherweight.errors import ConfigError
-from featherweight.models.quiet import quiet_transformers
 from featherweight.models.tokenizer import byte_tokenizer, encode_documents, end_of_text_id
 
 TOKENIZER = byte_tokenizer()
@@ -91,18 +90,3 @@ def test_long_document_is_encoded_without_a_warning(caplog):
             assert caplog.text == ""
     finally:
         transformers_logging.disable_propagation()
-
-
-def test_quiet_transformers_restores_verbosity_and_bars_after_an_error():
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.set_verbosity_info()
-    try:
-        with pytest.raises(ZeroDivisionError), quiet_transformers():
-            assert transformers_logging.get_verbosity() == transformers_logging.ERROR
-            assert not transformers_logging.is_progress_bar_enabled()
-            raise ZeroDivisionError
-        assert transformers_logging.get_verbosity() == transformers_logging.INFO
-        assert transformers_logging.is_progress_bar_enabled()
-    finally:
-        transformers_logging.set_verbosity_warning()

@@ -39,8 +39,9 @@ def run(optimizer, weight, grads):
 def project_fully(optimizer):
     """Force R = min(M, N), which the optimizer itself would treat as full rank because it saves nothing."""
     for p, layout in optimizer.layouts.items():
-        step = optimizer.step_of(p)
-        low = replace(layout, rank=min(layout.rows, layout.columns))
+        step, twin = optimizer.step_of(p), GaLoreAdamW([{"params": [p], "rank": 1}])
+        rank = min(layout.rows, layout.columns)
+        low = replace(twin.layouts[p], rank=rank, index=layout.index, rule=layout.rule)
         step.planned = step.layout = low.on_side(low.side, optimizer.param_groups[0])
     return optimizer
 

@@ -33,6 +33,7 @@ from featherweight.methods.welore.whiten import (
     whitened_spectrum,
 )
 from featherweight.nn.low_rank_linear import LowRankLinear, PivotedLinear, dense_copy, matrix_of
+from featherweight.ownership import Part, refuse_owned
 from featherweight.report import Report
 
 # A plain attribute, so that a deep copy of a model knows what was trainable.
@@ -129,6 +130,8 @@ class WeLore(Config):
                 "give its folder to fw compress, which reads it block by block."
             )
         targets, skipped = find_targets(model, self)
+        for name, linear in targets.items():
+            refuse_owned(Part.FORWARD, linear, "WeLore", name=name)
         trainable = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
         if self.method == "plain":
             spectra: Spectra = {name: singular_values(matrix_of(one), name) for name, one in targets.items()}

@@ -52,6 +52,15 @@ class LayerwiseHandle:
         """Take all hooks away; the optimizer is an ordinary one again. May be called twice."""
         self._updates.remove()
 
+    def attach(self) -> None:
+        """Hang the hooks on the model again, after `remove`; nothing happens while they are there.
+
+        Raises:
+            ConfigError: if another optimizer has these parameters by now.
+        """
+        if not self.is_active:
+            self._updates.attach()
+
     def discard(self) -> None:
         """Drop the micro-batches of the present window, for example after a loss that is not finite."""
         self._updates.discard()

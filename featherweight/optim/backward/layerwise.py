@@ -16,6 +16,7 @@ from featherweight.optim.backward.handle import LayerwiseHandle
 from featherweight.optim.backward.updates import Layerwise
 from featherweight.optim.low_rank import LowRankOptimizer
 from featherweight.optim.reduce import LocalReducer, Reducer
+from featherweight.unwrap import unwrap_optimizer
 
 CLIP_MODES = ("delayed", "per_tensor", "norm_growth", "projected")
 
@@ -79,7 +80,7 @@ def layerwise(
         >>> handle.steps, model[0].weight.grad is None, handle.grad_norm > 0
         (2, True, True)
     """
-    inner = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps optimizers
+    inner = unwrap_optimizer(optimizer)
     if not isinstance(inner, LowRankOptimizer):
         raise ConfigError(
             f"layerwise: optimizer={type(inner).__name__} cannot update single parameters; expected one of fw.optim. "

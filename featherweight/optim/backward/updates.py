@@ -62,7 +62,9 @@ class Layerwise:
         )
         """What the present step has collected."""
         self._cleanup = ExitStack()
-        self._attach()
+        # Nothing refers to the updates but their optimizer and the user's handle; with these the hooks go, too.
+        weakref.finalize(self, self._cleanup.close).atexit = False
+        self.attach()
 
     @property
     def optimizer(self) -> LowRankOptimizer:
@@ -83,7 +85,8 @@ class Layerwise:
 
     # ---- hooks
 
-    def _attach(self) -> None:
+    def attach(self) -> None:
+        """Hang the hooks on the model; see `layerwise` for what is refused."""
         parameters = set(self.model.parameters())
         trained = [p for p in self.window if p.requires_grad]
         outside = [p for p in trained if p not in parameters]
@@ -104,11 +107,12 @@ class Layerwise:
                 "layer-wise; expected one optimizer for each parameter. Remove its handle first."
             )
         self.optimizer.layerwise = self
+        self.window.is_closed = False
         # torch's GradScaler then hands its scale to step() instead of looking for gradients, and step() can refuse it.
         self.optimizer._step_supports_amp_scaling = True  # type: ignore[attr-defined]
         self._cleanup.callback(_release, self._optimizer, self.window)
         words, way_out = (
-            f"{type(self.optimizer).__name__}, layer-wise,",
+            f"layer-wise {type(self.optimizer).__name__}",
             "Remove the handle of fw.optim.layerwise first.",
         )
         for parameter in trained:
@@ -117,8 +121,6 @@ class Layerwise:
             self._cleanup.callback(hook.remove)
         self._pass.attach(self._cleanup)
         before_every_step(_refuse_foreign_step)
-        # Nothing refers to the updates but their optimizer and the user's handle; with these the hooks go, too.
-        weakref.finalize(self, self._cleanup.close).atexit = False
 
     def remove(self) -> None:
         """Take all hooks away; the optimizer is an ordinary one again. May be called twice."""

@@ -204,6 +204,7 @@ class Window:
             if math.isfinite(squared):
                 self._norms.append(squared)
                 factor = self._factor(parameter, squared)
+        self.member(parameter)  # checked: it may have changed since the sum began
         skipped = total.update_(factor)
         self.optimizer.skipped_steps += skipped
         self._has_skipped = self._has_skipped or skipped > 0

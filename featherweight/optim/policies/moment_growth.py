@@ -1,21 +1,17 @@
-"""Moments of parameters that change their shape in the middle of training.
+"""Moments of parameters that change their shape in the middle of training: what becomes of each.
 
-A new parameter takes the place of the old one in its group, so that options, names, schedulers and the order of a
-checkpoint stay. Any optimizer of torch's form is served. State that has no meaning in the new shape (a low-rank
-projection, a factored second moment after a rotation) is dropped and begins anew at the next step.
+State that has no meaning in the new shape (a low-rank projection, a factored second moment after a rotation) is dropped
+and begins anew at the next step. `featherweight.optim.exchange` puts the parameters in their places.
 Source: InRank, arXiv 2306.11250. Differs from the official code, which slices moments after a rotation and so mixes
 those of unrelated directions.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
-from torch.optim import Optimizer
-
-from featherweight.errors import ConfigError
+from torch import Tensor
 
 SECOND_MOMENTS = frozenset({"exp_avg_sq", "max_exp_avg_sq", "square_avg", "acc_delta", "sum", "variance", "exp_inf"})
 """States that hold squares or sizes of gradients; all others of the parameter's shape are linear in gradients."""
@@ -29,22 +25,15 @@ class Change(Protocol):
 
     def linear(self, tensor: Tensor) -> Tensor:
         """Map what is linear in gradients."""
+        ...
 
     def square(self, tensor: Tensor) -> Tensor:
         """Map what is linear in squares of gradients."""
+        ...
 
     def factored(self, tensor: Tensor, reduced_axis: int) -> Tensor | None:
         """Map means of squares over one axis; None if that has no answer."""
-
-
-@runtime_checkable
-class KeepsPlans(Protocol):
-    """An optimizer that plans its state from the shapes of parameters, as those of this package do."""
-
-    def exchange_parameter(
-        self, group: dict[str, Any], index: int, new: nn.Parameter, moved: Callable[[str, Tensor], Tensor | None]
-    ) -> None:
-        """See `LowRankOptimizer.exchange_parameter`."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -110,54 +99,12 @@ class Rotation:
         return result if self.right is None else result @ of(self.right).to(tensor.dtype)
 
 
-def unwrapped(optimizer: Any) -> Optimizer:
-    """Return the optimizer inside wrappers such as accelerate's."""
-    while not isinstance(optimizer, Optimizer) or type(optimizer).__name__ == "AcceleratedOptimizer":
-        optimizer = optimizer.optimizer
-    return optimizer
-
-
-@torch.no_grad()
-def exchange_parameter(optimizer: Optimizer, old: Tensor, new: nn.Parameter, change: Change) -> None:
-    """Put a parameter of another shape in the place of one, with its state.
-
-    Args:
-        optimizer: between two steps; not layer-wise.
-        old: a parameter of one of its groups.
-        new: on the same device.
-        change: how state follows.
-    Raises:
-        ConfigError: if `old` is in no group, or the optimizer is layer-wise.
-    """
-    group, index = _place(optimizer, old)
-    if isinstance(optimizer, KeepsPlans):
-        optimizer.exchange_parameter(group, index, new, lambda name, value: _mapped(name, value, old, change))
-        return
-    group["params"][index] = new
-    state = optimizer.state.pop(old, None)
-    if state:
-        moved = {key: _mapped(key, value, old, change) for key, value in state.items()}
-        if all(value is not None for value in moved.values()):
-            optimizer.state[new] = moved
-
-
-def _mapped(key: str, value: Any, old: Tensor, change: Change) -> Any:
-    """Return one entry of the state after the change; None if there is no answer."""
+def moved(key: str, value: Any, shape: torch.Size, change: Change) -> Any:
+    """Return one entry of the state of a parameter of `shape` after a change; None if there is no answer."""
     if not isinstance(value, Tensor) or value.ndim == 0:
         return value
     if key in REDUCED_AXIS:
         return change.factored(value, REDUCED_AXIS[key])
-    if value.shape != old.shape:
+    if value.shape != shape:
         return None
     return change.square(value) if key in SECOND_MOMENTS else change.linear(value)
-
-
-def _place(optimizer: Optimizer, parameter: Tensor) -> tuple[dict[str, Any], int]:
-    for group in optimizer.param_groups:
-        for index, one in enumerate(group["params"]):
-            if one is parameter:
-                return group, index
-    raise ConfigError(
-        f"{type(optimizer).__name__}: params lack a parameter of shape {tuple(parameter.shape)} that changes its "
-        "shape; expected all of them. Build the optimizer from the model's parameters after fw.apply."
-    )

@@ -9,7 +9,7 @@ from typing import Literal, get_args
 import torch
 from torch import Generator, Tensor
 
-from featherweight.errors import ConfigError, did_you_mean
+from featherweight.errors import LISTED, ConfigError, did_you_mean
 from featherweight.linalg.basis import fit_left_basis
 from featherweight.linalg.orthonormal import orthonormalize, polar_factor, well_conditioned
 from featherweight.linalg.outer_product import Gradient, OuterProduct
@@ -52,7 +52,7 @@ def choose_side(rows: int, columns: int, proj_type: str) -> Side:
         return "right"
     raise ConfigError(
         f"param group: proj_type={proj_type!r} is unknown; expected one of {', '.join(PROJ_TYPES)}. "
-        f"{did_you_mean(proj_type, PROJ_TYPES)}"
+        f"{did_you_mean(proj_type, PROJ_TYPES, otherwise=LISTED)}"
     )
 
 

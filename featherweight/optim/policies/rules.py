@@ -13,7 +13,7 @@ from torch import Tensor
 
 from featherweight.linalg.orthonormal import newton_schulz
 from featherweight.registry import Registry
-from featherweight.tiles import device_kind
+from featherweight.simulated import device_kind
 
 
 class Moment(NamedTuple):

@@ -23,6 +23,7 @@ from featherweight.optim import state as states
 from featherweight.optim.policies.rules import rules
 from featherweight.optim.step import fused_adamw
 from featherweight.optim.step.layout import Layout, MatrixLayout, Stored
+from featherweight.optim.step.state_check import check_fused
 from featherweight.optim.step.step import Member
 from featherweight.optim.step.weight_update import (
     add_direction_,
@@ -85,8 +86,12 @@ def step_fused_(members: Sequence[Member], grads: list[Tensor]) -> None:
     Args:
         members: of one group; written in place.
         grads: of the same shapes.
+    Raises:
+        ShapeError: if a gradient or moment does not fit its parameter.
     """
     group, parameters = members[0].group, [member.parameter for member in members]
+    exp_avgs, exp_avg_sqs = ([member.state[name] for member in members] for name in ("exp_avg", "exp_avg_sq"))
+    check_fused(parameters, grads, (exp_avgs, exp_avg_sqs))
     beta1, beta2 = group["betas"]
     counts = [states.read_counter(member.state, "step", None) for member in members]
     for member, count in zip(members, counts, strict=True):
@@ -94,8 +99,8 @@ def step_fused_(members: Sequence[Member], grads: list[Tensor]) -> None:
     torch_adamw(
         parameters,
         grads,
-        [member.state["exp_avg"] for member in members],
-        [member.state["exp_avg_sq"] for member in members],
+        exp_avgs,
+        exp_avg_sqs,
         [],
         _on_devices(counts, parameters),
         fused=True,

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from featherweight.optim.step import adam
 from featherweight.optim.step.finite import Size, sizes_of
@@ -83,6 +84,7 @@ class FullSum:
         if not size.is_usable:
             return 1
         self.step.step(self.member, self.grad if factor == 1.0 else self.grad.mul_(factor), is_used)
+        increment_version(self.member.parameter)  # torch's fused kernels do not; an S2FT change in place follows it
         return 0
 
     def tensors(self) -> Iterable[Tensor]:

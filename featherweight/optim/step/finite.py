@@ -8,7 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from featherweight.tiles import device_kind, tiles
+from featherweight.simulated import device_kind
+from featherweight.tiles import tiles
 
 LARGEST = 1e18
 """Magnitude from which squares, summed over a few entries, leave float32."""

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from featherweight.errors import ConfigError
@@ -11,6 +10,7 @@ from featherweight.optim.policies.rules import rules
 from featherweight.optim.step.dense import DenseStep
 from featherweight.optim.step.layout import DenseLayout, plan_matrix
 from featherweight.optim.step.matrix import MatrixStep
+from featherweight.optim.step.state_check import compute_dtype
 from featherweight.optim.step.step import Step
 from featherweight.optim.step.tensor import ComplexStep, TensorStep
 from featherweight.optim.step.tensor_layout import TensorLayout, plan_pairs
@@ -39,7 +39,7 @@ def plan_step(name: str, parameter: Tensor, group: Mapping[str, Any], index: int
             f"optimizer: '{name}' has dtype={parameter.dtype}; expected a floating-point parameter. "
             "Leave it out of the parameter groups or freeze it."
         )
-    dtype = torch.float64 if parameter.dtype == torch.float64 else torch.float32
+    dtype = compute_dtype(parameter.dtype)
     matrix = plan_matrix(name, parameter, group, index, dtype)
     if matrix is not None:
         return MatrixStep(matrix)

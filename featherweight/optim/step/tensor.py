@@ -357,6 +357,7 @@ class TensorStep(Step):
             self.layout = self.layout.settled(grad, member.group)
             if self.layout.plan.is_open:
                 return  # nothing to follow, and no moments that could move
+            self.create_state(member)
         tensor, weight = self._tensor(member), weight_of(member.parameter)
         assert isinstance(weight, Tensor)
         rounding = rounding_of(member.group, self.layout.index, tensor.counter("step") + 1)

@@ -17,6 +17,7 @@ from featherweight.linalg.tucker_ranks import greedy_ranks
 from featherweight.optim import state as states
 from featherweight.optim.policies.rules import ComplexAdamWRule, Rule, rules
 from featherweight.optim.step.layout import DenseLayout, Layout
+from featherweight.optim.step.state_check import compute_dtype
 from featherweight.optim.tucker.plan import TensorPlan, plan_tensor
 from featherweight.quant.storage import basis_storage_for, storage_for
 
@@ -111,13 +112,12 @@ def plan_pairs(
     plan = plan_tensor(name, parameter, group)
     if plan is None:
         return None
-    is_double = parameter.dtype in (torch.float64, torch.complex128)
     shapes = plan.moment_shapes(group)
     shared: dict[str, Any] = {
         "name": name,
         "index": index,
         "shape": tuple(parameter.shape),
-        "dtype": torch.float64 if is_double else torch.float32,
+        "dtype": compute_dtype(parameter.dtype),
         "rule": group["rule"],
         "moments": {
             key: storage_for(group["state_bits"], signed=not key.endswith("_sq"), numel=math.prod(shape))

@@ -20,7 +20,7 @@ from featherweight.optim.step.layout import MatrixLayout
 from featherweight.optim.step.projected_matrix import ProjectedMatrix
 from featherweight.optim.step.step import Member
 from featherweight.quant.int8_weight import Int8Weight
-from featherweight.tiles import device_kind
+from featherweight.simulated import device_kind
 
 SCRATCH_BYTES = 64 << 20
 """Temporaries of waiting matrices: when they reach this, the matrices are updated."""

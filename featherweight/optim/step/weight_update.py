@@ -21,7 +21,8 @@ from featherweight.quant.int8_update import add_to_int8_
 from featherweight.quant.int8_weight import Int8Weight, int8_weight_of
 from featherweight.quant.rounding import key_pairs, stochastic_round_
 from featherweight.quant.storage import StateStorage
-from featherweight.tiles import device_kind, tiles
+from featherweight.simulated import device_kind
+from featherweight.tiles import tiles
 
 TILE_ELEMENTS = 1 << 20
 SLICE_ELEMENTS = 1 << 20

@@ -965,7 +965,7 @@ class TestMemory:
         measured, handle, model, optimizer = self.measure(3, max_grad_norm=max_grad_norm)
         kept = 0
         for p, layout in optimizer.layouts.items():
-            probe = 0 if max_grad_norm is None else layout.rows * NORM_COLUMNS
+            probe = 0 if max_grad_norm is None or not layout.rank else layout.rows * NORM_COLUMNS
             core = math.prod(layout.core_shape) + probe if layout.rank else p.numel()
             kept += 4 * core
         assert measured == max(p.nbytes for p in model.parameters()) + kept == handle.gradient_bytes()

@@ -109,7 +109,7 @@ def test_sgd_without_momentum_moves_along_the_projected_gradient(kind):
     train(optimizer, weight, [grad])
     layout = optimizer.layouts[weight]
     subspace = ProjectedTensor(layout, optimizer.state[weight], optimizer.param_groups[0], (0, 1)).subspace()
-    view = grad.reshape(layout.tensor.shape)
+    view = grad.reshape(layout.plan.shape)
     projected = subspace.project_back(subspace.project(view)).reshape(SHAPE)
     assert 0.1 < squared_norm(projected) / squared_norm(grad) < 0.999
     torch.testing.assert_close(before - weight.detach(), 0.5 * projected, rtol=1e-12, atol=1e-12)
@@ -396,7 +396,7 @@ def test_automatic_ranks_take_no_more_bytes_than_was_said_before_the_first_step(
     optimizer = build(weight, rank="auto", rank_budget=budget, **options)
     before = optimizer.state_bytes()
     train(optimizer, weight, uneven_gradients(5, shape))
-    plan, after = optimizer.layouts[weight].tensor, optimizer.state_bytes()
+    plan, after = optimizer.layouts[weight].plan, optimizer.state_bytes()
     assert math.prod(plan.core_shape) <= budget * weight.numel()
     assert after == sum(each.nbytes for each in optimizer.state[weight].values())
     assert 0.4 * before < after <= before

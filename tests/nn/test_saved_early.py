@@ -5,7 +5,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import featherweight as fw
-from featherweight.nn.kept import Kept
+from featherweight.nn.saved_early import SavedEarly
 
 CHUNKS, ROWS, D, F = 4, 32, 8, 24
 
@@ -75,7 +75,7 @@ def test_hooks_on_saved_tensors_see_what_is_kept(run):
 
 
 def test_released_tensors_are_gone_and_others_stay():
-    kept = Kept(torch.ones(3), None)
+    kept = SavedEarly(torch.ones(3), None)
 
     assert [one if one is None else one.tolist() for one in kept.tensors(release=False)] == [[1, 1, 1], None]
     kept.tensors(release=True)

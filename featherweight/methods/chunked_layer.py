@@ -25,7 +25,7 @@ from featherweight.methods.forward_patch import original_forward, settings_of
 from featherweight.methods.layer_structure import LayerStructure
 from featherweight.nn.chunk_size import ChunkSize, mlp_chunk_size
 from featherweight.nn.chunked import chunk_of_module
-from featherweight.nn.detached import trainable_parameters
+from featherweight.nn.inner_backward import trainable_parameters
 
 # The name under which transformers finds the function that stops a layer at its attention.
 _STOP = "featherweight_stop_at_attention"

@@ -1,6 +1,6 @@
 """Which layers of a model run in regions, and the proof that they compute the same.
 
-`MsT(tokenwise=True)` calls `apply_tokenwise`; `featherweight.methods.regions` runs the layers.
+`MsT(tokenwise=True)` calls `apply_chunked_layers`; `featherweight.methods.chunked_layer` runs the layers.
 """
 
 from typing import Any, NoReturn
@@ -10,18 +10,18 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from featherweight.errors import ConfigError
-from featherweight.methods.forward_patch import is_patched, patch_forward, settings_of
+from featherweight.methods.chunked_layer import LayerSettings, NormSettings, layer_forward, norm_forward
+from featherweight.methods.forward_patch import patch_forward, settings_of
 from featherweight.methods.fused_head import find_causal_model
 from featherweight.methods.layer_structure import closing_norms, decoder_layers, find_layer, recorded_in_layers
 from featherweight.methods.probe import difference, undisturbed
-from featherweight.methods.regions import LayerSettings, NormSettings, layer_forward, norm_forward
 from featherweight.nn.chunk_size import ChunkSize
 
 # A chunk size that leaves every input whole.
 _WHOLE = 2**62
 
 
-def apply_tokenwise(
+def apply_chunked_layers(
     model: nn.Module, chunk_size: ChunkSize, accum_dtype: torch.dtype | None, changed: list[nn.Module]
 ) -> list[list[str | float | None]]:
     """Let the layers of a model run in regions, and the norm behind them in chunks.
@@ -46,13 +46,12 @@ def apply_tokenwise(
         structure = find_layer(layer)
         if isinstance(structure, str):
             _refuse(model, f"layer '{name}' has {structure}")
-        _require_unchanged(name, layer)
-        patch_forward(layer, layer_forward, LayerSettings(structure, chunk_size, accum_dtype))
+        settings = LayerSettings(structure, chunk_size, accum_dtype)
+        patch_forward(layer, layer_forward, settings, method="MsT", name=name)
         changed.append(layer)
         rows.append([name, type(layer).__name__, f"in two chunked regions ({structure.rule.output})"])
     for name, norm in closing_norms(model, [layer for _, layer in layers]):
-        _require_unchanged(name, norm)
-        patch_forward(norm, norm_forward, NormSettings(chunk_size, accum_dtype))
+        patch_forward(norm, norm_forward, NormSettings(chunk_size, accum_dtype), method="MsT", name=name)
         changed.append(norm)
         rows.append([name, type(norm).__name__, "in chunks"])
     if (reason := _mismatch(model, changed)) is not None:
@@ -65,13 +64,6 @@ def _refuse(model: nn.Module, reason: str) -> NoReturn:
         f"MsT: tokenwise=True does not fit {type(model).__name__}: {reason}; expected layers that treat each token for "
         "itself but for one attention. Use tokenwise=False."
     )
-
-
-def _require_unchanged(name: str, module: nn.Module) -> None:
-    if is_patched(module):
-        raise ConfigError(
-            f"MsT: module '{name}' is changed already; expected a model without it. Call fw.remove first."
-        )
 
 
 def _mismatch(model: nn.Module, changed: list[nn.Module]) -> str | None:

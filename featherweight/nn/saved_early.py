@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 
-class Kept:
+class SavedEarly:
     """Keeps tensors as autograd would, hooks on saved tensors included.
 
     Args:
