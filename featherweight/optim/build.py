@@ -104,56 +104,40 @@ def _config_of(preset: type[Preset], base: type[OptimizerConfig], others: Mappin
     return model
 
 
-optimizers: Registry[NamedOptimizer] = Registry("optimizer")
-_Family = tuple[type[OptimizerConfig], dict[str, Any], dict[str, tuple[type[Preset], dict[str, Any]]]]
-_MATRICES, _TENSORS = MatrixSelection, TensorSelection
-_FAMILIES: tuple[_Family, ...] = (  # class of options, defaults of recipes alone, and names; the first is the model
-    (
-        OptimizerConfig,
-        {"weight_decay": 0.0},
-        {
-            "adamw": (AdamW, {}),
-            "adamw_8bit": (AdamW, {"state_bits": 8}),
-            "adamw_4bit": (AdamW, {"state_bits": 4}),
-        },
-    ),
-    (
-        _MATRICES,
-        {},
-        {
-            "galore": (GaLoreAdamW, {}),
-            "galore_8bit": (GaLoreAdamW, {"state_bits": 8, "basis_bits": 16}),
-            "galore_4bit": (GaLoreAdamW, {"state_bits": 4, "basis_bits": 8}),
-        },
-    ),
-    (_MATRICES, {}, {"q_galore": (QGaLoreAdamW, {})}),
-    (_MATRICES, {"betas": (0.9, 0.0)}, {"galore_adafactor": (GaLoreAdafactor, {})}),
-    (
-        _MATRICES,
-        {},
-        {
-            "apollo": (Apollo, {}),
-            "apollo_mini": (ApolloMini, {"rank": 1, "scale": 128.0, "residual": "apollo_tensor"}),
-        },
-    ),
-    (_MATRICES, {}, {"fira": (Fira, {})}),
-    (_MATRICES, {}, {"ldadam": (LDAdamW, {})}),
-    (_MATRICES, {}, {"gum": (GUM, {})}),
-    (
-        _TENSORS,
-        {"scale": "auto"},
-        {
-            "tensor_galore": (TensorGaLoreAdamW, {}),
-            "tensor_galore_8bit": (TensorGaLoreAdamW, {"state_bits": 8}),
-            "tensorgrad": (TensorGRaD, {"rank": 0.20, "sparse_ratio": 0.05}),
-        },
-    ),
+_TABLE: tuple[tuple[str, type[Preset], dict[str, Any]], ...] = (
+    ("adamw", AdamW, {}),
+    ("adamw_8bit", AdamW, {"state_bits": 8}),
+    ("adamw_4bit", AdamW, {"state_bits": 4}),
+    ("galore", GaLoreAdamW, {}),
+    ("galore_8bit", GaLoreAdamW, {"state_bits": 8, "basis_bits": 16}),
+    ("galore_4bit", GaLoreAdamW, {"state_bits": 4, "basis_bits": 8}),
+    ("q_galore", QGaLoreAdamW, {}),
+    ("galore_adafactor", GaLoreAdafactor, {}),
+    ("apollo", Apollo, {}),
+    ("apollo_mini", ApolloMini, {"rank": 1, "scale": 128.0, "residual": "apollo_tensor"}),
+    ("fira", Fira, {}),
+    ("ldadam", LDAdamW, {}),
+    ("gum", GUM, {}),
+    ("tensor_galore", TensorGaLoreAdamW, {}),
+    ("tensor_galore_8bit", TensorGaLoreAdamW, {"state_bits": 8}),
+    ("tensorgrad", TensorGRaD, {"rank": 0.20, "sparse_ratio": 0.05}),
 )
+_BASES: dict[type[Preset], type[OptimizerConfig]] = {AdamW: OptimizerConfig, TensorGaLoreAdamW: TensorSelection}
+_OF_RECIPES = {
+    AdamW: {"weight_decay": 0.0},
+    GaLoreAdafactor: {"betas": (0.9, 0.0)},
+    TensorGaLoreAdamW: {"scale": "auto"},
+}
+"""Where recipes have other defaults than classes: comparisons want like beside like."""
 _METHODS = {"q_galore": ("int8",)}
-for _base, _others, _named in _FAMILIES:
-    _config = _config_of(next(iter(_named.values()))[0], _base, _others)
-    for _name, (_preset, _values) in _named.items():
-        optimizers.register(_name, NamedOptimizer(_config, _values, _preset, _METHODS.get(_name, ())))
+
+optimizers: Registry[NamedOptimizer] = Registry("optimizer")
+_configs: dict[type, type[OptimizerConfig]] = {}
+for _name, _preset, _values in _TABLE:
+    if _preset.family not in _configs:  # names of one family share a class; the first has its defaults
+        _base = _BASES.get(_preset, MatrixSelection)
+        _configs[_preset.family] = _config_of(_preset, _base, _OF_RECIPES.get(_preset, {}))
+    optimizers.register(_name, NamedOptimizer(_configs[_preset.family], _values, _preset, _METHODS.get(_name, ())))
 
 
 def parse_optimizer(value: str | Mapping[str, Any]) -> OptimizerConfig:

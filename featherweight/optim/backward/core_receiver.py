@@ -3,7 +3,7 @@
 For ``y = x W^T`` the gradient is ``G = g^T x``, and a subspace needs of it only ``P^T G = (g P)^T x`` or
 ``G Q = g^T (x Q)``: thin products of what the layer has at hand. Behind a right basis it is enough to keep ``x Q``,
 (T, R) instead of (T, N), for the backward pass. A `CoreReceiver` says what the layer keeps, takes the factors, and adds
-their core to the sum of the step (`accumulation.py`). At a refresh the new basis comes from thin products, too.
+their core to the sum of the step (`step/core_sum.py`). At a refresh the new basis comes from thin products, too.
 Shapes: T tokens, M rows, N columns, R rank.
 Source: ours; the identity behind it is that of arXiv 2403.03507, Algorithm 2, applied before the gradient is formed.
 """

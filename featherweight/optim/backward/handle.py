@@ -6,19 +6,18 @@ if nobody removes them. The handle holds both: whoever keeps the handle alone ke
 
 from collections.abc import Iterable
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from featherweight.optim.backward.updates import Layerwise
-    from featherweight.optim.low_rank import LowRankOptimizer
+from featherweight.optim.backward.updates import Layerwise
+from featherweight.optim.low_rank import LowRankOptimizer
 
 
 class LayerwiseHandle:
     """A running layer-wise optimizer; made by `layerwise`, see there. As a context manager it removes itself."""
 
-    def __init__(self, updates: "Layerwise") -> None:
+    def __init__(self, updates: Layerwise) -> None:
         self._updates = updates
         self.optimizer: LowRankOptimizer = updates.optimizer
         """The optimizer that makes the updates."""

@@ -6,6 +6,8 @@ the step at the last micro-batch. A window is the `accumulation_steps` backward 
 Source: GaLore, arXiv 2403.03507, section 4.3; the treatment of accumulation, clipping and norms is ours.
 """
 
+from typing import Any
+
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -81,6 +83,13 @@ def layerwise(
         (2, True, True)
     """
     inner = unwrap_optimizer(optimizer)
+    _check(model, inner, accumulation_steps, max_grad_norm, clip, reducer)
+    return LayerwiseHandle(Layerwise(model, inner, accumulation_steps, max_grad_norm, clip, reducer or LocalReducer()))
+
+
+def _check(
+    model: nn.Module, inner: Any, accumulation_steps: Any, max_grad_norm: Any, clip: str, reducer: Reducer | None
+) -> None:
     if not isinstance(inner, LowRankOptimizer):
         raise ConfigError(
             f"layerwise: optimizer={type(inner).__name__} cannot update single parameters; expected one of fw.optim. "
@@ -106,7 +115,6 @@ def layerwise(
             f"layerwise: max_grad_norm={max_grad_norm!r} is not allowed; expected a number > 0, or None for no limit. "
             "Change max_grad_norm."
         )
-    return LayerwiseHandle(Layerwise(model, inner, accumulation_steps, max_grad_norm, clip, reducer or LocalReducer()))
 
 
 def _world_size() -> int:

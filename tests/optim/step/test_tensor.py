@@ -16,7 +16,7 @@ from featherweight.linalg.tucker import TuckerSubspace, squared_norm
 from featherweight.linalg.tucker_fit import fit_tucker
 from featherweight.linalg.tucker_ranks import greedy_ranks, tucker_ranks
 from featherweight.optim import AdamW, TensorGaLoreAdamW, TensorGRaD, layerwise, tensor_param_groups
-from featherweight.optim.step.tensor import ProjectedTensor
+from featherweight.optim.step.projected_tensor import ProjectedTensor
 from featherweight.optim.tucker.moments import aligned, carry
 from featherweight.optim.tucker.plan import TensorPlan
 from featherweight.optim.tucker.sparse import scattered_entries
