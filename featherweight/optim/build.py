@@ -123,7 +123,7 @@ _TABLE: tuple[tuple[str, type[Preset], dict[str, Any]], ...] = (
     ("tensorgrad", TensorGRaD, {"rank": 0.20, "sparse_ratio": 0.05}),
 )
 _BASES: dict[type[Preset], type[OptimizerConfig]] = {AdamW: OptimizerConfig, TensorGaLoreAdamW: TensorSelection}
-_OF_RECIPES = {
+_OF_RECIPES: dict[type[Preset], dict[str, Any]] = {
     AdamW: {"weight_decay": 0.0},
     GaLoreAdafactor: {"betas": (0.9, 0.0)},
     TensorGaLoreAdamW: {"scale": "auto"},
