@@ -104,6 +104,7 @@ def diff(
     official: Annotated[
         bool, typer.Option("--official", help="TUNED comes from the paper's code, which reorders heads and channels.")
     ] = False,
+    rows: Annotated[bool, typer.Option("--rows", help="With --official: rows of up and value matrices too.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Write the adapter that turns one model into another."""
@@ -113,7 +114,7 @@ def diff(
 
     with leave_cleanly("adapter diff", [base, tuned]):
         before, after = load_model(base), load_model(tuned)
-        found: Adapter = import_official(after, before) if official else compare(before, after)
+        found: Adapter = import_official(after, before, allow_rows=rows) if official else compare(before, after)
         found.save(out)
         _say({"adapter": str(out), "modules": len(found.modules), "parameters": found.parameters}, as_json)
 

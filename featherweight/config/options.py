@@ -177,4 +177,22 @@ def _to_plain(value: object) -> Any:
         return os.fspath(value)
     if isinstance(value, Mapping):
         return dict(value)
-    raise TypeError(f"{type(value).__name__} is no plain value")
+    plain = plain_number(value)
+    if plain is value:
+        raise TypeError(f"{type(value).__name__} is no plain value")
+    return plain
+
+
+def plain_number(value: Any) -> Any:
+    """Return a number of numpy as one of Python, which files can hold and checks know; anything else as it is.
+
+    Example:
+        >>> import numpy as np
+        >>> plain_number(np.int64(3)), plain_number([np.float32(0.5), "a"]), plain_number("b")
+        (3, [0.5, 'a'], 'b')
+    """
+    if type(value).__module__ == "numpy" and getattr(value, "shape", None) == ():
+        return value.item()
+    if type(value) in (list, tuple):
+        return type(value)(plain_number(one) for one in value)
+    return value

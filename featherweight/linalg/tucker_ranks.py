@@ -5,6 +5,7 @@ Shapes: D modes of sizes n_k, N = n_1 * .. * n_D entries.
 
 from collections.abc import Sequence
 from math import prod
+from numbers import Integral
 from typing import Any, Literal, get_args
 
 import torch
@@ -58,7 +59,7 @@ def tucker_ranks(
         _require(rank, 0 < rank <= 1, "a share in (0, 1]")
         ranks = _shared(shape, rank, counts, modes)
     else:
-        _require(rank, not isinstance(rank, bool) and isinstance(rank, int) and rank >= 1, "a whole number >= 1")
+        _require(rank, not isinstance(rank, bool) and isinstance(rank, Integral) and rank >= 1, "a whole number >= 1")
         cap = int(rank)
         ranks = tuple(min(cap, n) if k in modes else n for k, n in enumerate(shape))
     return _within_each_other(ranks)

@@ -194,8 +194,10 @@ def _parameter_behind(weight: Tensor, parameter: nn.Parameter) -> Tensor | None:
     """
     if isinstance(weight, nn.Parameter):
         return weight
+    if torch._C._current_graph_task_id() == -1:  # asked first: tensors inside of torch.func have no storage
+        return None
     is_stand_in = weight.is_leaf and weight.untyped_storage()._cdata == parameter.untyped_storage()._cdata
-    return parameter if is_stand_in and torch._C._current_graph_task_id() != -1 else None
+    return parameter if is_stand_in else None
 
 
 def _mismatch(module: nn.Module) -> str | None:

@@ -142,36 +142,32 @@ class InRank(Config):
             ConfigError: if no layer can be exchanged, or the model has an adapter.
         """
         require_no_adapter(model, "InRank")
-        targets = {
-            name: module
-            for name, module in select_modules(model, self.target_modules, self.exclude_modules).items()
-            if is_linear(module)
-        }
         if present := low_rank_modules(model):
             raise ConfigError(
                 f"InRank: module='{next(iter(present))}' is of low rank already; expected a model of ordinary layers. "
                 "Call fw.merge_low_rank first."
             )
-        for name, linear in targets.items():
-            refuse_owned(Part.FORWARD, linear, "InRank", name=name)
         state = GrowthState({}, {})
         shared = shared_parameters(model)
-        for index, (name, linear) in enumerate(targets.items()):
-            rows, columns = matrix_of(linear).shape
-            limit = self.limit(rows, columns)
-            if id(linear.weight) in shared:
-                state.dense[name] = "stays dense: its weight is shared with another module"
+        selected = select_modules(model, self.target_modules, self.exclude_modules)
+        linears = {name: module for name, module in selected.items() if is_linear(module)}
+        for name, linear in linears.items():
+            refuse_owned(Part.FORWARD, linear, "InRank", name=name)
+        places = {name: place for place, name in enumerate(linears)}
+        for name, module in selected.items():
+            if (reason := self._obstacle(module, shared)) is not None:
+                state.dense[name] = reason
                 continue
-            if limit <= self.init_rank:
-                state.dense[name] = f"stays dense: two factors of more than rank {limit} would be larger"
-                continue
-            live = self._live(self.init_rank, limit)
-            replace_module(model, name, self._start(linear, live, index))
+            live = self._live(self.init_rank, self.limit(*matrix_of(module).shape))
+            # Seeded by the place among linear layers, so that a layer that stays dense moves no other one's draw.
+            replace_module(model, name, self._start(module, live, places[name]))
             state.ranks[name] = min(self.init_rank, live)
         if not state.ranks:
+            reasons = "; ".join(f"{name} {reason}" for name, reason in list(state.dense.items())[:3])
             raise ConfigError(
-                f"InRank: target_modules={self.target_modules!r} selects no layer with room above "
-                f"init_rank={self.init_rank}; expected a plain linear layer. Lower init_rank, or select larger layers."
+                f"InRank: target_modules={self.target_modules!r} selects no layer that can grow ({reasons}); expected "
+                f"plain, trained linear layers with room above init_rank={self.init_rank}. Lower init_rank, select "
+                "other layers, or load the model without quantisation."
             )
         setattr(model, _ATTRIBUTE, state)
         record_in_config(model)
@@ -180,11 +176,12 @@ class InRank(Config):
     def remove(self, model: nn.Module) -> None:
         """Merge the factors into plain layers; see `fw.remove`. The function stays the same.
 
+        What is frozen stays frozen: a merged layer trains if its factors did, and nothing else is touched.
+
         Raises:
             ConfigError: if there is an activation between the factors.
         """
         merge_low_rank(model)
-        model.requires_grad_(True)
         vars(model).pop(_ATTRIBUTE, None)
 
     def after_step(self, model: nn.Module, optimizer: Optimizer, step: int) -> None:
@@ -273,6 +270,20 @@ class InRank(Config):
         multiple = self.rank_multiple
         return min(limit, math.ceil((rank + self.buffer) / multiple) * multiple)
 
+    def _obstacle(self, module: nn.Module, shared: set[int]) -> str | None:
+        """Say why a selected module stays dense, or return None."""
+        if not is_linear(module):
+            return f"stays dense: {type(module).__name__} is no plain linear layer"
+        if id(module.weight) in shared:
+            return "stays dense: its weight is shared with another module"
+        weight: Tensor = module.weight  # type: ignore[assignment]
+        if not weight.requires_grad:
+            return "stays dense: its weight is frozen"
+        limit = self.limit(*matrix_of(module).shape)
+        return (
+            f"stays dense: two factors of more than rank {limit} would be larger" if limit <= self.init_rank else None
+        )
+
     def _start(self, linear: nn.Module, live: int, index: int) -> LowRankLinear:
         matrix_MN = matrix_of(linear)
         wide_MN = matrix_MN if matrix_MN.dtype == torch.float64 else matrix_MN.float()
@@ -283,7 +294,6 @@ class InRank(Config):
             if self.buffer_init == "zero":
                 left[:, self.init_rank :] = 0
         layer = LowRankLinear.from_factors(linear, left, right, activation=self.activation)
-        layer.requires_grad_(True)
         if self.keep_w0:
             layer.base = nn.Parameter(matrix_MN.clone(), requires_grad=False)
         return layer
@@ -396,10 +406,24 @@ def growth_state(model: nn.Module) -> GrowthState:
     return state
 
 
+def has_growing_ranks(model: nn.Module) -> bool:
+    """Tell whether layers of a model may still grow."""
+    state = vars(model).get(_ATTRIBUTE)
+    return isinstance(state, GrowthState) and not state.is_frozen
+
+
 def growing_layer(model: nn.Module, name: str) -> LowRankLinear:
-    """Return a layer by its full name."""
+    """Return a layer by its full name.
+
+    Raises:
+        ConfigError: if something else has taken its place.
+    """
     layer = model.get_submodule(name)
-    assert isinstance(layer, LowRankLinear), "InRank put it there"
+    if not isinstance(layer, LowRankLinear):
+        raise ConfigError(
+            f"InRank: '{name}' is a {type(layer).__name__} now; expected the growing layer that InRank put there. End "
+            "the growth with InRank.freeze before another method wraps its layers."
+        )
     return layer
 
 

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from featherweight.config.files import new_folder
 from featherweight.errors import ConfigError
 from featherweight.models.quiet import quiet_transformers
@@ -28,10 +30,11 @@ def save_model_folder(model: Any, tokenizer: Tokenizer, folder: Path) -> None:
     try:
         with new_folder(folder, replace=True) as temporary:
             write_model_files(model, tokenizer, temporary)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise ConfigError(
-            f"save_model: folder={folder} cannot be written ({error.strerror or error}); expected a writable folder "
-            "with free space. Choose another folder or free some space."
+            f"save_model: folder={folder} cannot be written ({reason}); expected a writable folder with free space. "
+            "Choose another folder or free some space."
         ) from error
 
 

@@ -87,6 +87,19 @@ def refuse_double_backward(where: str) -> None:
         )
 
 
+def refuse_transforms(where: str) -> None:
+    """Refuse to run inside `torch.func.grad`, `vmap` and their like, which cannot look into hand-written passes.
+
+    Raises:
+        ConfigError: inside of one.
+    """
+    if torch._C._are_functorch_transforms_active():
+        raise ConfigError(
+            f"{where}: torch.func transforms (grad, vmap, jvp) cannot look into its hand-written backward pass; "
+            "expected loss.backward() or torch.autograd.grad. Use the plain layer inside of transforms."
+        )
+
+
 def graph_is_retained() -> bool:
     """Tell whether the running backward pass may be followed by another one over the same graph."""
     ask: Callable[[], bool] | None = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)

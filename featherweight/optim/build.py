@@ -4,7 +4,7 @@ The options of a recipe are those that `options.py` declares, as a pydantic clas
 the parameter groups or the loop around the optimizer, which stand here.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pydantic import Field, create_model
@@ -22,16 +22,18 @@ from featherweight.optim.param_groups import (
 )
 from featherweight.optim.presets.adamw import AdamW
 from featherweight.optim.presets.apollo import Apollo, ApolloMini
+from featherweight.optim.presets.arguments import arguments_of
 from featherweight.optim.presets.fira import Fira
 from featherweight.optim.presets.galore import GaLoreAdamW
 from featherweight.optim.presets.galore_adafactor import GaLoreAdafactor
 from featherweight.optim.presets.gum import GUM
 from featherweight.optim.presets.ldadam import LDAdamW
-from featherweight.optim.presets.preset import Preset
 from featherweight.optim.presets.q_galore import QGaLoreAdamW
 from featherweight.optim.presets.tensor_galore import TensorGaLoreAdamW, TensorGRaD
 from featherweight.registry import Registry
 from featherweight.selection import ALL_LINEAR
+
+PresetClass = type[LowRankOptimizer]
 
 
 class OptimizerConfig(Config):
@@ -82,29 +84,30 @@ class NamedOptimizer(NamedTuple):
     """Options of its family."""
     values: Mapping[str, Any]
     """Values in which it differs from their defaults."""
-    optimizer: type[Preset]
+    optimizer: PresetClass
     methods: tuple[str, ...] = ()
     """Methods that a recipe with this optimizer applies first, unless it lists them with options of its own."""
 
 
-def _config_of(preset: type[Preset], base: type[OptimizerConfig], others: Mapping[str, Any]) -> type[OptimizerConfig]:
+def _config_of(preset: PresetClass, base: type[OptimizerConfig], others: Mapping[str, Any]) -> type[OptimizerConfig]:
     """Return the options class of a family, with the defaults of a preset, or others that suit recipes better."""
-    defaults = {**preset.own_defaults, **others}
+    arguments = arguments_of(preset)
+    defaults = {**arguments.own_defaults, **others}
     fields: dict[str, Any] = {
         name: (
             option.kind,
             Field(defaults.get(name, option.default), description=option.meaning, **dict[str, Any](option.limits)),
         )
-        for name, option in options_of(preset.family).items()
-        if name not in (*NOT_IN_RECIPES, *preset.fixed)
+        for name, option in options_of(arguments.family).items()
+        if name not in (*NOT_IN_RECIPES, *arguments.fixed)
     }
-    name = preset.family.__name__.replace("Options", "Config")
+    name = arguments.family.__name__.replace("Options", "Config")
     model = create_model(name, __base__=base, __module__=__name__, **fields)
     globals()[name] = model  # where pickle looks for it
     return model
 
 
-_TABLE: tuple[tuple[str, type[Preset], dict[str, Any]], ...] = (
+_TABLE: tuple[tuple[str, PresetClass, dict[str, Any]], ...] = (
     ("adamw", AdamW, {}),
     ("adamw_8bit", AdamW, {"state_bits": 8}),
     ("adamw_4bit", AdamW, {"state_bits": 4}),
@@ -122,8 +125,11 @@ _TABLE: tuple[tuple[str, type[Preset], dict[str, Any]], ...] = (
     ("tensor_galore_8bit", TensorGaLoreAdamW, {"state_bits": 8}),
     ("tensorgrad", TensorGRaD, {"rank": 0.20, "sparse_ratio": 0.05}),
 )
-_BASES: dict[type[Preset], type[OptimizerConfig]] = {AdamW: OptimizerConfig, TensorGaLoreAdamW: TensorSelection}
-_OF_RECIPES: dict[type[Preset], dict[str, Any]] = {
+_BASES: dict[PresetClass, type[OptimizerConfig]] = {
+    AdamW: OptimizerConfig,
+    TensorGaLoreAdamW: TensorSelection,
+}
+_OF_RECIPES: dict[PresetClass, dict[str, Any]] = {
     AdamW: {"weight_decay": 0.0},
     GaLoreAdafactor: {"betas": (0.9, 0.0)},
     TensorGaLoreAdamW: {"scale": "auto"},
@@ -134,10 +140,11 @@ _METHODS = {"q_galore": ("int8",)}
 optimizers: Registry[NamedOptimizer] = Registry("optimizer")
 _configs: dict[type, type[OptimizerConfig]] = {}
 for _name, _preset, _values in _TABLE:
-    if _preset.family not in _configs:  # names of one family share a class; the first has its defaults
+    _family = arguments_of(_preset).family
+    if _family not in _configs:  # names of one family share a class; the first has its defaults
         _base = _BASES.get(_preset, MatrixSelection)
-        _configs[_preset.family] = _config_of(_preset, _base, _OF_RECIPES.get(_preset, {}))
-    optimizers.register(_name, NamedOptimizer(_configs[_preset.family], _values, _preset, _METHODS.get(_name, ())))
+        _configs[_family] = _config_of(_preset, _base, _OF_RECIPES.get(_preset, {}))
+    optimizers.register(_name, NamedOptimizer(_configs[_family], _values, _preset, _METHODS.get(_name, ())))
 
 
 def parse_optimizer(value: str | Mapping[str, Any]) -> OptimizerConfig:
@@ -212,5 +219,6 @@ def build_optimizer(
     groups = scale_embedding_lr(groups, model, config.lr, config.embedding_lr_factor)
     if config.weight_decay and not decay_vectors:
         groups = exempt_vectors_from_decay(groups)
-    options = config.model_dump(include=set(options_of(optimizers.get(config.name).optimizer.family)))
-    return optimizers.get(config.name).optimizer(groups, seed=seed, **options)
+    preset: Callable[..., LowRankOptimizer] = (named := optimizers.get(config.name)).optimizer
+    options = config.model_dump(include=set(options_of(arguments_of(named.optimizer).family)))
+    return preset(groups, seed=seed, **options)

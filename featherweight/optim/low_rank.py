@@ -17,11 +17,12 @@ Source: GaLore, arXiv 2403.03507, Algorithm 2.
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
+from featherweight.config.options import plain_number
 from featherweight.errors import CheckpointError, ConfigError, did_you_mean
 from featherweight.optim import state as states
 from featherweight.optim.options import LOW_RANK_DEFAULTS, LOW_RANK_KEYS, TENSOR_DEFAULTS
@@ -31,6 +32,7 @@ from featherweight.optim.step.finite import are_finite
 from featherweight.optim.step.layout import Layout, split_of
 from featherweight.optim.step.plan import plan_step
 from featherweight.optim.step.state_check import check_step
+from featherweight.optim.step.state_identity import check_identity, mark, take_mark
 from featherweight.optim.step.step import Group, Member, Step
 from featherweight.optim.step.tensor_layout import TensorLayout
 from featherweight.optim.step.together import TogetherInLists
@@ -82,6 +84,8 @@ class LowRankOptimizer(torch.optim.Optimizer):
         ShapeError: if `split` does not divide the rows.
     """
 
+    __arguments__: ClassVar[Any]
+    """What a preset declares; see `featherweight.optim.presets.arguments`."""
     skipped_steps: int
     writes_int8_weights = True
     """Lets `featherweight.quant.foreign_write` pass its steps."""
@@ -92,7 +96,7 @@ class LowRankOptimizer(torch.optim.Optimizer):
                 f"{type(self).__name__}: params=Tensor{tuple(params.shape)} is one tensor; expected tensors or groups. "
                 "Put it into a list."
             )
-        defaults = {**LOW_RANK_DEFAULTS, **defaults}
+        defaults = {key: plain_number(value) for key, value in {**LOW_RANK_DEFAULTS, **defaults}.items()}
         defaults["lazy"] = lazy_options(defaults["lazy"])
         groups = list(params)
         if groups and not isinstance(groups[0], dict):
@@ -120,7 +124,8 @@ class LowRankOptimizer(torch.optim.Optimizer):
                 f"{type(self).__name__}: add_param_group is not possible while the optimizer is layer-wise; expected "
                 "it before. Call handle.remove(), add the group, then fw.optim.layerwise again."
             )
-        group = named_like(self.param_groups, param_group)
+        given = {key: value if key == "params" else plain_number(value) for key, value in param_group.items()}
+        group = named_like(self.param_groups, given)
         if projects_tensors(self.defaults):
             group = translated(type(self).__name__, group)
         group.setdefault("low_rank", any(key in group for key in LOW_RANK_KEYS))
@@ -171,7 +176,7 @@ class LowRankOptimizer(torch.optim.Optimizer):
         if self._steps is None:
             self._steps = self._placed(self._plan(self.param_groups))
             for group, parameter, _ in _named_parameters(self.param_groups):
-                self.step_of(parameter).restore(self.state.get(parameter, {}), group)
+                self.step_of(parameter).restore(self.state.get(parameter, {}), group, parameter.dtype)
         return self._steps
 
     @staticmethod
@@ -250,16 +255,24 @@ class LowRankOptimizer(torch.optim.Optimizer):
 
     # ---- state
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def state_dict(self) -> dict[str, Any]:
+        """Return state and groups as torch.optim does; each group also says by which kind of optimizer it is."""
+        return mark(super().state_dict(), self)
+
+    def load_state_dict(self, state_dict: dict[str, Any], *, adopt: bool = False) -> None:
         """Load a state: tensors keep their stored dtype and move to their parameter's device, counters stay on the CPU.
 
-        As in torch.optim the options of the groups are those of the state, too.
+        As in torch.optim the options of the groups are those of the state, too: learning rate, betas, gaps.
 
+        Args:
+            state_dict: from `state_dict` of the same kind of optimizer, of this version or an older one.
+            adopt: take over a state of another kind, rank, side or width with the options that it was written with.
         Raises:
-            CheckpointError: if the groups do not fit, or a stored tensor has another shape than the options give. The
-                optimizer then stays as it was.
+            CheckpointError: if the groups do not fit, what shapes the state differs, or a stored tensor has another
+                shape than the options give. The optimizer then stays as it was.
         """
-        before = {"state": self.state, "param_groups": self.param_groups}
+        own_groups = self.param_groups
+        before = {"state": self.state, "param_groups": own_groups}
         given = state_dict
 
         def remember(_: torch.optim.Optimizer, state_dict: dict[str, Any]) -> None:
@@ -269,7 +282,9 @@ class LowRankOptimizer(torch.optim.Optimizer):
         try:
             with (
                 self.register_load_state_dict_pre_hook(remember),
-                self.register_load_state_dict_post_hook(lambda _: self._restore(given), prepend=True),
+                self.register_load_state_dict_post_hook(
+                    lambda _: self._restore(given, own_groups, adopt), prepend=True
+                ),
             ):
                 super().load_state_dict(state_dict)
         except (ValueError, KeyError) as error:
@@ -282,12 +297,13 @@ class LowRankOptimizer(torch.optim.Optimizer):
             self.__setstate__(before)
             raise
 
-    def _restore(self, state_dict: dict[str, Any]) -> None:
+    def _restore(self, state_dict: dict[str, Any], own_groups: list[Group], adopt: bool) -> None:
         """Take over the state as it was saved.
 
         torch casts floating-point state to the weight's dtype; codes, scales and float32 moments of bf16 weights must
         stay. It also moves everything beside the weight; counters must stay on the CPU.
         """
+        kind = take_mark(self.param_groups)
         for group in self.param_groups:
             if "low_rank" in group:
                 known = {**LOW_RANK_DEFAULTS, **(TENSOR_DEFAULTS if projects_tensors(group) else {})}
@@ -299,6 +315,8 @@ class LowRankOptimizer(torch.optim.Optimizer):
                     f"{type(self).__name__}.load_state_dict: a parameter group is without {missing[0]}; expected a "
                     f"state_dict of {type(self).__name__}. That of galore-torch can be read by load_galore_torch."
                 )
+        if not adopt:
+            check_identity(self, kind, self.param_groups, own_groups)
         saved_ids = [index for group in state_dict["param_groups"] for index in group["params"]]
         parameters = [p for group in self.param_groups for p in group["params"]]
         for saved_id, parameter in zip(saved_ids, parameters, strict=True):

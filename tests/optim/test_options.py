@@ -4,6 +4,7 @@ import inspect
 import math
 from typing import get_args
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -13,11 +14,20 @@ from featherweight.errors import ConfigError
 from featherweight.linalg.basis import BASIS_METHODS
 from featherweight.linalg.tucker_fit import TUCKER_METHODS
 from featherweight.linalg.tucker_ranks import RANK_COUNTS
-from featherweight.optim import AdamW, GaLoreAdamW, optimizers, param_groups
+from featherweight.optim import (
+    AdamW,
+    GaLoreAdamW,
+    TensorGaLoreAdamW,
+    layerwise,
+    optimizers,
+    param_groups,
+    parse_optimizer,
+)
 from featherweight.optim.options import GaLoreOptions, TensorOptions, options_of
 from featherweight.optim.policies.moments import moment_policies
 from featherweight.optim.policies.residual import residual_policies
 from featherweight.optim.policies.rules import rules
+from featherweight.optim.presets.arguments import arguments_of
 
 
 def weight():
@@ -104,6 +114,27 @@ def test_lr_may_be_a_tensor():
     torch.testing.assert_close(*results, rtol=0, atol=1e-6)
 
 
+def test_numbers_of_numpy_count_as_numbers_and_are_kept_as_those_of_python():
+    weight, kernel = nn.Parameter(torch.ones(64, 64)), nn.Parameter(torch.ones(12, 8, 6, 6))
+    rank, gap = np.int64(8), np.int32(7)
+    optimizer = GaLoreAdamW([weight], rank=rank, update_proj_gap=gap, lr=np.float32(0.5), seed=np.uint8(3))
+    group = optimizer.param_groups[0]
+    assert {key: type(group[key]) for key in ("rank", "update_proj_gap", "lr", "seed")} == {
+        "rank": int,
+        "update_proj_gap": int,
+        "lr": float,
+        "seed": int,
+    }
+    assert GaLoreAdamW([{"params": [weight], "rank": np.float32(0.25)}]).layouts[weight].rank == 16
+    tensors = TensorGaLoreAdamW([kernel], rank=[np.int64(4), np.int64(4), 3, 3], min_numel=np.int64(10))
+    assert tensors.layouts[kernel].plan.ranks == (4, 4, 3, 3)
+    assert parse_optimizer({"name": "galore", "rank": rank, "update_proj_gap": gap}).rank == 8
+    with pytest.raises(ConfigError, match="rank=True"):
+        GaLoreAdamW([weight], rank=np.bool_(True))
+    with layerwise(model := nn.Linear(8, 8), AdamW(model.parameters()), accumulation_steps=np.int64(2)):
+        pass
+
+
 PRESETS = ["AdamW", "Apollo", "ApolloMini", "Fira", "GUM", "GaLoreAdafactor", "GaLoreAdamW", "LDAdamW", "QGaLoreAdamW"]
 PRESETS += ["TensorGRaD", "TensorGaLoreAdamW"]
 
@@ -112,10 +143,10 @@ PRESETS += ["TensorGRaD", "TensorGaLoreAdamW"]
 def test_signature_and_help_of_a_preset_name_every_option_with_its_default(name):
     preset = getattr(fw.optim, name)
     shown = inspect.signature(preset).parameters
-    for key, default in preset.argument_defaults().items():
+    for key, default in arguments_of(preset).defaults.items():
         assert shown[key].default == default
         assert f"\n    {key}: " in preset.__doc__
-        assert options_of(preset.family)[key].allows(default) or key in ("rank", "scale")
+        assert options_of(arguments_of(preset).family)[key].allows(default) or key in ("rank", "scale")
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -149,6 +180,7 @@ def test_declared_choices_are_those_of_the_registries():
 @pytest.mark.parametrize("name", optimizers.names())
 def test_a_recipe_takes_every_option_of_its_optimizer(name):
     named = optimizers.get(name)
-    declared = set(options_of(named.optimizer.family)) - {"seed", "beta1", *named.optimizer.fixed}
+    arguments = arguments_of(named.optimizer)
+    declared = set(options_of(arguments.family)) - {"seed", "beta1", *arguments.fixed}
     assert declared <= set(named.config.model_fields)
     assert all(named.config.model_fields[key].description for key in declared)

@@ -27,16 +27,16 @@ EXPLAINED = {
 QWEN_PERCENT = 11  # either way: allocator and libraries of 2023 on top of small models
 
 
-def parameters():
-    for row in ROWS:
-        yield pytest.param(row, marks=[] if row["quick"] == "yes" else pytest.mark.slow, id=row["setting"])
+SIMULATED = [
+    pytest.param(row, marks=[] if row["quick"] == "yes" else pytest.mark.slow, id=row["setting"]) for row in ROWS
+]
 
 
 def off_by_percent(row, predicted):
     return 100 * (float(predicted) / float(row["published"]) - 1)
 
 
-@pytest.mark.parametrize("row", parameters())
+@pytest.mark.parametrize("row", SIMULATED)
 def test_predictions_of_published_settings_are_those_of_the_table(row):
     target = Target.of("80GB", "a100")
     estimate = estimate_memory(json.loads(row["model"]), json.loads(row["recipe"]), device=target.device)

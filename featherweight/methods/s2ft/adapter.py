@@ -191,6 +191,8 @@ def opened(folder: str | os.PathLike[str]) -> Iterator[tuple[dict[str, Any], Any
     folder = Path(folder)
     try:
         config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+        if not isinstance(config, dict):
+            raise ValueError(f"{CONFIG_FILE} holds no settings")
         if config.get("peft_type") != "S2FT":
             raise CheckpointError(
                 f"adapter: peft_type={config.get('peft_type')!r} of {folder} is another method; expected 'S2FT'. "

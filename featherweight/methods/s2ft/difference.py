@@ -146,7 +146,7 @@ def import_official(tuned: State, base: State, *, head_dim: int | None = None, a
         raise CheckpointError(
             f"import_official: rows of '{rows[0]}' differ from the base, {len(modules[rows[0]].indices)} of them; "
             "expected changes of o_proj and down_proj alone, which the paper's recipes train. Give the base that was "
-            "fine-tuned, or allow_rows=True if values and up projections were trained too."
+            "fine-tuned; if values and up projections were trained too, allow_rows=True (fw adapter diff --rows)."
         )
     linear = {name: "linear" for name in modules}
     adapter = Adapter(modules, {"base_fingerprint": _fingerprint(before, linear, modules)})

@@ -162,6 +162,12 @@ class S2FTModel(BaseTuner):
             )
         super()._check_new_adapter_config(config)
 
+    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
+        if isinstance(new_module, LowRank):
+            setattr(parent, child_name, new_module)  # PEFT would give it the weight that it only computes
+        else:
+            super()._replace_module(parent, child_name, new_module, child)
+
     def _unload_and_optionally_merge(self, *args: Any, **kwargs: Any) -> nn.Module:
         layers = list(s2ft_layers(self.model).values())
         merge = kwargs.get("merge", args[0] if args else True)

@@ -14,6 +14,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from featherweight.errors import ConfigError, did_you_mean
+from featherweight.methods.inrank import has_growing_ranks
 from featherweight.methods.low_rank_model import low_rank_modules
 from featherweight.methods.s2ft.config import DEFAULT_R_EQUIVALENT, S2FTConfig
 from featherweight.methods.s2ft.module_map import default_axis, head_dim, is_attention_output
@@ -69,6 +70,11 @@ def find_targets(
             for.
     """
     low_rank = low_rank_modules(model)
+    if has_growing_ranks(model):
+        raise ConfigError(
+            f"S2FTConfig: model={type(model).__name__} has layers whose ranks still grow (InRank); expected fixed "
+            "ones. Call freeze of fw.InRank, or fw.remove, first."
+        )
     tied = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     inside: list[str] = []
     targets: dict[str, Target] = {}

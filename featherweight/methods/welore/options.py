@@ -132,7 +132,8 @@ class WeLore(Config):
         targets, skipped = find_targets(model, self)
         for name, linear in targets.items():
             refuse_owned(Part.FORWARD, linear, "WeLore", name=name)
-        trainable = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+        changes_training = self.train in ("lrc", "nlrc")
+        trainable = {name: one.requires_grad for name, one in model.named_parameters()} if changes_training else {}
         if self.method == "plain":
             spectra: Spectra = {name: singular_values(matrix_of(one), name) for name, one in targets.items()}
             plan = self._plan(model, targets, spectra, skipped)
@@ -147,7 +148,8 @@ class WeLore(Config):
     def remove(self, model: nn.Module) -> None:
         """Merge the factors back into ordinary layers and make trainable what was; see `fw.remove`.
 
-        The matrices keep their reduced rank: what was cut off is gone.
+        Without `train`, nothing was frozen, and what was frozen since then stays so. The matrices keep their reduced
+        rank: what was cut off is gone.
         """
         merge_low_rank(model)
         trainable = vars(model).get(_ATTRIBUTE, {})

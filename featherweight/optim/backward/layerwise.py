@@ -6,6 +6,7 @@ the step at the last micro-batch. A window is the `accumulation_steps` backward 
 Source: GaLore, arXiv 2403.03507, section 4.3; the treatment of accumulation, clipping and norms is ours.
 """
 
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -101,7 +102,7 @@ def _check(
             "because DistributedDataParallel keeps every gradient in its buckets. Start the program without a "
             "launcher, or give the bare model and a reducer."
         )
-    if not isinstance(accumulation_steps, int) or isinstance(accumulation_steps, bool) or accumulation_steps < 1:
+    if not isinstance(accumulation_steps, Integral) or isinstance(accumulation_steps, bool) or accumulation_steps < 1:
         raise ConfigError(
             f"layerwise: accumulation_steps={accumulation_steps!r} is not allowed; expected a whole number >= 1. "
             "Count the backward passes of one optimizer step."
@@ -110,7 +111,7 @@ def _check(
         raise ConfigError(
             f"layerwise: clip={clip!r} is unknown; expected one of {', '.join(CLIP_MODES)}. Take delayed if in doubt."
         )
-    if max_grad_norm is not None and not (isinstance(max_grad_norm, int | float) and max_grad_norm > 0):
+    if max_grad_norm is not None and not (isinstance(max_grad_norm, Real) and float(max_grad_norm) > 0):
         raise ConfigError(
             f"layerwise: max_grad_norm={max_grad_norm!r} is not allowed; expected a number > 0, or None for no limit. "
             "Change max_grad_norm."

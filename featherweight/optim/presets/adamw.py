@@ -5,13 +5,15 @@ A preset of `LowRankOptimizer`. Source: Loshchilov and Hutter, arXiv 1711.05101;
 """
 
 from collections.abc import Iterable
-from typing import Any, ClassVar, Unpack
+from typing import Any, Unpack
 
+from featherweight.optim.low_rank import LowRankOptimizer
 from featherweight.optim.options import AdamWOptions
-from featherweight.optim.presets.preset import Preset
+from featherweight.optim.presets.arguments import Arguments, complete, preset
 
 
-class AdamW(Preset):
+@preset(Arguments(AdamWOptions, {"weight_decay": 1e-2}, fixed={"rank": None, "update_proj_gap": 1, "stagger": False}))
+class AdamW(LowRankOptimizer):
     """AdamW as in torch.optim, with 32, 16, 8 or 4-bit moments and stochastic rounding of bfloat16 weights.
 
     ``W <- (1 - lr * weight_decay) W - lr * m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps)``
@@ -31,9 +33,5 @@ class AdamW(Preset):
         17168
     """
 
-    family = AdamWOptions
-    own_defaults: ClassVar[AdamWOptions] = {"weight_decay": 1e-2}
-    fixed: ClassVar[dict[str, Any]] = {"rank": None, "update_proj_gap": 1, "stagger": False}
-
     def __init__(self, params: Iterable[Any], *positional: Any, **options: Unpack[AdamWOptions]) -> None:
-        super().__init__(params, *positional, **options)
+        super().__init__(params, complete(self, positional, options))

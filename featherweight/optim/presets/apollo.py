@@ -4,13 +4,15 @@ Presets of `LowRankOptimizer`. Source: Zhu et al., arXiv 2412.05270.
 """
 
 from collections.abc import Iterable
-from typing import Any, ClassVar, Unpack
+from typing import Any, Unpack
 
+from featherweight.optim.low_rank import LowRankOptimizer
 from featherweight.optim.options import ApolloOptions
-from featherweight.optim.presets.preset import Preset
+from featherweight.optim.presets.arguments import Arguments, complete, preset
 
 
-class Apollo(Preset):
+@preset(Arguments(ApolloOptions, {"basis_method": "gaussian", "moment_policy": "keep", "residual": "apollo"}))
+class Apollo(LowRankOptimizer):
     """AdamW's learning rates by channel, read off a random projection; a full-rank update with low-rank state.
 
     For a weight W (M, N), M <= N, with gradient G, and a Gaussian P (M, R) with elements of variance 1 / R (mirrored
@@ -40,14 +42,24 @@ class Apollo(Preset):
         2092
     """
 
-    family = ApolloOptions
-    own_defaults: ClassVar[ApolloOptions] = {"basis_method": "gaussian", "moment_policy": "keep", "residual": "apollo"}
-
     def __init__(self, params: Iterable[Any], *positional: Any, **options: Unpack[ApolloOptions]) -> None:
-        super().__init__(params, *positional, **options)
+        super().__init__(params, complete(self, positional, options))
 
 
-class ApolloMini(Preset):
+@preset(
+    Arguments(
+        ApolloOptions,
+        {
+            "lr": 1e-2,
+            "rank": 1,
+            "scale": 128.0,
+            "basis_method": "gaussian",
+            "moment_policy": "keep",
+            "residual": "apollo_tensor",
+        },
+    )
+)
+class ApolloMini(LowRankOptimizer):
     """APOLLO at rank 1 with one learning rate for a whole matrix: state as small as that of plain SGD.
 
     As `Apollo`, with one factor for the matrix; ``scale=128`` makes up for what a projection onto one direction loses::
@@ -68,15 +80,5 @@ class ApolloMini(Preset):
         556
     """
 
-    family = ApolloOptions
-    own_defaults: ClassVar[ApolloOptions] = {
-        "lr": 1e-2,
-        "rank": 1,
-        "scale": 128.0,
-        "basis_method": "gaussian",
-        "moment_policy": "keep",
-        "residual": "apollo_tensor",
-    }
-
     def __init__(self, params: Iterable[Any], *positional: Any, **options: Unpack[ApolloOptions]) -> None:
-        super().__init__(params, *positional, **options)
+        super().__init__(params, complete(self, positional, options))

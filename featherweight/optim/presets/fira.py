@@ -4,13 +4,15 @@ A preset of `LowRankOptimizer`. Source: Chen et al., arXiv 2410.01623.
 """
 
 from collections.abc import Iterable
-from typing import Any, ClassVar, Unpack
+from typing import Any, Unpack
 
+from featherweight.optim.low_rank import LowRankOptimizer
 from featherweight.optim.options import FiraOptions
-from featherweight.optim.presets.preset import Preset
+from featherweight.optim.presets.arguments import Arguments, complete, preset
 
 
-class Fira(Preset):
+@preset(Arguments(FiraOptions, {"scale": 0.25, "residual": "fira"}))
+class Fira(LowRankOptimizer):
     """GaLore whose update also has the part of the gradient outside the subspace.
 
     For a weight W (M, N), M <= N, with gradient G and basis P (M, R) of GaLore::
@@ -34,8 +36,5 @@ class Fira(Preset):
         2868
     """
 
-    family = FiraOptions
-    own_defaults: ClassVar[FiraOptions] = {"scale": 0.25, "residual": "fira"}
-
     def __init__(self, params: Iterable[Any], *positional: Any, **options: Unpack[FiraOptions]) -> None:
-        super().__init__(params, *positional, **options)
+        super().__init__(params, complete(self, positional, options))

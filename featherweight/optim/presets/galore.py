@@ -4,13 +4,15 @@ A preset of `LowRankOptimizer`. Source: Zhao et al., arXiv 2403.03507.
 """
 
 from collections.abc import Iterable
-from typing import Any, ClassVar, Unpack
+from typing import Any, Unpack
 
+from featherweight.optim.low_rank import LowRankOptimizer
 from featherweight.optim.options import GaLoreOptions
-from featherweight.optim.presets.preset import Preset
+from featherweight.optim.presets.arguments import Arguments, complete, preset
 
 
-class GaLoreAdamW(Preset):
+@preset(Arguments(GaLoreOptions, {"scale": 0.25}))
+class GaLoreAdamW(LowRankOptimizer):
     """AdamW whose moments live in a low-rank subspace of the gradient.
 
     For a weight W (M, N) with gradient G, on the smaller side (here the left, P of shape (M, R))::
@@ -40,8 +42,5 @@ class GaLoreAdamW(Preset):
         2864
     """
 
-    family = GaLoreOptions
-    own_defaults: ClassVar[GaLoreOptions] = {"scale": 0.25}
-
     def __init__(self, params: Iterable[Any], *positional: Any, **options: Unpack[GaLoreOptions]) -> None:
-        super().__init__(params, *positional, **options)
+        super().__init__(params, complete(self, positional, options))

@@ -3,14 +3,24 @@
 A preset of `LowRankOptimizer`. Source: Zhao et al., arXiv 2403.03507, section 5.3.
 """
 
-from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar, Unpack
+from collections.abc import Iterable
+from typing import Any, Unpack
 
+from featherweight.optim.low_rank import LowRankOptimizer
 from featherweight.optim.options import AdafactorOptions
-from featherweight.optim.presets.preset import Preset
+from featherweight.optim.presets.arguments import Arguments, complete, preset
 
 
-class GaLoreAdafactor(Preset):
+@preset(
+    Arguments(
+        AdafactorOptions,
+        {"scale": 0.25},
+        fixed={"rule": "adafactor"},
+        positional=("lr", "beta1", "weight_decay"),
+        not_shown=("betas", "eps"),
+    )
+)
+class GaLoreAdafactor(LowRankOptimizer):
     """Adafactor whose moments live in a low-rank subspace of the gradient.
 
     As `GaLoreAdamW`, with this rule on the core C (and on the gradients of all other parameters)::
@@ -34,19 +44,8 @@ class GaLoreAdafactor(Preset):
         824
     """
 
-    family = AdafactorOptions
-    own_defaults: ClassVar[AdafactorOptions] = {"scale": 0.25}
-    fixed: ClassVar[dict[str, Any]] = {"rule": "adafactor"}
-    positional = ("lr", "beta1", "weight_decay")
-    not_shown = ("betas", "eps")  # recipes give `betas`, and eps has no part in the rule
-
-    @classmethod
-    def complete(cls, positional: tuple[Any, ...], options: Mapping[str, Any]) -> dict[str, Any]:
-        """See `Preset.complete`; `beta1` and ``betas[0]`` are one option."""
-        complete = super().complete(positional, options)
-        beta1 = complete.pop("beta1")
-        betas = options["betas"] if "betas" in options else (beta1 or 0.0, 0.0)
-        return {**complete, "betas": betas, "eps": 0.0}
-
     def __init__(self, params: Iterable[Any], *positional: Any, **options: Unpack[AdafactorOptions]) -> None:
-        super().__init__(params, *positional, **options)
+        given = complete(self, positional, options)
+        beta1 = given.pop("beta1")
+        betas = options["betas"] if "betas" in options else (beta1 or 0.0, 0.0)
+        super().__init__(params, {**given, "betas": betas, "eps": 0.0})

@@ -4,13 +4,22 @@ A preset of `LowRankOptimizer`. Source: arXiv 2510.17802.
 """
 
 from collections.abc import Iterable
-from typing import Any, ClassVar, Unpack
+from typing import Any, Unpack
 
+from featherweight.optim.low_rank import LowRankOptimizer
 from featherweight.optim.options import GUMOptions
-from featherweight.optim.presets.preset import Preset
+from featherweight.optim.presets.arguments import Arguments, complete, preset
 
 
-class GUM(Preset):
+@preset(
+    Arguments(
+        GUMOptions,
+        {"full_rank_probability": 0.1},
+        fixed={"rule": "muon"},
+        positional=("lr", "momentum", "betas", "eps", "weight_decay"),
+    )
+)
+class GUM(LowRankOptimizer):
     """Muon on the core of the gradient, in some periods on the rest of it: one moment instead of two.
 
     For a weight W (M, N), M <= N, with gradient G and basis P (M, R) of GaLore; between two refreshes a matrix follows
@@ -36,10 +45,5 @@ class GUM(Preset):
         1584
     """
 
-    family = GUMOptions
-    own_defaults: ClassVar[GUMOptions] = {"full_rank_probability": 0.1}
-    fixed: ClassVar[dict[str, Any]] = {"rule": "muon"}
-    positional = ("lr", "momentum", "betas", "eps", "weight_decay")
-
     def __init__(self, params: Iterable[Any], *positional: Any, **options: Unpack[GUMOptions]) -> None:
-        super().__init__(params, *positional, **options)
+        super().__init__(params, complete(self, positional, options))

@@ -4,13 +4,21 @@ A preset of `LowRankOptimizer`. Source: Robert et al., arXiv 2410.16103.
 """
 
 from collections.abc import Iterable
-from typing import Any, ClassVar, Unpack
+from typing import Any, Unpack
 
+from featherweight.optim.low_rank import LowRankOptimizer
 from featherweight.optim.options import LDAdamOptions
-from featherweight.optim.presets.preset import Preset
+from featherweight.optim.presets.arguments import Arguments, complete, preset
 
 
-class LDAdamW(Preset):
+@preset(
+    Arguments(
+        LDAdamOptions,
+        {"betas": (0.908, 0.99), "update_proj_gap": 1, "basis_smoothing": 0.908},
+        fixed={"stagger": False},
+    )
+)
+class LDAdamW(LowRankOptimizer):
     """AdamW in a subspace that takes one warm iteration at every step, with moments that follow it.
 
     For a weight W (M, N), M <= N, with gradient G and basis P (M, R) (mirrored for M > N)::
@@ -37,9 +45,5 @@ class LDAdamW(Preset):
         2600
     """
 
-    family = LDAdamOptions
-    own_defaults: ClassVar[LDAdamOptions] = {"betas": (0.908, 0.99), "update_proj_gap": 1, "basis_smoothing": 0.908}
-    fixed: ClassVar[dict[str, Any]] = {"stagger": False}
-
     def __init__(self, params: Iterable[Any], *positional: Any, **options: Unpack[LDAdamOptions]) -> None:
-        super().__init__(params, *positional, **options)
+        super().__init__(params, complete(self, positional, options))

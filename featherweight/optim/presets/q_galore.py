@@ -4,13 +4,15 @@ A preset of `LowRankOptimizer`. Source: Zhang et al., arXiv 2407.08296.
 """
 
 from collections.abc import Iterable
-from typing import Any, ClassVar, Unpack
+from typing import Any, Unpack
 
+from featherweight.optim.low_rank import LowRankOptimizer
 from featherweight.optim.options import QGaLoreOptions
-from featherweight.optim.presets.preset import Preset
+from featherweight.optim.presets.arguments import Arguments, complete, preset
 
 
-class QGaLoreAdamW(Preset):
+@preset(Arguments(QGaLoreOptions, {"scale": 0.25, "state_bits": 8, "basis_bits": 4, "lazy": True}))
+class QGaLoreAdamW(LowRankOptimizer):
     """GaLore whose state fits into few bits, made for int8 weights (`fw.apply(model, fw.Int8())`).
 
     For a weight W (M, N) with gradient G, on the smaller side (here the left, P of shape (M, R))::
@@ -37,8 +39,5 @@ class QGaLoreAdamW(Preset):
         (83660, 2097152)
     """
 
-    family = QGaLoreOptions
-    own_defaults: ClassVar[QGaLoreOptions] = {"scale": 0.25, "state_bits": 8, "basis_bits": 4, "lazy": True}
-
     def __init__(self, params: Iterable[Any], *positional: Any, **options: Unpack[QGaLoreOptions]) -> None:
-        super().__init__(params, *positional, **options)
+        super().__init__(params, complete(self, positional, options))

@@ -1,14 +1,28 @@
 """Tensor-GaLore and TensorGRaD: AdamW whose moments live in a small core of the gradient tensor."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar, Unpack
+from typing import Any, Unpack
 
+from featherweight.optim.low_rank import LowRankOptimizer
 from featherweight.optim.options import TensorOptions, options_of
-from featherweight.optim.presets.preset import Preset
+from featherweight.optim.presets.arguments import Arguments, complete, preset
 from featherweight.optim.tucker.neuraloperator import from_neuraloperator, joined
 
 
-class TensorGaLoreAdamW(Preset):
+def in_our_words(optimizer: LowRankOptimizer, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options in which those under neuraloperator's names have ours.
+
+    Raises:
+        ConfigError: for a name that is unknown.
+    """
+    known = options_of(TensorOptions)
+    ours = {key: value for key, value in options.items() if key in known}
+    theirs = {key: value for key, value in options.items() if key not in known}
+    return {**ours, **from_neuraloperator(type(optimizer).__name__, theirs)}
+
+
+@preset(Arguments(TensorOptions))
+class TensorGaLoreAdamW(LowRankOptimizer):
     """AdamW in a Tucker subspace of each gradient tensor, real or complex.
 
     Every `update_proj_gap` steps a tensor G (n_1, .., n_D) gets bases U_k (n_k, r_k), one for each mode. Each step::
@@ -39,8 +53,6 @@ class TensorGaLoreAdamW(Preset):
         (38240, 122888)
     """
 
-    family = TensorOptions
-
     def __init__(
         self,
         params: Iterable[Any],
@@ -48,22 +60,11 @@ class TensorGaLoreAdamW(Preset):
         galore_params: Iterable[Any] | None = None,
         **options: Unpack[TensorOptions],
     ) -> None:
-        super().__init__(joined(params, galore_params), *positional, **options)
-
-    @classmethod
-    def complete(cls, positional: tuple[Any, ...], options: Mapping[str, Any]) -> dict[str, Any]:
-        """See `Preset.complete`; options may have neuraloperator's names, too.
-
-        Raises:
-            ConfigError: for a name that is unknown.
-        """
-        known = options_of(cls.family)
-        ours = {key: value for key, value in options.items() if key in known}
-        theirs = {key: value for key, value in options.items() if key not in known}
-        return super().complete(positional, {**ours, **from_neuraloperator(cls.__name__, theirs)})
+        super().__init__(joined(params, galore_params), complete(self, positional, in_our_words(self, options)))
 
 
-class TensorGRaD(TensorGaLoreAdamW):
+@preset(Arguments(TensorOptions, {"rank": 0.20, "sparse_ratio": 0.05}))
+class TensorGRaD(LowRankOptimizer):
     """Tensor-GaLore with a sparse branch: 5 % of the entries have moments of their own, the core has 20 %.
 
     Adam runs on the core, and on the chosen entries of what it loses, each with moments of its own::
@@ -83,4 +84,11 @@ class TensorGRaD(TensorGaLoreAdamW):
         behaviour is ``sparse_order="sparse_first"``. `p.grad` is never changed.
     """
 
-    own_defaults: ClassVar[TensorOptions] = {"rank": 0.20, "sparse_ratio": 0.05}
+    def __init__(
+        self,
+        params: Iterable[Any],
+        *positional: Any,
+        galore_params: Iterable[Any] | None = None,
+        **options: Unpack[TensorOptions],
+    ) -> None:
+        super().__init__(joined(params, galore_params), complete(self, positional, in_our_words(self, options)))

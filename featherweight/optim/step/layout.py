@@ -23,10 +23,11 @@ from featherweight.optim.policies.residual import ResidualPolicy, residual_polic
 from featherweight.optim.policies.rules import rules
 from featherweight.optim.step.weight_update import Rounding, write_moment_
 from featherweight.quant.int8_weight import Int8Weight
-from featherweight.quant.storage import StateStorage, basis_storage_for, storage_for
+from featherweight.quant.storage import DenseStorage, StateStorage, basis_storage_for, storage_for
 
 LOW_RANK_COUNTERS = ("step", "moment_step", "next_refresh", "refresh_count", "side")
 LAZY_COUNTERS = ("refresh_gap", "similarity_count")
+_DROPPED, _ERROR_FEEDBACK, _FULL_PERIODS = ResidualPolicy(), ErrorFeedback(), FullPeriods()
 Parts = Mapping[str, Mapping[str, Tensor]]
 """Stored tensors by the name of a moment and of a part of it."""
 
@@ -232,6 +233,24 @@ class MatrixLayout(Layout):
         moved = replace(self, side=side, alternative=None)
         return moved.with_moments(moved.core_shape, group)
 
+    def with_stored_basis(self, state: states.State, group: Mapping[str, Any], dtype: torch.dtype) -> Self:
+        """Return the same layout with bases as wide as those of a state.
+
+        Without `basis_bits` their width follows the dtype of the weights when the state was created, which may have
+        changed since (`model.bfloat16()`); a state keeps its own.
+
+        Args:
+            state: of the parameter; empty before the first step.
+            group: its group.
+            dtype: of the weights now.
+        """
+        stored = next((state[name] for name in ("basis_left", "basis_right") if name in state), None)
+        if stored is None or group["basis_bits"] is not None or not isinstance(self.basis, DenseStorage):
+            return self
+        is_half = stored.dtype == torch.bfloat16
+        product = torch.bfloat16 if is_half and dtype == torch.bfloat16 else self.dtype
+        return replace(self, basis=DenseStorage(torch.bfloat16 if is_half else None), product_dtype=product)
+
     # ---- from the parameter to its matrices
 
     def matrices(self, tensor: Tensor) -> list[Tensor]:
@@ -274,7 +293,7 @@ def plan_matrix(
     shape = tuple(parameter.shape)
     blocks, rows, columns = _matrices_of(name, shape, group)
     smaller = min(rows, columns)
-    if not group["low_rank"] or len(shape) < 2 or parameter.numel() == 0:
+    if not group["low_rank"] or not group["rank"] or len(shape) < 2 or parameter.numel() == 0:
         return None
     rank = resolve_rank(group["rank"], smaller)
     if rank >= smaller:
@@ -309,10 +328,10 @@ def plan_matrix(
 def residual_policy(group: Mapping[str, Any]) -> ResidualPolicy:
     """Return what the options of a parameter group choose for what lies outside of the subspace; one at most."""
     if group["error_feedback"]:
-        return ErrorFeedback()
+        return _ERROR_FEEDBACK
     if group["full_rank_probability"] > 0:
-        return FullPeriods()
-    return ResidualPolicy() if group["residual"] is None else residual_policies.get(group["residual"])
+        return _FULL_PERIODS
+    return _DROPPED if group["residual"] is None else residual_policies.get(group["residual"])
 
 
 def resolve_rank(rank: int | float, smaller: int) -> int:

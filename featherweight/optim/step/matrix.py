@@ -1,5 +1,7 @@
 """The step of a parameter of one or several projected matrices."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -37,10 +39,11 @@ class MatrixStep(Step):
 
     # ---- state
 
-    def restore(self, state: states.State, group: Group) -> None:
-        """See `Step.restore`: the side that a state is on."""
+    def restore(self, state: states.State, group: Group, dtype: torch.dtype) -> None:
+        """See `Step.restore`: the side that a state is on, and the width of its bases."""
         side = SIDES[int(state["side"].reshape(-1)[0])] if "side" in state else self.planned.side
-        self.layout = self.planned if side == self.planned.side else self.planned.on_side(side, group)
+        layout = self.planned if side == self.planned.side else self.planned.on_side(side, group)
+        self.layout = layout.with_stored_basis(state, group, dtype)
 
     def passing_state(self, state: states.State, group: Group) -> dict[str, Tensor]:
         """See `Step.passing_state`."""
@@ -70,6 +73,8 @@ class MatrixStep(Step):
         if not member.state:
             self.layout = self.planned
             self.create_state(member)
+        if self.layout.product_dtype not in (self.layout.dtype, member.parameter.dtype):  # bfloat16 weights no more
+            self.layout = replace(self.layout, product_dtype=self.layout.dtype)
         if isinstance(grad, Tensor) and "trial_basis" in member.state:
             self._settle_side(grad, member)
         first, count = member.position

@@ -111,8 +111,8 @@ class Step(ABC):
 
     # ---- state
 
-    def restore(self, state: State, group: Group) -> None:  # noqa: B027 - most kinds have nothing to follow
-        """Follow what a state says that its shape does not: a side, or ranks."""
+    def restore(self, state: State, group: Group, dtype: torch.dtype) -> None:  # noqa: B027 - most kinds have nothing to follow
+        """Follow what a state says and shape and dtype of the weights do not: a side, ranks, the width of bases."""
 
     def create_state(self, member: Member) -> None:
         """Create the zero state of the parameter."""

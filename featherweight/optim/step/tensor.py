@@ -84,7 +84,7 @@ class TensorStep(Step):
 
     # ---- state
 
-    def restore(self, state: states.State, group: Group) -> None:
+    def restore(self, state: states.State, group: Group, dtype: torch.dtype) -> None:
         """See `Step.restore`: the ranks that a state has, if they fit the tensor."""
         plan = self.layout.plan
         if plan.is_open and "ranks" in state:

@@ -439,7 +439,7 @@ def test_automatic_ranks_stay_with_the_state_in_copies_and_resumed_runs():
     with pytest.raises(CheckpointError, match="has ranks="):
         state = optimizer.state_dict()
         state["param_groups"][0]["rank"] = ranks
-        build(weight_of(shape, torch.complex64)).load_state_dict(state)
+        build(weight_of(shape, torch.complex64), rank=ranks).load_state_dict(state)
 
 
 def test_automatic_ranks_wait_for_a_gradient_that_says_something():
