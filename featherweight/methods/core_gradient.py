@@ -28,7 +28,7 @@ from featherweight.methods.shared_input import layers_with_one_input
 from featherweight.nn.int8_linear import Int8Linear
 from featherweight.nn.int8_module import Int8Module
 from featherweight.nn.projected_linear import projected_linear
-from featherweight.optim.backward.layerwise import core_slot
+from featherweight.optim.backward.updates import core_receiver
 from featherweight.ownership import Part, refuse_owned
 from featherweight.report import Report
 from featherweight.selection import ALL_LINEAR, select_modules
@@ -142,16 +142,18 @@ def _compute(module: nn.Module, *args: Tensor, **named: Tensor) -> Tensor:
     settings: _Settings = settings_of(module)
     weight: Tensor = module.weight  # type: ignore[assignment]
     parameter = _parameter_behind(weight, settings.parameter)
-    slot = None
+    receiver = None
     if torch.is_grad_enabled() and weight.requires_grad and parameter is not None:
         siblings = [each.parameter for each in settings.siblings]
-        slot = core_slot(parameter, prefer=settings.prefer, exact_refresh=settings.exact_refresh, siblings=siblings)
-    if slot is None:
+        receiver = core_receiver(
+            parameter, prefer=settings.prefer, exact_refresh=settings.exact_refresh, siblings=siblings
+        )
+    if receiver is None:
         result: Tensor = original_forward(module)(*args, **named)
         return result
     (x,) = (*args, *named.values())
     source = module.int8_weight() if isinstance(module, Int8Module) else None
-    return projected_linear(x, weight, module.bias, slot, source=source, is_transposed=_is_transposed(module))  # type: ignore[arg-type]
+    return projected_linear(x, weight, module.bias, receiver, source=source, is_transposed=_is_transposed(module))  # type: ignore[arg-type]
 
 
 def _share(model: nn.Module, chosen: Mapping[str, nn.Module]) -> list[list[str]]:

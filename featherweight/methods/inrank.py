@@ -37,7 +37,8 @@ from featherweight.methods.low_rank_model import (
 from featherweight.methods.method import Method
 from featherweight.methods.peft_adapter import require_no_adapter
 from featherweight.nn.low_rank_linear import LowRankLinear, activation_of, is_linear, matrix_of
-from featherweight.optim.policies.moment_growth import Growth, Rotation, exchange_parameter
+from featherweight.optim.exchange import exchange_parameter
+from featherweight.optim.policies.moment_growth import Growth, Rotation
 from featherweight.ownership import Part, refuse_owned
 from featherweight.report import Report
 from featherweight.selection import select_modules

@@ -1,9 +1,9 @@
-"""One inner update for many projected matrices: launches of a kernel instead of launches for each matrix.
+"""One inner update for many parameters: launches of a kernel instead of launches for each of them.
 
 On a GPU a step of many small cores waits for the launches of its elementwise kernels, not for the kernels: Adam takes 8
-a matrix. A `Batch` keeps the cores of several matrices and runs each operation over all of them at once. Results have
-the bits of the single path wherever torch's lists of tensors have (on a CPU always; a GPU may divide by a number with
-one rounding more or less).
+a matrix. Here the cores of several matrices wait, and each operation runs over all of them at once. Results have the
+bits of the single path wherever torch's lists of tensors have (on a CPU always; a GPU may divide by a number with one
+rounding more or less). Parameters that torch's fused kernel updates wait, too: it takes lists anyway.
 """
 
 import math
@@ -15,61 +15,66 @@ import torch
 from torch import Tensor
 
 from featherweight.linalg.subspace import MatrixSubspace
-from featherweight.optim.step.layout import Layout
-from featherweight.optim.step.matrix import Group, ProjectedMatrix
+from featherweight.optim.step import adam
+from featherweight.optim.step.layout import MatrixLayout
+from featherweight.optim.step.projected_matrix import ProjectedMatrix
+from featherweight.optim.step.step import Member
 from featherweight.quant.int8_weight import Int8Weight
 from featherweight.simulated import device_kind
 
 SCRATCH_BYTES = 64 << 20
-"""Temporaries of a batch: when they reach this, its matrices are updated."""
+"""Temporaries of waiting matrices: when they reach this, the matrices are updated."""
 
 IN_PLACE_DEVICES = ("cpu", "meta")
 """Devices on which matrices are updated one by one: on a CPU a core stays in the cache from one operation to the next.
 Lists made the projected part of a step 14 % shorter on a Llama of 9M parameters and 19 % longer on one of 60M."""
 
 
-class _Member(NamedTuple):
+class _Waiting(NamedTuple):
     matrix: ProjectedMatrix
     weight_MN: Tensor | Int8Weight
     core: Tensor
     subspace: MatrixSubspace
 
 
-class Batch:
-    """Projected matrices whose cores wait for their common update.
+class TogetherInLists:
+    """Parameters that wait for their common update."""
 
-    Args:
-        scratch_bytes: most temporaries that wait.
-    """
-
-    def __init__(self, scratch_bytes: int = SCRATCH_BYTES) -> None:
-        self.scratch_bytes = scratch_bytes
-        self._members: dict[tuple[int, torch.dtype, torch.device], list[_Member]] = defaultdict(list)
+    def __init__(self) -> None:
+        self._dense: dict[int, list[tuple[Member, Tensor]]] = defaultdict(list)
+        self._matrices: dict[tuple[int, torch.dtype, torch.device], list[_Waiting]] = defaultdict(list)
         self._held_bytes = 0
 
-    def add(
-        self, matrix: ProjectedMatrix, weight_MN: Tensor | Int8Weight, core: Tensor, subspace: MatrixSubspace
-    ) -> None:
-        """Take in a matrix whose `can_batch` is true; its weight is written at the latest by `flush_`.
+    def add_dense(self, member: Member, grad: Tensor) -> None:
+        """See `Together.add_dense`."""
+        self._dense[id(member.group)].append((member, grad))
 
-        Args:
-            matrix: after its refresh.
-            weight_MN: (M, N), the weight itself, not a copy.
-            core: of this step's gradient; it may be overwritten.
-            subspace: the present subspace.
-        """
+    def add_matrix(
+        self, matrix: ProjectedMatrix, weight_MN: Tensor | Int8Weight, core: Tensor, subspace: MatrixSubspace
+    ) -> bool:
+        """See `Together.add_matrix`; the weight is written at the latest by `flush_`."""
+        if not pays_on(core.device) or not adam.may_wait(matrix.layout, core, matrix.group):
+            return False
         size_bytes = scratch_bytes(matrix.layout)
-        if self._held_bytes + size_bytes > self.scratch_bytes:
-            self.flush_()
+        if self._held_bytes + size_bytes > SCRATCH_BYTES:
+            self._flush_matrices_()
         self._held_bytes += size_bytes
         key = (id(matrix.group), core.dtype, core.device)
-        self._members[key].append(_Member(matrix, weight_MN, core, subspace))
+        self._matrices[key].append(_Waiting(matrix, weight_MN, core, subspace))
+        matrix.ran = adam.LISTS
+        return True
 
     def flush_(self) -> None:
-        """Update all matrices that wait."""
-        for members in self._members.values():
-            _update_(members)
-        self._members.clear()
+        """Update all that wait."""
+        self._flush_matrices_()
+        for waiting in self._dense.values():
+            adam.step_fused_([member for member, _ in waiting], [grad for _, grad in waiting])
+        self._dense.clear()
+
+    def _flush_matrices_(self) -> None:
+        for waiting in self._matrices.values():
+            _update_(waiting)
+        self._matrices.clear()
         self._held_bytes = 0
 
 
@@ -78,13 +83,7 @@ def pays_on(device: torch.device) -> bool:
     return device_kind(device) not in IN_PLACE_DEVICES
 
 
-def can_batch(layout: Layout, group: Group) -> bool:
-    """Say whether the update of a matrix needs nothing but its core, and follows Adam."""
-    whole = layout.residual is not None or layout.error_feedback or group["full_rank_probability"] > 0
-    return layout.rank is not None and layout.rule == "adamw" and not whole
-
-
-def scratch_bytes(layout: Layout) -> int:
+def scratch_bytes(layout: MatrixLayout) -> int:
     """Return the bytes that a batch keeps for one matrix: core, denominator, direction, and what is not stored dense.
 
     Example:
@@ -101,13 +100,14 @@ def scratch_bytes(layout: Layout) -> int:
     return elements * layout.dtype.itemsize
 
 
-def _update_(members: Sequence[_Member]) -> None:
+def _update_(members: Sequence[_Waiting]) -> None:
     group = members[0].matrix.group
     moments = [member.matrix.read_moments() for member in members]
     steps = [member.matrix.counter("moment_step") + 1 for member in members]
     directions = adamw_directions([member.core for member in members], moments, steps, group)
     for member, direction, moment in zip(members, directions, moments, strict=True):
-        member.matrix.finish_(member.weight_MN, member.subspace, direction, moment, factor=group["scale"])
+        member.matrix.write_moments(moment)
+        member.matrix.write_(member.weight_MN, member.subspace, direction, factor=group["scale"])
 
 
 def adamw_directions(

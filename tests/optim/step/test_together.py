@@ -10,14 +10,13 @@ import featherweight as fw
 from featherweight.optim import (
     GaLoreAdamW,
     build_optimizer,
-    low_rank,
     optimizers,
     param_groups,
     parse_optimizer,
 )
 from featherweight.optim.policies.rules import AdamWRule
-from featherweight.optim.step import batched
-from featherweight.optim.step.batched import Batch, adamw_directions, pays_on, scratch_bytes
+from featherweight.optim.step import together as lists
+from featherweight.optim.step.together import adamw_directions, pays_on, scratch_bytes
 
 
 @pytest.fixture(autouse=True)
@@ -82,7 +81,7 @@ def train(module, optimizer, first, last):
         optimizer.step()
 
 
-def force(monkeypatch, scratch=batched.SCRATCH_BYTES):
+def force(monkeypatch, scratch=lists.SCRATCH_BYTES):
     """Batch on the CPU too; return the lengths of the lists that are updated together."""
     lengths = []
 
@@ -90,9 +89,9 @@ def force(monkeypatch, scratch=batched.SCRATCH_BYTES):
         lengths.append(len(cores))
         return adamw_directions(cores, *rest)
 
-    monkeypatch.setattr(batched, "IN_PLACE_DEVICES", ())
-    monkeypatch.setattr(batched, "adamw_directions", spy)
-    monkeypatch.setattr(low_rank, "Batch", lambda: Batch(scratch))
+    monkeypatch.setattr(lists, "IN_PLACE_DEVICES", ())
+    monkeypatch.setattr(lists, "adamw_directions", spy)
+    monkeypatch.setattr(lists, "SCRATCH_BYTES", scratch)
     return lengths
 
 
@@ -208,7 +207,7 @@ def test_what_waits_never_exceeds_the_limit_however_many_matrices_there_are(monk
     assert lengths == [3, 3, 3, 1]
     # A matrix above the limit goes alone.
     lengths.clear()
-    monkeypatch.setattr(low_rank, "Batch", lambda: Batch(1))
+    monkeypatch.setattr(lists, "SCRATCH_BYTES", 1)
     optimizer.step()
     assert lengths == [1] * 10
 

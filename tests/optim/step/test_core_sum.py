@@ -7,9 +7,11 @@ import torch
 from low_rank_twins import gradients
 from torch import nn
 
-from featherweight.optim import GaLoreAdamW
-from featherweight.optim.step.accumulation import PROBE_COLUMNS, CoreSum, FullSum, core_sum_bytes
+from featherweight.optim import AdamW, GaLoreAdamW
+from featherweight.optim.step.core_sum import core_sum_bytes
 from featherweight.optim.step.finite import sizes_of
+from featherweight.optim.step.sketch import NORM_COLUMNS
+from featherweight.optim.step.step import Summing
 
 SHAPES = [(7, 11), (11, 7), (8, 8)]
 SIDES = ["left", "right", "full"]
@@ -27,15 +29,15 @@ def build(shape, proj_type, *, dtype=torch.float64, steps=2, rank=3, **options):
     return optimizer, weight
 
 
-def begin(optimizer, weight, grads, *, exact_refresh=False, probe_norm=True, due=False):
+def begin(optimizer, weight, grads, *, is_only=False, estimates_norm=True, due=False):
     """Return a sum over micro-batches, and the subspaces that it is in."""
     if due:
         optimizer.state[weight]["next_refresh"].copy_(optimizer.state[weight]["step"])
-    layout, matrices = optimizer.begin_matrices(weight, optimizer.param_groups[0], grads[0])
-    total = CoreSum(layout, matrices, exact_refresh=exact_refresh, probe_norm=probe_norm)
+    member = optimizer.member(weight, optimizer.param_groups[0])
+    total = optimizer.step_of(weight).begin_sum(member, grads[0], Summing(is_only, estimates_norm))
     for grad in grads:
         total.add(grad.clone())
-    return total, matrices
+    return total, total.matrices
 
 
 def explicit_core(subspace, grad):
@@ -63,7 +65,7 @@ class TestOneMatrix:
         grads = gradients(shape, 5)
         optimizer, weight = build(shape, proj_type)
         total, _ = begin(optimizer, weight, grads)
-        assert optimizer.step_cores(weight, total, 0.5) == 0
+        assert total.update_(0.5) == 0
         other, other_weight = build(shape, proj_type)
         other_weight.grad = 0.5 * sum(grads)
         other.step()
@@ -82,12 +84,12 @@ class TestOneMatrix:
         assert set(kept.sketches) == ({"left", "right"} if proj_type == "full" else {proj_type})
         for side, sketch in kept.sketches.items():
             full = sum(grads) if side == "left" else sum(grads).T
-            torch.testing.assert_close(sketch, full @ kept.tests[side], rtol=0, atol=1e-11)
+            torch.testing.assert_close(sketch, full @ kept.sketch_matrices[side], rtol=0, atol=1e-11)
             if proj_type == "full":  # the basis of the other side
                 span = subspace.right if side == "left" else subspace.left
             else:  # what the first moment remembers
                 span = torch.linalg.qr(moment.T if side == "left" else moment)[0]
-            cosines = torch.linalg.svdvals(span.T @ kept.tests[side])
+            cosines = torch.linalg.svdvals(span.T @ kept.sketch_matrices[side])
             torch.testing.assert_close(cosines, torch.ones(3, dtype=torch.float64), rtol=0, atol=1e-10)
 
     def test_the_new_basis_spans_the_sketch_and_holds_from_the_next_step_on(self, shape, proj_type):
@@ -99,7 +101,7 @@ class TestOneMatrix:
         sides = [name for name in ("left", "right") if getattr(old, name) is not None]
         old = type(old)(*(None if basis is None else basis.clone() for basis in (old.left, old.right)))
         sketches = {side: sketch.clone() for side, sketch in total.sums[0].sketches.items()}
-        optimizer.step_cores(weight, total, 1.0)
+        total.update_(1.0)
         change = weight.detach() - before
         torch.testing.assert_close(explicit_back(old, explicit_core(old, change)), change, rtol=0, atol=1e-12)
         fresh = matrix.subspace()
@@ -117,30 +119,30 @@ class TestOneMatrix:
         old = matrix.subspace()
         old = type(old)(*(None if basis is None else basis.clone() for basis in (old.left, old.right)))
         updated = 0.9 * first + 0.1 * explicit_core(old, sum(grads))
-        optimizer.step_cores(weight, total, 1.0)
+        total.update_(1.0)
         expected = explicit_core(matrix.subspace(), explicit_back(old, updated))
         torch.testing.assert_close(state["exp_avg"], expected, rtol=0, atol=1e-12)
 
     def test_an_only_micro_batch_refreshes_before_its_step_as_an_ordinary_one(self, shape, proj_type):
         (grad,) = gradients(shape, 1)
         optimizer, weight = build(shape, proj_type)
-        total, _ = begin(optimizer, weight, [grad], exact_refresh=True, due=True)
-        optimizer.step_cores(weight, total, 1.0)
+        total, _ = begin(optimizer, weight, [grad], is_only=True, due=True)
+        total.update_(1.0)
         other, other_weight = build(shape, proj_type)
         other.state[other_weight]["next_refresh"].copy_(other.state[other_weight]["step"])
         other_weight.grad = grad.clone()
         other.step()
         torch.testing.assert_close(weight, other_weight, rtol=0, atol=1e-12)
 
-    @pytest.mark.parametrize("probe_norm", [True, False])
+    @pytest.mark.parametrize("estimates_norm", [True, False])
     @pytest.mark.parametrize("due", [True, False])
-    def test_bytes_of_the_formula_are_those_of_the_tensors(self, shape, proj_type, probe_norm, due):
+    def test_bytes_of_the_formula_are_those_of_the_tensors(self, shape, proj_type, estimates_norm, due):
         for dtype in (torch.float32, torch.float64, torch.bfloat16):
             optimizer, weight = build(shape, proj_type, dtype=dtype)
             grads = [grad.to(dtype) for grad in gradients(shape, 3)]
-            total, _ = begin(optimizer, weight, grads, probe_norm=probe_norm, due=due)
+            total, _ = begin(optimizer, weight, grads, estimates_norm=estimates_norm, due=due)
             kept = sum(tensor.nbytes for tensor in total.tensors())
-            assert kept == core_sum_bytes(total.layout, is_sketched=due, probe_norm=probe_norm)
+            assert kept == core_sum_bytes(total.layout, is_sketched=due, estimates_norm=estimates_norm)
 
 
 class TestFirstStep:
@@ -159,10 +161,10 @@ class TestFirstStep:
         assert (basis.T @ side).norm() > 0.9 * (exact.T @ side).norm()
         # Nothing is remembered: the sketch is oversampled, with a random test matrix.
         full = sum(grads) if proj_type == "left" else sum(grads).T
-        assert kept.tests[proj_type].shape == (full.shape[1], rank + 8)
-        torch.testing.assert_close(kept.sketches[proj_type], full @ kept.tests[proj_type], rtol=0, atol=1e-10)
+        assert kept.sketch_matrices[proj_type].shape == (full.shape[1], rank + 8)
+        torch.testing.assert_close(kept.sketches[proj_type], full @ kept.sketch_matrices[proj_type], rtol=0, atol=1e-10)
         sketch = kept.sketches[proj_type].clone()
-        optimizer.step_cores(weight, total, 1.0)
+        total.update_(1.0)
         fresh = matrix.subspace()
         fresh = fresh.left if proj_type == "left" else fresh.right
         leading = torch.linalg.svd(sketch, full_matrices=False)[0][:, :rank]
@@ -178,7 +180,7 @@ class TestFirstStep:
         optimizer, weight = build(shape, proj_type, steps=0)
         total, _ = begin(optimizer, weight, gradients(shape, 2))
         kept = sum(tensor.nbytes for tensor in total.tensors())
-        formula = core_sum_bytes(total.layout, is_sketched=True, probe_norm=True)
+        formula = core_sum_bytes(total.layout, is_sketched=True, estimates_norm=True)
         assert kept - formula == 8 * (30 + 40) * 8
 
     def test_a_zero_first_micro_batch_still_gets_a_subspace(self):
@@ -187,7 +189,7 @@ class TestFirstStep:
         total, (matrix,) = begin(optimizer, weight, grads)
         expected = explicit_core(matrix.subspace(), sum(grads))
         torch.testing.assert_close(total.sums[0].core, expected, rtol=0, atol=1e-12)
-        optimizer.step_cores(weight, total, 1.0)
+        total.update_(1.0)
         assert int(optimizer.state[weight]["refresh_count"]) == 1
         assert weight.isfinite().all()
 
@@ -215,7 +217,7 @@ class TestSmoothing:
         smoothed_sum = rho * explicit_back(subspace, mean) + (1 - rho) * sum(grads)
         smoothed_sum = smoothed_sum if proj_type == "left" else smoothed_sum.T
         kept = total.sums[0]
-        expected = smoothed_sum @ kept.tests[proj_type] / (1 - rho)
+        expected = smoothed_sum @ kept.sketch_matrices[proj_type] / (1 - rho)
         torch.testing.assert_close(kept.sketches[proj_type], expected, rtol=0, atol=1e-11)
 
 
@@ -240,13 +242,13 @@ class TestNorm:
         assert error < 0.02 * (true - inside) and (true - inside) > 0.2 * true
         # The inside is exact, so only the outside spreads: relative variance at most 2 / width.
         assert estimates.min() > inside
-        assert estimates.std().item() < 1.2 * math.sqrt(2 / PROBE_COLUMNS) * (true - inside)
+        assert estimates.std().item() < 1.2 * math.sqrt(2 / NORM_COLUMNS) * (true - inside)
 
     @pytest.mark.parametrize("proj_type", SIDES)
     def test_without_probe_it_is_the_norm_of_the_core(self, proj_type):
         optimizer, weight = build((7, 11), proj_type)
         grads = gradients((7, 11), 3)
-        total, (matrix,) = begin(optimizer, weight, grads, probe_norm=False)
+        total, (matrix,) = begin(optimizer, weight, grads, estimates_norm=False)
         core = explicit_core(matrix.subspace(), sum(grads))
         assert total.squared_norm() == pytest.approx(core.square().sum().item(), rel=1e-12)
 
@@ -261,7 +263,9 @@ class TestNorm:
         huge = torch.full((4, 4), 60000.0, dtype=torch.float16)
         (size,), _ = sizes_of([huge])
         assert size.squared_norm == pytest.approx(16 * 60000.0**2, rel=1e-6)
-        total = FullSum()
+        weight = nn.Parameter(torch.zeros(3))
+        optimizer = AdamW([weight])
+        total = optimizer.step_of(weight).begin_sum(optimizer.member(weight, {}), None, Summing())
         total.add(torch.ones(3))
         total.add(torch.ones(3))
         assert total.squared_norm() == pytest.approx(12, rel=1e-6)
@@ -282,7 +286,7 @@ class TestBfloat16:
         expected = explicit_core(doubled, exact)
         assert (total.sums[0].core - expected).norm() < 1e-5 * expected.norm()
         for side, sketch in total.sums[0].sketches.items():
-            product = (exact if side == "left" else exact.T) @ total.sums[0].tests[side].double()
+            product = (exact if side == "left" else exact.T) @ total.sums[0].sketch_matrices[side].double()
             assert (sketch - product).norm() < 1e-5 * product.norm()
 
 
@@ -301,7 +305,7 @@ class TestSeveralMatrices:
         for index in (0, 2):
             expected = explicit_core(matrices[index].subspace(), sum(grads)[index])
             torch.testing.assert_close(total.sums[index].core, expected, rtol=0, atol=1e-12)
-        optimizer.step_cores(weight, total, 1.0)
+        total.update_(1.0)
         assert torch.equal(weight[1], before[1])
         assert (optimizer.state[weight]["step"] - step).tolist() == [1, 0, 1]
 
@@ -309,7 +313,7 @@ class TestSeveralMatrices:
         optimizer, weight = build((3, 7, 11), "right")
         total, _ = begin(optimizer, weight, gradients((3, 7, 11), 2), due=True)
         kept = sum(tensor.nbytes for tensor in total.tensors())
-        assert kept == core_sum_bytes(total.layout, is_sketched=True, probe_norm=True)
+        assert kept == core_sum_bytes(total.layout, is_sketched=True, estimates_norm=True)
 
     def test_a_sum_that_is_not_finite_is_left_out_and_counted(self):
         optimizer, weight = build((3, 7, 11), "left")
@@ -317,7 +321,7 @@ class TestSeveralMatrices:
         grads = gradients((3, 7, 11), 3)
         grads[1][2, 3, 4] = math.nan
         total, _ = begin(optimizer, weight, grads)
-        assert optimizer.step_cores(weight, total, 1.0) == 1
+        assert total.update_(1.0) == 1
         assert torch.equal(weight[2], before[2])
         assert not torch.equal(weight[0], before[0]) and weight.isfinite().all()
 
@@ -345,6 +349,6 @@ def test_min_memory_sums_on_the_side_that_it_settles_on(keeps):
     kept = sum(tensor.nbytes for tensor in total.tensors())
     # On a new side the state starts anew, so that a sketch is kept as at a first step.
     width = 8 if keeps else 0
-    assert kept == core_sum_bytes(total.layout, is_sketched=keeps, probe_norm=True) + 4 * width * (rows + columns)
-    optimizer.step_cores(weight, total, 1.0)
+    assert kept == core_sum_bytes(total.layout, is_sketched=keeps, estimates_norm=True) + 4 * width * (rows + columns)
+    total.update_(1.0)
     assert optimizer.state_bytes() == sum(tensor.nbytes for tensor in optimizer.state[weight].values())

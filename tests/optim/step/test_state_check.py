@@ -8,7 +8,7 @@ from torch import nn
 
 import featherweight as fw
 from featherweight.errors import ConfigError, DeviceError, ShapeError
-from featherweight.optim.step.dense import step_fused_
+from featherweight.optim.step.adam import step_fused_
 
 OPTIMIZERS = {
     "adamw": fw.optim.AdamW,
@@ -106,7 +106,7 @@ def test_a_moment_that_does_not_fit_never_reaches_the_fused_kernel(key, wrong):
     optimizer.state[parameter][key] = wrong
     parameter.grad = torch.ones(8, 8)
     with pytest.raises(ShapeError, match="Do not write into optimizer.state"):
-        step_fused_([parameter], [parameter.grad], [optimizer.state[parameter]], optimizer.param_groups[0])
+        step_fused_([optimizer.member(parameter, optimizer.param_groups[0])], [parameter.grad])
 
 
 # ---- new rows

@@ -7,18 +7,15 @@ caller adopts it. States from before this mark are known by their options.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from featherweight.errors import CheckpointError
-from featherweight.optim.step.layout import Layout, plan_layout
-from featherweight.optim.tucker.options import projects_tensors
-from featherweight.quant.storage import DenseStorage
+from featherweight.optim.step.plan import plan_step
+from featherweight.optim.tucker.plan import projects_tensors
 
 KIND = "kind"
 """Key of the mark in the groups of a state dict; not in those of an optimizer."""
@@ -112,26 +109,6 @@ def _plans(named: Group, options: Group) -> list[Any]:
     names = named.get("param_names") or [""] * len(named["params"])
     plans: list[Any] = [projects_tensors(options)]
     for index, (name, parameter) in enumerate(zip(names, named["params"], strict=True)):
-        layout = plan_layout(name, parameter, options, index)
-        plans.append((layout, layout.rank is not None and options.get("basis_smoothing", 0) > 0))
+        step = plan_step(name, parameter, options, index)
+        plans.append((step.layout, step.matrix_count > 0 and options.get("basis_smoothing", 0) > 0))
     return plans
-
-
-def with_stored_basis(layout: Layout, state: Mapping[str, Tensor], group: Group, dtype: torch.dtype) -> Layout:
-    """Return a layout whose bases are as wide as those of the state.
-
-    Without `basis_bits` their width follows the dtype of the weights when the state was created, which may have
-    changed since (`model.bfloat16()`); a state keeps its own.
-
-    Args:
-        layout: planned for the present weights.
-        state: of the parameter; empty before the first step.
-        group: its group.
-        dtype: of the weights now.
-    """
-    stored = next((state[name] for name in ("basis_left", "basis_right") if name in state), None)
-    if stored is None or group["basis_bits"] is not None or not isinstance(layout.basis, DenseStorage):
-        return layout
-    is_half = stored.dtype == torch.bfloat16
-    product = torch.bfloat16 if is_half and dtype == torch.bfloat16 else layout.dtype
-    return replace(layout, basis=DenseStorage(torch.bfloat16 if is_half else None), product_dtype=product)
