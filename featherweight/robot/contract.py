@@ -118,6 +118,10 @@ class Teleoperator(_Device):
     def get_action(self) -> Action | None:
         """Return where the follower shall go, in degrees; None if the operator commands nothing now."""
 
+    def poll_events(self) -> tuple[str, ...]:
+        """Return what the operator asked for since the last call: "stop", "reset"; nothing by default."""
+        return ()
+
     def send_feedback(self, feedback: Mapping[str, float]) -> None:
         """Tell the leader where the follower is, if it can use that (rate control starts there)."""
 

@@ -69,12 +69,15 @@ class Target:
             self.latch(reported_deg)
         assert self.sent_deg is not None
         step = math.inf if max_speed_deg_s is None else max_speed_deg_s * min(max(elapsed_s, 0.0), MAX_STEP_S)
+        goals = [max(-LIMIT_DEG, min(LIMIT_DEG, goal)) for goal in goal_deg]
+        farthest = max(abs(goal - start) for goal, start in zip(goals, self._ramp_deg, strict=True))
+        # All joints share their time, so the arm goes straight in joint space, where the guard has looked.
+        share = step / farthest if farthest > step else 1.0
         target = []
         for i in range(SERVOS):
-            goal = max(-LIMIT_DEG, min(LIMIT_DEG, goal_deg[i]))
             low, high = reported_deg[i] - self.lookahead_deg, reported_deg[i] + self.lookahead_deg
             start = self._ramp_deg[i]
-            moved = start + max(-step, min(step, goal - start))
+            moved = start + (goals[i] - start) * share
             # The ramp stays near the arm, too: an arm that lags is not chased by a target that ran ahead.
             self._ramp_deg[i] = max(low, min(high, moved))
             whole = round_with_hysteresis(self._ramp_deg[i], self.sent_deg[i], self.hysteresis_deg)

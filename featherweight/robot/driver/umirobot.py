@@ -169,15 +169,32 @@ class UMIRobot(Robot):
             link.core.hold()
             raise
         goal_deg = self._limit(wish_deg, self.reported_deg())
-        self.set_servo_goal(self.calibration.to_servo(goal_deg), self.config.max_speed_deg_s, epoch)
+        self.move(goal_deg, self.config.max_speed_deg_s, epoch, self.config.command_timeout_s, time.monotonic())
         return self._to_user(goal_deg)
 
-    def set_servo_goal(
-        self, servos_deg: tuple[float, ...], max_speed_deg_s: float | None, epoch: int, timeout_s: float | None = None
+    @property
+    def is_streaming(self) -> bool:
+        """Whether status lines are coming."""
+        return self._link is not None and self._link.is_streaming
+
+    def move(
+        self,
+        joints_deg: tuple[float, ...],
+        max_speed_deg_s: float | None,
+        epoch: int,
+        timeout_s: float | None,
+        now_s: float,
     ) -> None:
-        """Set the goal of the servos for as long as the link keeps its epoch; for those who limit on their own."""
-        timeout_s = timeout_s if timeout_s is not None else self.config.command_timeout_s
-        self.link.core.set_goal(Goal(servos_deg, max_speed_deg_s, time.monotonic(), timeout_s, epoch))
+        """Set the goal without further limits than the servos'; for `safety.Controller`, which limits on its own.
+
+        Args:
+            joints_deg: (6,) finite degrees of the joints.
+            max_speed_deg_s: largest speed of the target; None leaves it to the firmware.
+            epoch: of the link that the caller knows; after a loss or a restart since then the goal is not obeyed.
+            timeout_s: age of the goal at which the arm is frozen; None for no end.
+            now_s: time of the goal on the monotonic clock.
+        """
+        self.link.core.set_goal(Goal(self.calibration.to_servo(joints_deg), max_speed_deg_s, now_s, timeout_s, epoch))
 
     def hold(self) -> None:
         """Freeze the arm where it is."""

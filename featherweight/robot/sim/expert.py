@@ -5,10 +5,10 @@ Used as a leader, for demonstrations, and to check that the scene can be solved 
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 
+from featherweight.errors import ConfigError
 from featherweight.robot.kinematics.dh import Array
 from featherweight.robot.kinematics.inverse import table_top
 
@@ -20,13 +20,6 @@ OPEN_DEG, CLOSED_DEG = 60.0, -45.0
 SETTLE_S, GRIP_S = 0.25, 0.7
 
 
-@dataclass(frozen=True)
-class Unreachable(Exception):
-    """The expert's plan leaves the reach of the arm at this point."""
-
-    point_m: tuple[float, ...]
-
-
 def pick_and_place(cube_m: Array, bin_m: Array, start_deg: Array | None = None) -> Iterator[Array]:
     """Yield (6,) targets in degrees that bring a cube into the bin.
 
@@ -35,7 +28,7 @@ def pick_and_place(cube_m: Array, bin_m: Array, start_deg: Array | None = None) 
         bin_m: (3,) centre of the bin's floor.
         start_deg: (6,) where the arm is; None stands for zero.
     Raises:
-        Unreachable: if the cube or the bin is out of reach.
+        ConfigError: if the cube or the bin is out of reach.
     """
     now = np.zeros(6) if start_deg is None else np.asarray(start_deg, dtype=np.float64)
     above = np.array([cube_m[0], cube_m[1], HOVER_M])
@@ -62,7 +55,10 @@ def pick_and_place(cube_m: Array, bin_m: Array, start_deg: Array | None = None) 
 def _pose(point_m: Array, gripper_deg: float) -> Array:
     joints = table_top(point_m)
     if joints is None:
-        raise Unreachable(tuple(map(float, point_m)))
+        raise ConfigError(
+            f"pick_and_place: point_m={np.round(point_m, 3).tolist()} is out of reach; expected 0.105 to 0.26 m from the base. "
+            "Move the cube or the bin."
+        )
     return np.array([*np.degrees(joints), gripper_deg])
 
 
