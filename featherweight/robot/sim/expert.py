@@ -11,6 +11,7 @@ import numpy as np
 from featherweight.errors import ConfigError
 from featherweight.robot.kinematics.dh import Array
 from featherweight.robot.kinematics.inverse import table_top
+from featherweight.robot.sim.world import World
 
 RATE_HZ = 30.0
 HOVER_M, GRASP_M, CARRY_M, DROP_M = 0.065, 0.012, 0.080, 0.055
@@ -77,3 +78,15 @@ def _joint_move(start_deg: Array, end_deg: Array) -> Iterator[Array]:
 def _wait(pose_deg: Array, duration_s: float) -> Iterator[Array]:
     for _ in range(round(duration_s * RATE_HZ)):
         yield pose_deg
+
+
+def pick_all(world: World) -> Iterator[Array]:
+    """Yield targets that bring every reachable cube of a world into its bin, one after the other."""
+    now = np.zeros(6)
+    for index in range(len(world.cubes)):
+        try:
+            targets = list(pick_and_place(world.cube_m(index), world.bin_m, now))
+        except ConfigError:
+            continue
+        yield from targets
+        now = targets[-1]
