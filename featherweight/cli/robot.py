@@ -1,5 +1,6 @@
 """`fw robot`: drive, simulate, emulate and teleoperate the arm, on one computer or over a network."""
 
+import json
 import threading
 import time
 from pathlib import Path
@@ -264,7 +265,7 @@ def doctor(
     if real:
         report.add_table("Checklist", ["step", "check"], [[i, text] for i, text in enumerate(CHECKLIST, start=1)])
     if as_json:
-        print_json(report.to_dict())
+        print_json(json.loads(report.to_json()))
     else:
         report.print_terminal()
 

@@ -39,20 +39,20 @@ def diagnose(port: str | None = None, move: bool = False) -> Report:
         move: move each joint of that kit by 5 degrees there and back.
     """
     report = Report("Robot doctor")
-    report.add_facts("Computer", {"system": platform.platform(), "Python": platform.python_version()})
+    report.add_facts({"system": platform.platform(), "Python": platform.python_version()}, "Computer")
     rows = []
     for package, purpose in PACKAGES.items():
         is_there = importlib.util.find_spec(package) is not None
         rows.append([package, purpose, "yes" if is_there else "no: pip install featherweight[robot]"])
     report.add_table("Packages", ["package", "for", "installed"], rows)
-    report.add_facts("Graphics", {"off-screen pictures": _graphics()})
+    report.add_facts({"off-screen pictures": _graphics()}, "Graphics")
     try:
         ports = [[info.path, info.description, "likely" if info.is_likely else "", _say(info.path)] for info in list_ports()]
     except FeatherweightError as error:
         ports = [["", "", "", str(error)]]
     report.add_table("Serial ports", ["port", "description", "vendor", "says"], ports)
     if port is not None:
-        report.add_facts(f"Kit on {port}", _examine(port, move))
+        report.add_facts(_examine(port, move), f"Kit on {port}")
     return report
 
 

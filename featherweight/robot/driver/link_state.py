@@ -243,7 +243,7 @@ class LinkCore:
         self.newest = Received(status, now_s, statistics.lines)
 
     def _next_target(self, status: Status, now_s: float) -> tuple[int, ...]:
-        goal, before = self._goal, self.target.sent_deg
+        goal, before = self._goal, self._known_target(status)
         elapsed_s, self._last_s = now_s - self._last_s if before is not None else LOOP_US / 1e6, now_s
         if goal.timeout_s is not None and now_s - goal.time_s > goal.timeout_s and goal is not self._expired:
             self._expired = goal
@@ -267,6 +267,18 @@ class LinkCore:
         self.is_frozen = False
         self._measure_echo(status, before, target, now_s)
         return target
+
+    def _known_target(self, status: Status) -> tuple[int, ...] | None:
+        """Return the newest target, unless the arm stands where it cannot be if the kit has kept that target.
+
+        Then the kit started again in a gap of the lines; the old target would make it run back.
+        """
+        before = self.target.sent_deg
+        most = self.target.lookahead_deg + (0 if self.is_frozen else 3)
+        if before is not None and max(abs(b - q) for b, q in zip(before, status.q_deg, strict=True)) > most:
+            self.statistics.restarts += 1
+            self._forget_goal()
+        return self.target.sent_deg
 
     def _measure_echo(self, status: Status, before: tuple[int, ...] | None, after: tuple[int, ...], now_s: float) -> None:
         """Count the lines from a command to an arm at rest until the arm reports motion."""

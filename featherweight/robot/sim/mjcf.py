@@ -109,7 +109,7 @@ def build_mjcf(
 <worldbody>
 <light pos="0.2 -0.4 1.2" dir="0 0.2 -1" castshadow="false" diffuse="0.32 0.32 0.32" specular="0 0 0"/>
 <geom name="table" type="box" size="0.45 0.45 0.02" pos="0.1 0 -0.02" rgba="0.86 0.84 0.80 1" contype="2" conaffinity="3"/>
-<camera name="front" pos="0.62 0 0.36" xyaxes="0 1 0 -0.52 0 0.85" fovy="45"/>
+<camera name="front" pos="0.55 0 0.33" xyaxes="0 1 0 -0.55 0 0.83" fovy="42"/>
 <camera name="top" pos="0.17 0 0.62" xyaxes="0 -1 0 1 0 0" fovy="45"/>
 {_arm(hand)}
 {objects}
