@@ -60,7 +60,7 @@ def calibrate_channel(samples_v: ArrayLike, channel: int) -> PotRange:
     if sweeps < MIN_SWEEPS:
         raise ConfigError(f"{where} was swept {sweeps} times; expected at least {MIN_SWEEPS}. Turn it there and back twice.")
     start = float(np.median(samples[:10, channel]))
-    return PotRange(float(low[channel]), float(high[channel]), start > (low[channel] + high[channel]) / 2)
+    return PotRange(float(low[channel]), float(high[channel]), bool(start > (low[channel] + high[channel]) / 2))
 
 
 def is_floating(samples_v: Array) -> bool:

@@ -115,7 +115,7 @@ class OperatorSide:
         self._sequence += 1
         sent_ns = self._clock_ns()
         echo_ns = self.state.sent_ns if self.state else 0
-        hold_us = (sent_ns - self._state_ns) // 1000 if self.state else 0
+        hold_us = max(0, sent_ns - self._state_ns) // 1000 if self.state else 0
         frame = CommandFrame(self.session, self._sequence, sent_ns, echo_ns, hold_us, angles_deg)
         self._transport.publish(self._topics.cmd, frame.encode())
 

@@ -60,6 +60,10 @@ class CommandReceiver:
         self._highest, self.newest = frame.sequence, (frame, now_ns)
         # A frame of the holder that is in order says that the operator is there, even if its command is too old.
         self._lease.renew(now_ns / 1e9)
+        age_ns = self.clock.age_ns(now_ns, frame.sent_ns)
+        if age_ns is not None and abs(age_ns) > JUMP_NS:
+            self.clock.reset()
+            return self._drop("clock")
         round_trip_ns = self.clock.add(now_ns, frame.sent_ns, frame.echo_ns, frame.hold_us)
         if round_trip_ns is not None:
             self._echo_s_ns = now_ns
@@ -67,9 +71,6 @@ class CommandReceiver:
         self.delays.add(frame.sequence, round_trip_ns, age_ns)
         if age_ns is None or now_ns - self._echo_s_ns > SYNCHRONISED_NS:
             return self._drop("unsynchronised")
-        if abs(age_ns) > JUMP_NS:
-            self.clock.reset()
-            return self._drop("clock")
         # The measured age may be wrong by the clock's uncertainty; a command that counts is never older than both together.
         if age_ns > self._max_age_ns:
             return self._drop("old")

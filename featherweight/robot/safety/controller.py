@@ -143,6 +143,7 @@ class Controller:
             self.hold(str(error))
             return self.mode
         age_s = now_s - self._command_s
+        has_started = False
         is_fresh = 0 <= age_s <= self.safety.command_timeout_s
         if reported_deg is None:
             self.hold("the link to the robot is lost")
@@ -151,12 +152,12 @@ class Controller:
         elif not is_fresh:
             self.hold(f"no command for {self.safety.command_timeout_s * 1000:g} ms")
         elif self.modes.start():
-            self._epoch, self._goal_deg = epoch, None
+            has_started, self._epoch, self._goal_deg = True, epoch, None
         if not self.modes.is_moving or reported_deg is None:
             return self.mode
         assert self._wish_deg is not None
         self._choose_goal(self._wish_deg, reported_deg)
-        if self.mode is Mode.SYNC and self._is_near(reported_deg):
+        if self.mode is Mode.SYNC and not has_started and self._is_near(reported_deg):
             self.modes.caught_up()
         safety = self.safety
         speed_deg_s = safety.max_speed_deg_s if self.mode is Mode.ACTIVE else safety.sync_speed_deg_s
