@@ -23,9 +23,13 @@ app.add_typer(class_app, name="class")
 LEADERS = ("keyboard", "pots", "gamepad", "expert", "sine")
 FOLLOWERS = ("umirobot", "sim")
 Port = Annotated[str, typer.Option(help='Serial port, "auto", or "sim" for an emulated kit.')]
-Duration = Annotated[float | None, typer.Option(min=0.1, help="Seconds; default: until Ctrl-C or Esc.", show_default=False)]
+Duration = Annotated[
+    float | None, typer.Option(min=0.1, help="Seconds; default: until Ctrl-C or Esc.", show_default=False)
+]
 Room = Annotated[str, typer.Option(help="Name of the room.")]
-ClassFolder = Annotated[Path, typer.Option("--class", help="Folder that fw robot class init made: a room's or a participant's.")]
+ClassFolder = Annotated[
+    Path, typer.Option("--class", help="Folder that fw robot class init made: a room's or a participant's.")
+]
 LeaderName = Annotated[str, typer.Option("--leader", help="keyboard, pots, gamepad, expert or sine.")]
 RobotName = Annotated[str, typer.Option("--robot", help="Name of the robot in the room.")]
 Fps = Annotated[float, typer.Option(min=5, max=200, help="Control steps a second.")]
@@ -39,7 +43,9 @@ def sim(
     cubes: Annotated[int, typer.Option(min=1, max=6, help="Of the challenge.")] = 3,
     seed: Annotated[int, typer.Option(min=0, help="Of the layout.")] = 0,
     duration: Duration = None,
-    viewer: Annotated[bool, typer.Option(help="Show a window; without a display the terminal tells the angles.")] = True,
+    viewer: Annotated[
+        bool, typer.Option(help="Show a window; without a display the terminal tells the angles.")
+    ] = True,
     gif: Annotated[Path | None, typer.Option(help="Record a moving picture to this file.", show_default=False)] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -71,7 +77,9 @@ def sim(
 
 @app.command()
 def emulate(
-    pty: Annotated[Path | None, typer.Option(help="A link to the port, which stays the same.", show_default=False)] = None,
+    pty: Annotated[
+        Path | None, typer.Option(help="A link to the port, which stays the same.", show_default=False)
+    ] = None,
     inputs: Annotated[
         str, typer.Option(help="constant, sine, floating, csv:FILE or file:FILE (written by another process).")
     ] = "sine",
@@ -225,7 +233,9 @@ def join(
     transport = connect(address, member)
     try:
         with device:
-            side = run_join(device, transport, Topics(room, robot), member.name, member.role == "instructor", stop, show)
+            side = run_join(
+                device, transport, Topics(room, robot), member.name, member.role == "instructor", stop, show
+            )
             time.sleep(0.1)
     finally:
         transport.close()
@@ -288,10 +298,15 @@ def calibrate(
     except ValueError:
         wanted = [-1]
     if not wanted or not set(wanted) <= set(range(6)):
-        raise ConfigError(f"fw robot calibrate: channels={channels} are no potentiometers; expected 1 to 6. Write 1,2,3.")
+        raise ConfigError(
+            f"fw robot calibrate: channels={channels} are no potentiometers; expected 1 to 6. Write 1,2,3."
+        )
     with PotLeader(PotLeaderConfig(port=port, id=id)) as leader:
         for channel in wanted:
-            print(f"Potentiometer {channel + 1}: start at the low end, turn to the high end and back, twice ({seconds:g} s).")
+            print(
+                f"Potentiometer {channel + 1}: start at the low end, turn to the high end and back, twice "
+                f"({seconds:g} s)."
+            )
             leader.record_channel(channel, seconds)
         print(f"Saved: {leader.calibration.save()}")
 
@@ -303,7 +318,9 @@ def class_init(
     member: Annotated[
         list[str] | None, typer.Option("--member", "-m", help="name:role; robot, operator, instructor, observer.")
     ] = None,
-    host: Annotated[list[str] | None, typer.Option(help="Names and addresses of the relay.", show_default=False)] = None,
+    host: Annotated[
+        list[str] | None, typer.Option(help="Names and addresses of the relay.", show_default=False)
+    ] = None,
 ) -> None:
     """Make the certificates, tokens and access rules of a room.
 
@@ -318,7 +335,10 @@ def class_init(
         name, _, role = entry.partition(":")
         members[name] = role
     create_room(folder, room, members, ["localhost", "127.0.0.1", *(host or [])])
-    print(f"Made {folder}. Give each participant the folder {folder / 'members'}/NAME and nothing else; keep ca.key secret.")
+    print(
+        f"Made {folder}. Give each participant the folder {folder / 'members'}/NAME and nothing else; keep "
+        f"ca.key secret."
+    )
 
 
 def _make_leader(name: str, port: str, robot: "UMIRobot | None") -> "Teleoperator":
@@ -343,7 +363,9 @@ def _make_leader(name: str, port: str, robot: "UMIRobot | None") -> "Teleoperato
 
         if isinstance(robot, SimRobot):
             return fwr.ScriptedLeader(pick_all(robot.world))
-        raise ConfigError("fw robot: leader=expert needs the simulator; expected --follower sim. Choose another leader.")
+        raise ConfigError(
+            "fw robot: leader=expert needs the simulator; expected --follower sim. Choose another leader."
+        )
     raise ConfigError(_unknown("fw robot", "leader", name, LEADERS))
 
 
@@ -361,7 +383,7 @@ def _make_inputs(name: str) -> Any:
     from featherweight.robot.emulator import inputs
 
     kind, _, path = name.partition(":")
-    makers = {
+    makers: dict[str, Any] = {
         "constant": inputs.ConstantInputs,
         "sine": inputs.SineInputs,
         "floating": inputs.FloatingInputs,
@@ -409,7 +431,10 @@ def _teleoperate(
     if as_json:
         print_json(values)
     else:
-        print(f"{result.duration_s:.1f} s, {result.steps} steps, ended {result.mode.name} {result.reason}; {result.counters}")
+        print(
+            f"{result.duration_s:.1f} s, {result.steps} steps, ended {result.mode.name} {result.reason}; "
+            f"{result.counters}"
+        )
 
 
 class _Recorder:
@@ -452,7 +477,9 @@ def _open_window(robot: Any) -> Any:
 
 def _check_room(asked: str, own: str) -> None:
     if asked != own:
-        raise ConfigError(f"fw robot: room={asked} is not the room of these files; expected {own}. Use the files of {asked}.")
+        raise ConfigError(
+            f"fw robot: room={asked} is not the room of these files; expected {own}. Use the files of {asked}."
+        )
 
 
 def _unknown(where: str, key: str, value: str, known: Any) -> str:

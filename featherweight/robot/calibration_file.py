@@ -47,11 +47,11 @@ class KitCalibration(Config):
     """(6,) whether a potentiometer turns the other way."""
     pot_center_deg: list[float] = Field(default=[0.0] * SERVOS, min_length=SERVOS, max_length=SERVOS)
     """(6,) subtracted from the angle; set when the leader is centred again while it runs."""
-    pot_deadband_v: float = Field(0.0049, ge=0)
+    pot_deadband_v: float = Field(default=0.0049, ge=0)
     """Change below which a potentiometer counts as still; one step of its 10 bits."""
-    filter_cutoff_hz: float = Field(1.5, gt=0)
+    filter_cutoff_hz: float = Field(default=1.5, gt=0)
     """Smallest cut-off of the One-Euro filter."""
-    filter_beta: float = Field(0.02, ge=0)
+    filter_beta: float = Field(default=0.02, ge=0)
     """How much the cut-off rises with the speed (in degrees a second)."""
 
     @model_validator(mode="after")

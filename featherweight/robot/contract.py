@@ -1,7 +1,7 @@
 """What every robot and every leader offers, with the names of LeRobot's Robot and Teleoperator.
 
-Features are known before connecting; angles are float degrees under ``<joint>.pos``; `send_action` returns what was really
-sent after the limits.
+Features are known before connecting; angles are float degrees under ``<joint>.pos``; `send_action` returns what was
+really sent after the limits.
 """
 
 import math
@@ -47,10 +47,10 @@ class _Device(ABC):
         """Whether the device has what it needs to give right angles."""
         return True
 
-    def calibrate(self) -> None:
+    def calibrate(self) -> None:  # noqa: B027 (most devices need no calibration)
         """Calibrate, if the device can."""
 
-    def configure(self) -> None:
+    def configure(self) -> None:  # noqa: B027 (most devices have no settings)
         """Send settings to the device, if it has any."""
 
     @abstractmethod
@@ -70,7 +70,8 @@ class _Device(ABC):
     def _require_connection(self, call: str) -> None:
         if not self.is_connected:
             raise DeviceError(
-                f"{type(self).__name__}.{call}: id={self.id!r} is not connected; expected connect() first. Call it, or use "
+                f"{type(self).__name__}.{call}: id={self.id!r} is not connected; expected connect() first. Call "
+                f"it, or use "
                 "the object in a with statement."
             )
 
@@ -134,7 +135,9 @@ def ordered_angles(where: str, action: Mapping[str, float]) -> tuple[float, ...]
     """
     for key in action:
         if key not in JOINT_KEYS:
-            raise ConfigError(f"{where}: key={key!r} is unknown; expected a joint. {did_you_mean(str(key), JOINT_KEYS)}")
+            raise ConfigError(
+                f"{where}: key={key!r} is unknown; expected a joint. {did_you_mean(str(key), JOINT_KEYS)}"
+            )
     missing = [key for key in JOINT_KEYS if key not in action]
     if missing:
         raise ConfigError(f"{where}: {missing[0]} is missing; expected all six joints. Add {', '.join(missing)}.")

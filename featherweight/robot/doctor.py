@@ -47,7 +47,9 @@ def diagnose(port: str | None = None, move: bool = False) -> Report:
     report.add_table("Packages", ["package", "for", "installed"], rows)
     report.add_facts({"off-screen pictures": _graphics()}, "Graphics")
     try:
-        ports = [[info.path, info.description, "likely" if info.is_likely else "", _say(info.path)] for info in list_ports()]
+        ports = [
+            [info.path, info.description, "likely" if info.is_likely else "", _say(info.path)] for info in list_ports()
+        ]
     except FeatherweightError as error:
         ports = [["", "", "", str(error)]]
     report.add_table("Serial ports", ["port", "description", "vendor", "says"], ports)

@@ -1,7 +1,7 @@
-"""The serial line byte for byte: status lines from the kit, command lines to it.
+r"""The serial line byte for byte: status lines from the kit, command lines to it.
 
-A status line is ``6 q1..q6 6 p1..p6 5 d1..d5 UMI\\r\\n``, a command line six integers and a bare LF. The protocol has no
-checksum and no sequence number, so a line counts only if it is complete, well formed and in range.
+A status line is ``6 q1..q6 6 p1..p6 5 d1..d5 UMI\r\n``, a command line six integers and a bare LF. The protocol has
+no checksum and no sequence number, so a line counts only if it is complete, well formed and in range.
 """
 
 import re
@@ -38,11 +38,11 @@ class Status:
 
 
 def format_status(status: Status) -> bytes:
-    """Write a status line as the firmware prints it.
+    r"""Write a status line as the firmware prints it.
 
     Example:
         >>> format_status(Status((0, 0, 0, 0, 0, -9), (512,) * 6, (1,) * 5))
-        b'6 0 0 0 0 0 -9 6 512 512 512 512 512 512 5 1 1 1 1 1 UMI\\r\\n'
+        b'6 0 0 0 0 0 -9 6 512 512 512 512 512 512 5 1 1 1 1 1 UMI\r\n'
     """
     groups = ((SERVOS, status.q_deg), (POTENTIOMETERS, status.pots), (DIGITAL_INPUTS, status.digitals))
     fields = [str(field) for count, values in groups for field in (count, *values)]
@@ -69,14 +69,14 @@ def parse_status(line: bytes) -> Status | None:
 
 
 def format_command(angles_deg: Sequence[int]) -> bytes:
-    """Write a command line; the firmware misreads anything but integers, single spaces and a bare LF.
+    r"""Write a command line; the firmware misreads anything but integers, single spaces and a bare LF.
 
     Raises:
         ConfigError: if there are not six whole numbers within the limits.
 
     Example:
         >>> format_command([10, -20, 30, -40, 90, -90])
-        b'10 -20 30 -40 90 -90\\n'
+        b'10 -20 30 -40 90 -90\n'
     """
     # A bool is an int, and int(1.5) would hide a mistake; so the type itself is asked.
     if len(angles_deg) != SERVOS or any(type(angle) is not int or abs(angle) > LIMIT_DEG for angle in angles_deg):
@@ -85,6 +85,12 @@ def format_command(angles_deg: Sequence[int]) -> bytes:
             f"{-LIMIT_DEG} to {LIMIT_DEG}. Round and clamp them first."
         )
     return (" ".join(map(str, angles_deg)) + "\n").encode("ascii")
+
+
+def is_text(line: bytes) -> bool:
+    """Whether a line that is no status line is text at all: noise of a wrong baud rate is not."""
+    words = line.strip()
+    return len(words) > 3 and words.isascii() and words.decode("ascii").isprintable()
 
 
 class LineSplitter:

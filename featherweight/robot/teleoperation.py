@@ -37,8 +37,8 @@ def teleoperate(
 ) -> TeleoperationResult:
     """Let a leader drive a follower until the time is over, `on_step` returns False, or Ctrl-C.
 
-    The arm catches up slowly first (SYNC), is held on every doubt (silent or faulty leader, lost link, restarted kit), and
-    is held at the end, whatever ends the loop.
+    The arm catches up slowly first (SYNC), is held on every doubt (silent or faulty leader, lost link, restarted kit),
+    and is held at the end, whatever ends the loop.
 
     Args:
         leader: connected.

@@ -39,7 +39,11 @@ def wander(robot, seconds, seed):
 
 
 FAULTS = [FaultConfig(**{name: 0.05, "seed": 1}) for name in FaultConfig.model_fields if name not in ("seed", "reset")]
-FAULTS += [FaultConfig(reset=0.005, seed=2), FaultConfig(), FaultConfig(bit_flip=0.03, drop=0.03, merge=0.03, stall=0.01, seed=5)]
+FAULTS += [
+    FaultConfig(reset=0.005, seed=2),
+    FaultConfig(),
+    FaultConfig(bit_flip=0.03, drop=0.03, merge=0.03, stall=0.01, seed=5),
+]
 
 
 @pytest.mark.parametrize("faults", FAULTS, ids=str)
@@ -259,7 +263,9 @@ def test_a_speed_limit_holds_and_all_joints_arrive_together():
 
     # 40 degrees a second for half a second, less the two or three lines that a command takes.
     assert 17 <= halfway[0] <= 20
-    assert halfway[1] == pytest.approx(halfway[0] / 2, abs=1.1) and halfway[2] == pytest.approx(-halfway[0] / 4, abs=1.1)
+    assert halfway[1] == pytest.approx(halfway[0] / 2, abs=1.1) and halfway[2] == pytest.approx(
+        -halfway[0] / 4, abs=1.1
+    )
 
 
 @given(st.floats(-90, 90))

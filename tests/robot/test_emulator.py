@@ -30,8 +30,8 @@ def run(kit, data, seconds=10.0, step_us=1000):
     return silence_us / 1e6, output
 
 
-# (what comes, targets afterwards, accepted, rejected, silence in s). A line of 20 bytes takes 1.7 ms on the wire, a loop
-# 11.4 ms: hence 0.02 s for "no silence", and 0.1 s around the seconds of the time-outs.
+# (what comes, targets afterwards, accepted, rejected, silence in s). A line of 20 bytes takes 1.7 ms on the wire, a
+# loop 11.4 ms: hence 0.02 s for "no silence", and 0.1 s around the seconds of the time-outs.
 TABLE = [
     (b"10 -20 30 -40 90 -90\n", (10, -20, 30, -40, 90, -90), 1, 0, 0.0),
     (b"1 2 3 4 5 6\r\n", (0, 0, 0, 0, 0, 0), 0, 2, 6.0),
@@ -49,7 +49,9 @@ TABLE = [
 ]
 
 
-@pytest.mark.parametrize(("data", "target", "accepted", "rejected", "silence_s"), TABLE, ids=[str(row[0]) for row in TABLE])
+@pytest.mark.parametrize(
+    ("data", "target", "accepted", "rejected", "silence_s"), TABLE, ids=[str(row[0]) for row in TABLE]
+)
 def test_the_number_reader_does_what_the_firmware_does(data, target, accepted, rejected, silence_s):
     kit = EmulatedKit(boot_s=0)
 
@@ -104,8 +106,8 @@ def test_opening_the_port_resets_the_board_and_its_arm():
     assert kit.read(1_990_000) == b"" and kit.read(2_100_000) != b""
 
 
-# The first 100 status lines for sine inputs with seeded noise and one command; mutation: any change of timing, rounding,
-# order or format.
+# The first 100 status lines for sine inputs with seeded noise and one command; mutation: any change of timing,
+# rounding, order or format.
 GOLDEN = Path(__file__).parent / "data" / "status_lines.txt"
 
 
@@ -121,7 +123,15 @@ def test_the_first_hundred_lines_are_golden():
 
 def test_the_same_seed_and_bytes_give_the_same_faulty_output():
     faults = FaultConfig(
-        bit_flip=0.1, drop=0.1, duplicate=0.1, truncate=0.05, merge=0.05, wrong_counts=0.05, non_ascii=0.05, stall=0.01, seed=3
+        bit_flip=0.1,
+        drop=0.1,
+        duplicate=0.1,
+        truncate=0.05,
+        merge=0.05,
+        wrong_counts=0.05,
+        non_ascii=0.05,
+        stall=0.01,
+        seed=3,
     )
 
     outputs = [run(EmulatedKit(boot_s=0, faults=faults), b"50 50 0 0 0 0\n", seconds=3.0) for _ in range(2)]

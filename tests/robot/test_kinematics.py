@@ -156,7 +156,9 @@ def test_points_out_of_reach_are_nan_and_have_a_nearest_one_within_the_limits():
     for point in ([0.5, 0, 0.1], [0, 0, 0.0245], [-0.2, 0, -0.2], [0, 0, 1.0]):
         joints = np.array(nearest_position(point))
         assert np.isfinite(joints).all() and np.abs(joints).max() <= np.pi / 2
-    np.testing.assert_allclose(wrist_point([*nearest_position([0.6, 0, 0.0245]), 0, 0]), [0.24649, 0, 0.0245], atol=1e-9)
+    np.testing.assert_allclose(
+        wrist_point([*nearest_position([0.6, 0, 0.0245]), 0, 0]), [0.24649, 0, 0.0245], atol=1e-9
+    )
 
 
 def test_the_tool_is_turned_to_the_wanted_direction():

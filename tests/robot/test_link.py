@@ -1,4 +1,5 @@
-"""The driver on real ports (pseudo-terminals) and in real time: opening, losing, sharing, and one clear sentence each."""
+"""The driver on real ports (pseudo-terminals) and in real time: opening, losing, sharing, and one clear sentence
+each."""
 
 import os
 import subprocess
@@ -66,7 +67,9 @@ def test_an_unplugged_robot_says_so_and_comes_back_frozen(kit, tmp_path):
             assert robot.reported_deg() == (0,) * 6, "the goal of before must not be obeyed"
 
 
-@pytest.mark.parametrize("action", [dict.fromkeys(JOINT_KEYS, float("nan")), {"gripper": 1.0}, {}, dict.fromkeys(JOINT_KEYS, "1")])
+@pytest.mark.parametrize(
+    "action", [dict.fromkeys(JOINT_KEYS, float("nan")), {"gripper": 1.0}, {}, dict.fromkeys(JOINT_KEYS, "1")]
+)
 def test_a_wrong_action_is_one_sentence_and_freezes_the_arm(action):
     with fwr.UMIRobot(fwr.UMIRobotConfig(port="sim", sync_speed_deg_s=90)) as robot:
         robot.send_action(dict.fromkeys(JOINT_KEYS, 40.0))
@@ -92,7 +95,6 @@ class Chatter:
 
     def __init__(self, text):
         import threading
-
         import tty
 
         self.master, slave = os.openpty()
@@ -226,7 +228,8 @@ def test_every_public_name_has_a_docstring_and_the_driver_alone_is_light():
             assert (getattr(fwr, name).__doc__ or "").strip(), name
     program = (
         "import sys\nfrom featherweight import robot as fwr\nfwr.UMIRobot\n"
-        "print([m for m in ('torch', 'mujoco', 'zenoh', 'websockets', 'transformers', 'numpy', 'PIL') if m in sys.modules])"
+        "print([m for m in ('torch', 'mujoco', 'zenoh', 'websockets', 'transformers', 'numpy', 'PIL') if m in "
+        "sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
     assert done.stdout.strip() == "[]", done.stdout + done.stderr

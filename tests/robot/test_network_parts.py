@@ -8,7 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from featherweight.errors import ConfigError
-from featherweight.robot.network import ClockEstimate, CommandFrame, CommandReceiver, FrameError, Impairment, StateFrame, Topics
+from featherweight.robot.network import (
+    ClockEstimate,
+    CommandFrame,
+    CommandReceiver,
+    FrameError,
+    Impairment,
+    StateFrame,
+    Topics,
+)
 from featherweight.robot.network.impaired import ImpairedQueue
 from featherweight.robot.network.lease import Lease
 from featherweight.robot.network.topics import may_publish, may_subscribe
@@ -108,7 +116,12 @@ class Sender:
         delay_ns = round((self.delay_ms if age_ms is None else age_ms) * MS)
         echo_ns = now_ns - delay_ns - self.delay_ms * MS if echoes else 0
         return CommandFrame(
-            self.session, self.sequence if sequence is None else sequence, now_ns - delay_ns + self.offset_ns, echo_ns, 0, angles
+            self.session,
+            self.sequence if sequence is None else sequence,
+            now_ns - delay_ns + self.offset_ns,
+            echo_ns,
+            0,
+            angles,
         ).encode()
 
 
@@ -142,7 +155,17 @@ def test_each_reason_drops_a_frame_and_counts_it():
     receiver.receive(bytes(broken), now_ns)
 
     assert receiver.counters == {
-        **{"accepted": 1, "duplicate": 1, "late": 1, "old": 1, "not finite": 2, "lease": 1, "size": 1, "magic": 1, "crc": 1}
+        **{
+            "accepted": 1,
+            "duplicate": 1,
+            "late": 1,
+            "old": 1,
+            "not finite": 2,
+            "lease": 1,
+            "size": 1,
+            "magic": 1,
+            "crc": 1,
+        }
     }
 
 

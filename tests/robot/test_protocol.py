@@ -17,7 +17,9 @@ def test_the_example_line_is_read_and_written_byte_for_byte():
     assert len(EXAMPLE.split(b" ")) == 21 and EXAMPLE.split(b" ")[-1] == b"UMI\r\n"
 
 
-@given(ANGLES, st.lists(st.integers(0, 1023), min_size=6, max_size=6), st.lists(st.integers(0, 1), min_size=5, max_size=5))
+@given(
+    ANGLES, st.lists(st.integers(0, 1023), min_size=6, max_size=6), st.lists(st.integers(0, 1), min_size=5, max_size=5)
+)
 def test_every_status_survives_the_wire(q_deg, pots, digitals):
     status = Status(tuple(q_deg), tuple(pots), tuple(digitals))
 
@@ -56,7 +58,9 @@ def test_a_command_holds_nothing_but_digits_signs_spaces_and_one_line_end(angles
     assert 12 <= len(line) <= 24
 
 
-@pytest.mark.parametrize("angles", [[0] * 5, [0] * 7, [0, 0, 0, 0, 0, 91], [0.0] * 6, [None] * 6, [True] * 6, ["1"] * 6])
+@pytest.mark.parametrize(
+    "angles", [[0] * 5, [0] * 7, [0, 0, 0, 0, 0, 91], [0.0] * 6, [None] * 6, [True] * 6, ["1"] * 6]
+)
 def test_what_the_firmware_would_misread_is_never_written(angles):
     with pytest.raises(ConfigError, match="expected 6 whole numbers from -90 to 90"):
         format_command(angles)

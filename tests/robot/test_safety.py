@@ -56,7 +56,12 @@ def test_a_session_goes_from_idle_through_sync_to_active():
 
 
 @pytest.mark.parametrize(
-    "doubt", [lambda h: setattr(h, "is_streaming", False), lambda h: setattr(h, "epoch", 2), lambda h: setattr(h, "breaks", True)]
+    "doubt",
+    [
+        lambda h: setattr(h, "is_streaming", False),
+        lambda h: setattr(h, "epoch", 2),
+        lambda h: setattr(h, "breaks", True),
+    ],
 )
 def test_every_doubt_about_the_robot_holds_it_once(doubt):
     hand = Hand()

@@ -16,7 +16,9 @@ def singularity_scale(q_rad: ArrayLike, tool_m: float = 0.0) -> float:
         q_rad: (5,) joint angles.
         tool_m: of the point that moves.
     """
-    values = np.linalg.svd(jacobian(q_rad, tool_m)[:3, :3] if tool_m == 0 else jacobian(q_rad, tool_m)[:3], compute_uv=False)
+    values = np.linalg.svd(
+        jacobian(q_rad, tool_m)[:3, :3] if tool_m == 0 else jacobian(q_rad, tool_m)[:3], compute_uv=False
+    )
     if values[-1] <= 0:
         return 0.0
     condition = float(values[0] / values[-1])

@@ -47,7 +47,9 @@ class TaskController:
             "official": _official,
         }
         if solver not in solvers:
-            raise ConfigError(f"TaskController: solver={solver!r} is unknown; expected a solver. {did_you_mean(solver, solvers)}")
+            raise ConfigError(
+                f"TaskController: solver={solver!r} is unknown; expected a solver. {did_you_mean(solver, solvers)}"
+            )
         self.period_s = period_s
         self.max_step_rad = math.radians(max_speed_deg_s) * period_s
         self._step = solvers[solver](self.max_step_rad, period_s)
@@ -64,7 +66,9 @@ class TaskController:
         """
         q, position = np.asarray(q_rad, dtype=np.float64), np.asarray(position_m, dtype=np.float64)
         if not (np.isfinite(q).all() and np.isfinite(position).all()):
-            raise ConfigError(f"TaskController: position_m={position.tolist()} is not finite; expected numbers. Correct it.")
+            raise ConfigError(
+                f"TaskController: position_m={position.tolist()} is not finite; expected numbers. Correct it."
+            )
         return self._step(q, position, None if approach is None else np.asarray(approach, dtype=np.float64))
 
     def twist(self, q_rad: ArrayLike, velocity_m_s: ArrayLike, tool_m: float = 0.0) -> Array:
@@ -134,7 +138,12 @@ _CONJUGATE = np.array([1.0, -1.0, -1.0, -1.0])
 def _product(p: Array, q: Array) -> Array:
     (a, b, c, d), (e, f, g, h) = p, q
     return np.array(
-        [a * e - b * f - c * g - d * h, a * f + b * e + c * h - d * g, a * g - b * h + c * e + d * f, a * h + b * g - c * f + d * e]
+        [
+            a * e - b * f - c * g - d * h,
+            a * f + b * e + c * h - d * g,
+            a * g - b * h + c * e + d * f,
+            a * h + b * g - c * f + d * e,
+        ]
     )
 
 

@@ -43,11 +43,7 @@ class SerialLink:
             if self.core.state is LinkState.STREAMING:
                 return
             time.sleep(0.005)
-        reason = self._first_failure
-        if reason is None:
-            statistics = self.core.statistics
-            said = Probe(0, statistics.bad_lines, statistics.bytes_received)
-            reason = said.explain(self.name, BOOT_WAIT_S)
+        reason = self._first_failure or self._explain_silence()
         self.close()
         raise DeviceError(reason)
 
@@ -111,13 +107,20 @@ class SerialLink:
         while not self._stop.is_set():
             data = port.read(max(1, port.in_waiting))
             command = self.core.received(time.monotonic(), data)
-            # A line that went out in part is finished before another one begins: the firmware would read the two as one.
+            # A line that went out in part is finished before another one begins: the firmware would read the two as
+            # one.
             if not self._unsent:
                 self._unsent = command
             if self._unsent:
                 self._unsent = self._unsent[port.write(self._unsent) or 0 :]
             if self.core.check_silence(time.monotonic()):
-                raise DeviceError(f"robot: port={self.name} {self.core.reason or 'is silent'}")
+                raise DeviceError(self._explain_silence())
+
+    def _explain_silence(self) -> str:
+        statistics = self.core.statistics
+        if statistics.lines:
+            return f"robot: port={self.name} {self.core.reason}"
+        return Probe(0, statistics.text_lines, statistics.bytes_received).explain(self.name, BOOT_WAIT_S)
 
     def _close_port(self) -> None:
         port, self._port = self._port, None

@@ -1,7 +1,8 @@
 """The link to a kit without input and output: bytes and times in, bytes and states out.
 
-`link.SerialLink` runs it in a thread on a real port; tests run it in virtual time. Other threads only ever replace whole
-objects (`set_goal`, `hold`, `stop`), which is atomic in Python; so no lock can stop the thread that owns the port.
+`link.SerialLink` runs it in a thread on a real port; tests run it in virtual time. Other threads only ever replace
+whole objects (`set_goal`, `hold`, `stop`), which is atomic in Python; so no lock can stop the thread that owns the
+port.
 """
 
 import enum
@@ -10,15 +11,15 @@ from dataclasses import dataclass, field
 
 from featherweight.robot.driver.target import Target
 from featherweight.robot.kit import LOOP_US, TOP_SPEED_DEG_S
-from featherweight.robot.protocol import LineSplitter, Status, format_command, parse_status
+from featherweight.robot.protocol import LineSplitter, Status, format_command, is_text, parse_status
 
 BOOT_WAIT_S = 4.0
 """How long the first good line may take after the port was opened."""
 LOST_AFTER_S = 0.3
 """Silence after which a link counts as lost."""
 REOPEN_AFTER_S = 7.5
-"""Silence after which the port is opened again. Longer than the firmware's longest stall (6 s), because to open the port
-resets an Uno, and its servos then jump to zero."""
+"""Silence after which the port is opened again. Longer than the firmware's longest stall (6 s), because to open the
+port resets an Uno, and its servos then jump to zero."""
 SYNC_TOLERANCE_DEG = 5.0
 """A joint within this of its goal has caught up, and the soft start ends."""
 BACKOFF_S = (0.2, 3.0)
@@ -41,6 +42,8 @@ class LinkStatistics:
 
     lines: int = 0
     bad_lines: int = 0
+    text_lines: int = 0
+    """Bad lines that are readable text."""
     implausible_lines: int = 0
     bytes_received: int = 0
     commands: int = 0
@@ -173,6 +176,7 @@ class LinkCore:
             status = parse_status(line)
             if status is None:
                 self.statistics.bad_lines += 1
+                self.statistics.text_lines += is_text(line)
             elif self._is_plausible(status, now_s):
                 newest = status
                 self._count_line(now_s, status)
@@ -217,8 +221,8 @@ class LinkCore:
     def _is_plausible(self, status: Status, now_s: float) -> bool:
         """Refuse a line whose angles cannot have been reached since the last one.
 
-        The protocol has no checksum, and a flipped bit makes 45 of 55. When the kit itself starts again, its angles jump
-        too; then the next line agrees with this one, and the arm is frozen.
+        The protocol has no checksum, and a flipped bit makes 45 of 55. When the kit itself starts again, its angles
+        jump too; then the next line agrees with this one, and the arm is frozen.
         """
         if self.newest is None or self.state is not LinkState.STREAMING:
             return True
@@ -280,7 +284,9 @@ class LinkCore:
             self._forget_goal()
         return self.target.sent_deg
 
-    def _measure_echo(self, status: Status, before: tuple[int, ...] | None, after: tuple[int, ...], now_s: float) -> None:
+    def _measure_echo(
+        self, status: Status, before: tuple[int, ...] | None, after: tuple[int, ...], now_s: float
+    ) -> None:
         """Count the lines from a command to an arm at rest until the arm reports motion."""
         if self._echo is not None:
             line, time_s, rest_deg = self._echo

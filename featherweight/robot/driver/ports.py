@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from featherweight.errors import ConfigError, DeviceError, MissingExtraError
 from featherweight.robot.driver.link_state import BOOT_WAIT_S
 from featherweight.robot.kit import BAUD, USB_VENDORS
-from featherweight.robot.protocol import LineSplitter, parse_status
+from featherweight.robot.protocol import LineSplitter, is_text, parse_status
 
 READ_TIMEOUT_S = 0.05
 """How long a read waits; the driver's thread wakes at least this often."""
@@ -63,7 +63,8 @@ def import_serial() -> Any:
         import serial.tools.list_ports
     except ImportError as error:
         raise MissingExtraError(
-            "robot: package=pyserial is not installed; expected it for serial ports. Run pip install featherweight[robot]."
+            "robot: package=pyserial is not installed; expected it for serial ports. Run pip install "
+            "featherweight[robot]."
         ) from error
     return serial
 
@@ -111,9 +112,15 @@ def explain_open(path: str, error: Exception) -> str:
         return f"robot: port={path} is not there; expected a connected kit. Plug it in, or look with fw robot ports."
     if code in (errno.EBUSY, errno.EAGAIN, errno.EWOULDBLOCK) or "exclusively lock" in text:
         return f"robot: port={path} is in use by another program; expected a free port. Close that program."
-    if code in (errno.ENOTTY, errno.EINVAL, errno.EISDIR) or "Could not configure" in text or type(error).__name__ == "error":
-        return f"robot: port={path} is no serial port; expected one such as /dev/ttyACM0 or COM3. Look with fw robot ports."
-    return f"robot: port={path} could not be opened ({text}); expected a kit. Unplug it, wait a moment, plug it in again."
+    if (
+        code in (errno.ENOTTY, errno.EINVAL, errno.EISDIR)
+        or "Could not configure" in text
+        or type(error).__name__ == "error"
+    ):
+        return f"robot: port={path} is no serial port; expected one such as /dev/ttyACM0. Look with fw robot ports."
+    return (
+        f"robot: port={path} could not be opened ({text}); expected a kit. Unplug it, wait a moment, plug it in again."
+    )
 
 
 def _group(path: str) -> str:
@@ -146,7 +153,8 @@ class Probe:
                 f"{BAUD} baud. It is another device, or its firmware uses another baud rate."
             )
         return (
-            f"robot: port={path} sends {self.other_lines} lines that are no status lines; expected lines that end in UMI. "
+            f"robot: port={path} sends {self.other_lines} lines that are no status lines; expected lines that "
+            f"end in UMI. "
             "It is another device: choose another port with --port, or look with fw robot ports."
         )
 
@@ -162,8 +170,7 @@ def probe(port: Port, wait_s: float = BOOT_WAIT_S) -> Probe:
         for line in splitter.feed(data):
             if parse_status(line) is not None:
                 return Probe(1, other, received)
-            # Noise of a wrong baud rate holds line ends, too; a line of text is printable.
-            other += line.strip().isascii() and line.strip().decode("ascii", "replace").isprintable() and len(line) > 3
+            other += is_text(line)
     return Probe(0, other, received)
 
 
@@ -176,7 +183,8 @@ def find_port() -> str:
     ports = list_ports()
     if not ports:
         raise DeviceError(
-            "robot: port=auto found no serial port; expected a connected kit. Plug it in, or use port=sim, which needs none."
+            "robot: port=auto found no serial port; expected a connected kit. Plug it in, or use port=sim, "
+            "which needs none."
         )
     problems = []
     for info in ports:

@@ -46,7 +46,8 @@ class Target:
     def latch(self, reported_deg: Sequence[int]) -> tuple[int, ...]:
         """Freeze: take the reported angles once as the target.
 
-        To follow them on every line would be a feedback loop with a delay of three lines, in which an arm sways for ever.
+        To follow them on every line would be a feedback loop with a delay of three lines, in which an arm sways for
+        ever.
         """
         self.sent_deg = tuple(reported_deg)
         self._ramp_deg = [float(angle) for angle in reported_deg]

@@ -22,15 +22,15 @@ class UMIRobotConfig(Config):
     """Serial port; "auto" looks for a kit, "sim" is an emulated one in this process, "pty:PATH" a pseudo-terminal."""
     id: str = "umirobot"
     """Name of this kit; names its calibration file."""
-    lookahead_deg: int | Literal["auto"] = Field(3)
+    lookahead_deg: int | Literal["auto"] = Field(default=3)
     """Largest distance of a target from the reported angle, 2 to 6; "auto" measures what full speed needs."""
-    max_relative_target: float | None = Field(None, gt=0)
+    max_relative_target: float | None = Field(default=None, gt=0)
     """Largest difference of an action from the reported angle, in degrees, per call; None for no such limit."""
-    max_speed_deg_s: float | None = Field(None, gt=0)
+    max_speed_deg_s: float | None = Field(default=None, gt=0)
     """Largest speed of the target; None leaves it to the firmware, about 88 degrees a second."""
-    sync_speed_deg_s: float = Field(30.0, gt=0, le=90)
+    sync_speed_deg_s: float = Field(default=30.0, gt=0, le=90)
     """Largest speed from a frozen arm until every joint is within 5 degrees of its goal."""
-    command_timeout_s: float | None = Field(None, gt=0)
+    command_timeout_s: float | None = Field(default=None, gt=0)
     """Age of an action at which the arm is frozen; None goes on to the last action. `teleoperate` sets its own."""
     gripper_unit: Literal["degrees", "percent"] = "degrees"
     """Unit of `gripper.pos`: -90..90 degrees, or 0 (closed) to 100 (open)."""
@@ -59,7 +59,9 @@ class UMIRobot(Robot):
         self.config = config or UMIRobotConfig()
         lookahead = self.config.lookahead_deg
         if lookahead != "auto" and not 2 <= lookahead <= 6:
-            raise ConfigError(f'UMIRobotConfig: lookahead_deg={lookahead} is out of range; expected 2 to 6 or "auto". Change it.')
+            raise ConfigError(
+                f'UMIRobotConfig: lookahead_deg={lookahead} is out of range; expected 2 to 6 or "auto". Change it.'
+            )
         self.id = self.config.id
         self.calibration = KitCalibration(id=self.id)
         self._given_link = link
@@ -147,7 +149,8 @@ class UMIRobot(Robot):
         newest = link.newest
         if newest is None or not link.is_streaming:
             raise DeviceError(
-                f"UMIRobot: port={link.name} is {self.state.value} ({link.core.reason or 'no status line yet'}); expected "
+                f"UMIRobot: port={link.name} is {self.state.value} "
+                f"({link.core.reason or 'no status line yet'}); expected "
                 "status lines. The arm is frozen and the driver keeps trying: check cable and power."
             )
         return self.calibration.to_joint(tuple(map(float, newest.status.q_deg)))

@@ -1,7 +1,7 @@
 """A kit in virtual time: firmware, faults, and what opening the port does.
 
-Used behind a pseudo-terminal (`pseudo_terminal`), inside a process (`in_process`), and directly by tests that let an hour
-pass in seconds.
+Used behind a pseudo-terminal (`pseudo_terminal`), inside a process (`in_process`), and directly by tests that let an
+hour pass in seconds.
 """
 
 from collections import deque

@@ -13,27 +13,27 @@ Rate = float
 class FaultConfig(Config):
     """Probability of each fault per status line; all zero by default."""
 
-    bit_flip: Rate = Field(0.0, ge=0, le=1)
+    bit_flip: Rate = Field(default=0.0, ge=0, le=1)
     """One bit of the line flips."""
-    drop: Rate = Field(0.0, ge=0, le=1)
+    drop: Rate = Field(default=0.0, ge=0, le=1)
     """One byte is lost."""
-    duplicate: Rate = Field(0.0, ge=0, le=1)
+    duplicate: Rate = Field(default=0.0, ge=0, le=1)
     """One byte comes twice."""
-    truncate: Rate = Field(0.0, ge=0, le=1)
+    truncate: Rate = Field(default=0.0, ge=0, le=1)
     """The line ends early, without line end."""
-    merge: Rate = Field(0.0, ge=0, le=1)
+    merge: Rate = Field(default=0.0, ge=0, le=1)
     """The line end is lost, so that two lines become one."""
-    wrong_counts: Rate = Field(0.0, ge=0, le=1)
+    wrong_counts: Rate = Field(default=0.0, ge=0, le=1)
     """A count does not fit the number of values."""
-    non_ascii: Rate = Field(0.0, ge=0, le=1)
+    non_ascii: Rate = Field(default=0.0, ge=0, le=1)
     """A byte above 127 stands in the line."""
-    command_bit_flip: Rate = Field(0.0, ge=0, le=1)
+    command_bit_flip: Rate = Field(default=0.0, ge=0, le=1)
     """One bit of a command on its way to the kit flips."""
-    stall: Rate = Field(0.0, ge=0, le=1)
+    stall: Rate = Field(default=0.0, ge=0, le=1)
     """The kit is silent for up to half a second."""
-    reset: Rate = Field(0.0, ge=0, le=1)
+    reset: Rate = Field(default=0.0, ge=0, le=1)
     """The board starts again, as after a drop of its supply."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)
     """Of all faults."""
 
 

@@ -1,7 +1,7 @@
 """The firmware as a program in virtual time: servos, the number reader with its time-outs, the receive ring.
 
-A discrete-event model: `advance` runs the loop up to an instant, so that an hour passes in seconds and the same bytes at
-the same instants always give the same output. Times are whole microseconds.
+A discrete-event model: `advance` runs the loop up to an instant, so that an hour passes in seconds and the same bytes
+at the same instants always give the same output. Times are whole microseconds.
 """
 
 from collections import deque

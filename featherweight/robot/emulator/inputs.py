@@ -98,7 +98,9 @@ class CsvInputs:
                 "Correct the file."
             ) from error
         if not rows or self._times_s != sorted(self._times_s):
-            raise ConfigError(f"{where} has {len(rows)} rows whose times do not rise; expected at least one. Sort them.")
+            raise ConfigError(
+                f"{where} has {len(rows)} rows whose times do not rise; expected at least one. Sort them."
+            )
 
     def read(self, time_s: float) -> Reading:
         """Return the readings; see `Inputs`."""

@@ -1,8 +1,8 @@
 """An emulated kit behind a pseudo-terminal: any program that opens serial ports can talk to it. Linux and macOS.
 
-Three traps of pseudo-terminals are avoided here. Nobody reads while no client is there, so nothing is written then and a
-client never sees old lines. Our own slave descriptor is closed, so that the hang-up flag tells whether a client has the
-port open; its disappearance is the reset that DTR gives a real board. The master does not block.
+Three traps of pseudo-terminals are avoided here. Nobody reads while no client is there, so nothing is written then and
+a client never sees old lines. Our own slave descriptor is closed, so that the hang-up flag tells whether a client has
+the port open; its disappearance is the reset that DTR gives a real board. The master does not block.
 """
 
 import errno

@@ -50,7 +50,12 @@ class VirtualRobot:
         return tuple(map(float, self.core.newest.status.q_deg))
 
     def move(
-        self, joints_deg: tuple[float, ...], max_speed_deg_s: float | None, epoch: int, timeout_s: float | None, now_s: float
+        self,
+        joints_deg: tuple[float, ...],
+        max_speed_deg_s: float | None,
+        epoch: int,
+        timeout_s: float | None,
+        now_s: float,
     ) -> None:
         """See `safety.controller.Follower`."""
         self.core.set_goal(Goal(joints_deg, max_speed_deg_s, now_s, timeout_s, epoch))

@@ -20,7 +20,9 @@ def forward(q_rad: Tensor) -> tuple[Tensor, Tensor]:
         ShapeError: if the last axis is not 5.
     """
     if q_rad.ndim == 0 or q_rad.shape[-1] != ARM_JOINTS:
-        raise ShapeError(f"kinematics: q_rad has shape {tuple(q_rad.shape)}; expected (..., {ARM_JOINTS}). Leave the gripper out.")
+        raise ShapeError(
+            f"kinematics: q_rad has shape {tuple(q_rad.shape)}; expected (..., {ARM_JOINTS}). Leave the gripper out."
+        )
     pose = torch.eye(4, dtype=q_rad.dtype, device=q_rad.device).expand(*q_rad.shape[:-1], 4, 4)
     for i in range(ARM_JOINTS):
         angle = q_rad[..., i] + OFFSETS_RAD[i]

@@ -52,8 +52,8 @@ def _plane_points(choices_deg: Sequence[Sequence[float]], tool_m: float) -> tupl
     """Return the tool point in the arm's plane for choices of joints 2 to 5.
 
     Returns:
-        (2 * n2 * n3, n4 * n5): first the distances from the axis of joint 1, then the heights; and (n4 * n5,) how far it
-        stands beside the plane. Tool direction in the frame of the forearm: along it cos 5, across it sin 5 cos 4,
+        (2 * n2 * n3, n4 * n5): first the distances from the axis of joint 1, then the heights; and (n4 * n5,) how far
+        it stands beside the plane. Tool direction in the frame of the forearm: along it cos 5, across it sin 5 cos 4,
         sideways -sin 5 sin 4.
     """
     (q2, q3, q4, q5) = ([math.radians(angle) for angle in choice] for choice in choices_deg)

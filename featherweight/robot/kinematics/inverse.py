@@ -1,7 +1,7 @@
 """Inverse kinematics in closed form.
 
-The wrist depends on joints 1-3 alone, and of the configurations that reach a point exactly one respects the limits (but on
-their border). Joints 4 and 5 then turn the tool. So nothing is iterated and nothing gets stuck.
+The wrist depends on joints 1-3 alone, and of the configurations that reach a point exactly one respects the limits
+(but on their border). Joints 4 and 5 then turn the tool. So nothing is iterated and nothing gets stuck.
 """
 
 import math
@@ -90,7 +90,8 @@ def approach_angles(q123_rad: ArrayLike, approach: ArrayLike, q4_now_rad: float 
         approach: (3,) direction in the base's frame, any length.
         q4_now_rad: kept where the direction continues the forearm and joint 4 is free.
     Returns:
-        (q4, q5) with |q4| <= 90 degrees; q5 may be beyond its limit, and is then clamped: the tool points as near as it can.
+        (q4, q5) with |q4| <= 90 degrees; q5 may be beyond its limit, and is then clamped: the tool points as near as
+        it can.
     """
     q = np.zeros(5)
     q[:3] = q123_rad

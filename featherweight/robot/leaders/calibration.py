@@ -40,9 +40,13 @@ def calibrate_channel(samples_v: ArrayLike, channel: int) -> PotRange:
     samples = np.asarray(samples_v, dtype=np.float64)
     where = f"calibrate: potentiometer={channel + 1}"
     if samples.ndim != 2 or samples.shape[1] != 6 or len(samples) < 20 or not np.isfinite(samples).all():
-        raise ConfigError(f"{where} has samples of shape {samples.shape}; expected at least 20 of 6 finite volts. Try again.")
+        raise ConfigError(
+            f"{where} has samples of shape {samples.shape}; expected at least 20 of 6 finite volts. Try again."
+        )
     if is_floating(samples[:, channel]):
-        raise ConfigError(f"{where} floats: it jumps without being moved; expected a connected one. Check its three wires.")
+        raise ConfigError(
+            f"{where} floats: it jumps without being moved; expected a connected one. Check its three wires."
+        )
     low, high = np.percentile(samples, [1, 99], axis=0)
     spans = high - low
     spans[[i for i in range(6) if i != channel and is_floating(samples[:, i])]] = 0
@@ -58,7 +62,9 @@ def calibrate_channel(samples_v: ArrayLike, channel: int) -> PotRange:
         )
     sweeps = count_sweeps(samples[:, channel], float(low[channel]), float(high[channel]))
     if sweeps < MIN_SWEEPS:
-        raise ConfigError(f"{where} was swept {sweeps} times; expected at least {MIN_SWEEPS}. Turn it there and back twice.")
+        raise ConfigError(
+            f"{where} was swept {sweeps} times; expected at least {MIN_SWEEPS}. Turn it there and back twice."
+        )
     start = float(np.median(samples[:10, channel]))
     return PotRange(float(low[channel]), float(high[channel]), bool(start > (low[channel] + high[channel]) / 2))
 

@@ -34,17 +34,17 @@ class GamepadLeaderConfig(Config):
     """(6,) axis that moves each joint."""
     sign: list[int] = Field(default=[-1, -1, -1, -1, -1, 1], min_length=SERVOS, max_length=SERVOS)
     """(6,) 1 or -1."""
-    hold_button: int = Field(4, ge=0)
+    hold_button: int = Field(default=4, ge=0)
     """The dead man's button: the arm follows only while it is pressed."""
-    stop_button: int = Field(1, ge=0)
+    stop_button: int = Field(default=1, ge=0)
     """Emergency stop."""
-    reset_button: int = Field(7, ge=0)
+    reset_button: int = Field(default=7, ge=0)
     """Ends an emergency stop."""
-    deadzone: float = Field(0.12, ge=0, lt=1)
+    deadzone: float = Field(default=0.12, ge=0, lt=1)
     """Deflection below which a stick counts as centred."""
-    speed_deg_s: float = Field(60.0, gt=0, le=90)
+    speed_deg_s: float = Field(default=60.0, gt=0, le=90)
     """Of a joint at full deflection."""
-    speed_mm_s: float = Field(80.0, gt=0, le=300)
+    speed_mm_s: float = Field(default=80.0, gt=0, le=300)
     """Of the wrist at full deflection, in mode "twist"."""
 
 

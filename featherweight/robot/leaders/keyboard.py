@@ -17,7 +17,16 @@ from featherweight.robot.leaders.mapping import RateIntegrator
 KEYS = {"a": (0, 1), "d": (0, -1), "w": (1, 1), "s": (1, -1), "r": (2, 1), "f": (2, -1), "q": (3, 1), "e": (3, -1)}
 KEYS |= {"t": (4, 1), "g": (4, -1), "o": (5, 1), "l": (5, -1)}
 """Key -> (joint, direction); in mode "twist" the first three are forward, left, up."""
-TWIST_KEYS = {"w": (0, 1), "s": (0, -1), "a": (1, 1), "d": (1, -1), "r": (2, 1), "f": (2, -1), "q": (3, 1), "e": (3, -1)}
+TWIST_KEYS = {
+    "w": (0, 1),
+    "s": (0, -1),
+    "a": (1, 1),
+    "d": (1, -1),
+    "r": (2, 1),
+    "f": (2, -1),
+    "q": (3, 1),
+    "e": (3, -1),
+}
 TWIST_KEYS |= {key: KEYS[key] for key in "tgol"}
 STOP_KEYS, RESET_KEY, LEAVE_KEY = ("x", " "), "c", "\x1b"
 HELP = (
@@ -33,11 +42,11 @@ class KeyboardLeaderConfig(Config):
     """Name of this leader."""
     mode: Literal["joint", "twist"] = "joint"
     """"joint": keys turn joints; "twist": keys move the wrist forward, left and up."""
-    speed_deg_s: float = Field(45.0, gt=0, le=90)
+    speed_deg_s: float = Field(default=45.0, gt=0, le=90)
     """Of joints, while a key is held."""
-    speed_mm_s: float = Field(60.0, gt=0, le=300)
+    speed_mm_s: float = Field(default=60.0, gt=0, le=300)
     """Of the wrist, in mode "twist"."""
-    repeat_s: float = Field(0.08, gt=0, le=1)
+    repeat_s: float = Field(default=0.08, gt=0, le=1)
     """A terminal tells of presses, not of releases: after this time without a repetition a key counts as released."""
 
 
@@ -144,7 +153,8 @@ class _Terminal:
             return lambda count: msvcrt.getwch() if msvcrt.kbhit() else time.sleep(0.01) or None
         if not sys.stdin.isatty():
             raise DeviceError(
-                "KeyboardLeader: stdin is no terminal; expected one whose keys can be read. Run the command in a terminal."
+                "KeyboardLeader: stdin is no terminal; expected one whose keys can be read. Run the command in "
+                "a terminal."
             )
         import select
         import termios

@@ -25,9 +25,7 @@ class JointMap(Config):
 
     def apply(self, signals_deg: Sequence[float]) -> tuple[float, ...]:
         """Return (6,) joint angles for (6,) signals."""
-        return tuple(
-            self.gain[i] * signals_deg[self.source[i] % SERVOS] + self.offset_deg[i] for i in range(SERVOS)
-        )
+        return tuple(self.gain[i] * signals_deg[self.source[i] % SERVOS] + self.offset_deg[i] for i in range(SERVOS))
 
 
 class PoseMap(Config):
@@ -53,7 +51,8 @@ class RateIntegrator:
     """Integrates velocities to angles; they decay to zero within 100 ms when nothing renews them.
 
     Args:
-        mode: "joint" (six rates in degrees a second) or "twist" (three of the tool in mm a second, two joints, gripper).
+        mode: "joint" (six rates in degrees a second) or "twist" (three of the tool in mm a second, two joints,
+            gripper).
     """
 
     DECAY_S = 0.1
@@ -92,7 +91,9 @@ class RateIntegrator:
         return self.angles_deg
 
     def _twist_steps(self, steps: list[float]) -> list[float]:
-        """Turn a motion of the tool in mm, along the arm's heading, and two joints' degrees into five joints' degrees."""
+        """Turn a motion of the tool in mm, along the arm's heading, and two joints' degrees into five joints'
+        degrees.
+        """
         assert self.angles_deg is not None
         q = np.radians(self.angles_deg[:ARM_JOINTS])
         motion_m = np.array(steps[:3]) / 1000

@@ -32,15 +32,15 @@ class PotLeaderConfig(Config):
     """Of mode "joint"."""
     pose_map: PoseMap = PoseMap()
     """Of mode "pose"."""
-    samples: int = Field(50, ge=10, le=1000)
+    samples: int = Field(default=50, ge=10, le=1000)
     """Status lines in which a floating channel is looked for."""
 
 
 class PotLeader(Teleoperator):
     """Six potentiometers.
 
-    Without a calibration their whole range of 5 V stands for 180 degrees. A channel that floats gives no actions at all, so
-    that the arm is held.
+    Without a calibration their whole range of 5 V stands for 180 degrees. A channel that floats gives no actions at
+    all, so that the arm is held.
     """
 
     name = "pots"
@@ -114,7 +114,9 @@ class PotLeader(Teleoperator):
         while time.monotonic() < deadline_s:
             received = self._link.wait_for_line(line)
             if received is None:
-                raise DeviceError(f"PotLeader: port={self._link.name} is silent; expected status lines. Check the cable.")
+                raise DeviceError(
+                    f"PotLeader: port={self._link.name} is silent; expected status lines. Check the cable."
+                )
             samples.append(received.status.pots_v)
             line = received.line_number
         self.set_range(channel, samples)

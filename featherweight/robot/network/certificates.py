@@ -21,8 +21,8 @@ def create_room(
 ) -> Path:
     """Make the folder of a room.
 
-    Writes ``ca.pem``, ``ca.key`` (keep it secret), ``relay/``, ``relay.json``, ``zenoh_relay.json5`` and ``members/<name>/``,
-    which is what each participant gets and nobody else.
+    Writes ``ca.pem``, ``ca.key`` (keep it secret), ``relay/``, ``relay.json``, ``zenoh_relay.json5`` and
+    ``members/<name>/``, which is what each participant gets and nobody else.
 
     Args:
         folder: new or empty.
@@ -37,9 +37,13 @@ def create_room(
     for name, role in members.items():
         Topics(room, name)
         if role not in ROLES or name in ("relay", "authority"):
-            raise ConfigError(f"robot: member={name}:{role} is not allowed; expected a role of {', '.join(ROLES)}. Correct it.")
+            raise ConfigError(
+                f"robot: member={name}:{role} is not allowed; expected a role of {', '.join(ROLES)}. Correct it."
+            )
     if folder.exists() and any(folder.iterdir()):
-        raise ConfigError(f"robot: folder={folder} is not empty; expected a new one. Choose another name: nothing is overwritten.")
+        raise ConfigError(
+            f"robot: folder={folder} is not empty; expected a new one. Choose another name: nothing is overwritten."
+        )
     authority = _Authority(room)
     (folder / "members").mkdir(parents=True, exist_ok=True)
     _write(folder / "ca.pem", authority.certificate_pem)
@@ -84,9 +88,13 @@ def access_control(room: str, members: Mapping[str, str]) -> dict[str, Any]:
         allowed = ["roster"]
         if role == "robot":
             own = f"fw/{room}/{name}"
-            allowed.append(rule(f"{name}-says", ["put"], [f"{own}/{kind}" for kind in ("state", "status", "cam/**")], both))
+            allowed.append(
+                rule(f"{name}-says", ["put"], [f"{own}/{kind}" for kind in ("state", "status", "cam/**")], both)
+            )
             allowed.append(rule(f"{name}-hears", ["put"], [f"{own}/{kind}" for kind in steered], ["egress"]))
-            allowed.append(rule(f"{name}-subscribes", ["declare_subscriber"], [f"{own}/{kind}" for kind in steered], both))
+            allowed.append(
+                rule(f"{name}-subscribes", ["declare_subscriber"], [f"{own}/{kind}" for kind in steered], both)
+            )
             allowed.append("interest-of-robots")
         else:
             allowed += ["read", "subscribe"]
@@ -112,7 +120,8 @@ class _Authority:
             from cryptography.hazmat.primitives.asymmetric import ec
         except ImportError as error:
             raise MissingExtraError(
-                "robot: package=cryptography is not installed; expected it for certificates. Run pip install featherweight[robot]."
+                "robot: package=cryptography is not installed; expected it for certificates. Run pip install "
+                "featherweight[robot]."
             ) from error
         self._x509, self._hashes, self._serialization, self._ec = x509, hashes, serialization, ec
         self._key: Any = ec.generate_private_key(ec.SECP256R1())
@@ -128,7 +137,9 @@ class _Authority:
             False,
         )
         builder = builder.add_extension(x509.KeyUsage(key_cert_sign=True, crl_sign=True, **usage), critical=True)
-        builder = builder.add_extension(x509.SubjectKeyIdentifier.from_public_key(self._key.public_key()), critical=False)
+        builder = builder.add_extension(
+            x509.SubjectKeyIdentifier.from_public_key(self._key.public_key()), critical=False
+        )
         self.certificate_pem: bytes = self._pem(builder.sign(self._key, hashes.SHA256()))
         self.key_pem = self._key_pem(self._key)
 
@@ -139,7 +150,9 @@ class _Authority:
         usages = [x509.oid.ExtendedKeyUsageOID.SERVER_AUTH, x509.oid.ExtendedKeyUsageOID.CLIENT_AUTH]
         builder = self._builder(self._subject(name), key.public_key())
         builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        builder = builder.add_extension(x509.SubjectAlternativeName([self._host(host) for host in hosts]), critical=False)
+        builder = builder.add_extension(
+            x509.SubjectAlternativeName([self._host(host) for host in hosts]), critical=False
+        )
         builder = builder.add_extension(x509.ExtendedKeyUsage(usages), critical=False)
         builder = builder.add_extension(
             x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False

@@ -27,7 +27,8 @@ def connect(address: str, member: Membership) -> Transport:
 
         return ZenohTransport(address, member)
     raise ConfigError(
-        f"robot: relay={address} is no address; expected wss://host:port or tls/host:port. Both are encrypted; there is no other."
+        f"robot: relay={address} is no address; expected wss://host:port or tls/host:port. Both are encrypted; "
+        f"there is no other."
     )
 
 
@@ -48,7 +49,8 @@ def find_membership(room_folder: Path, name: str | None, role: str) -> Membershi
     if len(fitting) != 1:
         known = ", ".join(f"{member.name} ({member.role})" for member in members) or "nobody"
         raise ConfigError(
-            f"robot: class={room_folder} has {len(fitting)} members that fit name={name}, role={role}; expected one of {known}. "
+            f"robot: class={room_folder} has {len(fitting)} members that fit name={name}, role={role}; expected "
+            f"one of {known}. "
             "Name one, or give the folder of one participant."
         )
     return fitting[0]

@@ -1,8 +1,8 @@
 """Measured delay without a common clock.
 
-Each frame echoes the newest stamp of the other side and says how long it was held, so both sides know the round trip. The
-sample with the smallest round trip of the last ten seconds gives the offset of the clocks (the rule of NTP), and with it the
-one-way age of every frame, uncertain by half of that round trip.
+Each frame echoes the newest stamp of the other side and says how long it was held, so both sides know the round trip.
+The sample with the smallest round trip of the last ten seconds gives the offset of the clocks (the rule of NTP), and
+with it the one-way age of every frame, uncertain by half of that round trip.
 """
 
 from collections import deque
@@ -138,4 +138,6 @@ def _percentiles(values: "deque[int]") -> Percentiles:
     ordered = sorted(values)
     if not ordered:
         return Percentiles()
-    return Percentiles(*(ordered[min(len(ordered) - 1, int(share * len(ordered)))] / 1e6 for share in (0.5, 0.95, 0.99)))
+    return Percentiles(
+        *(ordered[min(len(ordered) - 1, int(share * len(ordered)))] / 1e6 for share in (0.5, 0.95, 0.99))
+    )

@@ -10,6 +10,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable
+from typing import Any
 
 from featherweight.errors import DeviceError, MissingExtraError
 from featherweight.robot.driver.umirobot import UMIRobot
@@ -51,7 +52,9 @@ class FollowerSide:
         self.safety = safety or SafetyConfig()
         self.lease = Lease(self.safety.lease_s)
         self.receiver = CommandReceiver(self.lease, self.safety.max_age_ms)
-        self.controller = Controller(follower, self.safety, getattr(getattr(follower, "calibration", None), "range_deg", None))
+        self.controller = Controller(
+            follower, self.safety, getattr(getattr(follower, "calibration", None), "range_deg", None)
+        )
         self.counters: Counter[str] = Counter()
         self._follower, self._transport, self._topics, self._clock_ns = follower, transport, topics, clock_ns
         self._commands: deque[tuple[bytes, int]] = deque(maxlen=MAILBOX)
@@ -220,7 +223,7 @@ def serve(
     return side
 
 
-def encode_picture(picture: object, quality: int = 75) -> bytes:
+def encode_picture(picture: Any, quality: int = 75) -> bytes:
     """Return a (H, W, 3) uint8 picture as JPEG."""
     import io
 
@@ -231,7 +234,7 @@ def encode_picture(picture: object, quality: int = 75) -> bytes:
             "robot: package=pillow is not installed; expected it for pictures. Run pip install featherweight[robot]."
         ) from error
     buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "JPEG", quality=quality)  # type: ignore[arg-type]
+    Image.fromarray(picture).save(buffer, "JPEG", quality=quality)
     return buffer.getvalue()
 
 

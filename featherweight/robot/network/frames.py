@@ -1,8 +1,9 @@
 """Command and state frames: a fixed little-endian layout with a CRC-32 over everything before it.
 
-Head: magic ``FWT1``, u8 type, u8 flags, u16 number of joints, u64 session, u64 sequence number, i64 time of sending on the
-sender's monotonic clock (ns), i64 newest stamp seen of the other side (ns), u32 time for which it was held (us); then one
-f32 of degrees per joint. A state frame adds u64 last accepted sequence number and i64 when it came. Then u32 CRC-32.
+Head: magic ``FWT1``, u8 type, u8 flags, u16 number of joints, u64 session, u64 sequence number, i64 time of sending on
+the sender's monotonic clock (ns), i64 newest stamp seen of the other side (ns), u32 time for which it was held (us);
+then one f32 of degrees per joint. A state frame adds u64 last accepted sequence number and i64 when it came. Then u32
+CRC-32.
 """
 
 import struct
@@ -112,7 +113,15 @@ class StateFrame:
 
 def _pack(kind: int, flags: int, frame: CommandFrame | StateFrame) -> bytes:
     head = _HEAD.pack(
-        MAGIC, kind, flags, SERVOS, frame.session, frame.sequence, frame.sent_ns, frame.echo_ns, min(frame.hold_us, 2**32 - 1)
+        MAGIC,
+        kind,
+        flags,
+        SERVOS,
+        frame.session,
+        frame.sequence,
+        frame.sent_ns,
+        frame.echo_ns,
+        min(frame.hold_us, 2**32 - 1),
     )
     return head + _ANGLES.pack(*frame.angles_deg)
 

@@ -16,19 +16,19 @@ from featherweight.robot.network.transport import Callback, Transport
 class Impairment(Config):
     """How bad a network is, one way."""
 
-    delay_s: float = Field(0.0, ge=0)
+    delay_s: float = Field(default=0.0, ge=0)
     """Mean delay."""
-    jitter_s: float = Field(0.0, ge=0)
+    jitter_s: float = Field(default=0.0, ge=0)
     """The delay varies evenly by up to this in both directions; the order is kept, as in a queue."""
-    loss: float = Field(0.0, ge=0, le=1)
+    loss: float = Field(default=0.0, ge=0, le=1)
     """Share of messages that are lost."""
-    reorder: float = Field(0.0, ge=0, le=1)
+    reorder: float = Field(default=0.0, ge=0, le=1)
     """Share of messages that later ones overtake."""
-    duplicate: float = Field(0.0, ge=0, le=1)
+    duplicate: float = Field(default=0.0, ge=0, le=1)
     """Share of messages that come twice."""
-    rate_bytes_s: float | None = Field(None, gt=0)
+    rate_bytes_s: float | None = Field(default=None, gt=0)
     """Of the line; None for no limit. A queue of more than a second drops messages."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)
     """Of all chances."""
 
     @classmethod
@@ -45,7 +45,9 @@ class Impairment(Config):
             "satellite": cls(delay_s=0.300, jitter_s=0.030, loss=0.02),
         }
         if name not in presets:
-            raise ConfigError(f"Impairment: preset={name!r} is unknown; expected a network. {did_you_mean(name, presets)}")
+            raise ConfigError(
+                f"Impairment: preset={name!r} is unknown; expected a network. {did_you_mean(name, presets)}"
+            )
         return presets[name]
 
 

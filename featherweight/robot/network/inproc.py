@@ -69,7 +69,9 @@ class InprocTransport:
 
     def roster(self, topic: str) -> list[str]:
         """See `Transport`."""
-        return sorted(alive for member in list(self._broker._members) for alive in member._alive if matches(topic, alive))
+        return sorted(
+            alive for member in list(self._broker._members) for alive in member._alive if matches(topic, alive)
+        )
 
     def close(self) -> None:
         """See `Transport`."""

@@ -40,11 +40,14 @@ class Membership:
                 (folder / file).read_bytes()
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ConfigError(
-                f"robot: class={folder} is no folder of a participant ({error}); expected member.json, token, ca.pem, cert.pem "
+                f"robot: class={folder} is no folder of a participant ({error}); expected member.json, token, "
+                f"ca.pem, cert.pem "
                 "and key.pem. Make it with fw robot class init."
             ) from error
         if role not in ROLES:
-            raise ConfigError(f"robot: role={role} of {folder} is unknown; expected one of {', '.join(ROLES)}. Make it again.")
+            raise ConfigError(
+                f"robot: role={role} of {folder} is unknown; expected one of {', '.join(ROLES)}. Make it again."
+            )
         return cls(name, role, room, token, folder)
 
     def client_context(self) -> ssl.SSLContext:

@@ -85,7 +85,9 @@ class OperatorSide:
         message = {"type": kind, "session": self.session, "name": self._name}
         self._transport.publish(self._control, json.dumps(message).encode())
 
-    def run(self, stop: threading.Event, rate_hz: float = 60.0, on_step: Callable[["OperatorSide"], None] | None = None) -> None:
+    def run(
+        self, stop: threading.Event, rate_hz: float = 60.0, on_step: Callable[["OperatorSide"], None] | None = None
+    ) -> None:
         """Run steps until `stop` is set; gives the robot back at the end."""
         due_s = time.monotonic()
         try:

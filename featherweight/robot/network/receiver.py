@@ -1,7 +1,7 @@
 """The follower's way in: bytes to commands, with a reason and a counter for everything that is dropped.
 
-Order: size, magic and CRC; lease; sequence strictly rising; age; finite. Limits, guard, look-ahead and rounding come after
-it, in the controller and the driver.
+Order: size, magic and CRC; lease; sequence strictly rising; age; finite. Limits, guard, look-ahead and rounding come
+after it, in the controller and the driver.
 """
 
 import math
@@ -49,33 +49,41 @@ class CommandReceiver:
         try:
             frame = CommandFrame.decode(data)
         except FrameError as error:
-            return self._drop(str(error))
+            self._drop(str(error))
+            return None
         if not self._lease.owns(frame.session, now_ns / 1e9):
-            return self._drop("lease")
+            self._drop("lease")
+            return None
         if frame.session != self._session:
             self._begin(frame.session)
         if frame.sequence <= self._highest:
             self.delays.reordered += frame.sequence < self._highest
-            return self._drop("late" if frame.sequence < self._highest else "duplicate")
+            self._drop("late" if frame.sequence < self._highest else "duplicate")
+            return None
         self._highest, self.newest = frame.sequence, (frame, now_ns)
         # A frame of the holder that is in order says that the operator is there, even if its command is too old.
         self._lease.renew(now_ns / 1e9)
         age_ns = self.clock.age_ns(now_ns, frame.sent_ns)
         if age_ns is not None and abs(age_ns) > JUMP_NS:
             self.clock.reset()
-            return self._drop("clock")
+            self._drop("clock")
+            return None
         round_trip_ns = self.clock.add(now_ns, frame.sent_ns, frame.echo_ns, frame.hold_us)
         if round_trip_ns is not None:
             self._echo_s_ns = now_ns
         age_ns = self.clock.age_ns(now_ns, frame.sent_ns)
         self.delays.add(frame.sequence, round_trip_ns, age_ns)
         if age_ns is None or now_ns - self._echo_s_ns > SYNCHRONISED_NS:
-            return self._drop("unsynchronised")
-        # The measured age may be wrong by the clock's uncertainty; a command that counts is never older than both together.
+            self._drop("unsynchronised")
+            return None
+        # The measured age may be wrong by the clock's uncertainty; a command that counts is never older than both
+        # together.
         if age_ns > self._max_age_ns:
-            return self._drop("old")
+            self._drop("old")
+            return None
         if not all(map(math.isfinite, frame.angles_deg)):
-            return self._drop("not finite")
+            self._drop("not finite")
+            return None
         self.counters["accepted"] += 1
         self.accepted, self.accepted_ns, self.accepted_age_ns = frame, now_ns, age_ns
         return frame.angles_deg

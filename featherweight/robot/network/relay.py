@@ -1,7 +1,7 @@
 """The websocket relay of a room: authenticates, checks every topic, passes messages on; keeps none.
 
-Participants show a certificate of the room and a token. The relay never waits for a slow one: each has an outbox in which a
-newer command, state or picture replaces the older one.
+Participants show a certificate of the room and a token. The relay never waits for a slow one: each has an outbox in
+which a newer command, state or picture replaces the older one.
 """
 
 import asyncio
@@ -51,7 +51,8 @@ class Relay:
             self._members: dict[str, dict[str, str]] = settings["members"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ConfigError(
-                f"robot: class={folder} is no folder of a room ({error}); expected relay.json. Make it with fw robot class init."
+                f"robot: class={folder} is no folder of a room ({error}); expected relay.json. Make it with fw "
+                f"robot class init."
             ) from error
         self.refused = 0
         """Connections, messages and subscriptions that were refused."""
@@ -82,7 +83,8 @@ class Relay:
         self._ready.wait(10)
         if self._failure is not None:
             raise DeviceError(
-                f"robot: relay={self._host}:{self._port} cannot listen ({self._failure}); expected a free port. Choose another."
+                f"robot: relay={self._host}:{self._port} cannot listen ({self._failure}); expected a free port. "
+                f"Choose another."
             ) from self._failure
         return self
 
@@ -164,7 +166,11 @@ class Relay:
             return
         if isinstance(pattern, str) and len(client.patterns) < 100:
             client.patterns.append(pattern)
-        if isinstance(alive, str) and may_publish(client.role, alive, self.room, client.name) and len(client.alive) < 10:
+        if (
+            isinstance(alive, str)
+            and may_publish(client.role, alive, self.room, client.name)
+            and len(client.alive) < 10
+        ):
             client.alive.append(alive)
             self._tell_roster()
 
@@ -175,7 +181,8 @@ class Relay:
             return
         topic, message = unpacked
         for client in self._clients:
-            # The topic itself is checked, not the pattern: whatever a pattern says, nobody reads more than his role allows.
+            # The topic itself is checked, not the pattern: whatever a pattern says, nobody reads more than his role
+            # allows.
             is_wanted = any(matches(pattern, topic) for pattern in client.patterns)
             if is_wanted and may_subscribe(client.role, topic, self.room, client.name):
                 client.outbox.put(topic, message)

@@ -25,7 +25,9 @@ class Topics:
     def __post_init__(self) -> None:
         for name, value in (("room", self.room), ("robot", self.robot)):
             if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", value):
-                raise ConfigError(f"robot: {name}={value!r} is no name; expected letters, digits, '.', '_', '-'. Rename it.")
+                raise ConfigError(
+                    f"robot: {name}={value!r} is no name; expected letters, digits, '.', '_', '-'. Rename it."
+                )
 
     @property
     def root(self) -> str:

@@ -22,7 +22,8 @@ def import_websockets() -> Any:
         import websockets.sync.client
     except ImportError as error:
         raise MissingExtraError(
-            "robot: package=websockets is not installed; expected it for --relay wss://. Run pip install featherweight[robot]."
+            "robot: package=websockets is not installed; expected it for --relay wss://. Run pip install "
+            "featherweight[robot]."
         ) from error
     return websockets
 
@@ -55,7 +56,9 @@ class WebSocketTransport:
             time.sleep(0.01)
         if self._socket is None:
             self.close()
-            raise DeviceError(self._failure or f"robot: relay={uri} does not answer; expected a relay. Check address and network.")
+            raise DeviceError(
+                self._failure or f"robot: relay={uri} does not answer; expected a relay. Check address and network."
+            )
 
     @property
     def is_connected(self) -> bool:
@@ -175,7 +178,8 @@ def explain_connect(uri: str, error: Exception) -> str:
     text = " ".join(str(error).split())
     if isinstance(error, ssl.SSLError) or "certificate" in text.lower() or "UNKNOWN_CA" in text:
         return (
-            f"robot: relay={uri} and this participant do not trust each other ({text}); expected certificates of one room. "
+            f"robot: relay={uri} and this participant do not trust each other ({text}); expected certificates "
+            f"of one room. "
             "Use the files that fw robot class init made for this room."
         )
     if "HTTP 401" in text or "HTTP 403" in text:
@@ -183,4 +187,5 @@ def explain_connect(uri: str, error: Exception) -> str:
             f"robot: relay={uri} does not know this participant; expected a member of its room. "
             "Use the files that fw robot class init made for this room."
         )
-    return f"robot: relay={uri} cannot be reached ({text or type(error).__name__}); expected a relay. Check address and network."
+    reason = text or type(error).__name__
+    return f"robot: relay={uri} cannot be reached ({reason}); expected a relay. Check address and network."

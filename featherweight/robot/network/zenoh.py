@@ -18,7 +18,8 @@ def import_zenoh() -> Any:
         import zenoh
     except ImportError as error:
         raise MissingExtraError(
-            "robot: package=eclipse-zenoh is not installed; expected it for --relay tls/. Run pip install featherweight[robot]."
+            "robot: package=eclipse-zenoh is not installed; expected it for --relay tls/. Run pip install "
+            "featherweight[robot]."
         ) from error
     return zenoh
 
@@ -40,7 +41,8 @@ class ZenohRelay:
             rules = json.loads((folder / "zenoh_relay.json5").read_text())["access_control"]
         except (OSError, ValueError, KeyError) as error:
             raise ConfigError(
-                f"robot: class={folder} is no folder of a room ({error}); expected zenoh_relay.json5. Make it with fw robot class init."
+                f"robot: class={folder} is no folder of a room ({error}); expected zenoh_relay.json5. Make it "
+                f"with fw robot class init."
             ) from error
         tls = {
             "root_ca_certificate": str(folder / "ca.pem"),
@@ -48,7 +50,9 @@ class ZenohRelay:
             "listen_private_key": str(folder / "relay" / "key.pem"),
             "enable_mtls": True,
         }
-        config = _config(zenoh, "router", {"listen/endpoints": [endpoint], "transport/link/tls": tls, "access_control": rules})
+        config = _config(
+            zenoh, "router", {"listen/endpoints": [endpoint], "transport/link/tls": tls, "access_control": rules}
+        )
         try:
             self._session: Any = zenoh.open(config)
         except zenoh.ZError as error:
@@ -91,7 +95,8 @@ class ZenohTransport:
             self._session: Any = zenoh.open(_config(zenoh, mode, settings))
         except zenoh.ZError as error:
             raise DeviceError(
-                f"robot: relay={endpoint} cannot be used ({_one_line(error)}); expected a relay of this participant's room. "
+                f"robot: relay={endpoint} cannot be used ({_one_line(error)}); expected a relay of this "
+                f"participant's room. "
                 "Check the address, and use the files that fw robot class init made for this room."
             ) from error
         self._publishers: dict[str, Any] = {}

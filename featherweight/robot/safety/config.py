@@ -8,19 +8,19 @@ from featherweight.config import Config
 class SafetyConfig(Config):
     """Limits between a leader and a follower; the defaults are those of the safety page."""
 
-    command_timeout_s: float = Field(0.2, gt=0, le=2)
+    command_timeout_s: float = Field(default=0.2, gt=0, le=2)
     """Silence of the leader after which the arm is held."""
-    max_age_ms: float = Field(250.0, gt=0)
+    max_age_ms: float = Field(default=250.0, gt=0)
     """Age above which a command from the network is dropped."""
-    max_relative_target: float | None = Field(None, gt=0)
+    max_relative_target: float | None = Field(default=None, gt=0)
     """Largest difference of a command from the reported angle, in degrees, per command; None for no such limit."""
-    max_speed_deg_s: float = Field(80.0, gt=0, le=90)
+    max_speed_deg_s: float = Field(default=80.0, gt=0, le=90)
     """Largest speed of every joint while ACTIVE."""
-    sync_speed_deg_s: float = Field(30.0, gt=0, le=90)
+    sync_speed_deg_s: float = Field(default=30.0, gt=0, le=90)
     """Largest speed while the arm catches up with the leader (SYNC)."""
-    sync_tolerance_deg: float = Field(5.0, gt=0, le=45)
+    sync_tolerance_deg: float = Field(default=5.0, gt=0, le=45)
     """SYNC ends when every joint is within this of the leader."""
     guard: bool = True
     """Whether commands into the table or into the arm itself are refused."""
-    lease_s: float = Field(2.0, gt=0)
+    lease_s: float = Field(default=2.0, gt=0)
     """Silence after which an operator's place is free for another one."""

@@ -1,7 +1,7 @@
 """Decides once per control step what a follower may do.
 
-One thread calls `command` and `tick`. Other threads may call `stop` and `request_reset`, which only set a flag. The driver's
-own thread freezes the arm when this one dies: every goal carries the time of its command and expires.
+One thread calls `command` and `tick`. Other threads may call `stop` and `request_reset`, which only set a flag. The
+driver's own thread freezes the arm when this one dies: every goal carries the time of its command and expires.
 """
 
 import itertools
@@ -16,7 +16,8 @@ from featherweight.robot.safety.guard import way_is_free
 from featherweight.robot.safety.mode import Mode, ModeMachine
 
 EXPIRY_MARGIN_S = 0.03
-"""The driver lets a goal expire this much later than the controller holds, so that the controller comes first if it lives."""
+"""The driver lets a goal expire this much later than the controller holds, so that the controller comes first if it
+lives."""
 
 
 class Follower(Protocol):
@@ -70,7 +71,10 @@ class Controller:
     """
 
     def __init__(
-        self, follower: Follower, safety: SafetyConfig | None = None, range_deg: Sequence[tuple[float, float]] | None = None
+        self,
+        follower: Follower,
+        safety: SafetyConfig | None = None,
+        range_deg: Sequence[tuple[float, float]] | None = None,
     ) -> None:
         self.safety = safety or SafetyConfig()
         self.modes = ModeMachine()
@@ -202,4 +206,6 @@ class Controller:
     def _is_near(self, reported_deg: tuple[float, ...]) -> bool:
         if self._goal_deg is None:
             return False
-        return max(abs(g - q) for g, q in zip(self._goal_deg, reported_deg, strict=True)) <= self.safety.sync_tolerance_deg
+        return (
+            max(abs(g - q) for g, q in zip(self._goal_deg, reported_deg, strict=True)) <= self.safety.sync_tolerance_deg
+        )

@@ -1,7 +1,8 @@
 """Does a way of the arm run into the table or into the arm itself?
 
-The arm is a few segments with a thickness: upper arm, forearm, hand. Everything happens in the plane of the arm and beside
-it (r from the axis of joint 1, s sideways, h up), so joint 1 does not matter. Clearance is signed: negative means overlap.
+The arm is a few segments with a thickness: upper arm, forearm, hand. Everything happens in the plane of the arm and
+beside it (r from the axis of joint 1, s sideways, h up), so joint 1 does not matter. Clearance is signed: negative
+means overlap.
 """
 
 import math

@@ -1,7 +1,7 @@
 """Gymnasium environments of the simulator: the same whole degrees and the same speed as the kit, faster than time.
 
-``gymnasium.make("featherweight.robot.sim.environments:fw/UMIRobotReach-v0")``, or `register_environments` and then the name
-alone. Observations and actions are dicts with the keys of the Robot class.
+``gymnasium.make("featherweight.robot.sim.environments:fw/UMIRobotReach-v0")``, or `register_environments` and then the
+name alone. Observations and actions are dicts with the keys of the Robot class.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,8 @@ else:
         import gymnasium
     except ImportError as error:
         raise MissingExtraError(
-            "robot: package=gymnasium is not installed; expected it for environments. Run pip install featherweight[robot]."
+            "robot: package=gymnasium is not installed; expected it for environments. Run pip install "
+            "featherweight[robot]."
         ) from error
 
 CONTROL_HZ = 30.0
@@ -34,9 +35,9 @@ MAX_STEPS = {"reach": 150, "pick": 450, "challenge": 5400}
 class ArmEnvironment(gymnasium.Env[dict[str, Any], dict[str, Any]]):
     """The arm and a task.
 
-    Observation: joint key -> reported degrees, "cube_m" (n, 3), "bin_m" (3,), "goal_m" (3,), "tool_m" (3,), and pictures of
-    the cameras. Action: joint key -> degrees. Reward: minus the distance that is left (reach), 1 for a lifted cube (pick),
-    the number of newly placed cubes (challenge).
+    Observation: joint key -> reported degrees, "cube_m" (n, 3), "bin_m" (3,), "goal_m" (3,), "tool_m" (3,), and
+    pictures of the cameras. Action: joint key -> degrees. Reward: minus the distance that is left (reach), 1 for a
+    lifted cube (pick), the number of newly placed cubes (challenge).
 
     Args:
         task: "reach", "pick" or "challenge".
@@ -128,7 +129,9 @@ class ArmEnvironment(gymnasium.Env[dict[str, Any], dict[str, Any]]):
 
     def _observe(self) -> dict[str, Any]:
         world = self.world
-        observation: dict[str, Any] = {key: np.array(float(round(q))) for key, q in zip(JOINT_KEYS, self._q_deg, strict=True)}
+        observation: dict[str, Any] = {
+            key: np.array(float(round(q))) for key, q in zip(JOINT_KEYS, self._q_deg, strict=True)
+        }
         observation["cube_m"] = np.stack([world.cube_m(i) for i in range(len(world.cubes))])
         observation |= {"bin_m": world.bin_m, "goal_m": self._goal_m.copy(), "tool_m": world.tool_m}
         if self._shown and self._cameras is not None:

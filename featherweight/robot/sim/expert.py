@@ -1,6 +1,7 @@
 """A scripted expert that picks a cube and puts it into the bin: targets in degrees, one each thirtieth of a second.
 
-Used as a leader, for demonstrations, and to check that the scene can be solved with whole degrees at the firmware's speed.
+Used as a leader, for demonstrations, and to check that the scene can be solved with whole degrees at the firmware's
+speed.
 """
 
 import math
@@ -57,7 +58,8 @@ def _pose(point_m: Array, gripper_deg: float) -> Array:
     joints = table_top(point_m)
     if joints is None:
         raise ConfigError(
-            f"pick_and_place: point_m={np.round(point_m, 3).tolist()} is out of reach; expected 0.105 to 0.26 m from the base. "
+            f"pick_and_place: point_m={np.round(point_m, 3).tolist()} is out of reach; expected 0.105 to 0.26 m "
+            f"from the base. "
             "Move the cube or the bin."
         )
     return np.array([*np.degrees(joints), gripper_deg])

@@ -51,7 +51,8 @@ def import_mujoco() -> Any:
         import mujoco
     except ImportError as error:
         raise MissingExtraError(
-            "robot: package=mujoco is not installed; expected it for the simulator. Run pip install featherweight[robot]."
+            "robot: package=mujoco is not installed; expected it for the simulator. Run pip install "
+            "featherweight[robot]."
         ) from error
     return mujoco
 
@@ -64,6 +65,7 @@ def require_graphics() -> None:
     """
     if working_graphics() is None:
         raise DeviceError(
-            f"robot: MUJOCO_GL={os.environ.get('MUJOCO_GL', 'egl, osmesa')} draws no pictures here; expected EGL or OSMesa. "
+            f"robot: MUJOCO_GL={os.environ.get('MUJOCO_GL', 'egl, osmesa')} draws no pictures here; expected "
+            f"EGL or OSMesa. "
             f"Run {INSTALL_GRAPHICS}, or go on without cameras: all angles are there."
         )

@@ -21,7 +21,14 @@ STEP_S = 0.002
 ARM_JOINT_NAMES = ("j1", "j2", "j3", "j4", "j5")
 SCENES = ("empty", "challenge", "student")
 CUBE_M = 0.022
-CUBE_COLORS = ("0.90 0.30 0.20 1", "0.20 0.55 0.90 1", "0.25 0.70 0.35 1", "0.95 0.75 0.20 1", "0.60 0.40 0.80 1", "0.9 0.5 0.7 1")
+CUBE_COLORS = (
+    "0.90 0.30 0.20 1",
+    "0.20 0.55 0.90 1",
+    "0.25 0.70 0.35 1",
+    "0.95 0.75 0.20 1",
+    "0.60 0.40 0.80 1",
+    "0.9 0.5 0.7 1",
+)
 KP, DAMPING, ARMATURE = 40.0, 0.1, 0.002
 """Servo stiffness in N m/rad, joint damping in N m s/rad, rotor inertia. Stronger damping would eat the servo's torque."""
 ARM_TORQUE_NM, GRIPPER_TORQUE_NM = 1.0, 0.18
@@ -121,10 +128,13 @@ def build_mjcf(
 
 def _arm(hand: str) -> str:
     """Write base and five nested bodies; body i turns with joint i about its z axis."""
-    boxes = {
+    boxes: dict[int, list[tuple[Any, Any, str, float]]] = {
         # Of each link, in its own frame: (half size, centre, class, mass).
         1: [((0.016, 0.016, 0.012), (0, 0, 0.012), "link", 0.03)],
-        2: [((0.046, 0.012, 0.016), (0.0405, 0, 0.0), "link", 0.086), ((0.012, 0.020, 0.013), (0.0, 0.0, 0.0), "servo", 0.0)],
+        2: [
+            ((0.046, 0.012, 0.016), (0.0405, 0, 0.0), "link", 0.086),
+            ((0.012, 0.020, 0.013), (0.0, 0.0, 0.0), "servo", 0.0),
+        ],
         3: [((0.014, 0.052, 0.014), (0, -0.052, 0), "link", 0.051), ((0.013, 0.013, 0.020), (0, 0, 0), "servo", 0.0)],
         4: [((0.012, 0.012, 0.026), (0, 0, -0.034), "link", 0.0595), ((0.011, 0.016, 0.011), (0, 0, 0), "servo", 0.0)],
         5: [((0.011, 0.016, 0.011), (0, -0.018, 0), "link", 0.0263)],
@@ -186,7 +196,9 @@ def _read_gripper(path: Path) -> tuple[str, str]:
     try:
         root = ElementTree.fromstring(path.read_text())
     except (OSError, ElementTree.ParseError) as error:
-        raise ConfigError(f"robot: gripper_file={path} cannot be read ({error}); expected MJCF. Correct the path or file.") from error
+        raise ConfigError(
+            f"robot: gripper_file={path} cannot be read ({error}); expected MJCF. Correct the path or file."
+        ) from error
     world = root.find("worldbody")
     if root.tag != "mujoco" or world is None:
         raise ConfigError(f"robot: gripper_file={path} has no <mujoco><worldbody>; expected MJCF. Export it again.")
@@ -212,7 +224,12 @@ def _challenge(cubes: int) -> str:
     )
     walls = "".join(
         f'<geom type="box" size="{sx} {sy} 0.015" pos="{x} {y} 0.015" rgba="0.55 0.45 0.35 1" contype="2" conaffinity="3"/>'
-        for sx, sy, x, y in ((0.042, 0.002, 0, 0.042), (0.042, 0.002, 0, -0.042), (0.002, 0.04, 0.042, 0), (0.002, 0.04, -0.042, 0))
+        for sx, sy, x, y in (
+            (0.042, 0.002, 0, 0.042),
+            (0.042, 0.002, 0, -0.042),
+            (0.002, 0.04, 0.042, 0),
+            (0.002, 0.04, -0.042, 0),
+        )
     )
     return f'{text}<body name="bin" mocap="true" pos="0 0.17 0">{walls}</body>'
 
@@ -245,4 +262,9 @@ def _about_z(angle: float) -> tuple[float, float, float, float]:
 
 def _multiply(p: tuple[float, ...], q: tuple[float, ...]) -> tuple[float, ...]:
     (a, b, c, d), (e, f, g, h) = p, q
-    return a * e - b * f - c * g - d * h, a * f + b * e + c * h - d * g, a * g - b * h + c * e + d * f, a * h + b * g - c * f + d * e
+    return (
+        a * e - b * f - c * g - d * h,
+        a * f + b * e + c * h - d * g,
+        a * g - b * h + c * e + d * f,
+        a * h + b * g - c * f + d * e,
+    )

@@ -20,19 +20,19 @@ class SimRobotConfig(Config):
 
     scene: Literal["empty", "challenge", "student"] = "challenge"
     """Arm and table; with cubes and a bin; or with an own gripper."""
-    cubes: int = Field(3, ge=1, le=6)
+    cubes: int = Field(default=3, ge=1, le=6)
     """Of the challenge."""
     gripper_file: str | None = None
     """MJCF of the gripper of scene "student"."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)
     """Of the layout."""
     cameras: tuple[str, ...] = ()
     """Names of cameras in observations: "front", "top", "wrist"."""
-    width_px: int = Field(320, ge=16, le=1280)
+    width_px: int = Field(default=320, ge=16, le=1280)
     """Of the pictures."""
-    height_px: int = Field(240, ge=16, le=960)
+    height_px: int = Field(default=240, ge=16, le=960)
     """Of the pictures."""
-    camera_fps: float = Field(30.0, gt=0, le=120)
+    camera_fps: float = Field(default=30.0, gt=0, le=120)
     """Pictures a second."""
     robot: UMIRobotConfig = UMIRobotConfig(port="sim", id="sim")
     """Of the driver; its port is not used."""
@@ -83,9 +83,7 @@ class SimRobot(UMIRobot):
         config = self.sim_config
         world = self.world
         if config.cameras:
-            self._cameras = CameraThread(
-                world, config.cameras, config.width_px, config.height_px, config.camera_fps
-            )
+            self._cameras = CameraThread(world, config.cameras, config.width_px, config.height_px, config.camera_fps)
         kit = EmulatedKit(boot_s=0.05, on_pulse=world.pulse)
         lookahead = self.config.lookahead_deg
         core = LinkCore(None if lookahead == "auto" else lookahead, sync_speed_deg_s=self.config.sync_speed_deg_s)

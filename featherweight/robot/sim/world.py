@@ -79,7 +79,8 @@ class World:
         """Return (3,) the centre of a cube."""
         if not 0 <= index < len(self.cubes):
             raise ConfigError(
-                f"World: cube={index} is not there; expected 0 to {len(self.cubes) - 1}. Use scene=challenge with more cubes."
+                f"World: cube={index} is not there; expected 0 to {len(self.cubes) - 1}. Use scene=challenge "
+                f"with more cubes."
             )
         result: Array = self.data.xpos[self.cubes[index]].copy()
         return result
@@ -101,7 +102,9 @@ class World:
         return bool(np.max(np.abs(offset[:2])) < 0.04 and offset[2] < 0.04)
 
     def _lay_out(self, generator: np.random.Generator) -> None:
-        """Draw places: cubes at 0.12-0.22 m within 55 degrees, the bin at 0.15-0.19 m within 75, at least 85 mm apart."""
+        """Draw places: cubes at 0.12-0.22 m within 55 degrees, the bin at 0.15-0.19 m within 75, at least 85 mm
+        apart.
+        """
         radius, angle = generator.uniform(0.15, 0.19), generator.uniform(np.radians(45), np.radians(75))
         angle *= generator.choice([-1, 1])
         bin_place = radius * np.array([np.cos(angle), np.sin(angle)])
