@@ -239,7 +239,8 @@ def join(
             time.sleep(0.1)
     finally:
         transport.close()
-    result = {"round_trip_ms": vars(side.delays.round_trip_ms), "status": side.status, "counters": dict(side.counters)}
+    result = {"round_trip_ms": vars(side.delays.round_trip_ms), "has_driven": side.has_driven}
+    result |= {"status": side.status, "counters": dict(side.counters)}
     if as_json:
         print_json(result)
     else:

@@ -46,6 +46,8 @@ class OperatorSide:
         self.clock = ClockEstimate()
         self.delays = DelayStatistics()
         self.counters: Counter[str] = Counter()
+        self.has_driven = False
+        """Whether the robot has been this operator's at any time."""
         self.pictures: dict[str, bytes] = {}
         """Camera -> newest JPEG."""
         self._leader, self._transport, self._topics = leader, transport, topics
@@ -144,6 +146,7 @@ class OperatorSide:
             status = None
         if isinstance(status, dict):
             self.status = status
+            self.has_driven = self.has_driven or self.has_robot
         else:
             self.counters["malformed status"] += 1
 

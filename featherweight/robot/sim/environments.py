@@ -89,7 +89,10 @@ class ArmEnvironment(gymnasium.Env[dict[str, Any], dict[str, Any]]):
             radius, angle = self.np_random.uniform(0.11, 0.25), self.np_random.uniform(-1, 1)
             height = self.np_random.uniform(0.02, 0.065)
             self._goal_m = np.array([radius * np.cos(angle), radius * np.sin(angle), height])
-            if table_top(self._goal_m) is not None:
+            # Room for the fingers beside the walls of the bin and the cube.
+            from_bin = np.linalg.norm(self._goal_m[:2] - self.world.bin_m[:2])
+            from_cube = np.linalg.norm(self._goal_m[:2] - self.world.cube_m()[:2])
+            if from_bin > 0.12 and from_cube > 0.05 and table_top(self._goal_m) is not None:
                 return self._observe(), {}
 
     def step(self, action: dict[str, Any]) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:

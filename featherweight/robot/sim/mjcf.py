@@ -2,7 +2,7 @@
 
 Each D-H body frame comes before the twist about x, so the forearm lies along -y of body 3 and +z of body 4. Masses, boxes
 and centres of mass are those of the published model, moved to the D-H frames where simple; contact and servo numbers were
-found in simulation (see docs/robot_simulator.md).
+found in simulation (see docs/robot.md).
 """
 
 import math

@@ -10,7 +10,6 @@ import numpy as np
 
 from featherweight.errors import ConfigError
 from featherweight.robot.kinematics.dh import Array
-from featherweight.robot.kit import SERVOS
 from featherweight.robot.sim.graphics import import_mujoco
 from featherweight.robot.sim.mjcf import ARM_JOINT_NAMES, CUBE_M, STEP_S, build_model
 
@@ -31,7 +30,9 @@ class World:
         self.lock = threading.Lock()
         self.cubes = [i for i in range(self.model.nbody) if self.model.body(i).name.startswith("cube")]
         self._arm_places = np.array([self.model.joint(name).qposadr[0] for name in ARM_JOINT_NAMES])
-        self._has_gripper = self.model.nu > len(ARM_JOINT_NAMES)
+        names = [self.model.actuator(i).name for i in range(self.model.nu)]
+        # By name: the actuator of an own gripper may stand before those of the arm.
+        self._servos = np.array([names.index(name) for name in (*ARM_JOINT_NAMES, "gripper") if name in names])
         self._offset_us = 0
         self.reset(seed)
 
@@ -53,14 +54,12 @@ class World:
                     self._offset_us = now_us - int(self.data.time * 1e6)
                 else:
                     self._mujoco.mj_step(self.model, self.data, steps)
-            count = SERVOS if self._has_gripper else len(ARM_JOINT_NAMES)
-            self.data.ctrl[:count] = np.radians(angles_deg[:count])
+            self.data.ctrl[self._servos] = np.radians(angles_deg[: len(self._servos)])
 
     def step(self, angles_deg: Array, duration_s: float) -> None:
         """Give the servos angles and run for a time, without a kit in between (environments, experts)."""
         with self.lock:
-            count = SERVOS if self._has_gripper else len(ARM_JOINT_NAMES)
-            self.data.ctrl[:count] = np.radians(angles_deg[:count])
+            self.data.ctrl[self._servos] = np.radians(angles_deg[: len(self._servos)])
             self._mujoco.mj_step(self.model, self.data, max(1, round(duration_s / STEP_S)))
 
     @property
