@@ -26,6 +26,8 @@ from featherweight.robot.safety.controller import Controller, Follower
 from featherweight.robot.safety.mode import Mode
 
 STATUS_PERIOD_NS = 500_000_000
+LOOK_S = 0.002
+"""How often the control thread looks for a command between its steps."""
 MAILBOX = 64
 """Messages that wait for the next control step; a flood drops the oldest."""
 
@@ -102,7 +104,9 @@ class FollowerSide:
                     self.controller.hold(f"internal error: {error}")
                     self._follower.hold()
                 due_s = max(due_s + 1 / rate_hz, time.monotonic())
-                stop.wait(due_s - time.monotonic())
+                # A command is taken at once; looking is cheaper to reason about than a lock shared with the network.
+                while time.monotonic() < due_s and not self._commands and not stop.is_set():
+                    stop.wait(min(LOOK_S, max(0.0, due_s - time.monotonic())))
         finally:
             self._follower.hold()
 
