@@ -29,8 +29,8 @@ class TaskController:
     """Moves the wrist towards a point, and optionally the tool towards a direction.
 
     Args:
-        solver: "analytic" (closed form, then a straight line in joint space), "mink" (quadratic program with limits and
-            self-collision, drawn to the closed form), "official" (the published quadratic program, for comparison).
+        solver: "analytic" (closed form, then a straight line in joint space), "mink" (quadratic program with joint and
+            speed limits, drawn to the closed form), "official" (the published quadratic program, for comparison).
         max_speed_deg_s: largest speed of any joint ("official" has no such limit).
         period_s: time of one step.
     Raises:
