@@ -1,4 +1,4 @@
-"""The arm: control steps against mink and the published controller, whole degrees, driver's share of a core, round trips.
+"""The arm: control steps against mink and the published controller, whole degrees, driver, round trips.
 
     scripts/bench robot [--rounds 5] [--seconds 8]
 
@@ -39,10 +39,12 @@ STEPS = 500
 
 
 def random_angles(count: int, seed: int) -> np.ndarray:
+    """Return (count, 5) random angles within 60 degrees."""
     return np.radians(np.random.default_rng(seed).uniform(-60, 60, (count, 5)))
 
 
 def bench_control(rounds: int, count: int = 40) -> list[dict[str, Any]]:
+    """Compare the controllers on the same starts and targets."""
     starts, targets = random_angles(count, 0), wrist_point(random_angles(count, 1))
     controllers = {name: TaskController(name) for name in ("analytic", "mink", "official")}
     times: dict[str, list[float]] = {name: [] for name in controllers}
@@ -75,6 +77,7 @@ def bench_control(rounds: int, count: int = 40) -> list[dict[str, Any]]:
 
 
 def bench_calls(rounds: int) -> list[dict[str, Any]]:
+    """Time single calls."""
     q = random_angles(500, 2)
     points, degrees = wrist_point(q), np.degrees(q)
     calls: dict[str, Callable[[int], Any]] = {
@@ -123,6 +126,7 @@ def bench_driver(seconds: float) -> list[dict[str, Any]]:
 
 
 def bench_round_trips(seconds: float) -> list[dict[str, Any]]:
+    """Measure the network's round trip over every transport."""
     rows = [run_session("in process", *inproc_links(), seconds)]
     with tempfile.TemporaryDirectory() as folder:
         from featherweight.robot.network.certificates import create_room
@@ -153,11 +157,13 @@ def bench_round_trips(seconds: float) -> list[dict[str, Any]]:
 
 
 def inproc_links() -> tuple[Any, Any]:
+    """Return both ends of a network inside the process."""
     broker = InprocBroker("lab1")
     return broker.join("arm1", "robot"), broker.join("alice", "operator")
 
 
 def run_session(name: str, robot_link: Any, operator_link: Any, seconds: float) -> dict[str, Any]:
+    """Run a session; return its round trips."""
     leader = fwr.ScriptedLeader(lambda t: (10.0, 0, 0, 0, 0, 0))
     with fwr.UMIRobot(fwr.UMIRobotConfig(port="sim")) as robot, leader:
         side = FollowerSide(robot, robot_link, TOPICS)
@@ -180,6 +186,7 @@ def run_session(name: str, robot_link: Any, operator_link: Any, seconds: float) 
 
 
 def main() -> None:
+    """Run everything, print a table, append rows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--seconds", type=float, default=8.0)

@@ -20,7 +20,7 @@ with fwr.UMIRobot(fwr.UMIRobotConfig(port="sim")) as arm, leader:
         thread.start()
     time.sleep(3.0)
     status = side.status()
-    print(f"{side.controller.mode.name}: age {status['age_ms_p50']:.0f} ms, round trip {status['round_trip_ms_p50']:.0f} ms")
+    print(f"{side.controller.mode.name}: age {status['age_ms_p50']:.0f} ms, jitter {status['jitter_ms']:.0f} ms")
     line.close()  # the line is cut
     time.sleep(0.4)
     print(f"{side.controller.mode.name}: {side.controller.modes.reason}")

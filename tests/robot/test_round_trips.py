@@ -58,7 +58,6 @@ def measure(robot, robot_link, operator_link, seconds):
         return angles
 
     operator_link.publish, operator._take_state, side.receiver.receive = note_sent, note_state, note_command
-    # The operator's loop runs each 1/60 s; it would add its own period to what is measured, so states are taken at once.
     stop = threading.Event()
     threads = [threading.Thread(target=side.run, args=(stop,)), threading.Thread(target=operator.run, args=(stop,))]
     for thread in threads:
@@ -116,9 +115,8 @@ def test_over_zenoh_beside_a_camera_a_round_trip_takes_at_most_25_ms(tmp_path, g
     for thing in (*links, relay):
         thing.close()
 
-    print(f"p50 {1e3 * trips[len(trips) // 2]:.1f} ms, p99 {1e3 * trips[int(0.99 * len(trips))]:.1f} ms")
-    # The state is taken by the operator's next step, a sixtieth of a second later at worst.
-    assert trips[int(0.99 * len(trips))] <= 0.025 + 1 / 60
+    # One status line of the kit takes 11.4 ms; both loops look for messages each 2 ms.
+    assert trips[int(0.99 * len(trips))] <= 0.025
 
 
 @pytest.mark.slow
@@ -143,7 +141,6 @@ def test_ten_minutes_on_the_real_clock_hold_never_and_grow_nothing():
         for thread in threads:
             thread.join()
 
-    print(status, statistics, f"{grown} KiB")
     assert statistics.lines > 0.9 * 600 * 87 and statistics.bad_lines == 0 and statistics.reconnects == 0
     assert side.counters["internal errors"] == 0 and grown < 4096
     # On a busy machine a pause above 200 ms may hold the arm; it must come back each time.

@@ -15,6 +15,8 @@ from featherweight.robot.network.topics import Topics
 from featherweight.robot.network.transport import Transport
 
 REQUEST_PERIOD_NS = 500_000_000
+LOOK_S = 0.002
+"""How often the loop looks for states between its steps."""
 
 
 class OperatorSide:
@@ -69,8 +71,7 @@ class OperatorSide:
 
     def step(self) -> None:
         """Run one step: take states, ask for the robot if need be, send one command."""
-        while self._states:
-            self._take_state(*self._states.popleft())
+        self.take_states()
         now_ns = self._clock_ns()
         if now_ns - self._request_ns >= REQUEST_PERIOD_NS:
             self._request_ns = now_ns
@@ -81,6 +82,11 @@ class OperatorSide:
             if not self.has_robot:
                 self.ask("request")
         self._lead(now_ns)
+
+    def take_states(self) -> None:
+        """Take the states that have come."""
+        while self._states:
+            self._take_state(*self._states.popleft())
 
     def ask(self, kind: str) -> None:
         """Send a request to the robot: "request", "release", "stop" or "reset"."""
@@ -98,7 +104,9 @@ class OperatorSide:
                 if on_step is not None:
                     on_step(self)
                 due_s = max(due_s + 1 / rate_hz, time.monotonic())
-                stop.wait(due_s - time.monotonic())
+                while time.monotonic() < due_s and not stop.is_set():
+                    stop.wait(min(LOOK_S, max(0.0, due_s - time.monotonic())))
+                    self.take_states()
         finally:
             self.ask("release")
 
