@@ -8,6 +8,8 @@ JOINTS = ("shoulder_pan", "shoulder_lift", "elbow_flex", "forearm_roll", "wrist_
 JOINT_KEYS = tuple(f"{joint}.pos" for joint in JOINTS)
 """Keys of observations and actions, as LeRobot writes them; values in degrees."""
 SERVOS = len(JOINTS)
+ARM_JOINTS = SERVOS - 1
+"""All but the gripper."""
 POTENTIOMETERS = 6
 DIGITAL_INPUTS = 5
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featherweight.errors import ConfigError, DeviceError
-from featherweight.robot.kinematics import table_top
+from featherweight.robot.kinematics import table_top, tool_point
 from featherweight.robot.safety.config import SafetyConfig
 from featherweight.robot.safety.controller import Controller
 from featherweight.robot.safety.guard import clearance, way_is_free
@@ -206,6 +206,19 @@ def test_a_refused_way_leaves_the_goal_as_it_was_and_counts():
     controller.command((2,) * 6, 1.2)
     controller.tick(1.2)
     assert hand.goal == (2,) * 6 and controller.modes.reason == ""
+
+
+def test_whole_degrees_may_be_searched_for():
+    hand, wish = Hand(), (10.4, 10.4, 10.4, 10.4, -30.4, 10.4)
+    controller = Controller(hand, SafetyConfig(integer="search"))
+    controller.command(wish, 1.0)
+    controller.tick(1.0)
+    point, searched, rounded = (
+        tool_point(np.radians(angles[:5])) for angles in (wish, hand.goal, [round(angle) for angle in wish])
+    )
+
+    assert all(angle == round(angle) for angle in hand.goal[:5]) and hand.goal[5] == 10.4
+    assert np.linalg.norm(searched - point) < np.linalg.norm(rounded - point)
 
 
 def test_wrong_limits_are_one_sentence():

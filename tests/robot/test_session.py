@@ -186,6 +186,13 @@ def jump_back(bench, alice):
     bench.jump_ns = -3600 * 10**9
 
 
+def hurry(bench, alice, seconds):
+    """Send the arm to a place more than 80 degrees away, and wait until it is moving."""
+    alice.leader.angles = [-80.0 if bench.true_deg()[0] > 0 else 80.0, 0, 0, 0, -20, 0]
+    bench.run(seconds)
+    assert bench.active()
+
+
 MATRIX = {
     "network lost": (cut_network, mend_network),
     "operator's process stopped": (pause_operator, wake_operator),
@@ -204,6 +211,8 @@ def test_every_fault_holds_the_arm_at_once_and_ends_through_a_slow_sync(fault, s
     alice = bench.operator()
     assert bench.run(10.0, bench.active)
     bench.run(random.Random(seed).uniform(1.0, 3.0))
+    # The fault comes while the arm is on its way at full speed to a place far away.
+    hurry(bench, alice, 0.2 + random.Random(seed).uniform(0.0, 0.15))
     bench.track.clear()
 
     make(bench, alice)
@@ -223,6 +232,7 @@ def test_every_fault_holds_the_arm_at_once_and_ends_through_a_slow_sync(fault, s
     assert bench.true_deg() == settled, "the arm sways or creeps"
 
     mend(bench, alice)
+    alice.leader.angles = None
     bench.track.clear()
     assert bench.run(20.0, bench.active)
     modes = [mode for _, mode, _ in bench.track]

@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from featherweight.errors import ShapeError
+from featherweight.robot.kit import ARM_JOINTS
 
 Array = NDArray[np.float64]
 
-ARM_JOINTS = 5
 BASE_HEIGHT_M = 0.0606
 """Height of the D-H base above the table."""
 TOOL_M = 0.085

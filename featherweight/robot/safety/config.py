@@ -1,5 +1,7 @@
 """The limits of teleoperation."""
 
+from typing import Literal
+
 from pydantic import Field
 
 from featherweight.config import Config
@@ -22,5 +24,7 @@ class SafetyConfig(Config):
     """SYNC ends when every joint is within this of the leader."""
     guard: bool = True
     """Whether commands into the table or into the arm itself are refused."""
+    integer: Literal["nearest", "search"] = "nearest"
+    """"search" takes the whole degrees whose tool point is nearest, for slow and exact motion; "nearest" rounds."""
     lease_s: float = Field(default=2.0, gt=0)
     """Silence after which an operator's place is free for another one."""

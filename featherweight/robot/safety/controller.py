@@ -7,10 +7,10 @@ driver's own thread freezes the arm when this one dies: every goal carries the t
 import itertools
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from featherweight.robot.kit import LIMIT_DEG, SERVOS
+from featherweight.robot.kit import ARM_JOINTS, LIMIT_DEG, SERVOS
 from featherweight.robot.safety.config import SafetyConfig
 from featherweight.robot.safety.guard import way_is_free
 from featherweight.robot.safety.mode import Mode, ModeMachine
@@ -82,6 +82,11 @@ class Controller:
         self.limits_hit = False
         self._follower = follower
         self._range_deg = tuple(range_deg or [(-float(LIMIT_DEG), float(LIMIT_DEG))] * SERVOS)
+        self._search: Callable[[Sequence[float]], tuple[int, ...]] | None = None
+        if self.safety.integer == "search":
+            from featherweight.robot.kinematics.integer import IntegerSearch
+
+            self._search = IntegerSearch()
         self._goal_deg: tuple[float, ...] | None = None
         self._wish_deg: tuple[float, ...] | None = None
         self._command_s = -math.inf
@@ -192,6 +197,8 @@ class Controller:
             limited = max(low, min(high, wish))
             goal.append(limited if most is None else max(now - most, min(now + most, limited)))
         self.limits_hit = tuple(goal) != wish_deg
+        if self._search is not None:
+            goal[:ARM_JOINTS] = map(float, self._search(goal[:ARM_JOINTS]))
         if self._goal_deg == tuple(goal):
             return
         if self.safety.guard and not way_is_free(reported_deg, goal):
