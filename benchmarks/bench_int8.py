@@ -17,9 +17,9 @@ import torch
 
 import featherweight as fw
 from featherweight.memory import measure_memory
+from featherweight.models import load_model, load_tokenizer
 from featherweight.quant.int8_update import add_to_int8_
 from featherweight.quant.int8_weight import Int8Weight
-from featherweight.text.model import load_model, load_tokenizer
 
 VARIANTS = {"float": None, "int8 matrices": fw.Int8(), "int8 everywhere": fw.Int8(embeddings=True)}
 

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from featherweight import kernels
 from featherweight.optim import AdamW
-from featherweight.optim.full_rank import step_dense_
-from featherweight.optim.weight_update import Rounding, add_direction_
+from featherweight.optim.step.dense import step_dense_
+from featherweight.optim.step.weight_update import Rounding, add_direction_
 from featherweight.quant.int8_update import add_to_int8_
 from featherweight.quant.int8_weight import Int8Weight
 from featherweight.quant.rounding import stochastic_round_

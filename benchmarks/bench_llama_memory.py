@@ -28,9 +28,9 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import featherweight as fw
+from featherweight.models import load_model
 from featherweight.optim import AdamW, ApolloMini, GaLoreAdamW, QGaLoreAdamW, layerwise, param_groups
 from featherweight.optim.low_rank import LowRankOptimizer
-from featherweight.text.model import load_model
 from featherweight.training.footprint import predict_bytes
 
 SEQ_LEN, VOCAB = 256, 32000

@@ -19,7 +19,6 @@ from measurement import write_rows
 from featherweight.errors import FeatherweightError, OutOfMemoryError
 from featherweight.memory import measure_memory
 from featherweight.planner import Target, need_of
-from featherweight.text.skeleton import TextSkeleton
 from featherweight.training.estimate import estimate_memory
 from featherweight.training.loop import Loop, explain_out_of_memory
 from featherweight.training.recipe import Recipe
@@ -119,7 +118,7 @@ def measured(model: str, name: str, seq_len: int, batch: int, limit_bytes: int |
     recipe = recipe_of(model, name, seq_len, batch)
     try:
         with explain_out_of_memory(recipe):
-            loop = Loop(recipe, task=TextSkeleton(recipe.task_config()))
+            loop = Loop(recipe, task=recipe.task_class.skeleton(recipe.task_config(), seed=recipe.seed))
             if on_gpu:
                 for _ in range(3):
                     loop.step()

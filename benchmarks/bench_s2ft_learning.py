@@ -27,9 +27,9 @@ from measurement import RESULTS, machine, write_rows
 from torch import nn
 
 import featherweight as fw
+from featherweight.models import load_model, load_tokenizer
 from featherweight.text.forgetting import measure_forgetting
 from featherweight.text.instructions import Instruction, as_cloze, encode_instruction, load_instructions, pad_batch
-from featherweight.text.model import load_model, load_tokenizer
 from featherweight.text.multiple_choice import evaluate_multiple_choice
 
 TARGETS = ["o_proj", "down_proj"]

@@ -105,7 +105,7 @@ def tokens_per_s(model: nn.Module, tokens: Tensor, runs: int = 3) -> float:
 
 def smollm2(arguments: argparse.Namespace) -> None:
     """Measure every rule at every share that is not in the CSV yet, until the time is up."""
-    from featherweight.text.model import load_model, load_tokenizer
+    from featherweight.models import load_model, load_tokenizer
 
     deadline = time.time() + arguments.seconds
     known = {(row["rule"], row["rank_reduction_asked"]) for row in rows_of("welore_smollm2")}
@@ -135,7 +135,7 @@ def smollm2(arguments: argparse.Namespace) -> None:
 
 def tune(arguments: argparse.Namespace) -> None:
     """Cut the LRCs at one share, fine-tune them for some steps, and measure before and after."""
-    from featherweight.text.model import load_model, load_tokenizer
+    from featherweight.models import load_model, load_tokenizer
 
     model, tokenizer = load_model("smollm2").eval(), load_tokenizer("smollm2")
     tokens = encode(tokenizer, arguments.text)[: arguments.tokens]
@@ -195,7 +195,7 @@ def write_row(
 
 def speed(rounds: int = 7) -> None:
     """Time forward passes of cut models beside the dense one, in alternating rounds; whatever the text, 256 tokens."""
-    from featherweight.text.model import load_model
+    from featherweight.models import load_model
 
     dense = load_model("smollm2").eval()
     tokens = torch.randint(dense.config.vocab_size, (1, 256), generator=torch.Generator().manual_seed(0))

@@ -6,7 +6,7 @@ Public names load on first use (PEP 562), so that `import featherweight` stays f
 import importlib
 from typing import Any
 
-from featherweight.import_hook import import_after
+from featherweight.import_hook import import_after, without_kernel_advice
 
 __version__ = "0.1.0"
 
@@ -68,4 +68,4 @@ def __dir__() -> list[str]:
 
 
 # With PEFT, adapters of S2FT open like any other.
-import_after("peft", "featherweight.methods.s2ft")
+import_after("peft", "featherweight.methods.s2ft", before=without_kernel_advice)

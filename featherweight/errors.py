@@ -65,8 +65,17 @@ def nearest(name: str, known: Iterable[str], limit: int = 3) -> list[str]:
     return difflib.get_close_matches(name, list(known), n=limit, cutoff=0.5)
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
+LISTED = "Choose one of them."
+"""What closes a message that has listed all that is known already; see `did_you_mean`."""
+
+
+def did_you_mean(name: str, known: Iterable[str], *, otherwise: str | None = None) -> str:
     """Return a closing sentence that names the nearest spelling, or else all that is known.
+
+    Args:
+        name: what was given.
+        known: what could have been meant.
+        otherwise: the sentence where nothing is near, such as `LISTED`; None lists all that is known.
 
     Example:
         >>> did_you_mean("rnak", ["rank", "scale"])
@@ -76,4 +85,6 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """
     names = list(known)
     close = nearest(name, names, limit=1)
-    return f"Did you mean '{close[0]}'?" if close else f"Known: {', '.join(names)}."
+    if close:
+        return f"Did you mean '{close[0]}'?"
+    return f"Known: {', '.join(names)}." if otherwise is None else otherwise

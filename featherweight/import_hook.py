@@ -7,23 +7,24 @@ import importlib
 import importlib.util
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
 
-def import_after(package: str, ours: str) -> None:
+def import_after(package: str, ours: str, before: Callable[[], None] | None = None) -> None:
     """Import one of our modules as soon as a package is there; at once if it is there already.
 
     Args:
         package: such as "peft"; never imported by this function.
         ours: full name of the module.
+        before: called right before the package is imported.
     """
     if package in sys.modules:
         importlib.import_module(ours)
     elif not any(isinstance(finder, _Watch) and finder.ours == ours for finder in sys.meta_path):
-        sys.meta_path.insert(0, _Watch(package, ours))
+        sys.meta_path.insert(0, _Watch(package, ours, before))
 
 
 def without_kernel_advice() -> None:
@@ -42,8 +43,8 @@ def _is_other_than_kernel_advice(record: logging.LogRecord) -> bool:
 class _Watch(MetaPathFinder):
     """Finds nothing itself; lets the loader of one package import our module when it is done."""
 
-    def __init__(self, package: str, ours: str) -> None:
-        self.package, self.ours = package, ours
+    def __init__(self, package: str, ours: str, before: Callable[[], None] | None = None) -> None:
+        self.package, self.ours, self.before = package, ours, before
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -57,6 +58,8 @@ class _Watch(MetaPathFinder):
             execute = spec.loader.exec_module
 
             def execute_both(module: ModuleType) -> None:
+                if self.before is not None:
+                    self.before()
                 execute(module)
                 importlib.import_module(self.ours)
 

@@ -4,6 +4,7 @@ The single place that reads `target_modules` and `exclude_modules`; optimizers a
 words select the same weights everywhere. The rules are those of PEFT.
 """
 
+import contextlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -25,7 +26,8 @@ def select_modules(
         model: any module; Hugging Face models are asked for their output embedding.
         target_modules: "all-linear" (every linear layer, fused expert stacks included, without the output head), a
             regular expression that must match the whole module name, or a list of names, each matching the full name
-            or its end after a dot (`"q_proj"` matches `"model.layers.0.self_attn.q_proj"`).
+            or its end after a dot (`"q_proj"` matches `"model.layers.0.self_attn.q_proj"`). A single name given as
+            text is a regular expression too, so that it matches at the top level alone.
         exclude_modules: a regular expression or a list of names; what it matches is left out. May match nothing.
     Returns:
         Mapping of full module name to module; never empty.
@@ -141,11 +143,46 @@ def _matches(name: str, pattern: Pattern) -> bool:
 
 
 def _nothing_matches(target_modules: Pattern, modules: Mapping[str, nn.Module]) -> str:
+    """Say what the nearest modules are called and how a pattern would match them."""
     wanted: Iterable[str] = [target_modules] if isinstance(target_modules, str) else target_modules
-    short = {name.rsplit(".", 1)[-1] for name in modules}
-    close = [match for target in wanted for match in nearest(target, sorted(short | set(modules)))]
-    hint = f"Nearest names: {', '.join(close)}." if close else f"Names in this model: {', '.join(sorted(short))[:300]}."
+    find = _meant_by_expression if isinstance(target_modules, str) else _meant_by_name
+    hint = next((found for target in wanted if (found := find(target, list(modules)))), None)
+    if hint is None:
+        short = {name.rsplit(".", 1)[-1] for name in modules}
+        close = [match for target in wanted for match in nearest(target, sorted(short | set(modules)))]
+        near = (
+            f"Nearest names: {', '.join(close)}."
+            if close
+            else f"Names in this model: {', '.join(sorted(short))[:300]}."
+        )
+        example = f", such as {close[:1]}," if close else ""
+        hint = f"{near} A list of names{example} matches the end of full names."
     return (
         f"target_modules={target_modules!r} matches no module; expected {ALL_LINEAR!r}, a regular expression or a list "
         f"of names. {hint}"
     )
+
+
+def _meant_by_expression(pattern: str, names: Sequence[str]) -> str | None:
+    """Return how a regular expression would match that is only a part of full names; None if it is not even that."""
+    if ends := [name for name in names if _matches(name, [pattern])]:
+        return (
+            f"A text must match the whole name, such as '{ends[0]}'. Write [{pattern!r}], which matches the end, or "
+            f"'.*{re.escape(pattern)}'."
+        )
+    if parts := [name for name in names if re.search(pattern, name)]:
+        return f"It must match the whole name, such as '{parts[0]}'. Write '.*({pattern}).*'."
+    return None
+
+
+def _meant_by_name(target: str, names: Sequence[str]) -> str | None:
+    """Return how a name of a list would match that is a regular expression; None if it is none."""
+    if set(target).isdisjoint("*+?()[]|^$\\"):
+        return None
+    with contextlib.suppress(re.error):
+        if meant := [name for name in names if re.search(target, name)]:
+            return (
+                f"Names of a list are no regular expressions. Write '.*({target}).*' without a list for modules such "
+                f"as '{meant[0]}'."
+            )
+    return None

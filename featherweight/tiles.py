@@ -1,27 +1,13 @@
 """Cuts long tensors into tiles, and knows when tiles are only counted.
 
-Whoever works tile by tile bounds its temporaries. While a step is simulated (`featherweight.memory.simulate`) there are
-shapes and lifetimes but no numbers, and two equal tiles need the same memory; so a few tiles then stand for all of
-them, and the code of another kind of device may be followed than that of the tensors at hand.
+Whoever works tile by tile bounds its temporaries. In a simulation two equal tiles need the same memory, so a few tiles
+then stand for all of them.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import NamedTuple
 
-import torch
+from featherweight.simulated import simulated_device
 
-
-class Device(NamedTuple):
-    """A kind of device whose step is simulated."""
-
-    kind: str
-    """cpu or cuda."""
-    memory_bytes: int = 24 << 30
-    """Size of its memory; chunks are larger where there is more."""
-
-
-_simulated: Device | None = None
 _repetitions = 1
 
 
@@ -39,7 +25,7 @@ def tiles(length: int, size: int, *, first: int = 0) -> Iterator[tuple[int, int]
         >>> list(tiles(5, 2)), list(tiles(5, 4, first=3))
         ([(0, 2), (2, 4), (4, 5)], [(3, 4), (4, 8)])
     """
-    if _simulated is not None:
+    if simulated_device() is not None:
         yield from _few_tiles(length, size, first)
         return
     start, end = first, first + length
@@ -65,24 +51,3 @@ def _few_tiles(length: int, size: int, first: int) -> Iterator[tuple[int, int]]:
 def repetitions() -> int:
     """Return how many tiles the present one stands for; 1 outside a simulation."""
     return _repetitions
-
-
-def device_kind(device: torch.device) -> str:
-    """Return for which kind of device code should run: the tensors' own, or in a simulation the simulated one."""
-    return device.type if _simulated is None else _simulated.kind
-
-
-def simulated_device() -> Device | None:
-    """Return the device whose step is being simulated, or None outside a simulation."""
-    return _simulated
-
-
-@contextmanager
-def counting_only(device: Device) -> Iterator[None]:
-    """Let few tiles stand for all, and code run as on `device`, while the block runs."""
-    global _simulated
-    before, _simulated = _simulated, device
-    try:
-        yield
-    finally:
-        _simulated = before

@@ -51,3 +51,5 @@ def test_did_you_mean_names_the_nearest_spelling_or_all_that_is_known():
     assert errors.did_you_mean("lerning_rate", ["learning_rate", "rank"]) == "Did you mean 'learning_rate'?"
     assert errors.did_you_mean("xyz", ["rank", "scale"]) == "Known: rank, scale."
     assert errors.did_you_mean("xyz", iter(["rank"])) == "Known: rank."
+    assert errors.did_you_mean("xyz", ["rank"], otherwise=errors.LISTED) == "Choose one of them."
+    assert errors.did_you_mean("rnak", ["rank"], otherwise=errors.LISTED) == "Did you mean 'rank'?"

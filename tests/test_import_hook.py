@@ -45,6 +45,26 @@ def test_ours_may_import_the_other_package_first(tmp_path):
     assert found == 2
 
 
+def test_something_is_done_right_before_the_package(tmp_path):
+    (tmp_path / "other.py").write_text("import first\nvalue = first.value\n")
+    (tmp_path / "first.py").write_text("value = 0\n")
+    (tmp_path / "ours.py").write_text("")
+    found = run(
+        "import json, sys, first\nfrom featherweight.import_hook import import_after\n"
+        "import_after('other', 'ours', before=lambda: setattr(first, 'value', 1))\n"
+        "import other\nprint(json.dumps(other.value))",
+        tmp_path,
+    )
+
+    assert found == 1
+
+
+def test_peft_behind_this_package_brings_no_advice_about_kernels():
+    program = "import featherweight, peft, featherweight.methods.s2ft"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and "pip install kernels" not in done.stderr
+
+
 def test_a_package_that_does_not_exist_stays_missing():
     import_after("no_such_package_of_anybody", "featherweight.errors")
     with pytest.raises(ModuleNotFoundError, match="no_such_package_of_anybody"):

@@ -65,6 +65,34 @@ def test_nothing_selected_lists_the_nearest_names(llama):
         select_modules(llama, ["qproj"])
 
 
+# Mutation: a hint that only repeats the name that was given leaves its reader where they were.
+@pytest.mark.parametrize(
+    ("target_modules", "hint", "written"),
+    [
+        ("mlp", r"must match the whole name, such as 'model.layers.0.mlp'. Write \['mlp'\], .* or '\.\*mlp'", ".*mlp"),
+        ("layers.0", r"Write \['layers.0'\]", ["layers.0"]),
+        ("q_proj|v_proj", r"such as 'model.layers.0.self_attn.q_proj'. Write '\.\*\(q_proj\|v_proj\)\.\*'", None),
+        (["self_attn.q"], r"Nearest names: .* A list of names, such as \['", None),
+        (
+            [".*_proj"],
+            r"Names of a list are no regular expressions. Write '\.\*\(\.\*_proj\)\.\*' without",
+            ".*(.*_proj).*",
+        ),
+        (
+            ["xyz"],
+            r"Names in this model: .*, q_proj.* A list of names matches the end",
+            None,
+        ),
+    ],
+)
+def test_a_pattern_that_matches_nothing_is_told_how_it_would_match(llama, target_modules, hint, written):
+    with pytest.raises(ConfigError, match=f"matches no module; expected .*{hint}") as caught:
+        select_modules(llama, target_modules)
+    assert "\n" not in str(caught.value)
+    if written is not None:
+        assert select_modules(llama, written)
+
+
 class Embeddings(nn.Module):
     """As in a ViT: 3-D parameters that are no stack of matrices."""
 

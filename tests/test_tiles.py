@@ -1,11 +1,13 @@
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from featherweight.tiles import Device, counting_only, device_kind, repetitions, simulated_device, tiles
+from featherweight.simulated import SimulatedDevice, counting_only
+from featherweight.tiles import repetitions, tiles
 
-CUDA = Device("cuda")
+CUDA = SimulatedDevice("cuda")
+
+
 LENGTHS = {"length": st.integers(0, 300), "size": st.integers(1, 40), "first": st.integers(0, 100)}
 
 
@@ -73,21 +75,3 @@ def test_no_elements_have_no_tiles():
     assert list(tiles(0, 4)) == list(tiles(0, 4, first=3)) == []
     with counting_only(CUDA):
         assert list(tiles(0, 4)) == list(tiles(0, 4, first=3)) == []
-
-
-def test_code_runs_for_the_tensors_own_device_or_the_simulated_one():
-    cpu, meta = torch.device("cpu"), torch.device("meta")
-    assert (device_kind(cpu), device_kind(meta), simulated_device()) == ("cpu", "meta", None)
-    with counting_only(Device("cuda", 80 << 30)):
-        assert (device_kind(cpu), device_kind(meta)) == ("cuda", "cuda")
-        assert simulated_device() == Device("cuda", 80 << 30)
-        with counting_only(Device("cpu")):
-            assert device_kind(cpu) == "cpu"
-        assert device_kind(cpu) == "cuda"
-    assert device_kind(cpu) == "cpu"
-
-
-def test_an_error_inside_ends_the_simulation():
-    with pytest.raises(RuntimeError), counting_only(CUDA):
-        raise RuntimeError
-    assert simulated_device() is None and len(list(tiles(100, 10))) == 10

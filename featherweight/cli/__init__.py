@@ -18,6 +18,8 @@ import featherweight
 from featherweight.cli import adapter as _adapter
 from featherweight.cli import compare as _compare
 from featherweight.cli import compress as _compress
+from featherweight.cli import data as _data
+from featherweight.cli import init as _init
 from featherweight.cli import measure as _measure
 from featherweight.cli import pde as _pde
 from featherweight.cli import plan as _plan
@@ -35,10 +37,12 @@ app = typer.Typer(
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.command("init")(_init.init)
 app.command("train")(_train.train)
 app.command("compare")(_compare.compare)
 app.command("measure")(_measure.measure)
 app.command("plan")(_plan.plan)
+app.add_typer(_data.app)
 app.add_typer(_pde.app, name="pde")
 app.add_typer(_robot.app, name="robot")
 app.command("compress")(_compress.compress)
@@ -63,7 +67,9 @@ def _describe(
 
     [bold]Examples[/bold]
 
-    fw compare examples/recipes/demo.yaml --methods adamw,galore_8bit
+    fw init chat.yaml --model ./model --data chats.jsonl
+
+    fw compare examples/recipes/demo.yaml --optimizers adamw,galore_8bit
 
     fw train recipe.yaml optimizer.rank=64 steps=500 --out runs/rank64
 

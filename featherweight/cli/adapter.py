@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from featherweight.cli.given import require_adapter, require_adapters, require_model
 from featherweight.cli.screen import AsJson, leave_cleanly, print_json, print_result
 
 if TYPE_CHECKING:
@@ -16,7 +17,10 @@ app = typer.Typer(
     rich_markup_mode="rich",
     help="Look at S2FT adapters, merge, fuse, compare, export and time them.",
 )
-AdapterFolder = Annotated[Path, typer.Argument(metavar="ADAPTER", help="Folder of an adapter.", show_default=False)]
+AdapterFolder = Annotated[
+    Path,
+    typer.Argument(metavar="ADAPTER", help="Folder of an adapter.", show_default=False, callback=require_adapter),
+]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder to write.", show_default=False)]
 
 
@@ -40,7 +44,8 @@ def merge(
     adapter: AdapterFolder,
     out: Out,
     base: Annotated[
-        str | None, typer.Option("--base", help="The base model; default: the one that the adapter names.")
+        str | None,
+        typer.Option("--base", help="The base model; default: the one that the adapter names.", callback=require_model),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -48,7 +53,8 @@ def merge(
     from featherweight.errors import ConfigError
     from featherweight.methods.s2ft import Adapter
     from featherweight.methods.s2ft.merge import merge_into
-    from featherweight.text.model import load_model, load_tokenizer, save_model_folder
+    from featherweight.models.load import load_model, load_tokenizer
+    from featherweight.models.save import save_model_folder
 
     with leave_cleanly("adapter merge", [str(adapter)]):
         loaded = Adapter.load(adapter)
@@ -65,7 +71,9 @@ def merge(
 
 @app.command("fuse")
 def fuse(
-    adapters: Annotated[list[Path], typer.Argument(metavar="ADAPTER...", help="Folders of adapters.")],
+    adapters: Annotated[
+        list[Path], typer.Argument(metavar="ADAPTER...", help="Folders of adapters.", callback=require_adapters)
+    ],
     out: Out,
     weights: Annotated[
         str | None, typer.Option("--weights", help="Numbers such as 1,0.5; default: 1 for each.", show_default=False)
@@ -90,22 +98,23 @@ def fuse(
 
 @app.command("diff")
 def diff(
-    base: Annotated[str, typer.Argument(metavar="BASE", help="The model before training.")],
-    tuned: Annotated[str, typer.Argument(metavar="TUNED", help="The model after it.")],
+    base: Annotated[str, typer.Argument(metavar="BASE", help="The model before training.", callback=require_model)],
+    tuned: Annotated[str, typer.Argument(metavar="TUNED", help="The model after it.", callback=require_model)],
     out: Out,
     official: Annotated[
         bool, typer.Option("--official", help="TUNED comes from the paper's code, which reorders heads and channels.")
     ] = False,
+    rows: Annotated[bool, typer.Option("--rows", help="With --official: rows of up and value matrices too.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Write the adapter that turns one model into another."""
     from featherweight.methods.s2ft import diff as compare
     from featherweight.methods.s2ft import import_official
-    from featherweight.text.model import load_model
+    from featherweight.models.load import load_model
 
     with leave_cleanly("adapter diff", [base, tuned]):
         before, after = load_model(base), load_model(tuned)
-        found: Adapter = import_official(after, before) if official else compare(before, after)
+        found: Adapter = import_official(after, before, allow_rows=rows) if official else compare(before, after)
         found.save(out)
         _say({"adapter": str(out), "modules": len(found.modules), "parameters": found.parameters}, as_json)
 

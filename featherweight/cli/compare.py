@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from featherweight.cli.optimizer_names import FormerSpelling, Optimizers, given_names
 from featherweight.cli.screen import (
     AsJson,
     Overrides,
@@ -20,15 +21,14 @@ from featherweight.cli.screen import (
 def compare(
     recipe: RecipeFile,
     changes: Overrides = None,
-    methods: Annotated[
-        str, typer.Option("--methods", "-m", help="Optimizers, separated by commas.")
-    ] = "adamw,galore,galore_8bit",
+    optimizers: Optimizers = "adamw,galore,galore_8bit",
     out: Annotated[
         Path | None,
         typer.Option("--out", "-o", help="The folder; default: runs/<name>-compare-<time>.", show_default=False),
     ] = None,
     resume: Resume = False,
     as_json: AsJson = False,
+    methods: FormerSpelling = None,
 ) -> None:
     """Train one recipe with several optimizers in turn: same start, same data, same seed.
 
@@ -41,7 +41,7 @@ def compare(
 
     fw compare recipe.yaml
 
-    fw compare recipe.yaml --methods adamw,galore_8bit compare.galore_8bit.rank=64
+    fw compare recipe.yaml --optimizers adamw,galore_8bit compare.galore_8bit.rank=64
 
     fw compare recipe.yaml --out runs/first --resume
     """
@@ -52,9 +52,9 @@ def compare(
     from featherweight.training.run import new_run_folder, run_name
     from featherweight.training.summary import Summary
 
-    names = [name.strip() for name in methods.split(",") if name.strip()]
+    names = [name.strip() for name in given_names(optimizers, methods).split(",") if name.strip()]
     folder = out or new_run_folder(f"{run_name(recipe, load_recipe(recipe, changes or []))}-compare")
-    words = [str(recipe), *(changes or []), "--methods", ",".join(names)]
+    words = [str(recipe), *(changes or []), "--optimizers", ",".join(names)]
     with leave_cleanly("compare", words, lambda _: folder):
         report = run_comparison(
             recipe, names, overrides=changes or [], out=folder, resume=resume, callbacks=[] if as_json else None

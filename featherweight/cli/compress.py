@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from featherweight.cli.given import require_model
 from featherweight.cli.screen import AsJson, leave_cleanly, print_json, print_result
 
 if TYPE_CHECKING:
@@ -15,7 +16,13 @@ if TYPE_CHECKING:
 
 def compress(
     model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="A model folder, or a name such as smollm2.", show_default=False)
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="A model folder, or a name such as smollm2.",
+            show_default=False,
+            callback=require_model,
+        ),
     ],
     changes: Annotated[
         list[str] | None,

@@ -2,16 +2,14 @@
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from featherweight.cli.compare import compare as run_compare
+from featherweight.cli.optimizer_names import FormerSpelling, Optimizers, given_names
 from featherweight.cli.screen import AsJson, Overrides, RecipeFile, Resume
 from featherweight.cli.train import train as run_train
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", help="Neural operators: data, training, comparison.")
 
@@ -42,7 +40,7 @@ def generate(
 
     fw pde generate darcy --n 1000 --resolution 64 --out data/darcy
 
-    fw pde generate navier_stokes viscosity=1e-4 final_time=5 steps=2000 --n 200 --out data/ns
+    fw pde generate navier_stokes viscosity=1e-4 final_time=5 --n 200 --out data/ns
     """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -74,27 +72,26 @@ def generate(
 def train(
     recipe: RecipeFile, changes: Overrides = None, out: Out = None, resume: Resume = False, as_json: AsJson = False
 ) -> None:
-    """Train as `fw train` does, and draw fields and spectra into the run folder."""
+    """Train as `fw train` does, and say where fields and spectra are drawn: in the run folder."""
     folder = out or _new_folder(recipe, changes, "")
     run_train(recipe, changes, folder, resume, as_json=as_json)
-    _draw(folder, {folder.name: folder}, as_json)
+    _tell_pictures(folder, as_json)
 
 
 @app.command()
 def compare(
     recipe: RecipeFile,
     changes: Overrides = None,
-    methods: Annotated[
-        str, typer.Option("--methods", "-m", help="Optimizers, separated by commas.")
-    ] = "adamw,tensor_galore,tensorgrad",
+    optimizers: Optimizers = "adamw,tensor_galore,tensorgrad",
     out: Out = None,
     resume: Resume = False,
     as_json: AsJson = False,
+    methods: FormerSpelling = None,
 ) -> None:
-    """Compare optimizers as `fw compare` does, and draw the fields and spectra of all of them side by side."""
+    """Compare optimizers as `fw compare` does, and say where the fields and spectra of all of them are drawn."""
     folder = out or _new_folder(recipe, changes, "-compare")
-    run_compare(recipe, changes, methods, folder, resume, as_json)
-    _draw(folder, {name: folder / name for name in methods.replace(" ", "").split(",")}, as_json)
+    run_compare(recipe, changes, given_names(optimizers, methods), folder, resume, as_json)
+    _tell_pictures(folder, as_json)
 
 
 def _new_folder(recipe: Path, changes: list[str] | None, suffix: str) -> Path:
@@ -104,31 +101,7 @@ def _new_folder(recipe: Path, changes: list[str] | None, suffix: str) -> Path:
     return new_run_folder(run_name(recipe, load_recipe(recipe, changes or [])) + suffix)
 
 
-def _draw(folder: Path, runs: dict[str, Path], is_silent: bool) -> None:
-    """Draw the predictions of finished runs on the first test set."""
-    from featherweight.pde.pictures import draw_fields, draw_spectra
-    from featherweight.pde.task import PdeTask
-    from featherweight.training.recipe import load_recipe
-
-    predictions: dict[str, Tensor] = {}
-    x = y = None
-    for name, run in runs.items():
-        if not (run / "model" / "model.pt").is_file():
-            continue
-        recipe = load_recipe(run / "recipe.yaml")
-        task = recipe.build_task()
-        if not isinstance(task, PdeTask):
-            return
-        model = task.build_model()
-        model.load(run / "model")
-        pairs = next(iter(task.tests.values()))
-        prediction = task.predict(model, pairs.x, micro_batch_size=recipe.micro_batch_size)
-        x, y = pairs.x[:, 0], pairs.y[:, 0]
-        predictions[str(recipe.optimizer["name"]) if len(runs) == 1 else name] = prediction[:, 0]
-    if x is None or y is None:
-        return
-    if y.ndim <= 3:
-        draw_fields(folder / "fields.png", x, y, predictions)
-    draw_spectra(folder / "spectra.png", y, predictions)
-    if not is_silent:
-        print(f"Pictures: {folder / 'fields.png'}, {folder / 'spectra.png'}")
+def _tell_pictures(folder: Path, is_silent: bool) -> None:
+    pictures = [path for path in (folder / "fields.png", folder / "spectra.png") if path.is_file()]
+    if pictures and not is_silent:
+        print(f"Pictures: {', '.join(map(str, pictures))}")

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from featherweight.cli.given import require_model, require_recipe
 from featherweight.cli.screen import AsJson, leave_cleanly, print_json
 from featherweight.errors import ConfigError
 from featherweight.report import format_bytes
@@ -36,11 +37,22 @@ _PATIENCE_S = 10.0
 def plan(
     recipe: Annotated[
         Path | None,
-        typer.Argument(metavar="[RECIPE]", help="Recipe that gives data, steps and batch.", show_default=False),
+        typer.Argument(
+            metavar="[RECIPE]",
+            help="Recipe that gives data, steps and batch.",
+            show_default=False,
+            callback=require_recipe,
+        ),
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option("--model", "-m", help="Name, folder or config.json of the model.", show_default=False),
+        typer.Option(
+            "--model",
+            "-m",
+            help="Name, folder or config.json of the model.",
+            show_default=False,
+            callback=require_model,
+        ),
     ] = None,
     budget: Annotated[
         str | None, typer.Option("--budget", "-b", help="Memory to use, such as 12GB or 24GiB.", show_default=False)
@@ -88,6 +100,7 @@ def plan(
 
     fw plan recipe.yaml --budget 16GB --why
     """
+    _require_question(recipe, model, seq_len, tokens_per_step)
     from featherweight.planner import plan as search
     from featherweight.planner.solve import check_unknown
 
@@ -122,6 +135,21 @@ def plan(
             print_plan(found, solution, reasons, out, report)
         if not found.rows:
             raise typer.Exit(1)
+
+
+def _require_question(recipe: Path | None, model: str | None, seq_len: int | None, tokens_per_step: int | None) -> None:
+    """Refuse what no planner is needed for to refuse.
+
+    Raises:
+        ConfigError: if there is neither recipe nor model, or a number is out of range.
+    """
+    if recipe is None and model is None:
+        raise ConfigError("plan: model=None and recipe=None; expected one of them. Name a model such as llama-7b.")
+    for option, value, least in (("seq-len", seq_len, 2), ("tokens-per-step", tokens_per_step, 1)):
+        if value is not None and value < least:
+            raise ConfigError(
+                f"plan: --{option}={value} is out of range; expected at least {least}. Leave it out for the usual one."
+            )
 
 
 def _recipe(path: Path) -> "Recipe":

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from featherweight.cli.given import require_recipe
+
 if TYPE_CHECKING:
     from featherweight.report import Report
     from featherweight.training.interrupt import TrainingInterrupted
@@ -22,7 +24,10 @@ if TYPE_CHECKING:
     FolderOf = Callable[[TrainingInterrupted], Path]
 
 RecipeFile = Annotated[
-    Path, typer.Argument(metavar="RECIPE", help="The recipe: a YAML or JSON file.", show_default=False)
+    Path,
+    typer.Argument(
+        metavar="RECIPE", help="The recipe: a YAML or JSON file.", show_default=False, callback=require_recipe
+    ),
 ]
 Overrides = Annotated[
     list[str] | None,

@@ -1,7 +1,8 @@
-"""Optional Triton kernels for what a GPU otherwise does in many small passes: `use("triton")` switches them on.
+"""Kernels for what PyTorch's operations do in many small passes: compiled C on a CPU, Triton on a GPU.
 
-Each kernel stands behind the function of its twin in plain PyTorch, which asks `run_on` and has the same results. They
-are off at first, as no gain has been measured on a card yet. Triton is imported when the first kernel runs.
+Each kernel stands behind the function of its twin in plain PyTorch, which asks `native_on` or `run_on` and has the
+same results. On a CPU they run by themselves wherever a C compiler is found (`native`). Triton's are off at first, as
+no gain has been measured on a card yet: `use("triton")` switches them on. Both are loaded when the first one runs.
 Rounding is that of IEEE 754 everywhere: divisions and roots to nearest, and products are fused with sums only where
 torch fuses them (`tl.fma`), so `launch` forbids the compiler to fuse others.
 """
@@ -17,28 +18,31 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from featherweight.errors import ConfigError, DeviceError, MissingExtraError, did_you_mean
-from featherweight.tiles import simulated_device
+from featherweight.errors import LISTED, ConfigError, DeviceError, MissingExtraError, did_you_mean
+from featherweight.simulated import simulated_device
 
-__all__ = ["run_on", "use"]
+__all__ = ["native_on", "run_on", "use"]
 
-CHOICES = ("torch", "triton")
+CHOICES = ("auto", "torch", "native", "triton")
 KeyPair = Callable[[int], tuple[int, int]]
 """The two keys of the hash for each span of elements that share them."""
 
 # One for all threads: backward passes, where layer-wise steps run, have threads of their own.
-_chosen = "torch"
+_chosen = "auto"
 
 
 def use(name: str) -> ExitStack:
     """Choose who computes from now on; in a `with` statement, until its end.
 
     Args:
-        name: "triton" for the kernels here, "torch" for their twins (the default).
+        name: "auto" (the default) for compiled C on a CPU where it can be had and PyTorch's operations elsewhere,
+            "torch" for PyTorch's operations everywhere, "native" as "auto" but an error where nothing can be compiled,
+            "triton" for Triton's kernels.
     Raises:
         ConfigError: for another name.
         MissingExtraError: if Triton is not installed.
-        DeviceError: if there is neither a CUDA device nor Triton's interpreter (``TRITON_INTERPRET=1``).
+        DeviceError: if there is neither a CUDA device nor Triton's interpreter (``TRITON_INTERPRET=1``); for
+            "native", if there is no C compiler.
     Example:
         >>> import featherweight as fw
         >>> with fw.kernels.use("torch"):
@@ -48,10 +52,12 @@ def use(name: str) -> ExitStack:
     if name not in CHOICES:
         raise ConfigError(
             f"kernels.use: name={name!r} is unknown; expected one of {', '.join(CHOICES)}. "
-            f"{did_you_mean(name, CHOICES)}"
+            f"{did_you_mean(name, CHOICES, otherwise=LISTED)}"
         )
     if name == "triton":
         _require_triton()
+    if name == "native":
+        _require_native()
     before = ExitStack()
     before.callback(_choose, _chosen)
     _choose(name)
@@ -64,7 +70,7 @@ def run_on(tensor: Tensor) -> bool:
     Raises:
         DeviceError: if kernels are switched on and the tensor is where none can run.
     """
-    if _chosen == "torch" or simulated_device() is not None or tensor.is_meta:
+    if _chosen != "triton" or simulated_device() is not None or tensor.is_meta:
         return False
     if tensor.device.type != "cuda" and not is_interpreted():
         raise DeviceError(
@@ -72,6 +78,16 @@ def run_on(tensor: Tensor) -> bool:
             'environment from the start. Move the model, or call fw.kernels.use("torch").'
         )
     return True
+
+
+def native_on(tensor: Tensor) -> bool:
+    """Say whether compiled C is to run on a tensor: a real one on a CPU, not in a simulation; compiles it at first."""
+    if _chosen not in ("auto", "native") or simulated_device() is not None or tensor.device.type != "cpu":
+        return False
+    if type(tensor) not in (Tensor, torch.nn.Parameter):  # a subclass may hold its numbers elsewhere
+        return False
+    available: bool = __getattr__("native").is_available()
+    return available
 
 
 def is_interpreted() -> bool:
@@ -103,8 +119,8 @@ def mark_written(*tensors: Tensor) -> None:
 
 
 def __getattr__(name: str) -> Any:
-    """Import the kernels, and Triton with them, when they are first named."""
-    if name not in ("adamw", "int8_update", "rounding"):
+    """Import the kernels, and Triton with those that need it, when they are first named."""
+    if name not in ("adamw", "int8_update", "native", "rounding"):
         raise AttributeError(f"module 'featherweight.kernels' has no attribute '{name}'")
     return importlib.import_module(f"featherweight.kernels.{name}")
 
@@ -112,6 +128,15 @@ def __getattr__(name: str) -> Any:
 def _choose(name: str) -> None:
     global _chosen
     _chosen = name
+
+
+def _require_native() -> None:
+    native = __getattr__("native")
+    if not native.is_available():
+        raise DeviceError(
+            f"kernels.use: name='native' cannot be had; {native.status()}. Install a C compiler (Debian: "
+            "apt-get install gcc), or keep to 'auto'."
+        )
 
 
 def _require_triton() -> None:

@@ -1,11 +1,13 @@
 """AdamW in one pass: moments in 8-bit codes or float32, and the weight with them if it is bfloat16 or float32.
 
-The twins are `AdamWRule` (`featherweight.optim.rules`) on moments that `featherweight.quant.blockwise` keeps, and
-`add_direction_` (`featherweight.optim.weight_update`). Codes, scales and moments have their bits; so has the direction
-where the twin's root rounds to nearest: on CUDA it does, on a CPU it may be off by 1.5 units in the last place.
+The twins are `AdamWRule` (`featherweight.optim.policies.rules`) on moments that `featherweight.quant.blockwise` keeps,
+and `add_direction_` (`featherweight.optim.step.weight_update`). Codes, scales and moments have their bits; so has the
+direction where the twin's root rounds to nearest: on CUDA it does, on a CPU it may be off by 1.5 units in the last
+place.
 Shapes: G blocks of a program, B elements of a block.
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -15,6 +17,7 @@ from torch import Tensor
 
 from featherweight.kernels import KeyPair, launch, mark_written
 from featherweight.kernels.int8_update import largest_magnitude
+from featherweight.kernels.launch_check import Argument, check_launch
 from featherweight.kernels.rounding import SPAN_ELEMENTS, rounded_to_bf16
 from featherweight.tiles import tiles
 
@@ -165,6 +168,8 @@ def direction(grad: Tensor, moments: tuple[Codes, Codes] | tuple[Tensor, Tensor]
         options: of the step.
     Returns:
         New float32 tensor of the shape of `grad`.
+    Raises:
+        ShapeError: if gradient and moments do not belong to one parameter.
     Cost: in codes, reads 6 and writes 6 bytes an element for a float32 gradient.
     """
     out = torch.empty(grad.shape, dtype=torch.float32, device=grad.device)
@@ -180,6 +185,8 @@ def step_(grad: Tensor, moments: tuple[Codes, Codes] | tuple[Tensor, Tensor], op
         moments: as for `direction`, of a whole parameter.
         options: of the step.
         write: the weight, written in place.
+    Raises:
+        ShapeError: if gradient, moments and weight do not belong to one parameter.
     Cost: in codes with a bfloat16 weight and gradient, reads 6 and writes 4 bytes an element.
     """
     _step_(grad, moments, options, write.weight, str(write.weight.dtype).removeprefix("torch."), write)
@@ -196,7 +203,9 @@ def _step_(
 ) -> None:
     beta1, beta2, eps, step, is_official = options
     correction1, correction2_sqrt = 1 - beta1**step, (1 - beta2**step) ** 0.5
-    flat_grad, flat_out = grad.contiguous().view(-1), out.view(-1)
+    grad = grad.contiguous()
+    check_launch("adamw", out.device, *_arguments(grad, moments, out))
+    flat_grad, flat_out = grad.view(-1), out.view(-1)
     alpha, beta = (1.0, 1.0) if write is None else (write.alpha, write.beta)
     for start, stop in tiles(out.numel(), SPAN_ELEMENTS):
         keys = (0, 0) if write is None or writes != "bfloat16" else write.key_pair(start // SPAN_ELEMENTS)
@@ -215,6 +224,22 @@ def _step_(
             B=BLOCK_SIZE,
         )
     mark_written(*(part for moment in moments for part in (moment[:2] if isinstance(moment, Codes) else (moment,))))
+
+
+def _arguments(grad: Tensor, moments: tuple[Codes, Codes] | tuple[Tensor, Tensor], out: Tensor) -> Iterator[Argument]:
+    numel = out.numel()
+    yield Argument("grad", grad, numel, None)
+    yield Argument("out", out, numel, out.dtype if out.dtype in (torch.float32, torch.bfloat16) else torch.float32)
+    names_and_moments: Iterator[tuple[str, Codes | Tensor]] = zip(("exp_avg", "exp_avg_sq"), moments, strict=True)
+    for name, moment in names_and_moments:
+        if isinstance(moment, Tensor):
+            yield Argument(name, moment, numel, torch.float32)
+            continue
+        yield Argument(f"{name} codes", moment.codes, numel, torch.uint8)
+        yield Argument(f"{name} block_scale", moment.block_scale, triton.cdiv(numel, BLOCK_SIZE), torch.float32)
+        yield Argument(f"{name} values", moment.values, 256, torch.float32)
+        yield Argument(f"{name} first_code", moment.first_code, 1 << 16, torch.uint8)
+        yield Argument(f"{name} next_boundary", moment.next_boundary, 1 << 16, torch.float32)
 
 
 def _parts(moment: Codes | Tensor, start: int, stop: int) -> tuple[Tensor, ...]:

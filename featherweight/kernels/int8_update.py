@@ -5,11 +5,13 @@ any group leaves its range; here each program asks itself.
 Shapes: G groups of a program, B elements of a group (up to a power of two).
 """
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from featherweight.kernels import KeyPair, launch, mark_written
+from featherweight.kernels.launch_check import Argument, check_launch
 from featherweight.kernels.rounding import SPAN_ELEMENTS, hashed
 from featherweight.tiles import tiles
 
@@ -190,9 +192,19 @@ def add_(
         beta: factor of the weight.
         offset: index of the first element, as the hash counts.
         key_pair: keys of each span; None rounds to nearest.
+    Raises:
+        ShapeError: if codes, scales and update do not belong to one weight.
     Cost: reads 5 and writes 1 byte an element.
     """
-    update, columns = update.contiguous(), max(1, codes.shape[1])
+    update, (rows, columns) = update.contiguous(), codes.shape
+    check_launch(
+        "int8_update",
+        codes.device,
+        Argument("codes", codes, rows * columns, torch.int8),
+        Argument("block_scale", block_scale, rows * triton.cdiv(columns, group_size), torch.float32),
+        Argument("update", update, rows * columns, torch.float32),
+    )
+    columns = max(1, columns)
     groups_of_program, group_length, warps = shape_of_program(group_size)
     # So few rows that their elements lie in two spans at most.
     for start, stop in tiles(codes.shape[0], max(1, SPAN_ELEMENTS // columns)):

@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from featherweight.kernels import KeyPair, launch, mark_written
+from featherweight.kernels.launch_check import Argument, check_launch
 from featherweight.tiles import tiles
 
 SPAN_ELEMENTS = 1 << 24
@@ -93,15 +94,17 @@ def add_direction_(
     _write_(weight, direction, alpha, beta, offset, key_pair, is_update=True)
 
 
-def fits(weight: Tensor, direction: Tensor) -> bool:
-    """Say whether `add_direction_` serves these types."""
-    return weight.dtype == torch.bfloat16 and direction.dtype == torch.float32 and weight.is_contiguous()
-
-
 def _write_(
     out: Tensor, source: Tensor, alpha: float, beta: float, offset: int, key_pair: KeyPair, *, is_update: bool
 ) -> Tensor:
-    flat_out, flat_source = out.view(-1), source.contiguous().view(-1)
+    source, numel = source.contiguous(), out.numel()
+    check_launch(
+        "rounding",
+        out.device,
+        Argument("out", out, numel, torch.bfloat16),
+        Argument("source", source, numel, torch.float32),
+    )
+    flat_out, flat_source = out.view(-1), source.view(-1)
     for start, stop in tiles(out.numel(), SPAN_ELEMENTS, first=offset):
         part = slice(start - offset, stop - offset)
         span, first = divmod(start, SPAN_ELEMENTS)

@@ -13,7 +13,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from featherweight.errors import ConfigError, NumericsError, ShapeError, did_you_mean
+from featherweight.errors import LISTED, ConfigError, NumericsError, ShapeError, did_you_mean
 from featherweight.linalg.orthonormal import one_thread, orthonormalize, well_conditioned
 from featherweight.linalg.outer_product import Gradient, OuterProduct
 from featherweight.linalg.random import random_normal, random_orthonormal
@@ -184,7 +184,7 @@ def _require_arguments(matrix: Gradient, rank: int, method: str, old: Tensor | N
     if method not in BASIS_METHODS:
         raise ConfigError(
             f"fit_left_basis: method='{method}' is unknown; expected one of {', '.join(BASIS_METHODS)}. "
-            f"{did_you_mean(method, BASIS_METHODS)}"
+            f"{did_you_mean(method, BASIS_METHODS, otherwise=LISTED)}"
         )
     rows = matrix.shape[-2]
     if not 1 <= rank <= rows:

@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Generator, Tensor
 
-from featherweight.errors import ConfigError, NumericsError, ShapeError, did_you_mean
+from featherweight.errors import LISTED, ConfigError, NumericsError, ShapeError, did_you_mean
 from featherweight.linalg.orthonormal import one_thread
 from featherweight.linalg.tucker import (
     SliceSubspace,
@@ -316,7 +316,7 @@ def _require_ranks(grad: Tensor, ranks: tuple[int, ...], method: str) -> None:
     if method not in TUCKER_METHODS:
         raise ConfigError(
             f"fit_tucker: method='{method}' is unknown; expected one of {', '.join(TUCKER_METHODS)}. "
-            f"{did_you_mean(method, TUCKER_METHODS)}"
+            f"{did_you_mean(method, TUCKER_METHODS, otherwise=LISTED)}"
         )
     fits = len(ranks) == grad.ndim and all(1 <= r <= n for r, n in zip(ranks, grad.shape, strict=True))
     if not fits or grad.numel() == 0:

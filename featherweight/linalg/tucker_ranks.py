@@ -5,12 +5,13 @@ Shapes: D modes of sizes n_k, N = n_1 * .. * n_D entries.
 
 from collections.abc import Sequence
 from math import prod
+from numbers import Integral
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from featherweight.errors import ConfigError, did_you_mean
+from featherweight.errors import LISTED, ConfigError, did_you_mean
 from featherweight.linalg.tucker import contract, upcast
 from featherweight.linalg.tucker_fit import fix_phases, mode_gram
 
@@ -50,7 +51,7 @@ def tucker_ranks(
     if counts not in RANK_COUNTS:
         raise ConfigError(
             f"tucker_ranks: rank_counts='{counts}' is unknown; expected one of {', '.join(RANK_COUNTS)}. "
-            f"{did_you_mean(counts, RANK_COUNTS)}"
+            f"{did_you_mean(counts, RANK_COUNTS, otherwise=LISTED)}"
         )
     if isinstance(rank, Sequence):
         ranks = _listed(shape, rank)
@@ -58,7 +59,7 @@ def tucker_ranks(
         _require(rank, 0 < rank <= 1, "a share in (0, 1]")
         ranks = _shared(shape, rank, counts, modes)
     else:
-        _require(rank, not isinstance(rank, bool) and isinstance(rank, int) and rank >= 1, "a whole number >= 1")
+        _require(rank, not isinstance(rank, bool) and isinstance(rank, Integral) and rank >= 1, "a whole number >= 1")
         cap = int(rank)
         ranks = tuple(min(cap, n) if k in modes else n for k, n in enumerate(shape))
     return _within_each_other(ranks)

@@ -1,7 +1,8 @@
 """Attention as a GPU computes it, in bytes: what each of PyTorch's three implementations keeps and takes.
 
 Shapes: B batch, H heads, G key heads, L queries, S keys, D head dimension. Sources: the choice of an implementation is
-that of PyTorch's `sdp_utils.cpp`; what flash attention's backward pass takes is in `flash_api.cpp`.
+that of PyTorch's `sdp_utils.cpp`; what flash attention's backward pass takes is in `flash_api.cpp`; that autocast casts
+its arguments, the mask among them, is in `autocast_mode.cpp`.
 """
 
 from functools import partial
@@ -39,8 +40,11 @@ def attention_on_cuda(
         scale: of the scores.
         enable_gqa: whether G may be smaller than H.
     Returns:
-        (B, H, L, D) fake.
+        (B, H, L, D) fake; under autocast in its dtype.
     """
+    query, key, value = (_as_autocast_does(one) for one in (query, key, value))
+    if attn_mask is not None:
+        attn_mask = _as_autocast_does(attn_mask)
     is_half = query.dtype in (torch.float16, torch.bfloat16)
     fits_flash = is_half and attn_mask is None and query.shape[-1] <= _FLASH_LARGEST_HEAD
     if fits_flash:
@@ -51,6 +55,14 @@ def attention_on_cuda(
     return torch.ops.aten._scaled_dot_product_attention_math(
         query, key, value, attn_mask, dropout_p, is_causal, **options
     )[0]
+
+
+def _as_autocast_does(tensor: Tensor) -> Tensor:
+    """Cast a number of fewer than 64 bits to autocast's dtype, if autocast is on; booleans stay."""
+    device_type = tensor.device.type
+    if not torch.is_autocast_enabled(device_type) or not tensor.is_floating_point() or tensor.dtype == torch.float64:
+        return tensor
+    return tensor.to(torch.get_autocast_dtype(device_type))
 
 
 class _FlashAttention(torch.autograd.Function):

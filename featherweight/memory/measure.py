@@ -16,6 +16,7 @@ from featherweight.errors import ConfigError, DeviceError
 from featherweight.memory.ledger import CATEGORIES, Allocation, Category, Phase
 from featherweight.memory.tracker import StorageTracker
 from featherweight.report import Report, format_bytes
+from featherweight.unwrap import unwrap_optimizer
 
 # Every block of the CUDA caching allocator is a multiple of this many bytes (kMinBlockSize in its source).
 _CUDA_BLOCK_BYTES = 512
@@ -54,7 +55,7 @@ def measure_memory(
             f"measure_memory: model={type(model).__name__} is no module; expected torch.nn.Module. "
             "Give the model that you train."
         )
-    return MemoryMeasurement(model, _unwrap(optimizer), _device(model, device))
+    return MemoryMeasurement(model, _inner(optimizer), _device(model, device))
 
 
 class MemoryMeasurement:
@@ -197,16 +198,14 @@ class MemoryMeasurement:
         return torch.cuda.max_memory_allocated(self.device), torch.cuda.max_memory_reserved(self.device)
 
 
-def _unwrap(optimizer: object) -> Optimizer | None:
-    """Return the optimizer inside a wrapper such as accelerate's, whose own step hooks never run."""
-    while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer):
-        optimizer = inner
-    if optimizer is not None and not isinstance(optimizer, Optimizer):
+def _inner(optimizer: object) -> Optimizer | None:
+    inner = unwrap_optimizer(optimizer)
+    if inner is not None and not isinstance(inner, Optimizer):
         raise ConfigError(
             f"measure_memory: optimizer={type(optimizer).__name__} is no optimizer; "
             "expected torch.optim.Optimizer or None. Give the object whose step() you call."
         )
-    return optimizer
+    return inner
 
 
 def _device(model: nn.Module, device: torch.device | str | None) -> torch.device:

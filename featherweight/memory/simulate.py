@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, in_kernel_
 
 from featherweight.memory.attention import attention_on_cuda
 from featherweight.memory.cost import StepCost
-from featherweight.tiles import Device, counting_only
+from featherweight.simulated import SimulatedDevice, counting_only
 
 _aten = torch.ops.aten
 _SMALL = 64
@@ -207,7 +207,7 @@ def _keeps_values(func: Any, tensors: list[Tensor], args: tuple[Any, ...], kwarg
 
 
 @contextmanager
-def simulation(device: Device, cost: StepCost | None = None) -> Iterator[SimulatedTensors]:
+def simulation(device: SimulatedDevice, cost: StepCost | None = None) -> Iterator[SimulatedTensors]:
     """Make every tensor of the block fake.
 
     Args:

@@ -55,12 +55,6 @@ def _call(func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) 
     return func(*args, **kwargs) if kwargs else func(*args)
 
 
-def is_tracker_hook(hook: object) -> bool:
-    """Tell whether a hook on a module belongs to a tracker: it sees calls and changes none, so it may be left out."""
-    bound = hook.func if isinstance(hook, partial) else hook
-    return isinstance(getattr(bound, "__self__", None), StorageTracker)
-
-
 class _StorageRef(weakref.ref):
     """Weak reference to a storage that knows the storage's place in the table and in the books."""
 
@@ -103,6 +97,8 @@ class StorageTracker(TorchDispatchMode):
     """
 
     supports_higher_order_operators = True
+    only_observes: ClassVar[bool] = True
+    """Its hooks on modules see calls and change none, so whoever asks what a call computes leaves them out."""
 
     _active: ClassVar["StorageTracker | None"] = None
 

@@ -2,12 +2,13 @@
 
 A low-rank optimizer needs of a weight's gradient only its product with a basis. With this method the backward pass of a
 linear layer computes just that (`nn/projected_linear.py`) and leaves it to the layer-wise optimizer of its weight
-(`optim/core_slot.py`). Without such an optimizer, and where a whole gradient is needed, the layer is the ordinary one.
+(`optim/backward/core_receiver.py`). Without such an optimizer, and where a whole gradient is needed, the layer is the
+ordinary one.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import model_validator
@@ -28,7 +29,8 @@ from featherweight.methods.shared_input import layers_with_one_input
 from featherweight.nn.int8_linear import Int8Linear
 from featherweight.nn.int8_module import Int8Module
 from featherweight.nn.projected_linear import projected_linear
-from featherweight.optim.layerwise import core_slot
+from featherweight.optim.backward.layerwise import core_slot
+from featherweight.ownership import Part, refuse_owned
 from featherweight.report import Report
 from featherweight.selection import ALL_LINEAR, select_modules
 
@@ -51,6 +53,9 @@ class CoreGradient(Config):
         ...     model(torch.ones(8, 64)).square().mean().backward()
         >>> fw.remove(model, CoreGradient())
     """
+
+    keeps_parameters: ClassVar[bool] = True
+    """The parameters stay the same objects, so an optimizer may hold them already."""
 
     target_modules: str | list[str] = ALL_LINEAR
     """Layers that may leave cores: all-linear, a regular expression, or a list of names."""
@@ -87,11 +92,8 @@ class CoreGradient(Config):
         chosen: dict[str, nn.Module] = {}
         for name, module in select_modules(model, self.target_modules, self.exclude_modules).items():
             reason = _mismatch(module)
-            if reason is None and is_patched(module):
-                raise ConfigError(
-                    f"CoreGradient: module '{name}' is changed already; expected a model without it. Remove that first."
-                )
             if reason is None:
+                refuse_owned(Part.FORWARD, module, "CoreGradient", name=name)
                 chosen[name] = module
             rows.append([name, type(module).__name__, f"left alone: {reason}" if reason else "may leave its core"])
         if not chosen:
@@ -99,8 +101,9 @@ class CoreGradient(Config):
                 f"CoreGradient: target_modules={self.target_modules!r} selects no linear layer with one matrix; "
                 "expected at least one. Select others."
             )
-        for module in chosen.values():
-            patch_forward(module, _forward, _Settings(module.weight, self.prefer, self.refresh == "full"))  # type: ignore[arg-type]
+        for name, module in chosen.items():
+            settings = _Settings(module.get_parameter("weight"), self.prefer, self.refresh == "full")
+            patch_forward(module, _forward, settings, method="CoreGradient", name=name)
         report = Report("CoreGradient")
         report.add_table("Modules", ["module", "class", "what happens"], rows)
         if self.share_basis:
@@ -189,8 +192,10 @@ def _parameter_behind(weight: Tensor, parameter: nn.Parameter) -> Tensor | None:
     """
     if isinstance(weight, nn.Parameter):
         return weight
+    if torch._C._current_graph_task_id() == -1:  # asked first: tensors inside of torch.func have no storage
+        return None
     is_stand_in = weight.is_leaf and weight.untyped_storage()._cdata == parameter.untyped_storage()._cdata
-    return parameter if is_stand_in and torch._C._current_graph_task_id() != -1 else None
+    return parameter if is_stand_in else None
 
 
 def _mismatch(module: nn.Module) -> str | None:

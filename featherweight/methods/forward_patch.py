@@ -1,7 +1,8 @@
 """Another `forward` for one module, and the way back.
 
-The class, the parameters and their names stay. What the new `forward` needs is kept on the module itself, so that a
-deep copy of a model, or one from a pickle, is patched like the original and independent of it.
+The class, the parameters and their names stay. One method owns the `forward` of a module at a time. What the new
+`forward` needs is kept on the module itself, so that a deep copy of a model, or one from a pickle, is patched like the
+original and independent of it.
 """
 
 import copy
@@ -9,11 +10,13 @@ import functools
 import types
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
+from featherweight import ownership
 from featherweight.errors import ConfigError
+from featherweight.ownership import Part
 
 _ATTRIBUTE = "_featherweight_forward"
 
@@ -24,17 +27,29 @@ class _Patch:
     function: Callable[..., Any]
     previous: Callable[..., Any] | None
     settings: Any
+    method: str
+
+    def claimed(self, name: str = "") -> "_Patch":
+        """Enter this patch as the owner of its module's `forward`."""
+        way_out = f"Call fw.remove(model, fw.{self.method}()) first."
+        module = cast(nn.Module, self.forward.__self__)
+        ownership.claim(Part.FORWARD, module, self, words=self.method, way_out=way_out, name=name)
+        return self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "_Patch":
         previous, settings = copy.deepcopy((self.previous, self.settings), memo)
-        return _Patch(copy.deepcopy(self.forward, memo), self.function, previous, settings)
+        return _Patch(copy.deepcopy(self.forward, memo), self.function, previous, settings, self.method).claimed()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _unpickle, (self.forward.__self__, self.function, self.previous, self.settings)
+        return _unpickle, (self.forward.__self__, self.function, self.previous, self.settings, self.method)
 
 
 def _unpickle(
-    module: nn.Module, function: Callable[..., Any], previous: Callable[..., Any] | None, settings: Any
+    module: nn.Module,
+    function: Callable[..., Any],
+    previous: Callable[..., Any] | None,
+    settings: Any,
+    owner: str,
 ) -> _Patch:
     """Make a patch anew for a module that is still without attributes.
 
@@ -43,21 +58,28 @@ def _unpickle(
     """
     method = _bound(module, function)
     vars(module)["forward"] = method
-    return _Patch(method, function, previous, settings)
+    return _Patch(method, function, previous, settings, owner).claimed()
 
 
-def patch_forward(module: nn.Module, forward: Callable[..., Any], settings: Any) -> None:
+def patch_forward(
+    module: nn.Module, forward: Callable[..., Any], settings: Any, *, method: str, name: str = ""
+) -> None:
     """Let ``module(...)`` call ``forward(module, ...)``.
 
     Args:
-        module: not patched yet.
+        module: not patched yet; may have a `forward` of its own.
         forward: a function of a module's top level; it finds its settings and the original by `settings_of` and
             `original_forward`.
         settings: what it needs.
+        method: class name of the method that owns it from now on, such as "MsT".
+        name: of the module in its model, for messages.
+    Raises:
+        ConfigError: if the module is patched; it stays as it is.
     """
-    method, previous = _bound(module, forward), vars(module).pop("forward", None)
-    setattr(module, _ATTRIBUTE, _Patch(method, forward, previous, settings))
-    module.forward = method  # after the patch, see `_unpickle`
+    ours, previous = _bound(module, forward), vars(module).get("forward")
+    patch = _Patch(ours, forward, previous, settings, method).claimed(name)
+    setattr(module, _ATTRIBUTE, patch)
+    module.forward = ours  # after the patch, see `_unpickle`
 
 
 def _bound(module: nn.Module, function: Callable[..., Any]) -> types.MethodType:
@@ -94,6 +116,7 @@ def unpatch_forward(module: nn.Module) -> None:
         del module.forward
     else:
         module.forward = patch.previous
+    ownership.release(Part.FORWARD, module, patch)
     delattr(module, _ATTRIBUTE)
 
 

@@ -3,10 +3,12 @@
 The model's own `forward` runs unchanged. For the time of the call its output head hands the hidden states over and
 returns a placeholder on the meta device, and its loss function computes the loss from the hidden states. So auxiliary
 losses, keyword arguments and outputs are the model's own; what would look at the placeholder's values fails loudly.
+A head whose calls others listen in on or change by hooks gets all hidden states at once, as it would by itself.
 Shapes: B batch, L sequence, D hidden, V vocabulary.
 """
 
 import inspect
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,13 +18,17 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
+from featherweight.errors import ConfigError
 from featherweight.methods.forward_patch import is_patched, original_forward, settings_of
+from featherweight.methods.probe import undisturbed
+from featherweight.nn.hooks import is_hooked
 from featherweight.nn.linear_cross_entropy import linear_cross_entropy
 
 # Where configurations keep what is done to the logits: a soft cap, a factor, a divisor.
 _SOFTCAP = ("final_logit_softcapping",)
 _FACTOR = ("logit_scale",)
 _DIVISOR = ("logits_scaling",)
+_NO_LOSS_FUNCTION = "does not ask its loss_function for the loss"
 
 
 @dataclass(frozen=True)
@@ -31,8 +37,6 @@ class HeadSettings:
 
     chunk_size: int | Literal["auto"]
     in_eval: bool
-    logit_softcap: float | None
-    logit_scale: float
     accum_dtype: torch.dtype | None
 
 
@@ -50,11 +54,11 @@ def head_settings(
     model: Any, *, chunk_size: int | Literal["auto"], in_eval: bool, accum_dtype: torch.dtype | None
 ) -> tuple[HeadSettings, str | None]:
     """Return the settings for a model, and why its loss must be left alone, or None."""
-    config = model.config.get_text_config()
-    softcap, factor, divisor = (_first(config, names) for names in (_SOFTCAP, _FACTOR, _DIVISOR))
-    settings = HeadSettings(chunk_size, in_eval, softcap, (factor or 1.0) / (divisor or 1.0), accum_dtype)
+    settings = HeadSettings(chunk_size, in_eval, accum_dtype)
     if not _is_plain_loss(model):
         return settings, f"its loss is {getattr(model.loss_function, '__name__', 'its own')}, not that of causal models"
+    if (reason := _must_run_at_once(model.get_output_embeddings())) is not None:
+        return settings, f"its head {reason}"
     return settings, _mismatch(model, settings)
 
 
@@ -72,8 +76,14 @@ def causal_forward(model: Any, *args: Any, **kwargs: Any) -> Any:
     forward = original_forward(model)
     if not _wants_loss_alone(model, settings, forward, args, kwargs):
         return forward(*args, **kwargs)
-    with _loss_from_hidden_states(model, settings):
-        return _without_placeholders(forward(*args, **kwargs))
+    with _loss_from_hidden_states(model, settings) as losses:
+        output = forward(*args, **kwargs)
+    if not losses:
+        raise ConfigError(
+            f"MsT: {type(model).__name__} {_NO_LOSS_FUNCTION}; expected a model whose loss can be computed from hidden "
+            "states. Use MsT(head=False)."
+        )
+    return _without_placeholders(output)
 
 
 def _wants_loss_alone(
@@ -84,16 +94,39 @@ def _wants_loss_alone(
     given = inspect.signature(forward).bind_partial(*args, **kwargs).arguments
     keep = given.get("logits_to_keep", 0)
     keeps_all = not isinstance(keep, Tensor) and keep == 0
-    return given.get("labels") is not None and keeps_all
+    if given.get("labels") is None or not keeps_all:
+        return False
+    if (reason := _must_run_at_once(model.get_output_embeddings())) is not None:
+        warnings.warn(
+            f"MsT: the output head of {type(model).__name__} {reason}, so the loss is computed with all logits, as "
+            "without MsT. Take that off the head to save their memory.",
+            stacklevel=3,
+        )
+        return False
+    return True
+
+
+def _must_run_at_once(head: nn.Module) -> str | None:
+    """Return what a head has that may tell one call with all tokens from a call for each chunk; None if nothing."""
+    if is_hooked(head):
+        return "has hooks"
+    parametrizations = getattr(head, "parametrizations", None)
+    if isinstance(parametrizations, nn.Module) and any(True for _ in parametrizations.buffers()):
+        return "has a parametrization that changes with every call"  # the power iterations of spectral_norm
+    return None
 
 
 @contextmanager
-def _loss_from_hidden_states(model: Any, settings: HeadSettings) -> Iterator[None]:
-    """Exchange output head and loss function of a model for the time of one forward pass."""
+def _loss_from_hidden_states(model: Any, settings: HeadSettings) -> Iterator[list[Tensor]]:
+    """Exchange output head and loss function of a model for the time of one forward pass; give the losses so made."""
     head: nn.Module = model.get_output_embeddings()
+    # Read now and not when the method was applied: a configuration can be changed.
+    config = model.config.get_text_config()
+    softcap, factor, divisor = (_first(config, names) for names in (_SOFTCAP, _FACTOR, _DIVISOR))
     own_loss: Callable[..., Tensor] = model.loss_function
     previous = {name: vars(module).get(name) for module, name in ((head, "forward"), (model, "_loss_function"))}
     hidden_states: list[Tensor] = []
+    losses: list[Tensor] = []
 
     def restore_head() -> None:
         _set(head, "forward", previous["forward"])
@@ -104,10 +137,10 @@ def _loss_from_hidden_states(model: Any, settings: HeadSettings) -> Iterator[Non
         return torch.empty((*hidden_BLD.shape[:-1], _vocab_size(head)), dtype=hidden_BLD.dtype, device="meta")
 
     def loss(logits: Tensor, labels: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if not hidden_states:
+        if not hidden_states or logits.device.type != "meta":  # real logits: of another head or another call
             return own_loss(logits, labels, *args, **kwargs)
         shift_labels = kwargs.get("shift_labels")
-        return linear_cross_entropy(
+        found = linear_cross_entropy(
             hidden_states[0],
             head,
             None if shift_labels is not None else labels,
@@ -115,16 +148,18 @@ def _loss_from_hidden_states(model: Any, settings: HeadSettings) -> Iterator[Non
             shift_labels=shift_labels,
             num_items_in_batch=kwargs.get("num_items_in_batch"),
             ignore_index=kwargs.get("ignore_index", -100),
-            logit_softcap=settings.logit_softcap,
-            logit_scale=settings.logit_scale,
+            logit_softcap=softcap,
+            logit_scale=(factor or 1.0) / (divisor or 1.0),
             chunk_size=settings.chunk_size,
             accum_dtype=settings.accum_dtype,
         )
+        losses.append(found.detach())
+        return found
 
     try:
         head.forward = hand_over
         model._loss_function = loss
-        yield
+        yield losses
     finally:
         restore_head()
         _set(model, "_loss_function", previous["_loss_function"])
@@ -159,47 +194,49 @@ def _first(config: Any, names: tuple[str, ...]) -> float | None:
 
 
 def _mismatch(model: Any, settings: HeadSettings) -> str | None:
-    """Compare the loss both ways on five made-up hidden states; return why ours is wrong for this model, or None."""
+    """Compare the loss both ways on five made-up hidden states; return why ours is wrong for this model, or None.
+
+    The model runs as it is, so its outputs have all fields that its loss may ask for (router logits, features of
+    images); what reaches its head is replaced.
+    """
     head: nn.Module = model.get_output_embeddings()
     weight = next(head.parameters())
-    if weight.device.type == "meta" or isinstance(weight, FakeTensor):
+    embedding = model.get_input_embeddings().weight
+    if weight.device.type == "meta" or isinstance(weight, FakeTensor) or embedding.device.type == "meta":
         return None
-    width, vocab_size = model.get_input_embeddings().weight.shape[1], _vocab_size(head)
-    device = weight.device
-    hidden_BLD = torch.linspace(-3, 3, 5 * width, device=device).mul(7).sin().view(1, 5, width)
-    labels_BL = torch.tensor([[1, 2, -100, 0, 1]], device=device) % vocab_size
-    labels_BL[0, 2] = -100
-    base = getattr(model, model.base_model_prefix)
-    previous = vars(base).get("forward")
-    with torch.no_grad():
-        # Logits of a spread of ten show a soft cap or a factor that nobody told us of.
-        spread = head(hidden_BLD.to(_input_dtype(model))).float().std()
-        hidden_BLD = (hidden_BLD * (10 / spread.clamp(min=1e-6))).to(_input_dtype(model))
-        base.forward = lambda *args, **kwargs: _base_output(hidden_BLD)
-        try:
-            arguments = {"input_ids": labels_BL.clamp(min=0), "labels": labels_BL}
-            expected = model(**arguments).loss
-            with _loss_from_hidden_states(model, settings):
+    labels_BL = torch.tensor([[1, 2, -100, 0, 1]], device=embedding.device) % min(_vocab_size(head), len(embedding))
+    arguments = {"input_ids": labels_BL, "labels": labels_BL.clone()}
+    arguments["labels"][0, 2] = -100
+    try:
+        with torch.no_grad(), undisturbed(model):
+            with _made_up_input(head):
+                expected = model(**arguments).loss
+            with _made_up_input(head), _loss_from_hidden_states(model, settings) as losses:
                 found = model(**arguments).loss
-        except Exception as error:
-            return f"its forward does not work without logits ({type(error).__name__}: {str(error)[:80]})"
-        finally:
-            _set(base, "forward", previous)
+    except Exception as error:
+        return f"its forward does not work without logits ({type(error).__name__}: {str(error)[:80]})"
+    if not losses:
+        return f"it {_NO_LOSS_FUNCTION}"
     tolerance = 1e-4 if weight.dtype.itemsize >= 4 else 5e-2
     if abs(float(found - expected)) <= tolerance * max(1.0, abs(float(expected))):
         return None
     return f"its loss is {float(expected):.4f} where hidden states and head give {float(found):.4f}"
 
 
-def _input_dtype(model: Any) -> torch.dtype:
-    return cast(torch.dtype, model.get_input_embeddings().weight.dtype)
+@contextmanager
+def _made_up_input(head: nn.Module) -> Iterator[None]:
+    """Give a head hidden states whose logits have a spread of ten: that shows a soft cap or a factor unknown to us."""
 
+    def replace(module: nn.Module, args: tuple[Any, ...]) -> tuple[Tensor, ...]:
+        (hidden_BLD,) = args
+        numbers = torch.linspace(-3, 3, hidden_BLD.numel(), device=hidden_BLD.device).mul(7).sin()
+        handle.remove()  # the head itself is asked for the spread, and later by the loss
+        made_up_BLD = numbers.view_as(hidden_BLD).to(hidden_BLD.dtype)
+        spread = original(made_up_BLD).float().std()
+        return ((made_up_BLD * (10 / spread.clamp(min=1e-6))).to(hidden_BLD.dtype),)
 
-def _base_output(hidden_BLD: Tensor) -> Any:
-    from transformers.modeling_outputs import MoeModelOutputWithPast
-
-    @dataclass
-    class Output(MoeModelOutputWithPast):
-        cross_attentions: Any = None
-
-    return Output(last_hidden_state=hidden_BLD)
+    original, handle = head.forward, head.register_forward_pre_hook(replace)
+    try:
+        yield
+    finally:
+        handle.remove()

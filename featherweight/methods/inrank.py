@@ -30,6 +30,7 @@ from featherweight.linalg.random import keyed_generator
 from featherweight.linalg.spectrum import explained_rank, variance_ratios
 from featherweight.methods.inrank_report import growth_report
 from featherweight.methods.low_rank_model import (
+    low_rank_modules,
     merge_low_rank,
     record_in_config,
     replace_module,
@@ -37,16 +38,18 @@ from featherweight.methods.low_rank_model import (
 )
 from featherweight.methods.peft_adapter import require_no_adapter
 from featherweight.nn.low_rank_linear import LowRankLinear, activation_of, is_linear, matrix_of
-from featherweight.optim.resize import Growth, Rotation, exchange_parameter, unwrapped
+from featherweight.optim.policies.moment_growth import Growth, Rotation, exchange_parameter
+from featherweight.ownership import Part, refuse_owned
 from featherweight.report import Report
 from featherweight.selection import select_modules
+from featherweight.unwrap import unwrap_model, unwrap_optimizer
 
 logger = logging.getLogger(__name__)
 
 # A plain attribute, so that a deep copy of a model carries its ranks along.
 _ATTRIBUTE = "_featherweight_inrank"
 
-KEPT_VALUES = 20
+STORED_VALUES = 20
 """Singular values of a layer that the history keeps at a check."""
 
 PROBES = 1024
@@ -73,7 +76,7 @@ class InRank(Config):
 
     Example:
         >>> import featherweight as fw
-        >>> from featherweight.text.model import load_model
+        >>> from featherweight.models import load_model
         >>> model = load_model("tiny")
         >>> report = fw.apply(model, fw.InRank(buffer=16))
         >>> model.model.layers[0].mlp.up_proj.rank
@@ -138,29 +141,32 @@ class InRank(Config):
             ConfigError: if no layer can be exchanged, or the model has an adapter.
         """
         require_no_adapter(model, "InRank")
-        targets = {
-            name: module
-            for name, module in select_modules(model, self.target_modules, self.exclude_modules).items()
-            if is_linear(module)
-        }
+        if present := low_rank_modules(model):
+            raise ConfigError(
+                f"InRank: module='{next(iter(present))}' is of low rank already; expected a model of ordinary layers. "
+                "Call fw.merge_low_rank first."
+            )
         state = GrowthState({}, {})
         shared = shared_parameters(model)
-        for index, (name, linear) in enumerate(targets.items()):
-            rows, columns = matrix_of(linear).shape
-            limit = self.limit(rows, columns)
-            if id(linear.weight) in shared:
-                state.dense[name] = "stays dense: its weight is shared with another module"
+        selected = select_modules(model, self.target_modules, self.exclude_modules)
+        linears = {name: module for name, module in selected.items() if is_linear(module)}
+        for name, linear in linears.items():
+            refuse_owned(Part.FORWARD, linear, "InRank", name=name)
+        places = {name: place for place, name in enumerate(linears)}
+        for name, module in selected.items():
+            if (reason := self._obstacle(module, shared)) is not None:
+                state.dense[name] = reason
                 continue
-            if limit <= self.init_rank:
-                state.dense[name] = f"stays dense: two factors of more than rank {limit} would be larger"
-                continue
-            live = self._live(self.init_rank, limit)
-            replace_module(model, name, self._start(linear, live, index))
+            live = self._live(self.init_rank, self.limit(*matrix_of(module).shape))
+            # Seeded by the place among linear layers, so that a layer that stays dense moves no other one's draw.
+            replace_module(model, name, self._start(module, live, places[name]))
             state.ranks[name] = min(self.init_rank, live)
         if not state.ranks:
+            reasons = "; ".join(f"{name} {reason}" for name, reason in list(state.dense.items())[:3])
             raise ConfigError(
-                f"InRank: target_modules={self.target_modules!r} selects no layer with room above "
-                f"init_rank={self.init_rank}; expected a plain linear layer. Lower init_rank, or select larger layers."
+                f"InRank: target_modules={self.target_modules!r} selects no layer that can grow ({reasons}); expected "
+                f"plain, trained linear layers with room above init_rank={self.init_rank}. Lower init_rank, select "
+                "other layers, or load the model without quantisation."
             )
         setattr(model, _ATTRIBUTE, state)
         record_in_config(model)
@@ -169,11 +175,12 @@ class InRank(Config):
     def remove(self, model: nn.Module) -> None:
         """Merge the factors into plain layers; see `fw.remove`. The function stays the same.
 
+        What is frozen stays frozen: a merged layer trains if its factors did, and nothing else is touched.
+
         Raises:
             ConfigError: if there is an activation between the factors.
         """
         merge_low_rank(model)
-        model.requires_grad_(True)
         vars(model).pop(_ATTRIBUTE, None)
 
     def after_step(self, model: nn.Module, optimizer: Optimizer, step: int) -> None:
@@ -187,11 +194,11 @@ class InRank(Config):
             NumericsError: if a factor is NaN or infinite; names the layer.
             ConfigError: if the optimizer does not hold the factors, is layer-wise, or the factors are sharded.
         """
-        model = _inner(model)
+        model = unwrap_model(model)
         state = growth_state(model)
         if state.is_frozen:
             return
-        optimizer = unwrapped(optimizer)
+        optimizer = unwrap_optimizer(optimizer)
         if step > self.warmup and (step - self.warmup) % self.every == 0:
             grew = self._check(model, state, optimizer, step)
             state.quiet_checks = 0 if grew else state.quiet_checks + 1
@@ -207,7 +214,7 @@ class InRank(Config):
             model: that was given to `apply`.
             optimizer: its moments follow exactly; None if there is none.
         """
-        model = _inner(model)
+        model = unwrap_model(model)
         state = growth_state(model)
         state.is_frozen = True
         if self.activation is not None:
@@ -215,12 +222,12 @@ class InRank(Config):
         for name in state.ranks:
             layer = growing_layer(model, name)
             kept = state.ranks[name] if self.drop_buffer else layer.rank
-            _refactor(layer, kept, None if optimizer is None else unwrapped(optimizer))
+            _refactor(layer, kept, None if optimizer is None else unwrap_optimizer(optimizer))
         record_in_config(model)
 
     def state_dict(self, model: nn.Module) -> dict[str, Any]:
         """Return ranks, phase and history, for a checkpoint."""
-        state = growth_state(_inner(model))
+        state = growth_state(unwrap_model(model))
         return {
             "ranks": dict(state.ranks),
             "is_frozen": state.is_frozen,
@@ -234,7 +241,7 @@ class InRank(Config):
         Raises:
             CheckpointError: if the layers have other names.
         """
-        present = growth_state(_inner(model))
+        present = growth_state(unwrap_model(model))
         if present.ranks.keys() != state["ranks"].keys():
             ours, theirs = sorted(present.ranks), sorted(state["ranks"])
             raise CheckpointError(
@@ -244,11 +251,11 @@ class InRank(Config):
         present.ranks.update(state["ranks"])
         present.is_frozen, present.quiet_checks = bool(state["is_frozen"]), int(state["quiet_checks"])
         present.history = [dict(entry) for entry in state["history"]]
-        record_in_config(_inner(model))
+        record_in_config(unwrap_model(model))
 
     def report(self, model: nn.Module) -> Report:
         """Return ranks, sizes and the course of the growth, with pictures."""
-        model = _inner(model)
+        model = unwrap_model(model)
         state = growth_state(model)
         layers = {name: growing_layer(model, name) for name in state.ranks}
         return growth_report(model, layers, state, self.buffer)
@@ -262,6 +269,20 @@ class InRank(Config):
         multiple = self.rank_multiple
         return min(limit, math.ceil((rank + self.buffer) / multiple) * multiple)
 
+    def _obstacle(self, module: nn.Module, shared: set[int]) -> str | None:
+        """Say why a selected module stays dense, or return None."""
+        if not is_linear(module):
+            return f"stays dense: {type(module).__name__} is no plain linear layer"
+        if id(module.weight) in shared:
+            return "stays dense: its weight is shared with another module"
+        weight: Tensor = module.weight  # type: ignore[assignment]
+        if not weight.requires_grad:
+            return "stays dense: its weight is frozen"
+        limit = self.limit(*matrix_of(module).shape)
+        return (
+            f"stays dense: two factors of more than rank {limit} would be larger" if limit <= self.init_rank else None
+        )
+
     def _start(self, linear: nn.Module, live: int, index: int) -> LowRankLinear:
         matrix_MN = matrix_of(linear)
         wide_MN = matrix_MN if matrix_MN.dtype == torch.float64 else matrix_MN.float()
@@ -272,7 +293,6 @@ class InRank(Config):
             if self.buffer_init == "zero":
                 left[:, self.init_rank :] = 0
         layer = LowRankLinear.from_factors(linear, left, right, activation=self.activation)
-        layer.requires_grad_(True)
         if self.keep_w0:
             layer.base = nn.Parameter(matrix_MN.clone(), requires_grad=False)
         return layer
@@ -330,7 +350,7 @@ class InRank(Config):
                     "rank": rank,
                     "live": layer.rank,
                     "explained": self._explained_at(self._padded(values, layer), rank),
-                    "values": [float(value) for value in values[:KEPT_VALUES]],
+                    "values": [float(value) for value in values[:STORED_VALUES]],
                 }
             )
         if grew:
@@ -385,10 +405,24 @@ def growth_state(model: nn.Module) -> GrowthState:
     return state
 
 
+def has_growing_ranks(model: nn.Module) -> bool:
+    """Tell whether layers of a model may still grow."""
+    state = vars(model).get(_ATTRIBUTE)
+    return isinstance(state, GrowthState) and not state.is_frozen
+
+
 def growing_layer(model: nn.Module, name: str) -> LowRankLinear:
-    """Return a layer by its full name."""
+    """Return a layer by its full name.
+
+    Raises:
+        ConfigError: if something else has taken its place.
+    """
     layer = model.get_submodule(name)
-    assert isinstance(layer, LowRankLinear), "InRank put it there"
+    if not isinstance(layer, LowRankLinear):
+        raise ConfigError(
+            f"InRank: '{name}' is a {type(layer).__name__} now; expected the growing layer that InRank put there. End "
+            "the growth with InRank.freeze before another method wraps its layers."
+        )
     return layer
 
 
@@ -465,11 +499,6 @@ def _of_first_process(ranks: dict[str, int], device: torch.device) -> dict[str, 
     values = torch.tensor(list(ranks.values()), device=device)
     dist.broadcast(values, 0)
     return dict(zip(ranks, values.tolist(), strict=True))
-
-
-def _inner(model: nn.Module) -> nn.Module:
-    """Return the model inside DistributedDataParallel."""
-    return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
 
 
 def mean_ranks(history: list[dict[str, Any]]) -> dict[int, float]:

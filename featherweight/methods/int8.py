@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -23,6 +23,7 @@ from featherweight.config import Config
 from featherweight.errors import ConfigError, NumericsError
 from featherweight.nn.int8_linear import int8_class, to_float_, to_int8_
 from featherweight.nn.int8_module import CODES, SCALE, Int8Module
+from featherweight.ownership import Part, refuse_owned
 from featherweight.quant.int8_weight import GROUP_SIZE, Int8Weight, has_values
 from featherweight.report import Report
 from featherweight.selection import select_embedding_modules, select_modules
@@ -41,6 +42,9 @@ class Int8(Config):
         >>> model[0].weight_codes.dtype
         torch.int8
     """
+
+    keeps_parameters: ClassVar[bool] = True
+    """The parameters stay the same objects, so an optimizer may hold them already."""
 
     target_modules: str | list[str] | tuple[str, ...] = "all-linear"
     """Modules whose weights become int8: all-linear, a regular expression or names, as in PEFT."""
@@ -175,6 +179,7 @@ def _judge(model: nn.Module, selected: Mapping[str, nn.Module]) -> tuple[dict[st
         if outside:
             reasons[name] = f"shares its weight with '{outside[0]}', which is not selected"
             continue
+        refuse_owned(Part.WEIGHT, module.weight, "Int8", name=f"{name}.weight")
         if "forward" in vars(module):
             raise ConfigError(
                 f"Int8: module '{name}' has another forward already; expected a model whose linear layers are as their "

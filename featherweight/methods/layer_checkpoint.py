@@ -1,7 +1,7 @@
 """Activation checkpointing of the layers of a transformers model, in three ways.
 
 All use torch's checkpoint through the switch that the layers bring along. Together with layers in chunks, a repetition
-stops before the output of the feed-forward layer (`featherweight.nn.kept`).
+stops before the output of the feed-forward layer (`featherweight.nn.saved_early`).
 """
 
 import functools

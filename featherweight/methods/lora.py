@@ -44,7 +44,7 @@ class LoRA(Config):
 
     Example:
         >>> import featherweight as fw
-        >>> from featherweight.text.model import load_model
+        >>> from featherweight.models import load_model
         >>> model = load_model("tiny")
         >>> report = fw.apply(model, fw.LoRA(r=4, target_modules=["q_proj", "v_proj"]))
         >>> sum(one.numel() for one in model.parameters() if one.requires_grad) == 4 * 2 * 4 * (128 + 128)

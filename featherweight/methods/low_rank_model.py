@@ -4,15 +4,17 @@ The record `low_rank_config` stands in `config.json` and says which modules have
 folder written by `save_pretrained` is complete; `load_low_rank` reads it. WeLore and InRank share the format.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from featherweight.errors import CheckpointError, ConfigError
-from featherweight.nn.low_rank_linear import LowRankLinear, PivotedLinear
+from featherweight.nn.low_rank_linear import STORAGES, LowRankLinear, PivotedLinear
 
 RECORD = "low_rank_config"
 """Key in a model's configuration."""
@@ -77,14 +79,25 @@ def build_low_rank(model: nn.Module, record: Mapping[str, Any]) -> None:
         model: any device, meta included.
         record: as `low_rank_record` returns it.
     Raises:
-        CheckpointError: if the record is of a newer version, or names a module that is no plain linear layer.
+        CheckpointError: if the record is damaged, of a newer version, or names a module that is no plain linear layer.
     """
     if record.get("version", 0) > RECORD_VERSION:
         raise CheckpointError(
             f"{RECORD}: version={record['version']} is newer than this program; expected at most {RECORD_VERSION}. "
             "Update featherweight."
         )
-    for name, rank in record["rank_pattern"].items():
+    ranks, storages = record.get("rank_pattern"), record.get("storage_pattern")
+    if not isinstance(ranks, Mapping) or not isinstance(storages, Mapping) or ranks.keys() - storages.keys():
+        raise CheckpointError(
+            f"{RECORD}: rank_pattern and storage_pattern do not name the same modules; expected a rank and a storage "
+            "of each. The record is damaged: write the folder anew."
+        )
+    for name, rank in ranks.items():
+        if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1 or storages[name] not in STORAGES[1:]:
+            raise CheckpointError(
+                f"{RECORD}: module='{name}' has rank={rank!r} and storage={storages[name]!r}; expected rank >= 1 and "
+                f"one of {', '.join(STORAGES[1:])}. The record is damaged: write the folder anew."
+            )
         try:
             linear = model.get_submodule(name)
         except AttributeError:
@@ -130,7 +143,8 @@ def load_low_rank(folder: str | Path, *, dtype: torch.dtype | None = None) -> nn
     """
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(str(folder))
+    with _read_whole(folder):
+        config = AutoConfig.from_pretrained(str(folder))
     record = getattr(config, RECORD, None)
     if record is None:
         raise ConfigError(
@@ -146,15 +160,10 @@ def load_low_rank(folder: str | Path, *, dtype: torch.dtype | None = None) -> nn
 
     WithLowRank.__name__ = WithLowRank.__qualname__ = kind.__name__  # which transformers writes into messages
     WithLowRank.__module__ = kind.__module__
-    try:
+    with _read_whole(folder):
         model, loading = WithLowRank.from_pretrained(
             str(folder), dtype=dtype or "auto", output_loading_info=True, ignore_mismatched_sizes=True
         )
-    except OSError as error:
-        raise CheckpointError(
-            f"load_low_rank: folder={folder} cannot be read ({str(error).partition(chr(10))[0]}); expected a complete "
-            "model folder. Write it anew."
-        ) from error
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if names := sorted(map(str, loading[problem])):
             raise CheckpointError(
@@ -163,6 +172,20 @@ def load_low_rank(folder: str | Path, *, dtype: torch.dtype | None = None) -> nn
             )
     model.__class__ = kind
     return model
+
+
+@contextmanager
+def _read_whole(folder: str | Path) -> Iterator[None]:
+    """Turn what goes wrong with a folder into one sentence: missing or cut files, no model_type, no such folder."""
+    try:
+        yield
+    except (OSError, ValueError, SafetensorError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise CheckpointError(
+            f"load_low_rank: folder={folder} cannot be read ({str(error).partition(chr(10))[0]}); expected a complete "
+            "model folder. Write it anew."
+        ) from error
 
 
 def _class_of(config: Any) -> Any:

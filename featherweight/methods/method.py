@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from featherweight.config import Config
 from featherweight.errors import ConfigError
+from featherweight.ownership import Part, refuse_owned
 from featherweight.registry import Registry
 from featherweight.report import Report
 
@@ -78,10 +79,11 @@ def apply(model: nn.Module, method: Method, calibration: Any = None) -> Report:
     Returns:
         What was changed, and what was left alone and why.
     Raises:
-        ConfigError: if `method` is none, if one of its kind is applied already, or if it does not fit the model.
+        ConfigError: if `method` is none, if one of its kind is applied already, if it does not fit the model, or if it
+            exchanges parameters that an optimizer updates layer-wise.
     Example:
         >>> from featherweight.methods import MsT
-        >>> from featherweight.text.model import load_model
+        >>> from featherweight.models import load_model
         >>> model = load_model("tiny")
         >>> report = apply(model, MsT())
         >>> remove(model, MsT())
@@ -93,6 +95,7 @@ def apply(model: nn.Module, method: Method, calibration: Any = None) -> Report:
                 f"apply: method={type(method).__name__} is applied to this model already ({other!r}); expected it "
                 f"once. Call fw.remove(model, {other!r}) first."
             )
+    _require_free_parameters(model, method, "apply")
     report = method.apply(model, calibration)
     setattr(model, _ATTRIBUTE, [*applied_methods(model), method])
     return report
@@ -105,7 +108,8 @@ def remove(model: nn.Module, method: Method) -> None:
         model: that was given to `apply`, or a deep copy of it.
         method: the method, or any other of its kind.
     Raises:
-        ConfigError: if no method of this kind is applied, or something else was wrapped around it since.
+        ConfigError: if no method of this kind is applied, a later one stands on the layers that it has made, something
+            else was wrapped around it since, or an optimizer updates parameters layer-wise that it would exchange.
     """
     check_method(method)
     applied = [one for one in applied_methods(model) if type(one) is type(method)]
@@ -115,12 +119,37 @@ def remove(model: nn.Module, method: Method) -> None:
             f"remove: method={type(method).__name__} is not applied to this model; expected one of {names}. "
             "Give the model that was given to fw.apply."
         )
+    _require_free_parameters(model, method, "remove")
+    _require_outermost(model, applied[0])
     applied[0].remove(model)
     rest = [one for one in applied_methods(model) if one is not applied[0]]
     if rest:
         setattr(model, _ATTRIBUTE, rest)
     else:
         delattr(model, _ATTRIBUTE)
+
+
+def _require_free_parameters(model: nn.Module, method: Method, where: str) -> None:
+    """Refuse a method that exchanges or freezes parameters while layer-wise updates hang on them."""
+    if not _keeps_parameters(method):
+        for name, parameter in model.named_parameters():
+            refuse_owned(Part.GRADIENT, parameter, f"{where} {type(method).__name__}", name=name)
+
+
+def _require_outermost(model: nn.Module, method: Method) -> None:
+    """Refuse to take layers away from under a method that has exchanged parameters after this one."""
+    every = applied_methods(model)
+    later = [one for one in every[every.index(method) + 1 :] if not _keeps_parameters(one)]
+    if later and not _keeps_parameters(method):
+        kinds = ", ".join(type(one).__name__ for one in later)
+        raise ConfigError(
+            f"remove: method={type(method).__name__} was applied before {kinds}, which stands on its layers; expected "
+            f"the last one first. Call fw.remove(model, fw.{type(later[-1]).__name__}()) before."
+        )
+
+
+def _keeps_parameters(method: Method) -> bool:
+    return getattr(method, "keeps_parameters", False)
 
 
 def applied_methods(model: nn.Module) -> list[Method]:

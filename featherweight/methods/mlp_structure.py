@@ -10,8 +10,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from featherweight.memory.tracker import is_tracker_hook
 from featherweight.nn.chunked_mlp import Linear
+from featherweight.nn.hooks import is_hooked
 from featherweight.registry import Registry
 
 
@@ -105,11 +105,8 @@ def find_structure(module: nn.Module) -> tuple[str, MlpStructure] | None:
 
 def plain_linear(module: nn.Module) -> Linear | None:
     """Return weight (M, N) and bias of a linear layer that does nothing else: no adapter, hook or other forward."""
-    tables = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    # A measurement must see the same computation as takes place without it.
-    is_hooked = any(not is_tracker_hook(hook) for table in tables for hook in table.values())
     weight, bias = module._parameters.get("weight"), module._parameters.get("bias")
-    if is_hooked or "forward" in vars(module) or weight is None:
+    if is_hooked(module) or "forward" in vars(module) or weight is None:
         return None
     if type(module) is nn.Linear:
         return weight, bias

@@ -8,7 +8,7 @@ the module objects stay, no checkpointing is forced, and no token is dropped fro
 
 import types
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -18,6 +18,8 @@ from torch.optim import Optimizer
 
 from featherweight.config import Config
 from featherweight.errors import ConfigError
+from featherweight.methods.chunked_layer import LayerSettings, NormSettings
+from featherweight.methods.chunked_layer_check import apply_chunked_layers
 from featherweight.methods.forward_patch import (
     is_patched,
     original_forward,
@@ -30,11 +32,10 @@ from featherweight.methods.fused_head import HeadSettings, causal_forward, find_
 from featherweight.methods.layer_checkpoint import checkpoint_layers, restore_layers
 from featherweight.methods.mlp_structure import MlpStructure, find_structure, mlp_structures
 from featherweight.methods.probe import difference
-from featherweight.methods.regions import LayerSettings, NormSettings
-from featherweight.methods.tokenwise import apply_tokenwise
 from featherweight.nn.chunk_size import mlp_chunk_size
 from featherweight.nn.chunked import chunk
 from featherweight.nn.chunked_mlp import feed_forward
+from featherweight.ownership import Part, refuse_owned
 from featherweight.report import Report
 
 Tokens = Literal["auto"] | Annotated[int, Field(gt=0)]
@@ -45,7 +46,7 @@ class MsT(Config):
 
     Example:
         >>> import featherweight as fw
-        >>> from featherweight.text.model import load_model
+        >>> from featherweight.models import load_model
         >>> model = load_model("tiny")
         >>> tokens = torch.arange(2000).view(1, -1) % 250
         >>> plain = model(tokens, labels=tokens).loss
@@ -54,6 +55,9 @@ class MsT(Config):
         >>> torch.allclose(output.loss, plain), output.logits
         (True, None)
     """
+
+    keeps_parameters: ClassVar[bool] = True
+    """The parameters stay the same objects, so an optimizer may hold them already."""
 
     mlp: bool = True
     """Run feed-forward layers in chunks; they keep only their input for the backward pass."""
@@ -93,7 +97,7 @@ class MsT(Config):
         changed: list[nn.Module] = []
         try:
             if self.tokenwise:
-                rows += apply_tokenwise(model, self.chunk_size, self._accum_dtype, changed)
+                rows += apply_chunked_layers(model, self.chunk_size, self._accum_dtype, changed)
             if self.mlp:
                 self._apply_mlp(model, rows, changed)
             if self.head:
@@ -141,17 +145,14 @@ class MsT(Config):
             found = find_structure(module)
             if found is None:
                 continue
-            if is_patched(module):
-                raise ConfigError(
-                    f"MsT: module '{name}' is changed already; expected a model without it. Call fw.remove first."
-                )
+            refuse_owned(Part.FORWARD, module, "MsT", name=name)
             rule, structure = found
             kind = type(module)
             if kind not in judged:
                 judged[kind] = _mlp_mismatch(module, structure)
             if judged[kind] is None:
                 settings = _MlpSettings(structure, self.chunk_size, self.save == "products", self._accum_dtype)
-                patch_forward(module, _mlp_forward, settings)
+                patch_forward(module, _mlp_forward, settings, method="MsT", name=name)
                 changed.append(module)
             rows.append([name, kind.__name__, judged[kind] or f"in chunks ({rule})"])
 
@@ -165,7 +166,7 @@ class MsT(Config):
             owner, chunk_size=self.head_chunk_size, in_eval=self.head_in_eval, accum_dtype=self._accum_dtype
         )
         if reason is None:
-            patch_forward(owner, causal_forward, settings)
+            patch_forward(owner, causal_forward, settings, method="MsT", name=name)
             changed.append(owner)
         rows.append([name, type(owner).__name__, f"left alone: {reason}" if reason else "loss in chunks"])
 

@@ -3,14 +3,13 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from featherweight.config import write_atomically
+from featherweight.config.files import new_file, write_atomically
 from featherweight.errors import CheckpointError, ConfigError
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
@@ -32,11 +31,8 @@ def write_files(
         CheckpointError: if the folder cannot be written.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=folder, prefix=".adapter-") as temporary:
-            place = Path(temporary) / WEIGHTS_FILE
-            save_file(tensors, place, metadata={"format": "pt", **(metadata or {})})
-            place.replace(folder / WEIGHTS_FILE)
+        with new_file(folder / WEIGHTS_FILE) as temporary:
+            save_file(tensors, temporary, metadata={"format": "pt", **(metadata or {})})
         write_atomically(folder / CONFIG_FILE, f"{json.dumps(config, indent=2, sort_keys=True)}\n")
     except (OSError, SafetensorError) as error:
         raise CheckpointError(

@@ -1,7 +1,24 @@
 """The comparison that decides whether a changed computation is the old one."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+
+@contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Run a block without dropout, and leave the model's modes and the random generators as they are."""
+    modes = {module: module.training for module in model.modules()}
+    try:
+        for module in modes:
+            module.training = False  # not eval(), of which a module may have its own with effects of its own
+        with torch.random.fork_rng():
+            yield
+    finally:
+        for module, is_training in modes.items():
+            module.training = is_training
 
 
 def difference(found: Tensor, expected: Tensor, *, tolerance: float) -> float | None:

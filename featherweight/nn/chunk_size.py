@@ -6,12 +6,13 @@ the same chunks every time and repeats bit for bit.
 Source: arXiv 2407.15892, section 3.3 (the chunk as a trade of memory for weight traffic).
 """
 
+from numbers import Integral
 from typing import Literal
 
 import torch
 
 from featherweight.errors import ConfigError
-from featherweight.tiles import device_kind, simulated_device
+from featherweight.simulated import device_kind, simulated_device
 
 ChunkSize = int | Literal["auto"]
 """Tokens of one chunk, or "auto" for the rule of this module."""
@@ -64,7 +65,7 @@ def check_chunk_size(where: str, chunk_size: object) -> None:
     Raises:
         ConfigError: for anything else.
     """
-    is_count = isinstance(chunk_size, int) and not isinstance(chunk_size, bool) and chunk_size >= 1
+    is_count = isinstance(chunk_size, Integral) and not isinstance(chunk_size, bool) and int(chunk_size) >= 1
     if chunk_size != "auto" and not is_count:
         raise ConfigError(
             f"{where}: chunk_size={chunk_size!r} is no number of tokens; expected 'auto' or a whole number >= 1. "

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from featherweight.errors import ConfigError, ShapeError
 from featherweight.nn.chunk_size import ChunkSize, check_chunk_size, mlp_chunk_size
-from featherweight.nn.detached import (
+from featherweight.nn.inner_backward import (
     ForwardState,
     graph_is_retained,
     graph_of_its_own,
@@ -25,7 +25,7 @@ from featherweight.nn.detached import (
     stand_ins,
     trainable_parameters,
 )
-from featherweight.nn.kept import Kept
+from featherweight.nn.saved_early import SavedEarly
 from featherweight.nn.weight_gradient import GradientSum
 from featherweight.tiles import tiles
 
@@ -184,7 +184,7 @@ class _Chunked(torch.autograd.Function):
         inputs, parameters = tensors[: region.inputs], stand_ins(tensors[region.inputs :])
         ctx.region = region
         ctx.state = ForwardState(inputs[0].device.type, keep_rng=True, tensors=inputs)
-        ctx.kept = Kept(*tensors) if region.with_grad else None
+        ctx.kept = SavedEarly(*tensors) if region.with_grad else None
         results: list[Tensor] = []
         for start, size in region.bounds():
             outputs = region.run([tensor.narrow(region.axis, start, size) for tensor in inputs], parameters)

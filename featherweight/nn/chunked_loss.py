@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from featherweight.nn.cross_entropy import ChunkLoss, LossOptions, TokenStats, cross_entropy_
-from featherweight.nn.detached import graph_is_retained, refuse_double_backward
+from featherweight.nn.inner_backward import graph_is_retained, refuse_double_backward
 from featherweight.nn.output_head import Head, HeadPass
 from featherweight.nn.weight_gradient import scaled
-from featherweight.tiles import simulated_device, tiles
+from featherweight.simulated import simulated_device
+from featherweight.tiles import tiles
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 from torch.nn import functional as F
 
-from featherweight.errors import ConfigError, ShapeError, did_you_mean
+from featherweight.errors import LISTED, ConfigError, ShapeError, did_you_mean
 from featherweight.nn.chunk_size import ChunkSize, check_chunk_size, mlp_chunk_size
-from featherweight.nn.detached import (
+from featherweight.nn.inner_backward import (
     ForwardState,
     graph_is_retained,
     graph_of_its_own,
@@ -27,7 +27,7 @@ from featherweight.nn.detached import (
     require_declared_leaves,
     without_autocast,
 )
-from featherweight.nn.kept import Kept
+from featherweight.nn.saved_early import SavedEarly
 from featherweight.nn.weight_gradient import GradientSum
 from featherweight.tiles import tiles
 
@@ -168,7 +168,7 @@ class _FeedForward(torch.autograd.Function):
     def forward(ctx: Any, work: _Work, x_TD: Tensor, *operands: Tensor | None) -> Tensor:
         state = ForwardState(x_TD.device.type, keep_rng=False)
         ctx.work, ctx.state = work, state
-        ctx.kept = Kept(x_TD, *operands) if work.with_grad else None
+        ctx.kept = SavedEarly(x_TD, *operands) if work.with_grad else None
         *first, last = work.cast(operands)
         result_TD = x_TD.new_empty((len(x_TD), last[0].shape[0]), dtype=work.dtype)
         products_TF: list[Tensor] = []
@@ -264,7 +264,7 @@ def _activation(act: str | Callable[[Tensor], Tensor]) -> Callable[[Tensor], Ten
     if act not in ACTIVATIONS:
         raise ConfigError(
             f"chunked_mlp: act={act!r} is unknown; expected {', '.join(ACTIVATIONS)} or a function. "
-            f"{did_you_mean(str(act), ACTIVATIONS)}"
+            f"{did_you_mean(str(act), ACTIVATIONS, otherwise=LISTED)}"
         )
     return ACTIVATIONS[act]
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from featherweight.errors import ConfigError
-from featherweight.nn.detached import refuse_double_backward, without_autocast
+from featherweight.nn.inner_backward import refuse_double_backward, refuse_transforms, without_autocast
 from featherweight.nn.int8_module import Int8Module
 from featherweight.quant.int8_weight import GROUP_SIZE, Int8Weight
 
@@ -101,6 +101,7 @@ class Int8Embedding(Int8Module, nn.Embedding):
     def forward(self, input: Tensor) -> Tensor:
         """Return (..., D) for indices (...)."""
         self.require_handle()
+        refuse_transforms("Int8Embedding")
         padding = -1 if self.padding_idx is None else self.padding_idx
         result: Tensor = _Lookup.apply(input, self.weight, self.int8_weight(), padding, self.scale_grad_by_freq)
         return result
@@ -112,6 +113,7 @@ class Int8Embedding(Int8Module, nn.Embedding):
 
 def _product(module: Any, x: Tensor, *, is_transposed: bool) -> Tensor:
     module.require_handle()
+    refuse_transforms("Int8Linear")
     dtype = _activation_dtype(x)
     bias: Tensor | None = module.bias
     inputs = (x.to(dtype), module.weight, None if bias is None else bias.to(dtype))

@@ -19,8 +19,9 @@ from featherweight.errors import ConfigError, ShapeError
 from featherweight.nn.chunk_size import ChunkSize, check_chunk_size, head_chunk_size
 from featherweight.nn.chunked_loss import ChunkedLoss, LossWithGradient, RecomputedLosses, apply
 from featherweight.nn.cross_entropy import LossOptions, TokenStats
+from featherweight.nn.hooks import is_hooked
 from featherweight.nn.output_head import Head, MatrixHead, ModuleHead
-from featherweight.tiles import device_kind, simulated_device
+from featherweight.simulated import device_kind, simulated_device
 
 IGNORE_INDEX = -100
 """The label of a token that does not count, as in torch and transformers."""
@@ -59,7 +60,7 @@ def linear_cross_entropy(
     Args:
         hidden: (..., D) float, any strides.
         weight: (V, D), of hidden's dtype unless autocast is on; or the output layer itself, where logits are more than
-            one product: LoRA adapters, quantised weights.
+            one product: LoRA adapters, quantised weights, hooks. It is called with (C, D), so hooks see chunks.
         labels: (...) int64, or None if `shift_labels` is given.
         bias: (V,), or None.
         ignore_index: label of tokens that do not count.
@@ -222,8 +223,9 @@ def _head(hidden: Tensor, weight: Tensor | nn.Module, bias: Tensor | None) -> He
                 "linear_cross_entropy: bias is given beside a layer, which has its own; expected bias=None. Drop it."
             )
         layer = weight
-        # A subclass may compute something else, and so may a forward of the layer's own (accelerate's offloading).
-        if not isinstance(layer, nn.Linear) or type(layer) is not nn.Linear or "forward" in vars(layer):
+        # A subclass may compute something else, and so may hooks or a forward of the layer's own (accelerate).
+        is_plain = type(layer) is nn.Linear and "forward" not in vars(layer) and not is_hooked(layer)
+        if not isinstance(layer, nn.Linear) or not is_plain:
             return _module_head(hidden, layer)
         weight, bias = layer.weight, layer.bias
     if type(weight).__name__ == "DTensor":

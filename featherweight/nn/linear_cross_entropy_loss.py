@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from featherweight.errors import ConfigError, did_you_mean
+from featherweight.errors import LISTED, ConfigError, did_you_mean
 from featherweight.nn.linear_cross_entropy import linear_cross_entropy
 
 
@@ -31,7 +31,7 @@ class LinearCrossEntropyLoss(nn.Module):
             if name not in known:
                 raise ConfigError(
                     f"LinearCrossEntropyLoss: option={name!r} is unknown; expected one of {', '.join(sorted(known))}. "
-                    f"{did_you_mean(name, known)}"
+                    f"{did_you_mean(name, known, otherwise=LISTED)}"
                 )
         self.options = options
 

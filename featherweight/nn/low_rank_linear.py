@@ -227,7 +227,7 @@ class LowRankLinear(nn.Module):
     def set_factors_(self, left_MR: Tensor, right_RN: Tensor) -> None:
         """Take over factors of any rank, in place: the parameter objects stay, their shape may change.
 
-        An optimizer whose state has the old shape must be told; see `featherweight.optim.resize`.
+        An optimizer whose state has the old shape must be told; see `featherweight.optim.policies.moment_growth`.
         """
         self.V.weight.data = right_RN.to(self.V.weight.dtype).contiguous()
         self.U.weight.data = left_MR.to(self.U.weight.dtype).contiguous()
@@ -401,7 +401,9 @@ def _plain(layer: nn.Module, matrix_MN: Tensor, bias: nn.Parameter | None) -> nn
         matrix_MN = matrix_MN.mT
     else:
         plain = nn.Linear(columns, rows, bias=False, device="meta")
-    trains = any(parameter.requires_grad for parameter in layer.parameters())
+    # A trained bias of a frozen matrix unfreezes nothing, nor does a frozen base freeze trained factors.
+    matrices = (parameter for name, parameter in layer.named_parameters() if not name.endswith("bias"))
+    trains = any(parameter.requires_grad for parameter in matrices)
     plain.weight = nn.Parameter(matrix_MN.contiguous(), requires_grad=trains)
     plain.register_parameter("bias", bias)
     return plain.train(layer.training)

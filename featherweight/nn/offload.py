@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from featherweight.errors import DeviceError
-from featherweight.tiles import device_kind
+from featherweight.simulated import device_kind
 
 
 class HostRing:

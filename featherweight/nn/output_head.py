@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from featherweight.nn.detached import (
+from featherweight.nn.inner_backward import (
     ForwardState,
     graph_of_its_own,
     replaced_parameters,

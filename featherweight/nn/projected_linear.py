@@ -12,10 +12,10 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from featherweight.errors import ConfigError
+from featherweight.nn.inner_backward import refuse_double_backward, refuse_transforms
 from featherweight.quant.int8_weight import Int8Weight
 
 
@@ -67,10 +67,12 @@ def projected_linear(
         (..., M).
     Raises:
         NumericsError: in the backward pass, if an int8 weight was changed since the forward pass.
-        ConfigError: if ``torch.autograd.grad`` asks for the gradient of the weight itself.
+        ConfigError: if ``torch.autograd.grad`` asks for the gradient of the weight itself, for the gradient of a
+            gradient (a gradient penalty), and inside the transforms of `torch.func`.
     Cost: forward 2*T*M*N FLOPs and 2*T*N*K for what is kept; backward 2*T*M*N for the input's gradient and what the
         sink computes. Keeps x, or (T, K) of it.
     """
+    refuse_transforms("core gradients")
     kind = x.device.type
     is_cast = torch.is_autocast_enabled(kind) and x.dtype != torch.float64  # autocast leaves float64 alone
     dtype = torch.get_autocast_dtype(kind) if is_cast else x.dtype
@@ -109,8 +111,8 @@ class _ProjectedLinear(torch.autograd.Function):
         return output
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_double_backward("core gradients")
         kept, weight = ctx.saved_tensors
         if ctx.source is not None:
             ctx.source.require_version(ctx.codes_version)

@@ -8,7 +8,7 @@ Shapes: C tokens of a chunk, M out_features, N in_features.
 import torch
 from torch import Tensor
 
-from featherweight.tiles import device_kind
+from featherweight.simulated import device_kind
 
 # A copy in another dtype is made of a block at a time: of so many elements, or of a 64th of the rows if that is more.
 _BLOCK_ELEMENTS = 2**17

@@ -3,20 +3,22 @@
 The presets choose policies of one core, `LowRankOptimizer`; `param_groups` says which weights are projected.
 """
 
-from featherweight.optim.adamw import AdamW
-from featherweight.optim.apollo import Apollo, ApolloMini
+from featherweight.optim.backward.handle import LayerwiseHandle
+from featherweight.optim.backward.layerwise import Layerwise, layerwise
 from featherweight.optim.build import OptimizerConfig, build_optimizer, optimizers, parse_optimizer
-from featherweight.optim.fira import Fira
-from featherweight.optim.galore import GaLoreAdamW
-from featherweight.optim.galore_adafactor import GaLoreAdafactor
-from featherweight.optim.gum import GUM
-from featherweight.optim.layerwise import Layerwise, layerwise
-from featherweight.optim.lazy import LazyRefresh
-from featherweight.optim.ldadam import LDAdamW
 from featherweight.optim.low_rank import LowRankOptimizer
 from featherweight.optim.param_groups import param_groups
-from featherweight.optim.q_galore import QGaLoreAdamW
-from featherweight.optim.tensor_galore import TensorGaLoreAdamW, TensorGRaD
+from featherweight.optim.policies.lazy import LazyRefresh
+from featherweight.optim.policies.moment_growth import adopt_new_rows
+from featherweight.optim.presets.adamw import AdamW
+from featherweight.optim.presets.apollo import Apollo, ApolloMini
+from featherweight.optim.presets.fira import Fira
+from featherweight.optim.presets.galore import GaLoreAdamW
+from featherweight.optim.presets.galore_adafactor import GaLoreAdafactor
+from featherweight.optim.presets.gum import GUM
+from featherweight.optim.presets.ldadam import LDAdamW
+from featherweight.optim.presets.q_galore import QGaLoreAdamW
+from featherweight.optim.presets.tensor_galore import TensorGaLoreAdamW, TensorGRaD
 from featherweight.optim.tensor_groups import tensor_param_groups
 
 __all__ = [
@@ -29,12 +31,14 @@ __all__ = [
     "GaLoreAdamW",
     "LDAdamW",
     "Layerwise",
+    "LayerwiseHandle",
     "LazyRefresh",
     "LowRankOptimizer",
     "OptimizerConfig",
     "QGaLoreAdamW",
     "TensorGRaD",
     "TensorGaLoreAdamW",
+    "adopt_new_rows",
     "build_optimizer",
     "layerwise",
     "optimizers",

@@ -11,18 +11,18 @@ from torch import nn
 
 from featherweight.config import Config
 from featherweight.errors import ConfigError
-from featherweight.optim.adamw import AdamW
-from featherweight.optim.apollo import Apollo, ApolloMini
-from featherweight.optim.fira import Fira
-from featherweight.optim.galore import GaLoreAdamW
-from featherweight.optim.galore_adafactor import GaLoreAdafactor
-from featherweight.optim.gum import GUM
-from featherweight.optim.lazy import LazyRefresh
-from featherweight.optim.ldadam import LDAdamW
 from featherweight.optim.low_rank import LowRankOptimizer
 from featherweight.optim.param_groups import exempt_vectors_from_decay, param_groups, scale_embedding_lr
-from featherweight.optim.q_galore import QGaLoreAdamW
-from featherweight.optim.tensor_galore import TensorGaLoreAdamW, TensorGRaD
+from featherweight.optim.policies.lazy import LazyRefresh
+from featherweight.optim.presets.adamw import AdamW
+from featherweight.optim.presets.apollo import Apollo, ApolloMini
+from featherweight.optim.presets.fira import Fira
+from featherweight.optim.presets.galore import GaLoreAdamW
+from featherweight.optim.presets.galore_adafactor import GaLoreAdafactor
+from featherweight.optim.presets.gum import GUM
+from featherweight.optim.presets.ldadam import LDAdamW
+from featherweight.optim.presets.q_galore import QGaLoreAdamW
+from featherweight.optim.presets.tensor_galore import TensorGaLoreAdamW, TensorGRaD
 from featherweight.optim.tensor_groups import tensor_param_groups
 from featherweight.registry import Registry
 from featherweight.selection import ALL_LINEAR

@@ -17,29 +17,34 @@ Source: GaLore, arXiv 2403.03507, Algorithm 2.
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from featherweight.config.options import plain_number
 from featherweight.errors import CheckpointError, ConfigError, did_you_mean
 from featherweight.linalg.outer_product import Gradient
 from featherweight.linalg.subspace import MatrixSubspace
-from featherweight.optim import fused_adamw
 from featherweight.optim import state as states
-from featherweight.optim.accumulation import CoreSum
-from featherweight.optim.batched import Batch, can_batch, pays_on
-from featherweight.optim.finite import are_finite, is_usable
-from featherweight.optim.full_rank import fits_torch_kernel, step_dense_, step_fused_
-from featherweight.optim.layout import Layout, plan_layout, split_of
-from featherweight.optim.lazy import lazy_options
-from featherweight.optim.matrix import Group, ProjectedMatrix, rounding_of
 from featherweight.optim.options import LOW_RANK_DEFAULTS, LOW_RANK_KEYS, check_group
-from featherweight.optim.refresh import SIDES, Side
-from featherweight.optim.tensor import ProjectedTensor, TensorSum, add_tensor_table, step_tensor
-from featherweight.optim.tensor_options import TENSOR_DEFAULTS, projects_tensors, translated
-from featherweight.optim.tensor_ranks import is_open, restored, settle
-from featherweight.optim.weight_update import copy_back, matrices_of, weight_of
+from featherweight.optim.param_groups import named_like
+from featherweight.optim.policies.lazy import lazy_options
+from featherweight.optim.policies.refresh import SIDES, Side
+from featherweight.optim.state_check import check_step
+from featherweight.optim.state_identity import check_identity, mark, take_mark, with_stored_basis
+from featherweight.optim.step import fused_adamw
+from featherweight.optim.step.accumulation import CoreSum
+from featherweight.optim.step.batched import Batch, can_batch, pays_on
+from featherweight.optim.step.dense import fits_torch_kernel, step_dense_, step_fused_
+from featherweight.optim.step.finite import are_finite, is_usable
+from featherweight.optim.step.layout import Layout, plan_layout, split_of
+from featherweight.optim.step.matrix import Group, ProjectedMatrix, rounding_of
+from featherweight.optim.step.tensor import ProjectedTensor, TensorSum, add_tensor_table, step_tensor
+from featherweight.optim.step.weight_update import copy_back, matrices_of, weight_of
+from featherweight.optim.tucker.options import TENSOR_DEFAULTS, projects_tensors, translated
+from featherweight.optim.tucker.ranks import is_open, restored, settle
 from featherweight.report import Report
 
 logger = logging.getLogger(__name__)
@@ -52,7 +57,7 @@ OPTIONAL_STATE = ("trial_basis", "exp_avg_full", "grad_norm")
 
 
 class _Layerwise(Protocol):
-    """What the optimizer needs to know of `featherweight.optim.layerwise`, which stands above it."""
+    """What the optimizer needs to know of `featherweight.optim.backward.layerwise`, which stands above it."""
 
     def end_window(self) -> None: ...
 
@@ -93,6 +98,8 @@ class LowRankOptimizer(torch.optim.Optimizer):
     """
 
     skipped_steps: int
+    writes_int8_weights = True
+    """Lets `featherweight.quant.foreign_write` pass its steps."""
 
     def __init__(self, params: Iterable[Any], defaults: Mapping[str, Any]) -> None:
         if isinstance(params, Tensor):
@@ -100,7 +107,7 @@ class LowRankOptimizer(torch.optim.Optimizer):
                 f"{type(self).__name__}: params=Tensor{tuple(params.shape)} is one tensor; expected tensors or groups. "
                 "Put it into a list."
             )
-        defaults = {**LOW_RANK_DEFAULTS, **defaults}
+        defaults = {key: plain_number(value) for key, value in {**LOW_RANK_DEFAULTS, **defaults}.items()}
         defaults["lazy"] = lazy_options(defaults["lazy"])
         groups = list(params)
         if groups and not isinstance(groups[0], dict):
@@ -129,7 +136,8 @@ class LowRankOptimizer(torch.optim.Optimizer):
                 f"{type(self).__name__}: add_param_group is not possible while the optimizer is layer-wise; expected "
                 "it before. Call handle.remove(), add the group, then fw.optim.layerwise again."
             )
-        group = dict(param_group)
+        given = {key: value if key == "params" else plain_number(value) for key, value in param_group.items()}
+        group = named_like(self.param_groups, given)
         if projects_tensors(self.defaults):
             group = translated(type(self).__name__, group)
         group.setdefault("low_rank", any(key in group for key in LOW_RANK_KEYS))
@@ -147,8 +155,22 @@ class LowRankOptimizer(torch.optim.Optimizer):
         if self._layouts is None:
             self._layouts = self._plan(self.param_groups)
             for group, parameter, _ in _named_parameters(self.param_groups):
-                self._layouts[parameter] = restored(self._layouts[parameter], self.state.get(parameter, {}), group)
+                state = self.state.get(parameter, {})
+                layout = restored(self._layouts[parameter], state, group)
+                self._layouts[parameter] = with_stored_basis(layout, state, group, parameter.dtype)
         return self._layouts
+
+    def _checked_layout(self, parameter: Tensor, grad: Tensor | None = None) -> Layout:
+        """Return the layout of a parameter that may be stepped: everything that a kernel believes was compared."""
+        layout, state = self.layouts.get(parameter), self.state.get(parameter, {})
+        if layout is not None and not state and parameter.shape != layout.shape:
+            self.forget_layouts()  # it changed before its first step
+            layout = self.layouts[parameter]
+        check_step(type(self).__name__, layout, parameter, grad, state)
+        assert layout is not None
+        if layout.product_dtype != layout.dtype != torch.float64 and parameter.dtype != layout.product_dtype:
+            layout = self.layouts[parameter] = replace(layout, product_dtype=layout.dtype)  # bfloat16 weights no more
+        return layout
 
     def forget_layouts(self) -> None:
         """Decide anew how parameters are treated, after one of another shape took a place in a group."""
@@ -190,6 +212,7 @@ class LowRankOptimizer(torch.optim.Optimizer):
             self.layerwise.end_window()
         pending = [(g, p) for g in self.param_groups for p in g["params"] if p.grad is not None]
         for _, parameter in pending:
+            self._checked_layout(parameter, parameter.grad)
             if parameter.grad.is_sparse:
                 raise ConfigError(
                     f"{type(self).__name__}: '{self.layouts[parameter].name}' has a gradient of layout=sparse; "
@@ -232,7 +255,7 @@ class LowRankOptimizer(torch.optim.Optimizer):
             is_used: for each of stacked matrices whether its gradient is not all zero; None reads it from the device.
             batch: takes in what can be updated together with other matrices; None to update at once.
         """
-        layout, state = self.layouts[parameter], self.state[parameter]
+        layout, state = self._checked_layout(parameter, grad), self.state[parameter]
         if is_open(layout):
             layout = self.layouts[parameter] = settle(layout, grad, group)
             if is_open(layout):
@@ -259,17 +282,19 @@ class LowRankOptimizer(torch.optim.Optimizer):
             group: its group.
             grad: of the first micro-batch; a `min_memory` parameter chooses its side with it if it is a tensor.
         """
+        layout = self._checked_layout(parameter)
         if not self.state[parameter]:
             self.create_state(parameter)
         state = self.state[parameter]
-        layout = self._settled_layout(self.layouts[parameter], state, group, grad)
+        layout = self._settled_layout(layout, state, group, grad)
         return layout, self._matrices(layout, state, group)
 
     def begin_tensor(self, parameter: Tensor, group: Group) -> TensorSum:
         """Return an empty sum of the cores of a projected tensor, whose ranks are known."""
+        layout = self._checked_layout(parameter)
         if not self.state[parameter]:
             self.create_state(parameter)
-        layout, state = self.layouts[parameter], self.state[parameter]
+        state = self.state[parameter]
         tensor = ProjectedTensor(layout, state, group, self._refresh_turn(layout))
         return TensorSum(tensor, rounding_of(group, layout, tensor.counter("step") + 1))
 
@@ -283,6 +308,7 @@ class LowRankOptimizer(torch.optim.Optimizer):
         Returns:
             Number of matrices that were left out because their sum is not finite.
         """
+        self._checked_layout(parameter)
         weight = weight_of(parameter)
         skipped = total.update_(matrices_of(total.layout, weight), factor)
         copy_back(parameter, weight)
@@ -363,7 +389,7 @@ class LowRankOptimizer(torch.optim.Optimizer):
             matrix.refresh(grad_MN)
             subspace = matrix.product_subspace()
             core = subspace.project(grad_MN).to(layout.dtype)
-            if batch is not None and not fused_adamw.fits(layout, core):
+            if batch is not None and fused_adamw.kernel_for(layout, core, group) is None:
                 batch.add(matrix, weights[index], core, subspace)
             else:
                 matrix.update_(weights[index], core, subspace, grad_MN if matrix.needs_gradient() else None)
@@ -410,16 +436,24 @@ class LowRankOptimizer(torch.optim.Optimizer):
 
     # ---- state
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def state_dict(self) -> dict[str, Any]:
+        """Return state and groups as torch.optim does; each group also says by which kind of optimizer it is."""
+        return mark(super().state_dict(), self)
+
+    def load_state_dict(self, state_dict: dict[str, Any], *, adopt: bool = False) -> None:
         """Load a state: tensors keep their stored dtype and move to their parameter's device, counters stay on the CPU.
 
-        As in torch.optim the options of the groups are those of the state, too.
+        As in torch.optim the options of the groups are those of the state, too: learning rate, betas, gaps.
 
+        Args:
+            state_dict: from `state_dict` of the same kind of optimizer, of this version or an older one.
+            adopt: take over a state of another kind, rank, side or width with the options that it was written with.
         Raises:
-            CheckpointError: if the groups do not fit, or a stored tensor has another shape than the options give. The
-                optimizer then stays as it was.
+            CheckpointError: if the groups do not fit, what shapes the state differs, or a stored tensor has another
+                shape than the options give. The optimizer then stays as it was.
         """
-        before = {"state": self.state, "param_groups": self.param_groups}
+        own_groups = self.param_groups
+        before = {"state": self.state, "param_groups": own_groups}
         given = state_dict
 
         def remember(_: torch.optim.Optimizer, state_dict: dict[str, Any]) -> None:
@@ -429,7 +463,9 @@ class LowRankOptimizer(torch.optim.Optimizer):
         try:
             with (
                 self.register_load_state_dict_pre_hook(remember),
-                self.register_load_state_dict_post_hook(lambda _: self._restore(given), prepend=True),
+                self.register_load_state_dict_post_hook(
+                    lambda _: self._restore(given, own_groups, adopt), prepend=True
+                ),
             ):
                 super().load_state_dict(state_dict)
         except (ValueError, KeyError) as error:
@@ -442,12 +478,13 @@ class LowRankOptimizer(torch.optim.Optimizer):
             self.__setstate__(before)
             raise
 
-    def _restore(self, state_dict: dict[str, Any]) -> None:
+    def _restore(self, state_dict: dict[str, Any], own_groups: list[Group], adopt: bool) -> None:
         """Take over the state as it was saved.
 
         torch casts floating-point state to the weight's dtype; codes, scales and float32 moments of bf16 weights must
         stay. It also moves everything beside the weight; counters must stay on the CPU.
         """
+        kind = take_mark(self.param_groups)
         for group in self.param_groups:
             if "low_rank" in group:
                 known = {**LOW_RANK_DEFAULTS, **(TENSOR_DEFAULTS if projects_tensors(group) else {})}
@@ -459,6 +496,8 @@ class LowRankOptimizer(torch.optim.Optimizer):
                     f"{type(self).__name__}.load_state_dict: a parameter group is without {missing[0]}; expected a "
                     f"state_dict of {type(self).__name__}. That of galore-torch can be read by load_galore_torch."
                 )
+        if not adopt:
+            check_identity(self, kind, self.param_groups, own_groups)
         saved_ids = [index for group in state_dict["param_groups"] for index in group["params"]]
         parameters = [p for group in self.param_groups for p in group["params"]]
         for saved_id, parameter in zip(saved_ids, parameters, strict=True):
@@ -485,7 +524,7 @@ class LowRankOptimizer(torch.optim.Optimizer):
             if "trial_basis" in state and layout.alternative is not None:
                 (shape,) = layout.on_side(layout.alternative, group).basis_shapes().values()
                 expected["trial_basis"] = torch.empty(shape, dtype=layout.dtype, device="meta")
-            if bool(state.get("full_period", 0)):
+            if "full_period" in state and bool(state["full_period"].any()):
                 shape = (layout.rows, layout.columns)
                 expected["exp_avg_full"] = torch.empty(shape, dtype=layout.dtype, device="meta")
             if "grad_norm" in state:

@@ -9,12 +9,12 @@ from torch import Tensor
 
 from featherweight.errors import ConfigError, did_you_mean
 from featherweight.linalg.basis import BASIS_METHODS
-from featherweight.optim.lazy import lazy_options
-from featherweight.optim.moments import moment_policies
-from featherweight.optim.refresh import PROJ_TYPES, SEEDED_METHODS
-from featherweight.optim.residual import residual_policies
-from featherweight.optim.rules import rules
-from featherweight.optim.tensor_options import check_tensor_group, projects_tensors
+from featherweight.optim.policies.lazy import lazy_options
+from featherweight.optim.policies.moments import moment_policies
+from featherweight.optim.policies.refresh import PROJ_TYPES, SEEDED_METHODS
+from featherweight.optim.policies.residual import residual_policies
+from featherweight.optim.policies.rules import rules
+from featherweight.optim.tucker.options import check_tensor_group, projects_tensors
 
 LOW_RANK_KEYS = ("rank", "update_proj_gap", "scale", "proj_type")
 """galore-torch's group keys; a group that has one of them is projected."""

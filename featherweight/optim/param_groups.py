@@ -1,8 +1,9 @@
 """Parameter groups: which weights are projected, and at what learning rate the rest runs."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from featherweight.errors import ConfigError
 from featherweight.selection import ALL_LINEAR, Pattern, select_embeddings, select_matrices
@@ -108,3 +109,21 @@ def exempt_vectors_from_decay(groups: list[dict[str, Any]]) -> list[dict[str, An
         split += [{**group, "params": others}] if others else []
         split += [{**group, "params": vectors, "weight_decay": 0.0}] if vectors else []
     return split
+
+
+def named_like(groups: Sequence[Mapping[str, Any]], group: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a group whose parameters have names if those of the present groups have; torch wants it all or none.
+
+    A parameter without a name is called after its place, such as "group 2 parameter 0".
+    """
+    params = group["params"]
+    if not groups or isinstance(params, set):  # a set has no order, which torch refuses
+        return dict(group)
+    members = [params] if isinstance(params, Tensor) else list(params)
+    is_named = "param_names" in groups[0]
+    if is_named:
+        place = f"group {len(groups)} parameter"
+        members = [one if isinstance(one, tuple) else (f"{place} {i}", one) for i, one in enumerate(members)]
+    else:
+        members = [one[1] if isinstance(one, tuple) else one for one in members]
+    return {**group, "params": members}

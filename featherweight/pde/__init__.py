@@ -9,10 +9,11 @@ from featherweight.pde.generation import generate, sample_pairs
 from featherweight.pde.metrics import error_by_shell, largest_error, relative_h1, relative_l2
 from featherweight.pde.navier_stokes import kolmogorov_forcing, solve_navier_stokes
 from featherweight.pde.operator import FieldOperator
+from featherweight.pde.options import PdeConfig
 from featherweight.pde.pictures import draw_fields, draw_spectra
 from featherweight.pde.problems import BurgersConfig, DarcyConfig, NavierStokesConfig
 from featherweight.pde.random_field import neumann_field, periodic_field
-from featherweight.pde.task import PdeConfig, PdeTask
+from featherweight.pde.task import PdeTask
 
 __all__ = [
     "FNO",

@@ -5,11 +5,14 @@ only large weights are those of the spectral convolutions: complex, one matrix f
 Shapes: B samples, C channels, s_1 .. s_d points, m_k kept modes an axis (both signs; of the last axis only m_d // 2 +
 1).
 Source: Li et al., arXiv 2010.08895; layout of neuraloperator 2.0 (Kossaifi et al., arXiv 2412.10354). Differs from it:
-the spectrum is shifted back by `ifftshift`, which is the inverse on odd grids, too.
+the spectrum is shifted back by `ifftshift`, which is the inverse on odd grids, too. neuraloperator shifts by `fftshift`
+twice: on axes (but the last) with an odd number of points, each frequency comes back one lower, so the outputs of equal
+weights differ there. ``FNO(odd_grids="neuraloperator")`` does the same, for weights that were trained so.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, MutableMapping, Sequence
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -47,6 +50,25 @@ class DenseSpectralWeight(nn.Module):
         std = math.sqrt(2 / (shape[0] + shape[1]))
         self.tensor = nn.Parameter(std * torch.randn(shape, dtype=torch.complex64))
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "DenseSpectralWeight":
+        """Move or cast the weight as a complex one: a cast of the model to a real type reaches its two parts.
+
+        `Module.to(torch.bfloat16)` would keep the real part alone. There is no complex type of 16 bits that all devices
+        multiply, so such a cast leaves the weight in complex64.
+        """
+
+        def apply(tensor: Tensor) -> Tensor:
+            if not tensor.is_complex():
+                return fn(tensor)
+            parts = fn(torch.view_as_real(tensor))
+            if parts.is_complex():
+                return fn(tensor)
+            is_short = parts.dtype in (torch.bfloat16, torch.float16)
+            return tensor.to(parts.device) if is_short else torch.view_as_complex(parts)
+
+        super()._apply(apply, recurse)
+        return self
+
 
 class SpectralConv(nn.Module):
     """Multiply the lowest frequencies of a field with a learned matrix each.
@@ -55,6 +77,9 @@ class SpectralConv(nn.Module):
         in_channels: before.
         out_channels: after.
         n_modes: kept modes an axis, both signs counted.
+
+    Attributes:
+        shifts_twice: see `odd_grids` of `FNO`.
     """
 
     def __init__(self, in_channels: int, out_channels: int, n_modes: Sequence[int]) -> None:
@@ -63,6 +88,7 @@ class SpectralConv(nn.Module):
         self.weight = DenseSpectralWeight((in_channels, out_channels, *kept))
         std = math.sqrt(2 / (in_channels + out_channels))
         self.bias = nn.Parameter(std * torch.randn(out_channels, *[1] * len(kept)))
+        self.shifts_twice = False
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, s_1, .., s_d) to (B, C', s_1, .., s_d), at any resolution."""
@@ -81,7 +107,8 @@ class SpectralConv(nn.Module):
         used = [_centred(w, m) for w, m in zip(weight.shape[2:-1], kept[:-1], strict=True)] + [slice(kept[-1])]
         here = (slice(None), slice(None), *inside)
         out[here] = torch.einsum("bi...,io...->bo...", spectrum[here], weight[(slice(None), slice(None), *used)])
-        out = torch.fft.ifftshift(out, dim=axes[:-1]) if axes[:-1] else out
+        if axes[:-1]:
+            out = (torch.fft.fftshift if self.shifts_twice else torch.fft.ifftshift)(out, dim=axes[:-1])
         return torch.fft.irfftn(out, s=sizes, dim=axes, norm="forward").to(x.dtype) + self.bias
 
 
@@ -144,8 +171,10 @@ class FNO(nn.Module):
         channel_mlp_expansion: hidden width of the pointwise networks in the layers, over C.
         domain_padding: share of each axis that is added as zeros behind the field, for fields that are not periodic.
         activation_checkpointing: recompute each layer in the backward pass.
+        odd_grids: "exact", or "neuraloperator": shift frequencies as that package does on axes with an odd number of
+            points, as weights that it trained on such grids (85, 141, 421 points for Darcy flow) expect.
     Raises:
-        ConfigError: for no mode, or more than three axes.
+        ConfigError: for no mode, more than three axes, or an unknown word for `odd_grids`.
     Example:
         >>> model = FNO(n_modes=(8, 8), in_channels=1, out_channels=1, hidden_channels=8, n_layers=2)
         >>> model(torch.zeros(2, 1, 16, 16)).shape, model(torch.zeros(1, 1, 25, 32)).shape
@@ -165,8 +194,13 @@ class FNO(nn.Module):
         channel_mlp_expansion: float = 0.5,
         domain_padding: float = 0.0,
         activation_checkpointing: bool = False,
+        odd_grids: Literal["exact", "neuraloperator"] = "exact",
     ) -> None:
         super().__init__()
+        if odd_grids not in ("exact", "neuraloperator"):
+            raise ConfigError(
+                f"FNO: odd_grids={odd_grids!r} is unknown; expected 'exact' or 'neuraloperator'. Choose one of them."
+            )
         if not 1 <= len(n_modes) <= 3 or min(n_modes) < 1:
             raise ConfigError(
                 f"FNO: n_modes={tuple(n_modes)} is not allowed; expected one to three numbers >= 1, one for each axis "
@@ -176,9 +210,13 @@ class FNO(nn.Module):
         self.n_modes, self.in_channels = tuple(n_modes), in_channels
         self.domain_padding, self.activation_checkpointing = domain_padding, activation_checkpointing
         self.fno_blocks = FNOBlocks(hidden_channels, n_modes, n_layers, channel_mlp_expansion)
+        for conv in self.fno_blocks.convs:
+            conv.shifts_twice = odd_grids == "neuraloperator"  # type: ignore[assignment]
         lifted = in_channels + len(n_modes)
         self.lifting = ChannelMLP(lifted, hidden_channels, round(hidden_channels * lifting_channel_ratio))
         self.projection = ChannelMLP(hidden_channels, out_channels, round(hidden_channels * projection_channel_ratio))
+        # Of larger modules, too, whose own load_state_dict is called and not this one's.
+        self.register_load_state_dict_pre_hook(_skip_metadata)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map an input field to an output field, at any resolution.
@@ -209,9 +247,20 @@ class FNO(nn.Module):
             x = x.narrow(axis, 0, size)
         return self.projection(x)
 
-    def load_state_dict(self, state_dict, strict: bool = True, assign: bool = False):  # type: ignore[no-untyped-def]
-        """Load weights, neuraloperator's included: its entry `_metadata` is skipped."""
-        return super().load_state_dict({k: v for k, v in state_dict.items() if k != "_metadata"}, strict, assign)
+
+def _skip_metadata(
+    model: nn.Module,
+    state_dict: MutableMapping[str, Any],
+    prefix: str,
+    local_metadata: Any,
+    strict: bool,
+    missing: list[str],
+    unexpected: list[str],
+    errors: list[str],
+) -> None:
+    """Take the entries `_metadata` that neuraloperator writes into state dicts out of one that is being loaded."""
+    state_dict.pop(f"{prefix}_metadata", None)
+    unexpected[:] = [name for name in unexpected if name.rpartition(".")[2] != "_metadata"]
 
 
 def _centred(size: int, kept: int) -> slice:

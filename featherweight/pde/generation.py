@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 
 from featherweight.config import Config
-from featherweight.errors import ConfigError
+from featherweight.errors import ConfigError, NumericsError
 from featherweight.linalg.orthonormal import one_thread
 from featherweight.linalg.random import keyed_generator
+from featherweight.pde.axes import POINTS
 from featherweight.pde.files import FieldPairs, write_pairs, write_torch
 from featherweight.pde.problems import find_problem
 
@@ -46,14 +47,39 @@ def sample_pairs(
         float32 inputs and solutions.
     Raises:
         ConfigError: for an unknown problem.
+        NumericsError: if `steps` of the options are too few; see `time_tolerance` there.
     Example:
         >>> from featherweight.pde.problems import DarcyConfig
         >>> sample_pairs("darcy", 3, config=DarcyConfig(resolution=16)).y.shape
         torch.Size([3, 16, 16])
     """
     config = find_problem(problem).config() if config is None else config
+    if n and getattr(config, "steps", None) is not None:  # those that are left open were measured
+        estimated_errors(problem, config, seed=seed, split=split, n=n)
     chunks = [_chunk(problem, config, seed, split, start, min(start + CHUNK, n)) for start in range(0, n, CHUNK)]
-    return FieldPairs(*(torch.cat(parts) for parts in zip(*chunks, strict=True)))
+    x, y = (torch.cat(parts) for parts in zip(*chunks, strict=True))
+    return FieldPairs(x, y)
+
+
+def estimated_errors(problem: str, config: Config, *, seed: int, split: DataSplit, n: int) -> dict[str, float]:
+    """Return the solver's errors on the first two of n samples by name; `Problem.errors` says which.
+
+    Raises:
+        NumericsError: if that of the time step is larger than the options tolerate.
+    Cost: about two samples more.
+    """
+    generators = [keyed_generator(seed, _SPLITS.index(split), i) for i in range(min(2, n))]
+    with one_thread(torch.device("cpu")):
+        errors = find_problem(problem).errors(config, generators)
+    options = config.to_dict()
+    limit, found = options.get("time_tolerance"), errors.get("time_step", 0.0)
+    if limit is not None and found > limit:
+        raise NumericsError(
+            f"generate: steps={options['steps']} to final_time={options['final_time']} give {problem} a relative error "
+            f"of {found:.1g}; expected at most time_tolerance={limit}. Leave steps out, double them, or raise "
+            "time_tolerance."
+        )
+    return errors
 
 
 def generate(
@@ -69,8 +95,9 @@ def generate(
 ) -> list[Path]:
     """Generate a training and a test file in neuraloperator's layout.
 
-    Files are `<problem>_train_<resolution>.pt` and `<problem>_test_<resolution>.pt` with `x` and `y`; a file that
-    exists with the same settings is left alone, so a second call continues an interrupted one.
+    Files are `<problem>_train_<resolution>.pt` and `<problem>_test_<resolution>.pt` with `x` and `y`, their axes, the
+    settings, and estimates of the solver's errors (`estimated_errors`); a file that exists with the same settings is
+    left alone, so a second call continues an interrupted one.
 
     Args:
         problem: darcy, burgers or navier_stokes.
@@ -85,23 +112,27 @@ def generate(
         The paths of the files.
     Raises:
         ConfigError: for an unknown problem, or if a file with other settings is in the way.
+        NumericsError: if the time step is too long.
     """
     config = find_problem(problem).config() if config is None else config
+    config = config.resolved()  # type: ignore[attr-defined]
     resolution = config.to_dict()["resolution"]
     folder = Path(out)
     jobs = []
     for split, count in zip(_SPLITS, (n, n_test), strict=True):
         path = folder / f"{problem}_{split}_{resolution}.pt"
         settings = {"problem": problem, "split": split, "n": count, "seed": seed, "chunk": CHUNK, **config.to_dict()}
+        settings.pop("time_tolerance", None)  # changes no sample
         if count and not _is_done(path, settings):
             jobs.append((path, settings))
     total, done = sum(settings["n"] for _, settings in jobs), 0
     for path, settings in jobs:
+        errors = estimated_errors(problem, config, seed=seed, split=settings["split"], n=settings["n"])
         for finished in _chunks_on_disk(problem, config, path, settings, workers):
             done += finished
             if progress is not None:
                 progress(done, total)
-        _assemble(path, settings)
+        _assemble(path, settings, errors)
     return [folder / f"{problem}_{s}_{resolution}.pt" for s, c in zip(_SPLITS, (n, n_test), strict=True) if c]
 
 
@@ -142,11 +173,12 @@ def _write_chunk(
     return stop - start
 
 
-def _assemble(path: Path, settings: dict[str, Any]) -> None:
+def _assemble(path: Path, settings: dict[str, Any], errors: dict[str, float]) -> None:
     parts = _parts(path, settings)
     chunks = [torch.load(part, weights_only=True) for part in sorted(parts.glob("0*.pt"))]
     x, y = (torch.cat(pieces) for pieces in zip(*chunks, strict=True))
-    write_pairs(path, x, y, {"settings": settings})
+    axes = {"x_axes": f"n{POINTS[: x.ndim - 1]}", "y_axes": f"n{'t' * (y.ndim - x.ndim)}{POINTS[: x.ndim - 1]}"}
+    write_pairs(path, x, y, {"settings": settings, "errors": errors, **axes})
     shutil.rmtree(parts)
 
 

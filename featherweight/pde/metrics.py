@@ -4,11 +4,17 @@ Shapes: B samples, C channels, s_1 .. s_d points.
 Source: Li et al., arXiv 2010.08895 (relative L2); Czarnecki et al., arXiv 1706.04859 (Sobolev training).
 """
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
 from featherweight.errors import ShapeError
 from featherweight.pde.spectral import shell_spectrum
+
+ErrorKind = Literal["l2", "h1", "h1_periodic"]
+ERROR_KINDS: tuple[ErrorKind, ...] = ("l2", "h1", "h1_periodic")
+"""Relative errors by the names that recipes and reports use."""
 
 
 def relative_l2(prediction: Tensor, truth: Tensor) -> Tensor:
@@ -57,6 +63,13 @@ def relative_h1(prediction: Tensor, truth: Tensor, *, periodic: bool) -> Tensor:
         lost = lost + derivative(error, axis, periodic=periodic).flatten(1).square().sum(dim=1)
         norm = norm + derivative(truth, axis, periodic=periodic).flatten(1).square().sum(dim=1)
     return (lost / norm).sqrt()
+
+
+def relative_error(prediction: Tensor, truth: Tensor, kind: ErrorKind, *, periodic: bool) -> Tensor:
+    """Return the relative error of each sample, (B,), that `kind` names; "h1_periodic" always wraps around."""
+    if kind == "l2":
+        return relative_l2(prediction, truth)
+    return relative_h1(prediction, truth, periodic=periodic or kind == "h1_periodic")
 
 
 def derivative(field: Tensor, axis: int, *, periodic: bool) -> Tensor:

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,10 +11,61 @@ from torch import Tensor
 
 from featherweight.config import write_atomically
 from featherweight.errors import ShapeError
+from featherweight.pde.files import write_torch
 from featherweight.pde.metrics import error_by_shell, relative_l2
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What pictures show of one run; `save` keeps it in the run's folder, so that several runs can be drawn together.
+
+    Args:
+        x: (k, s_1, .., s_d) inputs of the first samples.
+        y: solutions, alike.
+        prediction: of the run, alike.
+        truth: (K,) spectrum of all solutions, see `error_by_shell`.
+        error: (K,) spectrum of all errors.
+    """
+
+    x: Tensor
+    y: Tensor
+    prediction: Tensor
+    truth: Tensor
+    error: Tensor
+
+    @classmethod
+    def of(cls, x: Tensor, y: Tensor, prediction: Tensor, *, samples: int = 3) -> "Shown":
+        """Return what pictures show of (n, s_1, .., s_d) inputs, solutions and predictions."""
+        truth, error = error_by_shell(prediction, y)
+        return cls(x[:samples].clone(), y[:samples].clone(), prediction[:samples].clone(), truth, error)
+
+    def save(self, folder: Path) -> None:
+        """Write `fields.pt`."""
+        write_torch(folder / "fields.pt", vars(self))
+
+    @classmethod
+    def load(cls, folder: Path) -> "Shown | None":
+        """Read what `save` wrote; None if it is not there."""
+        path = folder / "fields.pt"
+        return cls(**torch.load(path, weights_only=True)) if path.is_file() else None
+
+
+def draw_runs(folder: Path, runs: Mapping[str, Shown]) -> list[Path]:
+    """Draw `fields.png`, for fields with one or two axes, and `spectra.png` of one run or of several side by side.
+
+    Returns:
+        The files made.
+    """
+    first = next(iter(runs.values()))
+    paths = [folder / "spectra.png"]
+    if first.y.ndim <= 3:
+        paths.insert(0, folder / "fields.png")
+        draw_fields(paths[0], first.x, first.y, {name: one.prediction for name, one in runs.items()})
+    _draw_shells(paths[-1], first.truth, {name: one.error for name, one in runs.items()})
+    return paths
 
 
 def draw_fields(path: Path, x: Tensor, y: Tensor, predictions: Mapping[str, Tensor], *, samples: int = 3) -> None:
@@ -61,14 +113,17 @@ def draw_spectra(path: Path, y: Tensor, predictions: Mapping[str, Tensor]) -> No
         y: (n, s_1, .., s_d) solutions.
         predictions: name of a method -> predictions, alike.
     """
+    spectra = {name: error_by_shell(one, y) for name, one in predictions.items()}
+    _draw_shells(path, next(iter(spectra.values()))[0], {name: error for name, (_, error) in spectra.items()})
+
+
+def _draw_shells(path: Path, truth: Tensor, errors: Mapping[str, Tensor]) -> None:
     figure = _figure(6.4, 4.0)
     axes = figure.subplots()
-    for index, (name, one) in enumerate(predictions.items()):
-        truth, error = error_by_shell(one, y)
-        shells = torch.arange(len(truth))
-        if index == 0:
-            axes.semilogy(shells.numpy(), truth.numpy(), color="black", linewidth=1.5, label="truth")
-        axes.semilogy(shells.numpy(), error.numpy(), linewidth=1.2, label=f"error of {name}")
+    shells = torch.arange(len(truth)).numpy()
+    axes.semilogy(shells, truth.numpy(), color="black", linewidth=1.5, label="truth")
+    for name, error in errors.items():
+        axes.semilogy(shells, error.numpy(), linewidth=1.2, label=f"error of {name}")
     axes.set_xlabel("wavenumber |k|")
     axes.set_ylabel("mean square in the shell")
     axes.grid(alpha=0.3)

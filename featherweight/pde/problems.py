@@ -4,7 +4,9 @@ A problem is a strict set of options and a function from generators (one for eac
 Source: Li et al., arXiv 2010.08895, appendix A.3.
 """
 
+import math
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Literal, NamedTuple, TypeVar
 
 import torch
@@ -12,13 +14,18 @@ from pydantic import Field, model_validator
 from torch import Generator, Tensor
 
 from featherweight.config import Config
-from featherweight.errors import ConfigError, did_you_mean
+from featherweight.errors import LISTED, ConfigError, NumericsError, did_you_mean
 from featherweight.pde.burgers import solve_burgers
 from featherweight.pde.darcy import solve_darcy
+from featherweight.pde.metrics import relative_l2
 from featherweight.pde.navier_stokes import kolmogorov_forcing, solve_navier_stokes
 from featherweight.pde.random_field import neumann_field, periodic_field
+from featherweight.pde.spectral import halved
 
 _Timed = TypeVar("_Timed", "BurgersConfig", "NavierStokesConfig")
+
+TIME_TOLERANCE = 0.01
+"""Largest relative error by the time step that is accepted unless a configuration says otherwise."""
 
 
 class DarcyConfig(Config):
@@ -39,6 +46,10 @@ class DarcyConfig(Config):
     tau: float = Field(default=3.0, gt=0)
     """Inverse length scale of the field."""
 
+    def resolved(self) -> "DarcyConfig":
+        """Return the options with a number for each that was left open: these."""
+        return self
+
 
 class BurgersConfig(Config):
     """Options of Burgers' equation: initial state to the state at `final_time`."""
@@ -51,8 +62,10 @@ class BurgersConfig(Config):
     """nu."""
     final_time: float = Field(default=1.0, gt=0)
     """T."""
-    steps: int = Field(default=400, ge=1)
-    """Time steps."""
+    steps: int | None = Field(default=None, ge=1)
+    """Time steps; None: 400 for each unit of time (at least one unit), more for viscosities below 1 / 400."""
+    time_tolerance: float | None = Field(default=TIME_TOLERANCE, gt=0)
+    """Largest relative error by the time step, estimated on two samples; a data set with more is refused. None: any."""
     snapshots: int = Field(default=1, ge=1)
     """Stored times of the solution, equally spaced up to T."""
     alpha: float = Field(default=2.0, gt=0.5)
@@ -66,22 +79,32 @@ class BurgersConfig(Config):
     def _times_fit(self) -> "BurgersConfig":
         return _require_times(self)
 
+    def resolved(self) -> "BurgersConfig":
+        """Return the options with a number for each that was left open."""
+        # A front moves at a speed near 1 and is as thin as the viscosity: a step must not cross it, nor two points.
+        rate = max(400, min(2 * self.resolution * self.refine, 1 / self.viscosity))
+        return self if self.steps else self.model_copy(update={"steps": _steps(self, rate)})
+
 
 class NavierStokesConfig(Config):
     """Options of two-dimensional flow: vorticity at 0 to the vorticity at `final_time`."""
 
     resolution: int = Field(default=64, ge=8, multiple_of=2)
     """Points of the stored fields in each axis."""
-    refine: int = Field(default=1, ge=1)
-    """Points of the solver in each axis for each stored one; the published data are solved on 256 for 64."""
+    refine: int | None = Field(default=None, ge=1)
+    """Points of the solver in each axis for each stored one. None: 1 down to the viscosity 1e-3, below as many as make
+    64 (1e-3 / viscosity)^0.3 points of each axis, at most 256; the published data are solved on 256 for 64."""
     viscosity: float = Field(default=1e-3, ge=0)
     """nu: 1e-3, 1e-4 or 1e-5 in the published data."""
     forced: bool = True
     """Drive the flow with 0.1 (sin 2 pi (x + y) + cos 2 pi (x + y))."""
     final_time: float = Field(default=1.0, gt=0)
     """T: 50, 30 or 20 in the published data."""
-    steps: int = Field(default=200, ge=1)
-    """Time steps; "euler" needs some 10,000 for each unit of time, "rk4" 100 at this viscosity."""
+    steps: int | None = Field(default=None, ge=1)
+    """Time steps. None: for each unit of time (at least one) 200 with "rk4" and 10,000 with "euler", or as many as the
+    solver has points in an axis (with "euler" 40 times as many), if that is more."""
+    time_tolerance: float | None = Field(default=TIME_TOLERANCE, gt=0)
+    """Largest relative error by the time step, estimated on two samples; a data set with more is refused. None: any."""
     scheme: Literal["rk4", "euler"] = "rk4"
     """Time stepping; see `solve_navier_stokes`."""
     snapshots: int = Field(default=1, ge=1)
@@ -95,9 +118,26 @@ class NavierStokesConfig(Config):
     def _times_fit(self) -> "NavierStokesConfig":
         return _require_times(self)
 
+    def resolved(self) -> "NavierStokesConfig":
+        """Return the options with a number for each that was left open."""
+        refine = self.refine or 1
+        if self.refine is None and self.viscosity < 1e-3:
+            # Fits what was measured: at these sizes the fields of the published viscosities and times are 1 % off.
+            points = min(256, 64 * (1e-3 / self.viscosity) ** 0.3) if self.viscosity else 256
+            refine = math.ceil(points / self.resolution - 1e-9)
+        size = self.resolution * refine
+        rate = max(200, size) if self.scheme == "rk4" else max(10_000, 40 * size)
+        return self.model_copy(update={"refine": refine, "steps": self.steps or _steps(self, rate)})
+
+
+def _steps(config: _Timed, rate: float) -> int:
+    """Return time steps up to the end at so many a unit of time, a multiple of the stored times."""
+    wanted = math.ceil(rate * max(1.0, config.final_time))
+    return math.ceil(wanted / config.snapshots) * config.snapshots
+
 
 def _require_times(config: _Timed) -> _Timed:
-    if config.steps % config.snapshots:
+    if config.steps is not None and config.steps % config.snapshots:
         raise ValueError(
             f"snapshots={config.snapshots} does not divide steps={config.steps}; expected a divisor. Change steps."
         )
@@ -113,44 +153,120 @@ def darcy_samples(config: DarcyConfig, generators: Sequence[Generator]) -> tuple
     Returns:
         Two (n, s, s) float64 fields.
     """
-    nodes = (config.resolution - 1) * config.refine + 1
-    field = neumann_field(nodes, alpha=config.alpha, tau=config.tau, generators=generators)
-    a = field.exp() if config.coefficient == "lognormal" else torch.where(field >= 0, config.high, config.low).double()
+    a = _darcy_coefficient(config, generators)
     u = solve_darcy(a)
     return a[:, :: config.refine, :: config.refine], u[:, :: config.refine, :: config.refine]
 
 
+def darcy_errors(config: DarcyConfig, generators: Sequence[Generator]) -> dict[str, float]:
+    """Return "half_grid": the change of the pressures on every second point of the solver's grid, if it has one."""
+    a = _darcy_coefficient(config, generators)
+    if a.shape[1] % 2 == 0 or a.shape[1] < 7:
+        return {}
+    return {"half_grid": _difference(solve_darcy(a[:, ::2, ::2]), solve_darcy(a)[:, ::2, ::2])}
+
+
+def _darcy_coefficient(config: DarcyConfig, generators: Sequence[Generator]) -> Tensor:
+    nodes = (config.resolution - 1) * config.refine + 1
+    field = neumann_field(nodes, alpha=config.alpha, tau=config.tau, generators=generators)
+    return (
+        field.exp() if config.coefficient == "lognormal" else torch.where(field >= 0, config.high, config.low).double()
+    )
+
+
 def burgers_samples(config: BurgersConfig, generators: Sequence[Generator]) -> tuple[Tensor, Tensor]:
     """Draw initial states and solve for later ones: (n, s) and (n, s), or (n, snapshots, s) for several times."""
+    initial = _burgers_initial(config, generators)
+    u = _burgers_solution(config, initial)
+    return initial[:, :: config.refine], _without_single_time(u[:, :, :: config.refine])
+
+
+def burgers_errors(config: BurgersConfig, generators: Sequence[Generator]) -> dict[str, float]:
+    """Return "time_step" and "half_grid"; see `_timed_errors`."""
+    # Of fourth order on smooth states; on these, which are rough, errors fall by 6 where steps are halved, not by 16.
+    return _timed_errors(config, _burgers_initial(config, generators), _burgers_solution, order=2)
+
+
+def _burgers_initial(config: BurgersConfig, generators: Sequence[Generator]) -> Tensor:
     size = config.resolution * config.refine
-    initial = periodic_field(size, 1, alpha=config.alpha, tau=config.tau, sigma=config.sigma, generators=generators)
-    u = solve_burgers(
+    return periodic_field(size, 1, alpha=config.alpha, tau=config.tau, sigma=config.sigma, generators=generators)
+
+
+def _burgers_solution(config: BurgersConfig, initial: Tensor) -> Tensor:
+    steps = config.resolved().steps
+    assert steps is not None
+    return solve_burgers(
         initial,
         viscosity=config.viscosity,
         final_time=config.final_time,
-        steps=config.steps,
+        steps=steps,
         snapshots=config.snapshots,
     )
-    return initial[:, :: config.refine], _without_single_time(u[:, :, :: config.refine])
 
 
 def navier_stokes_samples(config: NavierStokesConfig, generators: Sequence[Generator]) -> tuple[Tensor, Tensor]:
     """Draw initial vorticities and solve for later ones: (n, s, s) and (n, s, s), or (n, snapshots, s, s)."""
-    size = config.resolution * config.refine
+    initial = _navier_stokes_initial(config, generators)
+    w = _navier_stokes_solution(config, initial)
+    every = config.resolved().refine
+    return initial[:, ::every, ::every], _without_single_time(w[:, :, ::every, ::every])
+
+
+def navier_stokes_errors(config: NavierStokesConfig, generators: Sequence[Generator]) -> dict[str, float]:
+    """Return "time_step" and "half_grid"; see `_timed_errors`."""
+    initial = _navier_stokes_initial(config, generators)
+    return _timed_errors(config, initial, _navier_stokes_solution, order=4 if config.scheme == "rk4" else 1)
+
+
+def _navier_stokes_initial(config: NavierStokesConfig, generators: Sequence[Generator]) -> Tensor:
+    size = config.resolution * (config.resolved().refine or 1)
     # The published code draws real and imaginary parts of variance one each, which doubles the variance of the formula.
     sigma = 2**0.5 * config.tau ** (config.alpha - 1)
-    initial = periodic_field(size, 2, alpha=config.alpha, tau=config.tau, sigma=sigma, generators=generators)
-    w = solve_navier_stokes(
+    return periodic_field(size, 2, alpha=config.alpha, tau=config.tau, sigma=sigma, generators=generators)
+
+
+def _navier_stokes_solution(config: NavierStokesConfig, initial: Tensor) -> Tensor:
+    steps = config.resolved().steps
+    assert steps is not None
+    return solve_navier_stokes(
         initial,
         viscosity=config.viscosity,
         final_time=config.final_time,
-        steps=config.steps,
-        forcing=kolmogorov_forcing(size) if config.forced else None,
+        steps=steps,
+        forcing=kolmogorov_forcing(initial.shape[1]) if config.forced else None,
         snapshots=config.snapshots,
         scheme=config.scheme,
     )
-    every = config.refine
-    return initial[:, ::every, ::every], _without_single_time(w[:, :, ::every, ::every])
+
+
+def _timed_errors(
+    config: _Timed, initial: Tensor, solve: Callable[[_Timed, Tensor], Tensor], *, order: int
+) -> dict[str, float]:
+    """Return relative errors of the last time, the largest of the samples.
+
+    "time_step": estimated from about half as many steps, whose error is 2^order times as large; infinite if these leave
+    the number range. "half_grid": the change with half as many points in each axis, which overstates the error of the
+    grid; missing if it cannot be halved.
+    """
+    resolved = config.resolved()
+    steps = resolved.steps or 1
+    fewer = max(1, steps // 2 // config.snapshots) * config.snapshots
+    found, errors = solve(resolved, initial)[:, -1], {}
+    if fewer < steps:
+        try:
+            coarse = solve(resolved.model_copy(update={"steps": fewer}), initial)[:, -1]
+            errors["time_step"] = _difference(coarse, found) / ((steps / fewer) ** order - 1)
+        except NumericsError:
+            errors["time_step"] = math.inf
+    if initial.shape[1] % 4 == 0:
+        every = (slice(None), *[slice(None, None, 2)] * (initial.ndim - 1))
+        with suppress(NumericsError):
+            errors["half_grid"] = _difference(solve(resolved, halved(initial))[:, -1], found[every])
+    return errors
+
+
+def _difference(one: Tensor, two: Tensor) -> float:
+    return float(relative_l2(one, two).max())
 
 
 def _without_single_time(solution: Tensor) -> Tensor:
@@ -161,14 +277,21 @@ class Problem(NamedTuple):
     """Options and samples of one problem."""
 
     config: type[Config]
+    """Its method `resolved` gives a number to every option that was left open."""
     samples: Callable[..., tuple[Tensor, Tensor]]
+    """(options, generators) to inputs and solutions."""
+    errors: Callable[..., dict[str, float]]
+    """(options, generators) to estimates of the solver's errors by name."""
     is_periodic: bool
+    """Whether its fields wrap around."""
+    dimensions: int
+    """Axes of its fields."""
 
 
 PROBLEMS: dict[str, Problem] = {
-    "darcy": Problem(DarcyConfig, darcy_samples, False),
-    "burgers": Problem(BurgersConfig, burgers_samples, True),
-    "navier_stokes": Problem(NavierStokesConfig, navier_stokes_samples, True),
+    "darcy": Problem(DarcyConfig, darcy_samples, darcy_errors, False, 2),
+    "burgers": Problem(BurgersConfig, burgers_samples, burgers_errors, True, 1),
+    "navier_stokes": Problem(NavierStokesConfig, navier_stokes_samples, navier_stokes_errors, True, 2),
 }
 """Every problem by the name that commands and files use."""
 
@@ -181,6 +304,7 @@ def find_problem(name: str) -> Problem:
     """
     if name not in PROBLEMS:
         raise ConfigError(
-            f"pde: problem='{name}' is unknown; expected one of {', '.join(PROBLEMS)}. {did_you_mean(name, PROBLEMS)}"
+            f"pde: problem='{name}' is unknown; expected one of {', '.join(PROBLEMS)}. "
+            f"{did_you_mean(name, PROBLEMS, otherwise=LISTED)}"
         )
     return PROBLEMS[name]

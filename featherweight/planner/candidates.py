@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from featherweight.errors import ConfigError, did_you_mean
+from featherweight.errors import LISTED, ConfigError, did_you_mean
 from featherweight.training.recipe import Recipe
 
 TAGS = {
@@ -32,7 +32,7 @@ class Family:
     tags: tuple[str, ...] = ()
     """What is given up: keys of `TAGS`."""
     methods: tuple[Any, ...] = ()
-    """Changes of the model, before those of `Keeping`."""
+    """Changes of the model, before those of `ActivationStrategy`."""
     precision: str = "bf16"
     """As a recipe takes it."""
     lr: float = 1e-3
@@ -78,7 +78,7 @@ FAMILIES = (
 
 
 @dataclass(frozen=True)
-class Keeping:
+class ActivationStrategy:
     """How activations are kept until the backward pass; exact, so a matter of memory and time alone."""
 
     name: str
@@ -89,25 +89,25 @@ class Keeping:
     """As a recipe takes it."""
 
 
-KEEPINGS = (
-    Keeping("all kept"),
-    Keeping("chunks", ({"mst": {}},)),
-    Keeping("checkpointing", (), True),
-    Keeping("chunks, checkpointing", ({"mst": {"checkpoint": True}},)),
-    Keeping("chunks of whole layers, checkpointing", ({"mst": {"checkpoint": True, "tokenwise": True}},)),
-    Keeping("chunks of whole layers, offloaded", ({"mst": {"checkpoint": "offload", "tokenwise": True}},)),
+ACTIVATION_STRATEGIES = (
+    ActivationStrategy("all kept"),
+    ActivationStrategy("chunks", ({"mst": {}},)),
+    ActivationStrategy("checkpointing", (), True),
+    ActivationStrategy("chunks, checkpointing", ({"mst": {"checkpoint": True}},)),
+    ActivationStrategy("chunks of whole layers, checkpointing", ({"mst": {"checkpoint": True, "tokenwise": True}},)),
+    ActivationStrategy("chunks of whole layers, offloaded", ({"mst": {"checkpoint": "offload", "tokenwise": True}},)),
 )
 """From the fastest to the smallest, as far as one can say without a model."""
 
 
-def recipe_of(base: Recipe, family: Family, keeping: Keeping, *, is_pretrained: bool) -> Recipe:
+def recipe_of(base: Recipe, family: Family, strategy: ActivationStrategy, *, is_pretrained: bool) -> Recipe:
     """Return a recipe of a family, with data, steps and batch of another one."""
     optimizer = {**family.optimizer, "lr": family.tuning_lr if is_pretrained else family.lr}
     changes = {
         "optimizer": optimizer,
-        "methods": [*family.methods, *keeping.methods],
+        "methods": [*family.methods, *strategy.methods],
         "precision": family.precision,
-        "activation_checkpointing": keeping.activation_checkpointing,
+        "activation_checkpointing": strategy.activation_checkpointing,
     }
     return Recipe.parse({**base.to_dict(), **changes}, where="recipe")
 
@@ -121,6 +121,7 @@ def families_without(exclude: Collection[str]) -> list[Family]:
     for tag in exclude:
         if tag not in TAGS:
             raise ConfigError(
-                f"plan: exclude={tag!r} is no tag; expected some of {', '.join(TAGS)}. {did_you_mean(tag, TAGS)}"
+                f"plan: exclude={tag!r} is no tag; expected some of {', '.join(TAGS)}. "
+                f"{did_you_mean(tag, TAGS, otherwise=LISTED)}"
             )
     return [family for family in FAMILIES if not set(family.tags) & set(exclude)]

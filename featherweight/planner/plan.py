@@ -17,7 +17,14 @@ import torch
 from featherweight import __version__
 from featherweight.errors import ConfigError, FeatherweightError
 from featherweight.planner.advice import Why, explain
-from featherweight.planner.candidates import FAMILIES, KEEPINGS, Family, Keeping, families_without, recipe_of
+from featherweight.planner.candidates import (
+    ACTIVATION_STRATEGIES,
+    FAMILIES,
+    ActivationStrategy,
+    Family,
+    families_without,
+    recipe_of,
+)
 from featherweight.planner.need import Need, need_of
 from featherweight.planner.report import allocation_dict, plan_report
 from featherweight.planner.target import Target
@@ -27,9 +34,7 @@ from featherweight.training.estimate import (
     MemoryEstimate,
     estimate_memory,
     formula_bytes,
-    is_pretrained,
-    length_key,
-    longest_sequence,
+    skeleton_of,
     with_model,
 )
 from featherweight.training.recipe import Recipe, RecipeSource, load_recipe
@@ -235,10 +240,10 @@ def base_recipe(
         task = {"name": "text", "model": "tiny", "corpus": "english", "seq_len": 2}
         base = with_model(Recipe.parse({"task": task, "steps": 1000, "micro_batch_size": 1}, where="recipe"), model)
         if seq_len is None:
-            seq_len = min(_USUAL_LENGTH, longest_sequence(base) or _USUAL_LENGTH)
+            seq_len = min(_USUAL_LENGTH, skeleton_of(base).longest or _USUAL_LENGTH)
     else:
         base = with_model(load_recipe(recipe), model)
-    key = length_key(base)
+    key = base.length_key()
     if seq_len is not None:
         base = base.override([f"{key}={seq_len}"])
     rows = base.micro_batch_size * base.accumulation_steps
@@ -251,9 +256,9 @@ def base_recipe(
 class _DoesNotFit(Exception):
     """No way of keeping activations brings a family within the budget."""
 
-    def __init__(self, reason: str, needed_bytes: int, family: Family, keeping: Keeping) -> None:
+    def __init__(self, reason: str, needed_bytes: int, family: Family, strategy: ActivationStrategy) -> None:
         super().__init__(reason)
-        self.needed_bytes, self.family, self.keeping = needed_bytes, family, keeping
+        self.needed_bytes, self.family, self.strategy = needed_bytes, family, strategy
 
 
 class _Search:
@@ -263,36 +268,36 @@ class _Search:
         self.base = base
         self.target = target
         self.tell = tell
-        self.is_pretrained = is_pretrained(base)
+        self.is_pretrained = base.task_class.is_pretrained(base.task_config())
         self._rows: dict[tuple[str, str], PlanRow] = {}
-        self._ways: list[tuple[Keeping, int, float]] | None = None
+        self._ways: list[tuple[ActivationStrategy, int, float]] | None = None
 
-    def row(self, family: Family, keeping: Keeping, base: Recipe | None = None) -> PlanRow:
+    def row(self, family: Family, strategy: ActivationStrategy, base: Recipe | None = None) -> PlanRow:
         """Simulate one recipe."""
-        key = (family.name, keeping.name)
+        key = (family.name, strategy.name)
         if base is None and key in self._rows:
             return self._rows[key]
-        recipe = recipe_of(base or self.base, family, keeping, is_pretrained=self.is_pretrained)
-        self.tell(f"{family.name}, {keeping.name}, {recipe.micro_batch_size} x {recipe.accumulation_steps}")
-        row = row_of(family, keeping, recipe, self.target)
+        recipe = recipe_of(base or self.base, family, strategy, is_pretrained=self.is_pretrained)
+        self.tell(f"{family.name}, {strategy.name}, {recipe.micro_batch_size} x {recipe.accumulation_steps}")
+        row = row_of(family, strategy, recipe, self.target)
         if base is None:
             self._rows[key] = row
         return row
 
-    def ways(self) -> list[tuple[Keeping, int, float]]:
+    def ways(self) -> list[tuple[ActivationStrategy, int, float]]:
         """Return the ways of keeping activations, the fastest first, with the bytes and the seconds a token of each."""
         if self._ways is None:
             found = []
             failed: FeatherweightError | None = None
-            for keeping in KEEPINGS:
+            for strategy in ACTIVATION_STRATEGIES:
                 try:
-                    row = self.row(_REFERENCE, keeping)
+                    row = self.row(_REFERENCE, strategy)
                 except FeatherweightError as error:
                     failed = error
                     continue
                 fixed = formula_bytes(row.recipe)
                 held = row.need.total_bytes - fixed["weights"] - fixed["optimizer_state"]
-                found.append((keeping, held, 1 / row.tokens_per_s))
+                found.append((strategy, held, 1 / row.tokens_per_s))
             if not found:
                 assert failed is not None
                 raise failed
@@ -306,18 +311,18 @@ class _Search:
         Raises:
             _DoesNotFit: if none does.
         """
-        fixed = formula_bytes(recipe_of(self.base, family, KEEPINGS[0], is_pretrained=self.is_pretrained))
-        needed: list[tuple[int, Keeping]] = []
+        fixed = formula_bytes(recipe_of(self.base, family, ACTIVATION_STRATEGIES[0], is_pretrained=self.is_pretrained))
+        needed: list[tuple[int, ActivationStrategy]] = []
         unexpected = 0  # what the tries took beyond the formula: temporaries of the optimizer, above all
-        for keeping, held_bytes, _ in self.ways():
+        for strategy, held_bytes, _ in self.ways():
             expected = fixed["weights"] + fixed["optimizer_state"] + max(fixed["gradients"], held_bytes)
             if expected + unexpected > self.target.usable_bytes * (1 + _ALIKE if not needed else 1):
-                needed.append((expected + unexpected, keeping))
+                needed.append((expected + unexpected, strategy))
                 continue
-            row = self.row(family, keeping)
+            row = self.row(family, strategy)
             if row.need.fits(self.target):
                 return row
-            needed.append((row.need.total_bytes, keeping))
+            needed.append((row.need.total_bytes, strategy))
             unexpected = row.need.total_bytes - expected
         least, leanest = min(needed, key=lambda one: one[0])
         reason = (
@@ -331,30 +336,30 @@ class _Search:
         """Return the row of the miss that lacks least; None if that cannot be simulated."""
         for miss in sorted(misses, key=lambda one: one.needed_bytes):
             with suppress(FeatherweightError):
-                return self.row(miss.family, miss.keeping)
+                return self.row(miss.family, miss.strategy)
         return None
 
     def with_larger_micro_batch(self, row: PlanRow) -> PlanRow:
         """Return the row with twice the micro-batch as long as that fits and is faster."""
         family = next(one for one in FAMILIES if one.name == row.family)
-        keeping = next(one for one in KEEPINGS if one.name == row.keeping)
+        strategy = next(one for one in ACTIVATION_STRATEGIES if one.name == row.keeping)
         for _ in range(_DOUBLINGS):
             if row.recipe.accumulation_steps % 2:
                 break
             sizes = (2 * row.recipe.micro_batch_size, row.recipe.accumulation_steps // 2)
             larger = self.base.override([f"micro_batch_size={sizes[0]}", f"accumulation_steps={sizes[1]}"])
-            candidate = self.row(family, keeping, larger)
+            candidate = self.row(family, strategy, larger)
             if not candidate.need.fits(self.target) or candidate.tokens_per_s < _GAIN * row.tokens_per_s:
                 break
             row = candidate
         return row
 
 
-def row_of(family: Family, keeping: Keeping, recipe: Recipe, target: Target) -> PlanRow:
+def row_of(family: Family, strategy: ActivationStrategy, recipe: Recipe, target: Target) -> PlanRow:
     """Simulate a recipe and return its row."""
     estimate = estimate_memory(None, recipe, device=target.device)
     speed = estimate.tokens_per_step / seconds_of(estimate.cost, target)
-    return PlanRow(family.name, keeping.name, family.tags, recipe, estimate, need_of(estimate, target), speed)
+    return PlanRow(family.name, strategy.name, family.tags, recipe, estimate, need_of(estimate, target), speed)
 
 
 def _assumptions(target: Target, rows: list[PlanRow]) -> list[str]:

@@ -7,10 +7,10 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from featherweight.errors import ConfigError, did_you_mean
+from featherweight.errors import LISTED, ConfigError, did_you_mean
 from featherweight.planner.need import Need, need_of
 from featherweight.planner.target import Target
-from featherweight.training.estimate import estimate_memory, length_key, longest_sequence, with_model
+from featherweight.training.estimate import estimate_memory, skeleton_of, with_model
 from featherweight.training.recipe import Recipe, RecipeSource, load_recipe
 
 Unknown = Literal["max_seq_len", "micro_batch", "rank", "min_memory"]
@@ -86,7 +86,7 @@ def check_unknown(unknown: str) -> None:
     if unknown not in UNKNOWNS:
         raise ConfigError(
             f"solve: unknown={unknown!r} cannot be solved for; expected one of {', '.join(UNKNOWNS)}. "
-            f"{did_you_mean(str(unknown), UNKNOWNS)}"
+            f"{did_you_mean(str(unknown), UNKNOWNS, otherwise=LISTED)}"
         )
 
 
@@ -126,7 +126,7 @@ def largest_within(bytes_at: Callable[[int], int], limit: int, smallest: int, la
 
 def _range(unknown: Unknown, base: Recipe) -> tuple[str, int, int, int]:
     if unknown == "max_seq_len":
-        return length_key(base), _SEQUENCE_STEP, longest_sequence(base) or _LARGEST, _SEQUENCE_STEP
+        return base.length_key(), _SEQUENCE_STEP, skeleton_of(base).longest or _LARGEST, _SEQUENCE_STEP
     if unknown == "micro_batch":
         return "micro_batch_size", 1, 2**16, 1
     if "rank" not in type(base.optimizer_config()).model_fields:

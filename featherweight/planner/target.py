@@ -10,7 +10,7 @@ import torch
 from featherweight.errors import ConfigError
 from featherweight.memory import AllocatorOptions, Calibration, find_card, load_calibration
 from featherweight.memory.cards import CARDS
-from featherweight.tiles import Device
+from featherweight.simulated import SimulatedDevice
 
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
 _UNITS |= {"kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40, "k": 2**10, "m": 2**20, "g": 2**30}
@@ -37,9 +37,9 @@ class Target:
     """Nobody named the card: it is a common one of this size."""
 
     @property
-    def device(self) -> Device:
+    def device(self) -> SimulatedDevice:
         """The device as a simulation takes it."""
-        return Device(self.kind, self.budget_bytes)
+        return SimulatedDevice(self.kind, self.budget_bytes)
 
     @property
     def margin(self) -> float:

@@ -19,7 +19,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
 from featherweight.errors import ConfigError, NumericsError, ShapeError
-from featherweight.tiles import device_kind, tiles
+from featherweight.simulated import device_kind
+from featherweight.tiles import tiles
 
 # Elements handled at once. On a CPU the buffers of a tile stay in the second-level cache; a GPU wants few launches.
 _TILE_ELEMENTS_CPU = 1 << 16

@@ -5,7 +5,8 @@ row. A scale has 17 significant bits, so that every product is exact in float32:
 nothing. There is no zero point: a constant group or one of a single sign is exact to half a code anyway.
 An optimizer, a hook or a gradient norm sees a *handle*: an ordinary parameter of the weight's shape and of the dtype of
 the computation, with an ordinary gradient, whose own values are a single NaN. `int8_weight_of` finds the codes behind
-it. Code that reads a handle by mistake gets NaN, not a wrong number.
+it. Code that reads a handle by mistake gets NaN, not a wrong number; code that would write into it is refused
+(`foreign_write.py`).
 Shapes: M rows, N columns, Q = ceil(N / group_size) groups of a row, B elements of a group.
 Source: the idea of int8 weights without a float copy is that of Q-GaLore, arXiv 2407.08296, section 3.2; symmetric
 codes with scales that stay are ours (`int8_update.py`).
@@ -23,7 +24,9 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from featherweight.errors import ConfigError, NumericsError, ShapeError
-from featherweight.tiles import device_kind, tiles
+from featherweight.quant.foreign_write import ValuelessTensor, watch_optimizers
+from featherweight.simulated import device_kind
+from featherweight.tiles import tiles
 
 GROUP_SIZE = 256
 """Default number of elements that share a scale."""
@@ -246,8 +249,11 @@ class Int8Owner(Protocol):
         ...
 
 
-class Int8Handle(nn.Parameter):
-    """A parameter that stands for an int8 weight: its shape, dtype, device and gradient; all its values are one NaN."""
+class Int8Handle(ValuelessTensor, nn.Parameter):
+    """A parameter that stands for an int8 weight: its shape, dtype, device and gradient; all its values are one NaN.
+
+    No foreign code can write through it, see `featherweight.quant.foreign_write`.
+    """
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Int8Handle":
         if id(self) not in memo:
@@ -259,7 +265,8 @@ class Int8Handle(nn.Parameter):
 
 
 def handle_data(shape: torch.Size | tuple[int, ...], dtype: torch.dtype, device: torch.device | str) -> Tensor:
-    """Return one NaN, seen as a matrix."""
+    """Return one NaN, seen as a matrix; from now on every optimizer is watched."""
+    watch_optimizers()
     return torch.full((1,), math.nan, dtype=dtype, device=device).as_strided(tuple(shape), (0,) * len(shape))
 
 

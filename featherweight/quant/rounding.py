@@ -17,7 +17,8 @@ from torch import Tensor
 
 from featherweight import kernels
 from featherweight.errors import ConfigError, ShapeError
-from featherweight.tiles import device_kind, simulated_device, tiles
+from featherweight.simulated import device_kind, simulated_device
+from featherweight.tiles import tiles
 
 # Elements hashed at once. The buffers stay in the second-level cache of a CPU; a GPU wants few launches.
 _TILE_ELEMENTS_CPU = 1 << 17
@@ -53,7 +54,8 @@ def stochastic_round_(out: Tensor, values: Tensor, *, seed: int, key: int, step:
     Raises:
         ShapeError: if the shapes differ.
         ConfigError: if the types are not bfloat16 and float32.
-    Cost: about 3 ns per element on one CPU thread; temporaries of 16 bytes per element of a tile.
+    Cost: on one CPU thread about 0.3 ns per element by compiled C, 3 ns and temporaries of 16 bytes per element of a
+            tile without.
     Source: unbiased rounding as in arXiv 2407.08296, section 3.2; there from a stateful generator.
     """
     if out.shape != values.shape:
@@ -77,6 +79,8 @@ def stochastic_round_(out: Tensor, values: Tensor, *, seed: int, key: int, step:
                 offset=offset,
             )
         )
+    if kernels.native_on(out) and kernels.native_on(values):
+        return kernels.native.stochastic_round_(out, values, offset=offset, key_pair=key_pairs(seed, key, step))
     if kernels.run_on(out):
         return kernels.rounding.stochastic_round_(out, values, offset=offset, key_pair=key_pairs(seed, key, step))
     source, target = values.reshape(-1).view(torch.int32), out.view(-1).view(torch.int16)

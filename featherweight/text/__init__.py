@@ -1,21 +1,27 @@
-"""Text: causal language modelling with any Hugging Face model on any text."""
+"""Text: language modelling, conversations and instructions with any Hugging Face model on any text."""
 
-from featherweight.text.corpus import load_documents, split_documents
-from featherweight.text.model import ModelFacts, load_model, load_tokenizer, model_facts, save_model_folder
-from featherweight.text.packing import pack
-from featherweight.text.task import TextConfig, TextTask
-from featherweight.text.tokenizer import byte_tokenizer
+from typing import Any
 
-__all__ = [
-    "ModelFacts",
-    "TextConfig",
-    "TextTask",
-    "byte_tokenizer",
-    "load_documents",
-    "load_model",
-    "load_tokenizer",
-    "model_facts",
-    "pack",
-    "save_model_folder",
-    "split_documents",
-]
+from featherweight.lazy_names import load_name
+
+_LAZY = {
+    "ChatConfig": "featherweight.text.chat_task",
+    "ChatTask": "featherweight.text.chat_task",
+    "ModelFacts": "featherweight.models.facts",
+    "TextConfig": "featherweight.text.task",
+    "TextTask": "featherweight.text.task",
+    "byte_tokenizer": "featherweight.models.tokenizer",
+    "load_documents": "featherweight.text.corpus",
+    "load_model": "featherweight.models.load",
+    "load_tokenizer": "featherweight.models.load",
+    "model_facts": "featherweight.models.facts",
+    "pack": "featherweight.text.packing",
+    "save_model_folder": "featherweight.models.save",
+    "split_documents": "featherweight.text.corpus",
+}
+
+__all__ = [*_LAZY]
+
+
+def __getattr__(name: str) -> Any:
+    return load_name(__name__, _LAZY, name)

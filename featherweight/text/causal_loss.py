@@ -21,16 +21,17 @@ def summed_loss(model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
 
     Args:
         model: a causal language model, wrapped or not; its output has `logits` (B, L, V).
-        batch: `input_ids` and `labels`, each (B, L) int64, on the model's device.
+        batch: `input_ids` and `labels`, each (B, L) int64, on the model's device; packed rows have `position_ids`, too.
     Cost: rows are full, or padded behind their end; so no attention mask is needed, and attention takes its fastest
         path.
     """
     labels_BL = batch["labels"]
+    inputs = {name: batch[name] for name in ("input_ids", "position_ids") if name in batch}
     if computes_loss_alone(model):
         # Divided by one item, the mean of the model's own loss is the sum that is asked for here.
-        output = model(input_ids=batch["input_ids"], labels=labels_BL, num_items_in_batch=1, use_cache=False)
+        output = model(**inputs, labels=labels_BL, num_items_in_batch=1, use_cache=False)
         return output.loss, predicted_tokens(labels_BL)
-    logits_BLV = model(input_ids=batch["input_ids"], use_cache=False).logits
+    logits_BLV = model(**inputs, use_cache=False).logits
     # Shift the labels instead of the logits: slicing those would copy B*L*V numbers.
     targets_BL = F.pad(labels_BL[:, 1:], (0, 1), value=IGNORED_LABEL)
     loss = F.cross_entropy(

@@ -7,21 +7,29 @@ data, holds the model in memory.
 import math
 import os
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
-from featherweight.errors import ConfigError
+from featherweight.config import write_atomically
+from featherweight.errors import CheckpointError, ConfigError
+from featherweight.methods.low_rank_model import RECORD
 from featherweight.methods.method import apply
 from featherweight.methods.welore.options import WeLore
 from featherweight.methods.welore.stream import Progress, compress_folder
+from featherweight.models.facts import model_facts
+from featherweight.models.load import load_model, load_tokenizer
+from featherweight.models.save import save_model_folder
+from featherweight.models.sources import has_random_weights
+from featherweight.models.tokenizer import Tokenizer, encode_documents
 from featherweight.report import Facts, Report
 from featherweight.text.corpus import load_documents
-from featherweight.text.model import load_model, load_tokenizer, model_facts, save_model_folder
 from featherweight.text.perplexity import describe_protocol, perplexity
-from featherweight.text.tokenizer import Tokenizer, encode_documents
 
 CALIBRATION_ROWS, CALIBRATION_TOKENS = 64, 512
 MEMORY_SHARE = 0.4
@@ -54,7 +62,8 @@ def compress(
     Returns:
         The report; it also stands in `out` as report.html and report.json.
     Raises:
-        ConfigError: if source, out, corpus or options do not fit.
+        ConfigError: if source, out, corpus or options do not fit, or `out` cannot be written.
+        CheckpointError: if files of the source are missing or damaged, or the disk is full.
         NumericsError: if a weight is NaN or infinite.
     Example:
         >>> import tempfile
@@ -70,14 +79,23 @@ def compress(
             f"compress: method={options.method} needs data and calibration=None; expected a corpus. Give a text file, "
             "or choose method='plain'."
         )
+    folder = Path(source).expanduser()
+    if folder.suffix == ".json":
+        raise ConfigError(
+            f"compress: source={source} is a configuration without weights; expected a trained model. Give the folder "
+            f"that holds the weights, such as {folder.parent}."
+        )
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"compress: out={out} holds files already; expected a new or empty folder. Choose another.")
+    if not plan_only:
+        _require_writable(out)
     before = _perplexity(source, source, evaluate, evaluate_tokens) if not plan_only else None
-    folder = Path(source).expanduser()
     if options.method == "plain" and (folder / "config.json").exists() and not is_low_rank_folder(folder):
         report = compress_folder(folder, out, options, plan_only=plan_only, progress=progress)
     else:
         report = _in_memory(source, out, options, calibration, plan_only)
+    if has_random_weights(source):
+        report.add_facts({"weights": f"random: {source} is a shape, not a trained model"}, title="Source")
     if plan_only:
         return report
     after = _perplexity(str(out), source, evaluate, evaluate_tokens)
@@ -86,8 +104,9 @@ def compress(
         report.sections.insert(1, Facts("Perplexity", {**facts, "measured on": before[1]}))
     files = sum(path.stat().st_size for path in out.glob("*.safetensors"))
     report.add_facts({"weights on disk (bytes)": files}, title="Files")
-    (out / "report.json").write_text(report.to_json(), encoding="utf-8")
-    report.save_html(out / "report.html")
+    with _writing(out):
+        write_atomically(out / "report.json", report.to_json())
+        report.save_html(out / "report.html")
     return report
 
 
@@ -95,7 +114,14 @@ def is_low_rank_folder(folder: Path) -> bool:
     """Tell whether a folder holds a model that is of low rank already, which is read in memory."""
     import json
 
-    return "low_rank_config" in json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    try:
+        settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"compress: file={folder / 'config.json'} cannot be read ({error}); expected a model folder. "
+            "Load or save the model anew."
+        ) from error
+    return isinstance(settings, dict) and RECORD in settings
 
 
 def token_stream(corpus: str, tokenizer: Tokenizer, count: int) -> Tensor:
@@ -121,8 +147,30 @@ def _in_memory(source: str, out: Path, options: WeLore, calibration: str | None,
         batches = rows.split(8)
     report = apply(model, options, batches)
     if not plan_only:
-        save_model_folder(model, tokenizer, out)
+        with _writing(out):
+            save_model_folder(model, tokenizer, out)
     return report
+
+
+def _require_writable(out: Path) -> None:
+    """Refuse a place that cannot be written before the work begins, not behind it."""
+    with _writing(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=out.parent, prefix=f".{out.name}."):
+            pass
+
+
+@contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    """Turn a disk that is full or cannot be written into one sentence."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
+        raise ConfigError(
+            f"compress: out={out} cannot be written ({reason}); expected a writable folder with free space. Choose "
+            "another folder or free some space."
+        ) from error
 
 
 def _perplexity(source: str, original: str, corpus: str | None, tokens: int) -> tuple[float, str] | None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from featherweight.errors import ConfigError, did_you_mean
-from featherweight.text.hub import require_hub
+from featherweight.models.hub import require_hub
 
 BLANK_LINES = re.compile(r"\n(?:[ \t]*\n)+")
 HUB_PREFIX = "hf:"
@@ -161,7 +161,7 @@ def _from_path(path: Path, text_key: str, split_text_files: bool) -> Iterator[st
         siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
         raise ConfigError(
             f"corpus: corpus={path} does not exist; expected a file, a folder, '{HUB_PREFIX}name', or one of "
-            f"{', '.join(CORPORA)}. {did_you_mean(path.name, [*CORPORA, *siblings][:50])}"
+            f"{', '.join(CORPORA)}. {did_you_mean(path.name, [*CORPORA, *siblings][:50], otherwise='Check the path.')}"
         )
     for file in files:
         reader = READERS.get(file.suffix.lower())
@@ -314,29 +314,39 @@ READERS: dict[str, Callable[[Path, str], Iterator[str]]] = {
 
 
 def _from_datasets(source: str, text_key: str) -> Iterator[str]:
+    rows = load_hub_rows(source)
+    if text_key not in rows.column_names:
+        raise _unknown_column(source, text_key, rows.column_names)
+    for number, value in enumerate(rows[text_key], start=1):
+        yield _checked_text(value, text_key, f"{source}, row {number}")
+
+
+def load_hub_rows(source: str) -> Any:
+    """Return a data set of the hub, or of a local folder, as the package `datasets` does.
+
+    Args:
+        source: ``hf:name[:config][:split]``.
+    Raises:
+        ConfigError: if it cannot be loaded.
+    """
     import datasets
 
     name, configuration, split = _parse_hub_name(source)
     try:
         folder = Path(name).expanduser()
         if (folder / "state.json").exists():
-            rows = datasets.load_from_disk(str(folder))
-        elif (folder / "dataset_dict.json").exists():
-            rows = datasets.load_from_disk(str(folder))[split]
-        elif folder.is_dir():
-            rows = datasets.load_dataset(str(folder), configuration, split=split)
-        else:
-            rows = _from_hub(name, configuration, split)
+            return datasets.load_from_disk(str(folder))
+        if (folder / "dataset_dict.json").exists():
+            return datasets.load_from_disk(str(folder))[split]
+        if folder.is_dir():
+            return datasets.load_dataset(str(folder), configuration, split=split)
+        return _from_hub(name, configuration, split)
     except Exception as error:
         # The package raises a dozen classes of its own, and those of four libraries below it.
         raise ConfigError(
             f"corpus: corpus={source} cannot be loaded ({_first_line(error)}); expected a data set of the hub or a "
             f"local folder, as '{HUB_PREFIX}name[:config][:split]'. Check the name, the split and the network."
         ) from error
-    if text_key not in rows.column_names:
-        raise _unknown_column(source, text_key, rows.column_names)
-    for number, value in enumerate(rows[text_key], start=1):
-        yield _checked_text(value, text_key, f"{source}, row {number}")
 
 
 def _from_hub(name: str, configuration: str | None, split: str) -> Any:

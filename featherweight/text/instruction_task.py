@@ -1,6 +1,6 @@
 """Instructions as a task: questions with wanted responses, of which the responses alone are learnt.
 
-Implements `featherweight.training.task.Task`; recipes reach it by `task: {name: instructions, ...}`.
+A `featherweight.training.task.Task`; recipes reach it by `task: {name: instructions, ...}`.
 Shapes: B rows of a micro-batch, L tokens of its longest row, n rows of a split.
 """
 
@@ -16,6 +16,12 @@ from torch import Tensor, nn
 
 from featherweight.config import Config
 from featherweight.errors import ConfigError
+from featherweight.models.facts import model_facts
+from featherweight.models.load import load_model, load_tokenizer
+from featherweight.models.quiet import quiet_transformers
+from featherweight.models.save import save_model_folder
+from featherweight.models.sources import has_random_weights
+from featherweight.models.tokenizer import end_of_text_id
 from featherweight.text.causal_loss import held_out_metrics, summed_loss
 from featherweight.text.corpus import split_documents
 from featherweight.text.instructions import (
@@ -26,14 +32,11 @@ from featherweight.text.instructions import (
     load_instructions,
     pad_batch,
 )
-from featherweight.text.model import has_random_weights, load_model, load_tokenizer, model_facts, save_model_folder
 from featherweight.text.multiple_choice import answer_prefix, evaluate_multiple_choice, is_multiple_choice
-from featherweight.text.order import micro_batch_numbers, shuffled_rows
 from featherweight.text.packing import IGNORED_LABEL, predicted_tokens
 from featherweight.text.skeleton import TextSkeleton
-from featherweight.text.task import TextConfig
-from featherweight.text.tokenizer import end_of_text_id, quiet_transformers
-from featherweight.training.task import Batch, Split, Words
+from featherweight.training.order import micro_batch_numbers, shuffled_rows
+from featherweight.training.task import Batch, Split, Task, Words
 
 
 class InstructionConfig(Config):
@@ -103,8 +106,8 @@ class _Encoded:
         }
 
 
-class InstructionTask:
-    """Answer instructions; fulfils `featherweight.training.task.Task`.
+class InstructionTask(Task):
+    """Answer instructions.
 
     The loss counts the tokens of the responses and the end-of-text token behind each. Rows of a micro-batch are padded
     behind their end to its longest one, where causal attention does not look, so no mask is needed.
@@ -117,15 +120,15 @@ class InstructionTask:
     """
 
     Config = InstructionConfig
+    length_key = "max_tokens"
 
     @classmethod
     def skeleton(cls, config: InstructionConfig, *, seed: int, layers: int | None = None) -> TextSkeleton:
         """Return a task whose rows all have `max_tokens`, without data and weights; see `Skeleton`."""
-        shapes = TextConfig(model=config.model, seq_len=config.max_tokens)
-        return TextSkeleton(shapes, seed=seed, layers=layers, length_key="max_tokens")
+        return TextSkeleton(config.model, seq_len=config.max_tokens, layers=layers, length_key="max_tokens")
 
-    @staticmethod
-    def is_pretrained(config: InstructionConfig) -> bool:
+    @classmethod
+    def is_pretrained(cls, config: InstructionConfig) -> bool:
         """Tell whether training begins with the weights of a trained model."""
         return not has_random_weights(config.model)
 

@@ -1,6 +1,7 @@
 """A language model and its micro-batches by shape alone: what the planner trains in simulation.
 
 No weights are read, no text is tokenised; model and batches are those of `TextTask` in everything that decides memory.
+Shapes: B rows of a micro-batch, L = seq_len.
 """
 
 from collections.abc import Iterator, Sequence
@@ -10,34 +11,37 @@ import torch
 from torch import Tensor, nn
 
 from featherweight.errors import ConfigError
-from featherweight.text.model import model_configuration, new_model
-from featherweight.text.task import TextConfig, TextTask
+from featherweight.models.configuration import new_model
+from featherweight.models.facts import model_configuration
+from featherweight.models.sources import ModelSource
+from featherweight.text.causal_loss import summed_loss
+from featherweight.training.task import Batch, Skeleton, Words
 
 
-class TextSkeleton(TextTask):
-    """Stands for a `TextTask` in a simulation.
+class TextSkeleton(Skeleton):
+    """Stands for a task of text in a simulation.
 
     Args:
-        config: options of the text task.
-        seed: as for `TextTask`; without effect on shapes.
+        model: as in the options of the text task.
+        seq_len: tokens of one row.
         layers: build only so many of the decoder layers; None builds all.
         length_key: what a message calls the length of a row.
     Raises:
         ConfigError: if the model does not exist, or `seq_len` is longer than it can read.
     """
 
+    words = Words()
+
     def __init__(
-        self, config: TextConfig, *, seed: int = 0, layers: int | None = None, length_key: str = "seq_len"
+        self, model: ModelSource, *, seq_len: int, layers: int | None = None, length_key: str = "seq_len"
     ) -> None:
-        self.config = config
-        self.length_key = length_key
-        self.seed = seed
-        self._configuration = model_configuration(config.model)
+        self.seq_len = seq_len
+        self._configuration = model_configuration(model)
         text = self._configuration.get_text_config()
         self.longest: int | None = getattr(text, "max_position_embeddings", None)
-        if self.longest is not None and config.seq_len > self.longest:
+        if self.longest is not None and seq_len > self.longest:
             raise ConfigError(
-                f"text task: {length_key}={config.seq_len} is longer than max_position_embeddings={self.longest} of "
+                f"text task: {length_key}={seq_len} is longer than max_position_embeddings={self.longest} of "
                 f"the model; expected 2 <= {length_key} <= {self.longest}. Lower {length_key} or choose another model."
             )
         self.period = _period(getattr(text, "layer_types", None) or ["all"])
@@ -54,8 +58,17 @@ class TextSkeleton(TextTask):
     def batches(self, split: Any, *, micro_batch_size: int, **others: Any) -> Iterator[dict[str, Tensor]]:
         """Yield micro-batches of the right shapes for ever; their content means nothing."""
         while True:
-            input_ids_BL = torch.zeros((micro_batch_size, self.config.seq_len), dtype=torch.int64)
+            input_ids_BL = torch.zeros((micro_batch_size, self.seq_len), dtype=torch.int64)
             yield {"input_ids": input_ids_BL, "labels": input_ids_BL.clone()}
+
+    def item_count(self, batch: Batch) -> int:
+        """Return how many tokens the loss sums over where each label counts: all but the first of each row."""
+        rows, length = batch["labels"].shape
+        return rows * (length - 1)
+
+    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
+        """Return the sum of the token losses and their number, as the task does."""
+        return summed_loss(model, batch)
 
 
 def _period(kinds: Sequence[str]) -> int:

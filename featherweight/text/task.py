@@ -1,6 +1,6 @@
 """Causal language modelling as a task: any Hugging Face model, any text, held out by document.
 
-Implements `featherweight.training.task.Task`; recipes reach it by `task: {name: text, ...}`.
+A `featherweight.training.task.Task`; recipes reach it by `task: {name: text, ...}`.
 Shapes: B rows of a micro-batch, L = seq_len, V vocabulary.
 """
 
@@ -15,13 +15,17 @@ from torch import Tensor, nn
 
 from featherweight.config import Config
 from featherweight.errors import ConfigError
+from featherweight.models.facts import model_facts
+from featherweight.models.load import load_model, load_tokenizer
+from featherweight.models.save import save_model_folder
+from featherweight.models.sources import has_random_weights
+from featherweight.models.tokenizer import encode_documents, end_of_text_id
 from featherweight.text.causal_loss import held_out_metrics, summed_loss
 from featherweight.text.corpus import cut_document, load_documents, split_documents
-from featherweight.text.model import has_random_weights, load_model, load_tokenizer, model_facts, save_model_folder
-from featherweight.text.order import micro_batch_numbers, shuffled_rows
 from featherweight.text.packing import IGNORED_LABEL, held_out_rows, join_documents, predicted_tokens, training_rows
-from featherweight.text.tokenizer import encode_documents, end_of_text_id
-from featherweight.training.task import Batch, Split
+from featherweight.text.skeleton import TextSkeleton
+from featherweight.training.order import micro_batch_numbers, shuffled_rows
+from featherweight.training.task import Batch, Split, Task, Words
 
 
 class TextConfig(Config):
@@ -62,8 +66,8 @@ class TextConfig(Config):
         return held_out
 
 
-class TextTask:
-    """Predict the next token of text; fulfils `featherweight.training.task.Task`.
+class TextTask(Task):
+    """Predict the next token of text.
 
     Documents are split by a hash of their text, encoded once, joined by the end-of-text token and packed into rows of
     `seq_len` tokens. Training rows do not overlap, and a tail shorter than a row is left out. Held-out rows share one
@@ -83,16 +87,16 @@ class TextTask:
     """
 
     Config = TextConfig
+    words = Words()
+    length_key = "seq_len"
 
     @classmethod
-    def skeleton(cls, config: TextConfig, *, seed: int, layers: int | None = None) -> "TextTask":
+    def skeleton(cls, config: TextConfig, *, seed: int, layers: int | None = None) -> TextSkeleton:
         """Return a task with the shapes of this one, without data and weights; see `Skeleton`."""
-        from featherweight.text.skeleton import TextSkeleton
+        return TextSkeleton(config.model, seq_len=config.seq_len, layers=layers)
 
-        return TextSkeleton(config, seed=seed, layers=layers)
-
-    @staticmethod
-    def is_pretrained(config: TextConfig) -> bool:
+    @classmethod
+    def is_pretrained(cls, config: TextConfig) -> bool:
         """Tell whether training begins with the weights of a trained model."""
         return not has_random_weights(config.model)
 

@@ -7,7 +7,6 @@ which the next writer removes.
 """
 
 import json
-import os
 import pickle
 import shutil
 import warnings
@@ -21,13 +20,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 from torch import nn
 
+from featherweight.config.files import new_folder, remove_leftovers
 from featherweight.errors import CheckpointError
 
 FORMAT_VERSION = 1
 """Written into each manifest; grows when the content changes so that older code cannot read it."""
 
 WEIGHTS, STATE, MANIFEST = "model.safetensors", "training_state.pt", "manifest.json"
-_TEMPORARY = ".tmp"
 
 
 @dataclass(frozen=True)
@@ -87,29 +86,19 @@ class Checkpoints:
             CheckpointError: if it cannot be written; the earlier checkpoints are untouched.
         """
         final = self.folder / f"step-{step:08d}"
-        temporary = self.folder / f".{final.name}.{os.getpid()}{_TEMPORARY}"
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._remove_leftovers()
-            temporary.mkdir()
-            save_model(model, str(temporary / WEIGHTS))
-            # An open file and not a path, because torch keeps the operating system's reason only for the former.
-            with open(temporary / STATE, "wb") as file:
-                torch.save(dict(state), file)
-            sizes = {name: (temporary / name).stat().st_size for name in (WEIGHTS, STATE)}
-            manifest = {"format_version": FORMAT_VERSION, "step": step, "files": sizes, "recipe": dict(recipe)}
-            (temporary / MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
-            for path in (temporary / WEIGHTS, temporary / STATE, temporary / MANIFEST, temporary):
-                _flush(path)
-            if final.exists():
-                # A checkpoint of the same step that turned out damaged, or an equal one of the run before a resume.
-                final.rename(temporary.with_name(f".old-{temporary.name[1:]}"))
-            temporary.rename(final)
-            _flush(self.folder)
+            remove_leftovers(self.folder)
+            # One of the same step is damaged, or an equal one of the run before a resume.
+            with new_folder(final, replace=True) as temporary:
+                save_model(model, str(temporary / WEIGHTS))
+                # An open file and not a path, because torch keeps the operating system's reason only for the former.
+                with open(temporary / STATE, "wb") as file:
+                    torch.save(dict(state), file)
+                sizes = {name: (temporary / name).stat().st_size for name in (WEIGHTS, STATE)}
+                manifest = {"format_version": FORMAT_VERSION, "step": step, "files": sizes, "recipe": dict(recipe)}
+                (temporary / MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
         except (OSError, RuntimeError, SafetensorError) as error:
-            shutil.rmtree(temporary, ignore_errors=True)
             raise self._write_error(final, error) from error
-        self._remove_leftovers()
         for old in self._folders()[: -self.keep]:
             shutil.rmtree(old, ignore_errors=True)
         return final
@@ -134,10 +123,6 @@ class Checkpoints:
     def _folders(self) -> list[Path]:
         return sorted(path for path in self.folder.glob("step-*") if path.is_dir())
 
-    def _remove_leftovers(self) -> None:
-        for path in self.folder.glob(f".*{_TEMPORARY}"):
-            shutil.rmtree(path, ignore_errors=True)
-
     def _write_error(self, final: Path, error: Exception) -> CheckpointError:
         kept = self._folders()
         previous = f"The checkpoint before it, {kept[-1]}, is complete." if kept else "No checkpoint stands before it."
@@ -161,15 +146,6 @@ def _read(folder: Path) -> Checkpoint:
         if found != size:
             raise ValueError(f"{name} has {found} bytes instead of {size}")
     return Checkpoint(folder, manifest["step"], manifest["recipe"])
-
-
-def _flush(path: Path) -> None:
-    """Wait until a file, or the list of names of a folder, is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _reason(error: BaseException) -> str:

@@ -105,6 +105,7 @@ def compare(
         _release_memory()
     if not done:
         raise next(iter(failed.values()))
+    base.task_class.illustrate_together({method: folder / method for method in done}, folder)
     return report
 
 

@@ -78,7 +78,7 @@ def _loss(event: Event) -> str:
 
 
 def _numbers(event: Event) -> str:
-    speed = event.metrics.get("tokens_per_s")
+    speed = event.metrics.get(event.words.rate_key)
     parts = [_loss(event)]
     if speed is not None:
         parts.append(f"{speed:,.0f} {event.words.items}/s")

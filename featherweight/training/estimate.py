@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 from unittest.mock import patch
 
 import torch
@@ -28,11 +28,11 @@ from featherweight.memory.ledger import Allocation, Category
 from featherweight.memory.simulate import simulation
 from featherweight.memory.timeline import Timeline, extend
 from featherweight.memory.tracker import StorageTracker
-from featherweight.tiles import Device
+from featherweight.simulated import SimulatedDevice
 from featherweight.training.footprint import predict_bytes
 from featherweight.training.loop import Loop
 from featherweight.training.recipe import Recipe, RecipeSource, load_recipe
-from featherweight.training.task import Skeleton, Task, tasks
+from featherweight.training.task import Skeleton, Task
 
 _DEPTHS = (2, 3, 4)
 """Depths that are simulated, in units of equal layers (pairs where two kinds alternate); the last one only if what the
@@ -41,21 +41,13 @@ _CUDA_BLOCK_BYTES = 512
 """Every block of the CUDA caching allocator is a multiple of this many bytes."""
 
 
-@runtime_checkable
-class PlannableTask(Protocol):
-    """The class of a task that can be run by shape alone."""
-
-    def skeleton(self, config: Any, *, seed: int, layers: int | None = None) -> Skeleton:
-        """Return the task without data and weights."""
-
-
 @dataclass(frozen=True)
 class MemoryEstimate:
     """The memory of two training steps, allocation by allocation."""
 
     recipe: Recipe
     """What was simulated."""
-    device: Device
+    device: SimulatedDevice
     """Where."""
     timeline: Timeline
     """Everything that is allocated and freed; its steps are marked."""
@@ -92,7 +84,7 @@ class MemoryEstimate:
 
 
 def estimate_memory(
-    model: Any, recipe: RecipeSource, *, device: str | Device = "cuda", whole: bool = False
+    model: Any, recipe: RecipeSource, *, device: str | SimulatedDevice = "cuda", whole: bool = False
 ) -> MemoryEstimate:
     """Simulate the training steps of a recipe and return the memory that they need.
 
@@ -100,30 +92,30 @@ def estimate_memory(
         model: takes the place of the recipe's `task.model`: a name, folder or configuration as recipes know them, a
             transformers configuration, or a model (only its configuration counts). None keeps the recipe's.
         recipe: a recipe, a mapping, or the path of a YAML or JSON file.
-        device: "cuda", "cpu", or a `Device` with the size of its memory.
+        device: "cuda", "cpu", or a `SimulatedDevice` with the size of its memory.
         whole: simulate all layers even where few tell of all.
     Raises:
         ConfigError: if the recipe is wrong, or its task or a method of it cannot be simulated.
     Cost: some seconds of one core; no weights are allocated or read.
     """
     parsed = with_model(load_recipe(recipe), model)
-    target = Device(device) if isinstance(device, str) else device
+    target = SimulatedDevice(device) if isinstance(device, str) else device
     found = _estimate(parsed, target, whole)
     if target.kind != "cuda":
         return found
     return replace(found, timeline=found.timeline.rounded(_CUDA_BLOCK_BYTES))
 
 
-def _estimate(parsed: Recipe, target: Device, whole: bool) -> MemoryEstimate:
+def _estimate(parsed: Recipe, target: SimulatedDevice, whole: bool) -> MemoryEstimate:
     """Return the estimate with sizes that are not rounded yet: a list that grows with the layers grows evenly."""
-    full = _skeleton(parsed, None)
+    full = skeleton_of(parsed)
     draws_lots = getattr(parsed.optimizer_config(), "full_rank_probability", 0) > 0  # each parameter its own
     depths = [depth * full.period for depth in _DEPTHS]
     if not (whole or draws_lots) and full.layers is not None and full.layers > depths[-1]:
         units = full.layers // full.period
-        shallow = _simulate(parsed, _skeleton(parsed, depths[0]), target)
+        shallow = _simulate(parsed, skeleton_of(parsed, depths[0]), target)
         for depth in _DEPTHS[1:]:
-            deep = _simulate(parsed, _skeleton(parsed, depth * full.period), target)
+            deep = _simulate(parsed, skeleton_of(parsed, depth * full.period), target)
             for must_repeat in (True,) if depth < _DEPTHS[-1] else (True, False):
                 if (extended := _extended(shallow, deep, depth, units, must_repeat)) is not None:
                     return extended
@@ -150,11 +142,11 @@ def formula_bytes(recipe: Recipe) -> dict[str, int]:
     Raises:
         ConfigError: as `estimate_memory`.
     """
-    full = _skeleton(recipe, None)
+    full = skeleton_of(recipe)
     depths = [depth * full.period for depth in _DEPTHS]
     if full.layers is None or full.layers <= depths[1]:
         return _formula_bytes(recipe, full)
-    less, more = (_formula_bytes(recipe, _skeleton(recipe, depth)) for depth in depths[:2])
+    less, more = (_formula_bytes(recipe, skeleton_of(recipe, depth)) for depth in depths[:2])
     rest = (full.layers - depths[1]) // full.period
     grown = {name: count + rest * (count - less[name]) for name, count in more.items()}
     if recipe.optimizer_config().layerwise:
@@ -163,25 +155,9 @@ def formula_bytes(recipe: Recipe) -> dict[str, int]:
 
 
 def _formula_bytes(recipe: Recipe, task: Task) -> dict[str, int]:
-    with simulation(Device("cpu")), _explained(recipe):
+    with simulation(SimulatedDevice("cpu")), _explained(recipe):
         loop = Loop(recipe, task=task)
         return predict_bytes(loop.model, loop.optimizer)
-
-
-def longest_sequence(recipe: Recipe) -> int | None:
-    """Return the longest sequence that the recipe's model takes, or None for no limit."""
-    return _skeleton(recipe, None).longest
-
-
-def length_key(recipe: Recipe) -> str:
-    """Return the key of the recipe that says how long a row is, such as task.seq_len."""
-    return f"task.{_skeleton(recipe, None).length_key}"
-
-
-def is_pretrained(recipe: Recipe) -> bool:
-    """Tell whether a recipe begins with the weights of a trained model: a folder, a GGUF file or a name of the hub."""
-    kind = tasks.get(recipe.task["name"])
-    return bool(getattr(kind, "is_pretrained", lambda config: False)(recipe.task_config()))
 
 
 def with_model(recipe: Recipe, model: Any) -> Recipe:
@@ -199,18 +175,22 @@ def with_model(recipe: Recipe, model: Any) -> Recipe:
     return Recipe.parse({**recipe.to_dict(), "task": {**recipe.task, "model": source}}, where="recipe")
 
 
-def _skeleton(recipe: Recipe, layers: int | None) -> Skeleton:
-    kind = tasks.get(recipe.task["name"])
-    if not hasattr(kind, "skeleton"):
+def skeleton_of(recipe: Recipe, layers: int | None = None) -> Skeleton:
+    """Return the task of a recipe by shape alone, with so many layers; None: all.
+
+    Raises:
+        ConfigError: if the task cannot be run so.
+    """
+    skeleton = recipe.task_class.skeleton(recipe.task_config(), seed=recipe.seed, layers=layers)
+    if skeleton is None:
         raise ConfigError(
             f"estimate_memory: task={recipe.task['name']} cannot be run by shape alone; expected a task such as text. "
             "Measure it instead: fw measure."
         )
-    skeleton: Skeleton = kind.skeleton(recipe.task_config(), seed=recipe.seed, layers=layers)
     return skeleton
 
 
-def _simulate(recipe: Recipe, task: Task, device: Device) -> MemoryEstimate:
+def _simulate(recipe: Recipe, task: Task, device: SimulatedDevice) -> MemoryEstimate:
     cost = StepCost()
     with simulation(device, cost), _explained(recipe):
         # A third micro-batch takes what the second one does.
@@ -229,7 +209,7 @@ def _simulate(recipe: Recipe, task: Task, device: Device) -> MemoryEstimate:
                 cost = cost.plus(costs[1].plus(costs[0], -1), recipe.accumulation_steps - 2)
         predicted = predict_bytes(loop.model, loop.optimizer)
         batch = next(task.batches("train", micro_batch_size=recipe.micro_batch_size, seed=0))
-        tokens = recipe.accumulation_steps * batch["labels"].numel()
+        tokens = recipe.accumulation_steps * task.item_count(batch)
     return MemoryEstimate(recipe, device, tracker.timeline(), cost, tokens, predicted, is_whole=True)
 
 

@@ -28,9 +28,9 @@ class Event:
     optimizer: Optimizer
     """The optimizer, after that step."""
     metrics: Mapping[str, float] = field(default_factory=dict)
-    """Numbers of this moment. After a step: loss (per token), lr, grad_norm (before clipping), tokens (so far),
-    seconds (of the step), tokens_per_s (so far), skipped_steps. After an evaluation: whatever the task measures. The
-    names say tokens for every task; what its items are called stands in `words`."""
+    """Numbers of this moment. After a step: loss (per item), lr, grad_norm (before clipping), the items so far
+    (`words.count_key`: tokens, samples, ...), seconds (of the step), items a second so far (`words.rate_key`),
+    skipped_steps. After an evaluation: whatever the task measures."""
     words: Words = field(default_factory=Words)
     """What the task counts and measures."""
     footprint: "Footprint | None" = None

@@ -1,15 +1,16 @@
 """The training loop: the one place where micro-batches become optimizer steps.
 
-One optimizer step: draw the micro-batches and count their tokens; forward and backward each, its summed loss divided
-by the tokens of all of them, so that unequal micro-batches weigh what one large batch would; refuse a loss that is
-not finite; clip; update; move on the schedule. accelerate chooses the device and moves the model there.
+One optimizer step: draw the micro-batches and count their items (tokens, samples, ...); forward and backward each, its
+summed loss divided by the items of all of them, so that unequal micro-batches weigh what one large batch would; refuse
+a loss that is not finite; clip; update; move on the schedule. accelerate chooses the device and moves the model there.
 """
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,8 +20,8 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from featherweight.errors import CheckpointError, ConfigError, DeviceError, NumericsError, OutOfMemoryError
 from featherweight.methods.method import StatefulMethod
-from featherweight.optim.finite import norm_of
-from featherweight.tiles import simulated_device
+from featherweight.optim.step.finite import norm_of
+from featherweight.simulated import simulated_device
 from featherweight.training.checkpoint import Checkpoint, Checkpoints
 from featherweight.training.events import Callback, Event
 from featherweight.training.footprint import Footprint, predict_bytes
@@ -28,10 +29,10 @@ from featherweight.training.interrupt import StopRequest, TrainingInterrupted
 from featherweight.training.randomness import preserved_rng, rng_state, seed_everything, set_rng_state
 from featherweight.training.recipe import Recipe, resume_conflicts
 from featherweight.training.schedule import lr_factor
-from featherweight.training.task import Batch, Task, words_of
+from featherweight.training.task import Batch, Task
 
 if TYPE_CHECKING:
-    from featherweight.optim import Layerwise
+    from featherweight.optim import LayerwiseHandle
 
 
 @dataclass
@@ -40,19 +41,24 @@ class Progress:
 
     step: int = 0
     """Optimizer steps that are done."""
-    tokens: int = 0
-    """Tokens that the loss has summed over."""
+    items: int = 0
+    """Items (tokens, samples, ...) that the loss has summed over."""
     skipped_steps: int = 0
     """Parameters left out of a step because their gradient was not finite, summed over the steps."""
-    timed_tokens: int = 0
-    """Tokens of the steps that count for the speed."""
+    timed_items: int = 0
+    """Items of the steps that count for the speed."""
     timed_seconds: float = 0.0
     """Duration of those steps; evaluation, checkpoints, the first step and measured steps are not among them."""
 
     @property
-    def tokens_per_s(self) -> float | None:
+    def items_per_s(self) -> float | None:
         """Speed of the training steps, or None before one has counted."""
-        return self.timed_tokens / self.timed_seconds if self.timed_seconds else None
+        return self.timed_items / self.timed_seconds if self.timed_seconds else None
+
+    @classmethod
+    def from_dict(cls, state: Mapping[str, Any]) -> "Progress":
+        """Return what a checkpoint holds; older ones say tokens whatever their task counts."""
+        return cls(**{name.replace("tokens", "items"): value for name, value in state.items()})
 
 
 class Loop:
@@ -100,7 +106,7 @@ class Loop:
         self.model: nn.Module = model if is_simulated else self.accelerator.prepare_model(model)
         self.optimizer = build_optimizer(self.model, optimizer_config, seed=recipe.seed)
         self.max_grad_norm = optimizer_config.max_grad_norm or recipe.max_grad_norm
-        self.layerwise: Layerwise | None = None
+        self.layerwise: LayerwiseHandle | None = None
         if optimizer_config.layerwise:
             self.layerwise = layerwise(
                 self.model,
@@ -131,23 +137,23 @@ class Loop:
             from featherweight.memory import measure_memory
 
             with measure_memory(self.model, self.optimizer) as memory:
-                loss, tokens, lr, grad_norm = self._optimizer_step()
+                loss, items, lr, grad_norm = self._optimizer_step()
             self.footprint.include(memory.peak_by_category, memory.max_by_category)
         else:
-            loss, tokens, lr, grad_norm = self._optimizer_step()
+            loss, items, lr, grad_norm = self._optimizer_step()
         seconds = time.perf_counter() - started
         self.progress.step += 1
-        self.progress.tokens += tokens
+        self.progress.items += items
         self.progress.skipped_steps += self.optimizer.skipped_steps - skipped_before
         if not is_measured and not self._is_first_step:
-            self.progress.timed_tokens += tokens
+            self.progress.timed_items += items
             self.progress.timed_seconds += seconds
         self._is_first_step = False
         metrics = {
             "loss": loss,
             "lr": lr,
             "grad_norm": grad_norm,
-            "tokens": self.progress.tokens,
+            self.task.words.count_key: self.progress.items,
             "seconds": seconds,
             "skipped_steps": self.progress.skipped_steps,
         }
@@ -155,18 +161,18 @@ class Loop:
             metrics |= {"peak_bytes": float(memory.peak_bytes)}
             if self.footprint.predicted_peak_bytes:
                 metrics |= {"predicted_peak_bytes": float(self.footprint.predicted_peak_bytes)}
-        speed = self.progress.tokens_per_s
-        return metrics if speed is None else {**metrics, "tokens_per_s": speed}
+        speed = self.progress.items_per_s
+        return metrics if speed is None else {**metrics, self.task.words.rate_key: speed}
 
     def _optimizer_step(self) -> tuple[float, int, float, float]:
-        """Return the loss per token, the tokens, the learning rate used, and the gradient's norm before clipping."""
+        """Return the loss per item, the items, the learning rate used, and the gradient's norm before clipping."""
         recipe = self.recipe
         micro_batches = [self._next_batch() for _ in range(recipe.accumulation_steps)]
-        tokens = sum(self.task.item_count(batch) for batch in micro_batches)
-        if tokens == 0:
+        items = sum(self.task.item_count(batch) for batch in micro_batches)
+        if items == 0:
             raise NumericsError(
-                f"training: tokens=0 in step {self.progress.step + 1}, so its loss is undefined; expected at least 1. "
-                "Check the labels of the data, or raise micro_batch_size or accumulation_steps."
+                f"training: {self.task.words.count_key}=0 in step {self.progress.step + 1}, so its loss is undefined; "
+                "expected at least 1. Check the labels of the data, or raise micro_batch_size or accumulation_steps."
             )
         total = torch.zeros((), device=self.device, dtype=torch.float64)
         lr = float(self.scheduler.get_last_lr()[0])
@@ -175,9 +181,9 @@ class Loop:
                 loss, _ = self.task.loss(self.model, batch)
             total += loss.detach()
             if self.layerwise is not None and index == len(micro_batches) - 1:
-                self._require_finite(float(total) / tokens)  # this backward pass moves the weights
-            self.accelerator.backward(loss / tokens)
-        mean_loss = float(total) / tokens
+                self._require_finite(float(total) / items)  # this backward pass moves the weights
+            self.accelerator.backward(loss / items)
+        mean_loss = float(total) / items
         self._require_finite(mean_loss)
         grad_norm = self._clip()
         self.optimizer.step()
@@ -185,7 +191,7 @@ class Loop:
             method.after_step(self.model, self.optimizer, self.progress.step + 1)
         self.scheduler.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return mean_loss, tokens, lr, grad_norm
+        return mean_loss, items, lr, grad_norm
 
     def _require_finite(self, mean_loss: float) -> None:
         if math.isfinite(mean_loss):
@@ -216,6 +222,11 @@ class Loop:
         with preserved_rng(), self._autocast():
             return self.task.evaluate(self.model, micro_batch_size=self.recipe.micro_batch_size)
 
+    def illustrate(self, folder: Path) -> list[Path]:
+        """Let the task draw what the model does; the random generators are left as they were."""
+        with preserved_rng(), self._autocast():
+            return self.task.illustrate(self.accelerator.unwrap_model(self.model), folder)
+
     def state_dict(self) -> dict[str, Any]:
         """Return everything but the weights that a bitwise resume needs, as tensors, numbers and plain containers."""
         return {
@@ -243,7 +254,7 @@ class Loop:
         state = checkpoint.load(self.model)
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
-        self.progress = Progress(**state["progress"])
+        self.progress = Progress.from_dict(state["progress"])
         self.footprint = Footprint(**state["footprint"])
         for method, method_state in zip(self.methods, state.get("methods", []), strict=False):
             if isinstance(method, StatefulMethod):
@@ -274,7 +285,7 @@ class Loop:
                 progress.step,
                 self.model,
                 self.optimizer,
-                words=words_of(self.task),
+                words=self.task.words,
                 footprint=self.footprint,
                 **details,
             )

@@ -81,24 +81,27 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines[:-1] if line]
 
 
-def curve(lines: Sequence[Mapping[str, Any]], event: str, name: str) -> tuple[list[float], list[float]]:
-    """Return one metric over the tokens (or what else the task counts) seen.
+def curve(
+    lines: Sequence[Mapping[str, Any]], event: str, name: str, *, items: str = "tokens"
+) -> tuple[list[float], list[float]]:
+    """Return one metric over the items (tokens, or what else the task counts) seen.
 
     Args:
         lines: of a metrics file.
         event: "step" or "evaluate".
         name: of the metric; lines without it, or with null, are left out.
+        items: key of the count (`Words.count_key`); older files say tokens whatever their task counts.
 
     Returns:
-        Tokens and values, equally long. A step's tokens stand in its line; an evaluation has those of the step
-        before it.
+        Counts and values, equally long. A step's count stands in its line; an evaluation has that of the step before
+        it.
     """
-    tokens, xs, ys = 0.0, [], []
+    seen, xs, ys = 0.0, [], []
     for line in lines:
         if line["event"] == "step":
-            tokens = line["tokens"]
+            seen = line[items] if items in line else line["tokens"]
         if line["event"] == event and line.get(name) is not None:
-            xs.append(tokens)
+            xs.append(seen)
             ys.append(line[name])
     return xs, ys
 

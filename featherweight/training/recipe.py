@@ -142,7 +142,25 @@ class Recipe(Config):
         Raises:
             ConfigError: if the name is unknown or an option is not allowed.
         """
-        return tasks.get(self.task["name"])(self.task_config(), seed=self.seed)
+        return self.task_class(self.task_config(), seed=self.seed)
+
+    @property
+    def task_class(self) -> type[Task]:
+        """The class of the workload that the recipe names; ConfigError if the name is unknown."""
+        return tasks.get(self.task["name"])
+
+    def length_key(self) -> str:
+        """Return the key of the recipe that says how long a row is, such as task.seq_len.
+
+        Raises:
+            ConfigError: if rows of its task have no length.
+        """
+        if self.task_class.length_key is None:
+            raise ConfigError(
+                f"recipe: task={self.task['name']} has no rows of some length; expected a task such as text. Plan it "
+                "without a length: fw.estimate_memory(None, recipe)."
+            )
+        return f"task.{self.task_class.length_key}"
 
     def task_config(self) -> Config:
         """Return the strict options of the workload that the recipe names.
@@ -151,7 +169,7 @@ class Recipe(Config):
             ConfigError: if the name is unknown or an option is not allowed.
         """
         options = {key: value for key, value in self.task.items() if key != "name"}
-        return tasks.get(self.task["name"]).Config.parse(options, where="recipe task")
+        return self.task_class.Config.parse(options, where="recipe task")
 
     def optimizer_config(self) -> "OptimizerConfig":
         """Return the strict options of the optimizer that the recipe names.

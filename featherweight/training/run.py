@@ -1,6 +1,7 @@
 """`train`: a recipe becomes a run folder that holds all one needs to judge, use, continue and repeat it.
 
-recipe.yaml  environment.json  metrics.jsonl  summary.json  report.html  report.json  checkpoints/  model/
+recipe.yaml  environment.json  metrics.jsonl  summary.json  report.html  report.json  checkpoints/  model/, and what
+the task draws (`Task.illustrate`)
 """
 
 import json
@@ -27,7 +28,6 @@ from featherweight.training.metrics import MetricsFile, final_training_loss, rea
 from featherweight.training.plan_check import PlanCheck
 from featherweight.training.recipe import Recipe, RecipeSource, load_recipe, resume_conflicts
 from featherweight.training.summary import Summary, finite, run_report
-from featherweight.training.task import words_of
 from featherweight.training.trackers import Trackers
 
 
@@ -143,20 +143,21 @@ def _train(
         # Still inside: a Ctrl-C that comes now must not lose a run that is all but done.
         if recipe.save_model:
             _save_model(loop, checkpoints, folder / "model")
+        loop.illustrate(folder)
         lines = read_metrics(folder / "metrics.jsonl")
         at_start = [line for line in lines if line["event"] == "evaluate" and line["step"] == 0]
         summary = Summary(
             optimizer=optimizer_config.to_dict(),
             steps=loop.progress.step,
-            tokens=loop.progress.tokens,
+            items=loop.progress.items,
             training_loss=final_training_loss(lines),
             held_out=finite(evaluations.last),
             before_training={k: v for k, v in at_start[0].items() if k not in ("event", "step")} if at_start else {},
-            tokens_per_s=loop.progress.tokens_per_s,
+            items_per_s=loop.progress.items_per_s,
             skipped_steps=loop.progress.skipped_steps,
             task=loop.task.describe(),
             footprint=loop.footprint,
-            words=words_of(loop.task),
+            words=loop.task.words,
         )
         report = run_report(f"{name}: {optimizer_config.name}", summary, lines, machine_name(environment))
         for method in loop.methods:
@@ -204,10 +205,11 @@ def save_report(report: Report, folder: Path) -> None:
 
 
 def run_name(source: RecipeSource, recipe: Recipe) -> str:
-    """Return the recipe's name, or else that of its file, or else "run"."""
+    """Return the recipe's name, or else what its task makes of that of its file, or else "run"."""
     if recipe.name is not None:
         return recipe.name
-    return Path(source).stem if isinstance(source, str | PathLike) else "run"
+    name = Path(source).stem if isinstance(source, str | PathLike) else "run"
+    return recipe.task_class.run_name(recipe.task_config(), name)
 
 
 def new_run_folder(name: str) -> Path:

@@ -22,15 +22,15 @@ class Summary:
     """Complete options, `name` among them."""
     steps: int
     """Optimizer steps."""
-    tokens: int
-    """Tokens trained on, or what else the task counts (`words.items`)."""
+    items: int
+    """Items trained on, which `words.items` names: tokens, samples, ..."""
     training_loss: float | None
-    """Mean over the last tenth of the steps, per token."""
+    """Mean over the last tenth of the steps, per item."""
     held_out: dict[str, float | None]
     """The task's metrics after the last step; null if not finite."""
     before_training: dict[str, float | None]
     """The same before the first step; empty if not measured."""
-    tokens_per_s: float | None
+    items_per_s: float | None
     """Speed of the training steps, in the same items; None if too few were made."""
     skipped_steps: int
     """Parameters left out of a step because their gradient was not finite."""
@@ -58,6 +58,9 @@ class Summary:
         """
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
+            for old in ("tokens", "tokens_per_s"):  # older summaries say tokens whatever their task counts
+                if old in content:
+                    content[old.replace("tokens", "items")] = content.pop(old)
             words = Words(**content.get("words", {}))
             words = replace(words, metrics=tuple(words.metrics))  # JSON knows lists alone
             return cls(**{**content, "footprint": Footprint(**content["footprint"]), "words": words})
@@ -98,8 +101,8 @@ def run_report(title: str, summary: Summary, lines: Lines, machine: str) -> Repo
             **summary.task,
             "optimizer": ", ".join(f"{name}={value}" for name, value in summary.optimizer.items()),
             "steps": summary.steps,
-            summary.words.items: summary.tokens,
-            f"{summary.words.items}/s": summary.tokens_per_s,
+            summary.words.items: summary.items,
+            f"{summary.words.items}/s": summary.items_per_s,
             "machine": machine,
         },
         title="Run",
@@ -134,7 +137,7 @@ def comparison_report(title: str, runs: Mapping[str, tuple[Summary, Lines]], mac
         row: list[Any] = [method, one.training_loss, *map(one.held_out.get, names)]
         row += [_predicted_and_measured(footprint, category, divisor) for category in CATEGORIES]
         peak = _share({"all": footprint.peak_bytes}, "all", divisor) if footprint.measured else None
-        rows.append([*row, peak, one.tokens_per_s])
+        rows.append([*row, peak, one.items_per_s])
     report.add_table("Methods", columns, rows)
     report.add_note(
         "Memory: predicted / measured; activations are only measured. Each category shows its own largest value; "
@@ -145,7 +148,7 @@ def comparison_report(title: str, runs: Mapping[str, tuple[Summary, Lines]], mac
     )
     _add_curves(report, {method: lines for method, (_, lines) in runs.items()}, before, words)
     _add_bars(report, {method: one.footprint for method, one in summaries.items()}, unit, divisor)
-    report.add_facts({**first.task, "steps": first.steps, words.items: first.tokens, "machine": machine}, title="Run")
+    report.add_facts({**first.task, "steps": first.steps, words.items: first.items, "machine": machine}, title="Run")
     options = {method: ", ".join(f"{k}={v}" for k, v in one.optimizer.items()) for method, one in summaries.items()}
     report.add_facts(options, title="Optimizers")
     _add_skipped(report, summaries)
@@ -192,9 +195,9 @@ def _add_bars(report: Report, footprints: Mapping[str, Footprint], unit: str, di
 def _add_curves(report: Report, runs: Mapping[str, Lines], before: Mapping[str, Any], words: Words) -> None:
     training, held_out = {}, {}
     for name, lines in runs.items():
-        xs, ys = curve(lines, "step", "loss")
+        xs, ys = curve(lines, "step", "loss", items=words.count_key)
         training[name] = (xs, smooth(ys))
-        xs, ys = curve(lines, "evaluate", "held_out_loss")
+        xs, ys = curve(lines, "evaluate", "held_out_loss", items=words.count_key)
         if before.get("held_out_loss") is not None and 0.0 not in xs:
             # All methods start from the same model, which is evaluated once.
             xs, ys = [0.0, *xs], [before["held_out_loss"], *ys]

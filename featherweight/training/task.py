@@ -1,17 +1,19 @@
 """The contract between the training loop and a workload: data, model, loss and metrics of one kind of work.
 
 The loop knows no text, images or fields; it calls a `Task`. Tasks register by name, so that a recipe can name them,
-and as strings, so that naming one imports nothing else.
+and as strings, so that naming one imports nothing else. `tests/contracts/test_task.py` holds every one to this page.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
 from featherweight.config import Config as StrictConfig
+from featherweight.errors import ConfigError
 from featherweight.registry import Registry
 
 Batch = Mapping[str, Tensor]
@@ -22,7 +24,7 @@ Split = Literal["train", "held_out"]
 
 @dataclass(frozen=True)
 class Words:
-    """What a task counts and measures, as reports call it. The defaults are those of text."""
+    """What a task counts and measures, as reports and files call it. The defaults are those of text."""
 
     items: str = "tokens"
     """What `Task.item_count` counts, in the plural."""
@@ -31,29 +33,40 @@ class Words:
     metrics: tuple[str, ...] = ("perplexity",)
     """Metrics of `Task.evaluate` that stand beside the held-out loss where several runs are compared."""
 
+    @property
+    def count_key(self) -> str:
+        """Name of the count of items among the metrics of a step, such as "tokens"."""
+        return self.items.replace(" ", "_")
 
-def words_of(task: "Task") -> Words:
-    """Return the words of a task: its attribute `words`, which it need not have, or those of text."""
-    return getattr(task, "words", Words())
+    @property
+    def rate_key(self) -> str:
+        """Name of their number a second, such as "tokens_per_s"."""
+        return f"{self.count_key}_per_s"
 
 
-class Task(Protocol):
+class Task(ABC):
     """Data, model, loss and metrics of one workload.
 
-    A task that counts something else than tokens has an attribute `words` (`Words`), which need not be there.
     Everything that is random follows from `seed`, so that two processes that build the same task see the same numbers.
+    What has a default here is what a task may know more.
     """
 
     Config: ClassVar[type[StrictConfig]]
     """Strict options of the task: what stands beside `name` under the recipe's key `task`."""
+    words: Words = Words("samples", "loss/sample", ())
+    """What the task counts and measures."""
+    length_key: ClassVar[str | None] = None
+    """Option that says how long a row is, for tasks whose rows have a length."""
 
+    @abstractmethod
     def __init__(self, config: Any, *, seed: int) -> None:
         """Read the data and prepare the splits; `config` is an instance of `self.Config`."""
 
+    @abstractmethod
     def build_model(self) -> nn.Module:
         """Return the model in float32 on the CPU, the same under the same seed; the loop casts and moves it."""
-        ...
 
+    @abstractmethod
     def batches(
         self,
         split: Split,
@@ -64,7 +77,7 @@ class Task(Protocol):
         world_size: int = 1,
         start: int = 0,
     ) -> Iterator[Batch]:
-        """Yield micro-batches.
+        """Yield micro-batches; `featherweight.training.order` says which rows stand in which.
 
         Args:
             split: "train" never ends and is shuffled anew in every epoch by (seed, epoch); "held_out" is one pass in
@@ -75,48 +88,102 @@ class Task(Protocol):
             world_size: number of shares, without overlap.
             start: micro-batches to skip, at no cost; this is how a resumed run finds its place.
         """
-        ...
 
-    def item_count(self, batch: Batch) -> int:
-        """Return how many items (tokens, pixels, ...) the loss of `batch` sums over; known before the forward."""
-        ...
-
+    @abstractmethod
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
         """Return the float32 sum of the item losses, with its graph, and the number of items."""
-        ...
 
+    @abstractmethod
     def evaluate(self, model: nn.Module, *, micro_batch_size: int) -> dict[str, float]:
         """Return the metrics of the held-out split, "held_out_loss" among them; the model's mode is left as it was."""
-        ...
 
+    @abstractmethod
     def save_model(self, model: nn.Module, folder: Path) -> None:
         """Write the model as a folder that its ecosystem opens without featherweight (Hugging Face for text)."""
-        ...
 
+    @abstractmethod
     def describe(self) -> dict[str, object]:
         """Return names and exact counts for the report: model, parameters, samples or tokens of each split."""
-        ...
+
+    def item_count(self, batch: Batch) -> int:
+        """Return how many items (tokens, pixels, ...) the loss of `batch` sums over; known before the forward.
+
+        By default the samples.
+        """
+        return len(next(iter(batch.values())))
+
+    def illustrate(self, model: nn.Module, folder: Path) -> list[Path]:
+        """Draw what the trained model does, as files in the folder of the run, and return those made; default: none.
+
+        The model's mode is left as it was.
+        """
+        return []
+
+    @classmethod
+    def illustrate_together(cls, runs: Mapping[str, Path], folder: Path) -> list[Path]:
+        """Draw several runs of one recipe side by side from what `illustrate` left in their folders; default: nothing.
+
+        Args:
+            runs: name of a method -> the folder of its run.
+            folder: where the pictures go.
+        Returns:
+            The files made.
+        """
+        return []
+
+    @classmethod
+    def skeleton(cls, config: Any, *, seed: int, layers: int | None = None) -> "Skeleton | None":
+        """Return the task by shape alone, with so many layers (None: all); default: None, it cannot be simulated."""
+        return None
+
+    @classmethod
+    def is_pretrained(cls, config: Any) -> bool:
+        """Tell whether training begins with the weights of a trained model; default: no."""
+        return False
+
+    @classmethod
+    def run_name(cls, config: Any, name: str) -> str:
+        """Return what a run is called whose recipe has no name of its own; default: the name of the recipe's file."""
+        return name
 
 
-class Skeleton(Task, Protocol):
-    """A task by shape alone, for simulations: `Task.skeleton(config, *, seed, layers=None)` of a class makes it.
+class Skeleton(Task):
+    """A task by shape alone, for simulations: no data and no weights are behind it.
 
-    Its model and batches take whatever memory those of the task would; there are no data and no weights behind them.
+    Its model and batches take whatever memory those of the task would. `item_count` tells from the shapes of a batch
+    how many items it has where all count.
     """
 
     layers: int | None
     """Equal layers of the whole model; None if they differ, so that fewer of them tell nothing of more."""
-    period: int
+    period: int = 1
     """Layers after which their kinds repeat: 1 if all are equal, 2 if two kinds alternate."""
-    length_key: str
-    """Option of the task that says how long a row is."""
-    longest: int | None
-    """Longest sequence that the model takes; None for no limit."""
+    longest: int | None = None
+    """Longest row that the model takes; None for no limit."""
+
+    def evaluate(self, model: nn.Module, *, micro_batch_size: int) -> dict[str, float]:
+        """Refuse: there is nothing to evaluate on."""
+        raise self._has_no_data("evaluated")
+
+    def save_model(self, model: nn.Module, folder: Path) -> None:
+        """Refuse: there are no weights."""
+        raise self._has_no_data("saved")
+
+    def describe(self) -> dict[str, object]:
+        """Return nothing."""
+        return {}
+
+    def _has_no_data(self, what: str) -> ConfigError:
+        return ConfigError(
+            f"{type(self).__name__}: a task by shape alone cannot be {what}; expected the task itself. Build it with "
+            "recipe.build_task()."
+        )
 
 
 tasks: Registry[type[Task]] = Registry("task")
 """Every task by the name that a recipe uses."""
 
 tasks.register("text", "featherweight.text.task:TextTask")
+tasks.register("chat", "featherweight.text.chat_task:ChatTask")
 tasks.register("instructions", "featherweight.text.instruction_task:InstructionTask")
 tasks.register("pde", "featherweight.pde.task:PdeTask")

@@ -9,7 +9,7 @@ import torch
 import featherweight as fw
 from featherweight.cli import run
 from featherweight.methods.s2ft.layer import s2ft_layers
-from featherweight.text.model import load_model, load_tokenizer, save_model_folder
+from featherweight.models import load_model, load_tokenizer, save_model_folder
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def test_bench_prints_times(folders, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["inspect", "nowhere"], "cannot be read"),
+        (["inspect", "nowhere"], "nowhere is not there"),
         (["fuse", "{a0}", "{a1}", "--weights", "1,x", "--out", "o"], "are no numbers"),
         (["fuse", "{a0}", "--weights", "1,2", "--out", "o"], "do not fit 1 adapters"),
     ],

@@ -4,7 +4,7 @@ from featherweight.cli import run
 
 
 def test_compare_prints_one_table_and_where_the_report_lies(recipe_file, tmp_path, capsys):
-    arguments = ["compare", str(recipe_file), "compare.adamw.lr=0.02", "--methods", "adamw, galore"]
+    arguments = ["compare", str(recipe_file), "compare.adamw.lr=0.02", "--optimizers", "adamw, galore"]
     assert run([*arguments, "--out", str(tmp_path / "all")]) == 0
     text = capsys.readouterr().out
     assert "before" in text and "adamw" in text and "galore" in text

@@ -7,7 +7,7 @@ import torch
 
 import featherweight as fw
 from featherweight.cli import run
-from featherweight.text.tokenizer import byte_tokenizer
+from featherweight.models.tokenizer import byte_tokenizer
 
 MODELS = runpy.run_path(str(Path(__file__).parents[1] / "reference" / "causal_models.py"))
 SIZES = {"vocab_size": 257, "hidden_size": 64, "intermediate_size": 96}

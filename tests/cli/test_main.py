@@ -52,7 +52,7 @@ def test_help_needs_no_torch():
         (["train", "small.yaml", "steps"], "override='steps' is malformed; expected key=value"),
         (["train", "small.yaml", "optimizer.rnak=3"], "rnak=3 is unknown; expected a known key. Did you mean 'rank'?"),
         (["train", "small.yaml", "--out", "small.yaml/run"], "cannot be written"),
-        (["compare", "small.yaml", "--methods", "adamw,galor"], "Did you mean 'galore'?"),
+        (["compare", "small.yaml", "--optimizers", "adamw,galor"], "Did you mean 'galore'?"),
         (["measure", "small.yaml", "task.hiden=3"], "hiden=3 is unknown; expected a known key. Did you mean 'hidden'?"),
     ],
 )

@@ -24,7 +24,7 @@ def test_compare_draws_the_fields_of_all_methods(tmp_path, capsys):
     path = tmp_path / "small.yaml"
     path.write_text(yaml.safe_dump(recipe))
     out = tmp_path / "runs"
-    assert run(["pde", "compare", str(path), "--methods", "adamw,tensor_galore", "--out", str(out)]) == 0
+    assert run(["pde", "compare", str(path), "--optimizers", "adamw,tensor_galore", "--out", str(out)]) == 0
     assert (out / "fields.png").exists() and (out / "spectra.png").exists()
     shown = capsys.readouterr().out
     assert "Pictures:" in shown and "samples/s" in shown and "tokens" not in shown and "perplexity" not in shown

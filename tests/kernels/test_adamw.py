@@ -10,10 +10,11 @@ import torch
 pytest.importorskip("triton", minversion="3.9")  # interpreters before round a fused sum twice
 
 from featherweight import kernels
+from featherweight.errors import ShapeError
 from featherweight.kernels import adamw as fused
-from featherweight.optim import rules
-from featherweight.optim.rules import AdamWRule
-from featherweight.optim.weight_update import Rounding, add_direction_
+from featherweight.optim.policies import rules
+from featherweight.optim.policies.rules import AdamWRule
+from featherweight.optim.step.weight_update import Rounding, add_direction_
 from featherweight.quant.rounding import key_pairs
 from featherweight.quant.storage import DenseStorage, DynamicStorage
 
@@ -142,3 +143,19 @@ def test_beside_the_root_of_a_cpu_only_the_direction_moves_and_by_its_last_bits(
 def test_a_gradient_with_strides_counts_as_its_values(generator, exact_root):
     wide = torch.randn(600, generator=generator)
     run(IN_CODES, [wide[::2], wide[:1].expand(300)], {"betas": (0.9, 0.999), "eps": 1e-8, "eps_mode": "torch"})
+
+
+@pytest.mark.parametrize("wrong", ["exp_avg", "exp_avg_sq", "grad"])
+def test_tensors_of_another_size_are_refused_before_the_kernel(wrong):
+    sizes = {"grad": torch.zeros(40), "exp_avg": torch.zeros(40), "exp_avg_sq": torch.zeros(40)}
+    sizes[wrong] = torch.zeros(39)
+    moments = sizes["exp_avg"], sizes["exp_avg_sq"]
+    write = fused.Write(torch.zeros(40), 1.0, 1.0, lambda span: (1, 2))
+    with pytest.raises(ShapeError, match=wrong):
+        fused.step_(sizes["grad"], moments, fused.Options(0.9, 0.9, 1e-8, 1), write)
+    codes = fused.Codes(*(torch.zeros(n, dtype=d) for n, d in CODES))
+    with pytest.raises(ShapeError, match="block_scale"):
+        fused.direction(torch.zeros(600), (codes, codes), fused.Options(0.9, 0.9, 1e-8, 1))
+
+
+CODES = [(600, torch.uint8), (2, torch.float32), (256, torch.float32), (1 << 16, torch.uint8), (1 << 16, torch.float32)]

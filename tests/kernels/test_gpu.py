@@ -6,7 +6,7 @@ import torch
 pytest.importorskip("triton")
 
 from featherweight import kernels
-from featherweight.optim.weight_update import Rounding, add_direction_
+from featherweight.optim.step.weight_update import Rounding, add_direction_
 from featherweight.quant.int8_update import add_to_int8_
 from featherweight.quant.int8_weight import Int8Weight
 from featherweight.quant.rounding import stochastic_round_

@@ -6,7 +6,8 @@ import torch
 pytest.importorskip("triton", minversion="3.9")  # interpreters before round a fused sum twice
 
 from featherweight import kernels
-from featherweight.errors import NumericsError
+from featherweight.errors import NumericsError, ShapeError
+from featherweight.kernels import int8_update as fused
 from featherweight.quant.int8_update import add_to_int8_
 from featherweight.quant.int8_weight import Int8Weight
 from featherweight.quant.rounding import uniform
@@ -162,3 +163,15 @@ def test_a_write_between_forward_and_backward_is_noticed(generator):
         add_to_int8_(weight, torch.ones(4, 256), seed=1, key=2, step=3)
     with pytest.raises(NumericsError, match="was changed"):
         weight.require_version(version)
+
+
+@pytest.mark.parametrize("wrong", ["codes", "block_scale", "update"])
+def test_tensors_of_another_size_are_refused_before_the_kernel(wrong):
+    sizes = {
+        "codes": torch.zeros(3, 40, dtype=torch.int8),
+        "block_scale": torch.ones(3, 2),
+        "update": torch.ones(3, 40),
+    }
+    sizes[wrong] = sizes[wrong][:2]
+    with pytest.raises(ShapeError, match="does not fit"):
+        fused.add_(*sizes.values(), group_size=32, beta=1.0, offset=0, key_pair=None)

@@ -6,8 +6,9 @@ import torch
 pytest.importorskip("triton", minversion="3.9")  # interpreters before round a fused sum twice
 
 from featherweight import kernels
+from featherweight.errors import ShapeError
 from featherweight.kernels import rounding as fused
-from featherweight.optim.weight_update import Rounding, add_direction_
+from featherweight.optim.step.weight_update import Rounding, add_direction_
 from featherweight.quant import rounding
 from featherweight.quant.rounding import stochastic_round_
 
@@ -138,3 +139,11 @@ def test_autograd_sees_that_a_kernel_has_written():
         stochastic_round_(weight, torch.full((8,), 3.0), **KEYS)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         product.backward()
+
+
+@pytest.mark.parametrize("source", [torch.zeros(5), torch.zeros(6).double(), torch.zeros(6).bfloat16()])
+def test_tensors_of_another_size_or_type_are_refused_before_the_kernel(source):
+    with pytest.raises(ShapeError, match="source"):
+        fused.stochastic_round_(torch.zeros(6).bfloat16(), source, offset=0, key_pair=lambda span: (1, 2))
+    with pytest.raises(ShapeError, match="out"):
+        fused.stochastic_round_(torch.zeros(6), torch.zeros(6), offset=0, key_pair=lambda span: (1, 2))

@@ -10,7 +10,7 @@ pytest.importorskip("triton", minversion="3.9")  # interpreters before round a f
 
 import featherweight as fw
 from featherweight import kernels
-from featherweight.optim import batched, rules
+from featherweight.optim.step import batched, rules
 
 if not kernels.is_interpreted():
     pytest.skip("needs TRITON_INTERPRET=1: test_interpreter.py runs this file", allow_module_level=True)

@@ -10,7 +10,7 @@ import featherweight as fw
 from featherweight import kernels
 from featherweight.errors import ConfigError, DeviceError, MissingExtraError
 from featherweight.memory.simulate import simulation
-from featherweight.tiles import Device
+from featherweight.simulated import SimulatedDevice
 
 CUDA = torch.cuda.is_available()
 
@@ -78,5 +78,5 @@ def test_the_choice_holds_in_the_threads_of_backward_passes(switched_on):
 
 def test_nothing_runs_where_there_are_no_numbers(switched_on):
     assert not kernels.run_on(torch.zeros(1, device="meta"))
-    with simulation(Device("cuda")):
+    with simulation(SimulatedDevice("cuda")):
         assert not kernels.run_on(torch.zeros(1))

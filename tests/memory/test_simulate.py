@@ -14,9 +14,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from featherweight.memory.cost import StepCost
 from featherweight.memory.simulate import SimulatedTensors, simulation
 from featherweight.memory.tracker import StorageTracker
-from featherweight.tiles import Device, counting_only, simulated_device, tiles
+from featherweight.simulated import SimulatedDevice, counting_only, simulated_device
+from featherweight.tiles import tiles
 
-CPU, CUDA = Device("cpu"), Device("cuda")
+CPU, CUDA = SimulatedDevice("cpu"), SimulatedDevice("cuda")
 
 
 # -- hand counts -------------------------------------------------------------------------------------------------------
@@ -300,7 +301,7 @@ import torch
 from featherweight.memory.simulate import simulation
 from featherweight.optim import AdamW, GaLoreAdamW, QGaLoreAdamW
 from featherweight.quant.blockwise import dynamic_table
-from featherweight.tiles import Device
+from featherweight.simulated import SimulatedDevice
 
 def step(kind, **options):
     weight = torch.nn.Parameter(torch.linspace(-1, 1, 128 * 128).view(128, 128))
@@ -313,7 +314,7 @@ def step(kind, **options):
 kinds = [(AdamW, {"state_bits": 8}), (AdamW, {"state_bits": 4}), (GaLoreAdamW, {"state_bits": 8}), (QGaLoreAdamW, {})]
 if SIMULATE:
     for device in ("cuda", "cpu"):
-        with simulation(Device(device)):
+        with simulation(SimulatedDevice(device)):
             for kind, options in kinds:
                 step(kind, **options)
 for kind, options in kinds:

@@ -627,7 +627,7 @@ def test_a_loaded_state_decides_anew_whether_cores_are_enough():
     with layerwise(model, optimizer):
         for _ in range(2):
             model(batches(1, torch.float32)[0]).sum().backward()
-        optimizer.load_state_dict(copy.deepcopy(fira.state_dict()))
+        optimizer.load_state_dict(copy.deepcopy(fira.state_dict()), adopt=True)
         model(batches(1, torch.float32)[0]).sum().backward()
         rows = optimizer.report().section("Core gradients").rows
     assert all(row[1].startswith("residual=fira") for row in rows)
@@ -677,3 +677,28 @@ def test_a_measurement_does_not_change_what_is_measured():
         with fw.measure_memory(model, optimizer) as memory:
             model(batches(1, torch.float32)[0]).sum().backward()
         assert memory.max_by_category["gradients"] == 2 * 4 * 40  # both vectors of the norm, and no matrix
+
+
+def test_gradient_penalties_and_transforms_are_refused_in_a_sentence_and_functional_calls_are_right():
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(64, 64), nn.GELU(), nn.Linear(64, 64)), torch.randn(5, 64, requires_grad=True)
+    fw.apply(model, fw.CoreGradient())
+    weights = {name: p.detach().clone() for name, p in model.named_parameters()}
+
+    def loss(weights):
+        return torch.func.functional_call(model, weights, (x.detach(),)).square().sum()
+
+    expected = torch.func.grad(loss)(weights)
+    optimizer = fw.optim.GaLoreAdamW(fw.optim.param_groups(model, rank=8), lr=0.0, proj_type="right")
+    with fw.optim.layerwise(model, optimizer):
+        for _ in range(2):
+            model(x).square().mean().backward()
+        (plain,) = torch.autograd.grad(model(x).sum(), x)
+        assert plain.shape == x.shape
+        with pytest.raises(ConfigError, match="create_graph=True"):
+            torch.autograd.grad(model(x).sum(), x, create_graph=True)
+        for transform in (torch.func.grad(lambda x: model(x).sum()), torch.func.vmap(model)):
+            with pytest.raises(ConfigError, match="torch.func transforms"):
+                transform(x)
+        found = torch.func.grad(loss)(weights)
+    assert all(torch.equal(found[name], value) for name, value in expected.items())

@@ -445,3 +445,54 @@ def test_the_report_tells_how_ranks_grew(tmp_path):
         layer = model.get_submodule(row[0])
         assert row[4] == layer.rank and row[6] == layer.U.weight.numel() + layer.V.weight.numel()
     report.save_html(tmp_path / "report.html")
+
+
+def test_remove_leaves_frozen_what_the_user_froze_before_and_since():
+    model = causal_model("llama with biases")
+    model.model.embed_tokens.requires_grad_(False)
+    model.model.layers[0].self_attn.q_proj.bias.requires_grad_(False)
+    model.model.layers[1].mlp.up_proj.weight.requires_grad_(False)
+    before = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    frozen = model.model.layers[1].mlp.up_proj.weight.clone()
+    report = fw.apply(model, InRank(**FAST))
+
+    assert type(model.model.layers[1].mlp.up_proj) is nn.Linear  # new factors would have replaced what was to stay
+    assert "its weight is frozen" in str(report.section("Left dense").rows)
+    model.model.norm.requires_grad_(False)
+    fw.remove(model, InRank(**FAST))
+
+    before["model.norm.weight"] = False
+    assert before == {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    assert torch.equal(model.model.layers[1].mlp.up_proj.weight, frozen)
+
+
+def test_a_frozen_base_beside_trained_factors_trains_again_after_remove():
+    model = causal_model("llama")
+    before = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    method = InRank(**FAST, keep_w0=True)
+    fw.apply(model, method)
+    fw.remove(model, method)
+    assert before == {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+
+
+def test_quantised_and_frozen_models_are_told_why_nothing_can_grow():
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    model = causal_model("llama")
+    for layer in model.model.layers:
+        for parent in (layer.self_attn, layer.mlp):
+            for name, child in list(parent.named_children()):
+                if isinstance(child, nn.Linear):
+                    setattr(parent, name, bitsandbytes.nn.Linear4bit(child.in_features, child.out_features, bias=False))
+    with pytest.raises(ConfigError, match="q_proj stays dense: Linear4bit is no plain linear layer.*without quantis"):
+        fw.apply(model, InRank(**FAST))
+    with pytest.raises(ConfigError, match="its weight is frozen"):
+        fw.apply(causal_model("llama").requires_grad_(False), InRank(**FAST))
+
+
+def test_a_growing_layer_that_another_method_wrapped_is_named():
+    model = causal_model("llama")
+    method = InRank(**FAST)
+    fw.apply(model, method)
+    model.model.layers[0].mlp.up_proj = nn.Sequential(model.model.layers[0].mlp.up_proj)
+    with pytest.raises(ConfigError, match=r"'model\.layers\.0\.mlp\.up_proj' is a Sequential now"):
+        method.freeze(model)

@@ -15,9 +15,9 @@ from featherweight.memory.simulate import simulation
 from featherweight.methods import parse_methods
 from featherweight.methods.lora import LoRA, lora_layers
 from featherweight.methods.s2ft.method import S2FT
+from featherweight.models import load_model
 from featherweight.nn.int8_module import Int8Module
-from featherweight.text.model import load_model
-from featherweight.tiles import Device
+from featherweight.simulated import SimulatedDevice
 from featherweight.training.checkpoint import Checkpoints
 from featherweight.training.loop import Loop
 from featherweight.training.recipe import Recipe
@@ -297,7 +297,7 @@ def test_dropout_is_drawn_again_alike_where_chunks_are_computed_again():
 def test_simulated_models_make_a_step_with_the_adapters_of_a_real_one(first, options, dtype):
     shapes = []
     for kind in (torch.device("cpu"), None):
-        with simulation(Device("cpu")) if kind is None else torch.device("cpu"):
+        with simulation(SimulatedDevice("cpu")) if kind is None else torch.device("cpu"):
             model = load_model("tiny", dtype=dtype)
             for method in (first, LoRA(r=4, **options)):
                 if method is not None:

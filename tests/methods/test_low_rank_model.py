@@ -48,8 +48,8 @@ def test_a_saved_folder_loads_bit_for_bit_and_merges_into_an_ordinary_one(name, 
 
 
 def test_load_model_knows_compressed_folders(tmp_path):
-    from featherweight.text.model import load_model, model_facts
-    from featherweight.text.tokenizer import byte_tokenizer
+    from featherweight.models import load_model, model_facts
+    from featherweight.models.tokenizer import byte_tokenizer
 
     model = causal_model("llama")
     fw.apply(model, fw.WeLore(rank_reduction=0.5, min_dim=8))
@@ -81,6 +81,28 @@ def test_a_damaged_folder_is_refused(damage, tmp_path):
         fw.load_low_rank(tmp_path)
 
 
+@pytest.mark.parametrize("damage", ["cut weights", "missing shard", "cut config", "no model_type", "no folder"])
+def test_a_folder_that_cannot_be_read_is_one_sentence(damage, tmp_path):
+    folder = tmp_path / "small"
+    model = causal_model("llama")
+    fw.apply(model, fw.WeLore(rank_reduction=0.5, min_dim=8))
+    model.save_pretrained(folder, max_shard_size="50KB")
+    file, config = sorted(folder.glob("*.safetensors"))[0], folder / "config.json"
+    if damage == "cut weights":
+        file.write_bytes(file.read_bytes()[:-40])
+    elif damage == "missing shard":
+        file.unlink()
+    elif damage == "cut config":
+        config.write_text("{")
+    elif damage == "no model_type":
+        config.write_text(json.dumps({k: v for k, v in json.loads(config.read_text()).items() if k != "model_type"}))
+    else:
+        folder = tmp_path / "nowhere"
+    with pytest.raises(CheckpointError, match=f"load_low_rank: folder={folder} cannot be read") as caught:
+        fw.load_low_rank(folder)
+    assert len(str(caught.value).splitlines()) == 1
+
+
 def test_other_folders_are_refused(tmp_path):
     model = causal_model("llama")
     model.save_pretrained(tmp_path)
@@ -89,7 +111,14 @@ def test_other_folders_are_refused(tmp_path):
     config = json.loads((tmp_path / "config.json").read_text())
     for record, message in (
         ({"version": 99, "rank_pattern": {}}, "newer than this program"),
-        ({"version": 1, "rank_pattern": {"model.nope": 3}, "storage_pattern": {}}, "module='model.nope'"),
+        (
+            {"version": 1, "rank_pattern": {"model.nope": 3}, "storage_pattern": {"model.nope": "factored"}},
+            "model.nope",
+        ),
+        ({"version": 1, "rank_pattern": {"model.nope": 3}, "storage_pattern": {}}, "a rank and a storage of each"),
+        ({"version": 1}, "The record is damaged"),
+        ({"version": 1, "rank_pattern": {"a": True}, "storage_pattern": {"a": "factored"}}, "rank=True"),
+        ({"version": 1, "rank_pattern": {"a": 3}, "storage_pattern": {"a": "woven"}}, "storage='woven'"),
     ):
         (tmp_path / "config.json").write_text(json.dumps({**config, "low_rank_config": record}))
         with pytest.raises(CheckpointError, match=message):

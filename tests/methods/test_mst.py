@@ -468,7 +468,7 @@ def test_applying_twice_and_removing_what_is_not_there_are_errors():
 
     with pytest.raises(ConfigError, match="applied to this model already"):
         fw.apply(model, fw.MsT(head=False))
-    with pytest.raises(ConfigError, match="changed already"):
+    with pytest.raises(ConfigError, match="has an owner already"):
         fw.apply(model.model, fw.MsT())
     with pytest.raises(ConfigError, match="is no method"):
         fw.apply(model, fw.MsT)

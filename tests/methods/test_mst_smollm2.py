@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 import featherweight as fw
-from featherweight.text.model import load_model, load_tokenizer
+from featherweight.models import load_model, load_tokenizer
 
 
 def gradients_of(model, loss):

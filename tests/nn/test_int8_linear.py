@@ -169,7 +169,7 @@ def test_gradients_of_gradients_and_changed_weights_are_refused():
 
 def test_values_that_are_written_into_the_handle_are_refused_and_not_ignored():
     layer = Int8Linear(30, 20)
-    with pytest.raises(RuntimeError):
+    with pytest.raises(ConfigError, match="would write into a handle"):
         layer.weight.data += 1
     layer.weight.data = torch.zeros(20, 30)
     with pytest.raises(ConfigError, match="replaced by float values"):
@@ -432,3 +432,9 @@ def test_the_next_layer_may_write_into_the_output():
     out = model(x)
     out.sum().backward()
     assert torch.equal(out, model[2](model[0](x).relu()))
+
+
+def test_transforms_of_torch_func_are_refused_in_a_sentence():
+    for layer, x in ((Int8Linear(6, 4), torch.ones(3, 6)), (Int8Embedding(5, 4), torch.ones(3).long())):
+        with pytest.raises(ConfigError, match="torch.func transforms"):
+            torch.func.vmap(layer)(x)

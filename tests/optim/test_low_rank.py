@@ -154,7 +154,7 @@ class TestAdamWTwin:
 
     def test_the_sliced_path_equals_the_fused_kernel(self, monkeypatch):
         monkeypatch.setattr("featherweight.optim.low_rank.fits_torch_kernel", lambda *_: False)
-        monkeypatch.setattr("featherweight.optim.weight_update.SLICE_ELEMENTS_CPU", 100)
+        monkeypatch.setattr("featherweight.optim.step.weight_update.SLICE_ELEMENTS_CPU", 100)
         ours, theirs = parameter(33, 7, dtype=torch.float64), parameter(33, 7, dtype=torch.float64)
         grads = gradients((33, 7), 20, dtype=torch.float64)
         result = run(AdamW([ours], lr=0.01, weight_decay=0.1), ours, grads)
@@ -550,8 +550,8 @@ class TestBfloat16:
     def test_rounding_does_not_depend_on_the_tile(self, monkeypatch):
         results = []
         for elements in (1 << 20, 64):
-            monkeypatch.setattr("featherweight.optim.weight_update.TILE_ELEMENTS", elements)
-            monkeypatch.setattr("featherweight.optim.weight_update.SLICE_ELEMENTS_CPU", elements * 4)
+            monkeypatch.setattr("featherweight.optim.step.weight_update.TILE_ELEMENTS", elements)
+            monkeypatch.setattr("featherweight.optim.step.weight_update.SLICE_ELEMENTS_CPU", elements * 4)
             weight, vector = (
                 parameter(24, 20, dtype=torch.bfloat16),
                 nn.Parameter(torch.ones(1000, dtype=torch.bfloat16)),

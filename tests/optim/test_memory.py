@@ -15,8 +15,8 @@ FLOAT32_BYTES = 4 * SHAPE[0] * SHAPE[1]
 def small_tiles(monkeypatch):
     """Shrink the tiles with the weight, so that one of 6 MiB stands for one of gigabytes."""
     for name in (
-        "optim.weight_update.SLICE_ELEMENTS_CPU",
-        "optim.weight_update.TILE_ELEMENTS",
+        "optim.step.weight_update.SLICE_ELEMENTS_CPU",
+        "optim.step.weight_update.TILE_ELEMENTS",
         "linalg.subspace.TILE_ELEMENTS",
     ):
         monkeypatch.setattr(f"featherweight.{name}", 1 << 14)

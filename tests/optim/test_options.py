@@ -2,12 +2,13 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from featherweight.errors import ConfigError
-from featherweight.optim import AdamW, GaLoreAdamW, param_groups
+from featherweight.optim import AdamW, GaLoreAdamW, TensorGaLoreAdamW, layerwise, param_groups, parse_optimizer
 
 
 def weight():
@@ -92,3 +93,24 @@ def test_lr_may_be_a_tensor():
         results.append((one, two))
     # float32's 0.1 differs from float64's by 1.5e-9.
     torch.testing.assert_close(*results, rtol=0, atol=1e-6)
+
+
+def test_numbers_of_numpy_count_as_numbers_and_are_kept_as_those_of_python():
+    weight, kernel = nn.Parameter(torch.ones(64, 64)), nn.Parameter(torch.ones(12, 8, 6, 6))
+    rank, gap = np.int64(8), np.int32(7)
+    optimizer = GaLoreAdamW([weight], rank=rank, update_proj_gap=gap, lr=np.float32(0.5), seed=np.uint8(3))
+    group = optimizer.param_groups[0]
+    assert {key: type(group[key]) for key in ("rank", "update_proj_gap", "lr", "seed")} == {
+        "rank": int,
+        "update_proj_gap": int,
+        "lr": float,
+        "seed": int,
+    }
+    assert GaLoreAdamW([{"params": [weight], "rank": np.float32(0.25)}]).layouts[weight].rank == 16
+    tensors = TensorGaLoreAdamW([kernel], rank=[np.int64(4), np.int64(4), 3, 3], min_numel=np.int64(10))
+    assert tensors.layouts[kernel].tensor.ranks == (4, 4, 3, 3)
+    assert parse_optimizer({"name": "galore", "rank": rank, "update_proj_gap": gap}).rank == 8
+    with pytest.raises(ConfigError, match="rank=True"):
+        GaLoreAdamW([weight], rank=np.bool_(True))
+    with layerwise(model := nn.Linear(8, 8), AdamW(model.parameters()), accumulation_steps=np.int64(2)):
+        pass

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import featherweight as fw
+from featherweight.models import load_model
 from featherweight.optim import AdamW, GaLoreAdamW, QGaLoreAdamW, layerwise, param_groups
-from featherweight.text.model import load_model
 from featherweight.training.footprint import predict_bytes
 
 RECIPES = {

@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from featherweight.errors import ConfigError
-from featherweight.pde.files import read_pairs, write_pairs
-from featherweight.pde.generation import CHUNK, generate, sample_pairs
+from featherweight.errors import ConfigError, NumericsError
+from featherweight.pde.files import read_pairs, write_pairs, write_torch
+from featherweight.pde.generation import CHUNK, estimated_errors, generate, sample_pairs
+from featherweight.pde.metrics import relative_l2
+from featherweight.pde.options import PdeConfig
 from featherweight.pde.problems import BurgersConfig, DarcyConfig, NavierStokesConfig
+from featherweight.pde.task import PdeTask
 
 SMALL = {
     "darcy": DarcyConfig(resolution=9),
@@ -139,6 +142,114 @@ def test_unreadable_files_are_explained(tmp_path):
     ):
         with pytest.raises(ConfigError, match=message):
             read_pairs(tmp_path / name)
+
+
+def write_hdf5(path, arrays):
+    with pytest.importorskip("h5py").File(path, "w") as file:
+        for name, array in arrays.items():
+            file[name] = array
+    return path
+
+
+def test_one_array_over_time_gives_its_first_and_last_time(tmp_path):
+    u = np.random.default_rng(0).random((6, 5, 32), dtype=np.float32)
+    coordinates = {"x-coordinate": np.linspace(0, 1, 32), "t-coordinate": np.linspace(0, 2, 6)}
+    path = write_hdf5(tmp_path / "burgers.hdf5", {"tensor": u, **coordinates})
+    pairs = read_pairs(path)
+    assert np.array_equal(pairs.x, u[:, 0]) and np.array_equal(pairs.y, u[:, -1])
+    assert pairs.origin == "tensor (n t x, index 0) -> tensor (n t x, index -1)"
+    later = read_pairs(path, x_key="tensor", y_key="tensor", x_index=1, y_index=3)
+    assert np.array_equal(later.x, u[:, 1]) and np.array_equal(later.y, u[:, 3])
+    bare = write_hdf5(tmp_path / "bare.hdf5", {"tensor": u})
+    with pytest.raises(ConfigError, match="one array of shape .*axis of times is not known"):
+        read_pairs(bare)
+    assert np.array_equal(read_pairs(bare, y_axes="ntx").y, u[:, -1])
+
+
+def test_a_group_for_each_sample_is_read_as_one_array(tmp_path):
+    u = np.random.default_rng(0).random((3, 4, 8, 6, 2), dtype=np.float32)
+    grid = {"t": np.arange(4.0), "x": np.arange(8.0), "y": np.arange(6.0)}
+    arrays = {f"{i:04d}/data": one for i, one in enumerate(u)}
+    bare = write_hdf5(tmp_path / "bare.h5", arrays)
+    with pytest.raises(ConfigError, match=r"one array of shape \(3, 4, 8, 6, 2\)"):
+        read_pairs(bare)
+    arrays |= {f"{i:04d}/grid/{name}": one for i in range(3) for name, one in grid.items()}
+    for pairs in (read_pairs(bare, x_axes="ntxyc"), read_pairs(write_hdf5(tmp_path / "whole.h5", arrays))):
+        assert np.array_equal(pairs.x, u[:, 0].transpose(0, 3, 1, 2))
+        assert np.array_equal(pairs.y, u[:, -1].transpose(0, 3, 1, 2))
+
+
+def test_numbers_beside_the_fields_are_no_inputs_and_darcy_of_pdebench_is_found(tmp_path):
+    a, u = np.random.default_rng(0).random((2, 4, 8, 8), dtype=np.float32)
+    path = write_hdf5(tmp_path / "darcy.hdf5", {"nu": a, "tensor": u[:, None], "beta": np.float32(1)})
+    pairs = read_pairs(path, dimensions=2)
+    assert np.array_equal(pairs.x, a) and np.array_equal(pairs.y, u[:, None])
+    scalar = write_hdf5(tmp_path / "scalar.hdf5", {"nu": np.float32(0.01), "u": u, "a": a})
+    assert np.array_equal(read_pairs(scalar).x, a)
+
+
+def test_times_behind_the_points_become_channels_and_an_index_chooses_one(tmp_path):
+    a, u = torch.rand(5, 8, 8), torch.rand(5, 8, 8, 3)
+    write_torch(tmp_path / "ns.pt", {"a": a, "u": u})
+    assert torch.equal(read_pairs(tmp_path / "ns.pt").y, u.movedim(-1, 1))
+    assert torch.equal(read_pairs(tmp_path / "ns.pt", y_index=-1).y, u[..., -1])
+    write_torch(tmp_path / "square.pt", {"a": a, "u": torch.rand(5, 8, 8, 8)})
+    with pytest.raises(ConfigError, match="more than one way"):
+        read_pairs(tmp_path / "square.pt", y_index=-1)
+    assert read_pairs(tmp_path / "square.pt", y_axes="nxyt", y_index=-1).y.shape == (5, 8, 8)
+    with pytest.raises(ConfigError, match="fields|inputs"):
+        options = {"n_modes": [4, 4], "hidden_channels": 4, "n_layers": 1}
+        PdeTask(PdeConfig(data=str(tmp_path / "square.pt"), **options), seed=0)
+
+
+def test_our_files_name_their_axes_and_state_the_errors_of_the_solver(tmp_path):
+    config = NavierStokesConfig(resolution=8, steps=16, snapshots=8)
+    (path,) = generate("navier_stokes", tmp_path, n=3, n_test=0, config=config)
+    content = torch.load(path, weights_only=True)
+    assert (content["x_axes"], content["y_axes"]) == ("nxy", "ntxy") and content["y"].shape == (3, 8, 8, 8)
+    assert read_pairs(path).y.shape == (3, 8, 8, 8)  # eight times of eight points: no shape could tell
+    assert 0 < content["errors"]["time_step"] < 1e-2 and content["errors"]["half_grid"] > 0
+    assert "time_tolerance" not in content["settings"]
+
+
+def test_stated_errors_of_the_time_step_are_the_true_ones():
+    for problem, config in (
+        ("navier_stokes", NavierStokesConfig(resolution=16, steps=8, time_tolerance=None)),
+        ("burgers", BurgersConfig(resolution=16, steps=100, time_tolerance=None)),
+    ):
+        stated = estimated_errors(problem, config, seed=0, split="train", n=2)["time_step"]
+        few, many = (sample_pairs(problem, 2, config=one) for one in (config, config.override(["steps=400"])))
+        true = float(relative_l2(few.y.double(), many.y.double()).max())
+        # Of Burgers' rough states the order is between 2 and 4, and 2 is stated.
+        assert true / 2 < stated < 4 * true, problem
+
+
+def test_time_steps_follow_the_final_time_the_viscosity_and_the_grid():
+    assert (NavierStokesConfig().resolved().steps, NavierStokesConfig().resolved().refine) == (200, 1)
+    assert BurgersConfig().resolved().steps == 400
+    assert NavierStokesConfig(final_time=20).resolved().steps == 4000
+    assert NavierStokesConfig(resolution=256).resolved().steps == 256
+    assert NavierStokesConfig(snapshots=3).resolved().steps == 201
+    assert BurgersConfig(viscosity=1e-3, resolution=1024).resolved().steps == 1000
+    refined = [NavierStokesConfig(viscosity=nu).resolved().refine for nu in (1e-3, 1e-4, 1e-5, 0.0)]
+    assert refined == [1, 2, 4, 4]
+    assert NavierStokesConfig(viscosity=1e-5, refine=1).resolved().refine == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("viscosity", "final_time"), [(1e-3, 50.0), (1e-4, 30.0), (1e-5, 20.0)])
+def test_published_times_are_right_without_options(viscosity, final_time):
+    config = NavierStokesConfig(resolution=32, viscosity=viscosity, final_time=final_time)
+    own = sample_pairs("navier_stokes", 1, config=config)
+    fine = config.resolved().override([f"steps={2 * config.resolved().steps}"])
+    assert float(relative_l2(own.y, sample_pairs("navier_stokes", 1, config=fine).y).max()) < 1e-5
+
+
+def test_too_few_steps_are_refused_with_the_error_they_make():
+    with pytest.raises(NumericsError, match="steps=2 to final_time=1.0 give burgers a relative error"):
+        sample_pairs("burgers", 2, config=BurgersConfig(resolution=16, steps=2))
+    loose = BurgersConfig(resolution=16, steps=2, time_tolerance=None)
+    assert sample_pairs("burgers", 2, config=loose).y.shape == (2, 16)
 
 
 def test_darcy_statistics_are_those_of_the_literature():

@@ -100,3 +100,60 @@ def test_wrong_inputs_are_explained():
         build()(torch.zeros(2, 16, 16))
     with pytest.raises(ConfigError, match="one to three numbers"):
         FNO(n_modes=(), in_channels=1, out_channels=1, hidden_channels=4)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_a_cast_of_the_model_keeps_both_parts_of_the_complex_weights(dtype):
+    model, x = build(), torch.randn(1, 1, 12, 10)
+    expected = model(x)
+    weight = model.fno_blocks.convs[0].weight.tensor.clone()
+    model.to(dtype)
+    cast = model.fno_blocks.convs[0].weight.tensor
+    assert cast.dtype == (torch.complex128 if dtype == torch.float64 else torch.complex64)
+    assert torch.equal(cast.to(torch.complex64), weight) and isinstance(cast, torch.nn.Parameter)
+    if dtype in (torch.bfloat16, torch.float64):
+        # bfloat16 has 8 bits, and the network some ten roundings in a row.
+        torch.testing.assert_close(model(x.to(dtype)).float(), expected, rtol=0.1, atol=0.02)
+
+
+def test_moves_to_other_devices_and_copies_keep_complex_weights():
+    model = build().to("meta")
+    assert model.fno_blocks.convs[0].weight.tensor.dtype == torch.complex64
+    assert model.to_empty(device="cpu").fno_blocks.convs[0].weight.tensor.dtype == torch.complex64
+
+
+def test_metadata_of_neuraloperator_is_skipped_at_every_depth_and_nothing_else_is():
+    pair = torch.nn.Sequential(build(out_channels=1), torch.nn.ModuleDict({"last": build()}))
+    state = dict(pair.state_dict())
+    pair.load_state_dict({**state, "_metadata": {"a": 1}, "0._metadata": {}, "1.last._metadata": {}})
+    with pytest.raises(RuntimeError, match="unknown_weight"):
+        pair.load_state_dict({**state, "_metadata": {}, "unknown_weight": torch.zeros(1)})
+    build().load_state_dict({**build().state_dict(), "_metadata": {}})
+
+
+@pytest.mark.parametrize("sizes", [(7, 9), (7, 8), (8, 9)])
+def test_odd_grids_shift_frequencies_exactly_or_as_neuraloperator_does(sizes):
+    layer = build(n_layers=1).fno_blocks.convs[0]
+    x = torch.randn(1, 4, *sizes)
+    exact = layer(x) - layer.bias
+    layer.shifts_twice = True
+    theirs = layer(x) - layer.bias
+    if sizes[0] % 2 == 0:
+        assert torch.equal(exact, theirs)
+        return
+    # Shifted forward twice, every frequency of the first axis comes back one lower.
+    spectrum, weight = torch.fft.rfftn(x, dim=(2, 3)), layer.weight.tensor
+    for lower, expected in ((0, exact), (1, theirs)):
+        out = torch.zeros_like(spectrum)
+        for index, wave in enumerate(range(-3, 3)):
+            out[:, :, wave - lower, :4] = torch.einsum("bik,iok->bok", spectrum[:, :, wave, :4], weight[:, :, index])
+        torch.testing.assert_close(torch.fft.irfftn(out, s=sizes, dim=(2, 3)), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_odd_grids_are_chosen_for_the_whole_network():
+    torch.manual_seed(0)
+    x = torch.randn(1, 1, 9, 9)
+    assert torch.equal(build()(x), build(odd_grids="exact")(x))
+    assert not torch.equal(build()(x), build(odd_grids="neuraloperator")(x))
+    with pytest.raises(ConfigError, match="odd_grids='theirs'"):
+        build(odd_grids="theirs")

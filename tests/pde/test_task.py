@@ -15,6 +15,8 @@ import yaml
 from featherweight.errors import ConfigError, MissingExtraError
 from featherweight.pde import DarcyConfig, PdeConfig, PdeTask, draw_fields, draw_spectra, generate, relative_l2
 from featherweight.training import train
+from featherweight.training.recipe import Recipe
+from featherweight.training.run import run_name
 
 SMALL = {"resolution": 8, "n_train": 10, "n_test": 4, "n_modes": [4, 4], "hidden_channels": 4, "n_layers": 2}
 RECIPE = {
@@ -200,6 +202,40 @@ def test_a_run_killed_in_the_middle_resumes_to_the_same_bits(tmp_path):
     subprocess.run([*command, str(tmp_path / "killed"), "--resume"], check=True, capture_output=True)
     one, two = (torch.load(tmp_path / name / "model" / "model.pt") for name in ("whole", "killed"))
     assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+def test_the_run_is_named_after_the_problem():
+    for data, name, expected in (
+        ("darcy", "darcy", "darcy"),
+        ("navier_stokes", "darcy", "navier_stokes"),
+        ("burgers", "small", "small-burgers"),
+        ("data/mine.h5", "run", "run-mine"),
+    ):
+        recipe = Recipe.parse({**RECIPE, "task": {"name": "pde", "data": data}}, where="recipe")
+        assert run_name(f"recipes/{name}.yaml", recipe) == expected
+        assert run_name(recipe, recipe.override(["name=own"])) == "own"
+
+
+def test_the_report_says_which_arrays_of_a_file_were_read(folder):
+    path = folder / "darcy_train_9.pt"
+    task = PdeTask(PdeConfig(data=str(path), n_modes=[4, 4], hidden_channels=4), seed=0)
+    assert task.describe()["fields"] == "x (n x y) -> y (n x y)"
+    assert "fields" not in PdeTask(PdeConfig(**SMALL), seed=0).describe()
+
+
+def test_files_whose_points_or_channels_do_not_go_together_are_refused(tmp_path):
+    torch.save({"x": torch.rand(4, 8, 8), "y": torch.rand(4, 2, 8, 8)}, tmp_path / "two.pt")
+    torch.save({"x": torch.rand(4, 8, 8), "y": torch.rand(4, 8, 8)}, tmp_path / "one.pt")
+    options = {"n_modes": [4, 4], "hidden_channels": 4, "data": str(tmp_path / "one.pt")}
+    with pytest.raises(ConfigError, match="solutions of the test set of resolution 8 have 2 channels"):
+        PdeTask(PdeConfig(**options, test_data=[str(tmp_path / "two.pt")]), seed=0)
+
+
+def test_a_run_leaves_pictures_and_what_several_of_them_need(tmp_path):
+    run = train({**RECIPE, "steps": 1, "memory_steps": []}, out=tmp_path / "run", callbacks=[])
+    assert {"fields.png", "spectra.png", "fields.pt"} <= {path.name for path in run.folder.iterdir()}
+    made = PdeTask.illustrate_together({"a": run.folder, "b": run.folder, "c": tmp_path}, tmp_path)
+    assert [path.name for path in made] == ["fields.png", "spectra.png"]
 
 
 @pytest.mark.parametrize("dimensions", [1, 2])

@@ -1,7 +1,7 @@
 import pytest
 
 from featherweight.errors import ConfigError
-from featherweight.planner.candidates import FAMILIES, KEEPINGS, TAGS, families_without, recipe_of
+from featherweight.planner.candidates import ACTIVATION_STRATEGIES, FAMILIES, TAGS, families_without, recipe_of
 from featherweight.training.estimate import estimate_memory
 from featherweight.training.recipe import Recipe
 
@@ -14,27 +14,27 @@ def base(tiny):
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda one: one.name)
 def test_every_family_with_every_keeping_is_a_recipe_with_the_data_of_the_base(base, family):
-    for keeping in KEEPINGS:
-        recipe = recipe_of(base, family, keeping, is_pretrained=False)
+    for strategy in ACTIVATION_STRATEGIES:
+        recipe = recipe_of(base, family, strategy, is_pretrained=False)
         assert Recipe.parse(recipe.to_dict(), where="recipe") == recipe
         assert (recipe.task, recipe.steps, recipe.accumulation_steps) == (base.task, 7, 2)
         assert recipe.optimizer["lr"] == family.lr
-        assert recipe_of(base, family, keeping, is_pretrained=True).optimizer["lr"] == family.tuning_lr
+        assert recipe_of(base, family, strategy, is_pretrained=True).optimizer["lr"] == family.tuning_lr
 
 
-# Every family appears, and every keeping, and each keeping with weights that are and are not dense.
+# Every family appears, and every strategy, and each strategy with weights that are and are not dense.
 @pytest.mark.parametrize("number", range(len(FAMILIES)), ids=lambda number: FAMILIES[number].name)
 def test_every_family_can_be_simulated(base, number):
-    keeping = KEEPINGS[number % len(KEEPINGS)]
-    recipe = recipe_of(base, FAMILIES[number], keeping, is_pretrained=False)
+    strategy = ACTIVATION_STRATEGIES[number % len(ACTIVATION_STRATEGIES)]
+    recipe = recipe_of(base, FAMILIES[number], strategy, is_pretrained=False)
     assert estimate_memory(None, recipe, device="cuda").peak_bytes > 0
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda one: one.name)
-@pytest.mark.parametrize("keeping", KEEPINGS, ids=lambda one: one.name)
-def test_every_pair_can_be_simulated(base, family, keeping):
-    assert estimate_memory(None, recipe_of(base, family, keeping, is_pretrained=False), device="cuda").peak_bytes > 0
+@pytest.mark.parametrize("strategy", ACTIVATION_STRATEGIES, ids=lambda one: one.name)
+def test_every_pair_can_be_simulated(base, family, strategy):
+    assert estimate_memory(None, recipe_of(base, family, strategy, is_pretrained=False), device="cuda").peak_bytes > 0
 
 
 @pytest.mark.parametrize("tag", TAGS)

@@ -144,7 +144,7 @@ def test_a_handle_has_the_shape_of_the_weight_one_element_and_only_nan():
     assert handle.shape == (4096, 4096)
     assert handle.untyped_storage().nbytes() == 2
     assert bool(handle[:3, :3].isnan().all())
-    with pytest.raises(RuntimeError):
+    with pytest.raises(ConfigError, match="would write into a handle"):
         handle.data.add_(1)
 
 

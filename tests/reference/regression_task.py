@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from featherweight.config import Config
-from featherweight.training.task import Batch, Split
+from featherweight.training.task import Batch, Split, Task, Words
 
 
 class RegressionConfig(Config):
@@ -27,8 +27,9 @@ class RegressionConfig(Config):
     delay_s: float = 0.0
 
 
-class RegressionTask:
+class RegressionTask(Task):
     Config = RegressionConfig
+    words = Words("points", "squared error", ("perplexity",))
 
     def __init__(self, config: RegressionConfig, *, seed: int) -> None:
         self.config, self.seed = config, seed

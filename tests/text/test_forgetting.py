@@ -4,8 +4,8 @@ import math
 import pytest
 import torch
 
+from featherweight.models import load_model
 from featherweight.text.forgetting import measure_forgetting
-from featherweight.text.model import load_model
 
 
 def test_a_model_has_forgotten_nothing_of_itself_and_kl_is_its_formula():

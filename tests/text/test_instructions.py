@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from featherweight.errors import ConfigError
+from featherweight.models.tokenizer import byte_tokenizer
 from featherweight.text.instructions import (
     Instruction,
     as_cloze,
@@ -16,7 +17,6 @@ from featherweight.text.instructions import (
     pad_batch,
     prompt_of,
 )
-from featherweight.text.tokenizer import byte_tokenizer
 
 ARC = (
     "Please choose the correct answer to the question: What is red?\n\nAnswer1: a cloud Answer2: blood Answer3: "

@@ -3,10 +3,10 @@ import torch
 from torch import nn
 
 from featherweight.errors import ConfigError
+from featherweight.models import load_model
+from featherweight.models.tokenizer import byte_tokenizer
 from featherweight.text.instructions import Instruction, as_cloze, prompt_tokens
-from featherweight.text.model import load_model
 from featherweight.text.multiple_choice import evaluate_multiple_choice, option_scores
-from featherweight.text.tokenizer import byte_tokenizer
 
 ARC = "Choose: What is red? Answer1: a cloud Answer2: blood\n\nAnswer format: answer1/answer2"
 

@@ -45,7 +45,7 @@ def test_one_table_shows_every_method_beside_the_untrained_model(several, tmp_pa
         for category in ("weights", "gradients", "optimizer state"):
             predicted, measured = row[f"{category} (KiB)"].split(" / ")
             assert predicted == measured and float(measured.replace(",", "")) > 0
-        assert row["peak (KiB)"] > float(row["activations (KiB)"]) and row["tokens/s"] > 0
+        assert row["peak (KiB)"] > float(row["activations (KiB)"]) and row["points/s"] > 0
     states = [float(rows[method]["optimizer state (KiB)"].split(" / ")[1]) for method in METHODS]
     assert states[0] > states[1] > states[2]
     assert list(report.section("Memory at the peak of a step").bars) == METHODS
@@ -88,7 +88,7 @@ def test_an_interruption_keeps_what_is_done_and_a_resume_makes_the_rest(several,
     resumed = compare(several(), METHODS, out=tmp_path / "parts", resume=True, callbacks=[record])
     assert [run["name"] for run in record.runs] == ["galore", "galore_8bit"]
     columns = whole.section("Methods").columns
-    until_speed = columns.index("tokens/s")
+    until_speed = columns.index("points/s")
     assert [row[:until_speed] for row in resumed.section("Methods").rows] == [
         row[:until_speed] for row in whole.section("Methods").rows
     ]

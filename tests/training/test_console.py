@@ -24,12 +24,12 @@ def test_without_a_terminal_there_is_a_line_per_log_every_and_per_evaluation(rec
         "demo: checkpoint step-00000008 written",
         "demo: evaluated after step",
     ]
-    assert "tokens/s" in lines[3] and "GiB" in lines[3]
+    assert "points/s" in lines[3] and "GiB" in lines[3]
 
 
 def test_a_terminal_shows_a_bar_with_loss_speed_memory_and_the_time_left(recipe, tmp_path):
     text = "\n".join(run(recipe, tmp_path, force_terminal=True))
-    for part in ("demo", "8/8", "loss", "tokens/s", "GiB", "0:00:00"):
+    for part in ("demo", "8/8", "loss", "points/s", "GiB", "0:00:00"):
         assert part in text
 
 
@@ -54,4 +54,4 @@ def test_a_narrow_terminal_keeps_the_count_and_the_time_left_and_one_without_uni
     console = Console(file=file, width=50, force_terminal=True)
     train(recipe(), out=tmp_path / "run", callbacks=[ConsoleProgress("demo", console)])
     text = file.buffer.getvalue().decode("ascii")
-    assert "8/8" in text and "0:00:00" in text and "loss" in text and "tokens/s" not in text
+    assert "8/8" in text and "0:00:00" in text and "loss" in text and "points/s" not in text

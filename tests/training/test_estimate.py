@@ -6,15 +6,17 @@ from functools import cache
 import pytest
 import torch
 
+from featherweight.config import Config
 from featherweight.errors import ConfigError
 from featherweight.memory.cost import StepCost
 from featherweight.memory.tracker import StorageTracker
-from featherweight.text.shapes import SHAPES
-from featherweight.tiles import Device
+from featherweight.models.shapes import SHAPES
+from featherweight.simulated import SimulatedDevice
 from featherweight.training.estimate import _let_largest_refresh as let_largest_refresh
 from featherweight.training.estimate import estimate_memory
 from featherweight.training.loop import Loop
 from featherweight.training.recipe import load_recipe
+from featherweight.training.task import Skeleton, tasks
 
 SMALL_LLAMA = {
     "model_type": "llama",
@@ -181,12 +183,11 @@ def test_an_optimizer_that_draws_lots_is_simulated_with_all_layers():
 # -- a GPU's sizes -----------------------------------------------------------------------------------------------------
 
 
-def test_memory_grows_evenly_with_the_length_and_no_mask_is_made():
+@pytest.mark.parametrize("name", ["full bf16", "autocast"])
+def test_memory_grows_evenly_with_the_length_and_no_mask_is_made(name):
     lengths = [1 << power for power in (14, 15, 16, 17)]
     peaks = [
-        estimate_memory(
-            None, recipe("full bf16", layers=2, seq_len=length, micro_batch_size=1), device="cuda"
-        ).peak_bytes
+        estimate_memory(None, recipe(name, layers=2, seq_len=length, micro_batch_size=1), device="cuda").peak_bytes
         for length in lengths
     ]
     slopes = [
@@ -205,7 +206,7 @@ def test_blocks_of_a_gpu_are_multiples_of_512_bytes():
 def test_the_size_of_the_memory_decides_the_size_of_chunks():
     model = {**SMALL_LLAMA, "num_hidden_layers": 2, "vocab_size": 32000}
     one = recipe("full bf16", seq_len=1 << 14, micro_batch_size=1, methods=[{"mst": {"mlp": False}}])
-    peaks = [estimate_memory(model, one, device=Device("cuda", gib << 30)).peak_bytes for gib in (8, 80)]
+    peaks = [estimate_memory(model, one, device=SimulatedDevice("cuda", gib << 30)).peak_bytes for gib in (8, 80)]
     # One hundredth of the memory for 6 bytes of each logit: 256 and 4096 tokens of the head, 4 bytes each at least.
     assert peaks[1] - peaks[0] > 4 * 32000 * (4096 - 256)
 
@@ -223,7 +224,7 @@ def test_the_parts_of_an_estimate_add_up_and_formulas_agree():
     top = found.top_allocations(3)
     assert len(top) == 3 and top == sorted(top, key=lambda pair: -pair[0].size_bytes * pair[1])
     assert "model.layers.*.mlp.gate_proj.weight" in found.peak_by_module
-    assert found.tokens_per_step == 2 * 128
+    assert found.tokens_per_step == 2 * 127  # the first token of a row is predicted from nothing
 
 
 def test_checkpointing_costs_the_products_of_the_layers_once_more_but_for_the_last_ones():
@@ -279,6 +280,37 @@ def test_what_is_no_model_is_refused(model):
 def test_a_task_that_has_no_shape_without_data_is_refused(recipe):
     with pytest.raises(ConfigError, match="task=regression cannot be run by shape alone"):
         estimate_memory(None, recipe())
+
+
+class Fields(Skeleton):
+    """A workload without labels: each sample is one item, a field that a linear layer smooths."""
+
+    Config = type("FieldsConfig", (Config,), {})
+    layers = None
+
+    def __init__(self, config, *, seed):
+        self.seed = seed
+
+    @classmethod
+    def skeleton(cls, config, *, seed, layers=None):
+        return cls(config, seed=seed)
+
+    def build_model(self):
+        return torch.nn.Linear(32, 32)
+
+    def batches(self, split, *, micro_batch_size, **others):
+        while True:
+            yield {"field": torch.zeros(micro_batch_size, 32)}
+
+    def loss(self, model, batch):
+        return (model(batch["field"]) - batch["field"]).square().sum(), self.item_count(batch)
+
+
+def test_the_items_of_a_step_are_those_that_the_task_counts(monkeypatch):
+    monkeypatch.setitem(tasks._entries, "fields", Fields)
+    values = {"task": "fields", "optimizer": "adamw", "steps": 5, "micro_batch_size": 6, "accumulation_steps": 4}
+
+    assert estimate_memory(None, values, device="cpu").tokens_per_step == 24
 
 
 def test_a_method_that_decides_by_numbers_is_refused():
@@ -349,7 +381,7 @@ def llama_3(seq_len, checkpointing, mst, layerwise):
         "micro_batch_size": 1,
     }
     values["task"]["seq_len"] = seq_len
-    return estimate_memory(None, values, device=Device("cuda", 80 << 30))
+    return estimate_memory(None, values, device=SimulatedDevice("cuda", 80 << 30))
 
 
 @pytest.mark.parametrize(("seq_len", "checkpointing", "mst", "layerwise", "gib"), PEAKS_GIB)

@@ -1,5 +1,6 @@
 """featherweight's optimizers inside transformers.Trainer, TRL's SFTTrainer, and a loop of accelerate."""
 
+import copy
 import math
 import shutil
 import subprocess
@@ -75,8 +76,7 @@ def test_layerwise_in_the_trainer_follows_ordinary_training_with_accumulation_an
     ordinary, _ = train(tmp_path / "a", name, options=options, max_grad_norm=0.0)
     ours, callback = train(tmp_path / "b", name, options={**options, "layerwise": True}, max_grad_norm=0.0)
     assert ours.state.global_step == ordinary.state.global_step == 6
-    optimizer = ours.optimizer.optimizer
-    assert optimizer.layerwise.steps == 6
+    assert callback.handle.steps == 6
     # The same whole gradients, or cores that were refreshed from sketches: measured 0, and 0.6 % for GaLore.
     tolerance = 0.02 if name == "galore_8bit" else 1e-5
     assert losses(ours) == pytest.approx(losses(ordinary), rel=tolerance)
@@ -103,10 +103,9 @@ def test_the_true_norm_of_the_gradient_is_logged_and_clipping_acts(tmp_path):
     norms = [[line["grad_norm"] for line in t.state.log_history if "grad_norm" in line] for t in (ordinary, ours)]
     assert norms[1] == pytest.approx(norms[0], rel=1e-4)
     assert all(norm > 0.1 for norm in norms[1])
-    handle = ours.optimizer.optimizer.layerwise
-    assert handle.max_grad_norm == math.inf
-    clipped, _ = train(tmp_path / "c", "adamw", options={"layerwise": True}, max_grad_norm=0.25, **settings)
-    assert clipped.optimizer.optimizer.layerwise.max_grad_norm == 0.25
+    assert callback.handle.max_grad_norm == math.inf
+    clipped, callback = train(tmp_path / "c", "adamw", options={"layerwise": True}, max_grad_norm=0.25, **settings)
+    assert callback.handle.max_grad_norm == 0.25
     assert losses(clipped) != pytest.approx(losses(ours), rel=1e-4)
 
 
@@ -154,14 +153,19 @@ def test_training_arguments_reach_the_optimizer_and_explicit_options_win(tmp_pat
 
 def test_arguments_may_be_given_and_must_be_known(tmp_path):
     model, args = llama(), arguments(tmp_path, max_steps=1)
-    trainer = transformers.Trainer(
-        model, args, train_dataset=rows(8), **trainer_optimizer("apollo", model, args, rank=8, layerwise=True)
-    )
-    trainer.train()
-    assert trainer.optimizer.optimizer.layerwise.accumulation_steps == 4
+    ours = trainer_optimizer("apollo", model, args, rank=8, layerwise=True)
+    assert ours.optimizer is None and ours.handle is None
+    transformers.Trainer(model, args, train_dataset=rows(8), **ours).train()
+    assert ours.handle.accumulation_steps == 4 and ours.handle.steps == 1
+    assert ours.optimizer.state and ours.handle.is_active  # without a ReportCallback nothing tells of the end
     other = llama()
     unknown = transformers.Trainer(other, args, train_dataset=rows(8), **trainer_optimizer("adamw", other))
     with pytest.raises(ConfigError, match="lr=None, and the TrainingArguments are not known"):
+        unknown.train()
+    unknown = transformers.Trainer(
+        other, args, train_dataset=rows(8), **trainer_optimizer("adamw", other, lr=1e-2, layerwise=True)
+    )
+    with pytest.raises(ConfigError, match="gradient_accumulation_steps is not known"):
         unknown.train()
     with pytest.raises(ConfigError, match="rnak.*Did you mean.*rank"):
         trainer_optimizer("galore", model, rnak=3)
@@ -190,18 +194,61 @@ def test_the_report_of_a_run_shows_losses_and_bytes(tmp_path):
     assert facts["optimizer steps"] == 6
     optimizer = trainer.optimizer.optimizer
     assert facts["optimizer state (predicted)"] == fw.report.format_bytes(optimizer.state_bytes())
-    assert optimizer.gradient_bytes() < sum(p.nbytes for p in trainer.model.parameters())
+    assert callback.handle.gradient_bytes() < sum(p.nbytes for p in trainer.model.parameters())
 
 
-def test_a_second_trainer_of_a_model_takes_over_from_the_first(tmp_path):
+def test_layerwise_updates_end_with_the_training(tmp_path):
+    # Mutation: hooks that stay take the gradients of whatever trains the model next.
     model = llama()
-    first, _ = train(tmp_path / "a", "adamw", model, options={"layerwise": True}, max_steps=1)
-    second, _ = train(tmp_path / "b", "galore", model, options={"rank": 8, "layerwise": True}, max_steps=1)
-    assert first.optimizer.optimizer.layerwise is None
-    assert second.optimizer.optimizer.layerwise.steps == 1
-    third, _ = train(tmp_path / "c", "galore", model, options={"rank": 8}, max_steps=1)
-    assert second.optimizer.optimizer.layerwise is None
-    assert all(int(state["step"]) == 1 for state in third.optimizer.optimizer.state.values())
+    first, callback = train(tmp_path / "a", "galore", model, options={"rank": 8, "layerwise": True}, max_steps=1)
+    assert first.optimizer.optimizer.layerwise is None and not callback.handle.is_active
+    plain = copy.deepcopy(model)
+    trained = []
+    for each in (model, plain):
+        args = arguments(tmp_path / "b", max_steps=3, lr_scheduler_type="constant")
+        transformers.Trainer(each, args, train_dataset=rows(22)).train()
+        trained.append(each.state_dict())
+    assert all(torch.equal(value, trained[1][name]) for name, value in trained[0].items())
+
+
+def test_another_training_with_the_same_trainer_is_layerwise_again(tmp_path):
+    trainer, callback = train(tmp_path, "galore", options={"rank": 8, "layerwise": True}, max_steps=2)
+    trainer.train()
+    assert callback.handle.steps == 4 and not callback.handle.is_active
+    assert int(trainer.optimizer.optimizer.state[trainer.model.lm_head.weight]["step"]) == 4
+
+
+@pytest.mark.parametrize("is_second_layerwise", [False, True])
+def test_a_second_trainer_of_a_model_takes_over_from_one_without_callback(is_second_layerwise, tmp_path):
+    model, args = llama(), arguments(tmp_path, max_steps=1)
+    first = trainer_optimizer("adamw", model, args, layerwise=True)
+    trainer = transformers.Trainer(model, args, train_dataset=rows(22), **first)
+    trainer.train()
+    assert first.handle.is_active
+    options = {"rank": 8, "layerwise": is_second_layerwise}
+    second, _ = train(tmp_path / "b", "galore", model, options=options, max_steps=1)
+    assert not first.handle.is_active and first.handle.steps == 1
+    assert all(int(state["step"]) == 1 for state in second.optimizer.optimizer.state.values())
+
+
+def test_a_foreign_training_beside_updates_that_nobody_has_ended_is_refused(tmp_path):
+    model, args = llama(), arguments(tmp_path, max_steps=1)
+    ours = trainer_optimizer("adamw", model, args, layerwise=True)
+    transformers.Trainer(model, args, train_dataset=rows(22), **ours).train()
+    with pytest.raises(ConfigError, match=r"AdamW.step: .* are trained layer-wise by another optimizer \(AdamW\)"):
+        transformers.Trainer(model, args, train_dataset=rows(22)).train()
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("optim", "galore_adamw"), ("optim_args", "rank=4,update_proj_gap=2"), ("optim_target_modules", ["q_proj"])],
+)
+def test_arguments_that_choose_another_optimizer_are_refused(field, value, tmp_path):
+    model, args = llama(), arguments(tmp_path, max_steps=1, **{field: value})
+    with pytest.raises(ConfigError, match=rf"{field}=.*gets 'galore' from here; expected .*the default"):
+        trainer_optimizer("galore", model, args, rank=8)
+    with pytest.raises(ConfigError, match=f"{field}="):
+        train(tmp_path, "galore", model, options={"rank": 8}, **{field: value})
 
 
 @pytest.mark.filterwarnings("ignore:.*deprecated.*:FutureWarning")
@@ -229,17 +276,18 @@ def test_sft_trainer_of_trl_trains_layerwise(with_adapters, tmp_path):
     )  # fmt: skip
     config = peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"]) if with_adapters else None
     name, options = ("adamw", {}) if with_adapters else ("galore_8bit", {"rank": 8})
+    callback = ReportCallback()
     trainer = trl.SFTTrainer(
         model,
         args,
         train_dataset=data,
         processing_class=tokenizer,
         peft_config=config,
-        callbacks=[ReportCallback()],
+        callbacks=[callback],
         **trainer_optimizer(name, model, layerwise=True, **options),
     )
     trainer.train()
-    assert trainer.optimizer.optimizer.layerwise.steps == 4
+    assert callback.handle.steps == 4
     found = losses(trainer)
     assert found[-1] < found[0]
     norms = [line["grad_norm"] for line in trainer.state.log_history if "grad_norm" in line]

@@ -1,4 +1,5 @@
 import copy
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -6,7 +7,7 @@ import torch
 from featherweight.errors import CheckpointError, ConfigError, DeviceError, NumericsError
 from featherweight.training.checkpoint import Checkpoints
 from featherweight.training.interrupt import StopRequest
-from featherweight.training.loop import Loop, explain_out_of_memory, gradient_norm
+from featherweight.training.loop import Loop, Progress, explain_out_of_memory, gradient_norm
 
 
 def weights(loop: Loop) -> dict[str, torch.Tensor]:
@@ -42,7 +43,7 @@ def test_four_micro_batches_with_unequal_token_counts_equal_one_large_batch(reci
         # Mutation: averaging the means of the micro-batches differs in the second digit.
         assert one["loss"] == pytest.approx(other["loss"], rel=1e-10)
         assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-10)
-        assert one["tokens"] == other["tokens"]
+        assert one["points"] == other["points"]
     for name, tensor in weights(small).items():
         torch.testing.assert_close(tensor, weights(large)[name], rtol=1e-8, atol=1e-10)
 
@@ -106,8 +107,8 @@ def test_a_loss_that_is_not_finite_names_the_step_and_leaves_everything_as_it_wa
     assert all(parameter.grad is None for parameter in loop.model.parameters())
 
 
-def test_a_step_without_tokens_is_refused(recipe):
-    with pytest.raises(NumericsError, match="tokens=0 in step 1"):
+def test_a_step_without_items_is_refused(recipe):
+    with pytest.raises(NumericsError, match="points=0 in step 1"):
         Loop(recipe(task={"name": "regression", "masked": True})).step()
 
 
@@ -161,7 +162,7 @@ def test_resume_is_bitwise_identical_in_the_middle_of_a_refresh_interval(
     assert resumed.footprint.peak_bytes == through.footprint.peak_bytes > 0
     train(resumed, tmp_path, "second")
     assert_bitwise_equal(through, resumed)
-    assert through.progress.tokens == resumed.progress.tokens
+    assert through.progress.items == resumed.progress.items
 
 
 def test_resume_with_another_recipe_names_what_differs(recipe, tmp_path):
@@ -222,9 +223,9 @@ def test_layerwise_gradients_take_the_predicted_bytes(recipe, accumulation_steps
 def test_speed_leaves_out_the_first_and_the_measured_steps(recipe):
     loop = Loop(recipe(memory_steps=[2], micro_batch_size=24))
     metrics = [loop.step() for _ in range(4)]
-    per_step = metrics[0]["tokens"]
-    assert "tokens_per_s" not in metrics[1]
-    assert loop.progress.timed_tokens == 2 * per_step
+    per_step = metrics[0]["points"]
+    assert "points_per_s" not in metrics[1]
+    assert loop.progress.timed_items == 2 * per_step
     assert loop.progress.timed_seconds == metrics[2]["seconds"] + metrics[3]["seconds"]
 
 
@@ -273,3 +274,9 @@ def test_running_out_of_memory_is_one_sentence_that_says_what_helps(recipe, erro
             raise error
     with pytest.raises(RuntimeError, match="^another reason$"), explain_out_of_memory(recipe()):
         raise RuntimeError("another reason")
+
+
+def test_progress_of_older_checkpoints_which_say_tokens_is_read():
+    new = Progress(step=3, items=12, skipped_steps=1, timed_items=8, timed_seconds=2.0)
+    old = {"step": 3, "tokens": 12, "skipped_steps": 1, "timed_tokens": 8, "timed_seconds": 2.0}
+    assert Progress.from_dict(old) == Progress.from_dict(asdict(new)) == new and new.items_per_s == 4

@@ -14,7 +14,7 @@ from featherweight.training.recipe import Recipe
 from featherweight.training.run import train
 from featherweight.training.summary import Summary
 
-WITHOUT_CLOCK = ("seconds", "tokens_per_s")
+WITHOUT_CLOCK = ("seconds", "points_per_s")
 
 
 def numbers(folder: Path) -> list[dict]:
@@ -71,7 +71,7 @@ def test_a_run_folder_holds_all_that_is_needed_to_judge_and_repeat_it(recipe, tm
     assert run.summary.training_loss == steps[-1]["loss"]
     assert run.summary.held_out["held_out_loss"] == lines[-1]["held_out_loss"]
     assert run.summary.before_training["held_out_loss"] == lines[0]["held_out_loss"]
-    assert run.summary.tokens == steps[-1]["tokens"]
+    assert run.summary.items == steps[-1]["points"]
     assert run.summary.held_out["held_out_loss"] < run.summary.before_training["held_out_loss"]
 
 

@@ -17,11 +17,15 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from featherweight.errors import CheckpointError, ConfigError, did_you_mean
+from featherweight.errors import LISTED, CheckpointError, ConfigError, did_you_mean
 from featherweight.methods.peft_adapter import CONFIG_FILE, PREFIX, WEIGHTS_FILE, plain_settings, write_files
 from featherweight.methods.s2ft.base_slices import ChannelChange, sum_changes
 from featherweight.methods.s2ft.config import S2FTConfig
-from featherweight.methods.s2ft.targets import linear_features
+from featherweight.methods.s2ft.fingerprint import fingerprint_shapes, require_same_base
+from featherweight.methods.s2ft.module_map import default_axis
+from featherweight.methods.s2ft.soundness import require_finite, require_sound
+from featherweight.methods.s2ft.targets import matching_pattern
+from featherweight.methods.s2ft.whole_tensors import Weighted, combined, parameter_name
 from featherweight.nn.channel_delta import Axis
 
 FORMAT_VERSION = 1
@@ -57,16 +61,32 @@ class Adapter:
         """Shapes and samples of the base weights; see `base_fingerprint`."""
         return self.config.get("base_fingerprint")
 
+    def require_sound(self, subject: str, shapes: Mapping[str, tuple[int, int]] | None = None) -> None:
+        """Refuse an adapter that no training can have made; whoever reads, writes, adds or serves one asks.
+
+        Args:
+            subject: who is at work and with what, the beginning of a message: ``merge: adapter``.
+            shapes: (out_features, in_features) by module; None takes those that the adapter was saved with.
+        Raises:
+            CheckpointError: if channels stand twice or outside of a module, or a width is not the module's.
+            NumericsError: if a number is NaN or infinite.
+        """
+        require_sound(self.modules, subject, fingerprint_shapes(self.fingerprint) if shapes is None else shapes)
+        require_finite(self.extra, subject)
+
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> "Adapter":
         """Read an adapter from its folder.
 
         Raises:
             CheckpointError: if a file is missing, damaged, or belongs to another method or a newer format.
+            NumericsError: if a number is NaN or infinite.
         """
         with opened(folder) as (config, file):
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        return cls._of_tensors(tensors, config, Path(folder))
+        adapter = cls._of_tensors(tensors, config, Path(folder))
+        adapter.require_sound(f"adapter: folder={folder}")
+        return adapter
 
     @classmethod
     def _of_tensors(cls, tensors: dict[str, Tensor], config: Mapping[str, Any], folder: Path) -> "Adapter":
@@ -75,10 +95,10 @@ class Adapter:
             if key.endswith(DELTA):
                 stem = key.removesuffix(DELTA)
                 delta, indices = extra.pop(key), extra.pop(stem + INDICES, None)
-                if indices is None or len(indices) != len(delta):
+                if indices is None:
                     raise CheckpointError(
-                        f"adapter: file={folder / WEIGHTS_FILE} has no channels that fit '{key}'; expected "
-                        f"'{stem + INDICES}' with {len(delta)} of them. Save the adapter again."
+                        f"adapter: file={folder / WEIGHTS_FILE} has no channels for '{key}'; expected "
+                        f"'{stem + INDICES}' with one for each row. Save the adapter again."
                     )
                 name = stem.removeprefix(PREFIX)
                 modules[name] = ChannelChange(axis_of(config, name), indices, delta)
@@ -106,7 +126,7 @@ class Adapter:
         if adapter_name not in known:
             raise ConfigError(
                 f"s2ft: adapter_name={adapter_name!r} is no adapter of this model; expected one of {known}. "
-                f"{did_you_mean(adapter_name, known)}"
+                f"{did_you_mean(adapter_name, known, otherwise=LISTED)}"
             )
         modules = {}
         for name, layer in layers.items():
@@ -154,9 +174,6 @@ def re_escape(name: str) -> str:
 
 def axis_of(config: Mapping[str, Any], name: str) -> Axis:
     """Return the axis of a module under a saved configuration."""
-    from featherweight.methods.s2ft.module_map import default_axis
-    from featherweight.methods.s2ft.targets import matching_pattern
-
     patterns = config.get("axis_pattern") or {}
     pattern = matching_pattern(patterns, name)
     if pattern is not None:
@@ -174,6 +191,8 @@ def opened(folder: str | os.PathLike[str]) -> Iterator[tuple[dict[str, Any], Any
     folder = Path(folder)
     try:
         config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+        if not isinstance(config, dict):
+            raise ValueError(f"{CONFIG_FILE} holds no settings")
         if config.get("peft_type") != "S2FT":
             raise CheckpointError(
                 f"adapter: peft_type={config.get('peft_type')!r} of {folder} is another method; expected 'S2FT'. "
@@ -196,28 +215,57 @@ def opened(folder: str | os.PathLike[str]) -> Iterator[tuple[dict[str, Any], Any
         ) from error
 
 
-def fuse_adapters(adapters: Mapping[str, Adapter], weights: list[float]) -> Adapter:
+def fuse_adapters(
+    adapters: Mapping[str, Adapter], weights: list[float], *, base: nn.Module | Mapping[str, Tensor] | None = None
+) -> Adapter:
     """Return the adapter whose change is exactly the weighted sum of the others' changes.
+
+    Heads (`modules_to_save`) and biases are changes too, of their whole tensors: adapters that share one need weights
+    whose sum is 1, or the base.
 
     Args:
         adapters: name -> adapter, all of one base model.
         weights: one for each, of any sign.
+        base: the plain base model or its state dict; only needed for heads and biases with other weights.
     Raises:
-        ConfigError: if there are none, or a module is changed along different axes.
-        CheckpointError: if they belong to different base models.
+        ConfigError: if there are none, a module is changed along different axes, or the base is needed.
+        CheckpointError: if they belong to different base models, or one is damaged.
+        NumericsError: if one holds NaN or infinite numbers.
     """
     if not adapters or len(adapters) != len(weights):
         raise ConfigError(
             f"fuse: weights={weights} do not fit {len(adapters)} adapters; expected one for each. Give both lists."
         )
     first, *others = adapters.values()
+    for name, adapter in adapters.items():
+        adapter.require_sound(f"fuse: adapter={name!r}")
     for other in others:
         require_same_base(first.fingerprint, other.fingerprint, "fuse")
     changes: dict[str, list[ChannelChange]] = {}
     for adapter, weight in zip(adapters.values(), weights, strict=True):
         for name, change in adapter.modules.items():
             changes.setdefault(name, []).append(change._replace(scaling=change.scaling * weight))
-    return Adapter({name: joined_change(name, parts) for name, parts in changes.items()}, first.config)
+    parts = [Weighted(one.extra, weight) for one, weight in zip(adapters.values(), weights, strict=True)]
+    values = base.state_dict() if isinstance(base, nn.Module) else base
+    return Adapter(
+        {name: joined_change(name, found) for name, found in changes.items()},
+        {**first.config, **_joined_settings([one.config for one in adapters.values()])},
+        combined(parts, values, "fuse"),
+    )
+
+
+_BIASES = ("none", "s2ft_only", "all")
+
+
+def _joined_settings(configs: list[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the settings that say what a sum of adapters holds."""
+    saved = {name for config in configs for name in config.get("modules_to_save") or ()}
+    fingerprints = [config["base_fingerprint"] for config in configs if config.get("base_fingerprint")]
+    return {
+        "modules_to_save": sorted(saved) or None,
+        "bias": max((str(config.get("bias") or "none") for config in configs), key=_BIASES.index),
+        "base_fingerprint": {name: one for found in fingerprints for name, one in found.items()} or None,
+    }
 
 
 def joined_change(name: str, changes: list[ChannelChange]) -> ChannelChange:
@@ -236,69 +284,9 @@ def joined_change(name: str, changes: list[ChannelChange]) -> ChannelChange:
     return ChannelChange(changes[0].axis, indices[order].to(torch.int32), delta[order])
 
 
-# ---- which base an adapter belongs to --------------------------------------------------------------------------------
-
-_SAMPLES = 8
-_TOLERANCE = 0.25
-"""Relative difference of all samples together. Rounding the base to 4 bits makes 0.1, another training of it 0.05,
-another model 1.4."""
-
-
-def base_fingerprint(weights: Mapping[str, Tensor]) -> dict[str, list[float]]:
-    """Return shape and some values of each weight: enough to tell another model, not enough to be in the way.
-
-    Args:
-        weights: full module name -> (out_features, in_features).
-    """
-    found: dict[str, list[float]] = {}
-    for name, weight in weights.items():
-        places = torch.linspace(0, weight.numel() - 1, _SAMPLES, dtype=torch.float64).long()
-        rows, columns = places // weight.shape[1], places % weight.shape[1]
-        values = weight[rows.to(weight.device), columns.to(weight.device)].float().cpu()
-        found[name] = [*map(float, weight.shape), *(float(f"{value:.6g}") for value in values.tolist())]
-    return found
-
-
-def require_same_base(
-    known: Mapping[str, list[float]] | None, found: Mapping[str, list[float]] | None, where: str
-) -> None:
-    """Refuse an adapter of another base.
-
-    Raises:
-        CheckpointError: if shapes differ, or values by more than quantisation explains.
-    """
-    if known is None or found is None:
-        return
-    both = [name for name in known if name in found]
-    for name in both:
-        if known[name][:2] != found[name][:2]:
-            raise CheckpointError(
-                f"{where}: '{name}' has shape={tuple(map(int, found[name][:2]))}, but the adapter was made for "
-                f"{tuple(map(int, known[name][:2]))}; expected the adapter's base model. Load that model."
-            )
-    ours = torch.tensor([value for name in both for value in known[name][2:]], dtype=torch.float64)
-    theirs = torch.tensor([value for name in both for value in found[name][2:]], dtype=torch.float64)
-    size = max(float(ours.norm()), float(theirs.norm()))
-    difference = float((ours - theirs).norm()) / size if size else 0.0
-    if difference > _TOLERANCE:
-        raise CheckpointError(
-            f"{where}: weights differ from those of the adapter's base by difference={difference:.2f} of their size; "
-            f"expected at most {_TOLERANCE}. Load the base model that the adapter was trained on."
-        )
-
-
-def plain_weights(model: nn.Module) -> dict[str, Tensor]:
-    """Return the weight of every linear layer of a model as (out_features, in_features), by full name."""
-    found = {}
-    for name, module in model.named_modules():
-        weight = getattr(module, "weight", None)
-        if linear_features(module) is not None and isinstance(weight, Tensor) and weight.dim() == 2:
-            found[name] = weight.detach().t() if type(module).__name__ == "Conv1D" else weight.detach()
-    return found
-
-
 def _extra_tensors(model: nn.Module, adapter_name: str) -> dict[str, Tensor]:
     from peft import get_peft_model_state_dict
 
     state = get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False)
-    return {key: tensor.detach().clone().cpu() for key, tensor in state.items() if not key.endswith((DELTA, INDICES))}
+    found = {key: tensor for key, tensor in state.items() if not key.endswith((DELTA, INDICES))}
+    return {key: tensor.detach().clone().cpu() for key, tensor in found.items() if parameter_name(key) is not None}

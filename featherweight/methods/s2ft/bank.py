@@ -18,9 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from featherweight.errors import CheckpointError, ConfigError, did_you_mean
-from featherweight.methods.s2ft.adapter import CONFIG_FILE, Adapter, base_fingerprint, plain_weights, require_same_base
+from featherweight.errors import LISTED, ConfigError, did_you_mean
+from featherweight.methods.s2ft.adapter import CONFIG_FILE, Adapter
 from featherweight.methods.s2ft.base_slices import ChannelChange
+from featherweight.methods.s2ft.fingerprint import base_fingerprint, base_weights, linear_shapes, require_same_base
 from featherweight.methods.s2ft.layer import BASE
 from featherweight.methods.s2ft.targets import linear_features
 from featherweight.nn.channel_delta import mixed_delta
@@ -63,7 +64,7 @@ class AdapterBank:
         self._modules: dict[str, _Module] = {}
         self._rows: Tensor | None = None
         self._lock = threading.RLock()
-        self._weights = plain_weights(base)
+        self._fingerprint: dict[str, list[float]] = {}  # of the base, as far as adapters asked for it
 
     @property
     def names(self) -> list[str]:
@@ -200,14 +201,20 @@ class AdapterBank:
         if name not in self._known and name not in self._folders:
             raise ConfigError(
                 f"AdapterBank: adapter={name!r} is unknown; expected one of {self.names} or '{BASE}'. "
-                f"{did_you_mean(name, self.names)}"
+                f"{did_you_mean(name, self.names, otherwise=LISTED)}"
             )
         adapter = self._known[name] if name in self._known else Adapter.load(self._folders[name])
-        for module_name, change in adapter.modules.items():
-            _check_module(self.base, name, module_name, change)
-        if adapter.fingerprint is not None:
-            ours = {key: self._weights[key] for key in adapter.fingerprint if key in self._weights}
-            require_same_base(adapter.fingerprint, base_fingerprint(ours), f"AdapterBank '{name}'")
+        where = f"AdapterBank '{name}'"
+        adapter.require_sound(where, linear_shapes(self.base, adapter.modules, where))
+        rows = next((one for one, change in adapter.modules.items() if change.axis != "input"), None)
+        if rows is not None:
+            raise ConfigError(
+                f"AdapterBank: adapter={name!r} changes rows of '{rows}'; expected changes of input channels, which "
+                "rows of a batch can mix. Serve it with PeftModel and adapter_names."
+            )
+        new = [key for key in adapter.fingerprint or () if key not in self._fingerprint]
+        self._fingerprint |= base_fingerprint(base_weights(self.base, new))
+        require_same_base(adapter.fingerprint, self._fingerprint, where)
         if adapter.extra:
             raise ConfigError(
                 f"AdapterBank: adapter={name!r} also trains {sorted(adapter.extra)[0]}; expected changes of "
@@ -295,20 +302,3 @@ def _folders(store: str | os.PathLike[str]) -> dict[str, Path]:
             "there first."
         )
     return found
-
-
-def _check_module(base: nn.Module, adapter: str, name: str, change: ChannelChange) -> None:
-    try:
-        sizes = linear_features(base.get_submodule(name))
-    except AttributeError:
-        sizes = None
-    if sizes is None or sizes[1] != change.delta.shape[1] and change.axis == "input":
-        raise CheckpointError(
-            f"AdapterBank: adapter={adapter!r} changes '{name}' with {change.delta.shape[1]} outputs, and the base has "
-            f"{sizes}; expected the base that it was trained on. Load that model."
-        )
-    if change.axis != "input":
-        raise ConfigError(
-            f"AdapterBank: adapter={adapter!r} changes rows of '{name}'; expected changes of input channels, "
-            "which rows of a batch can mix. Serve it with PeftModel and adapter_names."
-        )

@@ -165,7 +165,13 @@ def _explicit(targets: Mapping[str, Target], chosen: Mapping[str, Any]) -> Indic
         )
     indices = {}
     for name, target in targets.items():
-        one = torch.as_tensor(chosen.get(name, []), dtype=torch.int64).flatten().cpu()
+        given = torch.as_tensor(chosen.get(name, ())).flatten().cpu()
+        if len(given) and (given.is_floating_point() or given.dtype == torch.bool):
+            raise ConfigError(
+                f"S2FTConfig: selection of '{name}' holds {str(given.dtype).removeprefix('torch.')} numbers; expected "
+                "indices of channels. Give whole numbers; of a mask, mask.nonzero()."
+            )
+        one = given.long()
         ordered = one.unique()
         if len(ordered) != len(one) or (len(one) and not 0 <= int(ordered[0]) <= int(ordered[-1]) < target.channels):
             raise ConfigError(

@@ -1,19 +1,24 @@
 """Options of S2FT, in the form in which PEFT reads, writes and passes them around."""
 
+import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any, Literal
 
 from peft import PeftConfig
 from peft.utils import PeftType
 
-from featherweight.errors import ConfigError, did_you_mean
+from featherweight.errors import LISTED, ConfigError, did_you_mean
 from featherweight.methods.s2ft.registration import add_peft_type
 
 add_peft_type()
 
 STRATEGIES = ("random", "weight", "activation", "product", "gradient", "spectral", "perturbation")
 """Ways to choose channels that have a name; a mapping of module names to indices and a function are two more."""
+
+DEFAULT_R_EQUIVALENT = 16
+"""How much is trained where nothing says so; small modules that have fewer parameters are then trained whole."""
 
 STORED = "stored"
 """The strategy of a saved adapter: its channels stand in its file."""
@@ -198,24 +203,20 @@ class S2FTConfig(PeftConfig):
                 f"S2FTConfig: {' and '.join(f'{name}={value}' for name, value in given.items())} say twice how much to "
                 "train; expected one of them. Keep one."
             )
-        if not given and self.compat == "none":
-            self.r_equivalent = 16
-        for name, value in given.items():
-            limit = 1 if name == "channel_ratio" else None
-            if value <= 0 or (limit is not None and value > limit):
-                raise ConfigError(
-                    f"S2FTConfig: {name}={value} is out of range; expected {name} > 0"
-                    f"{' and <= 1' if limit else ''}. Correct it."
-                )
-        for pattern, amount in self.channel_pattern.items():
-            if amount < 0 or (isinstance(amount, float) and amount > 1):
-                raise ConfigError(
-                    f"S2FTConfig: channel_pattern[{pattern!r}]={amount} is out of range; expected a number of channels "
-                    ">= 0, or a share from 0.0 to 1.0. Correct it."
-                )
-        if self.multiple_of < 1:
-            raise ConfigError(f"S2FTConfig: multiple_of={self.multiple_of} is too small; expected >= 1. Set it to 1.")
-        if not 0 <= self.s2ft_dropout < 1:
+        for name in ("num_channels", "r_equivalent", "multiple_of", "spectral_rank"):
+            if getattr(self, name) is not None:
+                setattr(self, name, _whole(name, getattr(self, name), least=1))
+        self.seed = _whole("seed", self.seed, least=None)
+        share = self.channel_ratio
+        if share is not None and not (_is_number(share) and 0 < share <= 1):
+            raise ConfigError(
+                f"S2FTConfig: channel_ratio={share!r} is out of range; expected 0 < channel_ratio <= 1. Correct it."
+            )
+        self.channel_pattern = {
+            pattern: _amount(f"channel_pattern[{pattern!r}]", amount)
+            for pattern, amount in (self.channel_pattern or {}).items()
+        }
+        if not (_is_number(self.s2ft_dropout) and 0 <= self.s2ft_dropout < 1):
             raise ConfigError(
                 f"S2FTConfig: s2ft_dropout={self.s2ft_dropout} is out of range; expected 0 <= share < 1. Correct it."
             )
@@ -234,13 +235,13 @@ class S2FTConfig(PeftConfig):
             if getattr(self, name) not in values:
                 raise ConfigError(
                     f"S2FTConfig: {name}={getattr(self, name)!r} is unknown; expected one of {', '.join(values)}. "
-                    f"{did_you_mean(str(getattr(self, name)), values)}"
+                    f"{did_you_mean(str(getattr(self, name)), values, otherwise=LISTED)}"
                 )
         if isinstance(self.selection, str):
             if self.selection not in (*STRATEGIES, STORED):
                 raise ConfigError(
                     f"S2FTConfig: selection={self.selection!r} is unknown; expected one of {', '.join(STRATEGIES)}, a "
-                    f"mapping or a function. {did_you_mean(self.selection, STRATEGIES)}"
+                    f"mapping or a function. {did_you_mean(self.selection, STRATEGIES, otherwise=LISTED)}"
                 )
         elif not isinstance(self.selection, Mapping | Callable):
             raise ConfigError(
@@ -258,3 +259,32 @@ class S2FTConfig(PeftConfig):
                 f"S2FTConfig: s2ft_dropout={self.s2ft_dropout} does not go with update='inplace', where the change is "
                 "part of the weight; expected 0. Use update='delta'."
             )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _whole(name: str, value: Any, *, least: int | None) -> int:
+    """Return a whole number of any kind, numpy's too, as Python's own, which a file can hold.
+
+    Raises:
+        ConfigError: if it is none, or below `least`.
+    """
+    if isinstance(value, bool) or not hasattr(value, "__index__") or (least is not None and value < least):
+        limit = "" if least is None else f" >= {least}"
+        raise ConfigError(f"S2FTConfig: {name}={value!r} is out of range; expected a whole number{limit}. Correct it.")
+    return operator.index(value)
+
+
+def _amount(name: str, value: Any) -> int | float:
+    """Return a number of channels or a share."""
+    if isinstance(value, float) or (_is_number(value) and not hasattr(value, "__index__")):
+        if 0 <= value <= 1:
+            return float(value)
+    elif _is_number(value) and value >= 0:
+        return operator.index(value)
+    raise ConfigError(
+        f"S2FTConfig: {name}={value!r} is out of range; expected a whole number of channels >= 0, or a share from "
+        "0.0 to 1.0. Correct it."
+    )

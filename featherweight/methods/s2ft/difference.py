@@ -7,8 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from featherweight.errors import CheckpointError
-from featherweight.methods.s2ft.adapter import Adapter, base_fingerprint, plain_weights
+from featherweight.methods.low_rank_model import low_rank_modules
+from featherweight.methods.s2ft.adapter import Adapter
 from featherweight.methods.s2ft.base_slices import ChannelChange, write_
+from featherweight.methods.s2ft.fingerprint import base_fingerprint
+from featherweight.methods.s2ft.targets import is_conv1d, linear_features
 from featherweight.nn.channel_delta import Axis
 
 State = nn.Module | Mapping[str, Tensor]
@@ -24,10 +27,22 @@ def diff(base: State, tuned: State, *, max_share: float = 0.5) -> Adapter:
     Returns:
         Changes whose sum with the base rounds to the tuned weights exactly.
     Raises:
-        CheckpointError: if anything else has changed, or a matrix has changed in more than `max_share` of its channels.
+        CheckpointError: if anything else has changed, the tuned checkpoint has more tensors, or a matrix has changed in
+            more than `max_share` of its channels.
+        NumericsError: if a changed weight holds NaN or infinite numbers.
     """
+    if isinstance(base, nn.Module) and (cut := low_rank_modules(base)):
+        raise CheckpointError(
+            f"diff: '{next(iter(cut))}' of the base is of low rank, and its factors are no channels of a layer; "
+            "expected ordinary linear layers. Call fw.merge_low_rank on both models first."
+        )
     before, after = _state(base), _state(tuned)
     linear = _linear_names(base, before)
+    if more := sorted(set(after) - set(before)):
+        raise CheckpointError(
+            f"diff: the tuned checkpoint has {len(more)} tensors that the base lacks, '{more[0]}' among them; expected "
+            "those of the base alone. Unload adapters and merge them first, or compare with the right base."
+        )
     modules: dict[str, ChannelChange] = {}
     for key, old in before.items():
         new = after.get(key)
@@ -57,7 +72,9 @@ def diff(base: State, tuned: State, *, max_share: float = 0.5) -> Adapter:
         raise CheckpointError(
             "diff: changed=0 weights differ; expected some. Give the base first, the tuned model second."
         )
-    return Adapter(modules, {"base_fingerprint": _fingerprint(before, linear, modules)})
+    adapter = Adapter(modules, {"base_fingerprint": _fingerprint(before, linear, modules)})
+    adapter.require_sound("diff: tuned checkpoint")
+    return adapter
 
 
 def changed_channels(old: Tensor, new: Tensor) -> ChannelChange:
@@ -88,7 +105,7 @@ def changed_channels(old: Tensor, new: Tensor) -> ChannelChange:
     return change if torch.equal(written, new) else change._replace(delta=exact)
 
 
-def import_official(tuned: State, base: State, *, head_dim: int | None = None) -> Adapter:
+def import_official(tuned: State, base: State, *, head_dim: int | None = None, allow_rows: bool = False) -> Adapter:
     """Recover the adapter from a checkpoint of the paper's code, which saves merged and permuted weights.
 
     That code moves the trained heads and channels to the front. Gate rows and query rows are never trained, so equal
@@ -99,8 +116,12 @@ def import_official(tuned: State, base: State, *, head_dim: int | None = None) -
         tuned: its pytorch_model.bin, loaded, or a model; LLaMA names.
         base: the model that was fine-tuned; one with more key and value heads than groups, as that code needs.
         head_dim: channels of a head; None takes it from the model's configuration.
+        allow_rows: take changed rows of up_proj and v_proj too, which that code trains only when it is told so. Without
+            it such rows mean that the checkpoint comes from another base or another training.
     Raises:
-        CheckpointError: if rows of a frozen matrix have no twin in the base, or nothing differs.
+        CheckpointError: if rows of a frozen matrix have no twin in the base, rows of up_proj or v_proj differ without
+            `allow_rows`, or nothing differs.
+        NumericsError: if a changed weight holds NaN or infinite numbers.
     """
     before, after = _state(base), _state(tuned)
     size = head_dim if head_dim is not None else _head_dim(base)
@@ -120,8 +141,17 @@ def import_official(tuned: State, base: State, *, head_dim: int | None = None) -
             "import_official: changed=0 matrices differ from the base; expected some. Give the fine-tuned "
             "checkpoint first."
         )
+    rows = [name for name in modules if name.endswith((".up_proj", ".v_proj"))]
+    if rows and not allow_rows:
+        raise CheckpointError(
+            f"import_official: rows of '{rows[0]}' differ from the base, {len(modules[rows[0]].indices)} of them; "
+            "expected changes of o_proj and down_proj alone, which the paper's recipes train. Give the base that was "
+            "fine-tuned; if values and up projections were trained too, allow_rows=True (fw adapter diff --rows)."
+        )
     linear = {name: "linear" for name in modules}
-    return Adapter(modules, {"base_fingerprint": _fingerprint(before, linear, modules)})
+    adapter = Adapter(modules, {"base_fingerprint": _fingerprint(before, linear, modules)})
+    adapter.require_sound("import_official: checkpoint")
+    return adapter
 
 
 def matched_rows(base: Tensor, tuned: Tensor, name: str, *, block: int = 1) -> Tensor:
@@ -179,7 +209,9 @@ def _linear_names(base: State, state: Mapping[str, Tensor]) -> dict[str, str]:
     if isinstance(base, nn.Module):
         modules = dict(base.named_modules())
         return {
-            name: "conv1d" if type(modules[name]).__name__ == "Conv1D" else "linear" for name in plain_weights(base)
+            name: "conv1d" if is_conv1d(module) else "linear"
+            for name, module in modules.items()
+            if f"{name}.weight" in state and linear_features(module) is not None
         }
     return {
         key.removesuffix(".weight"): "linear"

@@ -8,16 +8,16 @@ Shapes: S channels, K the other axis, N in_features, M out_features, R rank.
 
 import json
 import os
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from featherweight.errors import CheckpointError, ConfigError
 from featherweight.methods.peft_adapter import PREFIX, write_files
-from featherweight.methods.s2ft.adapter import Adapter, re_escape
+from featherweight.methods.s2ft.adapter import Adapter
 from featherweight.methods.s2ft.base_slices import ChannelChange
 from featherweight.report import Report
 
@@ -35,6 +35,9 @@ def export_lora(
 ) -> Report:
     """Write an adapter as LoRA, exactly, or with a bounded rank and a known error.
 
+    All modules get the rank of the largest one, filled up with zeros: engines such as llama.cpp know one lora_alpha and
+    divide it by the rank of each module's own tensors.
+
     Args:
         adapter: a folder, a loaded adapter, or a model with S2FT layers.
         folder: where the LoRA adapter goes; `peft` opens it without featherweight.
@@ -45,22 +48,26 @@ def export_lora(
         Ranks, the max_lora_rank that vLLM has to be started with, and with `max_rank` the error of each module.
     Raises:
         ConfigError: if `max_rank` is below 1 or the model has no such adapter.
-        CheckpointError: if a file cannot be read or written.
+        CheckpointError: if the adapter is damaged, or a file cannot be read or written.
+        NumericsError: if it holds NaN or infinite numbers.
     """
     if max_rank is not None and max_rank < 1:
         raise ConfigError(f"export_lora: max_rank={max_rank} is too small; expected >= 1, or None. Leave it out.")
     source = _loaded(adapter, adapter_name)
+    source.require_sound("export_lora: adapter")
     shapes = {name: _features(source, name, change) for name, change in source.modules.items()}
     tensors: dict[str, Tensor] = dict(source.extra)
-    ranks, rows = {}, []
+    most = max(len(change.indices) for change in source.modules.values())
+    rank = most if max_rank is None else min(most, max_rank)
+    rows = []
     for name, change in source.modules.items():
         a_RN, b_MR, error = lora_factors(change, shapes[name], max_rank)
-        ranks[name] = len(a_RN)
-        for side, factor in (("A", a_RN), ("B", b_MR)):
+        filled = (F.pad(a_RN, (0, 0, 0, rank - len(a_RN))), F.pad(b_MR, (0, rank - len(a_RN))))
+        for side, factor in zip("AB", filled, strict=True):
             tensors[f"{PREFIX}{name}.lora_{side}.weight"] = factor.to(dtype or factor.dtype).contiguous().cpu()
         rows.append([name, change.axis, len(change.indices), len(a_RN), error])
-    write_files(Path(folder), _lora_config(source, ranks), tensors)
-    return _report(rows, ranks, max_rank)
+    write_files(Path(folder), _lora_config(source, rank), tensors)
+    return _report(rows, rank, max_rank)
 
 
 def lora_factors(change: ChannelChange, features: int, max_rank: int | None = None) -> tuple[Tensor, Tensor, float]:
@@ -110,17 +117,13 @@ def _features(source: Adapter, name: str, change: ChannelChange) -> int:
     return int(known[1] if change.axis == "input" else known[0])
 
 
-def _lora_config(source: Adapter, ranks: dict[str, int]) -> dict[str, Any]:
+def _lora_config(source: Adapter, rank: int) -> dict[str, Any]:
     from peft import LoraConfig
 
-    rank = Counter(ranks.values()).most_common(1)[0][0]
-    different = {re_escape(name): one for name, one in ranks.items() if one != rank}
     config = LoraConfig(
         r=rank,
         lora_alpha=rank,
-        target_modules=sorted(ranks),
-        rank_pattern=different,
-        alpha_pattern=dict(different),
+        target_modules=sorted(source.modules),
         modules_to_save=source.config.get("modules_to_save"),
         fan_in_fan_out=bool(source.config.get("fan_in_fan_out", False)),
         bias={"s2ft_only": "lora_only"}.get(source.config.get("bias", "none"), source.config.get("bias", "none")),
@@ -132,11 +135,10 @@ def _lora_config(source: Adapter, ranks: dict[str, int]) -> dict[str, Any]:
     return dict(json.loads(json.dumps(config)))
 
 
-def _report(rows: list[list[Any]], ranks: dict[str, int], max_rank: int | None) -> Report:
+def _report(rows: list[list[Any]], rank: int, max_rank: int | None) -> Report:
     report = Report("LoRA export")
-    largest = max(ranks.values())
-    needed = next((rank for rank in VLLM_RANKS if rank >= largest), None)
-    facts = {"modules": len(ranks), "largest rank": largest, "vLLM max_lora_rank": needed or "above 512: set max_rank"}
+    needed = next((one for one in VLLM_RANKS if one >= rank), None)
+    facts = {"modules": len(rows), "largest rank": rank, "vLLM max_lora_rank": needed or "above 512: set max_rank"}
     if max_rank is not None:
         facts["largest relative error"] = max(row[-1] for row in rows)
     report.add_facts(facts)

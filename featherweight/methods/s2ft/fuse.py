@@ -6,7 +6,7 @@ Shapes: U channels of the union, K the other axis, A adapters.
 Source: arXiv 2412.06289, section 5.3; arXiv 2306.01708 (ties), arXiv 2311.03099 (dare).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -16,7 +16,8 @@ from featherweight.errors import ConfigError
 from featherweight.methods.s2ft.adapter import joined_change
 from featherweight.methods.s2ft.base_slices import ChannelChange
 from featherweight.methods.s2ft.config import S2FTConfig
-from featherweight.methods.s2ft.switch import require_adapters
+from featherweight.methods.s2ft.switch import require_adapters, require_mergeable
+from featherweight.methods.s2ft.whole_tensors import Weighted, combined, heads_of
 
 CombinationType = Literal["linear", "ties", "dare_linear", "dare_ties", "magnitude_prune"]
 _KINDS = ("linear", "ties", "dare_linear", "dare_ties", "magnitude_prune")
@@ -34,6 +35,8 @@ def fuse(
 ) -> None:
     """Add an adapter that combines others of a model.
 
+    Saved modules (`modules_to_save`) are summed as changes of the base's, by combination_type="linear" alone.
+
     Args:
         model: of `peft.get_peft_model`; its active adapters stay active.
         adapters: names of the parts.
@@ -45,10 +48,13 @@ def fuse(
         density: share of entries that pruning keeps.
         majority_sign_method: how ties count.
     Raises:
-        ConfigError: if an adapter does not exist, the new name is taken, or the numbers do not fit.
+        ConfigError: if an adapter does not exist, the new name is taken, the numbers do not fit, or heads or biases
+            cannot be summed.
+        CheckpointError: if an adapter is damaged.
+        NumericsError: if one holds NaN or infinite numbers.
     Example:
         >>> import peft
-        >>> from featherweight.text.model import load_model
+        >>> from featherweight.models import load_model
         >>> model = peft.get_peft_model(load_model("tiny"), S2FTConfig(num_channels=8), adapter_name="math")
         >>> model.add_adapter("code", S2FTConfig(num_channels=8, seed=1))
         >>> fuse(model, ["math", "code"], [1.0, 0.5], name="both")
@@ -66,6 +72,9 @@ def fuse(
             "but 'linear'. Set it, or leave it out."
         )
     layers = require_adapters(model, adapters, "fuse")
+    for one in adapters:
+        require_mergeable(model, [one], "fuse")
+    heads = _fused_heads(model, adapters, weights, combination_type)
     parts: dict[str, list[ChannelChange]] = {}
     for place, layer in layers.items():
         if name in layer.s2ft_delta:
@@ -86,7 +95,28 @@ def fuse(
         else _pruned(place, changes, combination_type, density or 0.0, majority_sign_method)
         for place, changes in parts.items()
     }
-    add_changes(model, name, fused)
+    add_changes(model, name, fused, heads)
+
+
+def _fused_heads(
+    model: nn.Module, adapters: Sequence[str], weights: Sequence[float], kind: str
+) -> dict[str, dict[str, Tensor]]:
+    """Return the tensors of each saved module of the new adapter, by the module's name."""
+    fused: dict[str, dict[str, Tensor]] = {}
+    for place, wrapper in heads_of(model).items():
+        parts = [
+            Weighted(wrapper.modules_to_save[one].state_dict(), weight)
+            for one, weight in zip(adapters, weights, strict=True)
+            if one in wrapper.modules_to_save
+        ]
+        if parts and kind != "linear":
+            raise ConfigError(
+                f"fuse: combination_type={kind!r} does not go with '{place}', which the adapters train whole; expected "
+                "'linear'. Choose that."
+            )
+        if parts:
+            fused[place] = combined(parts, wrapper.original_module.state_dict(), "fuse")
+    return fused
 
 
 def _scaled(found: list[tuple[ChannelChange, float]], kind: str) -> list[ChannelChange]:
@@ -113,14 +143,21 @@ def _pruned(place: str, changes: list[ChannelChange], kind: str, density: float,
     return union._replace(delta=combined)
 
 
-def add_changes(model: nn.Module, name: str, changes: dict[str, ChannelChange]) -> None:
+def add_changes(
+    model: nn.Module,
+    name: str,
+    changes: dict[str, ChannelChange],
+    heads: Mapping[str, Mapping[str, Tensor]] | None = None,
+) -> None:
     """Add an adapter with given changes to a model that has S2FT layers; the active adapters stay active.
 
     Args:
         model: a `PeftModel`, an `S2FTModel`, or a model into which adapters were injected.
         name: of the new adapter.
         changes: by full name of the module.
+        heads: tensors of saved modules, by full name of the module.
     """
+    heads = heads or {}
     tuner = _tuner_of(model)
     config = S2FTConfig(
         target_modules=sorted(changes),
@@ -130,8 +167,16 @@ def add_changes(model: nn.Module, name: str, changes: dict[str, ChannelChange]) 
         axis_pattern={place.replace(".", r"\."): change.axis for place, change in changes.items()},
     )
     config.inference_mode = True
+    config.modules_to_save = sorted({place.rpartition(".")[2] for place in heads}) or None
     tuner.peft_config[name] = config
-    tuner.inject_adapter(tuner.model, name)
+    try:
+        tuner.inject_adapter(tuner.model, name)
+    except Exception:
+        tuner.peft_config.pop(name, None)
+        raise
+    for place, wrapper in heads_of(model).items():
+        if place in heads:
+            wrapper.modules_to_save[name].load_state_dict(heads[place])
     layers = require_adapters(model, [name], "fuse")
     for place, change in changes.items():
         delta = change.delta.detach()

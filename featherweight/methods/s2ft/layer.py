@@ -3,7 +3,7 @@
 Shapes: B rows of a batch, M out_features, N in_features, S selected channels of an adapter, K the other axis.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,12 +13,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from featherweight.errors import CheckpointError, ConfigError, NumericsError
+from featherweight import ownership
+from featherweight.errors import CheckpointError, ConfigError
 from featherweight.methods.s2ft.base_slices import BaseSlices, ChannelChange, restore_, write_
 from featherweight.methods.s2ft.config import S2FTConfig
-from featherweight.methods.s2ft.quantized_base import KeptWeight, backend_of
+from featherweight.methods.s2ft.quantized_base import KeptLayer, KeptWeight, backend_of
+from featherweight.methods.s2ft.soundness import require_sound
 from featherweight.methods.s2ft.targets import Target, is_conv1d, linear_features
 from featherweight.nn.channel_delta import Axis, add_delta, changed_linear
+from featherweight.nn.low_rank_linear import LowRank, matrix_of
+from featherweight.ownership import Part
 
 BASE = "__base__"
 """Name of the model without an adapter among `adapter_names`."""
@@ -66,11 +70,13 @@ class S2FTLayer(BaseTunerLayer):
         self.fan_in_fan_out = is_conv1d(base_layer)
         # Adapters whose channels are still to be read from a file.
         self._pending: set[str] = set()
-        # What is written into the weight, how to take it out, and a quantised layer as it was.
+        # What is written into the weight, how to take it out, and a quantised or low-rank layer as it was.
         self._written: tuple[Any, ...] = ()
         self._slices: list[BaseSlices] = []
-        self._quantized: KeptWeight | None = None
+        self._kept: KeptWeight | KeptLayer | None = None
         self._layout_hook: Any = None
+        # Of the base weight when this layer was copied; None in an original, and after the first forward pass.
+        self._copied_version: int | None = None
 
     def update_layer(
         self, adapter_name: str, target: Target, indices: Tensor, config: S2FTConfig, inference_mode: bool = False
@@ -80,14 +86,10 @@ class S2FTLayer(BaseTunerLayer):
         Raises:
             ConfigError: if the configuration does not suit this layer.
         """
-        if config.update == "inplace" and self.quantization_backend is not None:
-            raise ConfigError(
-                "S2FTConfig: update='inplace' does not go with quantized weights of "
-                f"{type(self.innermost()).__name__}; expected a floating-point base. Use update='delta'."
-            )
         if config.update == "inplace":
+            require_float_matrix(self.get_base_layer(), self.quantization_backend)
             _OPTIMIZER_STEPS.start()
-        weight = self.weight
+        weight = self._like()
         dtype = torch.float32
         if weight.is_floating_point() and self.quantization_backend is None:
             # Updates are far smaller than the steps of 16-bit numbers.
@@ -119,6 +121,11 @@ class S2FTLayer(BaseTunerLayer):
     def present(self) -> list[str]:
         """Return the active adapters that change this layer."""
         return [name for name in self.active_adapters if name in self.s2ft_delta]
+
+    def _like(self) -> Tensor:
+        """Return a parameter that has the base's device and dtype."""
+        base = self.get_base_layer()
+        return next(base.parameters()) if isinstance(base, LowRank) else self.weight
 
     # ---- the weight ----------------------------------------------------------------------------------------------
 
@@ -159,7 +166,8 @@ class S2FTLayer(BaseTunerLayer):
     def write(self, adapter_names: Sequence[str]) -> None:
         """Let the weight hold base plus the changes of exactly these adapters, from whatever it holds now.
 
-        Cost: the selected slices, each way. A quantised weight is rounded anew as a whole; the old one is kept.
+        Cost: the selected slices, each way. A quantised weight is rounded anew as a whole, and in the place of a layer
+            of low rank stands an ordinary one; the old ones are kept.
         """
         names = [name for name in adapter_names if name in self.s2ft_delta]
         self._take_out()
@@ -167,10 +175,14 @@ class S2FTLayer(BaseTunerLayer):
             return
         changes = [self.change(name) for name in names]
         with torch.no_grad():
-            if self.quantization_backend is None:
+            if isinstance(self.get_base_layer(), LowRank):
+                self._kept = KeptLayer.exchange(self)
+                write_(matrix_of(self.get_base_layer()), changes)
+            elif self.quantization_backend is None:
                 self._slices = write_(self._matrix(), changes)
+                self._claim()
             else:
-                self._quantized = KeptWeight.of(self.get_base_layer())
+                self._kept = KeptWeight.of(self.get_base_layer())
                 stored = self.get_base_weight().clone()
                 write_(stored.t() if self.fan_in_fan_out else stored, changes)
                 self.set_base_weight(stored)
@@ -180,23 +192,25 @@ class S2FTLayer(BaseTunerLayer):
         """Write the changes of adapters into the weight.
 
         Args:
-            safe_merge: look for NaN and infinite numbers first.
+            safe_merge: for PEFT; changes are always looked at first.
             adapter_names: which; None takes the active ones.
         Raises:
-            NumericsError: if `safe_merge` finds some; the weight is then as before.
+            CheckpointError: if channels of a change stand twice or outside; the weight is then as before.
+            NumericsError: if a change holds NaN or infinite numbers; the weight is then as before.
         """
         names = [name for name in check_adapters_to_merge(self, adapter_names) or [] if name in self.s2ft_delta]
         if not names:
             return
-        if safe_merge:
-            for name in names:
-                if not bool(torch.isfinite(self.s2ft_delta[name]).all()):
-                    raise NumericsError(
-                        f"merge: adapter={name!r} holds NaNs or infinite numbers; expected finite ones. Load or "
-                        "train it again."
-                    )
+        self.require_sound(names, "merge")
         self.merged_adapters.extend(names)
         self.write(self.merged_adapters)
+
+    def require_sound(self, adapter_names: Sequence[str], where: str) -> None:
+        """Refuse adapters of this layer that no training can have made; see `soundness.require_sound`."""
+        for name in adapter_names:
+            if name in self.s2ft_delta:
+                shapes = {"weight": (self.out_features, self.in_features)}
+                require_sound({"weight": self.change(name)}, f"{where}: adapter={name!r}", shapes)
 
     def unmerge(self) -> None:
         """Bring the base weight back, bit by bit."""
@@ -226,7 +240,8 @@ class S2FTLayer(BaseTunerLayer):
     def store_by_channel(self) -> None:
         """Store the weight by input channel, so that a slice of input channels is contiguous; shape and values stay."""
         layer = self.get_base_layer()
-        if self._layout_hook is None and self.quantization_backend is None and not self.fan_in_fan_out:
+        is_stored = self.quantization_backend is None and not isinstance(layer, LowRank)
+        if self._layout_hook is None and is_stored and not self.fan_in_fan_out:
             layer.weight.data = layer.weight.data.t().contiguous().t()
             self._layout_hook = layer.register_state_dict_post_hook(_save_contiguous)
 
@@ -254,13 +269,30 @@ class S2FTLayer(BaseTunerLayer):
         )
 
     def _take_out(self) -> None:
-        if self._quantized is not None:
-            self._quantized.bring_back(self)
-            self._quantized = None
+        if self._kept is not None:
+            self._kept.bring_back(self)
+            self._kept = None
         with torch.no_grad():
             if self._slices:
                 restore_(self._matrix(), self._slices)
+                weight = self.get_base_layer().weight
+                ownership.release(Part.WEIGHT, weight, self)
+                if self._copied_version is not None:
+                    self._copied_version = weight._version
         self._slices, self._written = [], ()
+
+    def _claim(self) -> None:
+        """Say that the weight holds a change, which is taken out again."""
+        if self._slices:
+            way_out = "Unmerge or unload the adapter first, or train it with update='delta'."
+            weight = self.get_base_layer().weight
+            ownership.claim(Part.WEIGHT, weight, self, words="an S2FT adapter", way_out=way_out)
+
+    def _begin_copy(self) -> None:
+        """Take note that this layer is a copy, which has a base weight of its own."""
+        self._claim()
+        weight = self.get_base_layer()._parameters.get("weight")
+        self._copied_version = None if weight is None else weight._version
 
     def _follow(self, force: bool = False) -> list[str]:
         """Bring the weight up to date with the adapters that train in place, and return those."""
@@ -271,9 +303,27 @@ class S2FTLayer(BaseTunerLayer):
             for name in ([] if self.disable_adapters else self.active_adapters)
             if name in self.s2ft_delta and self.s2ft_update[name] == "inplace"
         ]
+        if names:
+            self._require_own_base()
         if force or self._written != self._key(names):
             self.write(names)
         return names
+
+    def _require_own_base(self) -> None:
+        """Refuse a copy whose base weight something has written since it was made: it may hold a change for good.
+
+        Raises:
+            ConfigError: at the first forward pass of such a copy.
+        """
+        version, self._copied_version = self._copied_version, None
+        weight: Tensor = self.get_base_layer().weight
+        if version is not None and weight._version != version:
+            raise ConfigError(
+                f"s2ft: the base weight {tuple(weight.shape)} of a copied model was written since it was copied, and "
+                "update='inplace' trains a change inside of this weight, which averaging (AveragedModel) would leave "
+                "there; expected base weights as they were. Average models with update='delta', or write base weights "
+                "with load_state_dict."
+            )
 
     def _require_indices(self, name: str) -> None:
         if name in self._pending:
@@ -291,7 +341,7 @@ class S2FTLayer(BaseTunerLayer):
         """Move an adapter to the base layer's device; unlike PEFT's own, never to a narrower dtype."""
         if adapter_name not in self.s2ft_delta:
             return
-        place = device if device is not None else self.weight.device
+        place = device if device is not None else self._like().device
         if place is None or self.s2ft_delta[adapter_name].device.type == "meta":
             return
         self.s2ft_delta[adapter_name] = self.s2ft_delta[adapter_name].to(place)
@@ -321,7 +371,13 @@ class Linear(nn.Module, S2FTLayer):
         # Whoever reads or writes the state sees the base, not a change that trains in place.
         self.register_state_dict_pre_hook(_show_base)
         self.register_load_state_dict_pre_hook(_show_base)
+        self.register_load_state_dict_pre_hook(_trust_base)
+        self.register_load_state_dict_pre_hook(_require_sound_state)
         self.update_layer(adapter_name, target, indices, config)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._begin_copy()
 
     def forward(self, x: Tensor, *args: Any, adapter_names: list[str] | None = None, **kwargs: Any) -> Tensor:
         """Return the layer's output with the changes of the active adapters, or of one adapter for each row."""
@@ -434,6 +490,23 @@ class Linear(nn.Module, S2FTLayer):
         return f"s2ft.{super().__repr__()}"
 
 
+def require_float_matrix(base: nn.Module, backend: Any) -> None:
+    """Refuse a layer whose weight cannot hold a change that trains in place.
+
+    Args:
+        base: the layer.
+        backend: how its weight is reached if it is quantised, else None.
+    Raises:
+        ConfigError: for weights that are quantised or of low rank.
+    """
+    if backend is not None or isinstance(base, LowRank):
+        kind = "low rank" if isinstance(base, LowRank) else "quantized weights"
+        raise ConfigError(
+            f"S2FTConfig: update='inplace' does not go with {kind} of {type(base).__name__}; expected a "
+            "floating-point matrix. Use update='delta'."
+        )
+
+
 def s2ft_layers(model: nn.Module) -> dict[str, S2FTLayer]:
     """Return the S2FT layers of a model by the name that the base model has for their place."""
     found = {}
@@ -459,6 +532,25 @@ def _show_base(layer: nn.Module, *_: Any) -> None:
     assert isinstance(layer, S2FTLayer), "registered by one"
     if not layer.merged and layer._written:
         layer.write(())
+
+
+def _require_sound_state(layer: nn.Module, state: Mapping[str, Any], prefix: str, *_: Any) -> None:
+    """Look at changes before they are read: PEFT's own loading and a checkpoint's come through here."""
+    assert isinstance(layer, S2FTLayer), "registered by one"
+    for name in layer.s2ft_delta:
+        delta = state.get(f"{prefix}s2ft_delta.{name}")
+        indices = state.get(f"{prefix}s2ft_indices.{name}")
+        # Parts of a sharded tensor are looked at by whoever loads the whole.
+        if delta is not None and indices is not None and type(delta).__name__ != "DTensor":
+            place = prefix.removeprefix("base_model.model.").rstrip(".")
+            change = ChannelChange(layer.s2ft_axis[name], indices, delta)
+            require_sound({place: change}, f"s2ft: adapter={name!r}", {place: (layer.out_features, layer.in_features)})
+
+
+def _trust_base(layer: nn.Module, *_: Any) -> None:
+    """Take note that the base weight is about to be read from a state."""
+    assert isinstance(layer, S2FTLayer), "registered by one"
+    layer._copied_version = None
 
 
 def _save_contiguous(module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:

@@ -6,38 +6,49 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from featherweight.errors import CheckpointError
-from featherweight.methods.s2ft.adapter import (
-    Adapter,
-    base_fingerprint,
-    plain_weights,
-    require_same_base,
-)
+from featherweight.errors import ConfigError
+from featherweight.methods.low_rank_model import low_rank_modules, record_in_config, replace_module
+from featherweight.methods.s2ft.adapter import Adapter
 from featherweight.methods.s2ft.base_slices import ChannelChange, restore_, write_
+from featherweight.methods.s2ft.fingerprint import base_fingerprint, base_weights, linear_shapes, require_same_base
+from featherweight.methods.s2ft.quantized_base import backend_of
+from featherweight.methods.s2ft.whole_tensors import require_fitting, write_whole_
+from featherweight.nn.low_rank_linear import matrix_of
 from featherweight.report import Report
 
 
+@torch.no_grad()
 def merge_into(model: nn.Module, adapter: Adapter) -> None:
-    """Add an adapter's changes to the weights of a plain model, in place.
+    """Add an adapter's changes to the weights of a plain model, in place; heads and biases take their places.
+
+    A layer of low rank becomes an ordinary one, because the sum of its product and the change has a higher rank.
 
     Args:
         model: without tuners, floating-point weights.
         adapter: of this model.
     Raises:
-        CheckpointError: if the adapter belongs to another model.
+        CheckpointError: if the adapter belongs to another model or is damaged; the model is then as before.
+        ConfigError: if a weight is quantised.
+        NumericsError: if the adapter holds NaN or infinite numbers.
     """
-    weights = plain_weights(model)
-    ours = {name: weights[name] for name in adapter.fingerprint or {} if name in weights}
+    adapter.require_sound("merge: adapter", linear_shapes(model, adapter.modules, "merge"))
+    ours = base_weights(model, adapter.fingerprint or {})
     require_same_base(adapter.fingerprint, base_fingerprint(ours), "merge")
+    whole = require_fitting(model, adapter.extra, "merge")
     for name in adapter.modules:
-        if name not in weights:
-            raise CheckpointError(
-                f"merge: module='{name}' of the adapter is no linear layer of this model; expected the adapter's "
-                "base. Load that model."
+        layer = model.get_submodule(name)
+        if backend_of(layer) is not None:
+            raise ConfigError(
+                f"merge: '{name}' is a {type(layer).__name__} of quantised weights; expected floating-point ones. Load "
+                "the base without quantisation, or open the adapter with PeftModel and call merge_and_unload."
             )
-    with torch.no_grad():
-        for name, change in adapter.modules.items():
-            write_(weights[name], [change])
+    write_whole_(model, whole)  # under the names that the base has now
+    low_rank = low_rank_modules(model)
+    for name, change in adapter.modules.items():
+        if name in low_rank:
+            replace_module(model, name, low_rank[name].to_linear())
+        write_(matrix_of(model.get_submodule(name)), [change])
+    record_in_config(model)
 
 
 def describe(adapter: Adapter) -> Report:

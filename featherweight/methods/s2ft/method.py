@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from featherweight.config import Config
-from featherweight.methods.low_rank_model import replace_module
+from featherweight.methods.low_rank_model import RECORD, record_in_config, replace_module
 from featherweight.methods.peft_adapter import require_no_adapter
 from featherweight.methods.s2ft.adapter import Adapter
 from featherweight.methods.s2ft.config import S2FTConfig
@@ -95,12 +95,16 @@ class S2FT(Config):
         """Write the adapter beside `folder`; in the block the model is an ordinary one with the change merged."""
         Adapter.of_model(model).save(folder.parent / "adapter")
         layers = s2ft_layers(model)
+        record = getattr(getattr(model, "config", None), RECORD, None)
         for name, layer in layers.items():
             layer.switch(["default"])
             replace_module(model, name, layer.get_base_layer())
+        record_in_config(model)
         try:
             yield
         finally:
+            if record is not None:
+                setattr(model.config, RECORD, record)
             for name, layer in layers.items():
                 assert isinstance(layer, nn.Module), "layers are modules"
                 replace_module(model, name, layer)

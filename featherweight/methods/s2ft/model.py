@@ -12,14 +12,18 @@ from peft.tuners.tuners_utils import _maybe_include_all_linear_layers as expand_
 from peft.utils import AuxiliaryTrainingWrapper, get_quantization_kwargs
 from torch import Tensor, nn
 
-from featherweight.errors import ConfigError, did_you_mean
-from featherweight.methods.s2ft.adapter import base_fingerprint, require_same_base
+from featherweight.errors import LISTED, ConfigError, did_you_mean
+from featherweight.methods.low_rank_model import low_rank_modules, record_in_config
 from featherweight.methods.s2ft.channel_selection import by_channel, choose_channels
 from featherweight.methods.s2ft.config import S2FTConfig
-from featherweight.methods.s2ft.layer import BASE, Linear, S2FTLayer, s2ft_layers
+from featherweight.methods.s2ft.fingerprint import base_fingerprint, require_same_base, weight_of
+from featherweight.methods.s2ft.layer import BASE, Linear, S2FTLayer, require_float_matrix, s2ft_layers
 from featherweight.methods.s2ft.module_map import TARGETS, default_targets
 from featherweight.methods.s2ft.quantized_base import backend_of
-from featherweight.methods.s2ft.targets import Target, find_targets, is_conv1d
+from featherweight.methods.s2ft.switch import merged_adapters, require_mergeable
+from featherweight.methods.s2ft.targets import Target, find_targets
+from featherweight.methods.s2ft.whole_tensors import let_heads_follow
+from featherweight.nn.low_rank_linear import LowRank
 
 
 class S2FTModel(BaseTuner):
@@ -42,17 +46,21 @@ class S2FTModel(BaseTuner):
         is_all = peft_config.target_modules == "all-linear"
         targets = prepared_targets(model, peft_config)
         wrapped = _present_layers(model)
+        if peft_config.update == "inplace":  # all or none
+            subclass = get_quantization_kwargs(model).get("get_apply_tensor_subclass")
+            for target in targets.values():
+                require_float_matrix(target.module, backend_of(target.module, subclass))
 
-        def weight_of(name: str) -> Tensor:
+        def weight_by_name(name: str) -> Tensor:
             return base_weight(targets[name], wrapped.get(name))
 
-        found = _fingerprint(targets, weight_of)
+        found = _fingerprint(targets, weight_by_name)
         if peft_config.selection == "stored":
             require_same_base(peft_config.base_fingerprint, found, "S2FTConfig")
         chosen = choose_channels(
             targets,
             peft_config,
-            lambda name: by_channel(weight_of(name), targets[name].axis),
+            lambda name: by_channel(weight_by_name(name), targets[name].axis),
         )
         if peft_config.selection != "stored":
             peft_config.base_fingerprint = found
@@ -116,15 +124,66 @@ class S2FTModel(BaseTuner):
             majority_sign_method=majority_sign_method,
         )
 
+    def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
+        """Merge adapters, as PEFT does; saved modules are then those of the merged adapters.
+
+        Raises:
+            ConfigError: if two of them have a head of their own.
+            CheckpointError: if one is damaged; nothing is merged then.
+            NumericsError: if one holds NaN or infinite numbers; nothing is merged then.
+        """
+        require_mergeable(self.model, [*self._merged(), *(adapter_names or self.active_adapters)], "merge")
+        super().merge_adapter(adapter_names=adapter_names, safe_merge=safe_merge)
+        let_heads_follow(self.model, self._merged())
+
+    def unmerge_adapter(self) -> None:
+        """Bring the base back, as PEFT does; saved modules are then those of the active adapter."""
+        super().unmerge_adapter()
+        let_heads_follow(self.model, self.active_adapters)
+
+    def disable_adapter_layers(self) -> None:
+        """Switch adapters off, as PEFT does; merged ones are taken out at once, not in the next forward pass."""
+        if self._merged():
+            for layer in s2ft_layers(self.model).values():
+                layer.unmerge()
+            let_heads_follow(self.model, self.active_adapters)
+        super().disable_adapter_layers()
+
+    def _merged(self) -> list[str]:
+        return merged_adapters(s2ft_layers(self.model).values())
+
+    def _check_new_adapter_config(self, config: Any) -> None:
+        biased = [name for name, one in self.peft_config.items() if getattr(one, "bias", "none") != "none"]
+        if biased and len(self.peft_config) > 1:
+            raise ConfigError(
+                f"S2FTConfig: bias={self.peft_config[biased[0]].bias!r} of adapter={biased[0]!r} trains the biases of "
+                "the base itself, which all adapters of a model share; expected bias='none' beside other adapters. "
+                "Save it by itself; fw.s2ft.fuse_adapters adds up files."
+            )
+        super()._check_new_adapter_config(config)
+
+    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
+        if isinstance(new_module, LowRank):
+            setattr(parent, child_name, new_module)  # PEFT would give it the weight that it only computes
+        else:
+            super()._replace_module(parent, child_name, new_module, child)
+
     def _unload_and_optionally_merge(self, *args: Any, **kwargs: Any) -> nn.Module:
         layers = list(s2ft_layers(self.model).values())
         merge = kwargs.get("merge", args[0] if args else True)
-        if not merge:
+        if merge:
+            names = list(kwargs.get("adapter_names") or self.active_adapters)
+            require_mergeable(self.model, [*self._merged(), *names], "merge")
+            let_heads_follow(self.model, [*self._merged(), *names])
+        else:
             for layer in layers:
                 layer.unmerge()
+            let_heads_follow(self.model, self.active_adapters)
         for layer in layers:
             layer.store_by_output()
-        return super()._unload_and_optionally_merge(*args, **kwargs)
+        model = super()._unload_and_optionally_merge(*args, **kwargs)
+        record_in_config(model)  # layers of low rank have become ordinary ones, or are themselves again
+        return model
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
@@ -147,7 +206,7 @@ class S2FTModel(BaseTuner):
         if unknown:
             raise ValueError(
                 f"s2ft: adapter_names={unknown} are no adapters of this model; expected some of {sorted(known)} or "
-                f"'{BASE}'. {did_you_mean(unknown[0], known)}"
+                f"'{BASE}'. {did_you_mean(unknown[0], known, otherwise=LISTED)}"
             )
         handles = self._name_adapters(list(adapter_names), kwargs.get("num_beams"))
         try:
@@ -192,7 +251,16 @@ def prepared_targets(model: nn.Module, config: S2FTConfig) -> dict[str, Target]:
     elif config.target_modules == "all-linear":
         config._all_linear = True
         expand_all_linear(config, model)
+        _take_low_rank_layers_whole(config, model)
     return find_targets(model, config, lambda name: _is_selected(config, name), model_config)
+
+
+def _take_low_rank_layers_whole(config: S2FTConfig, model: nn.Module) -> None:
+    """Let all-linear mean layers of low rank, not the factors that PEFT finds inside them."""
+    cut = low_rank_modules(model)
+    if cut:
+        names = {name for name in config.target_modules or () if name.rpartition(".")[0] not in cut}
+        config.target_modules = names | set(cut)  # type: ignore[assignment]
 
 
 def _is_selected(config: S2FTConfig, name: str) -> bool:
@@ -232,13 +300,12 @@ def base_weight(target: Target, layer: S2FTLayer | None) -> Tensor:
     """
     if layer is not None:
         layer.write(())
-    plain: Tensor = target.module.weight  # type: ignore[assignment]
-    backend = backend_of(target.module)
-    weight: Tensor = plain.detach() if backend is None else backend.get_base_weight(target.module)
+    # While a change is merged into a layer of low rank, another layer stands in its place.
+    weight = weight_of(target.module if layer is None else layer.get_base_layer())
     if layer is not None and layer.merged:
         weight = weight.clone()
         layer.write(layer.merged_adapters)
-    return weight.t() if is_conv1d(target.module) else weight
+    return weight
 
 
 def _fingerprint(targets: Mapping[str, Target], weight_of: Any) -> dict[str, list[float]] | None:
@@ -248,5 +315,7 @@ def _fingerprint(targets: Mapping[str, Target], weight_of: Any) -> dict[str, lis
 
 
 def _has_numbers(module: nn.Module) -> bool:
+    if isinstance(module, LowRank):
+        return next(module.parameters()).device.type != "meta"
     weight: Any = getattr(module, "weight", None)
     return type(weight) in (nn.Parameter, Tensor) and weight.is_floating_point() and weight.device.type != "meta"

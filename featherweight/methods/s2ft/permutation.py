@@ -1,14 +1,13 @@
 """Putting chosen heads and channels of a model side by side, and back, without changing what the model computes.
 
 The tuner does not need it: it gathers channels where they are. It is for engines that want slices. Nothing here gets
-into
-an adapter file.
+into an adapter file.
 Shapes: H query heads, G groups of keys and values, K channels of a head, F feed-forward channels.
 Source: arXiv 2412.06289, section 3.1.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -41,7 +40,8 @@ def permute(model: nn.Module, chosen: Mapping[str, Tensor]) -> Permuted:
     Returns:
         What `unpermute` needs to bring every byte back.
     Raises:
-        ConfigError: if the producers of a module's input are not known; nothing is changed then.
+        ConfigError: if the producers of a module's input are not known, or a weight is quantised or of low rank;
+            nothing is changed then.
     Cost: pure indexing; each weight concerned is copied once.
     """
     orders: dict[str, dict[int, Tensor]] = {}
@@ -55,6 +55,7 @@ def permute(model: nn.Module, chosen: Mapping[str, Tensor]) -> Permuted:
             for parameter, dimension, order in moves:
                 orders.setdefault(parameter, {})[dimension] = order
             slices[name] = run
+    _require_stored(model, orders)
     _apply(model, orders)
     return Permuted(orders, slices)
 
@@ -66,6 +67,19 @@ def unpermute(model: nn.Module, permuted: Permuted) -> None:
         for name, dimensions in permuted.orders.items()
     }
     _apply(model, inverse)
+
+
+def _require_stored(model: nn.Module, names: Iterable[str]) -> None:
+    """Refuse weights that are no numbers in memory, which could be written into without an effect."""
+    for name in names:
+        owner, _, last = name.rpartition(".")
+        module = model.get_submodule(owner)
+        stored = module._parameters.get(last)
+        if type(stored) is not nn.Parameter or not stored.is_floating_point():
+            raise ConfigError(
+                f"permute: '{name}' belongs to a {type(module).__name__} and is no plain floating-point weight; "
+                "expected layers that are neither quantised, nor of low rank, nor inside a tuner. Load the plain model."
+            )
 
 
 @torch.no_grad()

@@ -1,6 +1,8 @@
 """Reading and writing the weight of a quantised layer as a whole, and bringing the old one back.
 
-PEFT knows bitsandbytes, torchao and others; int8 layers of this package answer the same three questions here.
+A layer of low rank has no weight to write into: while a change is merged, an ordinary layer with the product of its
+factors stands in its place. PEFT knows bitsandbytes, torchao and others; int8 layers of this package answer the same
+three questions here.
 """
 
 import copy
@@ -38,6 +40,24 @@ def backend_of(module: nn.Module, get_apply_tensor_subclass: Any = None) -> Quan
     if isinstance(module, Int8Module):
         return Int8Backend()
     return resolve_quantization_backend(module, get_apply_tensor_subclass=get_apply_tensor_subclass)
+
+
+@dataclass
+class KeptLayer:
+    """A layer of low rank while an ordinary one holds its product and a change."""
+
+    layer: nn.Module
+
+    @classmethod
+    def exchange(cls, peft_layer: Any) -> "KeptLayer":
+        """Put an ordinary, frozen layer with the product into a tuner's layer, and keep the one of low rank."""
+        layer = peft_layer.get_base_layer()
+        peft_layer.base_layer = layer.to_linear().requires_grad_(False)
+        return cls(layer)
+
+    def bring_back(self, peft_layer: Any) -> None:
+        """Give a tuner's layer its factors again, bit by bit; they follow a move to another device meanwhile."""
+        peft_layer.base_layer = self.layer.to(peft_layer.base_layer.weight.device)
 
 
 @dataclass

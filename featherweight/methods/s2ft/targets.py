@@ -13,10 +13,13 @@ from typing import Any
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from featherweight.errors import ConfigError
-from featherweight.methods.s2ft.config import S2FTConfig
+from featherweight.errors import ConfigError, did_you_mean
+from featherweight.methods.inrank import has_growing_ranks
+from featherweight.methods.low_rank_model import low_rank_modules
+from featherweight.methods.s2ft.config import DEFAULT_R_EQUIVALENT, S2FTConfig
 from featherweight.methods.s2ft.module_map import default_axis, head_dim, is_attention_output
 from featherweight.nn.channel_delta import Axis
+from featherweight.nn.low_rank_linear import LowRankLinear
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,12 @@ def find_targets(
         ConfigError: if a selected module is no linear layer, is an embedding's twin, or too many channels are asked
             for.
     """
+    low_rank = low_rank_modules(model)
+    if has_growing_ranks(model):
+        raise ConfigError(
+            f"S2FTConfig: model={type(model).__name__} has layers whose ranks still grow (InRank); expected fixed "
+            "ones. Call freeze of fw.InRank, or fw.remove, first."
+        )
     tied = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     inside: list[str] = []
     targets: dict[str, Target] = {}
@@ -77,19 +86,50 @@ def find_targets(
             inside.append(f"{name}.")
         if not matches(name):
             continue
+        _require_whole(name, base, low_rank)
         sizes = linear_features(base)
         if sizes is None:
             raise ConfigError(
                 f"S2FTConfig: target_modules select '{name}', a {type(base).__name__}; expected linear layers. "
                 "Name the linear layers inside it, or leave it out with exclude_modules."
             )
-        if id(getattr(base, "weight", None)) in tied:
+        if id(base._parameters.get("weight")) in tied:
             raise ConfigError(
                 f"S2FTConfig: target_modules select '{name}', whose weight is also the embedding's; expected "
                 "weights of their own. Leave it out, or untie the embeddings first."
             )
         targets[name] = _target(name, base, sizes, config, model_config)
+    if config.selection != "stored":
+        _require_used_patterns("channel_pattern", config.channel_pattern, list(targets))
+        _require_used_patterns("axis_pattern", config.axis_pattern, [name for name, _ in model.named_modules()])
     return targets
+
+
+def _require_whole(name: str, base: nn.Module, low_rank: Mapping[str, nn.Module]) -> None:
+    """Refuse factors of a layer of low rank, and such layers that are no matrix."""
+    owner = name.rpartition(".")[0]
+    if owner in low_rank and base is not low_rank[owner]:
+        raise ConfigError(
+            f"S2FTConfig: target_modules select '{name}', a factor of the low-rank layer '{owner}'; expected whole "
+            f"layers. Name '{owner.rpartition('.')[2]}' instead, or call fw.merge_low_rank first."
+        )
+    if isinstance(base, LowRankLinear) and base.activation is not None:
+        raise ConfigError(
+            f"S2FTConfig: target_modules select '{name}', which has activation={base.activation!r} between its factors "
+            "and is no matrix; expected linear layers. Leave it out with exclude_modules, or train the factors "
+            "themselves."
+        )
+
+
+def _require_used_patterns(field_name: str, patterns: Mapping[str, Any], names: list[str]) -> None:
+    """Refuse patterns that are about no module: their amounts or axes would silently not hold."""
+    for pattern in patterns if names else ():  # without targets PEFT says so
+        if not any(_matches(pattern, name) for name in names):
+            ends = sorted({name.rpartition(".")[2] for name in names})
+            raise ConfigError(
+                f"S2FTConfig: {field_name}[{pattern!r}]={patterns[pattern]!r} matches no module that is trained; "
+                f"expected the end of a name, or a regular expression of one. {did_you_mean(pattern, ends)}"
+            )
 
 
 def _target(
@@ -147,13 +187,24 @@ def wanted_channels(config: S2FTConfig, name: str, sizes: tuple[int, int], axis:
         return config.num_channels
     if config.channel_ratio is not None:
         return config.channel_ratio * channels
-    rank = config.r_equivalent or 0
-    return min(rank * (in_features + out_features) / other, channels)
+    rank = config.r_equivalent if config.r_equivalent is not None else DEFAULT_R_EQUIVALENT
+    wanted = rank * (in_features + out_features) / other
+    if wanted > channels and config.r_equivalent is not None:
+        most = channels * other // (in_features + out_features)
+        raise ConfigError(
+            f"S2FTConfig: r_equivalent={rank} asks for more parameters than '{name}' has, {out_features} x "
+            f"{in_features}; expected at most {most}. Lower it, or set an amount for this module in channel_pattern."
+        )
+    return min(wanted, channels)
 
 
 def matching_pattern(patterns: Mapping[str, Any], name: str) -> str | None:
     """Return the first pattern that matches the end of a module's name after a dot, as PEFT reads its patterns."""
-    return next((pattern for pattern in patterns if re.match(rf"(.*\.)?({pattern})$", name)), None)
+    return next((pattern for pattern in patterns if _matches(pattern, name)), None)
+
+
+def _matches(pattern: str, name: str) -> bool:
+    return re.match(rf"(.*\.)?({pattern})$", name) is not None
 
 
 def _is_all_linear(config: S2FTConfig) -> bool:

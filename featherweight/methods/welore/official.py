@@ -121,12 +121,18 @@ def _tied_names(model: nn.Module) -> set[str]:
 def _read(path: Path, allow_pickle: bool) -> Mapping[str, Tensor]:
     import pickle
 
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
 
-        return load_file(path)
     try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
         content: Any = torch.load(path, map_location="cpu", weights_only=not allow_pickle)
+    except (OSError, EOFError, RuntimeError, SafetensorError) as error:
+        raise CheckpointError(
+            f"load_low_rank_state_dict: source={path} cannot be read ({str(error).partition(chr(10))[0]}); expected a "
+            "complete file of tensors. Fetch or save it anew."
+        ) from error
     except pickle.UnpicklingError as error:
         raise ConfigError(
             f"load_low_rank_state_dict: source={path} holds more than tensors; expected a state dict. If you trust the "

@@ -33,6 +33,7 @@ from featherweight.methods.welore.whiten import (
     whitened_spectrum,
 )
 from featherweight.nn.low_rank_linear import LowRankLinear, PivotedLinear, dense_copy, matrix_of
+from featherweight.ownership import Part, refuse_owned
 from featherweight.report import Report
 
 # A plain attribute, so that a deep copy of a model knows what was trainable.
@@ -44,7 +45,7 @@ class WeLore(Config):
 
     Example:
         >>> import featherweight as fw
-        >>> from featherweight.text.model import load_model
+        >>> from featherweight.models import load_model
         >>> model = load_model("tiny")
         >>> report = fw.apply(model, fw.WeLore(rank_reduction=0.5))
         >>> round(fw.methods.welore.rank_reduction(report), 3)
@@ -129,7 +130,10 @@ class WeLore(Config):
                 "give its folder to fw compress, which reads it block by block."
             )
         targets, skipped = find_targets(model, self)
-        trainable = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+        for name, linear in targets.items():
+            refuse_owned(Part.FORWARD, linear, "WeLore", name=name)
+        changes_training = self.train in ("lrc", "nlrc")
+        trainable = {name: one.requires_grad for name, one in model.named_parameters()} if changes_training else {}
         if self.method == "plain":
             spectra: Spectra = {name: singular_values(matrix_of(one), name) for name, one in targets.items()}
             plan = self._plan(model, targets, spectra, skipped)
@@ -144,7 +148,8 @@ class WeLore(Config):
     def remove(self, model: nn.Module) -> None:
         """Merge the factors back into ordinary layers and make trainable what was; see `fw.remove`.
 
-        The matrices keep their reduced rank: what was cut off is gone.
+        Without `train`, nothing was frozen, and what was frozen since then stays so. The matrices keep their reduced
+        rank: what was cut off is gone.
         """
         merge_low_rank(model)
         trainable = vars(model).get(_ATTRIBUTE, {})

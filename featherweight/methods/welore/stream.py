@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from featherweight.config import write_atomically
+from featherweight.config.files import new_file, new_folder, write_atomically
 from featherweight.errors import CheckpointError, ConfigError
 from featherweight.linalg.factors import factorize
 from featherweight.linalg.spectrum import singular_values
@@ -49,7 +49,7 @@ class _Source:
 
     def read(self, key: str) -> Tensor:
         """Return a copy of one tensor; the file is closed at once, so that its pages do not add up."""
-        with safe_open(self.folder / self.files[key], framework="pt") as file:
+        with _reading(self.folder / self.files[key]), safe_open(self.folder / self.files[key], "pt") as file:
             return file.get_tensor(key).clone()
 
 
@@ -73,6 +73,8 @@ def compress_folder(
         The report, which also stands in `out` as report.html and report.json.
     Raises:
         ConfigError: if the source is no such folder, `out` holds something, or the options do not fit.
+        CheckpointError: if a file of the source is missing or damaged, or the disk is full or cannot be written. What
+            is done waits beside `out`, and the same call goes on there.
         NumericsError: if a weight is NaN or infinite.
     Cost: two decompositions of each matrix; memory of the largest one in float32 about four times, and of one shard.
     """
@@ -89,8 +91,9 @@ def compress_folder(
     modules, skipped = find_targets(model, options)
     targets, keys = _match(modules, weights, model, skipped)
     partial = out.with_name(f".{out.name}.partial")
-    _claim(partial, weights, options)
-    spectra = _spectra(keys, targets, weights, modules, partial, progress)
+    with _writing(partial):
+        _claim(partial, weights, options)
+        spectra = _spectra(keys, targets, weights, modules, partial, progress)
     plan = make_plan(
         targets,
         spectra,
@@ -102,17 +105,19 @@ def compress_folder(
     report = plan_report(plan, f"WeLore of {source.name}")
     if plan_only:
         return report
-    _write_tensors(plan, keys, weights, modules, partial, progress)
-    _finish(source, out, partial, plan, report)
+    with _writing(partial):
+        _write_tensors(plan, keys, weights, modules, partial, progress)
+        _finish(source, out, partial, plan, report)
     return report
 
 
 def _open(folder: Path) -> _Source:
-    index = folder / "model.safetensors.index.json"
+    index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
     if index.exists():
-        files = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
-    elif (folder / "model.safetensors").exists():
-        with safe_open(folder / "model.safetensors", framework="pt") as file:
+        with _reading(index):
+            files = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
+    elif single.exists():
+        with _reading(single), safe_open(single, framework="pt") as file:
             files = dict.fromkeys(file.keys(), "model.safetensors")
     else:
         raise ConfigError(
@@ -121,12 +126,47 @@ def _open(folder: Path) -> _Source:
         )
     source = _Source(folder, files)
     for name in sorted(set(files.values())):
-        with safe_open(folder / name, framework="pt") as file:
+        with _reading(folder / name), safe_open(folder / name, framework="pt") as file:
             for key in file.keys():  # noqa: SIM118 (the file is no mapping)
+                if files.get(key) != name:
+                    continue
                 part = file.get_slice(key)
                 source.shapes[key] = tuple(part.get_shape())
                 source.itemsizes[key] = _BYTES.get(part.get_dtype(), 0) or _read_itemsize(file, key)
+    if absent := sorted(files.keys() - source.shapes.keys()):
+        raise CheckpointError(
+            f"compress: file={folder / files[absent[0]]} lacks '{absent[0]}', which the index says is there; expected "
+            f"all of its {len(files)} tensors. Load or save the model anew."
+        )
     return source
+
+
+@contextmanager
+def _reading(file: Path) -> Iterator[None]:
+    """Turn what goes wrong with a file of the source into one sentence."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        reason = "is missing" if not file.exists() else f"cannot be read ({_reason(error)})"
+        raise CheckpointError(
+            f"compress: file={file} {reason}; expected a complete model folder. Load or save the model anew."
+        ) from error
+
+
+@contextmanager
+def _writing(partial: Path) -> Iterator[None]:
+    """Turn a disk that is full or cannot be written into one sentence; what is done stays for another run."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"compress: folder={partial} cannot be written ({_reason(error)}); expected a writable disk with space. "
+            "Free some space and run the command again, which goes on where it was, or choose another folder."
+        ) from error
+
+
+def _reason(error: BaseException) -> str:
+    return getattr(error, "strerror", None) or str(error).partition("\n")[0] or type(error).__name__
 
 
 def _read_itemsize(file: Any, key: str) -> int:
@@ -137,8 +177,21 @@ def _skeleton(folder: Path) -> nn.Module:
     """Return the model without numbers, to know its modules."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    with torch.device("meta"):
-        model: nn.Module = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(str(folder)))
+    with _reading(folder / "config.json"):
+        settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if not isinstance(settings, dict) or "model_type" not in settings:
+        raise ConfigError(
+            f"compress: model_type is missing in {folder / 'config.json'}; expected the name of an architecture. Add "
+            '"model_type": "llama", for example, or save the model anew.'
+        )
+    try:
+        with torch.device("meta"):
+            model: nn.Module = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(str(folder)))
+    except Exception as error:  # classes of transformers, of its strict configurations and of torch
+        raise ConfigError(
+            f"compress: source={folder} cannot be built ({_reason(error)}); expected a causal language model of "
+            "transformers. Correct config.json."
+        ) from error
     return model
 
 
@@ -198,8 +251,8 @@ def _spectra(
         cached = partial / "spectra" / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.safetensors"
         if not cached.exists():
             values = singular_values(_matrix(weights, stem, modules[name]), name)
-            save_file({"values": values}, str(cached.with_suffix(".tmp")))
-            os.replace(cached.with_suffix(".tmp"), cached)
+            with new_file(cached) as temporary:
+                save_file({"values": values}, temporary)
         spectra[name] = load_file(cached)["values"]
         if progress is not None:
             progress("reading spectra", count + 1, len(targets))
@@ -233,8 +286,8 @@ def _write_tensors(
     def flush(done: int) -> None:
         if held:
             file = f"model-{len(written['shards']) + 1:05d}.safetensors"
-            save_file(held, str(partial / f".{file}.tmp"), metadata={"format": "pt"})
-            os.replace(partial / f".{file}.tmp", partial / file)
+            with new_file(partial / file) as temporary:
+                save_file(held, temporary, metadata={"format": "pt"})
             written["shards"].append(
                 {"file": file, "keys": sorted(held), "bytes": sum(t.nbytes for t in held.values())}
             )
@@ -273,7 +326,7 @@ def _cut(entry: Entry, stem: str, last: str, weights: _Source, module: nn.Module
 def _finish(source: Path, out: Path, partial: Path, plan: Plan, report: Report) -> None:
     """Name the shards, write index, configuration and report, copy the rest, and put the folder in its place."""
     shards = json.loads((partial / "written.json").read_text(encoding="utf-8"))["shards"]
-    with _building(partial) as folder:
+    with new_folder(out) as folder:
         weight_map: dict[str, str] = {}
         for number, shard in enumerate(shards, 1):
             single = len(shards) == 1
@@ -298,24 +351,7 @@ def _finish(source: Path, out: Path, partial: Path, plan: Plan, report: Report) 
         write_atomically(folder / "config.json", json.dumps(config, indent=2))
         write_atomically(folder / "report.json", report.to_json())
         report.save_html(folder / "report.html")
-        if out.exists():
-            out.rmdir()
-        folder.rename(out)
     shutil.rmtree(partial)
-
-
-@contextmanager
-def _building(partial: Path) -> Iterator[Path]:
-    folder = partial / "result"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    try:
-        yield folder
-    except OSError as error:
-        raise CheckpointError(
-            f"compress: folder={folder} cannot be completed ({error.strerror}); expected a writable disk with space. "
-            "Free some space and run the command again: it goes on where it was."
-        ) from error
 
 
 def _place(file: Path, target: Path) -> None:

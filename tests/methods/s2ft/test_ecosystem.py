@@ -72,7 +72,7 @@ def test_trl_sft_trains_with_the_configuration_alone(tmp_path):
     trl = pytest.importorskip("trl")
     from datasets import Dataset
 
-    from featherweight.text.model import load_model, load_tokenizer
+    from featherweight.models import load_model, load_tokenizer
 
     data = Dataset.from_list([{"prompt": "two and two", "completion": " is four"}] * 8)
     arguments = trl.SFTConfig(

@@ -9,7 +9,7 @@ import torch
 
 import featherweight as fw
 from featherweight.methods.s2ft.layer import s2ft_layers
-from featherweight.text.model import load_model, load_tokenizer
+from featherweight.models import load_model, load_tokenizer
 
 pytestmark = pytest.mark.slow
 

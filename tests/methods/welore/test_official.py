@@ -84,3 +84,12 @@ def test_a_pickled_model_needs_consent(tmp_path):
     inputs = batch()["input_ids"]
     assert torch.equal(loaded(inputs).logits, model(inputs).logits)
     assert pickle  # the module that torch.load falls back to
+
+
+@pytest.mark.parametrize("name", ["nowhere.safetensors", "nowhere.bin", "cut.safetensors", "cut.bin"])
+def test_a_missing_or_cut_file_is_one_sentence(name, tmp_path):
+    if name.startswith("cut"):
+        (tmp_path / name).write_bytes(b"PK\x03\x04 and no more")
+    with pytest.raises(CheckpointError, match="source=.* cannot be read") as caught:
+        load_low_rank_state_dict(causal_model("llama"), tmp_path / name)
+    assert len(str(caught.value).splitlines()) == 1

@@ -1,5 +1,7 @@
 import json
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,7 +10,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import featherweight as fw
-from featherweight.errors import ConfigError
+from featherweight.errors import CheckpointError, ConfigError, FeatherweightError
 from featherweight.methods.welore import stream
 from featherweight.methods.welore.stream import compress_folder
 
@@ -130,3 +132,77 @@ def test_bfloat16_files_stay_bfloat16(tmp_path):
     assert all(p.dtype == torch.bfloat16 for p in model.parameters())
     config = json.loads((tmp_path / "small" / "config.json").read_text())
     assert config["low_rank_config"]["rank_pattern"]
+
+
+DAMAGES = {
+    "missing shard": (CheckpointError, r"model-00002.* is missing"),
+    "cut shard": (CheckpointError, r"model-00001.* cannot be read"),
+    "cut index": (CheckpointError, r"index\.json cannot be read"),
+    "shard without a tensor": (CheckpointError, "lacks 'lm_head.weight', which the index says is there"),
+    "no model_type": (ConfigError, "model_type is missing"),
+    "unknown model_type": (ConfigError, "cannot be built"),
+    "cut config": (CheckpointError, r"config\.json cannot be read"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_folder_is_one_sentence_and_leaves_nothing_behind(damage, tmp_path):
+    folder, out = tmp_path / "model", tmp_path / "small"
+    causal_model("llama").save_pretrained(folder, max_shard_size="50KB")
+    index, config = folder / "model.safetensors.index.json", folder / "config.json"
+    first, second = sorted(folder.glob("*.safetensors"))[:2]
+    if damage == "missing shard":
+        second.unlink()
+    elif damage == "cut shard":
+        first.write_bytes(first.read_bytes()[:-40])
+    elif damage == "cut index":
+        index.write_text(index.read_text()[:-40])
+    elif damage == "shard without a tensor":
+        settings = json.loads(index.read_text())
+        settings["weight_map"]["lm_head.weight"] = next(
+            file for file in settings["weight_map"].values() if file != settings["weight_map"]["lm_head.weight"]
+        )
+        index.write_text(json.dumps(settings))
+    elif damage == "cut config":
+        config.write_text("{")
+    else:
+        settings = json.loads(config.read_text())
+        settings["model_type"] = "llamma"
+        if damage == "no model_type":
+            del settings["model_type"]
+        config.write_text(json.dumps(settings))
+    kind, message = DAMAGES[damage]
+
+    with pytest.raises(kind, match=message) as caught:
+        compress_folder(folder, out, fw.WeLore(**OPTIONS))
+
+    assert len(str(caught.value).splitlines()) == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
+
+
+def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path):
+    causal_model("llama").save_pretrained(tmp_path / "model")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FeatherweightError, match="cannot be written") as caught:
+        compress_folder(tmp_path / "model", tmp_path / "file" / "small", fw.WeLore(**OPTIONS))
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_full_disk_is_one_sentence_and_the_run_goes_on_when_there_is_space(tmp_path):
+    causal_model("llama").save_pretrained(tmp_path / "model")
+    # A limit of the size of files acts like a disk that is full in the middle of a file.
+    program = (
+        "import resource, sys, featherweight as fw\n"
+        "from featherweight.methods.welore.stream import compress_folder\n"
+        f"options = fw.WeLore(**{OPTIONS!r})\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
+        f"compress_folder({str(tmp_path / 'model')!r}, {str(tmp_path / 'small')!r}, options)\n"
+    )
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True, timeout=120)
+
+    assert "CheckpointError: compress: folder=" in done.stderr and "cannot be written" in done.stderr, done.stderr
+    assert not (tmp_path / "small").exists()
+    assert not list((tmp_path / ".small.partial").rglob("*.tmp"))
+    compress_folder(tmp_path / "model", tmp_path / "small", fw.WeLore(**OPTIONS))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "small"]
+    assert logits(fw.load_low_rank(tmp_path / "small")).isfinite().all()

@@ -359,3 +359,18 @@ def test_factors_become_int8_and_merge(tmp_path):
     fw.merge_low_rank(model)
     assert not low_rank_modules(model)
     torch.testing.assert_close(logits(model), coded, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("train", [None, "lrc"])
+def test_remove_restores_what_train_changed_and_nothing_else(train):
+    model = causal_model("llama with biases")
+    model.model.embed_tokens.requires_grad_(False)
+    model.model.layers[0].mlp.up_proj.weight.requires_grad_(False)
+    before = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    method = fw.WeLore(rank_reduction=0.5, train=train, **SMALL)
+    fw.apply(model, method)
+    if train is None:
+        model.model.norm.requires_grad_(False)
+        before["model.norm.weight"] = False
+    fw.remove(model, method)
+    assert before == {name: parameter.requires_grad for name, parameter in model.named_parameters()}

@@ -1,0 +1,321 @@
+"""Generation: one own loop over a model and its cache, for everybody who needs more of it than a finished text.
+
+`prefill` reads prompts, `extend` reads further tokens that are given (a forced prefix), `stream` chooses tokens one by
+one, `branch` tries something and forgets it. Between them stands a `Decoding`: the rows, their cache, and the logits
+of the next token, so that nothing is read twice. Greedy tokens are those of transformers' `generate`.
+Shapes: B rows of a batch, L tokens so far (left padding included), P tokens read at once, V vocabulary, D hidden.
+"""
+
+import inspect
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from featherweight.errors import ConfigError, ShapeError
+from featherweight.models.cache import branch_cache, copy_cache, crop_cache, new_cache, take_rows
+from featherweight.models.sampling import GREEDY, Generators, Sampling, choose
+from featherweight.unwrap import unwrap_model
+
+if TYPE_CHECKING:
+    from transformers import Cache
+
+Processor = Callable[[Tensor, Tensor], Tensor]
+"""(token ids (B, L), logits (B, V)) -> logits (B, V), as the logits processors of transformers."""
+
+
+@dataclass
+class Decoding:
+    """A batch of rows between two tokens."""
+
+    model: nn.Module
+    """The model that reads them."""
+    token_ids: Tensor
+    """(B, L) int64: all that was read, with padding on the left."""
+    attention_mask: Tensor | None
+    """(B, L) int64, 0 on padding; None if there is none."""
+    cache: "Cache"
+    """What the model keeps of these tokens."""
+    logits: Tensor
+    """(B, V): of the token that comes next."""
+    hidden_states: tuple[Tensor, ...] | None = None
+    """(B, D) for the embedding and each layer, at the last token; None unless asked for."""
+
+    @property
+    def length(self) -> int:
+        """Tokens of a row so far, padding included."""
+        return self.token_ids.shape[1]
+
+    @property
+    def rows(self) -> int:
+        """Rows of the batch."""
+        return len(self.token_ids)
+
+
+@torch.no_grad()
+def prefill(
+    model: nn.Module,
+    token_ids: Tensor,
+    attention_mask: Tensor | None = None,
+    *,
+    chunk_size: int | None = None,
+    output_hidden_states: bool = False,
+) -> Decoding:
+    """Read prompts.
+
+    Args:
+        model: a causal language model of transformers, also inside PEFT, in evaluation mode.
+        token_ids: (B, L) int64, L >= 1; shorter prompts have padding on the left.
+        attention_mask: (B, L), 0 on padding; None if there is none.
+        chunk_size: read so many tokens at a time, which bounds the memory of activations; None reads all at once.
+        output_hidden_states: keep the hidden states of the last token.
+
+    Returns:
+        Where the prompts end.
+
+    Raises:
+        ConfigError: if the model is in training mode, whose dropout and checkpointing fit no cache.
+        ShapeError: if a prompt is empty, or padding stands elsewhere than on the left.
+
+    Example:
+        >>> from featherweight.models import load_model
+        >>> decoding = prefill(load_model("tiny").eval(), torch.tensor([[72, 105]]))
+        >>> decoding.length, tuple(decoding.logits.shape)
+        (2, (1, 257))
+    """
+    if model.training:
+        raise ConfigError(
+            f"prefill: model={type(model).__name__} is in training mode; expected evaluation mode. Call model.eval()."
+        )
+    device = next(model.parameters()).device
+    token_ids = token_ids.to(device)
+    mask = _checked_mask(token_ids, attention_mask)
+    empty = token_ids.new_empty((len(token_ids), 0))
+    decoding = Decoding(model, empty, None if mask is None else empty, new_cache(model), torch.empty(0, device=device))
+    size = chunk_size or token_ids.shape[1]
+    for start in range(0, token_ids.shape[1], size):
+        part = slice(start, start + size)
+        _read(decoding, token_ids[:, part], None if mask is None else mask[:, part], 1, output_hidden_states)
+    return decoding
+
+
+@torch.no_grad()
+def extend(decoding: Decoding, token_ids: Tensor, *, output_hidden_states: bool = False) -> Tensor:
+    """Read further tokens in one forward pass, such as a forced prefix; the decoding goes on behind them.
+
+    Args:
+        decoding: changed in place.
+        token_ids: (P,) for all rows alike, or (B, P); no padding.
+        output_hidden_states: keep the hidden states of the last token.
+
+    Returns:
+        (B, P, V): the logits after each of these tokens; those after the last are also `decoding.logits`.
+
+    Raises:
+        ShapeError: if there are no tokens, or not as many rows.
+    """
+    token_ids = token_ids.to(decoding.token_ids.device)
+    token_ids_BP = token_ids.expand(decoding.rows, -1) if token_ids.ndim == 1 else token_ids
+    if token_ids_BP.ndim != 2 or token_ids_BP.shape[1] == 0 or len(token_ids_BP) != decoding.rows:
+        raise ShapeError(
+            f"extend: token_ids={tuple(token_ids.shape)} do not fit a batch of {decoding.rows} rows; expected (P,) or "
+            f"({decoding.rows}, P) with P >= 1. Give every row as many tokens."
+        )
+    mask = None if decoding.attention_mask is None else torch.ones_like(token_ids_BP)
+    return _read(decoding, token_ids_BP, mask, 0, output_hidden_states)
+
+
+def stream(
+    decoding: Decoding,
+    *,
+    max_new_tokens: int,
+    sampling: Sampling = GREEDY,
+    generators: Generators | None = None,
+    stop_token_ids: Collection[int] = (),
+    pad_token_id: int | None = None,
+    processors: Sequence[Processor] = (),
+) -> Iterator[Tensor]:
+    """Choose one token after the other, and hand each out as soon as it is chosen.
+
+    A token is read only when the next one is asked for; so the decoding can go on, or be branched, wherever the caller
+    stops. The last token handed out is not yet in it.
+
+    Args:
+        decoding: changed in place.
+        max_new_tokens: at most so many for each row.
+        sampling: how a token is chosen.
+        generators: of random numbers, one or one for each row; None takes torch's global one.
+        stop_token_ids: a row ends behind one of these; see `stop_token_ids_of`.
+        pad_token_id: what a row that has ended gets while others go on; None takes the token that ended it.
+        processors: change the logits before the choice, in this order.
+
+    Yields:
+        (B,) int64: the next token of each row. The stream ends when all rows have.
+    """
+    stops = torch.tensor(sorted(stop_token_ids), dtype=torch.int64, device=decoding.token_ids.device)
+    has_ended = torch.zeros(decoding.rows, dtype=torch.bool, device=decoding.token_ids.device)
+    chosen_B = torch.zeros_like(has_ended, dtype=torch.int64)
+    for count in range(max_new_tokens):
+        logits_BV = decoding.logits
+        for processor in processors:
+            logits_BV = processor(decoding.token_ids, logits_BV)
+        padding_B = chosen_B if pad_token_id is None else torch.full_like(chosen_B, pad_token_id)
+        chosen_B = torch.where(has_ended, padding_B, choose(logits_BV, sampling, generators))
+        yield chosen_B
+        if len(stops):
+            has_ended |= torch.isin(chosen_B, stops)
+            if bool(has_ended.all()):
+                return
+        if count + 1 < max_new_tokens:
+            extend(decoding, chosen_B[:, None])
+
+
+def generate(decoding: Decoding, *, max_new_tokens: int, **options: Any) -> Tensor:
+    """Return what `stream` hands out, with rows that ended early padded on the right.
+
+    Args:
+        decoding: changed in place.
+        max_new_tokens: at most so many for each row.
+        options: those of `stream`.
+
+    Returns:
+        (B, at most max_new_tokens) int64: the new tokens.
+    """
+    tokens = list(stream(decoding, max_new_tokens=max_new_tokens, **options))
+    return torch.stack(tokens, dim=1) if tokens else decoding.token_ids[:, :0]
+
+
+@contextmanager
+def branch(decoding: Decoding, *, copies: bool | None = None) -> Iterator[Decoding]:
+    """Let the block try a continuation; afterwards the decoding is where it was.
+
+    The cache is cropped afterwards where that restores it exactly, and copied before otherwise (recurrent states).
+
+    Args:
+        decoding: not to be used otherwise inside the block.
+        copies: work on a copy in any case (True), or never (False); with False, rows must stay as they are.
+
+    Yields:
+        A decoding at the same place.
+    """
+    with branch_cache(decoding.cache, copies=copies) as cache:
+        yield replace(decoding, cache=cache)
+
+
+def fork(decoding: Decoding) -> Decoding:
+    """Return a decoding at the same place that goes its own way.
+
+    Cost: the bytes of the cache.
+    """
+    return replace(decoding, cache=copy_cache(decoding.cache))
+
+
+def keep_rows(decoding: Decoding, rows: Sequence[int] | Tensor) -> None:
+    """Keep, repeat or reorder rows, in place.
+
+    Args:
+        decoding: of B rows.
+        rows: indices below B, at least one.
+    """
+    indices = torch.as_tensor(rows, dtype=torch.int64, device=decoding.token_ids.device)
+    take_rows(decoding.cache, indices)
+    decoding.token_ids = decoding.token_ids[indices]
+    decoding.logits = decoding.logits[indices]
+    if decoding.attention_mask is not None:
+        decoding.attention_mask = decoding.attention_mask[indices]
+    if decoding.hidden_states is not None:
+        decoding.hidden_states = tuple(state[indices] for state in decoding.hidden_states)
+
+
+def generate_arguments(decoding: Decoding) -> dict[str, Any]:
+    """Return the arguments with which transformers' `generate` goes on from here, for what `stream` lacks (beams).
+
+    `generate` must get a token to read: given a cache of all tokens, it would silently feed the whole prompt again. So
+    the last one is taken off the cache. The decoding is used up: go on with a `fork` if it is still needed.
+
+    Args:
+        decoding: of at least two tokens, with a cache that can be cropped.
+
+    Returns:
+        Keyword arguments of `model.generate`, which returns prompt and continuation.
+
+    Raises:
+        ShapeError: if the last token cannot be taken off the cache.
+    """
+    crop_cache(decoding.cache, decoding.length - 1)
+    mask = decoding.attention_mask
+    return {
+        "input_ids": decoding.token_ids,
+        "attention_mask": torch.ones_like(decoding.token_ids) if mask is None else mask,
+        "past_key_values": decoding.cache,
+    }
+
+
+def stop_token_ids_of(model: Any) -> tuple[int, ...]:
+    """Return the tokens that end a text by the generation settings of a model; often there are several (chat)."""
+    settings = getattr(model, "generation_config", None) or model.config
+    found = settings.eos_token_id
+    return () if found is None else (found,) if isinstance(found, int) else tuple(found)
+
+
+def _checked_mask(token_ids_BL: Tensor, mask_BL: Tensor | None) -> Tensor | None:
+    if token_ids_BL.ndim != 2 or 0 in token_ids_BL.shape:
+        raise ShapeError(
+            f"prefill: token_ids={tuple(token_ids_BL.shape)} hold no prompt; expected (B, L) with L >= 1. Begin with "
+            "the token that starts a text."
+        )
+    if mask_BL is None:
+        return None
+    mask_BL = mask_BL.to(token_ids_BL)
+    if mask_BL.shape != token_ids_BL.shape:
+        raise ShapeError(
+            f"prefill: attention_mask={tuple(mask_BL.shape)} does not fit token_ids={tuple(token_ids_BL.shape)}; "
+            "expected equal shapes. Give both as the tokenizer returns them."
+        )
+    if bool((mask_BL.diff(dim=1) < 0).any()) or not bool(mask_BL[:, -1].all()):
+        raise ShapeError(
+            "prefill: attention_mask has padding behind a prompt or none of its tokens; expected padding on the left. "
+            'Call the tokenizer with padding_side="left".'
+        )
+    return None if bool(mask_BL.all()) else mask_BL
+
+
+def _read(decoding: Decoding, token_ids_BP: Tensor, mask_BP: Tensor | None, keep: int, hidden: bool) -> Tensor:
+    """Read P tokens of every row in one forward pass, or one by one where the cache cannot take more.
+
+    Args:
+        decoding: changed in place.
+        token_ids_BP: the tokens.
+        mask_BP: 0 on padding.
+        keep: of how many tokens at the end logits are made; 0 means all.
+        hidden: keep the hidden states of the last token.
+
+    Returns:
+        Their logits.
+    """
+    model = decoding.model
+    known = inspect.signature(type(unwrap_model(model, peft=True)).forward).parameters
+    arguments: dict[str, Any] = {"input_ids": token_ids_BP, "use_cache": True}
+    arguments["cache_params" if "past_key_values" not in known else "past_key_values"] = decoding.cache
+    if "logits_to_keep" in known:
+        arguments["logits_to_keep"] = keep
+    if hidden:
+        arguments["output_hidden_states"] = True
+    mask_BL = None
+    if mask_BP is not None:
+        assert decoding.attention_mask is not None, "rows are padded from the start or never"
+        mask_BL = torch.cat([decoding.attention_mask, mask_BP], dim=1)
+        arguments["attention_mask"] = mask_BL
+        if "position_ids" in known:
+            positions_BL = (mask_BL.cumsum(dim=1) - 1).clamp(min=0)
+            arguments["position_ids"] = positions_BL[:, -token_ids_BP.shape[1] :]
+    output = model(**arguments)
+    logits_BPV: Tensor = output.logits
+    decoding.token_ids = torch.cat([decoding.token_ids, token_ids_BP], dim=1)
+    decoding.attention_mask = mask_BL
+    decoding.logits = logits_BPV[:, -1]
+    decoding.hidden_states = tuple(state[:, -1] for state in output.hidden_states) if hidden else None
+    return logits_BPV

@@ -1,0 +1,67 @@
+"""Where a source of a model leads, and errors on the way there in one sentence each."""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from featherweight.errors import CheckpointError, ConfigError, MissingExtraError, did_you_mean
+from featherweight.models.quiet import quiet_transformers
+from featherweight.models.shapes import SHAPES
+
+ALIASES = ("smollm2", "tiny", "byte-llama")
+"""Models with a name of their own."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """What a source names: exactly one of `path` and `settings` is set."""
+
+    name: str
+    path: str | None = None  # folder, or name on the hub
+    gguf_file: str | None = None  # file inside `path`
+    settings: Mapping[str, Any] | None = None  # configuration of a model with random weights
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Arguments of every `from_pretrained` of transformers."""
+        return {"pretrained_model_name_or_path": self.path} | ({"gguf_file": self.gguf_file} if self.gguf_file else {})
+
+
+def check_complete(place: Place, missing: set[str]) -> None:
+    """Refuse a model some of whose weights are missing.
+
+    Raises:
+        ConfigError: if there are names in `missing`.
+    """
+    if missing:
+        raise ConfigError(
+            f"load_model: source={place.name} lacks {len(missing)} weights of a causal language model, "
+            f"'{min(missing)}' among them; expected all of them. Choose a model with a language-model head, in a "
+            "complete folder."
+        )
+
+
+@contextlib.contextmanager
+def explained(place: Place) -> Iterator[None]:
+    """Run transformers quietly and turn what it raises about a source into one sentence."""
+    from huggingface_hub.errors import StrictDataclassError
+
+    try:
+        with quiet_transformers():
+            yield
+    except (CheckpointError, ConfigError, MissingExtraError):
+        raise
+    except Exception as error:
+        # The libraries below raise classes of their own, and tokenizers raises plain Exception.
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        # The classes of strict configurations put a headline before the reason.
+        reason = lines[-1] if isinstance(error, StrictDataclassError) else lines[0]
+        expected = "a complete causal language model" if place.path else "a valid configuration"
+        close = did_you_mean(place.name, [*ALIASES, *SHAPES])
+        advice = (
+            close if close.startswith("Did") else "Check the name, the files and, for a model of the hub, the network."
+        )
+        raise ConfigError(
+            f"load_model: source={place.name} cannot be loaded ({reason.rstrip('.')}); expected {expected}. {advice}"
+        ) from error

@@ -1,0 +1,280 @@
+"""One right basis for several weights whose layers read the same input, such as query, key and value projections.
+
+The members are the rows of one matrix ``[W_1; W_2; ...]`` with gradient ``[G_1; G_2; ...]`` and one right basis Q. So
+the product ``x Q`` is computed and kept once for all of them. A refresh is one warm iteration of the stacked matrix,
+``Q' = qr(sum(G_i^T C_i))``: C_i are a member's rows of an orthonormal basis of what is remembered of all cores. It
+holds from the next step on, since members are updated one after the other and none may move the basis of the rest.
+
+Each member keeps moments of its own and a copy of the basis. The copies cost the memory of N*R numbers each; for them,
+the state is that of a weight with a basis of its own, and can be continued without sharing, and the other way round. A
+member without gradient in a step does not hold up the
+others; it follows them to the new basis.
+Shapes: T tokens, M_i rows of a member, N columns, R rank, K columns of a sketch.
+"""
+
+import weakref
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from featherweight.linalg.subspace import MatrixSubspace
+from featherweight.optim import state as states
+from featherweight.optim.policies.refresh import align
+from featherweight.optim.step.accumulation import (
+    basis_and_probe,
+    basis_of_sketch,
+    begin_sketch,
+    probe_key,
+    remembers,
+    sketch_key,
+)
+from featherweight.optim.step.layout import Layout
+from featherweight.optim.step.matrix import ProjectedMatrix
+
+if TYPE_CHECKING:
+    from featherweight.optim.backward.layerwise import Layerwise
+
+_FOLLOWED_COUNTERS = ("refresh_count", "refresh_gap", "similarity_count")
+
+
+@dataclass
+class _Window:
+    """What is decided for one optimizer step of all members, before any of them makes its own."""
+
+    leader: int
+    """Position of the member that has made the most steps: its counters say when the next refresh is due."""
+    step: int
+    """Steps that it has made."""
+    is_due: bool
+    probe_key: tuple[int, ...]
+    tests: dict[int, Tensor] | None = None
+    """Rows of Omega by the index of a member's layout."""
+    sketch_start: Tensor | None = None
+    """What is remembered, as a sketch."""
+    sketch: Tensor | None = None
+    """Sum of those of the members that have made their step."""
+
+
+class SharedBasis:
+    """The common refresh and the common product of some parameters; made by `Layerwise.core_slot`.
+
+    Args:
+        owner: the running layer-wise optimizer.
+        parameters: at least two for which `why_alone` says nothing.
+    """
+
+    def __init__(self, owner: "Layerwise", parameters: Sequence[Tensor]) -> None:
+        self.owner: Layerwise = weakref.proxy(owner)  # it holds this object
+        self.parameters = tuple(parameters)
+        self._is_joined = False
+        self._window: _Window | None = None
+        self._product: _Product | None = None
+
+    def matrices(self) -> list[ProjectedMatrix]:
+        """Return the members, with the turn of the first: they refresh together."""
+        found = [self.owner.matrices(parameter, None)[1][0] for parameter in self.parameters]
+        for matrix in found:
+            matrix.turn = found[0].turn
+        return found
+
+    # ---- the product with the input
+
+    def product(self, x: Tensor, cast_x: Tensor) -> Tensor | None:
+        """Return ``x @ [Q | probes]``, the same tensor for all members that read the same x; None if x is to be kept.
+
+        Args:
+            x: (..., T, N) as the layer got it, by which it is known again.
+            cast_x: x in the dtype of the product.
+        """
+        if self.is_due():
+            return None
+        if self._product is not None and self._product.is_of(x, cast_x.dtype):
+            return self._take_product()
+        key = self.window().probe_key if self.owner.probes_norm else None
+        value = cast_x @ basis_and_probe(self.matrices()[0], key).to(cast_x.dtype)
+        self._product = None
+        if not x.is_inference():
+            self._product = _Product(x, value, others=len(self.parameters) - 1)
+        return value
+
+    def _take_product(self) -> Tensor | None:
+        product = self._product
+        assert product is not None
+        value = product.value
+        product.others -= 1
+        if product.others == 0:  # all have it: from now on it lives as long as their graph
+            self._product = None
+        return value
+
+    # ---- one optimizer step
+
+    def is_due(self) -> bool:
+        """Say whether this step refreshes; the same answer to all members, whoever has made its own step already."""
+        if self._window is None and not all(self.owner.optimizer.state.get(each) for each in self.parameters):
+            return True
+        return self.window().is_due
+
+    def window(self) -> _Window:
+        """Return what is decided for this step; the first call decides."""
+        if self._window is None:
+            matrices = self.matrices()
+            leader = max(range(len(matrices)), key=lambda index: _progress(matrices[index]))
+            if not self._is_joined:
+                self._join(matrices, matrices[leader])
+            step = matrices[leader].counter("step")
+            key = probe_key(matrices[0], step)
+            self._window = _Window(leader, step, any(matrix.refresh_is_due() for matrix in matrices), key)
+        return self._window
+
+    def _join(self, matrices: list[ProjectedMatrix], leader: ProjectedMatrix) -> None:
+        """Bring all members into one subspace: at the first step a random one, later that of the leader."""
+        if not leader.has_subspace():
+            leader = matrices[0]
+            leader.stand_in()
+        for matrix in matrices:
+            if matrix is not leader and not _same_basis(matrix, leader):
+                _follow(matrix, leader)
+        self._is_joined = True
+
+    def test_of(self, matrix: ProjectedMatrix) -> Tensor | None:
+        """See `CommonSketch.test_of`."""
+        window = self.window()
+        if not window.is_due:
+            return None
+        if window.tests is None:
+            matrices = self.matrices()
+            rows = [each.layout.rows for each in matrices]
+            mean = torch.cat([one.mean_core() for one in matrices]) if any(map(remembers, matrices)) else None
+            basis = matrices[0].subspace().right
+            assert basis is not None
+            key, smoothing = sketch_key(matrices[0], window.step), matrix.group["basis_smoothing"]
+            test, window.sketch_start = begin_sketch(basis, mean, sum(rows), smoothing=smoothing, key=key)
+            parts = test.split(rows)
+            window.tests = {each.layout.index: part for each, part in zip(matrices, parts, strict=True)}
+        return window.tests[matrix.layout.index]
+
+    def probe_key(self) -> tuple[int, ...]:
+        """See `CommonSketch.probe_key`."""
+        return self.window().probe_key
+
+    def add(self, sketch: Tensor) -> None:
+        """See `CommonSketch.add`."""
+        window = self.window()
+        window.sketch = sketch if window.sketch is None else window.sketch + sketch
+
+    def end_window(self) -> None:
+        """Take the new basis if a refresh was due and a member had a gradient."""
+        window, self._window, self._product = self._window, None, None
+        if window is None or window.sketch is None or not bool(window.sketch.any()):
+            return
+        assert window.sketch_start is not None
+        matrices = self.matrices()
+        leader, layout = matrices[window.leader], matrices[0].layout
+        assert layout.rank is not None
+        fresh = basis_of_sketch(window.sketch + window.sketch_start, layout.rank, sketch_key(matrices[0]))
+        subspace, old = MatrixSubspace(right=fresh), leader.subspace()
+        if leader.group["basis_smoothing"] > 0:
+            subspace = align(subspace, old)
+        leader.install(subspace, old, step=window.step)
+        leader.store_carried()
+        for matrix in matrices:
+            if matrix is not leader:
+                _follow(matrix, leader)
+
+    def discard(self) -> None:
+        """Forget the present step; a state may have been loaded since."""
+        self._window, self._product, self._is_joined = None, None, False
+
+    def tensors(self) -> Iterator[Tensor]:
+        """Yield what is kept of this step besides the members' sums."""
+        if self._window is not None:
+            yield from (self._window.tests or {}).values()
+            if self._window.sketch is not None:
+                yield self._window.sketch
+
+
+class _Product:
+    """A product with an input that is known by identity and version. It lets go of both when the input is freed."""
+
+    def __init__(self, x: Tensor, value: Tensor, others: int) -> None:
+        self.value: Tensor | None = value
+        self.others = others
+        """How many members are still to ask for it."""
+        self._version, self._dtype = x._version, value.dtype
+        me = weakref.ref(self)
+
+        def release(_: weakref.ref[Tensor]) -> None:
+            product = me()
+            if product is not None:
+                product.value = None
+
+        self._source = weakref.ref(x, release)
+
+    def is_of(self, x: Tensor, dtype: torch.dtype) -> bool:
+        """Say whether this is the product of x, as x is now."""
+        same = self._source() is x and self.value is not None and self._dtype == dtype
+        return same and x._version == self._version
+
+
+def why_alone(layout: Layout) -> str | None:
+    """Return why a parameter cannot share its basis; None if it can.
+
+    Args:
+        layout: of a parameter that leaves cores.
+    """
+    if layout.seeded_basis is not None:
+        return "a random basis belongs to its own weight"
+    if layout.alternative is not None:
+        return "proj_type=min_memory may move its basis to the other side"
+    if layout.blocks is not None:
+        return f"it is split into {layout.blocks} matrices"
+    if layout.side != "right":
+        return f"its basis is on side={layout.side}"
+    return None
+
+
+def why_different(layout: Layout, first: Layout) -> str | None:
+    """Return why a parameter does not fit the first member of a group; None if it does."""
+    for name in ("columns", "rank", "dtype"):
+        mine, other = getattr(layout, name), getattr(first, name)
+        if mine != other:
+            return f"{name}={mine} differs from {other} of '{first.name}'"
+    return None
+
+
+def _progress(matrix: ProjectedMatrix) -> tuple[int, int]:
+    return matrix.counter("step"), matrix.counter("refresh_count")
+
+
+def _same_basis(one: ProjectedMatrix, other: ProjectedMatrix) -> bool:
+    pairs = _basis_parts(one, other)
+    return all(torch.equal(mine, theirs) for mine, theirs in pairs) and (
+        one.counter("refresh_count") == other.counter("refresh_count")
+    )
+
+
+def _follow(matrix: ProjectedMatrix, leader: ProjectedMatrix) -> None:
+    """Take over the basis of the leader as it is stored, with the time of its next refresh, and carry the moments."""
+    right = matrix.subspace().right
+    assert right is not None
+    old = MatrixSubspace(right=right.clone())
+    for mine, theirs in _basis_parts(matrix, leader):
+        mine.copy_(theirs)
+    if matrix.counter("moment_step"):
+        matrix.carry(old)
+        matrix.store_carried()
+    for name in _FOLLOWED_COUNTERS:
+        if name in matrix.state:
+            matrix.set_counter(name, leader.counter(name))
+    if "similarities" in matrix.state:
+        matrix.state["similarities"].copy_(leader.state["similarities"])
+    wait = leader.counter("next_refresh") - leader.counter("step")
+    matrix.set_counter("next_refresh", matrix.counter("step") + wait)
+
+
+def _basis_parts(one: ProjectedMatrix, other: ProjectedMatrix) -> list[tuple[Tensor, Tensor]]:
+    mine, theirs = (states.parts_of(matrix.state, "basis_right", None) for matrix in (one, other))
+    return [(mine[suffix], theirs[suffix]) for suffix in mine]

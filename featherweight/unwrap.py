@@ -1,0 +1,55 @@
+"""What stands inside the wrappers that training loops put around models and optimizers.
+
+Wrappers pass calls on, but hide what the rest of the package looks for: names of modules, classes, hooks of the step.
+"""
+
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+_MODEL_WRAPPERS = {
+    "DistributedDataParallel": "module",
+    "DataParallel": "module",
+    "FullyShardedDataParallel": "module",
+    "OptimizedModule": "_orig_mod",
+}
+"""Class -> attribute that holds the model: of torch.nn.parallel, of FSDP 1, of torch.compile."""
+
+
+def unwrap_model(model: nn.Module, *, peft: bool = False) -> nn.Module:
+    """Return the model inside data-parallel wrappers and `torch.compile`.
+
+    Args:
+        model: wrapped any number of times, or not.
+        peft: take the base model out of a PEFT model, too.
+
+    Example:
+        >>> inner = nn.Linear(2, 2)
+        >>> unwrap_model(nn.DataParallel(inner)) is inner, unwrap_model(inner) is inner
+        (True, True)
+    """
+    while True:
+        # By name: torch.compile's class is one of torch._dynamo, whose import takes seconds.
+        attribute = next((_MODEL_WRAPPERS[one.__name__] for one in type(model).__mro__ if _is_wrapper(one)), None)
+        if attribute is not None:
+            model = getattr(model, attribute)
+        elif peft and any(one.__name__ == "PeftModel" for one in type(model).__mro__):
+            model = model.get_base_model()  # type: ignore[operator]
+        else:
+            return model
+
+
+def unwrap_optimizer(optimizer: Any) -> Any:
+    """Return the optimizer inside wrappers such as accelerate's and Lightning's, whose own step hooks never run.
+
+    Args:
+        optimizer: a wrapped optimizer, or anything else, which comes back as it is.
+    """
+    while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer) and inner is not optimizer:
+        optimizer = inner
+    return optimizer
+
+
+def _is_wrapper(kind: type) -> bool:
+    return kind.__name__ in _MODEL_WRAPPERS and kind.__module__.startswith("torch.")

@@ -1,0 +1,240 @@
+import copy
+
+import pytest
+import torch
+from tiny_models import CROPPED, RECURRENT, WINDOW, prompt, tiny_model
+
+from featherweight.errors import ConfigError, ShapeError
+from featherweight.models.generation import (
+    branch,
+    extend,
+    fork,
+    generate,
+    generate_arguments,
+    keep_rows,
+    prefill,
+    stop_token_ids_of,
+    stream,
+)
+from featherweight.models.sampling import Sampling
+
+EVERY = [*CROPPED, *RECURRENT]
+# Logits of order 10 in float32, of which four layers summed in another order change the last digits.
+ROUNDING = 1e-4
+
+
+def stock(model, ids, count, **options):
+    """What transformers' own loop generates."""
+    return model.generate(ids, max_new_tokens=count, do_sample=False, **options)[:, ids.shape[1] :]
+
+
+def logits_from_scratch(model, ids):
+    with torch.no_grad():
+        return model(input_ids=ids, use_cache=False).logits
+
+
+@pytest.mark.parametrize("length", [1, 4, 11])
+@pytest.mark.parametrize("name", EVERY)
+def test_greedy_tokens_are_those_of_transformers(name, length):
+    # 1 is the shortest prompt; 4 fills the window of 6 while it generates, 11 has filled it before.
+    model, ids = tiny_model(name), prompt(2, length)
+    assert torch.equal(generate(prefill(model, ids), max_new_tokens=12), stock(model, ids, 12))
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_rows_with_padding_on_the_left_generate_what_they_generate_alone(name):
+    model = tiny_model(name)
+    short, long = prompt(1, 3, seed=1), prompt(1, 9, seed=2)
+    ids = torch.cat([torch.cat([torch.zeros(1, 6, dtype=torch.int64), short], dim=1), long])
+    mask = torch.tensor([[0] * 6 + [1] * 3, [1] * 9])
+    together = generate(prefill(model, ids, mask), max_new_tokens=8)
+    assert torch.equal(together[:1], stock(model, short, 8))
+    assert torch.equal(together[1:], stock(model, long, 8))
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_forced_prefix_is_read_as_if_it_had_stood_in_the_prompt(name):
+    model, ids, forced = tiny_model(name), prompt(2, 7), prompt(1, 5, seed=3)[0]
+    decoding = prefill(model, ids)
+    logits = extend(decoding, forced)
+    whole = torch.cat([ids, forced.expand(2, -1)], dim=1)
+    # Mutation: a recurrent state that is dropped where several tokens are read at once changes the first digit.
+    torch.testing.assert_close(logits, logits_from_scratch(model, whole)[:, 7:], rtol=0, atol=ROUNDING)
+    assert torch.equal(generate(decoding, max_new_tokens=6), stock(model, whole, 6))
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_prompt_read_in_chunks_is_the_same_prompt(name):
+    model, ids = tiny_model(name), prompt(1, 17)
+    in_chunks, whole = prefill(model, ids, chunk_size=5), prefill(model, ids)
+    torch.testing.assert_close(in_chunks.logits, whole.logits, rtol=0, atol=ROUNDING)
+    assert torch.equal(generate(in_chunks, max_new_tokens=6), generate(whole, max_new_tokens=6))
+
+
+@pytest.mark.parametrize("copies", [None, True])
+@pytest.mark.parametrize("length", [3, 11])
+@pytest.mark.parametrize("name", EVERY)
+def test_a_branch_leaves_the_decoding_bit_for_bit_where_it_was(name, length, copies):
+    # A prompt of 3 enters the window of 6 only inside the branch, which is a case of its own for a crop.
+    model, ids = tiny_model(name), prompt(2, length)
+    decoding = prefill(model, ids)
+    untouched = generate(fork(decoding), max_new_tokens=8)
+    for _ in range(2):
+        with branch(decoding, copies=copies) as trial:
+            extend(trial, prompt(1, 5, seed=4)[0])
+            tried = generate(trial, max_new_tokens=4)
+        assert tried.shape == (2, 4)
+        assert decoding.length == length
+    assert torch.equal(generate(decoding, max_new_tokens=8), untouched)
+
+
+@pytest.mark.parametrize("name", CROPPED)
+def test_a_branch_of_a_cache_that_can_go_back_copies_nothing(name):
+    decoding = prefill(tiny_model(name), prompt())
+    with branch(decoding) as trial:
+        assert trial.cache is decoding.cache
+        extend(trial, prompt(1, 4)[0])
+
+
+@pytest.mark.parametrize("name", RECURRENT)
+def test_a_branch_of_a_recurrent_state_works_on_a_copy(name):
+    decoding = prefill(tiny_model(name), prompt())
+    with branch(decoding) as trial:
+        assert trial.cache is not decoding.cache
+
+
+def test_windows_forget_again_after_a_branch():
+    decoding = prefill(tiny_model("mistral"), prompt())
+    with branch(decoding) as trial:
+        generate(trial, max_new_tokens=9)
+    generate(decoding, max_new_tokens=20)
+    assert {layer.keys.shape[-2] for layer in decoding.cache.layers} == {WINDOW - 1}
+
+
+def test_an_error_inside_a_branch_still_takes_it_back():
+    decoding = prefill(tiny_model("llama"), prompt())
+    with pytest.raises(KeyboardInterrupt), branch(decoding) as trial:
+        extend(trial, torch.tensor([1, 2]))
+        raise KeyboardInterrupt
+    assert decoding.cache.get_seq_length() == decoding.length == 11
+
+
+def test_tokens_are_handed_out_before_the_next_one_is_read():
+    model = tiny_model("llama")
+    decoding = prefill(model, prompt())
+    tokens = stream(decoding, max_new_tokens=5)
+    first = next(tokens)
+    assert decoding.length == 11
+    second = next(tokens)
+    assert decoding.length == 12
+    tokens.close()
+    # Whoever stopped goes on from here; the second token is chosen anew, from the same logits.
+    assert torch.equal(generate(decoding, max_new_tokens=1)[:, 0], second)
+    assert torch.equal(decoding.token_ids[:, -1], first)
+
+
+def test_rows_end_at_stop_tokens_and_the_stream_with_the_last_row():
+    model, ids = tiny_model("llama"), prompt(3)
+    free = generate(prefill(model, ids), max_new_tokens=12)
+    stops = [int(free[0, 2]), int(free[1, 5])]
+    ended = generate(prefill(model, ids), max_new_tokens=12, stop_token_ids=stops, pad_token_id=0)
+    expected = stock(model, ids, 12, eos_token_id=stops, pad_token_id=0)
+    assert torch.equal(ended, expected)
+    assert (ended[0, 3:] == 0).all()
+    one = generate(prefill(model, ids[:1]), max_new_tokens=12, stop_token_ids=stops)
+    assert torch.equal(one[0], free[0, :3])
+
+
+def test_processors_change_the_choice_as_they_do_in_transformers():
+    from transformers import RepetitionPenaltyLogitsProcessor
+
+    model, ids = tiny_model("llama"), prompt(2)
+    penalty = RepetitionPenaltyLogitsProcessor(1.7)
+    ours = generate(prefill(model, ids), max_new_tokens=10, processors=[penalty])
+    assert torch.equal(ours, stock(model, ids, 10, repetition_penalty=1.7))
+
+
+def test_a_row_with_its_own_generator_does_not_depend_on_its_company():
+    model, ids = tiny_model("llama"), prompt(3)
+    sampling = Sampling(temperature=1.0)
+
+    def seeded(rows):
+        return [torch.Generator().manual_seed(row) for row in rows]
+
+    together = generate(prefill(model, ids), max_new_tokens=8, sampling=sampling, generators=seeded(range(3)))
+    alone = generate(prefill(model, ids[2:]), max_new_tokens=8, sampling=sampling, generators=seeded([2]))
+    assert torch.equal(together[2:], alone)
+    assert not torch.equal(together, generate(prefill(model, ids), max_new_tokens=8))
+
+
+def test_rows_are_kept_repeated_and_reordered():
+    for name in EVERY:
+        model, ids = tiny_model(name), prompt(3)
+        decoding = prefill(model, ids)
+        keep_rows(decoding, [2, 0, 0])
+        assert torch.equal(generate(decoding, max_new_tokens=6), stock(model, ids[[2, 0, 0]], 6))
+
+
+def test_stock_generate_goes_on_from_a_decoding_only_with_a_token_to_read():
+    model, ids = tiny_model("llama"), prompt(1, 11)
+    expected = stock(model, ids, 10)
+    decoding = prefill(model, ids)
+    # The trap: with a cache of all tokens, the slice of those still to read is [-0:], which is all of them.
+    trapped = fork(decoding)
+    model.generate(ids, past_key_values=trapped.cache, max_new_tokens=10, do_sample=False)
+    assert trapped.cache.get_seq_length() != 11 + 10 - 1
+    went_on = model.generate(**generate_arguments(decoding), max_new_tokens=10, do_sample=False)
+    assert torch.equal(went_on[:, 11:], expected)
+    assert decoding.cache.get_seq_length() == 11 + 10 - 1
+
+
+def test_hidden_states_are_those_of_the_last_token():
+    model, ids = tiny_model("llama"), prompt(2)
+    decoding = prefill(model, ids, output_hidden_states=True)
+    with torch.no_grad():
+        expected = model(input_ids=ids, output_hidden_states=True).hidden_states
+    assert len(decoding.hidden_states) == len(expected)
+    for ours, theirs in zip(decoding.hidden_states, expected, strict=True):
+        torch.testing.assert_close(ours, theirs[:, -1])
+    extend(decoding, torch.tensor([1]))
+    assert decoding.hidden_states is None
+
+
+def test_a_model_inside_peft_generates_with_its_adapter():
+    peft = pytest.importorskip("peft")
+    base = copy.deepcopy(tiny_model("llama"))
+    model = peft.get_peft_model(base, peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)).eval()
+    ids = prompt()
+    assert torch.equal(
+        generate(prefill(model, ids), max_new_tokens=8),
+        model.generate(input_ids=ids, max_new_tokens=8, do_sample=False)[:, 11:],
+    )
+
+
+def test_stop_tokens_come_from_the_generation_settings():
+    model = tiny_model("llama")
+    assert stop_token_ids_of(model) == ()
+
+    class Chat:
+        class generation_config:  # noqa: N801
+            eos_token_id = [2, 7]
+
+    assert stop_token_ids_of(Chat()) == (2, 7)
+
+
+def test_what_cannot_be_read_is_refused():
+    model = tiny_model("llama")
+    with pytest.raises(ShapeError, match="hold no prompt"):
+        prefill(model, torch.empty(1, 0, dtype=torch.int64))
+    with pytest.raises(ShapeError, match="padding on the left"):
+        prefill(model, prompt(), torch.tensor([[1] * 10 + [0]]))
+    with pytest.raises(ShapeError, match="padding on the left"):
+        prefill(model, prompt(), torch.zeros(1, 11, dtype=torch.int64))
+    with pytest.raises(ShapeError, match="do not fit a batch of 1 rows"):
+        extend(prefill(model, prompt()), prompt(2, 3))
+    model.train()
+    try:
+        with pytest.raises(ConfigError, match=r"Call model.eval\(\)"):
+            prefill(model, prompt())
+    finally:
+        model.eval()
