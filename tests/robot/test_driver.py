@@ -11,8 +11,8 @@ from featherweight.robot.driver.link_state import Goal, LinkCore, LinkState
 from featherweight.robot.driver.target import Target, round_with_hysteresis
 from featherweight.robot.emulator.emulated_kit import EmulatedKit
 from featherweight.robot.emulator.faults import FaultConfig
-from featherweight.robot.emulator.virtual import VirtualRobot
 from featherweight.robot.protocol import Status, format_status
+from featherweight.robot.virtual_robot import VirtualRobot
 
 COMMAND = re.compile(rb"-?\d{1,2}( -?\d{1,2}){5}\n")
 

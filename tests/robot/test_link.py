@@ -181,6 +181,24 @@ def test_auto_asks_likely_ports_first_and_takes_the_one_with_status_lines(kit, m
         assert find_port() == terminal.path
 
 
+def test_one_board_has_one_driver_and_a_leader_that_stays_does_not_keep_it_moving():
+    robot, leader = fwr.UMIRobot(fwr.UMIRobotConfig(port="sim:a")), fwr.PotLeader(fwr.PotLeaderConfig(port="sim:a"))
+    with leader:
+        robot.connect()
+        other = fwr.UMIRobot(fwr.UMIRobotConfig(port="sim:a", lookahead_deg=5))
+        with pytest.raises(DeviceError, match="is driven by another UMIRobot of this program"):
+            other.connect()
+        robot.send_action(dict.fromkeys(JOINT_KEYS, 60.0))
+        time.sleep(0.3)
+        robot.disconnect()
+        time.sleep(0.1)
+        settled = leader._link.newest.status.q_deg
+        time.sleep(0.3)
+        assert leader._link.newest.status.q_deg == settled and leader.get_action() is not None
+        with other, fwr.UMIRobot(fwr.UMIRobotConfig(port="sim:b")) as second:
+            assert other.link.core.target.lookahead_deg == 5 and second.reported_deg() == (0,) * 6
+
+
 def test_an_emulated_terminal_never_replaces_a_file_of_the_user(kit, tmp_path):
     path = tmp_path / "kit"
     path.write_text("mine")

@@ -155,7 +155,7 @@ def test_no_order_of_events_leads_from_rest_to_full_speed_without_sync(events):
             assert machine.mode is Mode.ESTOP or (event == "reset" and machine.mode is Mode.IDLE)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     st.lists(st.lists(st.floats(allow_nan=True), min_size=6, max_size=6), min_size=1, max_size=20),
     st.lists(st.floats(0.001, 0.3), min_size=20, max_size=20),

@@ -9,12 +9,12 @@ import pytest
 
 from featherweight.robot.contract import Teleoperator, keyed_angles
 from featherweight.robot.emulator.emulated_kit import EmulatedKit
-from featherweight.robot.emulator.virtual import VirtualRobot
 from featherweight.robot.network import CommandFrame, Impairment, InprocBroker, Topics
 from featherweight.robot.network.follower_side import FollowerSide
 from featherweight.robot.network.impaired import ImpairedQueue
 from featherweight.robot.network.operator_side import OperatorSide
 from featherweight.robot.safety.mode import Mode
+from featherweight.robot.virtual_robot import VirtualRobot
 
 TOPICS = Topics("lab1", "arm1")
 LOOKAHEAD_DEG = 3
@@ -437,10 +437,10 @@ def soak(minutes, minute_s=60.0):
     return bench, sizes
 
 
-def test_half_a_minute_of_a_terrible_network_accept_nothing_old_and_nothing_twice():
-    bench, _ = soak(1, minute_s=30.0)
+def test_seconds_of_a_terrible_network_accept_nothing_old_and_nothing_twice():
+    bench, _ = soak(1, minute_s=15.0)
 
-    assert bench.side.receiver.counters["late"] > 25
+    assert bench.side.receiver.counters["late"] > 12
     assert bench.side.counters["internal errors"] == 0
 
 

@@ -24,6 +24,8 @@ class SerialLink:
     def __init__(self, opener: Opener, core: LinkCore, name: str = "port") -> None:
         self.core = core
         self.name = name
+        self.driver: object | None = None
+        """The one object that may move the arm."""
         self._opener = opener
         self._port: Port | None = None
         self._unsent = b""
@@ -135,24 +137,21 @@ _shared: dict[str, tuple[SerialLink, int]] = {}
 _sharing = threading.Lock()
 
 
-def acquire(port: str, lookahead_deg: int | None = 3, sync_speed_deg_s: float = 30.0) -> SerialLink:
+def acquire(port: str) -> SerialLink:
     """Return the running link of a port; devices of one program share it.
 
     Args:
-        port: "auto", "sim", "pty:PATH" or a path. With "auto" a kit that is in use here already is taken first.
-        lookahead_deg: see `LinkCore`; only the first device of a port sets it.
-        sync_speed_deg_s: see `LinkCore`.
+        port: "auto", "sim", "sim:NAME", "pty:PATH" or a path. "auto" first takes a kit that is in use here already.
     """
     with _sharing:
         if port == "auto":
-            in_use = [name for name in _shared if name != "sim"]
+            in_use = [name for name in _shared if name.partition(":")[0] != "sim"]
             port = in_use[0] if in_use else find_port()
         if port in _shared:
             link, users = _shared[port]
             _shared[port] = (link, users + 1)
             return link
-        core = LinkCore(lookahead_deg, sync_speed_deg_s=sync_speed_deg_s)
-        link = SerialLink(opener_of(port), core, port.removeprefix("pty:"))
+        link = SerialLink(opener_of(port), LinkCore(), port.removeprefix("pty:"))
         link.start()
         _shared[port] = (link, 1)
         return link

@@ -123,6 +123,11 @@ class LinkCore:
 
     # ---- from any thread --------------------------------------------------------------------------------------------
 
+    def configure(self, lookahead_deg: int | None, sync_speed_deg_s: float) -> None:
+        """Set look-ahead (None measures it) and speed of the soft start."""
+        self.lookahead_deg, self.target.lookahead_deg = lookahead_deg, lookahead_deg or 3
+        self.sync_speed_deg_s = sync_speed_deg_s
+
     def set_goal(self, goal: Goal) -> None:
         """Replace the goal; the next status line obeys it."""
         self._goal = goal

@@ -210,11 +210,11 @@ def opener_of(port: str) -> Opener:
     """Return what opens a port of a configuration.
 
     Args:
-        port: "auto", "sim", "pty:PATH" or the path of a serial port.
+        port: "sim", "sim:NAME", "pty:PATH" or the path of a serial port.
     Raises:
         ConfigError: if the text is empty.
     """
-    if port == "sim":
+    if port.partition(":")[0] == "sim":
         from featherweight.robot.emulator.emulated_kit import EmulatedKit
         from featherweight.robot.emulator.in_process import InProcessPort
 

@@ -19,7 +19,8 @@ class UMIRobotConfig(Config):
     """How to reach a kit, and its limits."""
 
     port: str = "auto"
-    """Serial port; "auto" looks for a kit, "sim" is an emulated one in this process, "pty:PATH" a pseudo-terminal."""
+    """Serial port; "auto" looks for a kit, "sim" is an emulated one in this process ("sim:NAME" another one), "pty:PATH"
+    a pseudo-terminal."""
     id: str = "umirobot"
     """Name of this kit; names its calibration file."""
     lookahead_deg: int | Literal["auto"] = Field(default=3)
@@ -116,19 +117,28 @@ class UMIRobot(Robot):
             return
         if calibrate:
             self.calibration = load_calibration(self.id) or self.calibration
+        link = self._given_link or acquire(self.config.port)
+        if link.driver not in (None, self):
+            if link is not self._given_link:
+                release(link)
+            raise DeviceError(
+                f"UMIRobot: port={link.name} is driven by another UMIRobot of this program; expected one. "
+                "Disconnect that one."
+            )
+        link.driver = self
         lookahead = self.config.lookahead_deg
-        self._link = self._given_link or acquire(
-            self.config.port, None if lookahead == "auto" else lookahead, self.config.sync_speed_deg_s
-        )
+        link.core.configure(None if lookahead == "auto" else lookahead, self.config.sync_speed_deg_s)
+        self._link = link
 
     def disconnect(self) -> None:
         """Freeze the arm and give the port back."""
         link, self._link = self._link, None
         if link is None:
             return
-        if link is self._given_link:
-            link.core.hold()
-        else:
+        # A leader may go on with the port; the arm must not.
+        link.core.hold()
+        link.driver = None
+        if link is not self._given_link:
             release(link)
 
     def get_observation(self) -> Observation:

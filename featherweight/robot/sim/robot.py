@@ -85,9 +85,7 @@ class SimRobot(UMIRobot):
         if config.cameras:
             self._cameras = CameraThread(world, config.cameras, config.width_px, config.height_px, config.camera_fps)
         kit = EmulatedKit(boot_s=0.05, on_pulse=world.pulse)
-        lookahead = self.config.lookahead_deg
-        core = LinkCore(None if lookahead == "auto" else lookahead, sync_speed_deg_s=self.config.sync_speed_deg_s)
-        self._sim_link = SerialLink(lambda: InProcessPort(kit), core, "sim")
+        self._sim_link = SerialLink(lambda: InProcessPort(kit), LinkCore(), "sim")
         self._sim_link.start()
         self._given_link = self._sim_link
         super().connect(calibrate)
