@@ -20,7 +20,7 @@ class UMIRobotConfig(Config):
 
     port: str = "auto"
     """Serial port; "auto" looks for a kit, "sim" is an emulated one in this process ("sim:NAME" another one),
-"pty:PATH"     a pseudo-terminal."""
+    "pty:PATH" a pseudo-terminal."""
     id: str = "umirobot"
     """Name of this kit; names its calibration file."""
     lookahead_deg: int | Literal["auto"] = Field(default=3)
