@@ -16,9 +16,11 @@ import typer
 
 import featherweight
 from featherweight.cli import adapter as _adapter
+from featherweight.cli import chat as _chat
 from featherweight.cli import compare as _compare
 from featherweight.cli import compress as _compress
 from featherweight.cli import data as _data
+from featherweight.cli import generate as _generate
 from featherweight.cli import init as _init
 from featherweight.cli import measure as _measure
 from featherweight.cli import pde as _pde
@@ -42,6 +44,8 @@ app.command("train")(_train.train)
 app.command("compare")(_compare.compare)
 app.command("measure")(_measure.measure)
 app.command("plan")(_plan.plan)
+app.command("chat")(_chat.chat)
+app.command("generate")(_generate.generate)
 app.add_typer(_data.app)
 app.add_typer(_pde.app, name="pde")
 app.add_typer(_robot.app, name="robot")
@@ -78,6 +82,8 @@ def _describe(
     fw plan --model llama-7b --budget 12GB --out recipe.yaml
 
     fw compress ./model --rank-reduction 0.5 --out ./small
+
+    fw chat runs/chat/model
     """
 
 
