@@ -20,6 +20,7 @@ from featherweight.cli import chat as _chat
 from featherweight.cli import compare as _compare
 from featherweight.cli import compress as _compress
 from featherweight.cli import data as _data
+from featherweight.cli import export as _export
 from featherweight.cli import generate as _generate
 from featherweight.cli import init as _init
 from featherweight.cli import measure as _measure
@@ -45,6 +46,7 @@ app.command("compare")(_compare.compare)
 app.command("measure")(_measure.measure)
 app.command("plan")(_plan.plan)
 app.command("chat")(_chat.chat)
+app.command("export")(_export.export)
 app.command("generate")(_generate.generate)
 app.add_typer(_data.app)
 app.add_typer(_pde.app, name="pde")

@@ -61,6 +61,13 @@ def require_model(source: str | None) -> str | None:
     return source
 
 
+def require_exportable(source: str) -> str:
+    """Return a model's source as `require_model` does, or the folder of an adapter."""
+    if (Path(source).expanduser() / "adapter_config.json").exists():
+        return source
+    return require_model(source) or source
+
+
 def require_template(source: str) -> None:
     """Refuse a model folder whose tokenizer has no chat template; other sources are judged when they are loaded.
 
