@@ -9,7 +9,8 @@ from featherweight.cli.given import require_exportable, require_model
 from featherweight.cli.screen import AsJson, leave_cleanly, print_json, print_result
 from featherweight.errors import ConfigError, did_you_mean
 
-TARGETS = ("hf:fp32", "hf:bf16", "hf:fp16", "gguf:f16", "gguf:q8_0", "gguf:q4_0")
+TARGETS = ("hf:fp32", "hf:bf16", "hf:fp16", "gguf:f16", "gguf:q8_0", "gguf:q4_0", "ollama")
+_MORE = ("ollama:f16", "ollama:q8_0", "ollama:q4_0")
 
 
 def export(
@@ -24,7 +25,7 @@ def export(
     ],
     to: Annotated[str, typer.Option("--to", help=f"One of {', '.join(TARGETS)}.", show_default=False)],
     out: Annotated[
-        Path, typer.Option("--out", "-o", help="The folder (hf) or file (gguf) to make.", show_default=False)
+        Path, typer.Option("--out", "-o", help="The folder (hf, ollama) or file (gguf) to make.", show_default=False)
     ],
     base: Annotated[
         str | None,
@@ -35,7 +36,8 @@ def export(
     """Write a copy of a model that other programs open; nothing that is there is replaced.
 
     Layers of low rank become plain matrices, and adapters are merged. hf is a folder of Hugging Face with weights in
-    shards; gguf is one file for llama.cpp and Ollama (llama family), tokenizer and chat template included.
+    shards; gguf is one file for llama.cpp (llama family), tokenizer and chat template included; ollama is a folder with
+    such a file (q8_0; ollama:f16 and ollama:q4_0 for others) and a Modelfile.
 
     [bold]Examples[/bold]
 
@@ -43,9 +45,10 @@ def export(
 
     fw export runs/chat/model --to gguf:q8_0 --out chat.gguf
     """
-    if to not in TARGETS:
+    known = (*TARGETS, *_MORE)
+    if to not in known:
         raise ConfigError(
-            f"fw export: to={to} is unknown; expected one of {', '.join(TARGETS)}. {did_you_mean(to, TARGETS)}"
+            f"fw export: to={to} is unknown; expected one of {', '.join(known)}. {did_you_mean(to, known)}"
         )
     kind, _, dtype = to.partition(":")
     if out.exists() and (not out.is_dir() or any(out.iterdir()) or kind == "gguf"):
@@ -58,6 +61,10 @@ def export(
             from featherweight.models.export import DTYPES, export_folder
 
             facts = export_folder(model, out, dtype=DTYPES[dtype], base=base)
+        elif kind == "ollama":
+            from featherweight.models.ollama import export_ollama
+
+            facts = export_ollama(model, out, kind=dtype or "q8_0", base=base)
         else:
             from featherweight.models.gguf_export import export_gguf
 
