@@ -19,8 +19,8 @@ class UMIRobotConfig(Config):
     """How to reach a kit, and its limits."""
 
     port: str = "auto"
-    """Serial port; "auto" looks for a kit, "sim" is an emulated one in this process ("sim:NAME" another one), "pty:PATH"
-    a pseudo-terminal."""
+    """Serial port; "auto" looks for a kit, "sim" is an emulated one in this process ("sim:NAME" another one),
+    "pty:PATH" a pseudo-terminal."""
     id: str = "umirobot"
     """Name of this kit; names its calibration file."""
     lookahead_deg: int | Literal["auto"] = Field(default=3)
