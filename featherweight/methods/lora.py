@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 from featherweight.config import Config
 from featherweight.errors import ConfigError
 from featherweight.import_hook import without_kernel_advice
-from featherweight.methods.low_rank_model import low_rank_modules, replace_module, shared_parameters
+from featherweight.methods.low_rank_model import low_rank_modules
 from featherweight.methods.peft_adapter import (
     PREFIX,
     plain_settings,
@@ -29,6 +29,7 @@ from featherweight.methods.peft_adapter import (
     write_files,
 )
 from featherweight.nn.int8_linear import Int8Linear
+from featherweight.nn.module_tree import replace_module, shared_parameters
 from featherweight.report import Report
 from featherweight.selection import ALL_LINEAR, select_modules
 

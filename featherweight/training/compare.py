@@ -1,7 +1,7 @@
 """`compare`: one recipe with one optimizer after the other, and one table of what each costs and reaches."""
 
 import gc
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 
@@ -93,20 +93,25 @@ def compare(
             done[method] = (summary, read_metrics(folder / method / "metrics.jsonl"))
         if done:
             report = comparison_report(f"{name}: {', '.join(done)}", done, machine)
-            if bare := [method for method, each in recipes.items() if each.optimizer.keys() == {"name"}]:
-                report.add_note(
-                    f"{', '.join(bare)}: default options, learning rate included, because the recipe gives none for "
-                    "this kind of optimizer. Add some under the key 'compare' for a fair comparison.",
-                    title="Default options",
-                )
-            for loser, reason in failed.items():
-                report.add_note(str(reason), title=failure_title(loser))
+            _add_remarks(report, recipes, failed)
             save_report(report, folder)
         _release_memory()
     if not done:
         raise next(iter(failed.values()))
     base.task_class.illustrate_together({method: folder / method for method in done}, folder)
     return report
+
+
+def _add_remarks(report: Report, recipes: Mapping[str, Recipe], failed: Mapping[str, FeatherweightError]) -> None:
+    """Say which methods ran with default options, and why others failed."""
+    if bare := [method for method, each in recipes.items() if each.optimizer.keys() == {"name"}]:
+        report.add_note(
+            f"{', '.join(bare)}: default options, learning rate included, because the recipe gives none for "
+            "this kind of optimizer. Add some under the key 'compare' for a fair comparison.",
+            title="Default options",
+        )
+    for loser, reason in failed.items():
+        report.add_note(str(reason), title=failure_title(loser))
 
 
 def failure_title(method: str) -> str:

@@ -10,12 +10,13 @@ from torch import nn
 from torch.optim import Optimizer
 
 from featherweight.config import Config
-from featherweight.methods.low_rank_model import RECORD, record_in_config, replace_module
+from featherweight.methods.low_rank_model import RECORD, record_in_config
 from featherweight.methods.peft_adapter import require_no_adapter
 from featherweight.methods.s2ft.adapter import Adapter
 from featherweight.methods.s2ft.config import S2FTConfig
 from featherweight.methods.s2ft.layer import s2ft_layers
 from featherweight.methods.s2ft.model import S2FTModel
+from featherweight.nn.module_tree import replace_module
 from featherweight.report import Report
 
 _TRAINED_BEFORE = "_featherweight_trained_before_s2ft"
