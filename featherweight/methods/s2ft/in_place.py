@@ -5,7 +5,7 @@ base. An ordinary layer (`layer.Linear`) knows nothing of this, and becomes one 
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -65,12 +65,12 @@ class InPlaceLinear(Linear):
             ConfigError: for weights that are quantised or of low rank; the layer is then as before.
         """
         if not isinstance(layer, InPlaceLinear):
-            require_float_matrix(layer.get_base_layer(), layer.quantization_backend)
+            require_float_matrix(layer.innermost(), layer.quantization_backend)
             layer.__class__ = InPlaceLinear
-            layer._begin()  # type: ignore[attr-defined]
+            cast(InPlaceLinear, layer)._begin()
 
     def _begin(self) -> None:
-        require_float_matrix(self.get_base_layer(), self.quantization_backend)
+        require_float_matrix(self.innermost(), self.quantization_backend)
         _OPTIMIZER_STEPS.start()
         # Whoever reads or writes the state sees the base, not a change that trains in place.
         self.register_state_dict_pre_hook(_show_base)
@@ -79,7 +79,7 @@ class InPlaceLinear(Linear):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        weight = self.get_base_layer()._parameters.get("weight")
+        weight = self.innermost()._parameters.get("weight")
         self._copied_version = None if weight is None else weight._version
 
     def forward(self, x: Tensor, *args: Any, adapter_names: list[str] | None = None, **kwargs: Any) -> Tensor:
@@ -119,7 +119,7 @@ class InPlaceLinear(Linear):
         is_changed = bool(self._slices)
         super()._take_out()
         if is_changed and self._copied_version is not None:
-            self._copied_version = self.get_base_layer().weight._version
+            self._copied_version = self.innermost().weight._version
         self._written = ()
 
     def _key(self, names: Sequence[str]) -> tuple[Any, ...]:
@@ -135,8 +135,8 @@ class InPlaceLinear(Linear):
         """Bring the weight up to date with the adapters that train in place, and return those."""
         if self.merged:
             return []
-        active = [] if self.disable_adapters else self.active_adapters
-        names = [name for name in active if name in self.s2ft_delta and self.s2ft_update[name] == "inplace"]
+        active = [] if self.disable_adapters else self.present()
+        names = [name for name in active if self.s2ft_update[name] == "inplace"]
         if names:
             self._require_own_base()
         if force or self._written != self._key(names):
@@ -150,7 +150,7 @@ class InPlaceLinear(Linear):
             ConfigError: at the first forward pass of such a copy.
         """
         version, self._copied_version = self._copied_version, None
-        weight: Tensor = self.get_base_layer().weight
+        weight: Tensor = self.innermost().weight
         if version is not None and weight._version != version:
             raise ConfigError(
                 f"s2ft: the base weight {tuple(weight.shape)} of a copied model was written since it was copied, and "

@@ -1,6 +1,7 @@
 """Ranks, phase and history of a model."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch import nn
 
 import featherweight as fw
 from featherweight.errors import CheckpointError, ConfigError
-from featherweight.methods.inrank import InRank, growth_state
+from featherweight.methods.inrank import GrowthState, InRank, growth_state
 from featherweight.methods.low_rank_model import low_rank_modules
 
 
@@ -68,3 +69,9 @@ def test_a_growing_layer_that_another_method_wrapped_is_named():
     model.model.layers[0].mlp.up_proj = nn.Sequential(model.model.layers[0].mlp.up_proj)
     with pytest.raises(ConfigError, match=r"'model\.layers\.0\.mlp\.up_proj' is a Sequential now"):
         method.freeze(model)
+
+
+def test_states_pickled_under_the_address_of_the_package_are_read():
+    # As written while the package was one file.
+    assert pickle.loads(b"cfeatherweight.methods.inrank\nGrowthState\n.") is GrowthState
+    assert pickle.loads(b"cfeatherweight.methods.inrank\nInRank\n.") is fw.InRank

@@ -1,11 +1,16 @@
 """Changes that train inside of the frozen weight."""
 
+import copy
+
 import pytest
 import torch
 from causal_models import batch, causal_model
 from s2ft_models import filled, run_steps, s2ft, weights_of
 
-from featherweight.methods.s2ft.layer import s2ft_layers
+import featherweight as fw
+from featherweight.errors import ConfigError
+from featherweight.methods.s2ft.in_place import InPlaceLinear
+from featherweight.methods.s2ft.layer import Linear, s2ft_layers
 
 
 def test_delta_and_inplace_train_alike():
@@ -65,3 +70,31 @@ def test_a_reference_pass_without_adapters_before_the_backward_pass_is_right_or_
             gradients.append([layer.s2ft_delta["default"].grad for layer in s2ft_layers(model).values()])
 
     assert all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))
+
+
+def test_an_ordinary_layer_holds_nothing_of_this_and_becomes_one_when_such_an_adapter_comes():
+    model, twin = (s2ft(causal_model("llama", torch.float64), seed=seed) for seed in (0, 0))
+    before = s2ft_layers(model)
+    for layer in before.values():
+        assert type(layer) is Linear and not {"_written", "_copied_version"} & vars(layer).keys()
+    for one, update in ((model, "inplace"), (twin, "delta")):
+        one.add_adapter("second", fw.S2FTConfig(num_channels=8, seed=1, update=update))
+        one.set_adapter("second")
+        filled(one)
+    after = s2ft_layers(model)
+    assert all(type(after[name]) is InPlaceLinear and after[name] is layer for name, layer in before.items())
+    assert all(type(layer) is Linear for layer in s2ft_layers(twin).values())
+    for copied in (model, copy.deepcopy(model)):
+        losses = [one(**batch()).loss for one in (copied, twin)]
+        torch.testing.assert_close(losses[0], losses[1], rtol=1e-12, atol=1e-12)  # fp64 in another order
+    with model.disable_adapter(), twin.disable_adapter():
+        assert torch.equal(model(**batch()).logits, twin(**batch()).logits)
+
+
+def test_weights_that_hold_no_change_are_refused_and_the_layer_stays_ordinary():
+    base = causal_model("llama")
+    fw.apply(base, fw.Int8())
+    model = s2ft(base)
+    with pytest.raises(ConfigError, match="update='inplace' does not go with quantized weights"):
+        model.add_adapter("second", fw.S2FTConfig(num_channels=8, update="inplace"))
+    assert all(type(layer) is Linear for layer in s2ft_layers(model).values())
