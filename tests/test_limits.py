@@ -6,16 +6,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1] / "featherweight"
 LONGEST_FILE, LONGEST_FUNCTION = 450, 80
 
-FILES = {
-    "optim/backward/layerwise.py": "hooks, accumulation and checks of one handle; its split is under way",
-    "optim/low_rank.py": "the public optimizer with its groups and states; its split is under way",
-    "optim/step/accumulation.py": "one sum for each kind of step; its split is under way",
-    "optim/step/tensor.py": "one step for each layout of a tensor; its split is under way",
-}
-FUNCTIONS = {
-    "cli/plan.py plan": "typer reads the options of a command from its signature",
-    "optim/backward/layerwise.py layerwise": "half of it says what each option means",
-}
+FILES = {"cli/robot.py": "one command for each thing that an arm does, whose options typer reads from signatures"}
+FUNCTIONS = {"cli/plan.py plan": "typer reads the options of a command from its signature"}
 
 
 def sources():

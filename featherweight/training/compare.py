@@ -72,7 +72,6 @@ def compare(
     if not resume:
         for method in recipes:
             check_free(folder / method)  # now, and not after the methods before it have trained for hours
-    machine = machine_name(describe_environment())
     done: dict[str, tuple[Summary, Lines]] = {}
     failed: dict[str, FeatherweightError] = {}
     report = Report(name)
@@ -92,8 +91,7 @@ def compare(
         else:
             done[method] = (summary, read_metrics(folder / method / "metrics.jsonl"))
         if done:
-            report = comparison_report(f"{name}: {', '.join(done)}", done, machine)
-            _add_remarks(report, recipes, failed)
+            report = _report(f"{name}: {', '.join(done)}", recipes, done, failed)
             save_report(report, folder)
         _release_memory()
     if not done:
@@ -102,16 +100,22 @@ def compare(
     return report
 
 
-def _add_remarks(report: Report, recipes: Mapping[str, Recipe], failed: Mapping[str, FeatherweightError]) -> None:
-    """Say which methods ran with default options, and why others failed."""
+def _report(
+    title: str,
+    recipes: Mapping[str, Recipe],
+    done: Mapping[str, tuple[Summary, Lines]],
+    failed: Mapping[str, FeatherweightError],
+) -> Report:
+    report = comparison_report(title, done, machine_name(describe_environment()))
     if bare := [method for method, each in recipes.items() if each.optimizer.keys() == {"name"}]:
         report.add_note(
-            f"{', '.join(bare)}: default options, learning rate included, because the recipe gives none for "
-            "this kind of optimizer. Add some under the key 'compare' for a fair comparison.",
+            f"{', '.join(bare)}: default options, learning rate included, because the recipe gives none for this kind "
+            "of optimizer. Add some under the key 'compare' for a fair comparison.",
             title="Default options",
         )
     for loser, reason in failed.items():
         report.add_note(str(reason), title=failure_title(loser))
+    return report
 
 
 def failure_title(method: str) -> str:

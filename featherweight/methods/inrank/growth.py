@@ -9,7 +9,8 @@ from torch.optim import Optimizer
 
 from featherweight.linalg.factors import rebalance
 from featherweight.nn.low_rank_linear import LowRankLinear
-from featherweight.optim.policies.moment_growth import Growth, Rotation, exchange_parameter
+from featherweight.optim.exchange import exchange_parameter
+from featherweight.optim.policies.moment_growth import Growth, Rotation
 
 
 @torch.no_grad()

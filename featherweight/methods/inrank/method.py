@@ -20,7 +20,6 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from featherweight.config import Config
 from featherweight.errors import CheckpointError, ConfigError
 from featherweight.linalg.factors import factorize
 from featherweight.linalg.random import keyed_generator
@@ -31,6 +30,7 @@ from featherweight.methods.inrank.report import growth_report
 from featherweight.methods.inrank.spectrum import layer_spectrum
 from featherweight.methods.inrank.state import ATTRIBUTE, GrowthState, growing_layer, growth_state
 from featherweight.methods.low_rank_model import low_rank_modules, merge_low_rank, record_in_config
+from featherweight.methods.method import Method
 from featherweight.methods.peft_adapter import require_no_adapter
 from featherweight.nn.low_rank_linear import LowRankLinear, is_linear, matrix_of
 from featherweight.nn.module_tree import replace_module, shared_parameters
@@ -45,7 +45,7 @@ STORED_VALUES = 20
 """Singular values of a layer that the history keeps at a check."""
 
 
-class InRank(Config):
+class InRank(Method):
     """Options of InRank; ``fw.apply(model, fw.InRank())`` before the optimizer is built.
 
     Example:

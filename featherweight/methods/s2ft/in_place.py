@@ -9,9 +9,9 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from featherweight.errors import ConfigError
+from featherweight.every_step import after_every_step
 from featherweight.methods.s2ft.config import S2FTConfig
 from featherweight.methods.s2ft.layer import Linear
 from featherweight.methods.s2ft.targets import Target
@@ -23,14 +23,11 @@ class _OptimizerSteps:
 
     def __init__(self) -> None:
         self.count = 0
-        self._is_counting = False
 
     def start(self) -> None:
-        if not self._is_counting:
-            self._is_counting = True
-            register_optimizer_step_post_hook(self._add)
+        after_every_step(self._add)
 
-    def _add(self, *_: Any) -> None:
+    def _add(self) -> None:
         self.count += 1
 
 

@@ -1,4 +1,4 @@
-"""The member S2FT of PEFT's list of methods, which is an enumeration without a door for others."""
+"""The name of S2FT in PEFT's list of methods, which is an enumeration without a door for others."""
 
 from typing import Any
 

@@ -8,11 +8,10 @@ from peft.utils import PeftType, register_peft_method
 
 from featherweight.methods.s2ft.config import S2FTConfig
 from featherweight.methods.s2ft.model import S2FTModel
-from featherweight.methods.s2ft.peft_type import NAME, add_peft_type
+from featherweight.methods.s2ft.peft_type import NAME
 
 
 def register() -> None:
     """Register S2FT with PEFT; calling it again changes nothing."""
-    add_peft_type()
     if PeftType(NAME) not in PEFT_TYPE_TO_CONFIG_MAPPING:
         register_peft_method(name=NAME.lower(), config_cls=S2FTConfig, model_cls=S2FTModel, prefix=S2FTModel.prefix)

@@ -14,7 +14,7 @@ from torch import nn
 from featherweight.errors import ConfigError
 from featherweight.linalg import spectrum as sp
 from featherweight.methods.low_rank_model import low_rank_modules
-from featherweight.methods.welore.plan_options import PlanOptions
+from featherweight.methods.welore.options import WeLoreOptions
 from featherweight.nn.low_rank_linear import (
     Storage,
     is_linear,
@@ -100,7 +100,7 @@ class Plan:
         }
 
 
-def find_targets(model: nn.Module, options: PlanOptions) -> tuple[dict[str, nn.Linear], dict[str, str]]:
+def find_targets(model: nn.Module, options: WeLoreOptions) -> tuple[dict[str, nn.Linear], dict[str, str]]:
     """Return the layers that may be cut, by name, and the selected ones that may not, with the reason.
 
     Args:
@@ -143,7 +143,7 @@ def shapes_of(targets: Mapping[str, nn.Module]) -> dict[str, Target]:
 def make_plan(
     shapes: Mapping[str, Target],
     spectra: sp.Spectra,
-    options: PlanOptions,
+    options: WeLoreOptions,
     *,
     skipped: Mapping[str, str],
     total_numel: int,
@@ -180,7 +180,7 @@ def make_plan(
 def _allocate(
     shapes: Mapping[str, Target],
     spectra: sp.Spectra,
-    options: PlanOptions,
+    options: WeLoreOptions,
     other: tuple[int, int],
     total_numel: int,
 ) -> sp.Allocation:
@@ -210,7 +210,7 @@ def _allocate(
     return sp.budget_ranks(spectra, cost, budget)
 
 
-def _costs(target: Target, ranks: np.ndarray, options: PlanOptions, in_bytes: bool) -> np.ndarray:
+def _costs(target: Target, ranks: np.ndarray, options: WeLoreOptions, in_bytes: bool) -> np.ndarray:
     """Return what each rank takes in its storage; the full rank stays dense."""
     rows, columns = target.rows, target.columns
 
@@ -225,7 +225,7 @@ def _costs(target: Target, ranks: np.ndarray, options: PlanOptions, in_bytes: bo
     return np.array([of(int(rank)) for rank in ranks], dtype=np.float64)
 
 
-def _storage(target: Target, rank: int, options: PlanOptions, is_lrc: bool) -> Storage:
+def _storage(target: Target, rank: int, options: WeLoreOptions, is_lrc: bool) -> Storage:
     if options.storage != "auto":
         return options.storage
     if options.train is not None:  # factors are what one trains
