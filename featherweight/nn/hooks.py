@@ -5,7 +5,6 @@ from functools import partial
 from torch import nn
 from torch.nn.modules import module as torch_hooks
 
-
 _OF_ALL_MODULES = (
     torch_hooks._global_forward_hooks,
     torch_hooks._global_forward_pre_hooks,
