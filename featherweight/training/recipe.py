@@ -120,21 +120,27 @@ class Recipe(Config):
         """Return the methods of the recipe, in order: first those that its optimizer stands for, then those it names.
 
         Raises:
-            ConfigError: if core gradients are asked for without a layer-wise optimizer, which takes them.
+            ConfigError: if one needs layer-wise updates and the optimizer makes none.
         """
-        from featherweight.methods import CoreGradient, parse_methods
+        from featherweight.methods import parse_methods
         from featherweight.optim import optimizers
 
         config = self.optimizer_config()
-        named = {entry if isinstance(entry, str) else next(iter(entry)) for entry in self.methods}
+        named = self.method_names
         implied = [name for name in optimizers.get(config.name).methods if name not in named]
         methods = parse_methods([*implied, *self.methods])
-        if any(isinstance(method, CoreGradient) for method in methods) and not config.layerwise:
-            raise ConfigError(
-                "recipe methods: core_gradient leaves cores to a layer-wise optimizer, and optimizer.layerwise=False; "
-                "expected True. Set optimizer.layerwise=true, or leave core_gradient out."
-            )
+        for name, method in zip([*implied, *named], methods, strict=True):
+            if method.needs_layerwise and not config.layerwise:
+                raise ConfigError(
+                    f"recipe methods: {name} takes effect with layer-wise updates alone; expected layerwise=True of "
+                    f"the optimizer instead of {config.layerwise}. Set optimizer.layerwise=true, or leave {name} out."
+                )
         return methods
+
+    @property
+    def method_names(self) -> list[str]:
+        """Names of the methods that the recipe lists, in order."""
+        return [entry if isinstance(entry, str) else next(iter(entry)) for entry in self.methods]
 
     def build_task(self) -> Task:
         """Build the workload that the recipe names.

@@ -185,5 +185,6 @@ tasks: Registry[type[Task]] = Registry("task")
 
 tasks.register("text", "featherweight.text.task:TextTask")
 tasks.register("chat", "featherweight.text.chat_task:ChatTask")
+tasks.register("preference", "featherweight.text.preference_task:PreferenceTask")
 tasks.register("instructions", "featherweight.text.instruction_task:InstructionTask")
 tasks.register("pde", "featherweight.pde.task:PdeTask")
