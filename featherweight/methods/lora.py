@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from unittest.mock import patch
 
 from pydantic import Field
@@ -51,6 +51,9 @@ class LoRA(Config):
         True
         >>> fw.remove(model, fw.LoRA())
     """
+
+    needs_pretrained: ClassVar[bool] = True
+    """It changes little of a model, which must know something."""
 
     r: int = Field(default=16, gt=0)
     """Rank of the change of each module."""

@@ -140,9 +140,20 @@ class Recipe(Config):
         """Build the workload that the recipe names.
 
         Raises:
-            ConfigError: if the name is unknown or an option is not allowed.
+            ConfigError: if the name is unknown, an option is not allowed, or training should not begin with the weights
+            that it names.
         """
+        self.check_weights()
         return self.task_class(self.task_config(), seed=self.seed)
+
+    def check_weights(self) -> None:
+        """Refuse weights to begin with that nobody chose, and methods that need a trained model on random ones.
+
+        Raises:
+            ConfigError: says what to put into the recipe.
+        """
+        adapters = [type(method).__name__ for method in self.build_methods() if _needs_pretrained(method)]
+        self.task_class.check_weights(self.task_config(), adapters)
 
     @property
     def task_class(self) -> type[Task]:
@@ -180,6 +191,10 @@ class Recipe(Config):
         from featherweight.optim import parse_optimizer
 
         return parse_optimizer(self.optimizer)
+
+
+def _needs_pretrained(method: "Method") -> bool:
+    return getattr(method, "needs_pretrained", False)
 
 
 FREE_ON_RESUME = frozenset(

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 from torch import nn
@@ -23,6 +23,9 @@ _TRAINED_BEFORE = "_featherweight_trained_before_s2ft"
 
 class S2FT(Config):
     """Options of structured sparse fine-tuning in a recipe; fields that `fw.S2FTConfig` has mean the same."""
+
+    needs_pretrained: ClassVar[bool] = True
+    """It changes little of a model, which must know something."""
 
     r_equivalent: int | None = Field(default=None, gt=0)
     """Train as many parameters in each module as LoRA of this rank has there; without any amount, 16."""

@@ -8,7 +8,7 @@ budget, biases and dtypes stay, a matrix is never stored larger than it was, and
 import copy
 import warnings
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, field_validator, model_validator
@@ -51,6 +51,9 @@ class WeLore(Config):
         >>> round(fw.methods.welore.rank_reduction(report), 3)
         0.5
     """
+
+    needs_pretrained: ClassVar[bool] = True
+    """It keeps what a model knows, which must be something."""
 
     rank_reduction: float | None = None
     """Share of all ranks to drop, in (0, 1); it counts ranks and not parameters. Without any budget: 0.5."""
