@@ -29,6 +29,7 @@ from featherweight.methods.peft_adapter import (
     write_files,
 )
 from featherweight.nn.int8_linear import Int8Linear
+from featherweight.quant.weight4bit import statistics_of
 from featherweight.report import Report
 from featherweight.selection import ALL_LINEAR, select_modules
 
@@ -167,10 +168,11 @@ class LoRA(Config):
                 f"LoRA: model={type(model).__name__} has no layer that can have an adapter: each {reasons}; expected "
                 "nn.Linear or Conv1D. Select other modules."
             )
-        if self.use_dora and any(isinstance(module, Int8Linear) for module in chosen.values()):
+        quantized = any(isinstance(module, Int8Linear) or statistics_of(module.weight) for module in chosen.values())
+        if self.use_dora and quantized:
             raise ConfigError(
-                "LoRA: use_dora=True needs the norms of float weights, and the model has int8 weights; expected one of "
-                "the two. Set use_dora=False or leave int8 out."
+                "LoRA: use_dora=True needs the norms of float weights, and the model has int8 or 4-bit weights; "
+                "expected one of the two. Set use_dora=False or leave int8 and base4bit out."
             )
         return chosen, left
 

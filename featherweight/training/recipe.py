@@ -129,6 +129,10 @@ class Recipe(Config):
         named = {entry if isinstance(entry, str) else next(iter(entry)) for entry in self.methods}
         implied = [name for name in optimizers.get(config.name).methods if name not in named]
         methods = parse_methods([*implied, *self.methods])
+        if "base4bit" in named:
+            from featherweight.methods.base4bit import check_company
+
+            check_company(methods)
         if any(isinstance(method, CoreGradient) for method in methods) and not config.layerwise:
             raise ConfigError(
                 "recipe methods: core_gradient leaves cores to a layer-wise optimizer, and optimizer.layerwise=False; "
