@@ -58,4 +58,3 @@ def init(
     console = Console()
     console.print(facts_table(seen.found, usual_length(seen.found, seen.facts)))
     console.print(f"\nWrote {recipe}. Next: fw train {recipe}", highlight=False, soft_wrap=True)
-

@@ -58,7 +58,9 @@ def plan(
     ] = None,
     data: Annotated[
         str | None,
-        typer.Option("--data", help="Chat data to fine-tune the model on: a file, a folder, hf:name.", show_default=False),
+        typer.Option(
+            "--data", help="Chat data to fine-tune the model on: a file, a folder, hf:name.", show_default=False
+        ),
     ] = None,
     template: Template = None,
     column: Columns = None,
@@ -79,7 +81,7 @@ def plan(
         str,
         typer.Option(
             "--exclude",
-            help="What must not be given up: bf16-weights, 8-bit-states, low-rank, int8-weights, few-parameters.",
+            help="What must not be given up: bf16-weights, 8-bit-states, low-rank, int8-weights, 4bit-weights, few-parameters.",
         ),
     ] = "",
     solve: Annotated[

@@ -29,7 +29,7 @@ from featherweight.methods.peft_adapter import (
     write_files,
 )
 from featherweight.nn.int8_linear import Int8Linear
-from featherweight.quant.weight4bit import statistics_of
+from featherweight.quant.weight4bit import is_4bit
 from featherweight.report import Report
 from featherweight.selection import ALL_LINEAR, select_modules
 
@@ -168,7 +168,7 @@ class LoRA(Config):
                 f"LoRA: model={type(model).__name__} has no layer that can have an adapter: each {reasons}; expected "
                 "nn.Linear or Conv1D. Select other modules."
             )
-        quantized = any(isinstance(module, Int8Linear) or statistics_of(module.weight) for module in chosen.values())
+        quantized = any(isinstance(module, Int8Linear) or is_4bit(module) for module in chosen.values())
         if self.use_dora and quantized:
             raise ConfigError(
                 "LoRA: use_dora=True needs the norms of float weights, and the model has int8 or 4-bit weights; "

@@ -26,7 +26,7 @@ _STORED = ("absmax", "offset", "nested_absmax")
 """Statistics that differ from layer to layer; the two tables are always the same."""
 
 
-class FrozenLinear4bit(Linear4bit):  # type: ignore[misc]
+class FrozenLinear4bit(Linear4bit):
     """A linear layer whose weight is frozen in four bits; see the top of this module.
 
     Build it by `of`. Its state dict holds codes and scales, and takes them back bit by bit.

@@ -5,7 +5,7 @@ bitsandbytes keeps them in an object on the parameter, where neither `named_buff
 
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def statistics_of(parameter: Tensor) -> dict[str, Tensor]:
@@ -25,3 +25,8 @@ def statistics_of(parameter: Tensor) -> dict[str, Tensor]:
             "nested_code": state.state2.code,
         }
     return found
+
+
+def is_4bit(module: nn.Module) -> bool:
+    """Tell whether the weight of a layer has four bits."""
+    return getattr(getattr(module, "weight", None), "quant_state", None) is not None

@@ -2,6 +2,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -180,7 +181,7 @@ def test_a_plan_for_a_shape_says_in_the_recipe_what_is_missing_and_does_not_trai
 
 
 def test_a_plan_for_a_new_model_proposes_no_adapters(tiny_recipe, tmp_path, capsys):
-    content = yaml.safe_load(open(tiny_recipe))
+    content = yaml.safe_load(Path(tiny_recipe).read_text())
     content["task"]["weights"] = "random"
     (tmp_path / "new.yaml").write_text(yaml.safe_dump(content))
     exclude = ["--exclude", "8-bit-states,low-rank,int8-weights"]

@@ -10,8 +10,8 @@ import featherweight as fw
 from featherweight.errors import ConfigError
 from featherweight.models import load_model, load_tokenizer, save_model_folder
 from featherweight.training import train
-from featherweight.training.events import Callback
 from featherweight.training.estimate import estimate_memory
+from featherweight.training.events import Callback
 from featherweight.training.footprint import predict_bytes
 from featherweight.training.loop import Loop
 from featherweight.training.recipe import Recipe
