@@ -81,7 +81,8 @@ def plan(
         str,
         typer.Option(
             "--exclude",
-            help="What must not be given up: bf16-weights, 8-bit-states, low-rank, int8-weights, 4bit-weights, few-parameters.",
+            help="What must not be given up: bf16-weights, 8-bit-states, low-rank, int8-weights, 4bit-weights, "
+            "few-parameters.",
         ),
     ] = "",
     solve: Annotated[
@@ -101,8 +102,9 @@ def plan(
     """Find the recipes that fit a budget: simulated steps, no GPU, no weights.
 
     Every recipe shows what it needs of the device, what it gives up, and an estimate of its speed. --out writes the
-    best one, ready for fw train: with --data it trains that model on that data. --solve answers how long a sequence, how large a micro-batch or rank it allows; with
-    a RECIPE and without a model the question is about that recipe as it stands, and so is --why.
+    best one: with --data it trains that model on that data. --solve answers how long a sequence, how large a
+    micro-batch or rank it allows; with a RECIPE and without a model the question is about that recipe as it stands, and
+    so is --why.
 
     [bold]Examples[/bold]
 

@@ -94,7 +94,7 @@ class Base4bit(Config):
 
     @contextmanager
     def saving(self, model: nn.Module, folder: Path) -> Iterator[None]:
-        """Let the layers be ordinary ones in the block, so that adapters merge into floats and no change is rounded off.
+        """Let the layers be ordinary ones in the block, so that adapters merge into floats, and no change is rounded.
 
         Cost: the float weights of the changed layers, in memory at once.
         """

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from featherweight.training.recipe import Recipe
 
 _ALWAYS = ("task", "methods", "optimizer", "precision", "steps", "micro_batch_size", "accumulation_steps")
-"""Keys that are written even where they hold their defaults: the plan has chosen them, or the user will look for them."""
+"""Keys that are written even where they hold their defaults: the plan has chosen them, or users look for them."""
 
 
 def recipe_text(plan: "Plan", comments: Sequence[str] = ()) -> str:

@@ -81,6 +81,8 @@ def starter_recipe(model: str, facts: ModelFacts, found: Survey, choices: Choice
 def task_of(model: str, found: Survey, choices: Choices, max_tokens: int) -> dict[str, Any]:
     """Return the part of a recipe that says what is trained on what."""
     task: dict[str, Any] = {"name": "preference" if found.kind in ("preference", "judgement") else "chat"}
+    if found.kind == "judgement":
+        task["method"] = "kto"  # the one that learns from answers that were judged one by one
     task |= {"model": model, "data": found.source, "max_tokens": max_tokens}
     for key, value in (
         ("columns", dict(choices.columns)),

@@ -23,9 +23,9 @@ def guessing_notice(task: Task, loss: float | None) -> str | None:
     if not loss >= NEAR_GUESSING * guessing:
         return None
     return (
-        f"The loss at the start, {loss:.2f}, is near {guessing:.2f}, the logarithm of the vocabulary: this model guesses "
-        "although it is called pretrained. Its weights, its tokenizer or the template may not belong together; look at "
-        "the rows by fw data inspect, and at the folder of the model."
+        f"The loss at the start, {loss:.2f}, is near {guessing:.2f}, the logarithm of the vocabulary: this model "
+        "guesses although it is called pretrained. Its weights, its tokenizer or the template may not belong together; "
+        "look at the rows by fw data inspect, and at the folder of the model."
     )
 
 

@@ -149,6 +149,7 @@ class Task(ABC):
             config: options.
             adapters: names of the recipe's methods that need a trained model.
         """
+        return None
 
     @property
     def guessing_loss(self) -> float | None:
@@ -199,5 +200,6 @@ tasks: Registry[type[Task]] = Registry("task")
 
 tasks.register("text", "featherweight.text.task:TextTask")
 tasks.register("chat", "featherweight.text.chat_task:ChatTask")
+tasks.register("preference", "featherweight.text.preference_task:PreferenceTask")
 tasks.register("instructions", "featherweight.text.instruction_task:InstructionTask")
 tasks.register("pde", "featherweight.pde.task:PdeTask")

@@ -10,6 +10,7 @@ import yaml
 from featherweight.cli import run
 from featherweight.cli.look import look
 from featherweight.models import load_model, load_tokenizer, save_model_folder
+from featherweight.training.estimate import estimate_memory
 from featherweight.training.recipe import Recipe, load_recipe
 
 EXCLUDE = ["--exclude", "bf16-weights, 8-bit-states,low-rank,int8-weights,few-parameters"]
@@ -154,6 +155,25 @@ def test_a_length_that_was_asked_for_is_that_of_the_rows(model_and_chats):
     recipe = Recipe.parse(seen.recipe(96), where="recipe")
     assert recipe.task["max_tokens"] == 96 and recipe.task["train_on"] == "last"
     assert "2 rows" not in " ".join(seen.comments(96)) and "60 rows are longer than max_tokens" in seen.comments(8)[-1]
+
+
+@pytest.mark.parametrize(
+    ("row", "task"),
+    [
+        ({"prompt": "q", "chosen": "yes", "rejected": "no"}, {"name": "preference"}),
+        ({"prompt": "q", "completion": "a", "label": True}, {"name": "preference", "method": "kto"}),
+    ],
+)
+def test_preferences_are_planned_with_the_task_that_learns_from_them(model_and_chats, tmp_path, row, task):
+    lines = [json.dumps({**row, "prompt": f"q{number}"}) + "\n" for number in range(8)]
+    (tmp_path / "pairs.jsonl").write_text("".join(lines))
+    seen = look(
+        "fw plan", "./model", "pairs.jsonl", columns={}, ignore_columns=[], template="chatml", train_on="assistant"
+    )
+    recipe = Recipe.parse(seen.recipe(64), where="recipe").override(["task.held_out=0.3", "steps=1"])
+    assert task.items() <= recipe.task.items()
+    assert estimate_memory(None, recipe, device="cpu").peak_bytes > 0
+    recipe.check_weights()
 
 
 @pytest.mark.parametrize(

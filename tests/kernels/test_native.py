@@ -229,8 +229,14 @@ def test_code_with_other_bits_is_found_out(monkeypatch):
     assert native_check.differing_result(loaded) == "weight"
 
 
-def test_a_simulated_step_runs_no_kernel():
+def test_a_simulated_step_of_a_cpu_takes_the_memory_of_the_kernel_and_computes_nothing():
     assert kernels.native_on(torch.zeros(1))
     assert not kernels.native_on(torch.zeros(1, device="meta"))
-    with simulation(SimulatedDevice("cpu")):
+    options = native.Options(0.9, 0.999, 1e-8, 1)
+    moments = (torch.zeros(600), torch.zeros(600))
+    with simulation(SimulatedDevice("cuda")):
         assert not kernels.native_on(torch.zeros(1))
+    with simulation(SimulatedDevice("cpu")):
+        assert kernels.native_on(torch.zeros(1))
+        assert native.direction(torch.ones(600), moments, options).shape == (600,)
+    assert not moments[0].any()
