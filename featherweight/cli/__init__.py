@@ -23,6 +23,7 @@ from featherweight.cli import init as _init
 from featherweight.cli import measure as _measure
 from featherweight.cli import pde as _pde
 from featherweight.cli import plan as _plan
+from featherweight.cli import robot as _robot
 from featherweight.cli import train as _train
 from featherweight.cli.screen import print_error
 from featherweight.errors import ConfigError, FeatherweightError, MissingExtraError
@@ -43,6 +44,7 @@ app.command("measure")(_measure.measure)
 app.command("plan")(_plan.plan)
 app.add_typer(_data.app)
 app.add_typer(_pde.app, name="pde")
+app.add_typer(_robot.app, name="robot")
 app.command("compress")(_compress.compress)
 app.add_typer(_adapter.app)
 

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -19,8 +19,8 @@ from featherweight.errors import ConfigError
 from featherweight.report import format_bytes
 
 if TYPE_CHECKING:
-    from featherweight.planner import Plan, PlanRow, Solution, Why
-    from featherweight.training.recipe import Recipe
+    from featherweight.planner import Plan, PlanRow
+    from featherweight.planner.answers import Answers
 
 _COLOURS = {
     "weights": "blue",
@@ -128,38 +128,34 @@ def plan(
             template=template,
             train_on=train_on,
         )
-    from featherweight.planner import plan as search
-    from featherweight.planner.solve import check_unknown
+    from featherweight.planner.answers import answer
 
-    tags = [tag.strip() for tag in exclude.split(",") if tag.strip()]
     with leave_cleanly("plan", []):
-        if solve is not None:
-            check_unknown(solve)
         if calibrate:
             _calibrate(device)
         with _status() as tell:
-            found = search(
+            answers = answer(
                 model,
                 budget,
                 recipe=recipe if seen is None else seen.recipe(seq_len),
                 device=device,
                 seq_len=seq_len,
                 tokens_per_step=tokens_per_step,
-                exclude=tags,
+                exclude=[tag.strip() for tag in exclude.split(",") if tag.strip()],
+                unknown=solve,
+                why=why,
                 on_progress=tell,
             )
-            asked = _recipe(recipe) if recipe is not None and model is None else None
-            solution = None if solve is None else _solved(found, asked, solve, budget, device, tell)
-            reasons = _reasons(found, asked, tell) if why else None
+        found = answers.plan
         page = found.report()
         if out is not None and found.rows:
             found.save_recipe(out, () if seen is None else seen.comments(found.best.recipe.task["max_tokens"]))
         if report is not None:
             page.save_html(report)
         if as_json:
-            print_json(_content(found, solution, reasons))
+            print_json(answers.to_dict())
         else:
-            print_plan(found, solution, reasons, out, report)
+            print_answers(answers, out, report)
         if not found.rows:
             raise typer.Exit(1)
 
@@ -186,84 +182,32 @@ def _require_question(
             )
 
 
-def _recipe(path: Path) -> "Recipe":
-    from featherweight.training.recipe import load_recipe
+def print_plan(found: "Plan") -> None:
+    """Show a plan at a glance."""
+    from featherweight.planner.answers import Answers
 
-    return load_recipe(path)
-
-
-def _solved(
-    found: "Plan",
-    asked: "Recipe | None",
-    unknown: str,
-    budget: str | None,
-    device: str | None,
-    tell: Callable[[str], None],
-) -> "Solution | str | None":
-    """Answer for the recipe that was asked about, else the best one, else the nearest; say why where nothing fits."""
-    from featherweight.planner import solve
-
-    row = found.rows[0] if found.rows else found.nearest
-    about = asked or (None if row is None else row.recipe)
-    if about is None:
-        return None
-    tell(f"what {unknown} fits")
-    try:
-        return solve(unknown, None, about, budget, device=device)  # type: ignore[arg-type]
-    except ConfigError as reason:
-        if found.rows:
-            raise
-        return str(reason)
+    print_answers(Answers(found))
 
 
-def _reasons(found: "Plan", asked: "Recipe | None", tell: Callable[[str], None]) -> "Why | None":
-    from featherweight.planner import explain
-
-    if asked is None and not found.rows and found.nearest is None:
-        return None
-    tell("single changes")
-    return found.why() if asked is None else explain(asked, found.target, name="the recipe as it stands")
-
-
-def _content(found: "Plan", solution: "Solution | str | None", reasons: "Why | None") -> dict[str, Any]:
-    content = found.to_dict()
-    if isinstance(solution, str):
-        content["solution"] = {"value": None, "reason": solution}
-    elif solution is not None:
-        content["solution"] = {"unknown": solution.unknown, "value": solution.value}
-        content["solution"]["total_bytes"] = solution.need.total_bytes
-    if reasons is not None:
-        content["why"] = reasons.to_dict()
-    return content
-
-
-def print_plan(
-    found: "Plan",
-    solution: "Solution | str | None" = None,
-    reasons: "Why | None" = None,
-    out: Path | None = None,
-    report: Path | None = None,
-) -> None:
+def print_answers(answers: "Answers", out: Path | None = None, report: Path | None = None) -> None:
     """Show a plan at a glance: one line with a bar for each recipe, the budget as the length of the bar."""
-    from featherweight.planner.report import verdict
-
-    console = Console()
-    console.print(Text(verdict(found), style="bold"))
+    console, found = Console(), answers.plan
+    console.print(Text(found.verdict, style="bold"))
     if found.rows:
         console.print(_rows(found))
         legend = Text("bar: ")
         for name, colour in _COLOURS.items():
             legend.append(_LETTERS[name] * 2, style=f"{colour} reverse").append(f" {name.replace('_', ' ')}  ")
         console.print(legend)
-        if reasons is None:
+        if answers.reasons is None:
             _print_largest(console, found.rows[0])
     for name, reason in found.refused.items():
         console.print(Text(f"no: {name}: {reason}", style="dim"), soft_wrap=True)
-    if reasons is not None:
-        console.print(Text(f"\n{reasons}"), soft_wrap=True)
-    if isinstance(solution, str):
-        console.print(Text(f"\n{solution}", style="bold"), soft_wrap=True)
-    elif solution is not None:
+    if answers.reasons is not None:
+        console.print(Text(f"\n{answers.reasons}"), soft_wrap=True)
+    if answers.unsolvable is not None:
+        console.print(Text(f"\n{answers.unsolvable}", style="bold"), soft_wrap=True)
+    if (solution := answers.solution) is not None:
         value = format_bytes(solution.value) if solution.unknown == "min_memory" else f"{solution.value:,}"
         console.print(Text(f"\n{solution.unknown}: {value}", style="bold"))
     console.print(Text(f"\nAssumed: {'; '.join(found.assumptions)}.", style="dim"))
@@ -309,7 +253,7 @@ def _bar(row: "PlanRow", budget_bytes: int) -> Text:
 
 
 def _print_largest(console: Console, best: "PlanRow") -> None:
-    from featherweight.planner.report import allocation_line
+    from featherweight.planner.allocations import allocation_line
 
     console.print(Text(f"\nLargest at the peak of {best.family} ({best.estimate.timeline.peak().phase})", style="bold"))
     for one in best.estimate.top_allocations(5):

@@ -8,15 +8,14 @@ Source: Dettmers et al., QLoRA, arXiv 2305.14314, section 3 (NF4, double quantis
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
-from torch.optim import Optimizer
 
-from featherweight.config import Config
 from featherweight.errors import ConfigError, MissingExtraError
 from featherweight.import_hook import without_kernel_advice
 from featherweight.methods.low_rank_model import replace_module, shared_parameters
+from featherweight.methods.method import Method
 from featherweight.methods.peft_adapter import require_no_adapter
 from featherweight.report import Report
 from featherweight.selection import select_modules
@@ -31,7 +30,7 @@ _REFUSED = {
 """Methods that want weights which are trained, or to be made something else; each with the reason."""
 
 
-class Base4bit(Config):
+class Base4bit(Method):
     """Options of frozen 4-bit weights; apply them before the adapter: ``fw.apply(model, fw.Base4bit())``.
 
     Needs the extra `base4bit` (bitsandbytes, on GPUs and CPUs).
@@ -46,9 +45,11 @@ class Base4bit(Config):
         torch.uint8
     """
 
-    target_modules: str | list[str] | tuple[str, ...] = "all-linear"
+    freezes_model: ClassVar[bool] = True
+
+    target_modules: str | list[str] = "all-linear"
     """Modules whose weights become four bits: all-linear, a regular expression or names, as in PEFT."""
-    exclude_modules: str | list[str] | tuple[str, ...] = ()
+    exclude_modules: str | list[str] = []
     """Modules that keep their float weights: a regular expression or names."""
 
     def apply(self, model: nn.Module, calibration: Any = None) -> Report:
@@ -88,9 +89,6 @@ class Base4bit(Config):
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name in trained)
         delattr(model, _TRAINED_BEFORE)
-
-    def after_step(self, model: nn.Module, optimizer: Optimizer, step: int) -> None:
-        """Do nothing: the weights are frozen."""
 
     @contextmanager
     def saving(self, model: nn.Module, folder: Path) -> Iterator[None]:

@@ -12,9 +12,7 @@ moments that follow exactly, memory for live components only, a buffer that begi
 
 import logging
 import math
-from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -23,12 +21,12 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from featherweight.config import Config
 from featherweight.errors import CheckpointError, ConfigError, NumericsError
 from featherweight.linalg.factors import factorize, product_spectrum, rebalance
 from featherweight.linalg.random import keyed_generator
 from featherweight.linalg.spectrum import explained_rank, variance_ratios
 from featherweight.methods.inrank_report import growth_report
+from featherweight.methods.inrank_state import ATTRIBUTE, GrowthState, growing_layer, growth_state
 from featherweight.methods.low_rank_model import (
     low_rank_modules,
     merge_low_rank,
@@ -36,18 +34,17 @@ from featherweight.methods.low_rank_model import (
     replace_module,
     shared_parameters,
 )
+from featherweight.methods.method import Method
 from featherweight.methods.peft_adapter import require_no_adapter
 from featherweight.nn.low_rank_linear import LowRankLinear, activation_of, is_linear, matrix_of
-from featherweight.optim.policies.moment_growth import Growth, Rotation, exchange_parameter
+from featherweight.optim.exchange import exchange_parameter
+from featherweight.optim.policies.moment_growth import Growth, Rotation
 from featherweight.ownership import Part, refuse_owned
 from featherweight.report import Report
 from featherweight.selection import select_modules
 from featherweight.unwrap import unwrap_model, unwrap_optimizer
 
 logger = logging.getLogger(__name__)
-
-# A plain attribute, so that a deep copy of a model carries its ranks along.
-_ATTRIBUTE = "_featherweight_inrank"
 
 STORED_VALUES = 20
 """Singular values of a layer that the history keeps at a check."""
@@ -56,22 +53,7 @@ PROBES = 1024
 """Random inputs on which the spectrum of a layer with an activation is measured."""
 
 
-@dataclass
-class GrowthState:
-    """What InRank knows of a model."""
-
-    ranks: dict[str, int]
-    """R by layer."""
-    dense: dict[str, str]
-    """Layers that stayed dense, and why."""
-    is_frozen: bool = False
-    quiet_checks: int = 0
-    """Checks in a row at which no layer grew."""
-    history: list[dict[str, Any]] = field(default_factory=list)
-    """One entry for each layer and check: step, layer, rank, live, explained, values."""
-
-
-class InRank(Config):
+class InRank(Method):
     """Options of InRank; ``fw.apply(model, fw.InRank())`` before the optimizer is built.
 
     Example:
@@ -168,7 +150,7 @@ class InRank(Config):
                 f"plain, trained linear layers with room above init_rank={self.init_rank}. Lower init_rank, select "
                 "other layers, or load the model without quantisation."
             )
-        setattr(model, _ATTRIBUTE, state)
+        setattr(model, ATTRIBUTE, state)
         record_in_config(model)
         return self.report(model)
 
@@ -181,7 +163,7 @@ class InRank(Config):
             ConfigError: if there is an activation between the factors.
         """
         merge_low_rank(model)
-        vars(model).pop(_ATTRIBUTE, None)
+        vars(model).pop(ATTRIBUTE, None)
 
     def after_step(self, model: nn.Module, optimizer: Optimizer, step: int) -> None:
         """Check the spectra if it is time, grow, and end the growth if nothing grows any more.
@@ -390,42 +372,6 @@ class InRank(Config):
         return float(squares[:rank].sum()) / total if total else 1.0
 
 
-def growth_state(model: nn.Module) -> GrowthState:
-    """Return what InRank knows of a model.
-
-    Raises:
-        ConfigError: if it is not applied.
-    """
-    state = vars(model).get(_ATTRIBUTE)
-    if not isinstance(state, GrowthState):
-        raise ConfigError(
-            f"InRank: model={type(model).__name__} has no growing layers; expected a model after fw.apply(model, "
-            "fw.InRank()). Apply it first."
-        )
-    return state
-
-
-def has_growing_ranks(model: nn.Module) -> bool:
-    """Tell whether layers of a model may still grow."""
-    state = vars(model).get(_ATTRIBUTE)
-    return isinstance(state, GrowthState) and not state.is_frozen
-
-
-def growing_layer(model: nn.Module, name: str) -> LowRankLinear:
-    """Return a layer by its full name.
-
-    Raises:
-        ConfigError: if something else has taken its place.
-    """
-    layer = model.get_submodule(name)
-    if not isinstance(layer, LowRankLinear):
-        raise ConfigError(
-            f"InRank: '{name}' is a {type(layer).__name__} now; expected the growing layer that InRank put there. End "
-            "the growth with InRank.freeze before another method wraps its layers."
-        )
-    return layer
-
-
 @torch.no_grad()
 def grow(layer: LowRankLinear, live: int, optimizer: Optimizer | None, generator: torch.Generator) -> None:
     """Give a layer more components without changing its function.
@@ -499,11 +445,3 @@ def _of_first_process(ranks: dict[str, int], device: torch.device) -> dict[str, 
     values = torch.tensor(list(ranks.values()), device=device)
     dist.broadcast(values, 0)
     return dict(zip(ranks, values.tolist(), strict=True))
-
-
-def mean_ranks(history: list[dict[str, Any]]) -> dict[int, float]:
-    """Return the mean rank over the layers by step of a history."""
-    by_step: dict[int, list[int]] = defaultdict(list)
-    for entry in history:
-        by_step[entry["step"]].append(entry["rank"])
-    return {step: sum(ranks) / len(ranks) for step, ranks in by_step.items()}

@@ -2,22 +2,19 @@
 
 from collections import defaultdict
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 from torch import nn
 
+from featherweight.methods.inrank_state import GrowthState
 from featherweight.methods.welore.report import split_name
 from featherweight.nn.low_rank_linear import LowRankLinear
 from featherweight.report import Report
-
-if TYPE_CHECKING:
-    from featherweight.methods.inrank import GrowthState
 
 ADAM_BYTES = 8
 """Two float32 moments of a parameter."""
 
 
-def growth_report(model: nn.Module, layers: Mapping[str, LowRankLinear], state: "GrowthState", buffer: int) -> Report:
+def growth_report(model: nn.Module, layers: Mapping[str, LowRankLinear], state: GrowthState, buffer: int) -> Report:
     """Return the report of a model in growth, or after it.
 
     Args:
@@ -77,7 +74,7 @@ def _ceiling(model: nn.Module, layers: Mapping[str, LowRankLinear], factored: in
     return (rest + factored) / (rest + dense) if rest + dense else 1.0
 
 
-def _last_changes(state: "GrowthState") -> dict[str, int]:
+def _last_changes(state: GrowthState) -> dict[str, int]:
     """Return the step at which each layer grew last."""
     last: dict[str, int] = {}
     before: dict[str, int] = {}
@@ -89,7 +86,7 @@ def _last_changes(state: "GrowthState") -> dict[str, int]:
     return last
 
 
-def _add_pictures(report: Report, layers: Mapping[str, LowRankLinear], state: "GrowthState") -> None:
+def _add_pictures(report: Report, layers: Mapping[str, LowRankLinear], state: GrowthState) -> None:
     if not state.history:
         return
     over_time: dict[str, dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))

@@ -16,12 +16,11 @@ from unittest.mock import patch
 from pydantic import Field
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
-from torch.optim import Optimizer
 
-from featherweight.config import Config
 from featherweight.errors import ConfigError
 from featherweight.import_hook import without_kernel_advice
 from featherweight.methods.low_rank_model import low_rank_modules, replace_module, shared_parameters
+from featherweight.methods.method import Method
 from featherweight.methods.peft_adapter import (
     PREFIX,
     plain_settings,
@@ -37,7 +36,7 @@ ADAPTER = "default"
 _TRAINED_BEFORE = "_featherweight_trained_before_lora"
 
 
-class LoRA(Config):
+class LoRA(Method):
     """Options of LoRA; fields that `peft.LoraConfig` has mean the same, and biases stay frozen.
 
     Initial values are drawn from torch's global generator, as in PEFT; a recipe seeds it. Adapters are float32 beside
@@ -53,8 +52,8 @@ class LoRA(Config):
         >>> fw.remove(model, fw.LoRA())
     """
 
+    freezes_model: ClassVar[bool] = True
     needs_pretrained: ClassVar[bool] = True
-    """It changes little of a model, which must know something."""
 
     r: int = Field(default=16, gt=0)
     """Rank of the change of each module."""
@@ -112,9 +111,6 @@ class LoRA(Config):
             parameter.requires_grad_(name in trained)
         delattr(model, _TRAINED_BEFORE)
         del model.peft_config
-
-    def after_step(self, model: nn.Module, optimizer: Optimizer, step: int) -> None:
-        """Do nothing: adapters are ordinary parameters."""
 
     @contextmanager
     def saving(self, model: nn.Module, folder: Path) -> Iterator[None]:

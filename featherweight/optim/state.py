@@ -37,21 +37,15 @@ def create(
     name: str,
     storage: StateStorage,
     shape: tuple[int, ...],
-    blocks: int | None,
+    stack: tuple[int, ...],
     *,
     device: torch.device,
     dtype: torch.dtype,
 ) -> None:
-    """Add the zero state `name` for one tensor of `shape`, or for `blocks` stacked ones."""
+    """Add the zero state `name` for one tensor of `shape`, or for a stack of them."""
     for suffix, part in storage.zeros(shape, device=device, dtype=dtype).items():
-        stacked = part if blocks is None else part.unsqueeze(0).repeat(blocks, *[1] * part.ndim)
+        stacked = part.unsqueeze(0).repeat(*stack, *[1] * part.ndim) if stack else part
         state[_key(name, suffix)] = stacked
-
-
-def create_counters(state: State, names: tuple[str, ...], blocks: int | None) -> None:
-    """Add integer counters at zero, one for each of `blocks` matrices."""
-    for name in names:
-        state[name] = torch.zeros(() if blocks is None else blocks, dtype=torch.int64)
 
 
 def read_counter(state: Mapping[str, Tensor], name: str, block: int | None) -> int:

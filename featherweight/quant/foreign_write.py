@@ -3,7 +3,7 @@
 A handle (`featherweight.quant.int8_weight`) has a shape and one element of memory. A kernel that trusts the shape, as
 torch's fused optimizers do, would write far beyond it. Two barriers stand before that, each enough by itself:
 
-- `watch_optimizers` looks at every `torch.optim.Optimizer` before its step, through torch's own hook for that.
+- `watch_optimizers` looks at every `torch.optim.Optimizer` before its step (`featherweight.every_step`).
 - `ValuelessTensor` is asked by torch before each function that is called with it, and refuses those that write into
   it and those that hand out its address: functions of lists, fused ones, custom operators, wherever they come from.
 """
@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from featherweight.errors import ConfigError
+from featherweight.every_step import before_every_step
 
 WRITES_INT8 = "writes_int8_weights"
 """Class attribute of the optimizers that write codes."""
@@ -53,19 +53,14 @@ class ValuelessTensor(Tensor):
             return result if func in _FACTS else _marked(result, args)
 
 
-_watch: list[Any] = []
-
-
 def watch_optimizers() -> None:
     """Look at every optimizer before its step from now on; once for the process."""
-    if not _watch:
-        _watch.append(register_optimizer_step_pre_hook(_refuse_foreign_step))
+    before_every_step(_refuse_foreign_step)
 
 
-def _refuse_foreign_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def _refuse_foreign_step(optimizer: Optimizer, has_closure: bool) -> None:
     if getattr(type(optimizer), WRITES_INT8, False):
         return
-    has_closure = any(callable(one) for one in (*args[1:], *kwargs.values()))  # which computes gradients later
     for group in optimizer.param_groups:
         for index, parameter in enumerate(group["params"]):
             if not isinstance(parameter, ValuelessTensor):

@@ -28,7 +28,7 @@ from featherweight.optim import (
     layerwise,
     parse_optimizer,
 )
-from featherweight.optim.backward.layerwise import layerwise_handles
+from featherweight.optim.backward.updates import layerwise_handles
 from featherweight.report import Report, format_bytes
 from featherweight.training.footprint import predict_bytes
 from featherweight.training.run import save_report

@@ -19,7 +19,6 @@ from torch.nn.utils import clip_grads_with_norm_
 from torch.optim.lr_scheduler import LambdaLR
 
 from featherweight.errors import CheckpointError, ConfigError, DeviceError, NumericsError, OutOfMemoryError
-from featherweight.methods.method import StatefulMethod
 from featherweight.optim.step.finite import norm_of
 from featherweight.simulated import simulated_device
 from featherweight.training.checkpoint import Checkpoint, Checkpoints
@@ -236,7 +235,7 @@ class Loop:
             "scheduler": self.scheduler.state_dict(),
             "rng": rng_state(),
             "footprint": self.footprint.to_dict(),
-            "methods": [m.state_dict(self.model) if isinstance(m, StatefulMethod) else {} for m in self.methods],
+            "methods": [method.state_dict(self.model) for method in self.methods],
         }
 
     def resume(self, checkpoint: Checkpoint) -> None:
@@ -258,8 +257,7 @@ class Loop:
         self.progress = Progress.from_dict(state["progress"])
         self.footprint = Footprint(**state["footprint"])
         for method, method_state in zip(self.methods, state.get("methods", []), strict=False):
-            if isinstance(method, StatefulMethod):
-                method.load_state_dict(self.model, method_state)
+            method.load_state_dict(self.model, method_state)
         set_rng_state(state["rng"])
         self._batches = None
         self._is_first_step = True

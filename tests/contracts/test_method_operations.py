@@ -340,13 +340,14 @@ COMBINATIONS = {
     ("core_gradient", "welore"): r"CoreGradient owns its forward.*fw.remove\(model, fw.CoreGradient\(\)\)",
     ("core_gradient", "inrank"): r"CoreGradient owns its forward.*fw.remove\(model, fw.CoreGradient\(\)\)",
     ("int8", "welore"): "Int8Linear is no plain linear layer",
-    ("int8", "inrank"): "expected a plain linear layer",
+    ("int8", "inrank"): "Int8Linear is no plain linear layer",
     ("int8", "s2ft inplace"): "does not go with quantized weights of Int8Linear",
     ("s2ft inplace", "int8"): "o_proj.base_layer.weight' has an owner already, an S2FT adapter owns its weight",
     **{(cut, "lora"): "is of low rank, beside which PEFT puts no adapter" for cut in ("welore", "inrank")},
     ("inrank", "welore"): "is of low rank already",
     ("welore", "inrank"): "is of low rank already; expected a model of ordinary layers",
-    **{(cut, "s2ft inplace"): "does not go with low rank of" for cut in ("welore", "inrank")},
+    ("welore", "s2ft inplace"): "does not go with low rank of",
+    **{("inrank", one): "layers whose ranks still grow.*freeze" for one in ("s2ft", "s2ft inplace")},
     **{
         pair: "has an adapter of PEFT already"
         for pair in itertools.product(

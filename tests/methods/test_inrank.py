@@ -11,7 +11,8 @@ import featherweight as fw
 from featherweight.errors import CheckpointError, ConfigError, NumericsError
 from featherweight.linalg.random import keyed_generator
 from featherweight.linalg.spectrum import explained_rank
-from featherweight.methods.inrank import InRank, grow, growth_state
+from featherweight.methods.inrank import InRank, grow
+from featherweight.methods.inrank_state import growth_state
 from featherweight.methods.low_rank_model import low_rank_modules
 from featherweight.nn.low_rank_linear import LowRankLinear
 

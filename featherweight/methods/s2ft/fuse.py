@@ -10,12 +10,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
+from peft.tuners.tuners_utils import BaseTuner
 from torch import Tensor, nn
 
 from featherweight.errors import ConfigError
 from featherweight.methods.s2ft.adapter import joined_change
 from featherweight.methods.s2ft.base_slices import ChannelChange
 from featherweight.methods.s2ft.config import S2FTConfig
+from featherweight.methods.s2ft.layer import S2FTLayer
 from featherweight.methods.s2ft.switch import require_adapters, require_mergeable
 from featherweight.methods.s2ft.whole_tensors import Weighted, combined, heads_of
 
@@ -187,10 +189,8 @@ def add_changes(
 
 
 def _tuner_of(model: nn.Module) -> Any:
-    from featherweight.methods.s2ft.model import S2FTModel
-
     for candidate in (model, getattr(model, "base_model", None)):
-        if isinstance(candidate, S2FTModel):
+        if isinstance(candidate, BaseTuner) and candidate.tuner_layer_cls is S2FTLayer:
             return candidate
     raise ConfigError(
         f"fuse: model={type(model).__name__} is not of peft.get_peft_model; expected a PeftModel with S2FT "

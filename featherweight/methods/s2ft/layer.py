@@ -11,10 +11,10 @@ from peft.tuners._buffer_dict import BufferDict
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from featherweight import ownership
 from featherweight.errors import CheckpointError, ConfigError
+from featherweight.every_step import after_every_step
 from featherweight.methods.s2ft.base_slices import BaseSlices, ChannelChange, restore_, write_
 from featherweight.methods.s2ft.config import S2FTConfig
 from featherweight.methods.s2ft.quantized_base import KeptLayer, KeptWeight, backend_of
@@ -33,14 +33,11 @@ class _OptimizerSteps:
 
     def __init__(self) -> None:
         self.count = 0
-        self._is_counting = False
 
     def start(self) -> None:
-        if not self._is_counting:
-            self._is_counting = True
-            register_optimizer_step_post_hook(self._add)
+        after_every_step(self._add)
 
-    def _add(self, *_: Any) -> None:
+    def _add(self) -> None:
         self.count += 1
 
 

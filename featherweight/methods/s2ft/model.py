@@ -17,6 +17,7 @@ from featherweight.methods.low_rank_model import low_rank_modules, record_in_con
 from featherweight.methods.s2ft.channel_selection import by_channel, choose_channels
 from featherweight.methods.s2ft.config import S2FTConfig
 from featherweight.methods.s2ft.fingerprint import base_fingerprint, require_same_base, weight_of
+from featherweight.methods.s2ft.fuse import fuse
 from featherweight.methods.s2ft.layer import BASE, Linear, S2FTLayer, require_float_matrix, s2ft_layers
 from featherweight.methods.s2ft.module_map import TARGETS, default_targets
 from featherweight.methods.s2ft.quantized_base import backend_of
@@ -114,8 +115,6 @@ class S2FTModel(BaseTuner):
         majority_sign_method: Literal["total", "frequency"] = "total",
     ) -> None:
         """Add an adapter made from others of this model; see `featherweight.methods.s2ft.fuse`."""
-        from featherweight.methods.s2ft.fuse import fuse
-
         fuse(
             *(self, adapters, weights),
             name=adapter_name,

@@ -1,0 +1,1 @@
+"""The driver: what may be sent (`target`), the link's states (`link_state`), the thread that owns the port (`link`)."""

@@ -1,0 +1,1 @@
+"""What stands between a leader and the arm: limits, guard, modes; everything in one thread, without a lock."""

@@ -1,0 +1,21 @@
+"""What the tests of the robot share."""
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def robot_home(tmp_path, monkeypatch):
+    """Calibration files of tests never touch the user's."""
+    monkeypatch.setenv("FEATHERWEIGHT_ROBOT_HOME", str(tmp_path / "robot"))
+    return tmp_path / "robot"
+
+
+@pytest.fixture(scope="session")
+def graphics():
+    """Off-screen pictures, or a skip that names the install line."""
+    pytest.importorskip("mujoco")
+    from featherweight.robot.sim.graphics import INSTALL_GRAPHICS, working_graphics
+
+    if working_graphics() is None:
+        pytest.skip(f"no off-screen graphics here; run {INSTALL_GRAPHICS}")
+    return working_graphics()
