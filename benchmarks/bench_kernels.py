@@ -21,7 +21,7 @@ from torch import Tensor
 
 from featherweight import kernels
 from featherweight.optim import AdamW
-from featherweight.optim.step.dense import step_dense_
+from featherweight.optim.step.adam import step_dense_
 from featherweight.optim.step.weight_update import Rounding, add_direction_
 from featherweight.quant.int8_update import add_to_int8_
 from featherweight.quant.int8_weight import Int8Weight
@@ -73,10 +73,10 @@ def adamw(elements: int, dtype: torch.dtype, bits: int) -> Case:
     parameter.grad = torch.randn_like(parameter)
     optimizer = AdamW([parameter], lr=1e-3, state_bits=bits, eps=1e-6)
     optimizer.step()
-    layout, state, group = optimizer.layouts[parameter], optimizer.state[parameter], optimizer.param_groups[0]
+    layout, member = optimizer.layouts[parameter], optimizer.member(parameter, optimizer.param_groups[0])
     moments = 2 * (1 + 4 / 256) if bits == 8 else 8
-    written = [parameter.detach(), *(t for t in state.values() if t.ndim and t.device == parameter.device)]
-    run = torch.no_grad()(lambda: step_dense_(parameter, parameter.grad, layout, state, group))
+    written = [parameter.detach(), *(t for t in member.state.values() if t.ndim and t.device == parameter.device)]
+    run = torch.no_grad()(lambda: step_dense_(layout, member, parameter.grad))
     return Case(run, written, 3 * dtype.itemsize + 2 * moments)
 
 

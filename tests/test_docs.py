@@ -87,26 +87,35 @@ def test_every_option_of_a_method_stands_on_its_page(name):
     assert not [key for key in getattr(fw, name).model_fields if key not in page]
 
 
-OPTIMIZER_CONFIGS = [
-    *("OptimizerConfig", "GaLoreConfig", "FiraConfig", "ApolloConfig"),
-    *("LDAdamConfig", "GUMConfig", "GaLoreAdafactorConfig", "QGaLoreConfig", "TensorGaLoreConfig"),
-]
+def test_the_page_of_the_data_says_of_every_key_what_its_docstring_says():
+    from featherweight.text.chat_task import ChatConfig
+    from featherweight.text.formats import FORMATS
+
+    page = " ".join((ROOT / "docs" / "data.md").read_text().split())
+    for key, field in ChatConfig.model_fields.items():
+        meaning = " ".join(field.description.replace("None", "null").split())
+        assert f"| `{key}` |" in page and f"| {meaning} |" in page, key
+    assert all(f"| `{one.name}` |" in page for one in FORMATS)
+
+
+OPTIMIZERS = ["adamw", "galore", "fira", "apollo", "ldadam", "gum", "galore_adafactor", "q_galore", "tensor_galore"]
+"""One of each family."""
 
 
 @pytest.mark.parametrize(
-    "name", ["Recipe", "Schedule", "TextConfig", "InstructionConfig", "PdeConfig", "S2FT", *OPTIMIZER_CONFIGS]
+    "name", ["Recipe", "Schedule", "TextConfig", "InstructionConfig", "PdeConfig", "S2FT", *OPTIMIZERS]
 )
 def test_recipe_reference_says_of_every_key_what_its_docstring_says(name):
     from featherweight.methods.s2ft.method import S2FT
-    from featherweight.optim import build, optimizers
-    from featherweight.pde.task import PdeConfig
+    from featherweight.optim import optimizers
+    from featherweight.pde.options import PdeConfig
     from featherweight.text.instruction_task import InstructionConfig
     from featherweight.text.task import TextConfig
     from featherweight.training.schedule import Schedule
 
     configs = {config.__name__: config for config in (Recipe, Schedule, TextConfig, InstructionConfig, PdeConfig, S2FT)}
-    configs |= {name: getattr(build, name) for name in OPTIMIZER_CONFIGS}
-    assert {preset.config.__name__ for preset in map(optimizers.get, optimizers.names())} == set(OPTIMIZER_CONFIGS)
+    configs |= {name: optimizers.get(name).config for name in OPTIMIZERS}
+    assert {optimizers.get(name).config for name in optimizers.names()} <= set(configs.values())
     page = " ".join((ROOT / "docs" / "recipes.md").read_text().split())
     for key, field in configs[name].model_fields.items():
         meaning = " ".join(field.description.replace("None", "null").split())

@@ -21,6 +21,7 @@ from torch.autograd import Variable
 ROOT = Path(__file__).parents[1]
 
 NAMES = {
+    "torch._C._are_functorch_transforms_active",
     "torch._C._autograd",
     "torch._C._current_graph_task_id",
     "torch._C._will_engine_execute_node",
@@ -94,6 +95,12 @@ def in_backward(ask):
 def test_current_graph_task_id_tells_inside_of_a_backward_pass_from_outside():
     assert torch._C._current_graph_task_id() == -1
     assert in_backward(torch._C._current_graph_task_id) >= 0
+
+
+def test_functorch_says_whether_one_of_its_transforms_runs():
+    inside = []
+    torch.func.grad(lambda x: inside.append(torch._C._are_functorch_transforms_active()) or x.sum())(torch.ones(1))
+    assert inside == [True] and not torch._C._are_functorch_transforms_active()
 
 
 def test_queue_callback_runs_at_the_end_of_the_backward_pass():

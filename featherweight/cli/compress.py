@@ -62,7 +62,7 @@ def compress(
 
     fw compress smollm2 allocation=energy --plan-only
     """
-    from featherweight.methods.welore.options import WeLore
+    from featherweight.methods.welore import WeLore
     from featherweight.text.compress import compress as run
 
     given = {"rank_reduction": rank_reduction, "param_ratio": param_ratio, "method": method}

@@ -4,21 +4,30 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from featherweight.cli.given import require_model, require_recipe
+from featherweight.cli.data import Columns, IgnoredColumns, Template, columns_of
+from featherweight.cli.given import (
+    PLAN_TAGS,
+    PLAN_UNKNOWNS,
+    require_model,
+    require_recipe,
+    require_tags,
+    require_unknown,
+)
+from featherweight.cli.look import look
 from featherweight.cli.screen import AsJson, leave_cleanly, print_json
 from featherweight.errors import ConfigError
 from featherweight.report import format_bytes
 
 if TYPE_CHECKING:
-    from featherweight.planner import Plan, PlanRow, Solution, Why
-    from featherweight.training.recipe import Recipe
+    from featherweight.planner import Plan, PlanRow
+    from featherweight.planner.answers import Answers
 
 _COLOURS = {
     "weights": "blue",
@@ -54,6 +63,16 @@ def plan(
             callback=require_model,
         ),
     ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            "--data", help="Chat data to fine-tune the model on: a file, a folder, hf:name.", show_default=False
+        ),
+    ] = None,
+    template: Template = None,
+    column: Columns = None,
+    ignore_column: IgnoredColumns = None,
+    train_on: Annotated[str, typer.Option("--train-on", help="assistant (all its turns) or last.")] = "assistant",
     budget: Annotated[
         str | None, typer.Option("--budget", "-b", help="Memory to use, such as 12GB or 24GiB.", show_default=False)
     ] = None,
@@ -69,12 +88,18 @@ def plan(
         str,
         typer.Option(
             "--exclude",
-            help="What must not be given up: bf16-weights, 8-bit-states, low-rank, int8-weights, few-parameters.",
+            help=f"What must not be given up: {', '.join(PLAN_TAGS)}.",
+            callback=require_tags,
         ),
     ] = "",
     solve: Annotated[
         str | None,
-        typer.Option("--solve", help="Ask for max_seq_len, micro_batch, rank or min_memory.", show_default=False),
+        typer.Option(
+            "--solve",
+            help=f"Ask for {', '.join(PLAN_UNKNOWNS[:-1])} or {PLAN_UNKNOWNS[-1]}.",
+            show_default=False,
+            callback=require_unknown,
+        ),
     ] = None,
     why: Annotated[bool, typer.Option("--why", help="Say what fills the memory and what to change.")] = False,
     out: Annotated[
@@ -89,60 +114,77 @@ def plan(
     """Find the recipes that fit a budget: simulated steps, no GPU, no weights.
 
     Every recipe shows what it needs of the device, what it gives up, and an estimate of its speed. --out writes the
-    best one, ready for fw train. --solve answers how long a sequence, how large a micro-batch or rank it allows; with
-    a RECIPE and without a model the question is about that recipe as it stands, and so is --why.
+    best one: with --data it trains that model on that data. --solve answers how long a sequence, how large a
+    micro-batch or rank it allows; with a RECIPE and without a model the question is about that recipe as it stands, and
+    so is --why.
 
     [bold]Examples[/bold]
 
     fw plan --model llama-7b --budget 12GB --seq-len 1024 --out recipe.yaml
 
+    fw plan --model ./my_model --data chats.jsonl --budget 12GB --out chat.yaml
+
     fw plan --model ./my_model --device rtx4090 --solve max_seq_len
 
     fw plan recipe.yaml --budget 16GB --why
     """
-    _require_question(recipe, model, seq_len, tokens_per_step)
-    from featherweight.planner import plan as search
-    from featherweight.planner.solve import check_unknown
+    _require_question(recipe, model, seq_len, tokens_per_step, data)
+    seen = None
+    if data is not None and model is not None:
+        seen = look(
+            "fw plan",
+            model,
+            data,
+            columns=columns_of(column),
+            ignore_columns=ignore_column or [],
+            template=template,
+            train_on=train_on,
+        )
+    from featherweight.planner.answers import answer
 
-    tags = [tag.strip() for tag in exclude.split(",") if tag.strip()]
     with leave_cleanly("plan", []):
-        if solve is not None:
-            check_unknown(solve)
         if calibrate:
             _calibrate(device)
         with _status() as tell:
-            found = search(
+            answers = answer(
                 model,
                 budget,
-                recipe=recipe,
+                recipe=recipe if seen is None else seen.recipe(seq_len),
                 device=device,
                 seq_len=seq_len,
                 tokens_per_step=tokens_per_step,
-                exclude=tags,
+                exclude=[tag.strip() for tag in exclude.split(",") if tag.strip()],
+                unknown=solve,
+                why=why,
                 on_progress=tell,
             )
-            asked = _recipe(recipe) if recipe is not None and model is None else None
-            solution = None if solve is None else _solved(found, asked, solve, budget, device, tell)
-            reasons = _reasons(found, asked, tell) if why else None
+        found = answers.plan
         page = found.report()
         if out is not None and found.rows:
-            found.save_recipe(out)
+            found.save_recipe(out, () if seen is None else seen.comments(found.best.recipe.task["max_tokens"]))
         if report is not None:
             page.save_html(report)
         if as_json:
-            print_json(_content(found, solution, reasons))
+            print_json(answers.to_dict())
         else:
-            print_plan(found, solution, reasons, out, report)
+            print_answers(answers, out, report)
         if not found.rows:
             raise typer.Exit(1)
 
 
-def _require_question(recipe: Path | None, model: str | None, seq_len: int | None, tokens_per_step: int | None) -> None:
+def _require_question(
+    recipe: Path | None, model: str | None, seq_len: int | None, tokens_per_step: int | None, data: str | None
+) -> None:
     """Refuse what no planner is needed for to refuse.
 
     Raises:
-        ConfigError: if there is neither recipe nor model, or a number is out of range.
+        ConfigError: if there is neither recipe nor model, data come without a model, or a number is out of range.
     """
+    if data is not None and (model is None or recipe is not None):
+        raise ConfigError(
+            f"plan: --data={data} with model={model} and recipe={recipe} leaves open what to train; expected a model "
+            "and no recipe. Write, for example: fw plan --model ./model --data chats.jsonl."
+        )
     if recipe is None and model is None:
         raise ConfigError("plan: model=None and recipe=None; expected one of them. Name a model such as llama-7b.")
     for option, value, least in (("seq-len", seq_len, 2), ("tokens-per-step", tokens_per_step, 1)):
@@ -152,84 +194,32 @@ def _require_question(recipe: Path | None, model: str | None, seq_len: int | Non
             )
 
 
-def _recipe(path: Path) -> "Recipe":
-    from featherweight.training.recipe import load_recipe
+def print_plan(found: "Plan") -> None:
+    """Show a plan at a glance."""
+    from featherweight.planner.answers import Answers
 
-    return load_recipe(path)
-
-
-def _solved(
-    found: "Plan",
-    asked: "Recipe | None",
-    unknown: str,
-    budget: str | None,
-    device: str | None,
-    tell: Callable[[str], None],
-) -> "Solution | str | None":
-    """Answer for the recipe that was asked about, else the best one, else the nearest; say why where nothing fits."""
-    from featherweight.planner import solve
-
-    row = found.rows[0] if found.rows else found.nearest
-    about = asked or (None if row is None else row.recipe)
-    if about is None:
-        return None
-    tell(f"what {unknown} fits")
-    try:
-        return solve(unknown, None, about, budget, device=device)  # type: ignore[arg-type]
-    except ConfigError as reason:
-        if found.rows:
-            raise
-        return str(reason)
+    print_answers(Answers(found))
 
 
-def _reasons(found: "Plan", asked: "Recipe | None", tell: Callable[[str], None]) -> "Why | None":
-    from featherweight.planner import explain
-
-    if asked is None and not found.rows and found.nearest is None:
-        return None
-    tell("single changes")
-    return found.why() if asked is None else explain(asked, found.target, name="the recipe as it stands")
-
-
-def _content(found: "Plan", solution: "Solution | str | None", reasons: "Why | None") -> dict[str, Any]:
-    content = found.to_dict()
-    if isinstance(solution, str):
-        content["solution"] = {"value": None, "reason": solution}
-    elif solution is not None:
-        content["solution"] = {"unknown": solution.unknown, "value": solution.value}
-        content["solution"]["total_bytes"] = solution.need.total_bytes
-    if reasons is not None:
-        content["why"] = reasons.to_dict()
-    return content
-
-
-def print_plan(
-    found: "Plan",
-    solution: "Solution | str | None" = None,
-    reasons: "Why | None" = None,
-    out: Path | None = None,
-    report: Path | None = None,
-) -> None:
+def print_answers(answers: "Answers", out: Path | None = None, report: Path | None = None) -> None:
     """Show a plan at a glance: one line with a bar for each recipe, the budget as the length of the bar."""
-    from featherweight.planner.report import verdict
-
-    console = Console()
-    console.print(Text(verdict(found), style="bold"))
+    console, found = Console(), answers.plan
+    console.print(Text(found.verdict, style="bold"))
     if found.rows:
         console.print(_rows(found))
         legend = Text("bar: ")
         for name, colour in _COLOURS.items():
             legend.append(_LETTERS[name] * 2, style=f"{colour} reverse").append(f" {name.replace('_', ' ')}  ")
         console.print(legend)
-        if reasons is None:
+        if answers.reasons is None:
             _print_largest(console, found.rows[0])
     for name, reason in found.refused.items():
         console.print(Text(f"no: {name}: {reason}", style="dim"), soft_wrap=True)
-    if reasons is not None:
-        console.print(Text(f"\n{reasons}"), soft_wrap=True)
-    if isinstance(solution, str):
-        console.print(Text(f"\n{solution}", style="bold"), soft_wrap=True)
-    elif solution is not None:
+    if answers.reasons is not None:
+        console.print(Text(f"\n{answers.reasons}"), soft_wrap=True)
+    if answers.unsolvable is not None:
+        console.print(Text(f"\n{answers.unsolvable}", style="bold"), soft_wrap=True)
+    if (solution := answers.solution) is not None:
         value = format_bytes(solution.value) if solution.unknown == "min_memory" else f"{solution.value:,}"
         console.print(Text(f"\n{solution.unknown}: {value}", style="bold"))
     console.print(Text(f"\nAssumed: {'; '.join(found.assumptions)}.", style="dim"))
@@ -237,6 +227,15 @@ def print_plan(
         console.print(Text(f"Report: {report}"), soft_wrap=True)
     if out is not None and found.rows:
         console.print(Text(f"Train it: fw train {out}"), soft_wrap=True)
+        _print_open_question(console, found)
+
+
+def _print_open_question(console: Console, found: "Plan") -> None:
+    """Say why `fw train` would refuse the recipe, so that nobody finds out on the training machine."""
+    try:
+        found.best.recipe.check_weights()
+    except ConfigError as problem:
+        console.print(Text(f"Not ready: {problem}", style="bold"), soft_wrap=True)
 
 
 def _rows(found: "Plan") -> Table:
@@ -266,7 +265,7 @@ def _bar(row: "PlanRow", budget_bytes: int) -> Text:
 
 
 def _print_largest(console: Console, best: "PlanRow") -> None:
-    from featherweight.planner.report import allocation_line
+    from featherweight.planner.allocations import allocation_line
 
     console.print(Text(f"\nLargest at the peak of {best.family} ({best.estimate.timeline.peak().phase})", style="bold"))
     for one in best.estimate.top_allocations(5):

@@ -59,12 +59,12 @@ def print_json(content: dict[str, Any]) -> None:
 
 
 @contextmanager
-def leave_cleanly(command: str, words: Sequence[str], run_folder: "FolderOf | None" = None) -> Iterator[None]:
+def leave_cleanly(command: str, words: Sequence[str] | None, run_folder: "FolderOf | None" = None) -> Iterator[None]:
     """Turn an interruption of the body into exit code 130, and say how to go on.
 
     Args:
         command: name of the command.
-        words: its arguments but for --out and --resume.
+        words: its arguments but for --out and --resume; None: the recipe in the folder to resume.
         run_folder: gives the folder to resume, from the interruption; None for commands that cannot be resumed.
     """
     from featherweight.training.interrupt import TrainingInterrupted
@@ -73,7 +73,9 @@ def leave_cleanly(command: str, words: Sequence[str], run_folder: "FolderOf | No
         yield
     except KeyboardInterrupt as interruption:
         if isinstance(interruption, TrainingInterrupted) and run_folder is not None:
-            again = shlex.join(["fw", command, *words, "--out", str(run_folder(interruption)), "--resume"])
+            folder = run_folder(interruption)
+            words = [str(folder / "recipe.yaml")] if words is None else words
+            again = shlex.join(["fw", command, *words, "--out", str(folder), "--resume"])
             lines = f"{_escape(str(interruption))}\nResume with: {_escape(again)}"
             Console(stderr=True).print(lines, highlight=False, soft_wrap=True)
         else:

@@ -1,16 +1,11 @@
 """`fw train`: run a recipe."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 import typer
 
 from featherweight.cli.screen import AsJson, Overrides, RecipeFile, Resume, leave_cleanly, print_json, print_result
-from featherweight.errors import ConfigError
-
-if TYPE_CHECKING:
-    from featherweight.training.estimate import MemoryEstimate
-    from featherweight.training.recipe import Recipe
 
 
 def train(
@@ -52,58 +47,23 @@ def train(
 
     fw train recipe.yaml --plan 16GB
     """
-    from featherweight.errors import OutOfMemoryError
-    from featherweight.training.recipe import Recipe, load_recipe
-    from featherweight.training.run import new_run_folder, run_name
-    from featherweight.training.run import train as run_training
+    from featherweight.cli.plan import print_plan
+    from featherweight.planner.train import train_planned, train_with_advice
 
-    words = [str(recipe), *(changes or [])]
-    chosen, estimate = load_recipe(recipe, changes or []), None
-    if plan is not None or predict:
-        _refuse_resume(resume)
-        name = run_name(recipe, chosen)
-        chosen = Recipe.parse({**chosen.to_dict(), "name": name})
-        out = out or new_run_folder(name)
-        with leave_cleanly("train", words):
-            chosen, estimate = _simulated(chosen, plan, as_json)
-        words = [str(out / "recipe.yaml")]  # what was planned is what a resumed run goes on with
+    callbacks: list[Any] | None = [] if as_json else None
+    # A planned run goes on with what was planned, which stands in its folder.
+    words = [str(recipe), *(changes or [])] if plan is None else None
     with leave_cleanly("train", words, lambda interruption: interruption.checkpoint.parents[1]):
-        source, overrides = (recipe, changes or []) if estimate is None else (chosen, [])
-        try:
-            run = run_training(
-                source,
-                overrides=overrides,
-                out=out,
-                resume=resume,
-                callbacks=[] if as_json else None,
-                estimate=estimate,
+        if plan is None:
+            run = train_with_advice(
+                recipe, overrides=changes or [], predict=predict, out=out, resume=resume, callbacks=callbacks
             )
-        except OutOfMemoryError as error:
-            from featherweight.planner.train import explained
-
-            raise explained(error, chosen) from error
+        else:
+            show = None if as_json else print_plan
+            run = train_planned(
+                recipe, plan, overrides=changes or [], out=out, resume=resume, callbacks=callbacks, on_plan=show
+            )
         if as_json:
             print_json({"folder": str(run.folder), **run.summary.to_dict()})
         else:
             print_result(run.report, run.folder)
-
-
-def _refuse_resume(resume: bool) -> None:
-    if resume:
-        raise ConfigError(
-            "fw train: --resume goes on with the recipe of the run; expected it without --plan and --predict. Leave "
-            "them out."
-        )
-
-
-def _simulated(recipe: "Recipe", budget: str | None, as_json: bool) -> "tuple[Recipe, MemoryEstimate]":
-    """Return the recipe to train and its estimate: planned for a budget, or as it stands."""
-    from featherweight.cli.plan import print_plan
-    from featherweight.planner.train import planned, predicted
-
-    if budget is None:
-        return recipe, predicted(recipe)
-    found, best = planned(recipe, budget)
-    if not as_json:
-        print_plan(found)
-    return best, found.best.estimate

@@ -81,10 +81,14 @@ def run_on(tensor: Tensor) -> bool:
 
 
 def native_on(tensor: Tensor) -> bool:
-    """Say whether compiled C is to run on a tensor: a real one on a CPU, not in a simulation; compiles it at first."""
-    if _chosen not in ("auto", "native") or simulated_device() is not None or tensor.device.type != "cpu":
+    """Say whether compiled C is to run on a tensor of a CPU, in a simulation of one too; compiles it at first."""
+    simulated = simulated_device()
+    if _chosen not in ("auto", "native") or tensor.device.type != "cpu":
         return False
-    if type(tensor) not in (Tensor, torch.nn.Parameter):  # a subclass may hold its numbers elsewhere
+    if simulated is not None and simulated.kind != "cpu":
+        return False
+    is_subclass = type(tensor) not in (Tensor, torch.nn.Parameter)
+    if simulated is None and is_subclass:  # it may hold its numbers elsewhere
         return False
     available: bool = __getattr__("native").is_available()
     return available

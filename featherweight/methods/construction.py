@@ -72,7 +72,7 @@ def apply_to_new_models(method: Method) -> ConstructionHandle:
         A handle: ``handle.remove()`` ends it, and so does a ``with`` block. Models that were built stay changed; undo
         that with `fw.remove`.
     Raises:
-        ConfigError: if `method` is none, or one of its kind is waiting for new models already.
+        ConfigError: if `method` is none or needs data, or one of its kind is waiting for new models already.
     Example:
         >>> import featherweight as fw
         >>> from transformers import LlamaConfig, LlamaForCausalLM
@@ -83,6 +83,11 @@ def apply_to_new_models(method: Method) -> ConstructionHandle:
         (1, True)
     """
     check_method(method)
+    if method.needs_calibration:
+        raise ConfigError(
+            f"apply_to_new_models: method={method!r} needs calibration data, and a model under construction has no "
+            "weights yet; expected a method that needs none. Build the model, then call fw.apply with calibration=."
+        )
     for other in ConstructionHandle._active:
         if type(other._method) is type(method):
             raise ConfigError(

@@ -13,9 +13,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from pydantic import model_validator
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
-from featherweight.config import Config
 from featherweight.errors import ConfigError
 from featherweight.methods.forward_patch import (
     is_patched,
@@ -25,17 +23,18 @@ from featherweight.methods.forward_patch import (
     settings_of,
     unpatch_forward,
 )
+from featherweight.methods.method import Method
 from featherweight.methods.shared_input import layers_with_one_input
 from featherweight.nn.int8_linear import Int8Linear
 from featherweight.nn.int8_module import Int8Module
 from featherweight.nn.projected_linear import projected_linear
-from featherweight.optim.backward.layerwise import core_slot
+from featherweight.optim.backward.updates import core_receiver
 from featherweight.ownership import Part, refuse_owned
 from featherweight.report import Report
 from featherweight.selection import ALL_LINEAR, select_modules
 
 
-class CoreGradient(Config):
+class CoreGradient(Method):
     """Let linear layers compute what a low-rank optimizer uses of a gradient, and never the gradient.
 
     Takes effect with `fw.optim.layerwise` and an optimizer that drops what lies outside of its subspaces (GaLore,
@@ -55,7 +54,7 @@ class CoreGradient(Config):
     """
 
     keeps_parameters: ClassVar[bool] = True
-    """The parameters stay the same objects, so an optimizer may hold them already."""
+    needs_layerwise: ClassVar[bool] = True
 
     target_modules: str | list[str] = ALL_LINEAR
     """Layers that may leave cores: all-linear, a regular expression, or a list of names."""
@@ -122,9 +121,6 @@ class CoreGradient(Config):
         for module in ours:
             unpatch_forward(module)
 
-    def after_step(self, model: nn.Module, optimizer: Optimizer, step: int) -> None:
-        """Do nothing: the method has no state."""
-
 
 @dataclass
 class _Settings:
@@ -146,16 +142,18 @@ def _compute(module: nn.Module, *args: Tensor, **named: Tensor) -> Tensor:
     settings: _Settings = settings_of(module)
     weight: Tensor = module.weight  # type: ignore[assignment]
     parameter = _parameter_behind(weight, settings.parameter)
-    slot = None
+    receiver = None
     if torch.is_grad_enabled() and weight.requires_grad and parameter is not None:
         siblings = [each.parameter for each in settings.siblings]
-        slot = core_slot(parameter, prefer=settings.prefer, exact_refresh=settings.exact_refresh, siblings=siblings)
-    if slot is None:
+        receiver = core_receiver(
+            parameter, prefer=settings.prefer, exact_refresh=settings.exact_refresh, siblings=siblings
+        )
+    if receiver is None:
         result: Tensor = original_forward(module)(*args, **named)
         return result
     (x,) = (*args, *named.values())
     source = module.int8_weight() if isinstance(module, Int8Module) else None
-    return projected_linear(x, weight, module.bias, slot, source=source, is_transposed=_is_transposed(module))  # type: ignore[arg-type]
+    return projected_linear(x, weight, module.bias, receiver, source=source, is_transposed=_is_transposed(module))  # type: ignore[arg-type]
 
 
 def _share(model: nn.Module, chosen: Mapping[str, nn.Module]) -> list[list[str]]:

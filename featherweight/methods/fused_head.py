@@ -22,7 +22,7 @@ from featherweight.errors import ConfigError
 from featherweight.methods.forward_patch import is_patched, original_forward, settings_of
 from featherweight.methods.probe import undisturbed
 from featherweight.nn.hooks import is_hooked
-from featherweight.nn.linear_cross_entropy import linear_cross_entropy
+from featherweight.nn.linear_cross_entropy import linear_cross_entropy, linear_logprobs
 
 # Where configurations keep what is done to the logits: a soft cap, a factor, a divisor.
 _SOFTCAP = ("final_logit_softcapping",)
@@ -116,25 +116,72 @@ def _must_run_at_once(head: nn.Module) -> str | None:
     return None
 
 
+def causal_logprobs(model: nn.Module, labels: Tensor, **inputs: Any) -> Tensor:
+    """Return the log-probability that a causal language model gives each label, without the logits of a whole sequence.
+
+    Args:
+        model: wrapped or not; its own forward runs, with a placeholder in place of its logits.
+        labels: (B, L) int64; token t predicts label t + 1; -100 does not count.
+        inputs: what the model takes: input_ids, position_ids, attention_mask.
+    Returns:
+        (B, L) float32 (float64 for such models), at most 0; 0 for ignored labels and the last token of a row.
+    Raises:
+        ConfigError: if the model has no output head that gives logits.
+    Cost: logits of one chunk of tokens at a time, computed again in the backward pass.
+    """
+    found = find_causal_model(model)
+    if found is None:
+        raise ConfigError(
+            f"causal_logprobs: model={type(model).__name__} has no output head; expected a causal language model of "
+            "transformers. Choose another model."
+        )
+    causal = found[1]
+    head: nn.Module = causal.get_output_embeddings()
+    softcap, scale = _logit_changes(causal)
+    with _handing_over(head) as hidden_states:
+        model(**inputs, use_cache=False)
+    if not hidden_states:
+        raise ConfigError(
+            f"causal_logprobs: {type(causal).__name__} does not call its output head; expected a causal language model "
+            "of transformers. Choose another model."
+        )
+    hidden_BLD = hidden_states[0]
+    return linear_logprobs(hidden_BLD, head, labels, shift=True, logit_softcap=softcap, logit_scale=scale)
+
+
+def _logit_changes(model: Any) -> tuple[float | None, float]:
+    """Return the soft cap and the factor of a model's logits; read late, as a configuration can be changed."""
+    config = model.config.get_text_config()
+    softcap, factor, divisor = (_first(config, names) for names in (_SOFTCAP, _FACTOR, _DIVISOR))
+    return softcap, (factor or 1.0) / (divisor or 1.0)
+
+
+@contextmanager
+def _handing_over(head: nn.Module) -> Iterator[list[Tensor]]:
+    """Let an output head hand its hidden states over, once, and return a placeholder on the meta device."""
+    previous = vars(head).get("forward")
+    hidden_states: list[Tensor] = []
+
+    def hand_over(hidden_BLD: Tensor) -> Tensor:
+        _set(head, "forward", previous)  # a loss may call it, and so may a second call of the model's
+        hidden_states.append(hidden_BLD)
+        return torch.empty((*hidden_BLD.shape[:-1], _vocab_size(head)), dtype=hidden_BLD.dtype, device="meta")
+
+    try:
+        head.forward = hand_over
+        yield hidden_states
+    finally:
+        _set(head, "forward", previous)
+
+
 @contextmanager
 def _loss_from_hidden_states(model: Any, settings: HeadSettings) -> Iterator[list[Tensor]]:
     """Exchange output head and loss function of a model for the time of one forward pass; give the losses so made."""
     head: nn.Module = model.get_output_embeddings()
-    # Read now and not when the method was applied: a configuration can be changed.
-    config = model.config.get_text_config()
-    softcap, factor, divisor = (_first(config, names) for names in (_SOFTCAP, _FACTOR, _DIVISOR))
+    softcap, scale = _logit_changes(model)
     own_loss: Callable[..., Tensor] = model.loss_function
-    previous = {name: vars(module).get(name) for module, name in ((head, "forward"), (model, "_loss_function"))}
-    hidden_states: list[Tensor] = []
+    previous_loss = vars(model).get("_loss_function")
     losses: list[Tensor] = []
-
-    def restore_head() -> None:
-        _set(head, "forward", previous["forward"])
-
-    def hand_over(hidden_BLD: Tensor) -> Tensor:
-        restore_head()  # the loss below may call it, and so may a second call of the model's
-        hidden_states.append(hidden_BLD)
-        return torch.empty((*hidden_BLD.shape[:-1], _vocab_size(head)), dtype=hidden_BLD.dtype, device="meta")
 
     def loss(logits: Tensor, labels: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if not hidden_states or logits.device.type != "meta":  # real logits: of another head or another call
@@ -149,20 +196,19 @@ def _loss_from_hidden_states(model: Any, settings: HeadSettings) -> Iterator[lis
             num_items_in_batch=kwargs.get("num_items_in_batch"),
             ignore_index=kwargs.get("ignore_index", -100),
             logit_softcap=softcap,
-            logit_scale=(factor or 1.0) / (divisor or 1.0),
+            logit_scale=scale,
             chunk_size=settings.chunk_size,
             accum_dtype=settings.accum_dtype,
         )
         losses.append(found.detach())
         return found
 
-    try:
-        head.forward = hand_over
-        model._loss_function = loss
-        yield losses
-    finally:
-        restore_head()
-        _set(model, "_loss_function", previous["_loss_function"])
+    with _handing_over(head) as hidden_states:
+        try:
+            model._loss_function = loss
+            yield losses
+        finally:
+            _set(model, "_loss_function", previous_loss)
 
 
 def _set(module: nn.Module, name: str, value: Any) -> None:

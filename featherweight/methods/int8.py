@@ -17,10 +17,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
-from torch.optim import Optimizer
 
-from featherweight.config import Config
 from featherweight.errors import ConfigError, NumericsError
+from featherweight.methods.method import Method
 from featherweight.nn.int8_linear import int8_class, to_float_, to_int8_
 from featherweight.nn.int8_module import CODES, SCALE, Int8Module
 from featherweight.ownership import Part, refuse_owned
@@ -29,7 +28,7 @@ from featherweight.report import Report
 from featherweight.selection import select_embedding_modules, select_modules
 
 
-class Int8(Config):
+class Int8(Method):
     """Options of int8 weights; ``fw.apply(model, fw.Int8())`` applies them, before the optimizer is built or after.
 
     Example:
@@ -44,11 +43,10 @@ class Int8(Config):
     """
 
     keeps_parameters: ClassVar[bool] = True
-    """The parameters stay the same objects, so an optimizer may hold them already."""
 
-    target_modules: str | list[str] | tuple[str, ...] = "all-linear"
+    target_modules: str | list[str] = "all-linear"
     """Modules whose weights become int8: all-linear, a regular expression or names, as in PEFT."""
-    exclude_modules: str | list[str] | tuple[str, ...] = ()
+    exclude_modules: str | list[str] = []
     """Modules that keep their float weights: a regular expression or names."""
     embeddings: bool = False
     """Take embeddings and the output head too."""
@@ -100,9 +98,6 @@ class Int8(Config):
         for module in list(model.modules()):
             if isinstance(module, Int8Module):
                 to_float_(module)
-
-    def after_step(self, model: nn.Module, optimizer: Optimizer, step: int) -> None:
-        """Do nothing: the optimizer writes the codes."""
 
     @contextmanager
     def saving(self, model: nn.Module, folder: Path) -> Iterator[None]:

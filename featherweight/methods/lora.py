@@ -10,18 +10,17 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from unittest.mock import patch
 
 from pydantic import Field
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
-from torch.optim import Optimizer
 
-from featherweight.config import Config
 from featherweight.errors import ConfigError
 from featherweight.import_hook import without_kernel_advice
-from featherweight.methods.low_rank_model import low_rank_modules, replace_module, shared_parameters
+from featherweight.methods.low_rank_model import low_rank_modules
+from featherweight.methods.method import Method
 from featherweight.methods.peft_adapter import (
     PREFIX,
     plain_settings,
@@ -29,6 +28,8 @@ from featherweight.methods.peft_adapter import (
     write_files,
 )
 from featherweight.nn.int8_linear import Int8Linear
+from featherweight.nn.module_tree import replace_module, shared_parameters
+from featherweight.quant.weight4bit import is_4bit
 from featherweight.report import Report
 from featherweight.selection import ALL_LINEAR, select_modules
 
@@ -36,7 +37,7 @@ ADAPTER = "default"
 _TRAINED_BEFORE = "_featherweight_trained_before_lora"
 
 
-class LoRA(Config):
+class LoRA(Method):
     """Options of LoRA; fields that `peft.LoraConfig` has mean the same, and biases stay frozen.
 
     Initial values are drawn from torch's global generator, as in PEFT; a recipe seeds it. Adapters are float32 beside
@@ -51,6 +52,9 @@ class LoRA(Config):
         True
         >>> fw.remove(model, fw.LoRA())
     """
+
+    freezes_model: ClassVar[bool] = True
+    needs_pretrained: ClassVar[bool] = True
 
     r: int = Field(default=16, gt=0)
     """Rank of the change of each module."""
@@ -109,9 +113,6 @@ class LoRA(Config):
         delattr(model, _TRAINED_BEFORE)
         del model.peft_config
 
-    def after_step(self, model: nn.Module, optimizer: Optimizer, step: int) -> None:
-        """Do nothing: adapters are ordinary parameters."""
-
     @contextmanager
     def saving(self, model: nn.Module, folder: Path) -> Iterator[None]:
         """Write the adapter beside `folder`; in the block the model is an ordinary one with the change merged.
@@ -164,10 +165,11 @@ class LoRA(Config):
                 f"LoRA: model={type(model).__name__} has no layer that can have an adapter: each {reasons}; expected "
                 "nn.Linear or Conv1D. Select other modules."
             )
-        if self.use_dora and any(isinstance(module, Int8Linear) for module in chosen.values()):
+        quantized = any(isinstance(module, Int8Linear) or is_4bit(module) for module in chosen.values())
+        if self.use_dora and quantized:
             raise ConfigError(
-                "LoRA: use_dora=True needs the norms of float weights, and the model has int8 weights; expected one of "
-                "the two. Set use_dora=False or leave int8 out."
+                "LoRA: use_dora=True needs the norms of float weights, and the model has int8 or 4-bit weights; "
+                "expected one of the two. Set use_dora=False or leave int8 and base4bit out."
             )
         return chosen, left
 

@@ -1,19 +1,22 @@
 """What a method is, and how one is applied to a model and removed from it.
 
 A method is a frozen set of options that knows how to change a model in place. `methods` names those that a recipe may
-choose.
+choose. `tests/contracts/test_method.py` holds every one to this page.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
 
 from featherweight.config import Config
 from featherweight.errors import ConfigError
+from featherweight.methods.stale_optimizer import noting_exchanges
 from featherweight.ownership import Part, refuse_owned
 from featherweight.registry import Registry
 from featherweight.report import Report
@@ -22,47 +25,77 @@ from featherweight.report import Report
 _ATTRIBUTE = "_featherweight_methods"
 
 
-@runtime_checkable
-class Method(Protocol):
-    """A named change of a model."""
+class Method(Config, ABC):
+    """A named change of a model: its options, how it is made and how it is undone.
 
+    What a method remembers of a model it leaves on the model, never on itself. What has a default here is what a method
+    may know more.
+    """
+
+    keeps_parameters: ClassVar[bool] = False
+    """The parameters stay the same objects, so an optimizer may hold them already."""
+    freezes_model: ClassVar[bool] = False
+    """The model's own weights are frozen, and what trains is a small part."""
+    needs_pretrained: ClassVar[bool] = False
+    """It changes little of a model, or keeps what the model knows: on random weights it is refused in a recipe."""
+    needs_layerwise: ClassVar[bool] = False
+    """Takes effect with layer-wise updates alone (`fw.optim.layerwise`)."""
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether `apply` needs data."""
+        return False
+
+    @property
+    def checkpoints_activations(self) -> bool:
+        """Whether it brings activation checkpointing along, in the place of the model's own."""
+        return False
+
+    @abstractmethod
     def apply(self, model: nn.Module, calibration: Any = None) -> Report:
-        """Change the model in place and say what was changed; a model that cannot be changed stays as it was."""
+        """Change the model in place and say what was changed; a model that cannot be changed stays as it was.
 
+        Users call `fw.apply`, which also remembers what was applied.
+        """
+
+    @abstractmethod
     def remove(self, model: nn.Module) -> None:
-        """Undo the change."""
+        """Undo the change; users call `fw.remove`."""
 
     def after_step(self, model: nn.Module, optimizer: Optimizer, step: int) -> None:
-        """Do what is due after an optimizer step."""
+        """Do what is due after an optimizer step; nothing by default.
 
-
-@runtime_checkable
-class StatefulMethod(Method, Protocol):
-    """A method that changes a model while it trains, and has something to remember and to tell."""
+        Args:
+            model: that was given to `apply`, wrapped for data parallelism or not.
+            optimizer: that has made the step.
+            step: optimizer steps that are done, this one included.
+        """
 
     def state_dict(self, model: nn.Module) -> dict[str, Any]:
-        """Return what a checkpoint must hold besides the weights: numbers, text and plain containers."""
+        """Return what a checkpoint must hold besides the weights, as numbers, text and plain containers."""
+        return {}
 
     def load_state_dict(self, model: nn.Module, state: Mapping[str, Any]) -> None:
         """Take over such a state; the weights are loaded by then."""
 
     def report(self, model: nn.Module) -> Report:
-        """Tell what happened so far."""
-
-
-@runtime_checkable
-class SavedApart(Protocol):
-    """A method whose result is more than the weights of a model that its ecosystem opens."""
+        """Tell what happened to the model since `apply`; by default a report without sections."""
+        return Report(type(self).__name__)
 
     def saving(self, model: nn.Module, folder: Path) -> AbstractContextManager[None]:
-        """Give the model the form in which `folder` is written while the block runs; own files go beside `folder`."""
+        """Give the model the form in which `folder` is written while the block runs; own files go beside `folder`.
+
+        For methods whose result is more than the weights of a model that its ecosystem opens.
+        """
+        return nullcontext()
 
 
-methods: Registry[Any] = Registry("method")
+methods: Registry[type[Method]] = Registry("method")
 """Methods by the name that a recipe uses."""
 methods.register("core_gradient", "featherweight.methods.core_gradient:CoreGradient")
 methods.register("mst", "featherweight.methods.mst:MsT")
 methods.register("int8", "featherweight.methods.int8:Int8")
+methods.register("base4bit", "featherweight.methods.base4bit:Base4bit")
 methods.register("welore", "featherweight.methods.welore:WeLore")
 methods.register("inrank", "featherweight.methods.inrank:InRank")
 methods.register("lora", "featherweight.methods.lora:LoRA")
@@ -96,7 +129,8 @@ def apply(model: nn.Module, method: Method, calibration: Any = None) -> Report:
                 f"once. Call fw.remove(model, {other!r}) first."
             )
     _require_free_parameters(model, method, "apply")
-    report = method.apply(model, calibration)
+    with noting_exchanges(model, f"fw.apply of {type(method).__name__}"), _outside_of_inference():
+        report = method.apply(model, calibration)
     setattr(model, _ATTRIBUTE, [*applied_methods(model), method])
     return report
 
@@ -121,7 +155,8 @@ def remove(model: nn.Module, method: Method) -> None:
         )
     _require_free_parameters(model, method, "remove")
     _require_outermost(model, applied[0])
-    applied[0].remove(model)
+    with noting_exchanges(model, f"fw.remove of {type(method).__name__}"):
+        applied[0].remove(model)
     rest = [one for one in applied_methods(model) if one is not applied[0]]
     if rest:
         setattr(model, _ATTRIBUTE, rest)
@@ -129,9 +164,14 @@ def remove(model: nn.Module, method: Method) -> None:
         delattr(model, _ATTRIBUTE)
 
 
+def _outside_of_inference() -> AbstractContextManager[Any]:
+    """Leave torch's inference mode for the block: what a method makes there could never be trained."""
+    return torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext()
+
+
 def _require_free_parameters(model: nn.Module, method: Method, where: str) -> None:
     """Refuse a method that exchanges or freezes parameters while layer-wise updates hang on them."""
-    if not _keeps_parameters(method):
+    if not method.keeps_parameters:
         for name, parameter in model.named_parameters():
             refuse_owned(Part.GRADIENT, parameter, f"{where} {type(method).__name__}", name=name)
 
@@ -139,17 +179,13 @@ def _require_free_parameters(model: nn.Module, method: Method, where: str) -> No
 def _require_outermost(model: nn.Module, method: Method) -> None:
     """Refuse to take layers away from under a method that has exchanged parameters after this one."""
     every = applied_methods(model)
-    later = [one for one in every[every.index(method) + 1 :] if not _keeps_parameters(one)]
-    if later and not _keeps_parameters(method):
+    later = [one for one in every[every.index(method) + 1 :] if not one.keeps_parameters]
+    if later and not method.keeps_parameters:
         kinds = ", ".join(type(one).__name__ for one in later)
         raise ConfigError(
             f"remove: method={type(method).__name__} was applied before {kinds}, which stands on its layers; expected "
             f"the last one first. Call fw.remove(model, fw.{type(later[-1]).__name__}()) before."
         )
-
-
-def _keeps_parameters(method: Method) -> bool:
-    return getattr(method, "keeps_parameters", False)
 
 
 def applied_methods(model: nn.Module) -> list[Method]:
@@ -177,11 +213,9 @@ def parse_methods(entries: Sequence[Any]) -> list[Method]:
                 "options. Write for example {mst: {chunk_size: 512}}."
             )
         ((name, options),) = entry.items()
-        kind: type[Config] = methods.get(name)
-        method = kind.parse(options or {}, where=f"recipe methods {name}")
+        method = methods.get(name).parse(options or {}, where=f"recipe methods {name}")
         if any(type(method) is type(one) for one in parsed):
             raise ConfigError(f"recipe methods: {name} stands twice; expected each method once. Remove one of the two.")
-        assert isinstance(method, Method), "the registry holds methods"
         parsed.append(method)
     return parsed
 
@@ -192,7 +226,7 @@ def check_method(method: object) -> None:
     Raises:
         ConfigError: for anything else, a class of methods included.
     """
-    if not isinstance(method, Method) or isinstance(method, type):
+    if not isinstance(method, Method):
         raise ConfigError(
             f"apply: method={method!r} is no method; expected an object such as fw.MsT(). "
             f"Known methods: {', '.join(methods.names())}."

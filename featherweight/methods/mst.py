@@ -14,9 +14,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
-from torch.optim import Optimizer
 
-from featherweight.config import Config
 from featherweight.errors import ConfigError
 from featherweight.methods.chunked_layer import LayerSettings, NormSettings
 from featherweight.methods.chunked_layer_check import apply_chunked_layers
@@ -30,6 +28,7 @@ from featherweight.methods.forward_patch import (
 )
 from featherweight.methods.fused_head import HeadSettings, causal_forward, find_causal_model, head_settings
 from featherweight.methods.layer_checkpoint import checkpoint_layers, restore_layers
+from featherweight.methods.method import Method
 from featherweight.methods.mlp_structure import MlpStructure, find_structure, mlp_structures
 from featherweight.methods.probe import difference
 from featherweight.nn.chunk_size import mlp_chunk_size
@@ -41,7 +40,7 @@ from featherweight.report import Report
 Tokens = Literal["auto"] | Annotated[int, Field(gt=0)]
 
 
-class MsT(Config):
+class MsT(Method):
     """Options of the Mini-Sequence Transformer; ``fw.apply(model, fw.MsT())`` applies it.
 
     Example:
@@ -57,7 +56,6 @@ class MsT(Config):
     """
 
     keeps_parameters: ClassVar[bool] = True
-    """The parameters stay the same objects, so an optimizer may hold them already."""
 
     mlp: bool = True
     """Run feed-forward layers in chunks; they keep only their input for the backward pass."""
@@ -79,6 +77,11 @@ class MsT(Config):
     tokenwise: bool = False
     """Run everything in a layer but attention in chunks: norms, projections, the feed-forward layer. A model whose
     layers cannot be cut is refused."""
+
+    @property
+    def checkpoints_activations(self) -> bool:
+        """Whether `checkpoint` is on."""
+        return bool(self.checkpoint)
 
     def apply(self, model: nn.Module, calibration: Any = None) -> Report:
         """Change a model in place; see `fw.apply`.
@@ -131,9 +134,6 @@ class MsT(Config):
         for module in ours:
             unpatch_forward(module)
         restore_layers(model)
-
-    def after_step(self, model: nn.Module, optimizer: Optimizer, step: int) -> None:
-        """Do nothing: the method has no state."""
 
     @property
     def _accum_dtype(self) -> torch.dtype | None:

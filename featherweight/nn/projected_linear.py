@@ -1,7 +1,7 @@
 """A linear layer whose backward pass leaves the core of its weight's gradient instead of the gradient.
 
 Output and gradient of the input are those of the ordinary layer. What the weight's gradient is needed for, its product
-with a basis, is computed from its factors, and goes to a `CoreSink`. For autograd the weight receives an empty sparse
+with a basis, is computed from its factors, and goes to a `CoreReceiver`. For autograd the weight gets an empty sparse
 gradient: hooks of the weight run as ever, at the moment when all parts of a backward pass are in, and no tensor of the
 weight's size is made. A pass that does not reach the weight (`torch.autograd.grad` with respect to an input) hands out
 nothing.
@@ -19,7 +19,7 @@ from featherweight.nn.inner_backward import refuse_double_backward, refuse_trans
 from featherweight.quant.int8_weight import Int8Weight
 
 
-class CoreSink(Protocol):
+class CoreReceiver(Protocol):
     """Takes the factors of a weight's gradient."""
 
     def product(self, x: Tensor, cast_x: Tensor) -> Tensor | None:
@@ -48,18 +48,18 @@ def projected_linear(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    sink: CoreSink,
+    receiver: CoreReceiver,
     *,
     source: Int8Weight | None = None,
     is_transposed: bool = False,
 ) -> Tensor:
-    """Return ``x W^T + b``; the backward pass hands the factors of W's gradient to `sink`.
+    """Return ``x W^T + b``; the backward pass hands the factors of W's gradient to `receiver`.
 
     Args:
         x: (..., N).
         weight: (M, N), requires a gradient; receives an empty sparse one.
         bias: (M,) or None; receives an ordinary gradient.
-        sink: where the factors go.
+        receiver: where the factors go.
         source: codes of an int8 weight, whose handle `weight` is; they are dequantised in the forward and once more in
             the backward pass.
         is_transposed: the weight is (N, M), as in GPT-2's Conv1D, and its gradient ``x^T g``.
@@ -70,13 +70,13 @@ def projected_linear(
         ConfigError: if ``torch.autograd.grad`` asks for the gradient of the weight itself, for the gradient of a
             gradient (a gradient penalty), and inside the transforms of `torch.func`.
     Cost: forward 2*T*M*N FLOPs and 2*T*N*K for what is kept; backward 2*T*M*N for the input's gradient and what the
-        sink computes. Keeps x, or (T, K) of it.
+        receiver computes. Keeps x, or (T, K) of it.
     """
     refuse_transforms("core gradients")
     kind = x.device.type
     is_cast = torch.is_autocast_enabled(kind) and x.dtype != torch.float64  # autocast leaves float64 alone
     dtype = torch.get_autocast_dtype(kind) if is_cast else x.dtype
-    result: Tensor = _ProjectedLinear.apply(x, weight, bias, sink, source, is_transposed, dtype)
+    result: Tensor = _ProjectedLinear.apply(x, weight, bias, receiver, source, is_transposed, dtype)
     return result
 
 
@@ -87,7 +87,7 @@ class _ProjectedLinear(torch.autograd.Function):
         x: Tensor,
         weight: Tensor,
         bias: Tensor | None,
-        sink: CoreSink,
+        receiver: CoreReceiver,
         source: Int8Weight | None,
         is_transposed: bool,
         dtype: torch.dtype,
@@ -98,10 +98,10 @@ class _ProjectedLinear(torch.autograd.Function):
             output = F.linear(cast_x, matrix, None if bias is None else bias.to(dtype))
             if output._is_view():  # (of a flattened product) autograd lets nobody change such a one in place
                 output = torch.ops.aten._unsafe_view(output, output.shape)
-            product = None if is_transposed else sink.product(x, cast_x)
-        ctx.sink, ctx.source, ctx.is_transposed, ctx.dtype = sink, source, is_transposed, dtype
+            product = None if is_transposed else receiver.product(x, cast_x)
+        ctx.receiver, ctx.source, ctx.is_transposed, ctx.dtype = receiver, source, is_transposed, dtype
         ctx.input_dtype = x.dtype
-        ctx.version = None if product is None else sink.version()
+        ctx.version = None if product is None else receiver.version()
         ctx.codes_version = None if source is None else source.version
         ctx.is_parameter = isinstance(weight, nn.Parameter)
         ctx.shape, ctx.weight_dtype = weight.shape, weight.dtype
@@ -129,11 +129,11 @@ class _ProjectedLinear(torch.autograd.Function):
                 return grad_input, None, grad_bias, None, None, None, None
             kept_TK = kept.reshape(-1, kept.shape[-1])
             if ctx.version is not None:
-                ctx.sink.add_thin(grad_TM, kept_TK, ctx.version)
+                ctx.receiver.add_thin(grad_TM, kept_TK, ctx.version)
             elif ctx.is_transposed:
-                ctx.sink.add(kept_TK, grad_TM)
+                ctx.receiver.add(kept_TK, grad_TM)
             else:
-                ctx.sink.add(grad_TM, kept_TK)
+                ctx.receiver.add(grad_TM, kept_TK)
         empty = empty_gradient(ctx.shape, ctx.weight_dtype, grad_output.device)
         return grad_input, empty, grad_bias, None, None, None, None
 

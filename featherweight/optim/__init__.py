@@ -4,12 +4,13 @@ The presets choose policies of one core, `LowRankOptimizer`; `param_groups` says
 """
 
 from featherweight.optim.backward.handle import LayerwiseHandle
-from featherweight.optim.backward.layerwise import Layerwise, layerwise
+from featherweight.optim.backward.layerwise import layerwise
+from featherweight.optim.backward.updates import Layerwise
 from featherweight.optim.build import OptimizerConfig, build_optimizer, optimizers, parse_optimizer
+from featherweight.optim.exchange import adopt_new_rows
 from featherweight.optim.low_rank import LowRankOptimizer
-from featherweight.optim.param_groups import param_groups
+from featherweight.optim.param_groups import param_groups, tensor_param_groups
 from featherweight.optim.policies.lazy import LazyRefresh
-from featherweight.optim.policies.moment_growth import adopt_new_rows
 from featherweight.optim.presets.adamw import AdamW
 from featherweight.optim.presets.apollo import Apollo, ApolloMini
 from featherweight.optim.presets.fira import Fira
@@ -19,7 +20,6 @@ from featherweight.optim.presets.gum import GUM
 from featherweight.optim.presets.ldadam import LDAdamW
 from featherweight.optim.presets.q_galore import QGaLoreAdamW
 from featherweight.optim.presets.tensor_galore import TensorGaLoreAdamW, TensorGRaD
-from featherweight.optim.tensor_groups import tensor_param_groups
 
 __all__ = [
     "GUM",

@@ -16,6 +16,7 @@ from featherweight.errors import CheckpointError
 from featherweight.linalg.subspace import MatrixSubspace
 from featherweight.optim import state as states
 from featherweight.optim.low_rank import LowRankOptimizer
+from featherweight.optim.step.layout import MatrixLayout
 
 
 class ProjectorRecord:
@@ -80,8 +81,9 @@ def _import_parameter(
 ) -> None:
     layout = optimizer.layouts[parameter]
     projector = saved.get("projector")
-    if (projector is None) != (layout.rank is None) or layout.blocks is not None:
-        theirs, ours = ("full-rank" if full else "projected" for full in (projector is None, layout.rank is None))
+    is_projected = isinstance(layout, MatrixLayout)
+    if (projector is not None) != is_projected or layout.stack:
+        theirs, ours = ("projected" if low else "full-rank" for low in (projector is not None, is_projected))
         raise CheckpointError(
             f"load_galore_torch: '{layout.name}' is {theirs} in the file and {ours} here; expected the same. "
             "Use the same groups and rank."
@@ -104,7 +106,7 @@ def _import_parameter(
                 f"{layout.moment_shapes[name]}. Use the rank and proj_type of the run that wrote the file."
             )
         storage.write_(states.parts_of(state, name, None), moment.to(parameter.device, layout.dtype))
-    if projector is None:
+    if projector is None or not isinstance(layout, MatrixLayout):
         return
     subspace = _subspace_of(projector, layout.side)
     for name, basis in (("basis_left", subspace.left), ("basis_right", subspace.right)):

@@ -1,20 +1,357 @@
-"""Options of a parameter group: which exist, what they may be, and the error for a wrong one."""
+"""Every option of every optimizer, declared once: name, type, range, default and meaning.
 
+A family of optimizers is one `TypedDict`. From it follow the keyword arguments of the presets (``Unpack``, so editors
+and type checkers know them), what `help()` shows, the check of a parameter group, the keys of a recipe (`build.py`),
+and their words in the docs. A `TypedDict` is the source, and not a pydantic class, because type checkers take keyword
+arguments from nothing else; the pydantic classes of recipes are made from it. A preset states only where its defaults
+differ.
+"""
+
+import ast
+import inspect
 import math
-from collections.abc import Mapping
+import operator
+import sys
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from numbers import Real
-from typing import Any
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, NamedTuple, TypedDict, Union, get_args, get_origin, get_type_hints
 
+from pydantic import Field
+from pydantic.fields import FieldInfo
 from torch import Tensor
 
-from featherweight.errors import ConfigError, did_you_mean
-from featherweight.linalg.basis import BASIS_METHODS
-from featherweight.optim.policies.lazy import lazy_options
-from featherweight.optim.policies.moments import moment_policies
-from featherweight.optim.policies.refresh import PROJ_TYPES, SEEDED_METHODS
-from featherweight.optim.policies.residual import residual_policies
-from featherweight.optim.policies.rules import rules
-from featherweight.optim.tucker.options import check_tensor_group, projects_tensors
+from featherweight.linalg.tucker_fit import MAX_WORKSPACE_BYTES
+from featherweight.optim.policies.lazy import LazyRefresh
+from featherweight.optim.policies.refresh import ProjType
+from featherweight.optim.tucker.plan import TensorKind
+
+Decay = Annotated[float, Field(ge=0, lt=1)]
+Bits = Literal[32, 16, 8, 4]
+
+# ---- what all have
+
+
+class StepOptions(TypedDict, total=False):
+    """Options of every optimizer."""
+
+    lr: Annotated[float, Field(1e-3, ge=0)]
+    """Learning rate; in a recipe at the top of the schedule."""
+    betas: Annotated[tuple[Decay, Decay], Field((0.9, 0.999))]
+    """Decay of the first and second moment, each in [0, 1)."""
+    eps: Annotated[float, Field(1e-8, ge=0)]
+    """Added to the root of the second moment."""
+    weight_decay: Annotated[float, Field(0.0, ge=0)]
+    """Decoupled weight decay of every parameter; acts with factor lr."""
+    state_bits: Annotated[Bits, Field(32)]
+    """Bits of each stored moment element: 16 is bfloat16, 8 and 4 are blockwise dynamic codes; tensors below 4096
+    elements keep 32."""
+    stochastic_rounding: Annotated[bool, Field(True)]
+    """Write bfloat16 weights and moments, and int8 weights, with stochastic rounding instead of to nearest."""
+    seed: Annotated[int, Field(0)]
+    """Of all random numbers: bases, periods, rounding; a run repeats bit by bit."""
+
+
+class OfficialOptions(TypedDict, total=False):
+    """Where published code differs from torch.optim."""
+
+    eps_mode: Annotated[Literal["torch", "official"], Field("torch")]
+    """Place of eps: torch's, or official, as galore-torch and old Hugging Face AdamW, where it acts before bias
+    correction."""
+    decay_order: Annotated[Literal["before", "after"], Field("before")]
+    """Decay before the update (torch.optim) or after it (galore-torch)."""
+
+
+class AdamWOptions(StepOptions, OfficialOptions, total=False):
+    """Options of full-rank AdamW."""
+
+
+# ---- matrices
+
+
+class ProjectedOptions(StepOptions, total=False):
+    """Options of every optimizer that projects matrices."""
+
+    rank: Annotated[int | float, Field(128, gt=0)]
+    """R; a fraction of min(M, N) if it is a float up to 1. A matrix for which R saves nothing keeps full-rank
+    moments."""
+    update_proj_gap: Annotated[int, Field(200, ge=1)]
+    """Optimizer steps between refreshes of a basis."""
+    scale: Annotated[float, Field(1.0, gt=0)]
+    """Factor of the update of projected matrices; their learning rate is lr * scale (Apollo: lr * sqrt(scale))."""
+    proj_type: Annotated[ProjType, Field("std")]
+    """Side of the basis: std (the smaller side), reverse_std, left, right, full (both), or min_memory (the side that
+    needs fewer bytes, kept only if it holds the energy of the next batch nearly as well)."""
+
+
+class FitOptions(TypedDict, total=False):
+    """How bases come about."""
+
+    basis_method: Annotated[
+        Literal["auto", "svd", "gram", "randomized", "subspace_iteration", "random", "gaussian"], Field("auto")
+    ]
+    """How a basis is computed: auto (randomized SVD at first, then one warm subspace iteration a refresh), svd (exact),
+    gram, randomized, subspace_iteration; random (orthonormal) and gaussian look at no gradient, are drawn anew from the
+    seed whenever they are needed, and take no state."""
+    moment_policy: Annotated[Literal["rotate", "keep", "reset"], Field("rotate")]
+    """What a refresh does to the moments: rotate them into the new basis, keep them (published code), reset them."""
+
+
+class StoredBasisOptions(TypedDict, total=False):
+    """How bases are stored."""
+
+    basis_bits: Annotated[Bits | None, Field(None)]
+    """Bits of each basis element; None: 16 for 16-bit weights, else 32 (tensors: 32). Beside bfloat16 weights products
+    with bases of 16 bits or fewer run in bfloat16."""
+
+
+class StaggerOptions(TypedDict, total=False):
+    """When refreshes fall."""
+
+    stagger: Annotated[bool, Field(True)]
+    """Spread the refreshes over the gap, so that no step is slow."""
+
+
+class FittedOptions(ProjectedOptions, StoredBasisOptions, FitOptions, StaggerOptions, total=False):
+    """Options of optimizers whose bases are fitted to gradients."""
+
+
+class EarlyOptions(TypedDict, total=False):
+    """Refreshes at the beginning."""
+
+    early_refresh: Annotated[bool, Field(False)]
+    """Refresh also at (about) the steps 10, 25, 50 and 100: the gradient turns fast at first."""
+
+
+class LazyOptions(EarlyOptions, total=False):
+    """Options of GaLore and Q-GaLore."""
+
+    basis_renorm: Annotated[bool, Field(False)]
+    """Give the columns of an 8- or 4-bit basis unit length (2 more bytes a column); without, rounding to 4 bits changes
+    the length of an update by up to a sixth."""
+    lazy: Annotated[LazyRefresh | bool | None, Field(None)]
+    """Refresh a matrix less often while its subspace stands still: true, false, or the options of LazyRefresh."""
+
+
+class ResidualOptions(TypedDict, total=False):
+    """What is done with the rest of the gradient."""
+
+    residual: Annotated[Literal["fira", "apollo", "apollo_tensor"] | None, Field(None)]
+    """What becomes of the gradient outside the subspace: None drops it, fira adds it, scaled like the core; apollo and
+    apollo_tensor scale the gradient itself, by channel or as a whole, in the place of the core's update. All but None
+    take a temporary of the gradient's size."""
+
+
+class RuleOptions(TypedDict, total=False):
+    """The inner rule."""
+
+    rule: Annotated[Literal["adamw", "adafactor", "sgd", "muon"], Field("adamw")]
+    """Inner rule: adamw, adafactor, sgd (momentum ``betas[0]``) or muon."""
+
+
+class GaLoreOptions(FittedOptions, LazyOptions, ResidualOptions, RuleOptions, OfficialOptions, total=False):
+    """Options of GaLore."""
+
+
+class QGaLoreOptions(FittedOptions, LazyOptions, total=False):
+    """Options of Q-GaLore."""
+
+
+class FiraOptions(FittedOptions, EarlyOptions, ResidualOptions, total=False):
+    """Options of Fira."""
+
+
+class ApolloOptions(ProjectedOptions, FitOptions, ResidualOptions, total=False):
+    """Options of APOLLO and APOLLO-Mini."""
+
+
+class LDAdamOptions(ProjectedOptions, StoredBasisOptions, total=False):
+    """Options of LDAdam."""
+
+    basis_smoothing: Annotated[float, Field(0.0, ge=0, lt=1)]
+    """Share of the first moment in the matrix that is iterated."""
+    error_feedback: Annotated[bool, Field(False)]
+    """Keep what the projection loses for the next step, in a tensor of each weight's size."""
+
+
+class GUMOptions(FittedOptions, total=False):
+    """Options of GUM, low-rank Muon."""
+
+    momentum: Annotated[Decay, Field(0.95)]
+    """Decay of the moment of projected matrices; `betas` are those of AdamW for all others."""
+    full_rank_probability: Annotated[Decay, Field(0.0)]
+    """Share of the periods in which a matrix follows the complement of its subspace; 0 is plain low-rank Muon, biased.
+    Stacked matrices never do."""
+
+
+class AdafactorOptions(FittedOptions, total=False):
+    """Options of GaLore with Adafactor's rule."""
+
+    beta1: Annotated[Decay | None, Field(0.9)]
+    """Decay of the first moment, ``betas[0]`` under another name; None keeps none."""
+
+
+# ---- tensors
+
+
+class TensorOptions(AdamWOptions, StoredBasisOptions, StaggerOptions, total=False):
+    """Options of Tensor-GaLore and TensorGRaD."""
+
+    rank: Annotated[float | int | list[int] | list[float] | tuple[float, ...] | Literal["auto"], Field(0.25)]
+    """Share of the entries that the core has; a whole number that caps the rank of every mode; a list with a share of
+    its size or a rank for each mode; or auto: ranks that follow the spectrum of each tensor's first gradient. Of matrix
+    and slices, for the one side that has a basis."""
+    rank_budget: Annotated[float, Field(0.25, gt=0, le=1)]
+    """Largest share of the entries that a core has whose ranks are auto. Such a tensor is left as it is until its first
+    gradient that is not zero."""
+    update_proj_gap: Annotated[int, Field(200, ge=1)]
+    """Optimizer steps between refreshes of the bases."""
+    scale: Annotated[float | Literal["auto"], Field(1.0)]
+    """Factor of the update of projected tensors; auto gives it the root mean square of AdamW's."""
+    proj_type: Annotated[TensorKind, Field("tucker")]
+    """Which modes get a basis: tucker (all), tucker_channels (the first two), matrix (one side of the unfolding of the
+    first `first_dims` modes: GaLore), slices (each frequency), select (the first two rotated, of the others the
+    strongest indices)."""
+    rank_counts: Annotated[Literal["core", "state", "tensorgrad", "tensorly"], Field("core")]
+    """What a share counts; see `featherweight.linalg.tucker_ranks`."""
+    first_dims: Annotated[int, Field(1, ge=1)]
+    """Modes in the rows of the unfolding of matrix."""
+    min_numel: Annotated[int, Field(1000, ge=1)]
+    """Smaller tensors are not projected."""
+    basis_method: Annotated[Literal["auto", "st_hosvd", "hooi", "subspace", "randomized"], Field("auto")]
+    """How bases are computed: auto and st_hosvd (sequential truncation), hooi and subspace (warm), randomized."""
+    moment_policy: Annotated[Literal["rotate", "align", "keep", "reset"], Field("rotate")]
+    """What a refresh does to the moments: rotate them, align the new bases to the old ones and keep them, keep
+    (published code), reset."""
+    skip_tol: Annotated[float, Field(0.0, ge=0, lt=1)]
+    """Leave out a refresh where the share of energy inside the old subspace has changed by less than this."""
+    complex_mode: Annotated[Literal["modulus", "real_pair"], Field("modulus")]
+    """One second moment for a complex number (12 instead of 16 bytes, and a step that turns with the phase), or one for
+    each of its parts (torch.optim)."""
+    complex_pair: Annotated[bool, Field(False)]
+    """Real parameters with a last axis of 2 are complex numbers."""
+    sparse_ratio: Annotated[float, Field(0.0, ge=0, lt=1)]
+    """Share of the entries with moments of their own, outside of the core (TensorGRaD)."""
+    sparse_select: Annotated[Literal["topk", "randk", "probability"], Field("topk")]
+    """How they are chosen: by modulus, at random (no indices are kept), or in proportion to the modulus."""
+    sparse_order: Annotated[Literal["low_rank_first", "sparse_first"], Field("low_rank_first")]
+    """Which branch sees the gradient first; the other gets the rest."""
+    sparse_weight: Annotated[float, Field(1.0, ge=0)]
+    """Factor of their update, beside lr."""
+    sparse_reset: Annotated[bool, Field(True)]
+    """Zero the moments of the entries when others are chosen."""
+    max_workspace_bytes: Annotated[int, Field(MAX_WORKSPACE_BYTES, ge=1)]
+    """Largest transient copy of an unfolding at a refresh."""
+    rule: Annotated[Literal["adamw", "sgd"], Field("adamw")]
+    """Inner rule."""
+
+
+# ---- what follows from the declarations
+
+
+class Option(NamedTuple):
+    """One declared option."""
+
+    kind: Any
+    """Its type."""
+    limits: Mapping[str, float]
+    """Bounds of a number: `ge`, `gt`, `lt`, `le`."""
+    default: Any
+    meaning: str
+
+    def allows(self, value: Any) -> bool:
+        """Say whether a value is one that the declaration admits."""
+        return _allows(self.kind, value) and all(_COMPARE[name](value, limit) for name, limit in self.limits.items())
+
+    @property
+    def expected(self) -> str:
+        """What is admitted, in words."""
+        return _words(self.kind, self.limits)
+
+
+@lru_cache
+def options_of(family: type) -> dict[str, Option]:
+    """Return the options of a family, in the order of declaration."""
+    found = {}
+    for name, annotation in get_type_hints(family, include_extras=True).items():
+        kind, *fields = get_args(annotation)
+        meaning = _meanings().get(f"{family.__name__}.{name}") or _meanings()[name]
+        found[name] = Option(kind, _limits(fields), fields[-1].default, meaning)
+    return found
+
+
+def defaults_of(*families: type) -> dict[str, Any]:
+    """Return the declared defaults of some families."""
+    return {name: option.default for family in families for name, option in options_of(family).items()}
+
+
+@lru_cache
+def _meanings() -> dict[str, str]:
+    """Return the docstrings of the declarations, by name and by family and name."""
+    found: dict[str, str] = {}
+    for family in ast.parse(inspect.getsource(sys.modules[__name__])).body:
+        body = family.body if isinstance(family, ast.ClassDef) else []
+        for declared, said in zip(body, body[1:], strict=False):
+            if isinstance(declared, ast.AnnAssign) and isinstance(said, ast.Expr):
+                assert isinstance(family, ast.ClassDef) and isinstance(declared.target, ast.Name)
+                meaning = " ".join(ast.literal_eval(said.value).split())
+                found.setdefault(declared.target.id, meaning)
+                found[f"{family.name}.{declared.target.id}"] = meaning
+    return found
+
+
+_COMPARE = {"ge": operator.ge, "gt": operator.gt, "lt": operator.lt, "le": operator.le}
+
+
+def _limits(fields: Iterable[FieldInfo]) -> dict[str, float]:
+    return {n: getattr(one, n) for field in fields for one in field.metadata for n in _COMPARE if hasattr(one, n)}
+
+
+def _allows(kind: Any, value: Any) -> bool:
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        return Option(arguments[0], _limits(arguments[1:]), None, "").allows(value)
+    if origin is Literal:
+        return any(value == one and isinstance(value, type(one)) for one in arguments)
+    if origin in (Union, UnionType):
+        return any(_allows(one, value) for one in arguments)
+    if origin is tuple:
+        fits = isinstance(value, tuple | list) and len(value) == len(arguments)
+        return fits and all(_allows(one, each) for one, each in zip(arguments, value, strict=True))
+    if kind is float:
+        return is_number(value)
+    if kind is NoneType:
+        return value is None
+    return isinstance(value, kind) and (kind is not int or not isinstance(value, bool))
+
+
+def is_number(value: Any) -> bool:
+    """Say whether a value is a finite number; torch's schedulers also drive an lr that is a tensor of one element."""
+    if isinstance(value, Tensor):
+        return value.numel() == 1
+    return isinstance(value, Real) and math.isfinite(value)
+
+
+def _words(kind: Any, limits: Mapping[str, float]) -> str:
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        return _words(arguments[0], _limits(arguments[1:]))
+    if origin is Literal or kind is bool:
+        return f"one of {', '.join(map(str, arguments or (True, False)))}"
+    if origin in (Union, UnionType):
+        parts = [_words(one, limits) for one in arguments if one is not NoneType]
+        return " or ".join([*(["None"] if NoneType in arguments else []), *parts])
+    if origin is tuple:
+        return f"two numbers in {_words(arguments[0], {}).removeprefix('a number in ')}"
+    if len(limits) == 2:
+        (left, low), (right, high) = limits.items()
+        return f"a number in {'[' if left == 'ge' else '('}{low}, {high}{']' if right == 'le' else ')'}"
+    noun = "a whole number" if kind is int else "a finite number"
+    return noun + "".join(f" {'>=' if sign == 'ge' else '>'} {limit}" for sign, limit in limits.items())
+
+
+# ---- parameter groups
 
 LOW_RANK_KEYS = ("rank", "update_proj_gap", "scale", "proj_type")
 """galore-torch's group keys; a group that has one of them is projected."""
@@ -28,129 +365,13 @@ NORM_KEY = "last_grad_norm"
 SCHEDULER_KEYS = ("initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum", "swa_lr")
 """What torch's schedulers write into the groups, which may be given to another optimizer."""
 
-LOW_RANK_DEFAULTS: dict[str, Any] = {
-    "rank": 128,
-    "update_proj_gap": 200,
-    "scale": 1.0,
-    "proj_type": "std",
-    "basis_bits": None,
-    "basis_method": "auto",
-    "basis_renorm": False,
-    "basis_smoothing": 0.0,
-    "lazy": None,
-    "moment_policy": "rotate",
-    "stagger": True,
-    "early_refresh": False,
-    "residual": None,
-    "error_feedback": False,
-    "full_rank_probability": 0.0,
-    "rule": "adamw",
-    "momentum": 0.95,
-    "state_bits": 32,
-    "eps_mode": "torch",
-    "decay_order": "before",
-    "stochastic_rounding": True,
-    "seed": 0,
-}
-"""What an optimizer does where its preset says nothing. `basis_smoothing`: share of the first moment in the matrix
-that a warm iteration fits (LDAdam). `lazy`: the plain options of `LazyRefresh`. `error_feedback`: keep what the
-projection loses for the next step (LDAdam), in a tensor of the weight's size. `full_rank_probability`: share of the
-periods between two refreshes in which a matrix follows the complement of its subspace (GUM). `momentum`: of the rule
-"muon"."""
+MATRIX_FAMILIES = (GaLoreOptions, LDAdamOptions, GUMOptions)
+"""Together they have every option of matrices."""
 
-_CHOICES: dict[str, tuple[Any, ...]] = {
-    "proj_type": PROJ_TYPES,
-    "basis_method": (*BASIS_METHODS, "gaussian"),
-    "state_bits": (32, 16, 8, 4),
-    "basis_bits": (None, 32, 16, 8, 4),
-    "basis_renorm": (True, False),
-    "eps_mode": ("torch", "official"),
-    "decay_order": ("before", "after"),
-    "stagger": (True, False),
-    "early_refresh": (True, False),
-    "error_feedback": (True, False),
-    "stochastic_rounding": (True, False),
-    "low_rank": (True, False),
-}
+_ALWAYS_GIVEN = ("lr", "betas", "eps", "weight_decay")
 
+LOW_RANK_DEFAULTS = {key: value for key, value in defaults_of(*MATRIX_FAMILIES).items() if key not in _ALWAYS_GIVEN}
+"""What an optimizer does where its preset says nothing. `lazy` is kept as the plain options of `LazyRefresh`."""
 
-def check_group(where: str, group: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
-    """Check every option of a parameter group.
-
-    Args:
-        where: name of the optimizer, for messages.
-        group: options, defaults filled in.
-        defaults: every option of the optimizer with its default; `rank` None for one that projects nothing.
-    Raises:
-        ConfigError: names the option, its value, what is allowed.
-    """
-    allowed = sorted({*defaults, *GROUP_KEYS})
-    for key in group:
-        if key not in (*allowed, *SCHEDULER_KEYS, NORM_KEY):
-            raise ConfigError(
-                f"{where}: {key}={group[key]!r} is no option of a parameter group; expected an option of the "
-                f"optimizer. {did_you_mean(key, allowed)}"
-            )
-    if projects_tensors(defaults):
-        group = check_tensor_group(where, group)
-    for key, choices in _CHOICES.items():
-        _require(where, key, group[key], group[key] in choices, f"one of {', '.join(map(str, choices))}")
-    for key, registry in (("moment_policy", moment_policies), ("rule", rules)):
-        names = registry.names()
-        _require(where, key, group[key], group[key] in names, f"one of {', '.join(names)}")
-    residual, names = group["residual"], residual_policies.names()
-    _require(where, "residual", residual, residual in (None, *names), f"None or one of {', '.join(names)}")
-    for key in ("lr", "eps", "weight_decay"):
-        _require(where, key, group[key], _is_number(group[key]) and group[key] >= 0, "a finite number >= 0")
-    scale, betas, gap, rank = (group[key] for key in ("scale", "betas", "update_proj_gap", "rank"))
-    _require(where, "scale", scale, _is_number(scale) and scale > 0, "a finite number > 0")
-    valid = isinstance(betas, tuple | list) and len(betas) == 2 and all(_is_number(b) and 0 <= b < 1 for b in betas)
-    _require(where, "betas", betas, valid, "two numbers in [0, 1)")
-    for key in ("basis_smoothing", "full_rank_probability", "momentum"):
-        _require(where, key, group[key], _is_number(group[key]) and 0 <= group[key] < 1, "a number in [0, 1)")
-    if group["basis_method"] == "gaussian" and group["moment_policy"] == "rotate":
-        _require(where, "moment_policy", "rotate", False, "keep or reset beside basis_method='gaussian'")
-    if group["full_rank_probability"] > 0 and group["rule"] not in ("muon", "sgd"):
-        value, expected = group["full_rank_probability"], "0, unless rule='muon' or 'sgd', which have one moment"
-        _require(where, "full_rank_probability", value, False, expected)
-    if lazy_options(group["lazy"]) is not None and group["basis_method"] in SEEDED_METHODS:
-        _require(where, "lazy", group["lazy"], False, "None beside a random basis, which never stands still")
-    if group["basis_smoothing"] > 0 and group["rule"] == "adafactor" and group["betas"][0] == 0:
-        _require(where, "basis_smoothing", group["basis_smoothing"], False, "0 where there is no first moment")
-    if group["error_feedback"] and not (group["rule"] == "adamw" and group["residual"] is None):
-        _require(where, "error_feedback", True, False, "False, unless rule='adamw' and residual=None")
-    _require(where, "seed", group["seed"], _is_whole(group["seed"]), "a whole number")
-    _require(where, "update_proj_gap", gap, _is_whole(gap) and gap >= 1, "a whole number of steps >= 1")
-    if group["low_rank"]:
-        _check_projection(where, group, rank, defaults)
-
-
-def _check_projection(where: str, group: Mapping[str, Any], rank: Any, defaults: Mapping[str, Any]) -> None:
-    if defaults["rank"] is None:
-        raise ConfigError(
-            f"{where}: low_rank=True cannot be used by an optimizer that projects nothing; expected groups without "
-            f"{', '.join(LOW_RANK_KEYS)}. Use GaLoreAdamW, or set low_rank=False."
-        )
-    share = isinstance(rank, float) and 0 < rank <= 1
-    expected = "a whole number >= 1, or a fraction of min(M, N) in (0, 1]"
-    _require(where, "rank", rank, share or (_is_whole(rank) and rank >= 1), expected)
-    split, stacked = group.get("split"), group.get("stacked", True)
-    valid = split is None or (isinstance(split, Mapping) and all(_is_whole(n) and n >= 1 for n in split.values()))
-    _require(where, "split", split, valid, "a mapping of a part of a name to a number of row blocks >= 1")
-    _require(where, "stacked", stacked, isinstance(stacked, bool), "one of True, False")
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: Any) -> bool:
-    """Say whether a value is a finite number; torch's schedulers also drive an lr that is a tensor of one element."""
-    if isinstance(value, Tensor):
-        return value.numel() == 1
-    return isinstance(value, Real) and math.isfinite(value)
-
-
-def _require(where: str, key: str, value: Any, condition: bool, expected: str) -> None:
-    if not condition:
-        raise ConfigError(f"{where}: {key}={value!r} is not allowed; expected {expected}. Change {key}.")
+TENSOR_DEFAULTS = defaults_of(TensorOptions)
+"""The same for optimizers that project tensors; what they share stands in `LOW_RANK_DEFAULTS`, too."""

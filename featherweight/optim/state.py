@@ -6,10 +6,12 @@ first axis. Counters are integers on the CPU, so reading them never waits for a 
 """
 
 from collections.abc import Mapping, MutableMapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from featherweight.errors import CheckpointError
 from featherweight.quant.storage import StateStorage
 
 COUNTERS = (
@@ -26,6 +28,26 @@ SUFFIXES = ("", "codes", "block_scale", "zero_point", "column_norm")
 State = MutableMapping[str, Tensor]
 
 
+def restored(saved: Mapping[str, Any], device: torch.device, where: str) -> dict[str, Tensor]:
+    """Return copies of the saved state of one parameter on the devices where they belong, laid out as kernels want.
+
+    Args:
+        saved: from a file, which may be damaged.
+        device: of the parameter.
+        where: name of the optimizer, for messages.
+    Raises:
+        CheckpointError: if something is no tensor, or a number of steps is negative: its bias corrections would be NaN.
+    """
+    for key, value in saved.items():
+        if not isinstance(value, Tensor) or (key in ("step", "moment_step") and bool((value < 0).any())):
+            described = value.tolist() if isinstance(value, Tensor) else repr(value)[:40]
+            raise CheckpointError(
+                f"{where}.load_state_dict: {key}={described} is damaged; expected a tensor, and a number of steps "
+                "that is not negative. Load another checkpoint."
+            )
+    return {key: v.to("cpu" if key in ON_CPU else device, copy=True).contiguous() for key, v in saved.items()}
+
+
 def parts_of(state: Mapping[str, Tensor], name: str, block: int | None) -> dict[str, Tensor]:
     """Return the stored tensors of `name`, those of one matrix if `block` is given, as views."""
     parts = {suffix: state[_key(name, suffix)] for suffix in SUFFIXES if _key(name, suffix) in state}
@@ -37,21 +59,15 @@ def create(
     name: str,
     storage: StateStorage,
     shape: tuple[int, ...],
-    blocks: int | None,
+    stack: tuple[int, ...],
     *,
     device: torch.device,
     dtype: torch.dtype,
 ) -> None:
-    """Add the zero state `name` for one tensor of `shape`, or for `blocks` stacked ones."""
+    """Add the zero state `name` for one tensor of `shape`, or for a stack of them."""
     for suffix, part in storage.zeros(shape, device=device, dtype=dtype).items():
-        stacked = part if blocks is None else part.unsqueeze(0).repeat(blocks, *[1] * part.ndim)
+        stacked = part.unsqueeze(0).repeat(*stack, *[1] * part.ndim) if stack else part
         state[_key(name, suffix)] = stacked
-
-
-def create_counters(state: State, names: tuple[str, ...], blocks: int | None) -> None:
-    """Add integer counters at zero, one for each of `blocks` matrices."""
-    for name in names:
-        state[name] = torch.zeros(() if blocks is None else blocks, dtype=torch.int64)
 
 
 def read_counter(state: Mapping[str, Tensor], name: str, block: int | None) -> int:

@@ -1,6 +1,6 @@
 """Neural operators for partial differential equations: data, model, metrics, pictures, and the task for `fw train`."""
 
-from featherweight.optim.tensor_groups import tensor_param_groups as param_groups
+from featherweight.optim.param_groups import tensor_param_groups as param_groups
 from featherweight.pde.burgers import solve_burgers
 from featherweight.pde.darcy import solve_darcy
 from featherweight.pde.files import FieldPairs, read_pairs, write_pairs

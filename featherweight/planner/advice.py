@@ -10,14 +10,15 @@ import torch
 from featherweight.errors import FeatherweightError
 from featherweight.memory import Allocation
 from featherweight.memory.ledger import Category, Phase
+from featherweight.planner.allocations import add_largest, allocation_dict, allocation_line
 from featherweight.planner.need import Need, need_of
-from featherweight.planner.report import allocation_dict, allocation_line, why_report
 from featherweight.planner.target import Target
 from featherweight.planner.time_model import seconds_of
 from featherweight.report import Report, format_bytes
 from featherweight.training.estimate import MemoryEstimate, estimate_memory
 from featherweight.training.recipe import Recipe, RecipeSource, load_recipe
 
+_GIB = 2**30
 _LARGEST = 5
 """Allocations that are named."""
 _SHARE = 0.01
@@ -100,7 +101,20 @@ class Why:
 
     def report(self) -> Report:
         """Return the tables: largest allocations, changes."""
-        return why_report(self)
+        report = Report(f"Memory of {self.name}: {format_bytes(self.need.total_bytes)}")
+        report.add_facts(
+            {name.replace("_", " ") + " (GiB)": n / _GIB for name, n in self.by_category.items() if n}, "Peak"
+        )
+        add_largest(report, f"Largest allocations at the peak ({self.phase})", self.largest)
+        add_largest(report, "The largest tensor alone", [(self.largest_tensor, 1)])
+        rows = [
+            [one.name, one.saved_bytes / _GIB, round(one.time_ratio, 2), one.is_exact, " ".join(one.overrides)]
+            for one in self.changes
+        ]
+        columns = ["change", "saves (GiB)", "time (ratio)", "same numbers", "how"]
+        if rows:
+            report.add_table("Changes that save memory, the cheapest first", columns, rows)
+        return report
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values."""
@@ -194,15 +208,19 @@ def changes(recipe: Recipe, target: Target, *, limit: int = 3, estimate: MemoryE
 
 
 def _possible(recipe: Recipe) -> list[tuple[str, tuple[str, ...], bool]]:
-    named = {entry if isinstance(entry, str) else next(iter(entry)): entry for entry in recipe.methods}
+    named = dict(zip(recipe.method_names, recipe.methods, strict=True))
+    methods = recipe.build_methods()
+    freezes_model = any(method.freezes_model for method in methods)
+    is_checkpointed = recipe.activation_checkpointing or any(method.checkpoints_activations for method in methods)
     others = [entry for name, entry in named.items() if name != "mst"]
     optimizer = recipe.optimizer_config()
     found: list[tuple[str, tuple[str, ...], bool]] = []
     if "mst" not in named:
         found.append(("loss in chunks", (_methods([*others, {"mst": {"mlp": False}}]),), True))
         found.append(("loss and feed-forward layers in chunks", (_methods([*others, {"mst": {}}]),), True))
-    present: Mapping[str, Any] = named["mst"]["mst"] if isinstance(named.get("mst"), Mapping) else {}
-    if not recipe.activation_checkpointing and not present.get("checkpoint"):
+    given = named.get("mst")
+    present: Mapping[str, Any] = (given["mst"] or {}) if isinstance(given, Mapping) else {}
+    if not is_checkpointed:
         if "mst" in named:
             found.append(("checkpointing", (_methods([*others, {"mst": {**present, "checkpoint": True}}]),), True))
         else:
@@ -218,9 +236,9 @@ def _possible(recipe: Recipe) -> list[tuple[str, tuple[str, ...], bool]]:
         found.append(("micro-batches of one row", ("micro_batch_size=1", f"accumulation_steps={rows}"), True))
     if recipe.precision != "bf16":
         found.append(("bfloat16 weights", ("precision=bf16",), False))
-    if optimizer.state_bits > 8 and not {"lora", "s2ft"} & set(named):
+    if optimizer.state_bits > 8 and not freezes_model:
         found.append(("8-bit moments", ("optimizer.state_bits=8",), False))
-    if optimizer.name in ("adamw", "adamw_8bit") and not {"lora", "s2ft"} & set(named):
+    if optimizer.name in ("adamw", "adamw_8bit") and not freezes_model:
         galore = ("optimizer=galore_8bit", "optimizer.rank=0.25", "optimizer.layerwise=true")
         found.append(("GaLore of a quarter of the rank, layer-wise", galore, False))
     return found

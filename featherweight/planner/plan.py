@@ -6,15 +6,17 @@ What is shown as fitting was simulated; what is refused may be refused by the fo
 """
 
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from featherweight import __version__
+from featherweight.config import write_atomically
 from featherweight.errors import ConfigError, FeatherweightError
 from featherweight.planner.advice import Why, explain
 from featherweight.planner.candidates import (
@@ -25,13 +27,14 @@ from featherweight.planner.candidates import (
     families_without,
     recipe_of,
 )
-from featherweight.planner.need import Need, need_of
-from featherweight.planner.report import allocation_dict, plan_report
+from featherweight.planner.need import need_of
+from featherweight.planner.recipe_text import recipe_text
+from featherweight.planner.report import add_best, add_rows
+from featherweight.planner.row import PlanRow
 from featherweight.planner.target import Target
 from featherweight.planner.time_model import seconds_of
 from featherweight.report import Report, format_bytes
 from featherweight.training.estimate import (
-    MemoryEstimate,
     estimate_memory,
     formula_bytes,
     skeleton_of,
@@ -39,6 +42,7 @@ from featherweight.training.estimate import (
 )
 from featherweight.training.recipe import Recipe, RecipeSource, load_recipe
 
+_GIB = 2**30
 _REFERENCE = next(family for family in FAMILIES if family.name.startswith("LoRA"))
 _USUAL_LENGTH = 1024
 """Tokens of a row where nobody says how many."""
@@ -48,26 +52,6 @@ _DOUBLINGS = 2
 """Micro-batches beyond four rows are not tried: a row of text is enough to keep a GPU busy."""
 _ALIKE = 0.05
 """Share by which the time model cannot tell two ways apart."""
-
-
-@dataclass(frozen=True)
-class PlanRow:
-    """One recipe of a plan, simulated."""
-
-    family: str
-    """What is trained."""
-    keeping: str
-    """How activations are kept."""
-    tags: tuple[str, ...]
-    """What is given up against float32 AdamW of all parameters."""
-    recipe: Recipe
-    """The complete recipe."""
-    estimate: MemoryEstimate
-    """Its steps."""
-    need: Need
-    """What they take of the device."""
-    tokens_per_s: float
-    """By the time model; for comparison with other rows, not a promise."""
 
 
 @dataclass(frozen=True)
@@ -119,13 +103,59 @@ class Plan:
         row = self.nearest if self.nearest is not None and not self.rows else self.best
         return explain(row.recipe, self.target, limit=limit, name=row.family, estimate=row.estimate)
 
+    @property
+    def verdict(self) -> str:
+        """The answer in one sentence."""
+        budget = format_bytes(self.target.budget_bytes)
+        if not self.rows:
+            return f"Nothing fits {budget}. {self._miss}Shorten the sequence, take a smaller model, or allow more."
+        best = self.rows[0]
+        need = best.need
+        rows = best.recipe.micro_batch_size
+        free = 1 - need.total_bytes / self.target.budget_bytes
+        return (
+            f"Fits: {format_bytes(need.total_bytes)} of {budget} (between {format_bytes(need.low_bytes)} and "
+            f"{format_bytes(need.high_bytes)}), {free:.0%} left free, with {best.family}, activations: {best.keeping}, "
+            f"{rows} row{'s' * (rows > 1)} at once. "
+            f"Gives up: {', '.join(best.tags) or 'nothing'}."
+        )
+
+    @property
+    def _miss(self) -> str:
+        if (row := self.nearest) is None:
+            return ""
+        usable, needed = self.target.usable_bytes, row.need.total_bytes
+        return (
+            f"Nearest: {row.family}, activations: {row.keeping}, needs {format_bytes(needed)}, "
+            f"{format_bytes(needed - usable)} more than the {format_bytes(usable)} that the margin leaves. "
+        )
+
     def report(self) -> Report:
         """Return the plan for people: verdict, recipes, memory by category, largest allocations, assumptions."""
-        return plan_report(self)
+        report = Report(f"Plan for {self.target.name}, {self.target.budget_bytes / _GIB:.1f} GiB")
+        report.add_note(self.verdict, title="Verdict")
+        if self.rows:
+            add_rows(report, self.rows, self.target.budget_bytes)
+            add_best(report, self.rows[0], self.seconds)
+        if self.refused:
+            report.add_facts(dict(self.refused), title="Does not fit")
+        report.add_note("; ".join(self.assumptions), title="Assumptions")
+        return report
 
-    def save_recipe(self, path: str | PathLike[str]) -> None:
-        """Write the best recipe as YAML or JSON, ready to run."""
-        self.best.recipe.to_file(path)
+    def save_recipe(self, path: str | PathLike[str], comments: Sequence[str] = ()) -> None:
+        """Write the best recipe as YAML with comments, or as JSON.
+
+        Args:
+            path: of the file.
+            comments: lines for the top of a YAML file.
+        Raises:
+            ConfigError: if nothing fits, or the file cannot be written.
+        """
+        if Path(path).suffix not in (".yaml", ".yml"):
+            self.best.recipe.to_file(path)
+            return
+        head = [*comments, f"Planned for {self.target.name}, {format_bytes(self.target.budget_bytes)}. {self.verdict}"]
+        write_atomically(path, recipe_text(self.best, head))
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, with the names that programs may rely on: the best recipe's figures, then the others."""
@@ -134,34 +164,14 @@ class Plan:
             "device": self.target.name,
             "budget_bytes": self.target.budget_bytes,
             "usable_bytes": self.target.usable_bytes,
-            **(row_dict(self.rows[0]) if self.rows else {}),
-            **({"nearest": row_dict(self.nearest)} if self.nearest is not None else {}),
-            "alternatives": [row_dict(row) for row in self.rows[1:]],
+            **(self.rows[0].to_dict() if self.rows else {}),
+            **({"nearest": self.nearest.to_dict()} if self.nearest is not None else {}),
+            "alternatives": [row.to_dict() for row in self.rows[1:]],
             "refused": dict(self.refused),
             "assumptions": self.assumptions,
             "versions": {"featherweight": __version__, "torch": torch.__version__},
             "seconds": round(self.seconds, 1),
         }
-
-
-def row_dict(row: PlanRow) -> dict[str, Any]:
-    """Return the plain values of a row."""
-    return {
-        "family": row.family,
-        "keeping": row.keeping,
-        "tags": list(row.tags),
-        "total_bytes": row.need.total_bytes,
-        "interval": [row.need.low_bytes, row.need.high_bytes],
-        "peak_allocated_bytes": row.need.allocated_bytes,
-        "peak_reserved_bytes": row.need.reserved_bytes,
-        "context_bytes": row.need.context_bytes,
-        "workspace_bytes": row.need.workspace_bytes,
-        "by_category": row.estimate.peak_by_category,
-        "by_module": dict(list(row.estimate.peak_by_module.items())[:20]),
-        "top_allocations": [allocation_dict(one) for one in row.estimate.top_allocations(10)],
-        "tokens_per_s": round(row.tokens_per_s, 1),
-        "recipe": row.recipe.to_dict(),
-    }
 
 
 def plan(
@@ -311,7 +321,10 @@ class _Search:
         Raises:
             _DoesNotFit: if none does.
         """
-        fixed = formula_bytes(recipe_of(self.base, family, ACTIVATION_STRATEGIES[0], is_pretrained=self.is_pretrained))
+        first = recipe_of(self.base, family, ACTIVATION_STRATEGIES[0], is_pretrained=self.is_pretrained)
+        if self.base.task.get("weights") == "random":
+            first.check_weights()  # what cannot train them is not proposed
+        fixed = formula_bytes(first)
         needed: list[tuple[int, ActivationStrategy]] = []
         unexpected = 0  # what the tries took beyond the formula: temporaries of the optimizer, above all
         for strategy, held_bytes, _ in self.ways():

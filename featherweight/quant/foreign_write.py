@@ -3,7 +3,7 @@
 A handle (`featherweight.quant.int8_weight`) has a shape and one element of memory. A kernel that trusts the shape, as
 torch's fused optimizers do, would write far beyond it. Two barriers stand before that, each enough by itself:
 
-- `watch_optimizers` looks at every `torch.optim.Optimizer` before its step, through torch's own hook for that.
+- `watch_optimizers` looks at every `torch.optim.Optimizer` before its step (`featherweight.every_step`).
 - `ValuelessTensor` is asked by torch before each function that is called with it, and refuses those that write into
   it and those that hand out its address: functions of lists, fused ones, custom operators, wherever they come from.
 """
@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from featherweight.errors import ConfigError
+from featherweight.every_step import before_every_step
 
 WRITES_INT8 = "writes_int8_weights"
 """Class attribute of the optimizers that write codes."""
@@ -29,6 +29,11 @@ _FACTS = frozenset(
 
 _HARMLESS = frozenset({"requires_grad_", "share_memory_"})
 """End like functions that write values, and write none."""
+
+_ELSEWHERE = (
+    "Train with an optimizer of fw.optim, write values with load_state_dict, or call fw.remove(model, fw.Int8()) first "
+    "(averages of weights, and accelerate's dispatch_model and offloading, need that too)."
+)
 
 _ADDRESSES = frozenset({"data_ptr", "const_data_ptr", "mutable_data_ptr", "__dlpack__"})
 
@@ -53,19 +58,14 @@ class ValuelessTensor(Tensor):
             return result if func in _FACTS else _marked(result, args)
 
 
-_watch: list[Any] = []
-
-
 def watch_optimizers() -> None:
     """Look at every optimizer before its step from now on; once for the process."""
-    if not _watch:
-        _watch.append(register_optimizer_step_pre_hook(_refuse_foreign_step))
+    before_every_step(_refuse_foreign_step)
 
 
-def _refuse_foreign_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def _refuse_foreign_step(optimizer: Optimizer, has_closure: bool) -> None:
     if getattr(type(optimizer), WRITES_INT8, False):
         return
-    has_closure = any(callable(one) for one in (*args[1:], *kwargs.values()))  # which computes gradients later
     for group in optimizer.param_groups:
         for index, parameter in enumerate(group["params"]):
             if not isinstance(parameter, ValuelessTensor):
@@ -82,6 +82,8 @@ def _refuse_foreign_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: di
 
 def _refuse_write(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
     name = getattr(func, "__name__", "")
+    if name == "to" and isinstance(args[0], ValuelessTensor):
+        _refuse_meta(args[0], (*args[1:], *kwargs.values()))
     schemas = _schemas(func)
     if schemas is not None:
         written: Iterable[Any] = [value for schema in schemas for value in _written(schema, args, kwargs)]
@@ -96,9 +98,19 @@ def _refuse_write(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> 
             verb = "would hand out the address of" if name in _ADDRESSES else "would write into"
             raise ConfigError(
                 f"int8 weight: '{name}' {verb} a handle, which has a shape and no values; expected code that writes "
-                "the weight's codes. Train with an optimizer of fw.optim, write values with load_state_dict, or call "
-                "fw.remove(model, fw.Int8()) first (averages of weights need that too)."
+                f"the weight's codes. {_ELSEWHERE}"
             )
+
+
+def _refuse_meta(handle: Tensor, targets: Iterable[Any]) -> None:
+    """Refuse to send a handle alone to the meta device: who does that looks for its values later, and finds none."""
+    if handle.device.type != "meta" and any(
+        isinstance(one, str | torch.device) and torch.device(one).type == "meta" for one in targets
+    ):
+        raise ConfigError(
+            "int8 weight: 'to' would move a handle to the meta device and leave its codes behind; expected the module "
+            f"to move as a whole. {_ELSEWHERE}"
+        )
 
 
 def _is_in_place(name: str) -> bool:

@@ -4,84 +4,49 @@ Implements `featherweight.training.task.Task`; recipes reach it by `task: {name:
 Shapes: B rows of a micro-batch, L tokens of its longest row.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import Field, field_validator
 from torch import Tensor, nn
 
-from featherweight.config import Config
 from featherweight.errors import ConfigError
 from featherweight.models.facts import model_facts
 from featherweight.models.load import load_model, load_tokenizer
 from featherweight.models.quiet import quiet_transformers
 from featherweight.models.save import save_model_folder
-from featherweight.models.sources import has_random_weights
 from featherweight.models.templates import EncodedConversation, choose_template, encode_conversation, stop_ids
+from featherweight.models.weights import begins_pretrained, check_weights
 from featherweight.text.causal_loss import held_out_metrics, summed_loss
 from featherweight.text.conversation import Conversation
-from featherweight.text.corpus import split_documents
-from featherweight.text.formats import records
+from featherweight.text.conversation_data import (
+    ConversationConfig,
+    beginning_of_conversation,
+    load_records,
+    split_records,
+    template_name,
+)
 from featherweight.text.instructions import pad_batch
 from featherweight.text.packing import IGNORED_LABEL, predicted_tokens
-from featherweight.text.rows import read_rows
 from featherweight.text.skeleton import TextSkeleton
 from featherweight.training.order import micro_batch_numbers, shuffled_rows
 from featherweight.training.task import Batch, Split, Task, Words
 
-OtherTask = {"Preference": "preference", "Judgement": "preference", "Document": "text"}
-"""Which task trains on records of other kinds."""
 
-
-class ChatConfig(Config):
+class ChatConfig(ConversationConfig):
     """Options of the task of conversations."""
 
-    model: str | dict[str, Any] = "smollm2"
-    """smollm2, tiny, a shape such as llama-60m, a model folder, a .gguf or .json file, a name of the Hugging Face hub,
-    or the configuration of a new model."""
-    tokenizer: str | None = None
-    """Whose tokenizer: any source of a model, or bytes. None: the model's own; a new model has bytes."""
-    data: str
-    """A file (.jsonl, .json, .csv, .tsv, .parquet, .arrow; texts also compressed), a folder of them, or
-    hf:name[:config][:split]. The formats stand in the docs of `featherweight.text.formats`."""
-    columns: dict[str, str] = Field(default_factory=dict)
-    """Names of the file's columns for the fields of a format: {prompt: frage, response: antwort}."""
-    ignore_columns: list[str] = Field(default_factory=list)
-    """Columns with text that are left out on purpose."""
-    template: str | None = None
-    """Chat template: chatml, alpaca, or a text of Jinja. None: the tokenizer's own. It is saved with the model."""
     train_on: Literal["assistant", "last"] = "assistant"
     """assistant: all its turns are learnt. last: the last one of each conversation."""
-    held_out: float | str = 0.05
-    """Share of the conversations to hold out, 0 < share < 1; or a file of its own (conversations that begin with the
-    same question are not trained on)."""
-    held_out_seed: int = 0
-    """Seed of the held-out split; apart from the run's seed, so that runs with different seeds are compared on the same
-    conversations."""
-    max_tokens: int = Field(default=1024, ge=8)
-    """Longest row in tokens."""
     long_rows: Literal["cut_turns", "leave_out", "refuse"] = "cut_turns"
     """What happens to longer ones. cut_turns: whole turns go from the end until the rest fits, so that an answer is
     never cut; where not even the first answer fits, the row is left out. leave_out: the row is left out. refuse: an
     error. The report counts them."""
     pack: bool = False
     """True: several conversations stand in one row of max_tokens; each sees itself alone. False: rows are padded."""
-    max_train_rows: int | None = Field(default=None, ge=1)
-    """Use only the first so many training conversations; None uses all."""
-    max_held_out_rows: int | None = Field(default=None, ge=1)
-    """Use only the first so many held-out conversations; None uses all."""
-
-    @field_validator("held_out")
-    @classmethod
-    def _is_a_share(cls, held_out: float | str) -> float | str:
-        if isinstance(held_out, float | int) and not 0 < held_out < 1:
-            raise ValueError(
-                "is out of range; expected 0 < held_out < 1, or the path of a file. Set it to 0.05, for example."
-            )
-        return held_out
 
 
 @dataclass(frozen=True)
@@ -134,7 +99,12 @@ class ChatTask(Task):
     @classmethod
     def is_pretrained(cls, config: ChatConfig) -> bool:
         """Tell whether training begins with the weights of a trained model."""
-        return not has_random_weights(config.model)
+        return begins_pretrained(config.model, config.weights)
+
+    @classmethod
+    def check_weights(cls, config: ChatConfig, adapters: Sequence[str] = ()) -> None:
+        """Refuse a shape without weights, and adapters on random ones; see `featherweight.models.weights`."""
+        check_weights(config.model, config.weights, adapters=adapters, where="task chat")
 
     def __init__(self, config: ChatConfig, *, seed: int) -> None:
         self.config = config
@@ -166,7 +136,12 @@ class ChatTask(Task):
 
         Its generation ends where answers under the template end.
         """
-        model = load_model(self.config.model, tokenizer=self.tokenizer, seed=self.seed)
+        model = load_model(
+            self.config.model,
+            tokenizer=self.tokenizer,
+            seed=self.seed,
+            random_weights=self.config.weights == "random",
+        )
         settings: Any = getattr(model, "generation_config", None)
         if settings is not None and self._stops:
             settings.eos_token_id = self._stops if len(self._stops) > 1 else self._stops[0]
@@ -204,6 +179,11 @@ class ChatTask(Task):
         pieces = (rows[number * micro_batch_size : (number + 1) * micro_batch_size] for number in numbers)
         return (self._batch(piece) for piece in _until_empty(pieces))
 
+    @property
+    def guessing_loss(self) -> float:
+        """Loss of a model that knows nothing: the logarithm of the size of its vocabulary, in nats."""
+        return math.log(self.facts.vocab_size)
+
     def item_count(self, batch: Batch) -> int:
         """Return how many tokens the loss of `batch` sums over: those of the assistant."""
         return predicted_tokens(batch["labels"])
@@ -229,11 +209,12 @@ class ChatTask(Task):
         config = self.config
         facts: dict[str, object] = {
             "model": self.facts.name,
+            "weights": "pretrained" if self.is_pretrained(self.config) else "random",
             "model_type": self.facts.model_type,
             "parameters": self.facts.parameters,
             "vocab_size": self.facts.vocab_size,
             "data": config.data,
-            "template": _template_name(config),
+            "template": template_name(config),
             "train_on": config.train_on,
             "max_tokens": config.max_tokens,
         }
@@ -249,42 +230,12 @@ class ChatTask(Task):
 
     # ---- data --------------------------------------------------------------------------------------------------------
 
-    def _load(self, source: str) -> list[Conversation]:
-        config = self.config
-        found = []
-        for one in records(read_rows(source), columns=config.columns, ignore_columns=config.ignore_columns):
-            if not isinstance(one, Conversation):
-                kind = type(one).__name__
-                raise ConfigError(
-                    f"task chat: data={source} holds rows of the kind '{kind.lower()}'; expected conversations. Use "
-                    f"the task {OtherTask[kind]} for them."
-                )
-            found.append(one)
-        return found
-
     def _split(self) -> tuple[list[Conversation], list[Conversation]]:
-        config = self.config
-        rows = self._load(config.data)
-        if isinstance(config.held_out, str):
-            held_out = self._load(config.held_out)
-            known = {_beginning(row) for row in held_out}
-            training = [row for row in rows if _beginning(row) not in known]
-            if not training:
-                raise ConfigError(
-                    f"task chat: data={config.data} holds no conversation that does not begin as one of "
-                    f"held_out={config.held_out}; expected some to train on. Hold out another file, or a share such as "
-                    "0.05."
-                )
-            return training, held_out
-        beginnings = [_beginning(row) for row in rows]
-        if len(set(beginnings)) < 2:
-            raise ConfigError(
-                f"task chat: data={config.data} holds conversations that all begin alike; expected 2 or more, one of "
-                "them to hold out. Add rows, or name a second file in held_out."
-            )
-        chosen = set(split_documents(beginnings, config.held_out, config.held_out_seed)[0])
-        training = [row for row, text in zip(rows, beginnings, strict=True) if text in chosen]
-        return training, [row for row, text in zip(rows, beginnings, strict=True) if text not in chosen]
+        config, kinds = self.config, (Conversation,)
+        rows = load_records(config.data, config, kinds, "task chat")
+        named = config.held_out if isinstance(config.held_out, str) else None
+        held_out = None if named is None else load_records(named, config, kinds, "task chat")
+        return split_records(rows, held_out, config, beginning_of_conversation, "task chat")
 
     def _encode(self, conversations: Sequence[Conversation], fitting: Fitting) -> list[ChatRow]:
         with quiet_transformers():
@@ -399,15 +350,3 @@ def _until_empty(pieces: Iterator[list[ChatRow]]) -> Iterator[list[ChatRow]]:
         if not piece:
             return
         yield piece
-
-
-def _beginning(conversation: Conversation) -> str:
-    """Return what a conversation begins with, by which splits are made: all before its first answer."""
-    turns = conversation.turns[: conversation.answers[0]]
-    return "\0".join(f"{turn.role}\0{turn.content}" for turn in turns)
-
-
-def _template_name(config: ChatConfig) -> str:
-    if config.template is None:
-        return "the tokenizer's own"
-    return config.template if "{" not in config.template else "a text of Jinja"

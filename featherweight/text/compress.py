@@ -20,7 +20,7 @@ from featherweight.config import write_atomically
 from featherweight.errors import CheckpointError, ConfigError
 from featherweight.methods.low_rank_model import RECORD
 from featherweight.methods.method import apply
-from featherweight.methods.welore.options import WeLore
+from featherweight.methods.welore import WeLore
 from featherweight.methods.welore.stream import Progress, compress_folder
 from featherweight.models.facts import model_facts
 from featherweight.models.load import load_model, load_tokenizer
@@ -74,7 +74,7 @@ def compress(
     """
     options = options or WeLore()
     out = Path(out)
-    if options.method != "plain" and calibration is None:
+    if options.needs_calibration and calibration is None:
         raise ConfigError(
             f"compress: method={options.method} needs data and calibration=None; expected a corpus. Give a text file, "
             "or choose method='plain'."
@@ -90,7 +90,7 @@ def compress(
     if not plan_only:
         _require_writable(out)
     before = _perplexity(source, source, evaluate, evaluate_tokens) if not plan_only else None
-    if options.method == "plain" and (folder / "config.json").exists() and not is_low_rank_folder(folder):
+    if not options.needs_calibration and (folder / "config.json").exists() and not is_low_rank_folder(folder):
         report = compress_folder(folder, out, options, plan_only=plan_only, progress=progress)
     else:
         report = _in_memory(source, out, options, calibration, plan_only)
@@ -140,7 +140,7 @@ def _in_memory(source: str, out: Path, options: WeLore, calibration: str | None,
     tokenizer = load_tokenizer(source)
     model = load_model(source, tokenizer=tokenizer).eval()
     batches: Iterable[Tensor] | None = None
-    if calibration is not None and options.method != "plain":
+    if calibration is not None and options.needs_calibration:
         stream = token_stream(calibration, tokenizer, CALIBRATION_ROWS * CALIBRATION_TOKENS)
         length = min(CALIBRATION_TOKENS, len(stream), model_facts(source).max_position_embeddings or math.inf)
         rows = stream[: len(stream) // int(length) * int(length)].view(-1, int(length))

@@ -15,6 +15,7 @@ from featherweight.models.configuration import new_model
 from featherweight.models.facts import model_configuration
 from featherweight.models.sources import ModelSource
 from featherweight.text.causal_loss import summed_loss
+from featherweight.text.packing import IGNORED_LABEL
 from featherweight.training.task import Batch, Skeleton, Words
 
 
@@ -62,9 +63,10 @@ class TextSkeleton(Skeleton):
             yield {"input_ids": input_ids_BL, "labels": input_ids_BL.clone()}
 
     def item_count(self, batch: Batch) -> int:
-        """Return how many tokens the loss sums over where each label counts: all but the first of each row."""
-        rows, length = batch["labels"].shape
-        return rows * (length - 1)
+        """Return the tokens that full rows predict, with the memory that the task takes to count them."""
+        labels_BL = batch["labels"]
+        (labels_BL[:, 1:] != IGNORED_LABEL).sum()
+        return labels_BL.shape[0] * (labels_BL.shape[1] - 1)
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
         """Return the sum of the token losses and their number, as the task does."""

@@ -1,7 +1,7 @@
 """`compare`: one recipe with one optimizer after the other, and one table of what each costs and reaches."""
 
 import gc
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 
@@ -72,7 +72,6 @@ def compare(
     if not resume:
         for method in recipes:
             check_free(folder / method)  # now, and not after the methods before it have trained for hours
-    machine = machine_name(describe_environment())
     done: dict[str, tuple[Summary, Lines]] = {}
     failed: dict[str, FeatherweightError] = {}
     report = Report(name)
@@ -92,20 +91,30 @@ def compare(
         else:
             done[method] = (summary, read_metrics(folder / method / "metrics.jsonl"))
         if done:
-            report = comparison_report(f"{name}: {', '.join(done)}", done, machine)
-            if bare := [method for method, each in recipes.items() if each.optimizer.keys() == {"name"}]:
-                report.add_note(
-                    f"{', '.join(bare)}: default options, learning rate included, because the recipe gives none for "
-                    "this kind of optimizer. Add some under the key 'compare' for a fair comparison.",
-                    title="Default options",
-                )
-            for loser, reason in failed.items():
-                report.add_note(str(reason), title=failure_title(loser))
+            report = _report(f"{name}: {', '.join(done)}", recipes, done, failed)
             save_report(report, folder)
         _release_memory()
     if not done:
         raise next(iter(failed.values()))
     base.task_class.illustrate_together({method: folder / method for method in done}, folder)
+    return report
+
+
+def _report(
+    title: str,
+    recipes: Mapping[str, Recipe],
+    done: Mapping[str, tuple[Summary, Lines]],
+    failed: Mapping[str, FeatherweightError],
+) -> Report:
+    report = comparison_report(title, done, machine_name(describe_environment()))
+    if bare := [method for method, each in recipes.items() if each.optimizer.keys() == {"name"}]:
+        report.add_note(
+            f"{', '.join(bare)}: default options, learning rate included, because the recipe gives none for this kind "
+            "of optimizer. Add some under the key 'compare' for a fair comparison.",
+            title="Default options",
+        )
+    for loser, reason in failed.items():
+        report.add_note(str(reason), title=failure_title(loser))
     return report
 
 

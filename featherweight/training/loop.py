@@ -19,7 +19,6 @@ from torch.nn.utils import clip_grads_with_norm_
 from torch.optim.lr_scheduler import LambdaLR
 
 from featherweight.errors import CheckpointError, ConfigError, DeviceError, NumericsError, OutOfMemoryError
-from featherweight.methods.method import StatefulMethod
 from featherweight.optim.step.finite import norm_of
 from featherweight.simulated import simulated_device
 from featherweight.training.checkpoint import Checkpoint, Checkpoints
@@ -29,6 +28,7 @@ from featherweight.training.interrupt import StopRequest, TrainingInterrupted
 from featherweight.training.randomness import preserved_rng, rng_state, seed_everything, set_rng_state
 from featherweight.training.recipe import Recipe, resume_conflicts
 from featherweight.training.schedule import lr_factor
+from featherweight.training.start_check import guessing_notice
 from featherweight.training.task import Batch, Task
 
 if TYPE_CHECKING:
@@ -235,7 +235,7 @@ class Loop:
             "scheduler": self.scheduler.state_dict(),
             "rng": rng_state(),
             "footprint": self.footprint.to_dict(),
-            "methods": [m.state_dict(self.model) if isinstance(m, StatefulMethod) else {} for m in self.methods],
+            "methods": [method.state_dict(self.model) for method in self.methods],
         }
 
     def resume(self, checkpoint: Checkpoint) -> None:
@@ -257,8 +257,7 @@ class Loop:
         self.progress = Progress.from_dict(state["progress"])
         self.footprint = Footprint(**state["footprint"])
         for method, method_state in zip(self.methods, state.get("methods", []), strict=False):
-            if isinstance(method, StatefulMethod):
-                method.load_state_dict(self.model, method_state)
+            method.load_state_dict(self.model, method_state)
         set_rng_state(state["rng"])
         self._batches = None
         self._is_first_step = True
@@ -297,12 +296,21 @@ class Loop:
             tell("on_checkpoint", checkpoint=folder)
             return folder
 
+        def judge_start(loss: float | None) -> None:
+            if notice := guessing_notice(self.task, loss):
+                tell("on_notice", notice=notice)
+
         tell("on_start")
         try:
             if progress.step == 0 and recipe.evaluate_at_start:
-                tell("on_evaluate", metrics=self.evaluate())
+                metrics = self.evaluate()
+                tell("on_evaluate", metrics=metrics)
+                judge_start(metrics.get("held_out_loss"))
             while progress.step < recipe.steps and not stop.requested:
-                tell("on_step", metrics=self._step_or_explain(checkpoints))
+                metrics = self._step_or_explain(checkpoints)
+                tell("on_step", metrics=metrics)
+                if progress.step == 1 and not recipe.evaluate_at_start:
+                    judge_start(metrics["loss"])
                 if _is_due(recipe.evaluate_every, progress.step):
                     tell("on_evaluate", metrics=self.evaluate())
                     evaluated_at = progress.step

@@ -120,29 +120,50 @@ class Recipe(Config):
         """Return the methods of the recipe, in order: first those that its optimizer stands for, then those it names.
 
         Raises:
-            ConfigError: if core gradients are asked for without a layer-wise optimizer, which takes them.
+            ConfigError: if one needs layer-wise updates and the optimizer makes none.
         """
-        from featherweight.methods import CoreGradient, parse_methods
+        from featherweight.methods import parse_methods
         from featherweight.optim import optimizers
 
         config = self.optimizer_config()
-        named = {entry if isinstance(entry, str) else next(iter(entry)) for entry in self.methods}
+        named = self.method_names
         implied = [name for name in optimizers.get(config.name).methods if name not in named]
         methods = parse_methods([*implied, *self.methods])
-        if any(isinstance(method, CoreGradient) for method in methods) and not config.layerwise:
-            raise ConfigError(
-                "recipe methods: core_gradient leaves cores to a layer-wise optimizer, and optimizer.layerwise=False; "
-                "expected True. Set optimizer.layerwise=true, or leave core_gradient out."
-            )
+        if "base4bit" in named:
+            from featherweight.methods.base4bit import check_company
+
+            check_company(methods)
+        for name, method in zip([*implied, *named], methods, strict=True):
+            if method.needs_layerwise and not config.layerwise:
+                raise ConfigError(
+                    f"recipe methods: {name} takes effect with layer-wise updates alone; expected layerwise=True of "
+                    f"the optimizer instead of {config.layerwise}. Set optimizer.layerwise=true, or leave {name} out."
+                )
         return methods
+
+    @property
+    def method_names(self) -> list[str]:
+        """Names of the methods that the recipe lists, in order."""
+        return [entry if isinstance(entry, str) else next(iter(entry)) for entry in self.methods]
 
     def build_task(self) -> Task:
         """Build the workload that the recipe names.
 
         Raises:
-            ConfigError: if the name is unknown or an option is not allowed.
+            ConfigError: if the name is unknown, an option is not allowed, or training should not begin with the weights
+            that it names.
         """
+        self.check_weights()
         return self.task_class(self.task_config(), seed=self.seed)
+
+    def check_weights(self) -> None:
+        """Refuse weights to begin with that nobody chose, and methods that need a trained model on random ones.
+
+        Raises:
+            ConfigError: says what to put into the recipe.
+        """
+        adapters = [type(method).__name__ for method in self.build_methods() if method.needs_pretrained]
+        self.task_class.check_weights(self.task_config(), adapters)
 
     @property
     def task_class(self) -> type[Task]:

@@ -15,7 +15,6 @@ from pathlib import Path
 
 from featherweight.config import write_atomically
 from featherweight.errors import CheckpointError, ConfigError
-from featherweight.methods.method import StatefulMethod
 from featherweight.report import Report
 from featherweight.training.checkpoint import Checkpoints
 from featherweight.training.console import ConsoleProgress
@@ -27,6 +26,7 @@ from featherweight.training.loop import Loop, explain_out_of_memory
 from featherweight.training.metrics import MetricsFile, final_training_loss, read_metrics
 from featherweight.training.plan_check import PlanCheck
 from featherweight.training.recipe import Recipe, RecipeSource, load_recipe, resume_conflicts
+from featherweight.training.start_check import guessing_notice, start_loss
 from featherweight.training.summary import Summary, finite, run_report
 from featherweight.training.trackers import Trackers
 
@@ -160,9 +160,10 @@ def _train(
             words=loop.task.words,
         )
         report = run_report(f"{name}: {optimizer_config.name}", summary, lines, machine_name(environment))
+        if notice := guessing_notice(loop.task, start_loss(lines)):
+            report.add_note(notice, title="Start")
         for method in loop.methods:
-            if isinstance(method, StatefulMethod):
-                report.sections += method.report(loop.model).sections
+            report.sections += method.report(loop.model).sections
         save_report(report, folder)
         # Last of all, because its presence says that the run is finished.
         summary.save(folder / "summary.json")
@@ -171,14 +172,11 @@ def _train(
 
 def _save_model(loop: Loop, checkpoints: Checkpoints, folder: Path) -> None:
     """Write the trained model; if that fails, a checkpoint keeps what was trained, and a resume tries again."""
-    from featherweight.methods.method import SavedApart
-
     model = loop.accelerator.unwrap_model(loop.model)
     try:
         with ExitStack() as forms:
             for method in loop.methods:
-                if isinstance(method, SavedApart):
-                    forms.enter_context(method.saving(model, folder))
+                forms.enter_context(method.saving(model, folder))
             loop.task.save_model(model, folder)
     except Exception:
         latest = checkpoints.latest()

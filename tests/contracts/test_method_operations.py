@@ -189,6 +189,13 @@ def averaged_model(name):
     assert loss_of(averaged).item() == pytest.approx(loss_of(expected).item(), rel=1e-6)
 
 
+def apply_in_inference_mode(name):
+    model = llama()
+    with torch.inference_mode():
+        applied(name, model)
+    assert_same(model, applied(name))
+
+
 def apply_twice(name):
     model = applied(name)
     fw.apply(model, METHODS[name])
@@ -260,8 +267,9 @@ def remove_from_a_model_that_trains_layerwise(name):
 
 OPERATIONS = (
     load_state_dict, load_a_plain_checkpoint, deepcopy, pickled, to_float64_and_back, to_bfloat16,
-    to_bfloat16_between_two_steps, resize_token_embeddings, averaged_model, apply_twice, remove_then_train,
-    remove_without_training, train_again, train_layerwise, apply_to_a_model_that_trains_layerwise,
+    to_bfloat16_between_two_steps, resize_token_embeddings, averaged_model, apply_in_inference_mode,
+    apply_twice, remove_then_train, remove_without_training, train_again, train_layerwise,
+    apply_to_a_model_that_trains_layerwise,
     remove_from_a_model_that_trains_layerwise,
 )  # fmt: skip
 
@@ -340,13 +348,14 @@ COMBINATIONS = {
     ("core_gradient", "welore"): r"CoreGradient owns its forward.*fw.remove\(model, fw.CoreGradient\(\)\)",
     ("core_gradient", "inrank"): r"CoreGradient owns its forward.*fw.remove\(model, fw.CoreGradient\(\)\)",
     ("int8", "welore"): "Int8Linear is no plain linear layer",
-    ("int8", "inrank"): "expected a plain linear layer",
+    ("int8", "inrank"): "Int8Linear is no plain linear layer",
     ("int8", "s2ft inplace"): "does not go with quantized weights of Int8Linear",
     ("s2ft inplace", "int8"): "o_proj.base_layer.weight' has an owner already, an S2FT adapter owns its weight",
     **{(cut, "lora"): "is of low rank, beside which PEFT puts no adapter" for cut in ("welore", "inrank")},
     ("inrank", "welore"): "is of low rank already",
     ("welore", "inrank"): "is of low rank already; expected a model of ordinary layers",
-    **{(cut, "s2ft inplace"): "does not go with low rank of" for cut in ("welore", "inrank")},
+    ("welore", "s2ft inplace"): "does not go with low rank of",
+    **{("inrank", one): "layers whose ranks still grow.*freeze" for one in ("s2ft", "s2ft inplace")},
     **{
         pair: "has an adapter of PEFT already"
         for pair in itertools.product(

@@ -18,6 +18,7 @@ SMALL = {
     "pde": {"data": "darcy", "resolution": 12, "n_train": 12, "n_test": 4, "n_modes": [4, 4], "hidden_channels": 4},
     "text": {"model": "tiny", "seq_len": 32, "max_train_tokens": 1000, "max_held_out_tokens": 200},
     "chat": {"model": "tiny", "data": "questions.json", "held_out": 0.3, "template": "chatml"},
+    "preference": {"model": "tiny", "data": "pairs.json", "held_out": 0.3, "template": "chatml"},
     "instructions": {"model": "tiny", "data": "questions.json", "held_out": 0.3},
 }
 """Options that make each task small enough for these tests."""
@@ -30,6 +31,10 @@ def folder(tmp_path, monkeypatch):
     """Work in a folder with a file of questions."""
     rows = [{"question": f"{number} + 1 = ?", "answer": f"It is {number + 1}."} for number in range(12)]
     (tmp_path / "questions.json").write_text(json.dumps(rows))
+    pairs = [
+        {"prompt": f"{number} + 1 = ?", "chosen": "right", "rejected": "wrong" * number} for number in range(1, 13)
+    ]
+    (tmp_path / "pairs.json").write_text(json.dumps(pairs))
     monkeypatch.chdir(tmp_path)
 
 

@@ -84,6 +84,6 @@ def test_ranks_of_tensors_may_be_automatic_under_a_budget():
     model = nn.Sequential(nn.Conv2d(16, 16, 3, bias=False))
     config = parse_optimizer({"name": "tensor_galore", "rank": "auto", "rank_budget": 0.1})
     (layout,) = build_optimizer(model, config).layouts.values()
-    assert (layout.tensor.budget, layout.tensor.ranks) == (230, ())
+    assert (layout.plan.budget, layout.plan.ranks) == (230, ())
     with pytest.raises(ConfigError, match="rank_budget=2.0"):
         parse_optimizer({"name": "tensor_galore", "rank": "auto", "rank_budget": 2.0})

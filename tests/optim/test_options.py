@@ -1,14 +1,33 @@
 """Options of parameter groups."""
 
+import inspect
 import math
+from typing import get_args
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+import featherweight as fw
 from featherweight.errors import ConfigError
-from featherweight.optim import AdamW, GaLoreAdamW, TensorGaLoreAdamW, layerwise, param_groups, parse_optimizer
+from featherweight.linalg.basis import BASIS_METHODS
+from featherweight.linalg.tucker_fit import TUCKER_METHODS
+from featherweight.linalg.tucker_ranks import RANK_COUNTS
+from featherweight.optim import (
+    AdamW,
+    GaLoreAdamW,
+    TensorGaLoreAdamW,
+    layerwise,
+    optimizers,
+    param_groups,
+    parse_optimizer,
+)
+from featherweight.optim.options import GaLoreOptions, TensorOptions, options_of
+from featherweight.optim.policies.moments import moment_policies
+from featherweight.optim.policies.residual import residual_policies
+from featherweight.optim.policies.rules import rules
+from featherweight.optim.presets.arguments import arguments_of
 
 
 def weight():
@@ -108,9 +127,60 @@ def test_numbers_of_numpy_count_as_numbers_and_are_kept_as_those_of_python():
     }
     assert GaLoreAdamW([{"params": [weight], "rank": np.float32(0.25)}]).layouts[weight].rank == 16
     tensors = TensorGaLoreAdamW([kernel], rank=[np.int64(4), np.int64(4), 3, 3], min_numel=np.int64(10))
-    assert tensors.layouts[kernel].tensor.ranks == (4, 4, 3, 3)
+    assert tensors.layouts[kernel].plan.ranks == (4, 4, 3, 3)
     assert parse_optimizer({"name": "galore", "rank": rank, "update_proj_gap": gap}).rank == 8
     with pytest.raises(ConfigError, match="rank=True"):
         GaLoreAdamW([weight], rank=np.bool_(True))
     with layerwise(model := nn.Linear(8, 8), AdamW(model.parameters()), accumulation_steps=np.int64(2)):
         pass
+
+
+PRESETS = ["AdamW", "Apollo", "ApolloMini", "Fira", "GUM", "GaLoreAdafactor", "GaLoreAdamW", "LDAdamW", "QGaLoreAdamW"]
+PRESETS += ["TensorGRaD", "TensorGaLoreAdamW"]
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_signature_and_help_of_a_preset_name_every_option_with_its_default(name):
+    preset = getattr(fw.optim, name)
+    shown = inspect.signature(preset).parameters
+    for key, default in arguments_of(preset).defaults.items():
+        assert shown[key].default == default
+        assert f"\n    {key}: " in preset.__doc__
+        assert options_of(arguments_of(preset).family)[key].allows(default) or key in ("rank", "scale")
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_an_unknown_argument_is_refused_with_its_nearest_name(name):
+    with pytest.raises((TypeError, ConfigError), match="wieght_decay"):
+        getattr(fw.optim, name)([weight()], wieght_decay=0.1)
+
+
+def test_options_go_by_position_as_in_torch():
+    optimizer = GaLoreAdamW([weight()], 0.5, (0.8, 0.9), 1e-4, 0.1, rank=2)
+    found = [optimizer.defaults[key] for key in ("lr", "betas", "eps", "weight_decay")]
+    assert found == [0.5, (0.8, 0.9), 1e-4, 0.1]
+    with pytest.raises(TypeError, match="several values for argument 'lr'"):
+        GaLoreAdamW([weight()], 0.5, lr=0.5)
+    with pytest.raises(TypeError, match="takes 4 options by position: lr, betas, eps"):
+        GaLoreAdamW([weight()], 0.5, (0.8, 0.9), 1e-4, 0.1, 128)
+
+
+def test_declared_choices_are_those_of_the_registries():
+    def choices(key):
+        return {one for part in get_args(options_of(GaLoreOptions)[key].kind) for one in get_args(part) or (part,)}
+
+    assert set(get_args(options_of(GaLoreOptions)["rule"].kind)) == set(rules.names())
+    assert set(get_args(options_of(GaLoreOptions)["moment_policy"].kind)) == set(moment_policies.names())
+    assert choices("residual") - {type(None)} == set(residual_policies.names())
+    assert set(get_args(options_of(GaLoreOptions)["basis_method"].kind)) == {*BASIS_METHODS, "gaussian"}
+    assert set(get_args(options_of(TensorOptions)["basis_method"].kind)) == set(TUCKER_METHODS)
+    assert set(get_args(options_of(TensorOptions)["rank_counts"].kind)) == set(RANK_COUNTS)
+
+
+@pytest.mark.parametrize("name", optimizers.names())
+def test_a_recipe_takes_every_option_of_its_optimizer(name):
+    named = optimizers.get(name)
+    arguments = arguments_of(named.optimizer)
+    declared = set(options_of(arguments.family)) - {"seed", "beta1", *arguments.fixed}
+    assert declared <= set(named.config.model_fields)
+    assert all(named.config.model_fields[key].description for key in declared)

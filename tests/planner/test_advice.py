@@ -5,6 +5,7 @@ import pytest
 
 import featherweight as fw
 from featherweight.planner import Target, changes, explain
+from featherweight.planner.advice import _possible
 from featherweight.training.estimate import estimate_memory
 from featherweight.training.recipe import Recipe
 
@@ -90,3 +91,9 @@ def test_the_logits_of_a_long_sequence_are_the_largest_and_chunks_of_the_loss_co
     assert "The largest tensor alone: 3.91 GiB activations: 8192x128256 " in str(why)
     first = why.changes[0]
     assert first.is_exact and "loss" in first.name and "chunks" in first.name
+
+
+def test_a_method_without_options_as_yaml_may_write_it_is_one_with_defaults(small):
+    recipes = [Recipe.parse({**small.to_dict(), "methods": [entry]}) for entry in ("mst", {"mst": None}, {"mst": {}})]
+    ways = [_possible(one) for one in recipes]
+    assert ways[0] == ways[1] == ways[2] and "checkpointing" in [name for name, _, _ in ways[0]]

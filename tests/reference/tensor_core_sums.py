@@ -65,7 +65,7 @@ def main() -> None:
                 ((model(x) - y).square().mean() / 2).backward()
             sent.append(sum(reducer.sent))
             reducer.sent.clear()
-    ranks = [list(layout.tensor.ranks) for layout in optimizer.layouts.values() if layout.tensor and layout.rank]
+    ranks = [list(layout.plan.ranks) for layout in optimizer.layouts.values() if layout.rank]
     torch.save({"weights": model.state_dict(), "sent": sent, "ranks": ranks, "refusals": refusals}, f"{target}-{rank}")
     dist.barrier()
     dist.destroy_process_group()

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from featherweight.errors import ConfigError, FeatherweightError
-from featherweight.methods.welore.options import WeLore
+from featherweight.methods.welore import WeLore
 from featherweight.text.compress import compress
 
 MODELS = runpy.run_path(str(Path(__file__).parents[1] / "reference" / "causal_models.py"))

@@ -10,7 +10,7 @@ from peft import PeftConfig
 from peft.utils import PeftType
 
 from featherweight.errors import LISTED, ConfigError, did_you_mean
-from featherweight.methods.s2ft.registration import add_peft_type
+from featherweight.methods.s2ft.peft_type import add_peft_type
 
 add_peft_type()
 

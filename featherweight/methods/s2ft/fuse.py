@@ -10,14 +10,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
+from peft.tuners.tuners_utils import BaseTuner
 from torch import Tensor, nn
 
 from featherweight.errors import ConfigError
 from featherweight.methods.s2ft.adapter import joined_change
 from featherweight.methods.s2ft.base_slices import ChannelChange
 from featherweight.methods.s2ft.config import S2FTConfig
+from featherweight.methods.s2ft.layer import S2FTLayer
 from featherweight.methods.s2ft.switch import require_adapters, require_mergeable
-from featherweight.methods.s2ft.whole_tensors import Weighted, combined, heads_of
+from featherweight.methods.s2ft.whole_tensors import Weighted, combined, heads_of, require_finite_weights
 
 CombinationType = Literal["linear", "ties", "dare_linear", "dare_ties", "magnitude_prune"]
 _KINDS = ("linear", "ties", "dare_linear", "dare_ties", "magnitude_prune")
@@ -66,6 +68,7 @@ def fuse(
             f"fuse: combination_type={combination_type!r} with {len(adapters)} adapters and weights={weights} is not "
             f"possible; expected one of {', '.join(_KINDS)} and one weight for each adapter. Correct them."
         )
+    require_finite_weights(weights)
     if (combination_type != "linear") != (density is not None):
         raise ConfigError(
             f"fuse: density={density} does not go with combination_type={combination_type!r}; expected a share for all "
@@ -187,10 +190,8 @@ def add_changes(
 
 
 def _tuner_of(model: nn.Module) -> Any:
-    from featherweight.methods.s2ft.model import S2FTModel
-
     for candidate in (model, getattr(model, "base_model", None)):
-        if isinstance(candidate, S2FTModel):
+        if isinstance(candidate, BaseTuner) and candidate.tuner_layer_cls is S2FTLayer:
             return candidate
     raise ConfigError(
         f"fuse: model={type(model).__name__} is not of peft.get_peft_model; expected a PeftModel with S2FT "

@@ -3,26 +3,29 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 from torch import nn
-from torch.optim import Optimizer
 
-from featherweight.config import Config
-from featherweight.methods.low_rank_model import RECORD, record_in_config, replace_module
+from featherweight.methods.low_rank_model import RECORD, record_in_config
+from featherweight.methods.method import Method
 from featherweight.methods.peft_adapter import require_no_adapter
 from featherweight.methods.s2ft.adapter import Adapter
 from featherweight.methods.s2ft.config import S2FTConfig
 from featherweight.methods.s2ft.layer import s2ft_layers
 from featherweight.methods.s2ft.model import S2FTModel
+from featherweight.nn.module_tree import replace_module
 from featherweight.report import Report
 
 _TRAINED_BEFORE = "_featherweight_trained_before_s2ft"
 
 
-class S2FT(Config):
+class S2FT(Method):
     """Options of structured sparse fine-tuning in a recipe; fields that `fw.S2FTConfig` has mean the same."""
+
+    freezes_model: ClassVar[bool] = True
+    needs_pretrained: ClassVar[bool] = True
 
     r_equivalent: int | None = Field(default=None, gt=0)
     """Train as many parameters in each module as LoRA of this rank has there; without any amount, 16."""
@@ -86,9 +89,6 @@ class S2FT(Config):
             parameter.requires_grad_(name in trained)
         delattr(model, _TRAINED_BEFORE)
         del model.peft_config
-
-    def after_step(self, model: nn.Module, optimizer: Optimizer, step: int) -> None:
-        """Do nothing: a change in place is written by the next forward pass."""
 
     @contextmanager
     def saving(self, model: nn.Module, folder: Path) -> Iterator[None]:

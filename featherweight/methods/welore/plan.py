@@ -6,7 +6,6 @@ The plan needs shapes and spectra only, so it is the same for a model in memory 
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,7 +13,8 @@ from torch import nn
 
 from featherweight.errors import ConfigError
 from featherweight.linalg import spectrum as sp
-from featherweight.methods.low_rank_model import low_rank_modules, shared_parameters
+from featherweight.methods.low_rank_model import low_rank_modules
+from featherweight.methods.welore.options import WeLoreOptions
 from featherweight.nn.low_rank_linear import (
     Storage,
     is_linear,
@@ -23,10 +23,8 @@ from featherweight.nn.low_rank_linear import (
     storage_bytes,
     storage_numel,
 )
+from featherweight.nn.module_tree import shared_parameters
 from featherweight.selection import select_modules
-
-if TYPE_CHECKING:
-    from featherweight.methods.welore.options import WeLore
 
 
 @dataclass(frozen=True)
@@ -102,7 +100,7 @@ class Plan:
         }
 
 
-def find_targets(model: nn.Module, options: "WeLore") -> tuple[dict[str, nn.Linear], dict[str, str]]:
+def find_targets(model: nn.Module, options: WeLoreOptions) -> tuple[dict[str, nn.Linear], dict[str, str]]:
     """Return the layers that may be cut, by name, and the selected ones that may not, with the reason.
 
     Args:
@@ -145,7 +143,7 @@ def shapes_of(targets: Mapping[str, nn.Module]) -> dict[str, Target]:
 def make_plan(
     shapes: Mapping[str, Target],
     spectra: sp.Spectra,
-    options: "WeLore",
+    options: WeLoreOptions,
     *,
     skipped: Mapping[str, str],
     total_numel: int,
@@ -182,7 +180,7 @@ def make_plan(
 def _allocate(
     shapes: Mapping[str, Target],
     spectra: sp.Spectra,
-    options: "WeLore",
+    options: WeLoreOptions,
     other: tuple[int, int],
     total_numel: int,
 ) -> sp.Allocation:
@@ -212,7 +210,7 @@ def _allocate(
     return sp.budget_ranks(spectra, cost, budget)
 
 
-def _costs(target: Target, ranks: np.ndarray, options: "WeLore", in_bytes: bool) -> np.ndarray:
+def _costs(target: Target, ranks: np.ndarray, options: WeLoreOptions, in_bytes: bool) -> np.ndarray:
     """Return what each rank takes in its storage; the full rank stays dense."""
     rows, columns = target.rows, target.columns
 
@@ -227,7 +225,7 @@ def _costs(target: Target, ranks: np.ndarray, options: "WeLore", in_bytes: bool)
     return np.array([of(int(rank)) for rank in ranks], dtype=np.float64)
 
 
-def _storage(target: Target, rank: int, options: "WeLore", is_lrc: bool) -> Storage:
+def _storage(target: Target, rank: int, options: WeLoreOptions, is_lrc: bool) -> Storage:
     if options.storage != "auto":
         return options.storage
     if options.train is not None:  # factors are what one trains

@@ -24,7 +24,8 @@ from featherweight.errors import CheckpointError, ConfigError
 from featherweight.linalg.factors import factorize
 from featherweight.linalg.spectrum import singular_values
 from featherweight.methods.low_rank_model import RECORD, RECORD_VERSION
-from featherweight.methods.welore.options import WeLore, build_layer
+from featherweight.methods.welore.method import build_layer
+from featherweight.methods.welore.options import WeLoreOptions
 from featherweight.methods.welore.plan import Entry, Plan, Target, find_targets, make_plan
 from featherweight.methods.welore.report import plan_report
 from featherweight.report import Report
@@ -56,7 +57,7 @@ class _Source:
 def compress_folder(
     source: str | Path,
     out: str | Path,
-    options: WeLore,
+    options: WeLoreOptions,
     *,
     plan_only: bool = False,
     progress: Progress | None = None,
@@ -218,7 +219,7 @@ def _match(
     return targets, keys
 
 
-def _claim(partial: Path, weights: _Source, options: WeLore) -> None:
+def _claim(partial: Path, weights: _Source, options: WeLoreOptions) -> None:
     """Go on with the work of an interrupted run of the same input, or start anew.
 
     Spectra depend on the weights alone and survive a change of the options.

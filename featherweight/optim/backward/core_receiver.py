@@ -2,27 +2,25 @@
 
 For ``y = x W^T`` the gradient is ``G = g^T x``, and a subspace needs of it only ``P^T G = (g P)^T x`` or
 ``G Q = g^T (x Q)``: thin products of what the layer has at hand. Behind a right basis it is enough to keep ``x Q``,
-(T, R) instead of (T, N), for the backward pass. A `CoreSlot` says what the layer keeps, takes the factors, and adds
-their core to the sum of the step (`accumulation.py`). At a refresh the new basis comes from thin products, too.
+(T, R) instead of (T, N), for the backward pass. A `CoreReceiver` says what the layer keeps, takes the factors, and adds
+their core to the sum of the step (`step/core_sum.py`). At a refresh the new basis comes from thin products, too.
 Shapes: T tokens, M rows, N columns, R rank.
 Source: ours; the identity behind it is that of arXiv 2403.03507, Algorithm 2, applied before the gradient is formed.
 """
 
-import weakref
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
-from featherweight.errors import ConfigError, NumericsError
+from featherweight.errors import NumericsError
 from featherweight.linalg.outer_product import OuterProduct
 from featherweight.optim.backward.shared_basis import SharedBasis, why_alone, why_different
-from featherweight.optim.step.accumulation import CoreSum, input_test
-from featherweight.optim.step.layout import Layout
-from featherweight.optim.step.matrix import Group
-
-if TYPE_CHECKING:
-    from featherweight.optim.backward.layerwise import Layerwise
+from featherweight.optim.backward.window import Window
+from featherweight.optim.step.core_sum import CoreSum
+from featherweight.optim.step.layout import Layout, MatrixLayout
+from featherweight.optim.step.matrix import MatrixStep
+from featherweight.optim.step.sketch import input_sketch_matrix
 
 PREFERENCES = ("speed", "memory")
 MAX_FLOP_SHARE = 0.8
@@ -30,19 +28,18 @@ MAX_FLOP_SHARE = 0.8
 speed of large ones."""
 
 
-class CoreSlot:
-    """The way of one parameter's cores into its optimizer; made by `Layerwise.core_slot`.
+class CoreReceiver:
+    """The way of one parameter's cores into its optimizer; made by `Layerwise.core_receiver`.
 
     Args:
-        owner: the running layer-wise optimizer.
+        window: of the running layer-wise optimizer; a graph that holds the receiver holds no optimizer.
         parameter: weight of a linear layer.
         prefer: see `why_full`.
         exact_refresh: form the whole gradient at a step that refreshes.
     """
 
-    def __init__(self, owner: "Layerwise", parameter: Tensor, *, prefer: str, exact_refresh: bool) -> None:
-        self._owner = weakref.ref(owner)  # a graph that holds the slot holds no optimizer
-        self.parameter, self.prefer, self.exact_refresh = parameter, prefer, exact_refresh
+    def __init__(self, window: Window, parameter: Tensor, *, prefer: str, exact_refresh: bool) -> None:
+        self.window, self.parameter, self.prefer, self.exact_refresh = window, parameter, prefer, exact_refresh
         self.shared: SharedBasis | None = None
         """The right basis that the parameter has in common with others."""
         self.alone: str | None = None
@@ -52,24 +49,16 @@ class CoreSlot:
         self._whole_step = -1  # the last step of which a forward pass has kept the input itself
 
     @property
-    def owner(self) -> "Layerwise":
-        """The running layer-wise optimizer.
-
-        Raises:
-            ConfigError: if it is gone.
-        """
-        owner = self._owner()
-        if owner is None:
-            raise ConfigError(
-                f"layerwise: a weight {tuple(self.parameter.shape)} leaves its core to an optimizer that "
-                "is gone since the forward pass; expected it to stay for both. Repeat the forward pass."
-            )
-        return owner
-
-    @property
     def layout(self) -> Layout:
         """How the optimizer treats the parameter; a state that is loaded may change it."""
-        return self.owner.layout_of(self.parameter)
+        return self.window.layout_of(self.parameter)
+
+    @property
+    def matrix_layout(self) -> MatrixLayout:
+        """The layout of a parameter that gets cores."""
+        layout = self.layout
+        assert isinstance(layout, MatrixLayout)
+        return layout
 
     @property
     def reason(self) -> str | None:
@@ -78,28 +67,23 @@ class CoreSlot:
         readers = sum(getattr(hook, "needs_gradient", True) for hook in hooks)
         if self.parameter._backward_hooks or readers > 1:  # one of them is the optimizer's
             return "a hook on the parameter wants the gradient"
-        planned = self.owner.optimizer.layouts[self.parameter]
-        if self._judged is None or self._judged[0] is not planned:  # asked before each forward pass
-            self._judged = planned, why_full(planned, self.parameter.element_size(), self.prefer)
+        layout = self.layout
+        if self._judged is None or self._judged[0] is not layout:  # asked before each forward pass
+            self._judged = layout, why_full(layout, self.parameter.element_size(), self.prefer)
         return self._judged[1]
-
-    @property
-    def group(self) -> Group:
-        """Its parameter group."""
-        return self.owner.group_of(self.parameter)
 
     @property
     def state(self) -> Any:
         """State of the parameter; empty before its first step."""
-        return self.owner.optimizer.state[self.parameter]
+        return self.window.optimizer.state[self.parameter]
 
     def is_open(self) -> bool:
         """Say whether the next forward pass should leave a core."""
         if self.reason is not None:
             return False
-        layout = self.owner.optimizer.layouts[self.parameter]
-        if layout.alternative is not None and (not self.state or "trial_basis" in self.state):
-            return False  # min_memory has not chosen its side
+        step = self.window.step_of(self.parameter)
+        if isinstance(step, MatrixStep) and step.side_is_open(self.state):
+            return False
         return not (self.exact_refresh and self._is_due())
 
     def product(self, x: Tensor, cast_x: Tensor) -> Tensor | None:
@@ -118,14 +102,14 @@ class CoreSlot:
         return product
 
     def _thin(self, x: Tensor, cast_x: Tensor) -> Tensor | None:
-        total = self.owner.sum_of(self.parameter)
+        total = self.window.core_sum_of(self.parameter)
         if not self.state or (total is not None and total.is_sketched):
             return None
         if self.shared is not None:
             return self.shared.product(x, cast_x)
-        _, matrices = self.owner.matrices(self.parameter, None)
-        test = input_test(matrices[0], probe_norm=self.owner.probes_norm)
-        return None if test is None else cast_x @ test.to(cast_x.dtype)
+        matrix = self.window.matrices(self.parameter)[0]
+        omega = input_sketch_matrix(matrix, estimates_norm=self.window.estimates_norm)
+        return None if omega is None else cast_x @ omega.to(cast_x.dtype)
 
     def version(self) -> int:
         """Return a number that changes when the subspace does."""
@@ -134,9 +118,9 @@ class CoreSlot:
     def add(self, left_TM: Tensor, right_TN: Tensor) -> None:
         """Take in the gradient ``left^T right``."""
         factors = OuterProduct(left_TM, right_TN)
-        with self.owner.receiving(self.parameter):
-            total = self.owner.sum_of(self.parameter)
-            may_hold = self.owner.is_single and self.shared is None
+        with self.window.receiving(self.parameter):
+            total = self.window.core_sum_of(self.parameter)
+            may_hold = self.window.is_single and self.shared is None
             if total is None and self._held is None and may_hold and self._is_due():
                 self._held = factors  # if nothing else comes, it is the gradient that the new basis is fitted to
                 return
@@ -155,8 +139,8 @@ class CoreSlot:
                 f"optimizer: the subspace of '{self.layout.name}' has changed between a forward pass and its backward "
                 "pass; expected no optimizer step in between. Run forward and backward of a batch in turn."
             )
-        with self.owner.receiving(self.parameter):
-            total = self.owner.sum_of(self.parameter) or self._begin(None, is_only=False)
+        with self.window.receiving(self.parameter):
+            total = self.window.core_sum_of(self.parameter) or self._begin(None, is_only=False)
             total.add_thin(left_TM, thin_TK)
 
     def take_held(self) -> OuterProduct | None:
@@ -175,8 +159,8 @@ class CoreSlot:
 
     def _begin(self, first: OuterProduct | None, *, is_only: bool) -> CoreSum:
         held = self.take_held()
-        total = self.owner.begin_sum(self.parameter, first, is_only=is_only)
-        assert isinstance(total, CoreSum), "a slot is closed for policies that need whole gradients"
+        total = self.window.begin_sum(self.parameter, first, is_only=is_only, common=self.shared)
+        assert isinstance(total, CoreSum), "a receiver is closed for policies that need whole gradients"
         if held is not None:
             total.add(held)
         return total
@@ -186,38 +170,38 @@ class CoreSlot:
         if self.reason is not None:
             return self.reason
         if self.shared is None:
-            return f"core, {self.layout.side} basis" + (f" of its own: {self.alone}" if self.alone else "")
+            return f"core, {self.matrix_layout.side} basis" + (f" of its own: {self.alone}" if self.alone else "")
         return f"core, right basis of {len(self.shared.parameters)} weights with the same input"
 
     def _is_due(self) -> bool:
-        if self.layout.seeded_basis is not None:
+        if isinstance(self.layout, MatrixLayout) and self.layout.seeded_basis is not None:
             return False
         return not self.state or bool((self.state["step"] >= self.state["next_refresh"]).any())
 
 
-def share_basis(slots: Sequence[CoreSlot]) -> None:
+def share_basis(receivers: Sequence[CoreReceiver]) -> None:
     """Give one right basis to those of some parameters that can share it; the others note why not.
 
     Args:
-        slots: of weights whose layers read the same input; all of one owner.
+        receivers: of weights whose layers read the same input; all of one window.
     """
-    members: list[CoreSlot] = []
-    for slot in slots:
-        slot.alone = why_alone(slot.layout) if slot.reason is None else slot.reason
-        if slot.alone is None and members:
-            slot.alone = why_different(slot.layout, members[0].layout)
-            if slot.parameter.device != members[0].parameter.device:
-                slot.alone = f"it is on device={slot.parameter.device}"
-            if slot.group is not members[0].group:
-                slot.alone = f"it is not in the parameter group of '{members[0].layout.name}'"
-        if slot.alone is None:
-            members.append(slot)
+    members: list[CoreReceiver] = []
+    for receiver in receivers:
+        receiver.alone = why_alone(receiver.matrix_layout) if receiver.reason is None else receiver.reason
+        if receiver.alone is None and members:
+            receiver.alone = why_different(receiver.matrix_layout, members[0].matrix_layout)
+            if receiver.parameter.device != members[0].parameter.device:
+                receiver.alone = f"it is on device={receiver.parameter.device}"
+            if receiver.window.group_of(receiver.parameter) is not members[0].window.group_of(members[0].parameter):
+                receiver.alone = f"it is not in the parameter group of '{members[0].layout.name}'"
+        if receiver.alone is None:
+            members.append(receiver)
     if len(members) == 1:
         members[0].alone = "no other weight with its input can share"
     elif members:
-        shared = SharedBasis(members[0].owner, [slot.parameter for slot in members])
-        for slot in members:
-            slot.shared = shared
+        shared = SharedBasis(members[0].window, [receiver.parameter for receiver in members])
+        for receiver in members:
+            receiver.shared = shared
 
 
 def why_full(layout: Layout, element_bytes: int, prefer: str) -> str | None:
@@ -231,14 +215,10 @@ def why_full(layout: Layout, element_bytes: int, prefer: str) -> str | None:
         element_bytes: of the gradient.
         prefer: "speed" or "memory".
     """
-    if layout.rank is None:
+    if not isinstance(layout, MatrixLayout):
         return "keeps full-rank moments"
-    if layout.residual is not None:
-        return f"residual={layout.residual} needs what lies outside of the subspace"
-    if layout.error_feedback:
-        return "error feedback needs what lies outside of the subspace"
-    if layout.has_full_periods:
-        return "periods of full rank need whole gradients"
+    if layout.residual.why_whole is not None:
+        return layout.residual.why_whole
     if layout.seeded_basis == "gaussian":
         return "a gaussian projection is not orthonormal"
     share, core_bytes, gradient_bytes = costs(layout, element_bytes)
@@ -249,11 +229,9 @@ def why_full(layout: Layout, element_bytes: int, prefer: str) -> str | None:
     return None
 
 
-def costs(layout: Layout, element_bytes: int) -> tuple[float, int, int]:
+def costs(layout: MatrixLayout, element_bytes: int) -> tuple[float, int, int]:
     """Return the core's share of the FLOPs of a gradient, the bytes of the core, and those of the gradient."""
     rows, columns = layout.core_shape
-    blocks = layout.blocks or 1
     size = layout.rows * layout.columns
-    assert layout.rank is not None
-    core_bytes = blocks * rows * columns * layout.dtype.itemsize
-    return layout.rank * (layout.rows + layout.columns) / size, core_bytes, blocks * size * element_bytes
+    core_bytes = layout.count * rows * columns * layout.dtype.itemsize
+    return layout.rank * (layout.rows + layout.columns) / size, core_bytes, layout.count * size * element_bytes

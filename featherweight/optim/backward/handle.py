@@ -1,24 +1,23 @@
 """What `layerwise` gives to its user: counters, the norm of the gradient, and the end of the updates.
 
-The updates (`layerwise.py`) live as long as their optimizer and refer to it weakly; so they end with it at once, even
+The updates (`updates.py`) live as long as their optimizer and refer to it weakly; so they end with it at once, even
 if nobody removes them. The handle holds both: whoever keeps the handle alone keeps its optimizer, too.
 """
 
 from collections.abc import Iterable
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from featherweight.optim.backward.layerwise import Layerwise
-    from featherweight.optim.low_rank import LowRankOptimizer
+from featherweight.optim.backward.updates import Layerwise
+from featherweight.optim.low_rank import LowRankOptimizer
 
 
 class LayerwiseHandle:
     """A running layer-wise optimizer; made by `layerwise`, see there. As a context manager it removes itself."""
 
-    def __init__(self, updates: "Layerwise") -> None:
+    def __init__(self, updates: Layerwise) -> None:
         self._updates = updates
         self.optimizer: LowRankOptimizer = updates.optimizer
         """The optimizer that makes the updates."""
@@ -31,7 +30,7 @@ class LayerwiseHandle:
     @property
     def steps(self) -> int:
         """Optimizer steps made."""
-        return self._updates.steps
+        return self._updates.window.steps
 
     @property
     def grad_norm(self) -> float | None:
@@ -41,12 +40,12 @@ class LayerwiseHandle:
     @property
     def accumulation_steps(self) -> int:
         """Backward passes of one optimizer step."""
-        return self._updates.accumulation_steps
+        return self._updates.window.accumulation_steps
 
     @property
     def max_grad_norm(self) -> float | None:
         """Largest norm of the gradients; None for no limit."""
-        return self._updates.max_grad_norm
+        return self._updates.window.max_grad_norm
 
     def remove(self) -> None:
         """Take all hooks away; the optimizer is an ordinary one again. May be called twice."""

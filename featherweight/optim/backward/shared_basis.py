@@ -15,33 +15,30 @@ Shapes: T tokens, M_i rows of a member, N columns, R rank, K columns of a sketch
 import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from featherweight.linalg.subspace import MatrixSubspace
 from featherweight.optim import state as states
+from featherweight.optim.backward.window import Window
 from featherweight.optim.policies.refresh import align
-from featherweight.optim.step.accumulation import (
-    basis_and_probe,
+from featherweight.optim.step.layout import Layout, MatrixLayout
+from featherweight.optim.step.projected_matrix import ProjectedMatrix
+from featherweight.optim.step.sketch import (
+    basis_and_norm_matrix,
     basis_of_sketch,
     begin_sketch,
-    probe_key,
+    norm_key,
     remembers,
     sketch_key,
 )
-from featherweight.optim.step.layout import Layout
-from featherweight.optim.step.matrix import ProjectedMatrix
-
-if TYPE_CHECKING:
-    from featherweight.optim.backward.layerwise import Layerwise
 
 _FOLLOWED_COUNTERS = ("refresh_count", "refresh_gap", "similarity_count")
 
 
 @dataclass
-class _Window:
+class _Decision:
     """What is decided for one optimizer step of all members, before any of them makes its own."""
 
     leader: int
@@ -49,8 +46,8 @@ class _Window:
     step: int
     """Steps that it has made."""
     is_due: bool
-    probe_key: tuple[int, ...]
-    tests: dict[int, Tensor] | None = None
+    norm_key: tuple[int, ...]
+    sketch_matrices: dict[int, Tensor] | None = None
     """Rows of Omega by the index of a member's layout."""
     sketch_start: Tensor | None = None
     """What is remembered, as a sketch."""
@@ -59,31 +56,30 @@ class _Window:
 
 
 class SharedBasis:
-    """The common refresh and the common product of some parameters; made by `Layerwise.core_slot`.
+    """The common refresh and the common product of some parameters; made by `Layerwise.core_receiver`.
 
     Args:
-        owner: the running layer-wise optimizer.
+        window: of the running layer-wise optimizer.
         parameters: at least two for which `why_alone` says nothing.
     """
 
-    def __init__(self, owner: "Layerwise", parameters: Sequence[Tensor]) -> None:
-        self.owner: Layerwise = weakref.proxy(owner)  # it holds this object
-        self.parameters = tuple(parameters)
+    def __init__(self, window: Window, parameters: Sequence[Tensor]) -> None:
+        self.window, self.parameters = window, tuple(parameters)
         self._is_joined = False
-        self._window: _Window | None = None
-        self._product: _Product | None = None
+        self._decided: _Decision | None = None
+        self._product: _KeptProduct | None = None
 
     def matrices(self) -> list[ProjectedMatrix]:
-        """Return the members, with the turn of the first: they refresh together."""
-        found = [self.owner.matrices(parameter, None)[1][0] for parameter in self.parameters]
+        """Return the members, with the stagger position of the first: they refresh together."""
+        found = [self.window.matrices(parameter)[0] for parameter in self.parameters]
         for matrix in found:
-            matrix.turn = found[0].turn
+            matrix.stagger_position = found[0].stagger_position
         return found
 
     # ---- the product with the input
 
     def product(self, x: Tensor, cast_x: Tensor) -> Tensor | None:
-        """Return ``x @ [Q | probes]``, the same tensor for all members that read the same x; None if x is to be kept.
+        """Return ``x @ [Q | matrix of the norm]``, one tensor for all members that read this x; None to keep x itself.
 
         Args:
             x: (..., T, N) as the layer got it, by which it is known again.
@@ -93,11 +89,11 @@ class SharedBasis:
             return None
         if self._product is not None and self._product.is_of(x, cast_x.dtype):
             return self._take_product()
-        key = self.window().probe_key if self.owner.probes_norm else None
-        value = cast_x @ basis_and_probe(self.matrices()[0], key).to(cast_x.dtype)
+        key = self.decision().norm_key if self.window.estimates_norm else None
+        value = cast_x @ basis_and_norm_matrix(self.matrices()[0], key).to(cast_x.dtype)
         self._product = None
         if not x.is_inference():
-            self._product = _Product(x, value, others=len(self.parameters) - 1)
+            self._product = _KeptProduct(x, value, others=len(self.parameters) - 1)
         return value
 
     def _take_product(self) -> Tensor | None:
@@ -113,21 +109,21 @@ class SharedBasis:
 
     def is_due(self) -> bool:
         """Say whether this step refreshes; the same answer to all members, whoever has made its own step already."""
-        if self._window is None and not all(self.owner.optimizer.state.get(each) for each in self.parameters):
+        if self._decided is None and not all(self.window.optimizer.state.get(each) for each in self.parameters):
             return True
-        return self.window().is_due
+        return self.decision().is_due
 
-    def window(self) -> _Window:
+    def decision(self) -> _Decision:
         """Return what is decided for this step; the first call decides."""
-        if self._window is None:
+        if self._decided is None:
             matrices = self.matrices()
             leader = max(range(len(matrices)), key=lambda index: _progress(matrices[index]))
             if not self._is_joined:
                 self._join(matrices, matrices[leader])
             step = matrices[leader].counter("step")
-            key = probe_key(matrices[0], step)
-            self._window = _Window(leader, step, any(matrix.refresh_is_due() for matrix in matrices), key)
-        return self._window
+            key = norm_key(matrices[0], step)
+            self._decided = _Decision(leader, step, any(matrix.refresh_is_due() for matrix in matrices), key)
+        return self._decided
 
     def _join(self, matrices: list[ProjectedMatrix], leader: ProjectedMatrix) -> None:
         """Bring all members into one subspace: at the first step a random one, later that of the leader."""
@@ -139,46 +135,45 @@ class SharedBasis:
                 _follow(matrix, leader)
         self._is_joined = True
 
-    def test_of(self, matrix: ProjectedMatrix) -> Tensor | None:
-        """See `CommonSketch.test_of`."""
-        window = self.window()
-        if not window.is_due:
+    def sketch_matrix(self, layout: Layout) -> Tensor | None:
+        """See `CommonSketch.sketch_matrix`."""
+        decided = self.decision()
+        if not decided.is_due:
             return None
-        if window.tests is None:
+        if decided.sketch_matrices is None:
             matrices = self.matrices()
             rows = [each.layout.rows for each in matrices]
             mean = torch.cat([one.mean_core() for one in matrices]) if any(map(remembers, matrices)) else None
             basis = matrices[0].subspace().right
             assert basis is not None
-            key, smoothing = sketch_key(matrices[0], window.step), matrix.group["basis_smoothing"]
-            test, window.sketch_start = begin_sketch(basis, mean, sum(rows), smoothing=smoothing, key=key)
-            parts = test.split(rows)
-            window.tests = {each.layout.index: part for each, part in zip(matrices, parts, strict=True)}
-        return window.tests[matrix.layout.index]
+            key, smoothing = sketch_key(matrices[0], decided.step), matrices[0].group["basis_smoothing"]
+            omega, decided.sketch_start = begin_sketch(basis, mean, sum(rows), smoothing=smoothing, key=key)
+            parts = omega.split(rows)
+            decided.sketch_matrices = {each.layout.index: part for each, part in zip(matrices, parts, strict=True)}
+        return decided.sketch_matrices[layout.index]
 
-    def probe_key(self) -> tuple[int, ...]:
-        """See `CommonSketch.probe_key`."""
-        return self.window().probe_key
+    def norm_key(self) -> tuple[int, ...]:
+        """See `CommonSketch.norm_key`."""
+        return self.decision().norm_key
 
     def add(self, sketch: Tensor) -> None:
         """See `CommonSketch.add`."""
-        window = self.window()
-        window.sketch = sketch if window.sketch is None else window.sketch + sketch
+        decided = self.decision()
+        decided.sketch = sketch if decided.sketch is None else decided.sketch + sketch
 
     def end_window(self) -> None:
         """Take the new basis if a refresh was due and a member had a gradient."""
-        window, self._window, self._product = self._window, None, None
-        if window is None or window.sketch is None or not bool(window.sketch.any()):
+        decided, self._decided, self._product = self._decided, None, None
+        if decided is None or decided.sketch is None or not bool(decided.sketch.any()):
             return
-        assert window.sketch_start is not None
+        assert decided.sketch_start is not None
         matrices = self.matrices()
-        leader, layout = matrices[window.leader], matrices[0].layout
-        assert layout.rank is not None
-        fresh = basis_of_sketch(window.sketch + window.sketch_start, layout.rank, sketch_key(matrices[0]))
+        leader, layout = matrices[decided.leader], matrices[0].layout
+        fresh = basis_of_sketch(decided.sketch + decided.sketch_start, layout.rank, sketch_key(matrices[0]))
         subspace, old = MatrixSubspace(right=fresh), leader.subspace()
         if leader.group["basis_smoothing"] > 0:
             subspace = align(subspace, old)
-        leader.install(subspace, old, step=window.step)
+        leader.install(subspace, old, step=decided.step)
         leader.store_carried()
         for matrix in matrices:
             if matrix is not leader:
@@ -186,17 +181,17 @@ class SharedBasis:
 
     def discard(self) -> None:
         """Forget the present step; a state may have been loaded since."""
-        self._window, self._product, self._is_joined = None, None, False
+        self._decided, self._product, self._is_joined = None, None, False
 
     def tensors(self) -> Iterator[Tensor]:
         """Yield what is kept of this step besides the members' sums."""
-        if self._window is not None:
-            yield from (self._window.tests or {}).values()
-            if self._window.sketch is not None:
-                yield self._window.sketch
+        if self._decided is not None:
+            yield from (self._decided.sketch_matrices or {}).values()
+            if self._decided.sketch is not None:
+                yield self._decided.sketch
 
 
-class _Product:
+class _KeptProduct:
     """A product with an input that is known by identity and version. It lets go of both when the input is freed."""
 
     def __init__(self, x: Tensor, value: Tensor, others: int) -> None:
@@ -219,7 +214,7 @@ class _Product:
         return same and x._version == self._version
 
 
-def why_alone(layout: Layout) -> str | None:
+def why_alone(layout: MatrixLayout) -> str | None:
     """Return why a parameter cannot share its basis; None if it can.
 
     Args:
@@ -236,7 +231,7 @@ def why_alone(layout: Layout) -> str | None:
     return None
 
 
-def why_different(layout: Layout, first: Layout) -> str | None:
+def why_different(layout: MatrixLayout, first: MatrixLayout) -> str | None:
     """Return why a parameter does not fit the first member of a group; None if it does."""
     for name in ("columns", "rank", "dtype"):
         mine, other = getattr(layout, name), getattr(first, name)

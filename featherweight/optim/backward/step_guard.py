@@ -1,11 +1,11 @@
-"""What is looked at before any optimizer of the process steps, those of torch and of other packages included."""
+"""What layer-wise updates look at before any optimizer of the process steps, outside of compiled steps."""
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch.optim import Optimizer
-from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from featherweight import every_step
 
 _checks: list[Callable[[Optimizer], None]] = []
 
@@ -16,13 +16,12 @@ def before_every_step(check: Callable[[Optimizer], None]) -> None:
     Args:
         check: entered once, however often it is given. Quick: every step of the process waits for it.
     """
-    if not _checks:
-        register_optimizer_step_pre_hook(_look)
+    every_step.before_every_step(_look)
     if check not in _checks:
         _checks.append(check)
 
 
-def _look(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+def _look(optimizer: Optimizer, has_closure: bool) -> None:
     if torch.compiler.is_compiling():
         return
     for check in _checks:

@@ -4,7 +4,7 @@ Shapes: gradient (M, N), rank R; left basis (M, R), right basis (N, R).
 Source: GaLore, arXiv 2403.03507, section 4; the schedule over steps is ours.
 """
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Generator, Tensor
@@ -22,7 +22,8 @@ SEEDED_METHODS = ("random", "gaussian")
 """Basis methods that do not look at the gradient: the state keeps no basis, it is drawn anew from the seed."""
 EARLY_STEPS = (10, 25, 50, 100)
 """Additional refreshes of `early_refresh`: the gradient turns fast at first, slowly later."""
-PROJ_TYPES = ("std", "reverse_std", "left", "right", "full", "min_memory")
+ProjType = Literal["std", "reverse_std", "left", "right", "full", "min_memory"]
+PROJ_TYPES: tuple[str, ...] = get_args(ProjType)
 
 
 def choose_side(rows: int, columns: int, proj_type: str) -> Side:
@@ -181,7 +182,7 @@ def align(fresh: MatrixSubspace, old: MatrixSubspace) -> MatrixSubspace:
     return MatrixSubspace(left=nearest(fresh.left, old.left), right=nearest(fresh.right, old.right))
 
 
-def next_refresh(step: int, turn: tuple[int, int], gap: int, *, stagger: bool, early: bool) -> int:
+def next_refresh(step: int, position: tuple[int, int], gap: int, *, stagger: bool, early: bool) -> int:
     """Return the first step after `step` at which a matrix refreshes; its first refresh is at step 0.
 
     With `stagger` the refreshes are spread evenly over the gap, so that every step costs the same: matrix i of `count`
@@ -190,7 +191,7 @@ def next_refresh(step: int, turn: tuple[int, int], gap: int, *, stagger: bool, e
 
     Args:
         step: steps done.
-        turn: position of the matrix among all, and their number.
+        position: of the matrix among all, and their number.
         gap: steps between refreshes.
         stagger: spread the refreshes of the matrices.
         early: refresh densely at first.
@@ -201,7 +202,7 @@ def next_refresh(step: int, turn: tuple[int, int], gap: int, *, stagger: bool, e
         >>> [next_refresh(s, (0, 4), 200, stagger=True, early=True) for s in (0, 10, 30, 100, 200)]
         [10, 25, 50, 200, 400]
     """
-    index, count = turn if stagger else (0, 1)
+    index, count = position if stagger else (0, 1)
     regular = gap * (step // gap + 1) - (index * gap) // count
     if regular <= step:
         regular += gap

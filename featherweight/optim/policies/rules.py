@@ -32,10 +32,11 @@ class Rule(Protocol):
     """Whether each element's direction depends on that element alone, so that a tensor may come in slices."""
     full_rank_rule: str
     """Name of the rule that parameters without a subspace follow."""
+    words: str
+    """What reports call the way in which it is computed."""
 
     def moments(self, shape: tuple[int, ...], group: Mapping[str, Any]) -> dict[str, Moment]:
         """Return the state tensors for a gradient of `shape`."""
-        ...
 
     def direction(self, grad: Tensor, moments: Mapping[str, Tensor], step: int, group: Mapping[str, Any]) -> Tensor:
         """Update `moments` in place and return the direction.
@@ -48,7 +49,6 @@ class Rule(Protocol):
         Returns:
             New tensor of the shape of `grad`.
         """
-        ...
 
 
 class AdamWRule:
@@ -64,6 +64,7 @@ class AdamWRule:
 
     is_elementwise = True
     full_rank_rule = "adamw"
+    words = "PyTorch operations"
 
     def moments(self, shape: tuple[int, ...], group: Mapping[str, Any]) -> dict[str, Moment]:
         """See `Rule.moments`."""
@@ -103,6 +104,7 @@ class SGDRule:
 
     is_elementwise = True
     full_rank_rule = "sgd"
+    words = "PyTorch operations"
 
     def moments(self, shape: tuple[int, ...], group: Mapping[str, Any]) -> dict[str, Moment]:
         """See `Rule.moments`."""
@@ -128,6 +130,7 @@ class AdafactorRule:
 
     is_elementwise = False
     full_rank_rule = "adafactor"
+    words = "PyTorch operations"
     DECAY_POWER, TINY, RMS_LIMIT = 0.8, 1e-30, 1.0
 
     def moments(self, shape: tuple[int, ...], group: Mapping[str, Any]) -> dict[str, Moment]:
@@ -172,6 +175,7 @@ class MuonRule:
 
     is_elementwise = False
     full_rank_rule = "adamw"
+    words = "PyTorch operations"
 
     def moments(self, shape: tuple[int, ...], group: Mapping[str, Any]) -> dict[str, Moment]:
         """See `Rule.moments`."""
@@ -202,9 +206,39 @@ def orthogonalize(matrix: Tensor, steps: int = 5) -> Tensor:
     return current.mT if is_tall else current
 
 
+class ComplexAdamWRule:
+    """Adam on pairs of reals with one second moment for each complex number: ``v = b2 v + (1 - b2) |g|^2``.
+
+    A step then turns with the gradient's phase, has modulus about 1, and does not depend on the phases of basis
+    columns. torch.optim takes a complex number for two reals: its steps have moduli up to sqrt(2), so its learning
+    rates are about sqrt(2) times smaller for the same step.
+    """
+
+    is_elementwise = False
+    full_rank_rule = "adamw"
+    words = "PyTorch operations, complex"
+
+    def moments(self, shape: tuple[int, ...], group: Mapping[str, Any]) -> dict[str, Moment]:
+        """See `Rule.moments`; `shape` has the axis of pairs."""
+        return {"exp_avg": Moment(shape, True), "exp_avg_sq": Moment(shape[:-1], False)}
+
+    def direction(self, grad: Tensor, moments: Mapping[str, Tensor], step: int, group: Mapping[str, Any]) -> Tensor:
+        """See `Rule.direction`; `grad` and the first moment are (.., 2), the second moment (..)."""
+        beta1, beta2 = group["betas"]
+        exp_avg, exp_avg_sq = moments["exp_avg"], moments["exp_avg_sq"]
+        exp_avg.lerp_(grad, 1 - beta1)
+        exp_avg_sq.mul_(beta2).add_(grad.square().sum(dim=-1), alpha=1 - beta2)
+        correction1, correction2_sqrt = 1 - beta1**step, (1 - beta2**step) ** 0.5
+        denominator = exp_avg_sq.sqrt()
+        if group["eps_mode"] == "torch":
+            denominator.div_(correction2_sqrt).add_(group["eps"]).mul_(correction1)
+        else:
+            denominator.add_(group["eps"]).mul_(correction1 / correction2_sqrt)
+        return exp_avg / denominator.unsqueeze(-1)
+
+
 rules: Registry[Rule] = Registry("rule")
 rules.register("adamw", AdamWRule())
 rules.register("sgd", SGDRule())
 rules.register("adafactor", AdafactorRule())
 rules.register("muon", MuonRule())
-rules.register("adamw_compiled", "featherweight.optim.policies.compiled:COMPILED_ADAMW")

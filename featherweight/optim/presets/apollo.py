@@ -4,11 +4,14 @@ Presets of `LowRankOptimizer`. Source: Zhu et al., arXiv 2412.05270.
 """
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Unpack
 
 from featherweight.optim.low_rank import LowRankOptimizer
+from featherweight.optim.options import ApolloOptions
+from featherweight.optim.presets.arguments import Arguments, complete, preset
 
 
+@preset(Arguments(ApolloOptions, {"basis_method": "gaussian", "moment_policy": "keep", "residual": "apollo"}))
 class Apollo(LowRankOptimizer):
     """AdamW's learning rates by channel, read off a random projection; a full-rank update with low-rank state.
 
@@ -25,21 +28,6 @@ class Apollo(LowRankOptimizer):
     Args:
         params: groups from `fw.optim.param_groups`, apollo-torch's groups (without its keys `proj` and `scale_type`),
             or tensors.
-        lr: learning rate.
-        betas: decay of first and second moment.
-        eps: added to the root of the second moment.
-        weight_decay: decoupled, with factor lr.
-        rank: R, or a float for a fraction of min(M, N); the paper's is a quarter of the hidden size.
-        update_proj_gap: optimizer steps between two projections.
-        scale: the update carries its square root, as in the paper and apollo-torch.
-        proj_type: side of the projection, as in `GaLoreAdamW`.
-        state_bits: 32, 16, 8 or 4 bits for each moment element.
-        basis_method: "gaussian" (the paper), or any of `GaLoreAdamW`'s, for example "svd" ("APOLLO with SVD").
-        moment_policy: what a new projection does to the moments: "keep" (the paper) or "reset"; "rotate" suits
-            orthonormal bases alone.
-        residual: "apollo", one factor for each channel, or "apollo_tensor", one for the matrix.
-        stochastic_rounding: write bfloat16 weights and moments with stochastic rounding.
-        seed: of projections and rounding.
     Raises:
         ConfigError: for an option out of range or a complex parameter; at a step for a sparse gradient.
     Cost: 2*R*M*N FLOPs a step and matrix, R*min(M, N) random numbers, one float32 temporary of the gradient's size;
@@ -54,29 +42,23 @@ class Apollo(LowRankOptimizer):
         2092
     """
 
-    def __init__(
-        self,
-        params: Iterable[Any],
-        lr: float = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
-        *,
-        rank: int | float = 128,
-        update_proj_gap: int = 200,
-        scale: float = 1.0,
-        proj_type: str = "std",
-        state_bits: int = 32,
-        basis_method: str = "gaussian",
-        moment_policy: str = "keep",
-        residual: str = "apollo",
-        stochastic_rounding: bool = True,
-        seed: int = 0,
-    ) -> None:
-        options = {key: value for key, value in locals().items() if key not in ("self", "params", "__class__")}
-        super().__init__(params, options)
+    def __init__(self, params: Iterable[Any], *positional: Any, **options: Unpack[ApolloOptions]) -> None:
+        super().__init__(params, complete(self, positional, options))
 
 
+@preset(
+    Arguments(
+        ApolloOptions,
+        {
+            "lr": 1e-2,
+            "rank": 1,
+            "scale": 128.0,
+            "basis_method": "gaussian",
+            "moment_policy": "keep",
+            "residual": "apollo_tensor",
+        },
+    )
+)
 class ApolloMini(LowRankOptimizer):
     """APOLLO at rank 1 with one learning rate for a whole matrix: state as small as that of plain SGD.
 
@@ -87,20 +69,6 @@ class ApolloMini(LowRankOptimizer):
 
     Args:
         params: as `Apollo`.
-        lr: learning rate; the paper uses 0.01 and 0.02.
-        betas: decay of first and second moment.
-        eps: added to the root of the second moment.
-        weight_decay: decoupled, with factor lr.
-        rank: R.
-        update_proj_gap: optimizer steps between two projections.
-        scale: the update carries its square root.
-        proj_type: side of the projection, as in `GaLoreAdamW`.
-        state_bits: of the parameters that are not projected; the moments of rank 1 are too small to gain from it.
-        basis_method: as `Apollo`.
-        moment_policy: as `Apollo`.
-        residual: "apollo_tensor", or "apollo" for a factor by channel.
-        stochastic_rounding: write bfloat16 weights and moments with stochastic rounding.
-        seed: of projections and rounding.
     Raises:
         ConfigError: for an option out of range or a complex parameter; at a step for a sparse gradient.
     Cost: as `Apollo` at rank 1.
@@ -112,24 +80,5 @@ class ApolloMini(LowRankOptimizer):
         556
     """
 
-    def __init__(
-        self,
-        params: Iterable[Any],
-        lr: float = 1e-2,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
-        *,
-        rank: int | float = 1,
-        update_proj_gap: int = 200,
-        scale: float = 128.0,
-        proj_type: str = "std",
-        state_bits: int = 32,
-        basis_method: str = "gaussian",
-        moment_policy: str = "keep",
-        residual: str = "apollo_tensor",
-        stochastic_rounding: bool = True,
-        seed: int = 0,
-    ) -> None:
-        options = {key: value for key, value in locals().items() if key not in ("self", "params", "__class__")}
-        super().__init__(params, options)
+    def __init__(self, params: Iterable[Any], *positional: Any, **options: Unpack[ApolloOptions]) -> None:
+        super().__init__(params, complete(self, positional, options))

@@ -4,11 +4,14 @@ A preset of `LowRankOptimizer`. Source: Chen et al., arXiv 2410.01623.
 """
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Unpack
 
 from featherweight.optim.low_rank import LowRankOptimizer
+from featherweight.optim.options import FiraOptions
+from featherweight.optim.presets.arguments import Arguments, complete, preset
 
 
+@preset(Arguments(FiraOptions, {"scale": 0.25, "residual": "fira"}))
 class Fira(LowRankOptimizer):
     """GaLore whose update also has the part of the gradient outside the subspace.
 
@@ -20,22 +23,6 @@ class Fira(LowRankOptimizer):
 
     Args:
         params: groups from `fw.optim.param_groups`, or tensors.
-        lr: learning rate; projected matrices move by ``lr * scale``.
-        betas: decay of first and second moment.
-        eps: added to the root of the second moment.
-        weight_decay: decoupled, with factor lr.
-        rank: R, or a float for a fraction of min(M, N).
-        update_proj_gap: optimizer steps between refreshes of a basis.
-        scale: factor of the update of projected matrices.
-        proj_type: side of the basis, as in `GaLoreAdamW`.
-        state_bits: 32, 16, 8 or 4 bits for each moment element.
-        basis_bits: 32, 16, 8 or 4. None: 16 for 16-bit weights, else 32.
-        basis_method: as in `GaLoreAdamW`.
-        moment_policy: "rotate", "keep" (the paper) or "reset".
-        stagger: spread the refreshes over the gap.
-        early_refresh: refresh also at (about) the steps 10, 25, 50 and 100.
-        stochastic_rounding: write bfloat16 weights and moments with stochastic rounding.
-        seed: of random bases and rounding.
     Raises:
         ConfigError: for an option out of range or a complex parameter; at a step for a sparse gradient.
     Cost: as `GaLoreAdamW`, and 2*R*M*N FLOPs and a float32 temporary of the gradient's size more.
@@ -49,27 +36,5 @@ class Fira(LowRankOptimizer):
         2868
     """
 
-    def __init__(
-        self,
-        params: Iterable[Any],
-        lr: float = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
-        *,
-        rank: int | float = 128,
-        update_proj_gap: int = 200,
-        scale: float = 0.25,
-        proj_type: str = "std",
-        state_bits: int = 32,
-        basis_bits: int | None = None,
-        basis_method: str = "auto",
-        moment_policy: str = "rotate",
-        stagger: bool = True,
-        early_refresh: bool = False,
-        residual: str = "fira",
-        stochastic_rounding: bool = True,
-        seed: int = 0,
-    ) -> None:
-        options = {key: value for key, value in locals().items() if key not in ("self", "params", "__class__")}
-        super().__init__(params, options)
+    def __init__(self, params: Iterable[Any], *positional: Any, **options: Unpack[FiraOptions]) -> None:
+        super().__init__(params, complete(self, positional, options))

@@ -4,12 +4,14 @@ A preset of `LowRankOptimizer`. Source: Zhao et al., arXiv 2403.03507.
 """
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Unpack
 
 from featherweight.optim.low_rank import LowRankOptimizer
-from featherweight.optim.policies.lazy import LazyRefresh
+from featherweight.optim.options import GaLoreOptions
+from featherweight.optim.presets.arguments import Arguments, complete, preset
 
 
+@preset(Arguments(GaLoreOptions, {"scale": 0.25}))
 class GaLoreAdamW(LowRankOptimizer):
     """AdamW whose moments live in a low-rank subspace of the gradient.
 
@@ -24,35 +26,6 @@ class GaLoreAdamW(LowRankOptimizer):
     Args:
         params: groups from `fw.optim.param_groups`, galore-torch's groups, or tensors (then every matrix with
             min(M, N) > rank is projected, embeddings too).
-        lr: learning rate; projected matrices move by ``lr * scale``.
-        betas: decay of first and second moment.
-        eps: added to the root of the second moment.
-        weight_decay: decoupled, with factor lr for every parameter.
-        rank: R, or a float for a fraction of min(M, N). A matrix for which R saves nothing keeps full-rank moments.
-        update_proj_gap: optimizer steps between refreshes of a basis.
-        scale: factor of the update of projected matrices (the paper's alpha).
-        proj_type: "std" (basis on the smaller side), "reverse_std", "left", "right", "full" (both sides), "min_memory"
-            (the side that needs fewer bytes, kept only if it holds the energy of the next batch nearly as well).
-        state_bits: 32, 16 (bfloat16), or blockwise dynamic 8 or 4 for the moments; tensors below 4096 elements keep 32.
-        basis_bits: 32, 16 (bfloat16), or blockwise 8 or 4. None: 16 for 16-bit weights, else 32. Beside bfloat16
-            weights products with bases of 16 bits or fewer run in bfloat16.
-        basis_renorm: give the columns of an 8- or 4-bit basis unit length (2 more bytes a column); without, rounding to
-            4 bits changes the length of an update by up to a sixth.
-        basis_method: "auto" (randomized SVD at first, then one warm subspace iteration a refresh), "svd" (exact),
-            "gram", "randomized", "subspace_iteration", "random" (orthonormal, drawn anew from the seed whenever it is
-            needed, so that the state holds no basis).
-        moment_policy: what a refresh does to the moments: "rotate" into the new basis, "keep" (official), "reset".
-        stagger: spread the refreshes over the gap, so that no step is slow.
-        early_refresh: refresh also at (about) the steps 10, 25, 50 and 100: the gradient turns fast at first.
-        lazy: True or `LazyRefresh(...)`: refresh a matrix less often while its subspace stands still (Q-GaLore).
-        residual: None drops what lies outside the subspace; "fira" adds it, scaled like the core (arXiv 2410.01623),
-            at the cost of a temporary of the gradient's size.
-        eps_mode: "torch", or "official" (galore-torch: eps acts before bias correction).
-        decay_order: "before" the update (torch.optim), or "after" (galore-torch).
-        stochastic_rounding: write bfloat16 weights and moments with stochastic rounding instead of to nearest.
-        seed: of random bases and rounding; a run repeats bit by bit.
-        rule: inner rule, "adamw", "adamw_compiled" (one kernel by torch.compile; the first step waits for the
-            compiler), "adafactor", "sgd" (momentum ``betas[0]``) or "muon".
     Raises:
         ConfigError: for an option out of range or a complex parameter; at a step for a sparse gradient.
         ShapeError: if `split` of a group does not divide the rows.
@@ -69,32 +42,5 @@ class GaLoreAdamW(LowRankOptimizer):
         2864
     """
 
-    def __init__(
-        self,
-        params: Iterable[Any],
-        lr: float = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
-        *,
-        rank: int | float = 128,
-        update_proj_gap: int = 200,
-        scale: float = 0.25,
-        proj_type: str = "std",
-        state_bits: int = 32,
-        basis_bits: int | None = None,
-        basis_renorm: bool = False,
-        basis_method: str = "auto",
-        moment_policy: str = "rotate",
-        stagger: bool = True,
-        early_refresh: bool = False,
-        lazy: LazyRefresh | bool | None = None,
-        residual: str | None = None,
-        eps_mode: str = "torch",
-        decay_order: str = "before",
-        stochastic_rounding: bool = True,
-        seed: int = 0,
-        rule: str = "adamw",
-    ) -> None:
-        options = {key: value for key, value in locals().items() if key not in ("self", "params", "__class__")}
-        super().__init__(params, options)
+    def __init__(self, params: Iterable[Any], *positional: Any, **options: Unpack[GaLoreOptions]) -> None:
+        super().__init__(params, complete(self, positional, options))

@@ -4,11 +4,22 @@ A preset of `LowRankOptimizer`. Source: Zhao et al., arXiv 2403.03507, section 5
 """
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Unpack
 
 from featherweight.optim.low_rank import LowRankOptimizer
+from featherweight.optim.options import AdafactorOptions
+from featherweight.optim.presets.arguments import Arguments, complete, preset
 
 
+@preset(
+    Arguments(
+        AdafactorOptions,
+        {"scale": 0.25},
+        fixed={"rule": "adafactor"},
+        positional=("lr", "beta1", "weight_decay"),
+        not_shown=("betas", "eps"),
+    )
+)
 class GaLoreAdafactor(LowRankOptimizer):
     """Adafactor whose moments live in a low-rank subspace of the gradient.
 
@@ -20,20 +31,6 @@ class GaLoreAdafactor(LowRankOptimizer):
 
     Args:
         params: groups from `fw.optim.param_groups`, or tensors.
-        lr: learning rate; projected matrices move by ``lr * scale``.
-        beta1: decay of the first moment; None keeps none.
-        weight_decay: decoupled, with factor lr.
-        rank: R, or a float for a fraction of min(M, N).
-        update_proj_gap: optimizer steps between refreshes of a basis.
-        scale: factor of the update of projected matrices.
-        proj_type: side of the basis, as in `GaLoreAdamW`.
-        state_bits: 32, 16, 8 or 4 bits for each element of the first moment.
-        basis_bits: 32, 16, 8 or 4. None: 16 for 16-bit weights, else 32.
-        basis_method: as in `GaLoreAdamW`.
-        moment_policy: "rotate", "keep" or "reset".
-        stagger: spread the refreshes over the gap.
-        stochastic_rounding: write bfloat16 weights and moments with stochastic rounding.
-        seed: of random bases and rounding.
     Raises:
         ConfigError: for an option out of range or a complex parameter; at a step for a sparse gradient.
     Cost: FLOPs as `GaLoreAdamW`; state of R*max(M, N) elements with a first moment, of R + max(M, N) without, and the
@@ -47,24 +44,8 @@ class GaLoreAdafactor(LowRankOptimizer):
         824
     """
 
-    def __init__(
-        self,
-        params: Iterable[Any],
-        lr: float = 1e-3,
-        beta1: float | None = 0.9,
-        weight_decay: float = 0.0,
-        *,
-        rank: int | float = 128,
-        update_proj_gap: int = 200,
-        scale: float = 0.25,
-        proj_type: str = "std",
-        state_bits: int = 32,
-        basis_bits: int | None = None,
-        basis_method: str = "auto",
-        moment_policy: str = "rotate",
-        stagger: bool = True,
-        stochastic_rounding: bool = True,
-        seed: int = 0,
-    ) -> None:
-        options = {key: value for key, value in locals().items() if key not in ("self", "params", "beta1", "__class__")}
-        super().__init__(params, {**options, "betas": (beta1 or 0.0, 0.0), "eps": 0.0, "rule": "adafactor"})
+    def __init__(self, params: Iterable[Any], *positional: Any, **options: Unpack[AdafactorOptions]) -> None:
+        given = complete(self, positional, options)
+        beta1 = given.pop("beta1")
+        betas = options["betas"] if "betas" in options else (beta1 or 0.0, 0.0)
+        super().__init__(params, {**given, "betas": betas, "eps": 0.0})

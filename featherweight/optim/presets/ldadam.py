@@ -4,11 +4,20 @@ A preset of `LowRankOptimizer`. Source: Robert et al., arXiv 2410.16103.
 """
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Unpack
 
 from featherweight.optim.low_rank import LowRankOptimizer
+from featherweight.optim.options import LDAdamOptions
+from featherweight.optim.presets.arguments import Arguments, complete, preset
 
 
+@preset(
+    Arguments(
+        LDAdamOptions,
+        {"betas": (0.908, 0.99), "update_proj_gap": 1, "basis_smoothing": 0.908},
+        fixed={"stagger": False},
+    )
+)
 class LDAdamW(LowRankOptimizer):
     """AdamW in a subspace that takes one warm iteration at every step, with moments that follow it.
 
@@ -24,20 +33,6 @@ class LDAdamW(LowRankOptimizer):
 
     Args:
         params: groups from `fw.optim.param_groups`, or tensors.
-        lr: learning rate.
-        betas: decay of first and second moment.
-        eps: added to the root of the second moment.
-        weight_decay: decoupled, with factor lr.
-        rank: R, or a float for a fraction of min(M, N).
-        update_proj_gap: optimizer steps between two iterations.
-        scale: factor of the update of projected matrices.
-        proj_type: side of the basis, as in `GaLoreAdamW`.
-        state_bits: 32, 16, 8 or 4 bits for each moment element.
-        basis_bits: 32, 16, 8 or 4. None: 16 for 16-bit weights, else 32.
-        basis_smoothing: rho, share of the first moment in the matrix that is iterated.
-        error_feedback: keep what the projection loses (the paper does).
-        stochastic_rounding: write bfloat16 weights and moments with stochastic rounding.
-        seed: of random bases and rounding.
     Raises:
         ConfigError: for an option out of range or a complex parameter; at a step for a sparse gradient.
     Cost: 8*R*M*N FLOPs a step and matrix.
@@ -50,24 +45,5 @@ class LDAdamW(LowRankOptimizer):
         2600
     """
 
-    def __init__(
-        self,
-        params: Iterable[Any],
-        lr: float = 1e-3,
-        betas: tuple[float, float] = (0.908, 0.99),
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
-        *,
-        rank: int | float = 128,
-        update_proj_gap: int = 1,
-        scale: float = 1.0,
-        proj_type: str = "std",
-        state_bits: int = 32,
-        basis_bits: int | None = None,
-        basis_smoothing: float = 0.908,
-        error_feedback: bool = False,
-        stochastic_rounding: bool = True,
-        seed: int = 0,
-    ) -> None:
-        options = {key: value for key, value in locals().items() if key not in ("self", "params", "__class__")}
-        super().__init__(params, {**options, "stagger": False})
+    def __init__(self, params: Iterable[Any], *positional: Any, **options: Unpack[LDAdamOptions]) -> None:
+        super().__init__(params, complete(self, positional, options))

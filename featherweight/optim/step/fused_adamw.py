@@ -12,13 +12,12 @@ import torch
 from torch import Tensor
 
 from featherweight import kernels
-from featherweight.optim.step.layout import Layout
-from featherweight.optim.step.weight_update import Rounding, add_direction_, slices_of
+from featherweight.optim.step.layout import Layout, Stored
+from featherweight.optim.step.weight_update import Rounding, add_direction_, slices_of, write_factors
 from featherweight.quant.int8_weight import Int8Weight
 from featherweight.quant.rounding import key_pairs
 from featherweight.quant.storage import DynamicStorage, StateStorage
 
-Parts = Mapping[str, Mapping[str, Tensor]]
 NAMES = ("exp_avg", "exp_avg_sq")
 _TRITON_KINDS = ("codes8", "dense")
 _NATIVE_KINDS = ("codes8", "codes4", "dense", "dense_bfloat16")
@@ -30,7 +29,7 @@ def kernel_for(layout: Layout, grad: Tensor, group: Mapping[str, Any]) -> Any:
     Raises:
         DeviceError: if Triton's kernels are switched on and cannot run where the gradient is.
     """
-    if layout.rule != "adamw" or layout.dtype != torch.float32 or layout.tensor is not None:
+    if layout.rule != "adamw" or layout.dtype != torch.float32:
         return None
     kinds = {_kind(storage) for storage in layout.moments.values()}
     if len(kinds) != 1:
@@ -42,69 +41,48 @@ def kernel_for(layout: Layout, grad: Tensor, group: Mapping[str, Any]) -> Any:
     return kernels.adamw if kind in _TRITON_KINDS and kernels.run_on(grad) else None
 
 
-def direction(
-    layout: Layout,
-    parts: Parts,
-    grad: Tensor,
-    step: int,
-    group: Mapping[str, Any],
-    rounding: Rounding,
-    *,
-    offset: int = 0,
-) -> Tensor:
+def words_for(kernel: Any) -> str:
+    """Return what reports call a module of kernels."""
+    return "C kernel" if kernel is kernels.native else "Triton kernel"
+
+
+def direction(kernel: Any, stored: Stored, grad: Tensor, step: int, group: Mapping[str, Any]) -> Tensor:
     """Update stored moments and return the direction, as reading, `AdamWRule.direction` and writing do.
 
     Args:
-        layout: one that a kernel serves.
-        parts: of each moment; written in place.
+        kernel: from `kernel_for`.
+        stored: the moments; written in place.
         grad: as many elements, any float dtype. Not modified.
         step: number of this step, from 1.
         group: the parameter group with the rule's options.
-        rounding: of the parameter; moments in bfloat16 draw their bits from it.
-        offset: index of the first element in the moment's tensor.
     Returns:
         New float32 tensor of the shape of `grad`.
     """
-    kernel = kernel_for(layout, grad, group)
-    moments = _moments(kernel, layout, parts, rounding, offset)
-    fused: Tensor = kernel.direction(grad, moments, _options(kernel, step, group))
+    fused: Tensor = kernel.direction(grad, _moments(kernel, stored), _options(kernel, step, group))
     return fused
 
 
 def step_(
-    weight: Tensor | Int8Weight,
-    grad: Tensor,
-    layout: Layout,
-    parts: Parts,
-    step: int,
-    group: Mapping[str, Any],
-    rounding: Rounding,
-    *,
-    alpha: float,
-    beta: float,
+    kernel: Any, weight: Tensor | Int8Weight, grad: Tensor, stored: Stored, step: int, group: Mapping[str, Any]
 ) -> None:
     """Update the moments and the weight of a parameter without a subspace.
 
     Args:
+        kernel: from `kernel_for`.
         weight: contiguous; written in place.
         grad: of its shape.
-        layout: one that a kernel serves.
-        parts: of each moment; written in place.
+        stored: the moments; written in place.
         step: number of this step, from 1.
         group: the parameter group with the rule's options.
-        rounding: of the weight.
-        alpha: factor of the direction.
-        beta: factor of the weight.
     """
+    (alpha, beta), rounding = write_factors(group), stored.rounding
     if _is_written_by_kernel(weight, rounding):
-        kernel = kernel_for(layout, grad, group)
         write = kernel.Write(weight, alpha, beta, key_pairs(rounding.seed, rounding.key, rounding.step))
-        kernel.step_(grad, _moments(kernel, layout, parts, rounding, 0), _options(kernel, step, group), write)
+        kernel.step_(grad, _moments(kernel, stored), _options(kernel, step, group), write)
         return
     flat_grad = grad.reshape(-1)
     for start, stop, piece in slices_of(weight):
-        stored = {name: layout.moments[name].slice(parts[name], start, stop) for name in parts}
-        moved = direction(layout, stored, flat_grad[start:stop], step, group, rounding, offset=start)
+        moved = direction(kernel, stored.slice(start, stop), flat_grad[start:stop], step, group)
         add_direction_(piece, moved, alpha=alpha, beta=beta, rounding=rounding, offset=start)
 
 
@@ -118,10 +96,17 @@ def _kind(storage: StateStorage) -> str:
     return f"codes{storage.bits}" if isinstance(storage, DynamicStorage) else storage.name
 
 
-def _moments(kernel: Any, layout: Layout, parts: Parts, rounding: Rounding, offset: int) -> tuple[Any, Any]:
+def _moments(kernel: Any, stored: Stored) -> tuple[Any, Any]:
     """Return both moments as a kernel takes them."""
+    rounding = stored.rounding
     first, second = (
-        _moment(kernel, layout.moments[name], parts[name], replace(rounding, tensor=rounding.tensor + number), offset)
+        _moment(
+            kernel,
+            stored.layout.moments[name],
+            stored.parts[name],
+            replace(rounding, tensor=rounding.tensor + number),
+            stored.offset,
+        )
         for number, name in enumerate(NAMES, 1)
     )
     return first, second

@@ -2,32 +2,37 @@
 
 Everything here follows from the shape, the dtype and the options of the parameter group, so the bytes of the state are
 known before the first step, on the meta device too.
-Shapes: a parameter is `blocks` matrices (M, N); core (R, N), (M, R) or (R, R) by side.
+Shapes: a parameter is `count` matrices (M, N); core (R, N), (M, R) or (R, R) by side.
 """
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from featherweight.errors import ConfigError, ShapeError
+from featherweight.errors import ShapeError
 from featherweight.linalg.outer_product import Gradient, OuterProduct
 from featherweight.optim import state as states
-from featherweight.optim.policies.refresh import SEEDED_METHODS, Side, cheaper_side, choose_side
+from featherweight.optim.policies.error_feedback import ErrorFeedback
+from featherweight.optim.policies.full_periods import FullPeriods
+from featherweight.optim.policies.refresh import SEEDED_METHODS, SIDES, Side, cheaper_side, choose_side
+from featherweight.optim.policies.residual import ResidualPolicy, residual_policies
 from featherweight.optim.policies.rules import rules
-from featherweight.optim.tucker.options import projects_tensors
-from featherweight.optim.tucker.plan import TensorPlan, factor_storage, moment_storages, plan_tensor
-from featherweight.quant.storage import StateStorage, basis_storage_for, storage_for
+from featherweight.optim.step.weight_update import Rounding, write_moment_
+from featherweight.quant.int8_weight import Int8Weight
+from featherweight.quant.storage import DenseStorage, StateStorage, basis_storage_for, storage_for
 
-DENSE_COUNTERS = ("step",)
 LOW_RANK_COUNTERS = ("step", "moment_step", "next_refresh", "refresh_count", "side")
 LAZY_COUNTERS = ("refresh_gap", "similarity_count")
+_DROPPED, _ERROR_FEEDBACK, _FULL_PERIODS = ResidualPolicy(), ErrorFeedback(), FullPeriods()
+Parts = Mapping[str, Mapping[str, Tensor]]
+"""Stored tensors by the name of a moment and of a part of it."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Layout:
     """How the optimizer sees one parameter."""
 
@@ -38,110 +43,72 @@ class Layout:
     shape: tuple[int, ...]
     dtype: torch.dtype
     """Dtype of the arithmetic: float64 for float64 weights, else float32."""
-    rank: int | None
-    """R, or None for a parameter that keeps full-rank moments."""
-    side: Side
-    alternative: Side | None
-    """Cheaper side to try at the first steps (`proj_type="min_memory"`)."""
-    blocks: int | None
-    """Number of stacked matrices, None for one."""
-    rows: int
-    columns: int
     rule: str
     """Name of the inner rule."""
-    moments: Mapping[str, StateStorage]
-    moment_shapes: Mapping[str, tuple[int, ...]]
+    moments: Mapping[str, StateStorage] = field(default_factory=dict)
+    moment_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     """Shape of each moment: those of one matrix, or of the whole parameter."""
-    basis: StateStorage | None
-    """How bases are stored; None for a full-rank parameter, and for random bases, which are drawn anew from the
-    seed."""
-    seeded_basis: str | None
-    """Method of bases that are drawn anew from the seed whenever they are needed."""
-    residual: str | None
-    """Name of the residual policy; one keeps a float32 norm of each matrix."""
-    product_dtype: torch.dtype = torch.float32
-    """Dtype of products with bases: bfloat16 for bfloat16 weights with bases of 16 bits or fewer, else `dtype`."""
-    error_feedback: bool = False
-    """Whether what the projection loses is kept, in a tensor of the parameter's size, for the next step."""
-    has_full_periods: bool = False
-    """Whether there are periods in which a matrix follows the complement of its subspace."""
-    queue_size: int = 0
-    """Similarities of subspaces that a lazy refresh keeps; 0 for refreshes at fixed intervals."""
-    tensor: TensorPlan | None = None
-    """How a tensor is projected mode by mode, and how a complex one is held; None for matrices."""
-
-    @property
-    def stack(self) -> tuple[int, ...]:
-        """Shape in which states of single matrices are stacked."""
-        return () if self.blocks is None else (self.blocks,)
-
-    @property
-    def core_shape(self) -> tuple[int, int]:
-        """Shape of the core of one matrix."""
-        assert self.rank is not None
-        left = self.rank if self.side in ("left", "both") else self.rows
-        right = self.rank if self.side in ("right", "both") else self.columns
-        return (left, right)
+    basis: StateStorage | None = None
+    """How bases are stored; None without a subspace, and for random bases, which are drawn anew from the seed."""
 
     @property
     def kind(self) -> str:
         """Word for reports."""
-        if self.tensor is not None:
-            return "full rank" if self.rank is None else f"{self.tensor.kind}, {self.tensor.share:.1%}"
-        return "full rank" if self.rank is None else f"rank {self.rank}, {self.side}"
-
-    def basis_shapes(self) -> dict[str, tuple[int, ...]]:
-        """State name and shape of each basis of one matrix, or of the tensor."""
-        if self.tensor is not None:
-            return self.tensor.factor_shapes()
-        if self.rank is None:
-            return {}
-        shapes: dict[str, tuple[str, tuple[int, ...]]] = {
-            "left": ("basis_left", (self.rows, self.rank)),
-            "right": ("basis_right", (self.columns, self.rank)),
-        }
-        return dict(shapes[side] for side in ("left", "right") if self.side in (side, "both"))
+        return "full rank"
 
     @property
     def counters(self) -> tuple[str, ...]:
         """Names of the integer counters."""
-        if self.tensor is not None:
-            return self.tensor.counters
-        if self.rank is None:
-            return DENSE_COUNTERS
-        periods = ("full_period",) if self.has_full_periods else ()
-        return (*LOW_RANK_COUNTERS, *periods, *(LAZY_COUNTERS if self.queue_size else ()))
+        return ("step",)
+
+    @property
+    def stack(self) -> tuple[int, ...]:
+        """Shape in which states of single matrices are stacked."""
+        return ()
+
+    @property
+    def count(self) -> int:
+        """Number of matrices (or tensors) that have states of their own."""
+        return math.prod(self.stack)
+
+    def basis_shapes(self) -> dict[str, tuple[int, ...]]:
+        """State name and shape of each basis of one matrix, or of the tensor."""
+        return {}
+
+    # ---- state
 
     def moment_bytes(self) -> int:
         """Bytes of all moments."""
-        return (self.blocks or 1) * sum(
-            storage.nbytes(self.moment_shapes[name], self.dtype) for name, storage in self.moments.items()
-        )
+        sizes = (kept.nbytes(self.moment_shapes[name], self.dtype) for name, kept in self.moments.items())
+        return self.count * sum(sizes)
 
     def basis_bytes(self) -> int:
         """Bytes of all bases."""
         if self.basis is None:
             return 0
-        return (self.blocks or 1) * sum(self.basis.nbytes(s, self.dtype) for s in self.basis_shapes().values())
+        return self.count * sum(self.basis.nbytes(shape, self.dtype) for shape in self.basis_shapes().values())
 
-    def counter_bytes(self) -> int:
-        """Bytes of the counters and of the similarities that a lazy refresh keeps."""
-        queue = self.queue_size * torch.float32.itemsize
-        return (self.blocks or 1) * (states.COUNTER_BYTES * len(self.counters) + queue)
+    def other_bytes(self) -> int:
+        """Bytes of all that is neither moment, basis nor counter."""
+        return 0
 
     def nbytes(self) -> int:
         """Bytes of the whole state of this parameter, exact."""
-        norms = 0 if self.residual is None else (self.blocks or 1) * torch.float32.itemsize
-        error = math.prod(self.shape) * self.dtype.itemsize if self.error_feedback else 0
-        others = 0 if self.tensor is None else self.tensor.other_bytes()
-        return self.moment_bytes() + self.basis_bytes() + self.counter_bytes() + norms + error + others
+        counters = self.count * states.COUNTER_BYTES * len(self.counters)
+        return self.moment_bytes() + self.basis_bytes() + counters + self.other_bytes()
 
-    def on_side(self, side: Side, group: Mapping[str, Any]) -> "Layout":
-        """Return the same layout with the basis on another side."""
-        moved = replace(self, side=side, alternative=None)
-        return moved._with_moments(moved.core_shape, group)
+    def create_state(self, state: states.State, device: torch.device) -> None:
+        """Add the zero state of this parameter."""
+        stored = [(name, storage, self.moment_shapes[name]) for name, storage in self.moments.items()]
+        if self.basis is not None:
+            stored += [(name, self.basis, shape) for name, shape in self.basis_shapes().items()]
+        for name, storage, shape in stored:
+            states.create(state, name, storage, shape, self.stack, device=device, dtype=self.dtype)
+        for name in self.counters:
+            state[name] = torch.zeros(self.stack, dtype=torch.int64)
 
-    def _with_moments(self, shape: tuple[int, ...], group: Mapping[str, Any]) -> "Layout":
+    def with_moments(self, shape: tuple[int, ...], group: Mapping[str, Any]) -> Self:
+        """Return the same layout with the moments that the rule keeps of a gradient or core of `shape`."""
         moments = rules.get(self.rule).moments(shape, group)
         storages = {
             name: storage_for(
@@ -153,24 +120,162 @@ class Layout:
         }
         return replace(self, moments=storages, moment_shapes={name: moment.shape for name, moment in moments.items()})
 
+
+@dataclass(frozen=True)
+class Stored:
+    """The moments of one matrix, or of a slice of a parameter, as they are stored."""
+
+    layout: Layout
+    parts: Parts
+    rounding: Rounding
+    """Of the step that writes them."""
+    offset: int = 0
+    """Index of the first element in its parameter, where slices or matrices have as many elements as their moments."""
+    matrix: int = 0
+    """Which of stacked matrices."""
+
+    def slice(self, start: int, stop: int) -> "Stored":
+        """Return the moments of a flat slice, as views."""
+        parts = {name: self.layout.moments[name].slice(part, start, stop) for name, part in self.parts.items()}
+        return replace(self, parts=parts, offset=start)
+
+    def read(self, shape: tuple[int, ...] | None = None) -> dict[str, Tensor]:
+        """Return the moments in the dtype of the arithmetic; dense ones are the stored tensors themselves.
+
+        Args:
+            shape: of every moment; None for those of the layout.
+        """
+        shapes = self.layout.moment_shapes
+        return {
+            name: self.layout.moments[name].read(part, shape or shapes[name]).to(self.layout.dtype)
+            for name, part in self.parts.items()
+        }
+
+    def write(self, moments: Mapping[str, Tensor]) -> None:
+        """Store the moments; in bfloat16 with stochastic rounding."""
+        for number, (name, values) in enumerate(moments.items(), self.rounding.tensor + 1):
+            rounding, begin = replace(self.rounding, tensor=number), self.offset + self.matrix * values.numel()
+            write_moment_(self.layout.moments[name], self.parts[name], values, rounding, begin)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenseLayout(Layout):
+    """A parameter that keeps moments of its own size."""
+
+    rank: None = None
+    blocks: None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class MatrixLayout(Layout):
+    """A parameter of one or several projected matrices."""
+
+    rank: int
+    """R."""
+    side: Side
+    alternative: Side | None = None
+    """Cheaper side to try at the first steps (`proj_type="min_memory"`)."""
+    blocks: int | None
+    """Number of stacked matrices, None for one."""
+    rows: int
+    columns: int
+    seeded_basis: str | None
+    """Method of bases that are drawn anew from the seed whenever they are needed."""
+    residual: ResidualPolicy
+    """What becomes of the part of the gradient outside the subspace."""
+    product_dtype: torch.dtype
+    """Dtype of products with bases: bfloat16 for bfloat16 weights with bases of 16 bits or fewer, else `dtype`."""
+    queue_size: int
+    """Similarities of subspaces that a lazy refresh keeps; 0 for refreshes at fixed intervals."""
+
+    @property
+    def kind(self) -> str:
+        """Word for reports."""
+        return f"rank {self.rank}, {self.side}"
+
+    @property
+    def counters(self) -> tuple[str, ...]:
+        """Names of the integer counters."""
+        return (*LOW_RANK_COUNTERS, *(LAZY_COUNTERS if self.queue_size else ()))
+
+    @property
+    def stack(self) -> tuple[int, ...]:
+        """Shape in which states of single matrices are stacked."""
+        return () if self.blocks is None else (self.blocks,)
+
+    @property
+    def core_shape(self) -> tuple[int, int]:
+        """Shape of the core of one matrix."""
+        left = self.rank if self.side in ("left", "both") else self.rows
+        right = self.rank if self.side in ("right", "both") else self.columns
+        return (left, right)
+
+    def basis_shapes(self) -> dict[str, tuple[int, ...]]:
+        """State name and shape of each basis of one matrix."""
+        shapes = {"left": (self.rows, self.rank), "right": (self.columns, self.rank)}
+        return {f"basis_{side}": shape for side, shape in shapes.items() if self.side in (side, "both")}
+
+    def other_bytes(self) -> int:
+        """Bytes of what the residual policy and a lazy refresh keep."""
+        queue = self.count * self.queue_size * torch.float32.itemsize
+        return queue + self.residual.nbytes(self.shape, self.stack, self.dtype)
+
+    def create_state(self, state: states.State, device: torch.device) -> None:
+        """Add the zero state of this parameter."""
+        super().create_state(state, device)
+        if self.queue_size:
+            state["similarities"] = torch.zeros((*self.stack, self.queue_size), dtype=torch.float32)
+        state.update(self.residual.new_state(self.shape, self.stack, self.dtype, device))
+        state["side"].fill_(SIDES.index(self.side))
+
+    def on_side(self, side: Side, group: Mapping[str, Any]) -> Self:
+        """Return the same layout with the basis on another side."""
+        moved = replace(self, side=side, alternative=None)
+        return moved.with_moments(moved.core_shape, group)
+
+    def with_stored_basis(self, state: states.State, group: Mapping[str, Any], dtype: torch.dtype) -> Self:
+        """Return the same layout with bases as wide as those of a state.
+
+        Without `basis_bits` their width follows the dtype of the weights when the state was created, which may have
+        changed since (`model.bfloat16()`); a state keeps its own.
+
+        Args:
+            state: of the parameter; empty before the first step.
+            group: its group.
+            dtype: of the weights now.
+        """
+        stored = next((state[name] for name in ("basis_left", "basis_right") if name in state), None)
+        if stored is None or group["basis_bits"] is not None or not isinstance(self.basis, DenseStorage):
+            return self
+        is_half = stored.dtype == torch.bfloat16
+        product = torch.bfloat16 if is_half and dtype == torch.bfloat16 else self.dtype
+        return replace(self, basis=DenseStorage(torch.bfloat16 if is_half else None), product_dtype=product)
+
+    # ---- from the parameter to its matrices
+
+    def matrices(self, tensor: Tensor) -> list[Tensor]:
+        """Split a tensor of the parameter's shape into its (M, N) matrices, as views where the strides allow it."""
+        return list(tensor.reshape(self.count, self.rows, self.columns).unbind(0))
+
     def gradients(self, grad: Gradient) -> Sequence[Gradient]:
         """Split the gradient of the parameter into those of its matrices; factors of it are split as factors."""
         if not isinstance(grad, OuterProduct):
             return self.matrices(grad)
         return [grad.rows(start, start + self.rows) for start in range(0, grad.shape[0], self.rows)]
 
-    def matrices(self, tensor: Tensor) -> list[Tensor]:
-        """Split a tensor of the parameter's shape into its (M, N) matrices, as views where the strides allow it."""
-        stacked = tensor.reshape(self.blocks or 1, self.rows, self.columns)
-        return list(stacked.unbind(0))
+    def weights(self, weight: Tensor | Int8Weight) -> Sequence[Tensor | Int8Weight]:
+        """Split a weight into its (M, N) matrices."""
+        return weight.split(self.count) if isinstance(weight, Int8Weight) else self.matrices(weight)
 
     def used_matrices(self, grad: Tensor) -> Tensor:
         """Return for each matrix whether its gradient has an entry that is not zero, as a boolean vector."""
-        return grad.reshape(self.blocks or 1, self.rows * self.columns).any(dim=1)
+        return grad.reshape(self.count, self.rows * self.columns).any(dim=1)
 
 
-def plan_layout(name: str, parameter: Tensor, group: Mapping[str, Any], index: int) -> Layout:
-    """Decide how the optimizer treats a parameter.
+def plan_matrix(
+    name: str, parameter: Tensor, group: Mapping[str, Any], index: int, dtype: torch.dtype
+) -> MatrixLayout | None:
+    """Decide how a parameter is projected; None if nothing would be saved.
 
     A parameter keeps full-rank moments if its group is not low-rank, if it is empty or has fewer than two dimensions,
     or if the rank would save nothing (R >= min(M, N)).
@@ -180,56 +285,38 @@ def plan_layout(name: str, parameter: Tensor, group: Mapping[str, Any], index: i
         parameter: any device, meta included.
         group: options of its parameter group.
         index: its position in the optimizer.
+        dtype: of the arithmetic.
     Raises:
-        ConfigError: for integer parameters, complex ones among projected matrices, and wrong options.
+        ConfigError: for an unknown side.
         ShapeError: if `split` does not divide the rows.
     """
-    plan = plan_tensor(name, parameter, group)
-    if plan is not None:
-        return _tensor_layout(name, parameter, group, index, plan)
-    if projects_tensors(group):  # its vectors, matrices and small tensors keep full-rank moments
-        group = {**group, "low_rank": False}
-    if not parameter.is_floating_point():
-        raise ConfigError(
-            f"optimizer: '{name}' has dtype={parameter.dtype}; expected a floating-point parameter. "
-            "Leave it out of the parameter groups or freeze it."
-        )
     shape = tuple(parameter.shape)
-    dtype = torch.float64 if parameter.dtype == torch.float64 else torch.float32
     blocks, rows, columns = _matrices_of(name, shape, group)
     smaller = min(rows, columns)
-    can_project = group["low_rank"] and len(shape) >= 2 and parameter.numel() > 0
-    rank = resolve_rank(group["rank"], smaller) if can_project else None
-    if rank is None or rank >= smaller:
-        rule = rules.get(group["rule"]).full_rank_rule
-        layout = Layout(
-            name, index, shape, dtype, None, "right", None, None, rows, columns, rule, {}, {}, None, None, None
-        )
-        return layout._with_moments(shape, group)
+    if not group["low_rank"] or not group["rank"] or len(shape) < 2 or parameter.numel() == 0:
+        return None
+    rank = resolve_rank(group["rank"], smaller)
+    if rank >= smaller:
+        return None
     side = choose_side(rows, columns, group["proj_type"])
     seeded = group["basis_method"] if group["basis_method"] in SEEDED_METHODS else None
     half = parameter.dtype in (torch.bfloat16, torch.float16)
     basis_bits = group["basis_bits"] or (16 if half else 32)
-    layout = Layout(
+    layout = MatrixLayout(
         name=name,
         index=index,
         shape=shape,
         dtype=dtype,
         rank=rank,
         side=side,
-        alternative=None,
         blocks=blocks,
         rows=rows,
         columns=columns,
         rule=group["rule"],
-        moments={},
-        moment_shapes={},
         basis=None if seeded else basis_storage_for(basis_bits, group["basis_renorm"]),
         seeded_basis=seeded,
-        residual=group["residual"],
+        residual=residual_policy(group),
         product_dtype=torch.bfloat16 if parameter.dtype == torch.bfloat16 and basis_bits <= 16 else dtype,
-        error_feedback=group["error_feedback"],
-        has_full_periods=group["full_rank_probability"] > 0,
         queue_size=group["lazy"]["queue_size"] if group["lazy"] else 0,
     ).on_side(side, group)
     if group["proj_type"] == "min_memory" and blocks is None and seeded is None:
@@ -238,29 +325,13 @@ def plan_layout(name: str, parameter: Tensor, group: Mapping[str, Any], index: i
     return layout
 
 
-def _tensor_layout(name: str, parameter: Tensor, group: Mapping[str, Any], index: int, plan: TensorPlan) -> Layout:
-    is_double = parameter.dtype in (torch.float64, torch.complex128)
-    storages, shapes = moment_storages(plan, group)
-    shape = tuple(parameter.shape)
-    return Layout(
-        name=name,
-        index=index,
-        shape=shape,
-        dtype=torch.float64 if is_double else torch.float32,
-        rank=None if plan.kind == "none" else max(plan.ranks or plan.shape),
-        side="right",
-        alternative=None,
-        blocks=None,
-        rows=shape[0] if shape else 1,
-        columns=math.prod(shape[1:]),
-        rule=group["rule"],
-        moments=storages,
-        moment_shapes=shapes,
-        basis=factor_storage(plan, group),
-        seeded_basis=None,
-        residual=None,
-        tensor=plan,
-    )
+def residual_policy(group: Mapping[str, Any]) -> ResidualPolicy:
+    """Return what the options of a parameter group choose for what lies outside of the subspace; one at most."""
+    if group["error_feedback"]:
+        return _ERROR_FEEDBACK
+    if group["full_rank_probability"] > 0:
+        return _FULL_PERIODS
+    return _DROPPED if group["residual"] is None else residual_policies.get(group["residual"])
 
 
 def resolve_rank(rank: int | float, smaller: int) -> int:
@@ -290,7 +361,7 @@ def _matrices_of(name: str, shape: tuple[int, ...], group: Mapping[str, Any]) ->
             f"param group: split={split} does not divide the {rows} rows of '{name}' {shape}; "
             "expected a divisor. Project it whole by leaving it out of split."
         )
-    return (stack or 1) * split, rows // split, columns
+    return (1 if stack is None else stack) * split, rows // split, columns
 
 
 def split_of(name: str, split: Mapping[str, int] | None) -> int:

@@ -8,7 +8,7 @@ function of (seed, parameter, step, element), so tiling and resume do not change
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,10 +17,10 @@ from torch import Tensor
 
 from featherweight import kernels
 from featherweight.linalg.subspace import MatrixSubspace
-from featherweight.optim.step.layout import Layout
 from featherweight.quant.int8_update import add_to_int8_
 from featherweight.quant.int8_weight import Int8Weight, int8_weight_of
 from featherweight.quant.rounding import key_pairs, stochastic_round_
+from featherweight.quant.storage import StateStorage
 from featherweight.simulated import device_kind
 from featherweight.tiles import tiles
 
@@ -47,6 +47,21 @@ class Rounding:
     def key(self) -> int:
         """Tells this tensor from all others of the optimizer."""
         return self.parameter | self.tensor << 32
+
+
+def rounding_of(group: Mapping[str, Any], parameter: int, step: int) -> Rounding:
+    """Return the key of the random bits with which a step writes a parameter, which is known by its position."""
+    return Rounding(group["seed"], parameter, step, group["stochastic_rounding"])
+
+
+def write_factors(group: Mapping[str, Any]) -> tuple[float, float]:
+    """Return (factor of the direction, factor of the weight) of one write.
+
+    Decay first (torch.optim): ``W (1 - lr wd) - lr D``. Decay last (galore-torch): ``(W - lr D)(1 - lr wd)``.
+    """
+    lr = float(group["lr"])
+    kept = 1 - lr * group["weight_decay"]
+    return (-lr, kept) if group["decay_order"] == "before" else (-lr * kept, kept)
 
 
 def weight_of(parameter: Tensor) -> Tensor | Int8Weight:
@@ -212,9 +227,18 @@ def write_(weight: Tensor, values: Tensor, rounding: Rounding, offset: int) -> N
         weight.copy_(values)
 
 
-def matrices_of(layout: Layout, weight: Tensor | Int8Weight) -> list[Any]:
-    """Split a weight into its (M, N) matrices."""
-    return weight.split(layout.blocks or 1) if isinstance(weight, Int8Weight) else layout.matrices(weight)
+def write_moment_(
+    storage: StateStorage, parts: Mapping[str, Tensor], values: Tensor, rounding: Rounding, offset: int
+) -> None:
+    """Store a moment; in bfloat16 with stochastic rounding.
+
+    To nearest, a second moment with decay 0.999 would never fall: a change of 0.001 is below half a unit.
+    """
+    dense = parts.get("")
+    if dense is not None and dense.dtype == torch.bfloat16:
+        write_(dense, values, rounding, offset)
+    else:
+        storage.write_(parts, values)
 
 
 def slices_of(weight: Tensor | Int8Weight) -> Iterator[tuple[int, int, Tensor | Int8Weight]]:

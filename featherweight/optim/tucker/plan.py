@@ -8,7 +8,7 @@ Shapes: tensor (n_1, .., n_D), core (r_1, .., r_D) or, by frequency, (F, r, n_2)
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -16,11 +16,14 @@ from torch import Tensor
 from featherweight.errors import ConfigError
 from featherweight.linalg.tucker import upcast
 from featherweight.linalg.tucker_ranks import tucker_ranks
-from featherweight.optim.tucker.options import projects_tensors
-from featherweight.quant.storage import StateStorage, basis_storage_for, storage_for
+from featherweight.optim.state import State
 
-if TYPE_CHECKING:
-    from featherweight.optim import state as states
+TensorKind = Literal["tucker", "tucker_channels", "matrix", "slices", "select"]
+"""What `proj_type` may be: all modes; the first two; one side of an unfolding; each frequency by itself; the first two
+rotated and of the others the strongest indices."""
+
+SPECTRAL_KINDS = ("tucker", "tucker_channels")
+"""Those whose ranks may follow the spectrum of the first gradient (``rank="auto"``)."""
 
 TENSOR_COUNTERS = ("step", "moment_step", "next_refresh", "refresh_count")
 
@@ -30,7 +33,7 @@ class TensorPlan:
     """How a tensor is projected."""
 
     kind: str
-    """One of `TENSOR_KINDS`, or "none" for a tensor that keeps moments of its own size."""
+    """A `TensorKind`, or "none" for a tensor that keeps moments of its own size."""
     is_complex: bool
     """Whether its numbers are complex, of a complex dtype or as pairs."""
     by_modulus: bool
@@ -142,7 +145,7 @@ class TensorPlan:
         ranks = 0 if self.budget is None else len(self.shape) * torch.int64.itemsize
         return indices + ranks + (torch.float32.itemsize if self.may_skip else 0)
 
-    def create_others(self, state: "states.State", device: torch.device) -> None:
+    def create_others(self, state: State, device: torch.device) -> None:
         """Add indices, the captured energy and decided ranks to a new state."""
         for name, shape in self.index_shapes().items():
             state[name] = torch.zeros(shape, dtype=self.index_dtype, device=device)
@@ -172,6 +175,11 @@ class TensorPlan:
     def pairs(self, numbers: Tensor) -> Tensor:
         """Return the inverse of `numbers`; also takes what is stored as pairs already."""
         return torch.view_as_real(numbers.resolve_conj()) if numbers.is_complex() else numbers
+
+
+def projects_tensors(defaults: Mapping[str, Any]) -> bool:
+    """Say whether an optimizer with these defaults (or a group of one) projects tensors."""
+    return "rank_counts" in defaults
 
 
 def plan_tensor(name: str, parameter: Tensor, group: Mapping[str, Any]) -> TensorPlan | None:
@@ -267,20 +275,3 @@ def _side_rank(rank: Any, size: int) -> int:
     if isinstance(rank, list | tuple):
         rank = rank[0]
     return max(1, round(rank * size)) if isinstance(rank, float) else min(rank, size)
-
-
-def moment_storages(
-    plan: TensorPlan, group: Mapping[str, Any]
-) -> tuple[dict[str, StateStorage], dict[str, tuple[int, ...]]]:
-    """Return how each moment is stored, and its shape."""
-    shapes = plan.moment_shapes(group)
-    storages = {
-        name: storage_for(group["state_bits"], signed=not name.endswith("_sq"), numel=math.prod(shape))
-        for name, shape in shapes.items()
-    }
-    return storages, shapes
-
-
-def factor_storage(plan: TensorPlan, group: Mapping[str, Any]) -> StateStorage | None:
-    """Return how the bases are stored: in 32 bits, as a tensor has few of them, unless `basis_bits` says else."""
-    return None if plan.kind == "none" else basis_storage_for(group["basis_bits"] or 32)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import featherweight as fw
-from featherweight.methods.welore.options import WeLore
+from featherweight.methods.welore import WeLore
 from featherweight.text.task import TextConfig, TextTask
 
 

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 import featherweight as fw
 from featherweight.linalg.random import keyed_generator
 from featherweight.optim import GaLoreAdamW, LDAdamW, layerwise, param_groups
-from featherweight.optim.backward.layerwise import core_slot
+from featherweight.optim.backward.updates import core_receiver
 from featherweight.optim.reduce import LocalReducer
 
 ROWS = {"q_proj": 40, "k_proj": 16, "v_proj": 24}
@@ -156,7 +156,7 @@ def test_the_product_is_of_the_input_as_it_is_now_and_keeps_nothing_alive():
     train(model, batches(1), optimizer)
     with layerwise(model, optimizer):
         model(batches(1)[0]).sum().backward()  # makes the slots
-        shared = core_slot(model.q_proj.weight, prefer="memory", exact_refresh=False).shared
+        shared = core_receiver(model.q_proj.weight, prefer="memory", exact_refresh=False).shared
         x = torch.randn(5, 24, dtype=torch.float64)
         first = shared.product(x, x)
         assert shared.product(x, x) is first

@@ -6,7 +6,8 @@ from torch import nn
 
 import featherweight as fw
 from featherweight.errors import ConfigError
-from featherweight.optim.policies.moment_growth import Growth, Rotation, exchange_parameter
+from featherweight.optim.exchange import exchange_parameter
+from featherweight.optim.policies.moment_growth import Growth, Rotation
 
 OURS = {
     "adamw": lambda groups: fw.optim.AdamW(groups, lr=1e-2),

@@ -35,7 +35,7 @@ def start_of(shape):
 
 
 def present_projection(optimizer, weight):
-    _, (matrix,) = optimizer.begin_matrices(weight, optimizer.param_groups[0], torch.ones_like(weight))
+    (matrix,) = optimizer.step_of(weight).matrices(optimizer.member(weight, optimizer.param_groups[0]))
     subspace = matrix.subspace()
     return subspace.left if subspace.left is not None else subspace.right
 
@@ -152,7 +152,7 @@ class TestProjections:
                 optimizer.create_state(weight)
                 for count in (1, 2):
                     optimizer.state[weight]["refresh_count"].fill_(count)
-                    _, matrices = optimizer.begin_matrices(weight, optimizer.param_groups[0], weight.detach())
+                    matrices = optimizer.step_of(weight).matrices(optimizer.member(weight, optimizer.param_groups[0]))
                     draws |= {tuple(matrix.subspace().left.flatten().tolist()) for matrix in matrices}
         assert len(draws) == 2 * 2 * 5
 

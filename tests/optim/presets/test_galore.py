@@ -35,7 +35,7 @@ def test_the_first_moment_turns_with_the_basis_as_stored(basis_bits, proj_type):
     )
 
     def basis():
-        _, (matrix,) = optimizer.begin_matrices(weight, optimizer.param_groups[0], weight.grad)
+        (matrix,) = optimizer.step_of(weight).matrices(optimizer.member(weight, optimizer.param_groups[0]))
         subspace = matrix.subspace()
         return (subspace.left if proj_type == "left" else subspace.right).clone()
 

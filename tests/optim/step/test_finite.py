@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from featherweight.optim import AdamW, Fira, GaLoreAdamW, QGaLoreAdamW, layerwise, low_rank
+from featherweight.optim import AdamW, Fira, GaLoreAdamW, QGaLoreAdamW, layerwise
+from featherweight.optim.step import together
 from featherweight.optim.step.finite import TILE_ELEMENTS, are_finite, norm_of, sizes_of
 from featherweight.quant import rounding
 
@@ -112,7 +113,7 @@ def without_refreshes(optimizer):
 def test_a_step_waits_once_for_all_tensors(monkeypatch, build, is_batched, dtype):
     # Mutations: is_used read for each stack of experts, finiteness for each tensor, a step count moved for each.
     if is_batched:
-        monkeypatch.setattr(low_rank, "pays_on", lambda device: True)
+        monkeypatch.setattr(together, "pays_on", lambda device: True)
     monkeypatch.setattr(rounding, "device_kind", lambda device: "cuda")  # on a CPU it looks at the values first
     weights = parameters(dtype)
     optimizer = build(weights)

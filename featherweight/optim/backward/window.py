@@ -1,0 +1,313 @@
+"""A window: what one optimizer step collects while the backward passes that feed it run.
+
+The layer-wise updates (`updates.py`), the receivers of cores and the shared bases all work on one `Window`: the sums of
+the gradients, their norms and clipping, and the count of backward passes.
+"""
+
+import math
+import weakref
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from featherweight.errors import ConfigError
+from featherweight.linalg.outer_product import OuterProduct
+from featherweight.optim.backward.backward_pass import BackwardPass
+from featherweight.optim.low_rank import LowRankOptimizer
+from featherweight.optim.options import NORM_KEY
+from featherweight.optim.reduce import Reducer
+from featherweight.optim.step.core_sum import CoreSum
+from featherweight.optim.step.dense import FullSum
+from featherweight.optim.step.layout import Layout
+from featherweight.optim.step.matrix import MatrixStep
+from featherweight.optim.step.projected_matrix import ProjectedMatrix
+from featherweight.optim.step.step import CommonSketch, GradientSum, Group, Member, Step, Summing
+
+MAX_GROWTH = 1.01
+"""Largest ratio of the norms of one tensor's successive gradients under `clip="norm_growth"` (Fira's limit)."""
+
+
+class Window:
+    """The sums, norms and micro-steps of the present optimizer step; one object for all steps, one after the other.
+
+    Args:
+        optimizer: makes the steps; the window refers to it weakly, as graphs refer to the window.
+        backward_pass: the present one.
+        accumulation_steps: backward passes of one step.
+        max_grad_norm: see `featherweight.optim.layerwise`.
+        clip: see `featherweight.optim.layerwise`.
+        reducer: averages sums over processes.
+    """
+
+    def __init__(
+        self,
+        optimizer: LowRankOptimizer,
+        backward_pass: BackwardPass,
+        *,
+        accumulation_steps: int,
+        max_grad_norm: float | None,
+        clip: str,
+        reducer: Reducer,
+    ) -> None:
+        self._optimizer = weakref.ref(optimizer)
+        self._pass, self.reducer = backward_pass, reducer
+        self.accumulation_steps, self.max_grad_norm, self.clip = accumulation_steps, max_grad_norm, clip
+        # By position: loading a state (accelerate does it in prepare) puts new dicts into the optimizer's list.
+        self._group_index = {p: i for i, group in enumerate(optimizer.param_groups) for p in group["params"]}
+        self.steps = 0
+        """Optimizer steps made."""
+        self.grad_norm: float | None = None
+        """See `Layerwise.grad_norm`."""
+        self.micro_step = 0
+        """Backward passes of the present step that are complete."""
+        self.is_closed = False
+        """Whether the layer-wise updates were removed."""
+        self._sums: dict[Tensor, GradientSum] = {}
+        self._norms: list[float] = []  # squared, of the tensors that this window has updated
+        self._has_skipped = False
+
+    # ---- parameters
+
+    @property
+    def optimizer(self) -> LowRankOptimizer:
+        """The optimizer that makes the steps.
+
+        Raises:
+            ConfigError: if it is gone.
+        """
+        optimizer = self._optimizer()
+        if optimizer is None:
+            raise ConfigError(
+                "layerwise: a weight leaves its core to an optimizer that is gone since the forward pass; expected it "
+                "to stay for both. Repeat the forward pass."
+            )
+        return optimizer
+
+    def __contains__(self, parameter: Tensor) -> bool:
+        return parameter in self._group_index
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter(self._group_index)
+
+    def group_of(self, parameter: Tensor) -> Group:
+        """Return the parameter group of a parameter."""
+        return self.optimizer.param_groups[self._group_index[parameter]]
+
+    def step_of(self, parameter: Tensor) -> Step:
+        """Return what makes the steps of a parameter."""
+        return self.optimizer.step_of(parameter)
+
+    def member(self, parameter: Tensor) -> Member:
+        """Return a parameter with its state and group."""
+        return self.optimizer.member(parameter, self.group_of(parameter))
+
+    def layout_of(self, parameter: Tensor) -> Layout:
+        """Return how a parameter is treated."""
+        return self.step_of(parameter).layout
+
+    def matrices(self, parameter: Tensor) -> list[ProjectedMatrix]:
+        """Return the projected matrices of a parameter that has some."""
+        step = self.step_of(parameter)
+        assert isinstance(step, MatrixStep)
+        return step.matrices(self.member(parameter))
+
+    # ---- what is asked of sums
+
+    @property
+    def is_single(self) -> bool:
+        """Whether the gradient of one backward pass is that of the step."""
+        return self.accumulation_steps == 1 and self.reducer.world_size == 1
+
+    @property
+    def estimates_norm(self) -> bool:
+        """Whether the norm of what lies outside of the subspaces is estimated."""
+        return self.clip == "norm_growth" or (self.clip != "projected" and self.max_grad_norm is not None)
+
+    @property
+    def waits_for_all(self) -> bool:
+        """Whether no parameter makes its step before all gradients are there."""
+        return self.clip == "projected"
+
+    # ---- gradients
+
+    @contextmanager
+    def receiving(self, parameter: Tensor) -> Iterator[None]:
+        """Take in a core in the middle of a backward pass.
+
+        Raises:
+            ConfigError: if the updates were removed since the forward pass.
+        """
+        name = self.layout_of(parameter).name
+        if self.is_closed:
+            raise ConfigError(
+                f"layerwise: '{name}' leaves the core of its gradient to a handle that was removed between forward and "
+                "backward pass; expected it to stay for both. Repeat the forward pass."
+            )
+        if not self._pass.is_running:
+            self._pass.begin_outside_of_checkpoints(name)
+        with undisturbed(parameter):
+            yield
+
+    def add(self, parameter: Tensor, grad: Tensor | None, common: CommonSketch | None) -> None:
+        """Take the gradient of one parameter and micro-batch: update at once where it is complete, else add it up.
+
+        Args:
+            parameter: whose gradient it is.
+            grad: None where cores have come without it.
+            common: see `Summing.common`.
+        """
+        if grad is not None:
+            total = self._sums.get(parameter)
+            if total is None and self.is_single and not self.waits_for_all and common is None:
+                total = self._sums[parameter] = FullSum(self.step_of(parameter), self.member(parameter))
+            elif total is None:
+                total = self.begin_sum(parameter, grad, is_only=self.is_single, common=common)
+            total.add(grad)
+        is_last = self.micro_step + 1 == self.accumulation_steps
+        if is_last and parameter in self._sums and not self.waits_for_all:
+            self._update(parameter, None)
+
+    def begin_sum(
+        self, parameter: Tensor, grad: Tensor | OuterProduct | None, *, is_only: bool, common: CommonSketch | None
+    ) -> GradientSum:
+        """Begin to sum up the gradients of one parameter over a step.
+
+        Args:
+            parameter: whose gradients they are.
+            grad: the first one; None if it needs no basis.
+            is_only: see `Summing`.
+            common: see `Summing`.
+        """
+        how = Summing(is_only, self.estimates_norm, self.reducer.world_size > 1, common)
+        self._sums[parameter] = self.step_of(parameter).begin_sum(self.member(parameter), grad, how)
+        return self._sums[parameter]
+
+    def core_sum_of(self, parameter: Tensor) -> CoreSum | None:
+        """Return the present sum of a parameter's cores."""
+        total = self._sums.get(parameter)
+        assert total is None or isinstance(total, CoreSum)
+        return total
+
+    # ---- updates
+
+    def _update(self, parameter: Tensor, factor: float | None) -> None:
+        """Make the step of one parameter from what its micro-batches have left; `factor` None asks the clip mode.
+
+        With a factor the sums of all parameters have been averaged over the processes before.
+        """
+        total = self._sums.pop(parameter)
+        if factor is None:
+            self._average(total, parameter)
+            squared, factor = total.squared_norm(), 1.0
+            if math.isfinite(squared):
+                self._norms.append(squared)
+                factor = self._factor(parameter, squared)
+        self.member(parameter)  # checked: it may have changed since the sum began
+        skipped = total.update_(factor)
+        self.optimizer.skipped_steps += skipped
+        self._has_skipped = self._has_skipped or skipped > 0
+
+    def _average(self, total: GradientSum, parameter: Tensor) -> None:
+        if self.reducer.world_size > 1:
+            total.reduce(self.reducer.all_reduce, self.group_of(parameter))
+
+    def _factor(self, parameter: Tensor, squared: float) -> float:
+        """Return what the gradient of a tensor is multiplied with before its step."""
+        if self.clip == "norm_growth":
+            norm, member, step = squared**0.5, self.member(parameter), self.step_of(parameter)
+            if not member.state and not step.waits_for_gradient():
+                step.create_state(member)
+            last = float(member.state["grad_norm"]) if "grad_norm" in member.state else 0.0
+            factor = min(1.0, MAX_GROWTH * last / norm) if last > 0 and norm > 0 else 1.0
+            if norm > 0:
+                member.state["grad_norm"] = torch.tensor(norm * factor, dtype=torch.float32)
+            return factor
+        if self.max_grad_norm is None:
+            return 1.0
+        if self.clip == "per_tensor":
+            return _clip_factor(self.max_grad_norm, squared**0.5)
+        last_norm = self.optimizer.param_groups[0].get(NORM_KEY)
+        return 1.0 if last_norm is None else _clip_factor(self.max_grad_norm, last_norm)
+
+    def update_all(self) -> bool:
+        """Make the steps that are still to be made; return whether the window held anything."""
+        if not self._sums:
+            return self.micro_step > 0
+        factor = None
+        if self.waits_for_all:
+            for parameter, total in self._sums.items():
+                self._average(total, parameter)
+                squared = total.squared_norm()
+                if math.isfinite(squared):
+                    self._norms.append(squared)
+            factor = 1.0 if self.max_grad_norm is None else _clip_factor(self.max_grad_norm, self._total_norm())
+        for parameter in list(self._sums):
+            self._update(parameter, factor)
+        return True
+
+    def finish(self) -> None:
+        """Count the optimizer step and begin the next window."""
+        self.grad_norm = self._total_norm()
+        for group in self.optimizer.param_groups:
+            # What was left out may be the largest part: then the norm before it says more.
+            before = group.get(NORM_KEY) or 0.0
+            group[NORM_KEY] = max(before, self.grad_norm) if self._has_skipped else self.grad_norm
+        self.discard()
+        self.steps += 1
+        # What torch's schedulers look at before they warn that no step was made.
+        self.optimizer._opt_called = True  # type: ignore[attr-defined]
+
+    def discard(self) -> None:
+        """Drop all that the present window holds."""
+        self._sums.clear()
+        self._norms.clear()
+        self.micro_step, self._has_skipped = 0, False
+
+    def _total_norm(self) -> float:
+        return math.sqrt(sum(self._norms))
+
+    # ---- memory
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no gradients are kept."""
+        return not self._sums
+
+    def tensors(self) -> Iterable[tuple[Tensor, Tensor]]:
+        """Yield (parameter, tensor) for all sums."""
+        return ((parameter, tensor) for parameter, total in self._sums.items() for tensor in total.tensors())
+
+    def gradient_bytes(self, cores: Mapping[Tensor, bool]) -> int:
+        """Return the bytes of gradients at the peak of a step in which no matrix refreshes, by formula.
+
+        Args:
+            cores: for parameters with a receiver whether its core comes without its gradient.
+        """
+        largest = kept = 0
+        is_kept = self.accumulation_steps > 1 or self.waits_for_all
+        for parameter in self:
+            if not parameter.requires_grad:
+                continue
+            size_bytes = parameter.numel() * parameter.element_size()
+            core_bytes = self.step_of(parameter).sum_bytes(self.estimates_norm)
+            if is_kept:
+                kept += size_bytes if core_bytes is None else core_bytes
+            if cores.get(parameter, False):
+                continue
+            if core_bytes is not None or self.accumulation_steps > 1 or not is_kept:
+                largest = max(largest, size_bytes)  # else the gradient itself is what is kept
+        return largest + kept
+
+
+@contextmanager
+def undisturbed(parameter: Tensor) -> Iterator[None]:
+    """Compute as outside of the backward pass: without graph, and in full precision where it runs in autocast."""
+    with torch.no_grad(), torch.autocast(parameter.device.type, enabled=False):
+        yield
+
+
+def _clip_factor(limit: float, norm: float) -> float:
+    """Return the factor of torch's clip_grad_norm_."""
+    return min(1.0, limit / (norm + 1e-6))

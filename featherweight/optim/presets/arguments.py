@@ -1,0 +1,99 @@
+"""From declared options to the arguments of a preset: completion, signature, and the text of `help()`."""
+
+import inspect
+import textwrap
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from featherweight.errors import did_you_mean
+from featherweight.optim.low_rank import LowRankOptimizer
+from featherweight.optim.options import defaults_of, options_of
+
+P = TypeVar("P", bound=type[LowRankOptimizer])
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """The arguments of a preset, `params` aside: the options of a family, and where it differs from their defaults."""
+
+    family: type
+    """See `featherweight.optim.options`."""
+    own_defaults: Mapping[str, Any] = field(default_factory=dict)
+    """Defaults in which the preset differs from the declarations."""
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    """Values of options that are no arguments."""
+    positional: tuple[str, ...] = ("lr", "betas", "eps", "weight_decay")
+    """Arguments that may be given without a name, in this order."""
+    not_shown: tuple[str, ...] = ()
+    """Options of the family that the signature leaves out."""
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """All shown arguments with their defaults."""
+        defaults = {**defaults_of(self.family), **self.own_defaults}
+        return {name: value for name, value in defaults.items() if name not in (*self.fixed, *self.not_shown)}
+
+    def complete(self, where: str, positional: tuple[Any, ...], options: Mapping[str, Any]) -> dict[str, Any]:
+        """Return all options: what is given, the preset's defaults, and those of the declarations.
+
+        Args:
+            where: name of the preset, for messages.
+            positional: values that were given without a name.
+            options: named ones.
+        Raises:
+            TypeError: for an unknown name, one that is given twice, or too many values, as Python itself raises it.
+        """
+        given = dict(zip(self.positional, positional, strict=False))
+        if len(positional) > len(given):
+            raise TypeError(f"{where}() takes {len(given)} options by position: {', '.join(given)}")
+        known = options_of(self.family)
+        for name in options:
+            if name in given:
+                raise TypeError(f"{where}() got several values for argument '{name}'")
+            if name not in known or name in self.fixed:
+                hint = did_you_mean(name, self.defaults)
+                raise TypeError(f"{where}() got an unexpected keyword argument '{name}'. {hint}")
+        return {**defaults_of(self.family), **self.own_defaults, **given, **options, **self.fixed}
+
+    def signature(self, own: inspect.Signature) -> inspect.Signature:
+        """Return the signature of a preset whose `__init__` has some arguments of its own."""
+        by_name, kinds = inspect.Parameter.POSITIONAL_OR_KEYWORD, dict.fromkeys(self.positional)
+        ordered = [inspect.Parameter("params", by_name)]
+        for name in dict.fromkeys((*self.positional, *self.defaults)):
+            kind = by_name if name in kinds else inspect.Parameter.KEYWORD_ONLY
+            ordered.append(inspect.Parameter(name, kind, default=self.defaults[name]))
+        return inspect.Signature([*ordered, *(one for one in own.parameters.values() if one.kind is one.KEYWORD_ONLY)])
+
+    def documented(self, text: str) -> str:
+        """Return a docstring with all options at the end of its `Args:`."""
+        known, lines = options_of(self.family), []
+        for name, default in self.defaults.items():
+            entry = f"{name}: {known[name].meaning} Default: {default!r}."
+            lines += textwrap.wrap(
+                entry, 112, initial_indent="    ", subsequent_indent="        ", break_on_hyphens=False
+            )
+        return inspect.cleandoc(text).replace("\nRaises:", "\n" + "\n".join(lines) + "\nRaises:", 1)
+
+
+def preset(arguments: Arguments) -> Callable[[P], P]:
+    """Give a class of optimizers its arguments: the signature and the help that they say."""
+
+    def give(cls: P) -> P:
+        cls.__arguments__ = arguments
+        cls.__signature__ = arguments.signature(inspect.signature(cls.__init__))  # type: ignore[attr-defined]
+        cls.__doc__ = arguments.documented(cls.__doc__ or "")
+        return cls
+
+    return give
+
+
+def arguments_of(optimizer: LowRankOptimizer | type[LowRankOptimizer]) -> Arguments:
+    """Return the arguments of a preset."""
+    found: Arguments = optimizer.__arguments__
+    return found
+
+
+def complete(optimizer: LowRankOptimizer, positional: tuple[Any, ...], options: Mapping[str, Any]) -> dict[str, Any]:
+    """See `Arguments.complete`."""
+    return arguments_of(optimizer).complete(type(optimizer).__name__, positional, options)

@@ -1,0 +1,433 @@
+"""Preferences as a task: of two answers the better one becomes more probable (DPO, SimPO, ORPO), or judged ones (KTO).
+
+Implements `featherweight.training.task.Task`; recipes reach it by `task: {name: preference, ...}`. Log-probabilities
+come from hidden states (`causal_logprobs`), so the logits of a sequence never exist; those of the model before training
+are computed once, before the first step.
+Shapes: P pairs or judged answers of a micro-batch, R = 2 P rows, L tokens of its longest row.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from featherweight.errors import ConfigError
+from featherweight.methods.fused_head import causal_logprobs
+from featherweight.models.facts import model_facts
+from featherweight.models.load import load_model, load_tokenizer
+from featherweight.models.quiet import quiet_transformers
+from featherweight.models.save import save_model_folder
+from featherweight.models.templates import choose_template, encode_conversation, stop_ids
+from featherweight.models.weights import begins_pretrained, check_weights
+from featherweight.text.conversation import Conversation, Judgement, Preference, Turn
+from featherweight.text.conversation_data import (
+    ConversationConfig,
+    beginning_of,
+    load_records,
+    split_records,
+    template_name,
+)
+from featherweight.text.instructions import pad_batch
+from featherweight.text.packing import IGNORED_LABEL
+from featherweight.text.preference_loss import NEEDS_REFERENCE, Outcome, PreferenceMethod, dpo, kto, orpo, simpo
+from featherweight.text.skeleton import TextSkeleton
+from featherweight.training.order import micro_batch_numbers, shuffled_rows
+from featherweight.training.task import Batch, Split, Task, Words
+
+WHERE = "task preference"
+BETAS: dict[PreferenceMethod, float] = {"dpo": 0.1, "kto": 0.1, "simpo": 2.0, "orpo": 0.1}
+"""Of each method, where a recipe names none: those of the papers."""
+
+
+class PreferenceConfig(ConversationConfig):
+    """Options of the task of preferences."""
+
+    method: PreferenceMethod = "dpo"
+    """dpo: two answers, against the model before training. simpo and orpo: two answers, no reference. kto: answers that
+    were judged good or bad one by one (pairs are taken apart)."""
+    beta: float | None = Field(default=None, gt=0)
+    """Scale of rewards; None takes 0.1, for simpo 2."""
+    gamma: float = Field(default=1.0, ge=0)
+    """simpo: by how much the better answer has to win."""
+    good_weight: float = Field(default=1.0, gt=0)
+    """kto: weight of good answers."""
+    bad_weight: float = Field(default=1.0, gt=0)
+    """kto: weight of bad answers."""
+    long_rows: Literal["leave_out", "refuse"] = "leave_out"
+    """What happens to pairs of which an answer with its prompt is longer than max_tokens; the report counts them."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A prompt with an answer, of which the answer counts."""
+
+    ids: tuple[int, ...]
+    labels: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What one loss is computed from: two rows that belong together."""
+
+    first: Encoded
+    """The chosen answer, or the judged one."""
+    second: Encoded
+    """The rejected answer; of a judged one, the answer to another prompt in its place."""
+    is_good: bool = True
+
+
+class PreferenceTask(Task):
+    """Prefer what is preferred.
+
+    Rows of a micro-batch are padded behind their end, the first answers of its P samples before the second ones.
+
+    Args:
+        config: options.
+        seed: of the weights of a new model.
+    Raises:
+        ConfigError: if model, template and data do not exist or do not fit each other; the message names file and line.
+    """
+
+    Config = PreferenceConfig
+    length_key = "max_tokens"
+
+    @classmethod
+    def skeleton(cls, config: PreferenceConfig, *, seed: int, layers: int | None = None) -> "PreferenceSkeleton":
+        """Return a task whose rows all have `max_tokens`, without data and weights; see `Skeleton`."""
+        return PreferenceSkeleton(config, layers=layers)
+
+    @classmethod
+    def is_pretrained(cls, config: PreferenceConfig) -> bool:
+        """Tell whether training begins with the weights of a trained model."""
+        return begins_pretrained(config.model, config.weights)
+
+    @classmethod
+    def check_weights(cls, config: PreferenceConfig, adapters: Sequence[str] = ()) -> None:
+        """Refuse a shape without weights, and adapters on random ones; see `featherweight.models.weights`."""
+        check_weights(config.model, config.weights, adapters=adapters, where=WHERE)
+
+    def __init__(self, config: PreferenceConfig, *, seed: int) -> None:
+        self.config = config
+        self.seed = seed
+        self.words = words_of(config)
+        tokenizer: Any = load_tokenizer(config.tokenizer or config.model)
+        self.tokenizer = tokenizer
+        choose_template(tokenizer, config.template, where=WHERE)
+        training, held_out = self._split()
+        self.facts = model_facts(config.model, tokenizer=tokenizer)
+        longest = self.facts.max_position_embeddings
+        if longest is not None and config.max_tokens > longest:
+            raise ConfigError(
+                f"{WHERE}: max_tokens={config.max_tokens} is longer than max_position_embeddings={longest} of model "
+                f"'{self.facts.name}'; expected 8 <= max_tokens <= {longest}. Lower max_tokens or choose another model."
+            )
+        self.left_out: dict[Split, int] = {"train": 0, "held_out": 0}
+        self._samples: dict[Split, list[Sample]] = {
+            "train": self._encode(training[: config.max_train_rows], "train"),
+            "held_out": self._encode(held_out[: config.max_held_out_rows], "held_out"),
+        }
+        self._reference: dict[Split, Tensor] = {}
+        self._stops = stop_ids(tokenizer)
+        pad: int | None = tokenizer.pad_token_id
+        self._pad = pad if pad is not None else (self._stops or [0])[0]
+
+    def build_model(self) -> nn.Module:
+        """Return the model with float32 weights on the CPU; random weights follow from the task's seed.
+
+        Where the method compares with the model before training, its log-probabilities of all answers are computed
+        here, on the GPU if there is one: one forward pass over the data.
+        """
+        model = load_model(
+            self.config.model,
+            tokenizer=self.tokenizer,
+            seed=self.seed,
+            random_weights=self.config.weights == "random",
+        )
+        settings: Any = getattr(model, "generation_config", None)
+        if settings is not None and self._stops:
+            settings.eos_token_id = self._stops if len(self._stops) > 1 else self._stops[0]
+            settings.pad_token_id = self._pad
+        if self.config.method in NEEDS_REFERENCE and not self._reference:
+            self._reference = {split: self._reference_of(model, samples) for split, samples in self._samples.items()}
+        return model
+
+    def batches(
+        self,
+        split: Split,
+        *,
+        micro_batch_size: int,
+        seed: int,
+        process_rank: int = 0,
+        world_size: int = 1,
+        start: int = 0,
+    ) -> Iterator[dict[str, Tensor]]:
+        """Yield micro-batches of P samples.
+
+        "input_ids" and "labels" (2 P, L) int64; "is_good" (2 P,) bool; where a reference is needed "reference" (2 P,)
+        float32. Arguments: see `Task.batches`.
+
+        Raises:
+            ConfigError: if a number is out of range.
+        """
+        numbers = micro_batch_numbers(
+            micro_batch_size=micro_batch_size,
+            process_rank=process_rank,
+            world_size=world_size,
+            start=start,
+            where=WHERE,
+        )
+        count = len(self._samples[split])
+        if split == "train":
+            orders = shuffled_rows(numbers, micro_batch_size=micro_batch_size, row_count=count, seed=seed)
+            return (self._batch(split, chosen) for chosen in orders)
+        return self._held_out_batches(numbers, micro_batch_size, count)
+
+    def item_count(self, batch: Batch) -> int:
+        """Return the number of pairs, or of judged answers."""
+        return len(batch["labels"]) // 2
+
+    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
+        """Return the float32 sum of the losses, with its graph, and their number."""
+        return outcome(model, batch, self.config).losses_P.sum(), self.item_count(batch)
+
+    def evaluate(self, model: nn.Module, *, micro_batch_size: int) -> dict[str, float]:
+        """Return held_out_loss, reward_accuracy (share with a margin above 0) and reward_margin of the split."""
+        device = next(model.parameters()).device
+        was_training = model.training
+        model.eval()
+        losses, margins = [], []
+        try:
+            with torch.no_grad():
+                for batch in self.batches("held_out", micro_batch_size=micro_batch_size, seed=0):
+                    found = outcome(model, {name: one.to(device) for name, one in batch.items()}, self.config)
+                    losses.append(found.losses_P.cpu())
+                    margins.append(found.margins_P.cpu())
+        finally:
+            model.train(was_training)
+        margin = torch.cat(margins)
+        return {
+            "held_out_loss": float(torch.cat(losses).mean()),
+            "reward_accuracy": float((margin > 0).float().mean()),
+            "reward_margin": float(margin.mean()),
+        }
+
+    def save_model(self, model: nn.Module, folder: Path) -> None:
+        """Write model and tokenizer, with the template that trained, as a folder that `transformers` opens.
+
+        Raises:
+            ConfigError: if the folder holds something else, or cannot be written.
+        """
+        save_model_folder(model, self.tokenizer, Path(folder))
+
+    def describe(self) -> dict[str, object]:
+        """Return names and exact counts for the report; tokens are those of the answers."""
+        config = self.config
+        facts: dict[str, object] = {
+            "model": self.facts.name,
+            "weights": "pretrained" if self.is_pretrained(config) else "random",
+            "model_type": self.facts.model_type,
+            "parameters": self.facts.parameters,
+            "vocab_size": self.facts.vocab_size,
+            "data": config.data,
+            "template": template_name(config),
+            "method": config.method,
+            "beta": beta_of(config),
+            "max_tokens": config.max_tokens,
+        }
+        for name, samples in self._samples.items():
+            rows = [row for one in samples for row in (one.first, one.second)]
+            facts[f"{name}_{self.words.count_key}"] = len(samples)
+            facts[f"{name}_tokens"] = sum(label != IGNORED_LABEL for row in rows for label in row.labels)
+            facts[f"{name}_left_out"] = self.left_out[name]
+        return facts
+
+    # ---- data --------------------------------------------------------------------------------------------------------
+
+    def _split(self) -> tuple[list[Any], list[Any]]:
+        config = self.config
+        kinds = (Preference, Judgement) if config.method == "kto" else (Preference,)
+        rows = self._judged(load_records(config.data, config, kinds, WHERE))
+        held_out = None
+        if isinstance(config.held_out, str):
+            held_out = self._judged(load_records(config.held_out, config, kinds, WHERE))
+        return split_records(rows, held_out, config, _beginning, WHERE)
+
+    def _judged(self, rows: Sequence[Any]) -> list[Any]:
+        """Return pairs as two judged answers each, where the method takes those."""
+        if self.config.method != "kto":
+            return list(rows)
+        return [
+            judged
+            for row in rows
+            for judged in (
+                [row]
+                if isinstance(row, Judgement)
+                else [Judgement(c, good) for c, good in zip(row.conversations(), (True, False), strict=True)]
+            )
+        ]
+
+    def _encode(self, rows: Sequence[Any], split: Split) -> list[Sample]:
+        with quiet_transformers():
+            samples = [one for number in range(len(rows)) if (one := self._sample(rows, number)) is not None]
+        self.left_out[split] = len(rows) - len(samples)
+        if not samples:
+            raise ConfigError(
+                f"{WHERE}: max_tokens={self.config.max_tokens} leaves out all {len(rows)} rows of one split; expected "
+                "a length that some have. Raise max_tokens."
+            )
+        return samples
+
+    def _sample(self, rows: Sequence[Any], number: int) -> Sample | None:
+        """Return a sample; None if it is too long and is to be left out."""
+        row = rows[number]
+        if isinstance(row, Preference):
+            first, second = (
+                self._answer(row.prompt, answer, row.tools, row.where) for answer in (row.chosen, row.rejected)
+            )
+            is_good = True
+        else:
+            prompt, answer = _prompt_and_answer(row.conversation)
+            _, other = _prompt_and_answer(rows[(number + 1) % len(rows)].conversation)
+            tools, where = row.conversation.tools, row.conversation.where
+            first, second = (self._answer(prompt, one, tools, where) for one in (answer, other))
+            is_good = row.is_good
+        longest = max(len(first.ids), len(second.ids))
+        if longest <= self.config.max_tokens:
+            return Sample(first, second, is_good)
+        if self.config.long_rows == "refuse":
+            where = row.where if isinstance(row, Preference) else row.conversation.where
+            raise ConfigError(
+                f"{where}: {longest} tokens are more than max_tokens={self.config.max_tokens}; expected rows that fit. "
+                "Raise max_tokens, or set long_rows: leave_out."
+            )
+        return None
+
+    def _answer(self, prompt: Sequence[Turn], answer: Sequence[Turn], tools: Sequence[Any], where: str) -> Encoded:
+        """Return the tokens of a prompt with an answer, of whose turns the assistant's count."""
+        said = sum(turn.role == "assistant" for turn in answer)
+        encoded = encode_conversation(
+            self.tokenizer,
+            [turn.message() for turn in (*prompt, *answer)],
+            tools=tools,
+            last_only=said == 1,
+            where=where,
+        )
+        return Encoded(encoded.ids, tuple(encoded.labels(range(-said, 0), ignored=IGNORED_LABEL)))
+
+    def _batch(self, split: Split, numbers: Sequence[int]) -> dict[str, Tensor]:
+        samples = [self._samples[split][number] for number in numbers]
+        rows = [*(one.first for one in samples), *(one.second for one in samples)]
+        batch = pad_batch([{"input_ids": row.ids, "labels": row.labels} for row in rows], self._pad)
+        del batch["attention_mask"]
+        batch["is_good"] = torch.tensor([one.is_good for one in samples] * 2)
+        if self.config.method in NEEDS_REFERENCE:
+            if not self._reference:
+                self.build_model()
+            batch["reference"] = self._reference[split][list(numbers)].T.reshape(-1)
+        return batch
+
+    def _held_out_batches(self, numbers: Iterator[int], size: int, count: int) -> Iterator[dict[str, Tensor]]:
+        for number in numbers:
+            chosen = range(count)[number * size : (number + 1) * size]
+            if not chosen:
+                return
+            yield self._batch("held_out", chosen)
+
+    def _reference_of(self, model: nn.Module, samples: Sequence[Sample]) -> Tensor:
+        """Return the summed log-probabilities of all answers under a model, (samples, 2) float32."""
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        was_training = model.training
+        model.to(device).eval()
+        found = []
+        with torch.no_grad():
+            for one in samples:
+                batch = pad_batch(
+                    [{"input_ids": r.ids, "labels": r.labels} for r in (one.first, one.second)], self._pad
+                )
+                labels = batch["labels"].to(device)
+                sums_R = causal_logprobs(model, labels, input_ids=batch["input_ids"].to(device)).sum(dim=1)
+                found.append(sums_R.float().cpu())
+        model.to("cpu").train(was_training)
+        return torch.stack(found)
+
+
+class PreferenceSkeleton(TextSkeleton):
+    """Stands for the task in a simulation: twice the rows, and no logits."""
+
+    def __init__(self, config: PreferenceConfig, *, layers: int | None = None) -> None:
+        super().__init__(config.model, seq_len=config.max_tokens, layers=layers, length_key="max_tokens")
+        self.config = config
+        self.words = words_of(config)
+
+    def batches(self, split: Any, *, micro_batch_size: int, **others: Any) -> Iterator[dict[str, Tensor]]:
+        """Yield micro-batches of the right shapes for ever; their content means nothing."""
+        for batch in super().batches(split, micro_batch_size=2 * micro_batch_size):
+            batch["is_good"] = torch.zeros(2 * micro_batch_size, dtype=torch.bool)
+            if self.config.method in NEEDS_REFERENCE:
+                batch["reference"] = torch.zeros(2 * micro_batch_size)
+            yield batch
+
+    def item_count(self, batch: Batch) -> int:
+        """Return the number of samples, as the task does."""
+        return len(batch["labels"]) // 2
+
+    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
+        """Return the sum of the losses and their number, as the task does."""
+        return outcome(model, batch, self.config).losses_P.sum(), self.item_count(batch)
+
+
+def outcome(model: nn.Module, batch: Batch, config: PreferenceConfig) -> Outcome:
+    """Return the losses of a micro-batch of `PreferenceTask.batches`.
+
+    Args:
+        model: on the device of the batch.
+        batch: of P samples.
+        config: method and its numbers.
+    """
+    labels_RL = batch["labels"]
+    inputs = {"input_ids": batch["input_ids"]}
+    beta, method = beta_of(config), config.method
+    if method == "kto":
+        # The second half only measures how far the model has moved; it has no gradient.
+        pairs = len(labels_RL) // 2
+        answer_P = causal_logprobs(model, labels_RL[:pairs], input_ids=inputs["input_ids"][:pairs]).sum(dim=1)
+        with torch.no_grad():
+            other_P = causal_logprobs(model, labels_RL[pairs:], input_ids=inputs["input_ids"][pairs:]).sum(dim=1)
+        reference_P, reference_other_P = batch["reference"].chunk(2)
+        kl = (other_P - reference_other_P).mean().clamp(min=0)
+        weights = {"good_weight": config.good_weight, "bad_weight": config.bad_weight}
+        return kto(answer_P, reference_P, batch["is_good"][:pairs], kl, beta=beta, **weights)
+    sums_R = causal_logprobs(model, labels_RL, **inputs).sum(dim=1)
+    if method == "dpo":
+        return dpo(*sums_R.chunk(2), *batch["reference"].chunk(2), beta=beta)
+    counts_R = (labels_RL[:, 1:] != IGNORED_LABEL).sum(dim=1)
+    chosen_P, rejected_P = (sums_R / counts_R).chunk(2)
+    if method == "simpo":
+        return simpo(chosen_P, rejected_P, beta=beta, gamma=config.gamma)
+    return orpo(chosen_P, rejected_P, beta=beta)
+
+
+def beta_of(config: PreferenceConfig) -> float:
+    """Return the scale of rewards."""
+    return BETAS[config.method] if config.beta is None else config.beta
+
+
+def words_of(config: PreferenceConfig) -> Words:
+    """Return what the task counts."""
+    items = "answers" if config.method == "kto" else "pairs"
+    return Words(items, f"loss/{items[:-1]}", ("reward_accuracy", "reward_margin"))
+
+
+def _beginning(row: Any) -> str:
+    prompt = row.prompt if isinstance(row, Preference) else _prompt_and_answer(row.conversation)[0]
+    return beginning_of(prompt)
+
+
+def _prompt_and_answer(conversation: Conversation) -> tuple[Sequence[Turn], Sequence[Turn]]:
+    """Return what stands before the last answer, and that answer."""
+    place = conversation.answers[-1]
+    return conversation.turns[:place], conversation.turns[place : place + 1]

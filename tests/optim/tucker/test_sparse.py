@@ -1,0 +1,67 @@
+"""The sparse branch (TensorGRaD)."""
+
+import math
+
+import pytest
+import torch
+from tensor_steps import SHAPE, build, gradients, train, weight_of
+
+from featherweight.optim import AdamW, TensorGRaD
+from featherweight.optim.step.projected_tensor import ProjectedTensor
+from featherweight.optim.tucker.sparse import scattered_entries
+
+
+def test_sparse_branch_over_everything_is_adamw():
+    one, two = weight_of(), weight_of()
+    grads = gradients(4)  # no refresh inside, which would begin the moments anew
+    optimizer = build(one, rank=1, scale=1e-30, sparse_ratio=0.999999, sparse_order="sparse_first")
+    assert optimizer.layouts[one].plan.sparse_numel == one.numel()
+    train(optimizer, one, grads)
+    train(AdamW([two], lr=1e-2, weight_decay=0.0), two, grads)
+    torch.testing.assert_close(one, two, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("select", ["topk", "randk", "probability"])
+@pytest.mark.parametrize("order", ["low_rank_first", "sparse_first"])
+def test_sparse_branch_adds_chosen_entries_and_leaves_the_gradient_alone(select, order):
+    weight, (grad,) = weight_of(), gradients(1)
+    before = weight.detach().clone()
+    optimizer = TensorGRaD(
+        [weight],
+        lr=1.0,
+        min_numel=1,
+        rule="sgd",
+        betas=(0.0, 0.0),
+        rank=0.3,
+        sparse_ratio=0.1,
+        sparse_select=select,
+        sparse_order=order,
+    )
+    weight.grad = grad.clone()
+    optimizer.step()
+    assert torch.equal(weight.grad, grad)
+    tensor = ProjectedTensor(optimizer.layouts[weight], optimizer.state[weight], optimizer.param_groups[0], (0, 1))
+    index = tensor._sparse_index(torch.device("cpu"))
+    assert len(index) == len(index.unique()) == math.ceil(0.1 * grad.numel())
+    subspace, mask = tensor.subspace(), torch.zeros(grad.numel(), dtype=torch.bool)
+    mask[index] = True
+    mask = mask.view(SHAPE)
+    if order == "sparse_first":
+        expected = torch.where(mask, grad, 0) + subspace.project_back(subspace.project(torch.where(mask, 0, grad)))
+        reference = grad
+    else:
+        back = subspace.project_back(subspace.project(grad))
+        expected, reference = back + torch.where(mask, grad - back, 0), grad - back
+    torch.testing.assert_close(before - weight.detach(), expected, rtol=1e-10, atol=1e-10)
+    if select == "topk":
+        assert float(reference.abs()[mask].min()) >= float(reference.abs()[~mask].max())
+    assert ("sparse_index" in optimizer.state[weight]) == (select != "randk")
+
+
+def test_scattered_entries_are_different_and_cost_no_permutation():
+    for numel, count in ((10, 10), (97, 50), (2**31 - 1, 1000), (1, 1), (360, 180)):
+        chosen = scattered_entries(numel, count, 0x1234_5678_9ABC_DEF0)
+        assert len(chosen.unique()) == count and 0 <= int(chosen.min()) and int(chosen.max()) < numel
+
+
+# ---- storage
