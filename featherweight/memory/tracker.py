@@ -30,6 +30,7 @@ from featherweight.memory.simulate import SimulatedTensors
 from featherweight.memory.storage_effects import SPARSE_PARTS, effect_of, is_wrapper, tensors_in
 from featherweight.memory.timeline import MARK, Timeline
 from featherweight.quant.int8_weight import int8_weight_of
+from featherweight.quant.weight4bit import statistics_of
 
 
 def _call(func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -51,7 +52,7 @@ class StorageTracker(TorchDispatchMode):
     is allocated inside the context; other tensors from before are not. Categories:
 
     - ``weights``, ``buffers``: parameters and buffers of the model, and parameters of the optimizer; tied ones once.
-      Codes and scales of int8 weights are weights.
+      Codes and scales of int8 and 4-bit weights are weights.
     - ``gradients``: what is or becomes ``.grad`` of a parameter, and what layer-wise accumulation keeps of one.
     - ``optimizer_state``: tensors in ``optimizer.state`` (nested containers and plain objects included) and its groups.
     - ``activations``: made by a forward pass with grad enabled (or by recomputation in backward) and alive when the
@@ -348,6 +349,8 @@ class StorageTracker(TorchDispatchMode):
             self.track(parameter, "weights", name)
             if (int8 := int8_weight_of(parameter)) is not None:
                 self.track((int8.codes, int8.block_scale), "weights", name)
+            if statistics := statistics_of(parameter):
+                self.track(tuple(statistics.values()), "weights", name)
             if parameter.grad is not None:
                 self.track(parameter.grad, "gradients", name)
         if self._model is not None:

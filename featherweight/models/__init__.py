@@ -15,6 +15,8 @@ _LAZY = {
     "Tokenizer": "featherweight.models.tokenizer",
     "byte_tokenizer": "featherweight.models.tokenizer",
     "has_random_weights": "featherweight.models.sources",
+    "begins_pretrained": "featherweight.models.weights",
+    "check_weights": "featherweight.models.weights",
     "load_model": "featherweight.models.load",
     "load_tokenizer": "featherweight.models.load",
     "model_configuration": "featherweight.models.facts",

@@ -26,7 +26,7 @@ from featherweight.methods.s2ft.layer import s2ft_layers
 from featherweight.methods.s2ft.module_map import default_axis
 from featherweight.methods.s2ft.soundness import require_finite, require_sound
 from featherweight.methods.s2ft.targets import matching_pattern
-from featherweight.methods.s2ft.whole_tensors import Weighted, combined, parameter_name
+from featherweight.methods.s2ft.whole_tensors import Weighted, combined, parameter_name, require_finite_weights
 from featherweight.nn.channel_delta import Axis
 
 FORMAT_VERSION = 1
@@ -235,6 +235,7 @@ def fuse_adapters(
         raise ConfigError(
             f"fuse: weights={weights} do not fit {len(adapters)} adapters; expected one for each. Give both lists."
         )
+    require_finite_weights(weights)
     first, *others = adapters.values()
     for name, adapter in adapters.items():
         adapter.require_sound(f"fuse: adapter={name!r}")

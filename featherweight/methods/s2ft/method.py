@@ -25,6 +25,7 @@ class S2FT(Method):
     """Options of structured sparse fine-tuning in a recipe; fields that `fw.S2FTConfig` has mean the same."""
 
     freezes_model: ClassVar[bool] = True
+    needs_pretrained: ClassVar[bool] = True
 
     r_equivalent: int | None = Field(default=None, gt=0)
     """Train as many parameters in each module as LoRA of this rank has there; without any amount, 16."""
