@@ -7,7 +7,7 @@ from featherweight.errors import LISTED, CheckpointError, ConfigError, did_you_m
 from featherweight.models.place import ALIASES
 from featherweight.models.sources import find_place
 
-PLAN_TAGS = ("bf16-weights", "8-bit-states", "low-rank", "int8-weights", "few-parameters")
+PLAN_TAGS = ("bf16-weights", "8-bit-states", "low-rank", "int8-weights", "4bit-weights", "few-parameters")
 """What `fw plan --exclude` knows: the keys of `featherweight.planner.TAGS`, whose import takes seconds."""
 PLAN_UNKNOWNS = ("max_seq_len", "micro_batch", "rank", "min_memory")
 """What `fw plan --solve` knows: `featherweight.planner.solve.UNKNOWNS`."""

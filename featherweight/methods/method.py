@@ -36,6 +36,8 @@ class Method(Config, ABC):
     """The parameters stay the same objects, so an optimizer may hold them already."""
     freezes_model: ClassVar[bool] = False
     """The model's own weights are frozen, and what trains is a small part."""
+    needs_pretrained: ClassVar[bool] = False
+    """It changes little of a model, or keeps what the model knows: on random weights it is refused in a recipe."""
     needs_layerwise: ClassVar[bool] = False
     """Takes effect with layer-wise updates alone (`fw.optim.layerwise`)."""
 
@@ -93,6 +95,7 @@ methods: Registry[type[Method]] = Registry("method")
 methods.register("core_gradient", "featherweight.methods.core_gradient:CoreGradient")
 methods.register("mst", "featherweight.methods.mst:MsT")
 methods.register("int8", "featherweight.methods.int8:Int8")
+methods.register("base4bit", "featherweight.methods.base4bit:Base4bit")
 methods.register("welore", "featherweight.methods.welore:WeLore")
 methods.register("inrank", "featherweight.methods.inrank:InRank")
 methods.register("lora", "featherweight.methods.lora:LoRA")

@@ -269,7 +269,8 @@ OPERATIONS = (
     load_state_dict, load_a_plain_checkpoint, deepcopy, pickled, to_float64_and_back, to_bfloat16,
     to_bfloat16_between_two_steps, resize_token_embeddings, averaged_model, apply_in_inference_mode,
     apply_twice, remove_then_train, remove_without_training, train_again, train_layerwise,
-    apply_to_a_model_that_trains_layerwise, remove_from_a_model_that_trains_layerwise,
+    apply_to_a_model_that_trains_layerwise,
+    remove_from_a_model_that_trains_layerwise,
 )  # fmt: skip
 
 EXCHANGES = ("welore", "inrank", "lora", "s2ft", "s2ft inplace")

@@ -347,7 +347,7 @@ def test_importing_the_package_does_not_import_the_trainer():
 
 @pytest.mark.parametrize("optimizer", [None, "galore"])
 def test_ranks_grow_in_the_trainer(optimizer, tmp_path):
-    from featherweight.methods.inrank_state import growth_state
+    from featherweight.methods.inrank import growth_state
     from featherweight.training import MethodCallback
 
     model = llama()

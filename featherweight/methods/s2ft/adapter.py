@@ -22,6 +22,7 @@ from featherweight.methods.peft_adapter import CONFIG_FILE, PREFIX, WEIGHTS_FILE
 from featherweight.methods.s2ft.base_slices import ChannelChange, sum_changes
 from featherweight.methods.s2ft.config import S2FTConfig
 from featherweight.methods.s2ft.fingerprint import fingerprint_shapes, require_same_base
+from featherweight.methods.s2ft.layer import s2ft_layers
 from featherweight.methods.s2ft.module_map import default_axis
 from featherweight.methods.s2ft.soundness import require_finite, require_sound
 from featherweight.methods.s2ft.targets import matching_pattern
@@ -119,8 +120,6 @@ class Adapter:
         Raises:
             ConfigError: if the model has no such adapter.
         """
-        from featherweight.methods.s2ft.layer import s2ft_layers
-
         layers = s2ft_layers(model)
         known = sorted({name for layer in layers.values() for name in layer.s2ft_delta})
         if adapter_name not in known:
