@@ -12,7 +12,14 @@ from rich.table import Table
 from rich.text import Text
 
 from featherweight.cli.data import Columns, IgnoredColumns, Template, columns_of
-from featherweight.cli.given import require_model, require_recipe
+from featherweight.cli.given import (
+    PLAN_TAGS,
+    PLAN_UNKNOWNS,
+    require_model,
+    require_recipe,
+    require_tags,
+    require_unknown,
+)
 from featherweight.cli.look import look
 from featherweight.cli.screen import AsJson, leave_cleanly, print_json
 from featherweight.errors import ConfigError
@@ -81,13 +88,18 @@ def plan(
         str,
         typer.Option(
             "--exclude",
-            help="What must not be given up: bf16-weights, 8-bit-states, low-rank, int8-weights, 4bit-weights, "
-            "few-parameters.",
+            help=f"What must not be given up: {', '.join(PLAN_TAGS)}.",
+            callback=require_tags,
         ),
     ] = "",
     solve: Annotated[
         str | None,
-        typer.Option("--solve", help="Ask for max_seq_len, micro_batch, rank or min_memory.", show_default=False),
+        typer.Option(
+            "--solve",
+            help=f"Ask for {', '.join(PLAN_UNKNOWNS[:-1])} or {PLAN_UNKNOWNS[-1]}.",
+            show_default=False,
+            callback=require_unknown,
+        ),
     ] = None,
     why: Annotated[bool, typer.Option("--why", help="Say what fills the memory and what to change.")] = False,
     out: Annotated[

@@ -14,9 +14,9 @@ from torch import nn
 
 from featherweight.errors import ConfigError, MissingExtraError
 from featherweight.import_hook import without_kernel_advice
-from featherweight.methods.low_rank_model import replace_module, shared_parameters
 from featherweight.methods.method import Method
 from featherweight.methods.peft_adapter import require_no_adapter
+from featherweight.nn.module_tree import replace_module, shared_parameters
 from featherweight.report import Report
 from featherweight.selection import select_modules
 

@@ -19,7 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from featherweight.errors import ConfigError
 from featherweight.import_hook import without_kernel_advice
-from featherweight.methods.low_rank_model import low_rank_modules, replace_module, shared_parameters
+from featherweight.methods.low_rank_model import low_rank_modules
 from featherweight.methods.method import Method
 from featherweight.methods.peft_adapter import (
     PREFIX,
@@ -28,6 +28,7 @@ from featherweight.methods.peft_adapter import (
     write_files,
 )
 from featherweight.nn.int8_linear import Int8Linear
+from featherweight.nn.module_tree import replace_module, shared_parameters
 from featherweight.quant.weight4bit import is_4bit
 from featherweight.report import Report
 from featherweight.selection import ALL_LINEAR, select_modules

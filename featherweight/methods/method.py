@@ -10,11 +10,13 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
 
 from featherweight.config import Config
 from featherweight.errors import ConfigError
+from featherweight.methods.stale_optimizer import noting_exchanges
 from featherweight.ownership import Part, refuse_owned
 from featherweight.registry import Registry
 from featherweight.report import Report
@@ -127,7 +129,8 @@ def apply(model: nn.Module, method: Method, calibration: Any = None) -> Report:
                 f"once. Call fw.remove(model, {other!r}) first."
             )
     _require_free_parameters(model, method, "apply")
-    report = method.apply(model, calibration)
+    with noting_exchanges(model, f"fw.apply of {type(method).__name__}"), _outside_of_inference():
+        report = method.apply(model, calibration)
     setattr(model, _ATTRIBUTE, [*applied_methods(model), method])
     return report
 
@@ -152,12 +155,18 @@ def remove(model: nn.Module, method: Method) -> None:
         )
     _require_free_parameters(model, method, "remove")
     _require_outermost(model, applied[0])
-    applied[0].remove(model)
+    with noting_exchanges(model, f"fw.remove of {type(method).__name__}"):
+        applied[0].remove(model)
     rest = [one for one in applied_methods(model) if one is not applied[0]]
     if rest:
         setattr(model, _ATTRIBUTE, rest)
     else:
         delattr(model, _ATTRIBUTE)
+
+
+def _outside_of_inference() -> AbstractContextManager[Any]:
+    """Leave torch's inference mode for the block: what a method makes there could never be trained."""
+    return torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext()
 
 
 def _require_free_parameters(model: nn.Module, method: Method, where: str) -> None:

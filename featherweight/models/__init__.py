@@ -1,7 +1,7 @@
 """Models: where they come from, their tokenizers, shapes and facts, and how they are written.
 
 One file per concept: `sources` (what names a model), `place` and `gguf` (where that leads), `configuration`, `load`,
-`save`, `facts`, `shapes`, `tokenizer`, `hub`.
+`save`, `facts`, `shapes`, `tokenizer`, `hub`, `generation` and `adapters` (an adapter for each prompt).
 """
 
 from typing import Any

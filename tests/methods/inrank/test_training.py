@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import featherweight as fw
-from featherweight.methods.inrank_state import growth_state, mean_ranks
+from featherweight.methods.inrank import growth_state, mean_ranks
 from featherweight.text.task import TextConfig, TextTask
 
 

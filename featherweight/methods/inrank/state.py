@@ -1,4 +1,4 @@
-"""What InRank knows of a model: ranks, phase and history, on the model itself."""
+"""What InRank remembers of a model: ranks, phase and history, kept on the model itself."""
 
 from collections import defaultdict
 from dataclasses import dataclass, field

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from featherweight.methods.inrank_state import GrowthState
+from featherweight.methods.inrank.state import GrowthState
 from featherweight.methods.welore.report import split_name
 from featherweight.nn.low_rank_linear import LowRankLinear
 from featherweight.report import Report

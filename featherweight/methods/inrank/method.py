@@ -16,29 +16,24 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
-import torch.distributed as dist
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from featherweight.errors import CheckpointError, ConfigError, NumericsError
-from featherweight.linalg.factors import factorize, product_spectrum, rebalance
+from featherweight.errors import CheckpointError, ConfigError
+from featherweight.linalg.factors import factorize
 from featherweight.linalg.random import keyed_generator
 from featherweight.linalg.spectrum import explained_rank, variance_ratios
-from featherweight.methods.inrank_report import growth_report
-from featherweight.methods.inrank_state import ATTRIBUTE, GrowthState, growing_layer, growth_state
-from featherweight.methods.low_rank_model import (
-    low_rank_modules,
-    merge_low_rank,
-    record_in_config,
-    replace_module,
-    shared_parameters,
-)
+from featherweight.methods.inrank.distribution import ranks_of_first_process
+from featherweight.methods.inrank.growth import grow, refactor
+from featherweight.methods.inrank.report import growth_report
+from featherweight.methods.inrank.spectrum import layer_spectrum
+from featherweight.methods.inrank.state import ATTRIBUTE, GrowthState, growing_layer, growth_state
+from featherweight.methods.low_rank_model import low_rank_modules, merge_low_rank, record_in_config
 from featherweight.methods.method import Method
 from featherweight.methods.peft_adapter import require_no_adapter
-from featherweight.nn.low_rank_linear import LowRankLinear, activation_of, is_linear, matrix_of
-from featherweight.optim.exchange import exchange_parameter
-from featherweight.optim.policies.moment_growth import Growth, Rotation
+from featherweight.nn.low_rank_linear import LowRankLinear, is_linear, matrix_of
+from featherweight.nn.module_tree import replace_module, shared_parameters
 from featherweight.ownership import Part, refuse_owned
 from featherweight.report import Report
 from featherweight.selection import select_modules
@@ -48,9 +43,6 @@ logger = logging.getLogger(__name__)
 
 STORED_VALUES = 20
 """Singular values of a layer that the history keeps at a check."""
-
-PROBES = 1024
-"""Random inputs on which the spectrum of a layer with an activation is measured."""
 
 
 class InRank(Method):
@@ -204,7 +196,7 @@ class InRank(Method):
         for name in state.ranks:
             layer = growing_layer(model, name)
             kept = state.ranks[name] if self.drop_buffer else layer.rank
-            _refactor(layer, kept, None if optimizer is None else unwrap_optimizer(optimizer))
+            refactor(layer, kept, None if optimizer is None else unwrap_optimizer(optimizer))
         record_in_config(model)
 
     def state_dict(self, model: nn.Module) -> dict[str, Any]:
@@ -308,13 +300,13 @@ class InRank(Method):
     @torch.no_grad()
     def _check(self, model: nn.Module, state: GrowthState, optimizer: Optimizer, step: int) -> bool:
         """Measure all layers, grow those that need it, and tell whether one grew."""
-        spectra = {name: self._spectrum(growing_layer(model, name), name) for name in state.ranks}
+        spectra = {name: layer_spectrum(growing_layer(model, name), name) for name in state.ranks}
         wanted = {}
         for name, values in spectra.items():
             layer = growing_layer(model, name)
             need = explained_rank(self._padded(values, layer), self.explained, self.criterion)
             wanted[name] = min(max(need, state.ranks[name]), layer.rank)
-        wanted = _of_first_process(wanted, next(model.parameters()).device)
+        wanted = ranks_of_first_process(wanted, next(model.parameters()).device)
         grew = False
         for index, (name, rank) in enumerate(wanted.items()):
             layer = growing_layer(model, name)
@@ -340,24 +332,6 @@ class InRank(Method):
             logger.info("InRank: step %d, mean rank %.1f", step, sum(state.ranks.values()) / len(state.ranks))
         return grew
 
-    def _spectrum(self, layer: LowRankLinear, name: str) -> Tensor:
-        left, right = layer.U.weight, layer.V.weight
-        if type(left).__name__ == "DTensor":
-            raise ConfigError(
-                f"InRank: '{name}' is sharded (DTensor) and cannot grow; expected whole factors. Use data parallelism "
-                "without sharding until growth has ended."
-            )
-        if left.dtype != torch.float64:
-            left, right = left.float(), right.float()
-        if not bool(torch.isfinite(left).all() and torch.isfinite(right).all()):
-            raise NumericsError(
-                f"InRank: '{name}' has factors that are NaN or infinite; expected finite ones. Lower the learning "
-                "rate, and go on from the checkpoint before."
-            )
-        if self.activation is not None:
-            right = _hidden_root(layer, right)
-        return product_spectrum(left, right)
-
     def _padded(self, values: Tensor, layer: LowRankLinear) -> Tensor:
         """Add the zeros of the whole matrix, which the variance form counts."""
         if self.criterion == "energy":
@@ -370,78 +344,3 @@ class InRank(Method):
         squares = values.double().square()
         total = float(squares.sum())
         return float(squares[:rank].sum()) / total if total else 1.0
-
-
-@torch.no_grad()
-def grow(layer: LowRankLinear, live: int, optimizer: Optimizer | None, generator: torch.Generator) -> None:
-    """Give a layer more components without changing its function.
-
-    Args:
-        layer: with fewer than `live` components.
-        live: K after the growth.
-        optimizer: holds U and V; new parameters take their places. None if there is none.
-        generator: of the new rows of V, which are orthogonal to the old ones and of their mean size.
-    """
-    left, right = layer.U.weight, layer.V.weight
-    wide = right if right.dtype == torch.float64 else right.float()
-    new = torch.randn((live - layer.rank, layer.in_features), generator=generator, dtype=wide.dtype).to(wide.device)
-    base = torch.linalg.qr(wide.mT).Q
-    new = new - (new @ base) @ base.mT
-    new = new * (wide.square().mean().sqrt() / new.square().mean().sqrt().clamp_min(1e-30))
-    rows = torch.cat([right.detach(), new.to(right.dtype)])
-    columns = torch.cat([left.detach(), left.new_zeros(left.shape[0], live - layer.rank)], 1)
-    _exchange(layer, columns, rows, optimizer, Growth(1, live), Growth(0, live))
-
-
-def _exchange(
-    layer: LowRankLinear,
-    left: Tensor,
-    right: Tensor,
-    optimizer: Optimizer | None,
-    change_left: Growth | Rotation,
-    change_right: Growth | Rotation,
-) -> None:
-    old_left, old_right = layer.U.weight, layer.V.weight
-    new_left = nn.Parameter(left.to(old_left.dtype).contiguous(), requires_grad=old_left.requires_grad)
-    new_right = nn.Parameter(right.to(old_right.dtype).contiguous(), requires_grad=old_right.requires_grad)
-    if optimizer is not None:
-        exchange_parameter(optimizer, old_left, new_left, change_left)
-        exchange_parameter(optimizer, old_right, new_right, change_right)
-    layer.U.weight, layer.V.weight = new_left, new_right
-    layer.V.out_features = layer.U.in_features = right.shape[0]
-
-
-def _refactor(layer: LowRankLinear, kept: int, optimizer: Optimizer | None) -> None:
-    """Balance the factors, keep the strongest components, and let the moments follow.
-
-    With V' = M V and U' = U M^-1, gradients become M^-T dV and dU M^T.
-    """
-    left_MK, right_KN = layer.U.weight.detach(), layer.V.weight.detach()
-    if left_MK.dtype != torch.float64:
-        left_MK, right_KN = left_MK.float(), right_KN.float()
-    new_left, new_right = rebalance(left_MK, right_KN)
-    values = new_right.square().sum(1)  # of balanced factors: the singular values
-    is_there = values > values.max().clamp_min(1e-30) * 1e-6
-    # V' V'^T = diag(values), so M^-T = diag(1 / values) V' V^T; and M^T = (V^+)^T V'^T.
-    scale = torch.where(is_there, 1 / values.clamp_min(1e-30), torch.zeros_like(values))
-    inverse = scale[:, None] * (new_right @ right_KN.mT)
-    transposed = torch.linalg.pinv(right_KN).mT @ new_right.mT
-    change_left = Rotation(right=transposed[:, :kept])
-    change_right = Rotation(left=inverse[:kept])
-    _exchange(layer, new_left[:, :kept], new_right[:kept], optimizer, change_left, change_right)
-
-
-def _hidden_root(layer: LowRankLinear, right_KN: Tensor) -> Tensor:
-    """Return (K, PROBES) whose Gram matrix is that of the hidden activations on random inputs of unit variance."""
-    generator = keyed_generator(0, layer.in_features)
-    inputs = torch.randn((PROBES, layer.in_features), generator=generator, dtype=right_KN.dtype).to(right_KN.device)
-    return activation_of(layer)(inputs @ right_KN.mT).mT / PROBES**0.5
-
-
-def _of_first_process(ranks: dict[str, int], device: torch.device) -> dict[str, int]:
-    """Let all processes take the ranks of the first one: they could differ by rounding."""
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
-        return ranks
-    values = torch.tensor(list(ranks.values()), device=device)
-    dist.broadcast(values, 0)
-    return dict(zip(ranks, values.tolist(), strict=True))

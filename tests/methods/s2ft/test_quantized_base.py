@@ -1,4 +1,4 @@
-"""S2FT beside a base of int8 weights: both methods of this package, in either order."""
+"""Adapters of models whose weights are quantised."""
 
 import copy
 
@@ -6,19 +6,55 @@ import peft
 import pytest
 import torch
 from causal_models import batch, causal_model
+from s2ft_models import adapted, filled
+from torch import nn
 
 import featherweight as fw
+from featherweight.errors import ConfigError
 from featherweight.methods.s2ft.layer import s2ft_layers
 from featherweight.methods.s2ft.method import S2FT
 from featherweight.nn.int8_module import Int8Module
 
 
-def filled(model):
-    generator = torch.Generator().manual_seed(0)
-    for layer in s2ft_layers(model).values():
-        delta = layer.s2ft_delta["default"]
-        delta.data.copy_(torch.randn(delta.shape, generator=generator) * 0.1)
-    return model
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_bitsandbytes_base_trains_merges_and_comes_back(bits, tmp_path):
+    bnb = pytest.importorskip("bitsandbytes", exc_type=ImportError)
+    # In evaluation mode bitsandbytes goes over to other CPU kernels and back; there is no dropout here.
+    base = causal_model("llama", hidden_size=64, intermediate_size=128).train()
+    for name, module in list(base.named_modules()):
+        if isinstance(module, nn.Linear) and name != "lm_head":
+            if bits == 4:
+                new = bnb.nn.Linear4bit(module.in_features, module.out_features, bias=False, quant_type="nf4")
+                new.weight = bnb.nn.Params4bit(module.weight.data, requires_grad=False, quant_type="nf4")
+            else:
+                new = bnb.nn.Linear8bitLt(module.in_features, module.out_features, bias=False, has_fp16_weights=False)
+                new.weight = bnb.nn.Int8Params(module.weight.data, requires_grad=False, has_fp16_weights=False)
+            parent, _, last = name.rpartition(".")
+            setattr(base.get_submodule(parent), last, new)
+    base.to("cpu")
+    base.requires_grad_(False).enable_input_require_grads()  # the path through its kernels with gradients
+    plain = base(**batch()).logits.detach()
+    model = adapted(base)
+    torch.testing.assert_close(model(**batch()).logits, plain)
+    model(**batch()).loss.backward()
+    gradients = [layer.s2ft_delta["default"].grad for layer in s2ft_layers(model).values()]
+    assert all(one.dtype == torch.float32 and one.abs().sum() > 0 for one in gradients)
+    filled(model)
+    changed = model(**batch()).logits.detach()
+
+    model.merge_adapter()
+    merged = model(**batch()).logits.detach()
+    model.unmerge_adapter()
+    again = model(**batch()).logits.detach()
+
+    assert torch.equal(again, changed)
+    with model.disable_adapter():
+        assert torch.equal(model(**batch()).logits, plain)
+    # Rounded once more to 4 or 8 bits: near, and nearer than the base without the change.
+    assert (merged - changed).norm() < (plain - changed).norm()
+    with pytest.raises(ConfigError, match="update='inplace' does not go with quantized"):
+        model.add_adapter("inplace", fw.S2FTConfig(num_channels=8, update="inplace"))
 
 
 def int8_base(architecture):
