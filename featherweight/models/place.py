@@ -1,7 +1,8 @@
 """Where a source of a model leads, and errors on the way there in one sentence each."""
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,12 +44,19 @@ def check_complete(place: Place, missing: set[str]) -> None:
 
 
 @contextlib.contextmanager
-def explained(place: Place) -> Iterator[None]:
-    """Run transformers quietly and turn what it raises about a source into one sentence."""
+def explained(
+    place: Place, *, silence: Callable[[], AbstractContextManager[None]] = quiet_transformers
+) -> Iterator[None]:
+    """Run transformers quietly and turn what it raises about a source into one sentence.
+
+    Args:
+        place: what is asked for.
+        silence: `quiet_hub` where the hub alone is asked, without an import of transformers.
+    """
     from huggingface_hub.errors import StrictDataclassError
 
     try:
-        with quiet_transformers():
+        with silence():
             yield
     except (CheckpointError, ConfigError, MissingExtraError):
         raise
