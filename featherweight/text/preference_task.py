@@ -136,11 +136,7 @@ class PreferenceTask(Task):
         self._pad = pad if pad is not None else (self._stops or [0])[0]
 
     def build_model(self) -> nn.Module:
-        """Return the model with float32 weights on the CPU; random weights follow from the task's seed.
-
-        Where the method compares with the model before training, its log-probabilities of all answers are computed
-        here, on the GPU if there is one: one forward pass over the data.
-        """
+        """Return the model with float32 weights on the CPU; random weights follow from the task's seed."""
         model = load_model(
             self.config.model,
             tokenizer=self.tokenizer,
@@ -151,9 +147,16 @@ class PreferenceTask(Task):
         if settings is not None and self._stops:
             settings.eos_token_id = self._stops if len(self._stops) > 1 else self._stops[0]
             settings.pad_token_id = self._pad
-        if self.config.method in NEEDS_REFERENCE and not self._reference:
-            self._reference = {split: self._reference_of(model, samples) for split, samples in self._samples.items()}
         return model
+
+    def prepare(self, model: nn.Module) -> None:
+        """Compute the log-probabilities of all answers under the model before training, where the method needs them.
+
+        One forward pass over the data. Weights in 16, 8 or 4 bits and new adapters are in it, so that training begins
+        at its reference.
+        """
+        if self.config.method in NEEDS_REFERENCE:
+            self._reference = {split: self._reference_of(model, samples) for split, samples in self._samples.items()}
 
     def batches(
         self,
@@ -326,7 +329,7 @@ class PreferenceTask(Task):
         batch["is_good"] = torch.tensor([one.is_good for one in samples])
         if self.config.method in NEEDS_REFERENCE:
             if not self._reference:
-                self.build_model()
+                self.prepare(self.build_model())
             batch["reference"] = self._reference[split][list(numbers)]
         return batch
 
@@ -339,9 +342,9 @@ class PreferenceTask(Task):
 
     def _reference_of(self, model: nn.Module, samples: Sequence[Sample]) -> Tensor:
         """Return the summed log-probabilities of all answers under a model, (samples, 2) float32."""
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = next(model.parameters()).device
         was_training = model.training
-        model.to(device).eval()
+        model.eval()
         found = []
         with torch.no_grad():
             for one in samples:
@@ -351,7 +354,7 @@ class PreferenceTask(Task):
                 labels = batch["labels"].to(device)
                 sums_R = causal_logprobs(model, labels, input_ids=batch["input_ids"].to(device)).sum(dim=1)
                 found.append(sums_R.float().cpu())
-        model.to("cpu").train(was_training)
+        model.train(was_training)
         return torch.stack(found)
 
 

@@ -104,6 +104,7 @@ class Loop:
         for method in self.methods:
             apply(model, method)
         self.model: nn.Module = model if is_simulated else self.accelerator.prepare_model(model)
+        self.task.prepare(self.model)
         self.optimizer = build_optimizer(self.model, optimizer_config, seed=recipe.seed)
         self.max_grad_norm = optimizer_config.max_grad_norm or recipe.max_grad_norm
         self.layerwise: LayerwiseHandle | None = None

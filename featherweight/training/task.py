@@ -105,6 +105,12 @@ class Task(ABC):
     def describe(self) -> dict[str, object]:
         """Return names and exact counts for the report: model, parameters, samples or tokens of each split."""
 
+    def prepare(self, model: nn.Module) -> None:  # noqa: B027 - most tasks have nothing to ask
+        """Look at the model as it begins to train: methods applied, on its device, no checkpoint restored yet.
+
+        What a task compares with the start is computed here. The model's mode and weights are left as they are.
+        """
+
     def item_count(self, batch: Batch) -> int:
         """Return how many items (tokens, pixels, ...) the loss of `batch` sums over; known before the forward.
 
