@@ -16,6 +16,7 @@ import typer
 
 import featherweight
 from featherweight.cli import adapter as _adapter
+from featherweight.cli import classify as _classify
 from featherweight.cli import compare as _compare
 from featherweight.cli import compress as _compress
 from featherweight.cli import data as _data
@@ -42,6 +43,7 @@ app.command("train")(_train.train)
 app.command("compare")(_compare.compare)
 app.command("measure")(_measure.measure)
 app.command("plan")(_plan.plan)
+app.command("classify")(_classify.classify)
 app.add_typer(_data.app)
 app.add_typer(_pde.app, name="pde")
 app.add_typer(_robot.app, name="robot")
@@ -76,6 +78,8 @@ def _describe(
     fw measure recipe.yaml optimizer=galore_8bit
 
     fw plan --model llama-7b --budget 12GB --out recipe.yaml
+
+    fw classify runs/intents/model questions.txt
 
     fw compress ./model --rank-reduction 0.5 --out ./small
     """
