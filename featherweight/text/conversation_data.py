@@ -1,4 +1,4 @@
-"""What tasks on conversations and other rows share: options of model and data, reading, and the split into training and held out."""
+"""What tasks on rows with columns share: options of model and data, reading, and the split."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar

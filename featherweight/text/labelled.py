@@ -95,7 +95,7 @@ def label_name(value: Any, column: str, where: str) -> str:
 
 
 def class_names(labels: Iterable[str], known: Sequence[str] | None = None) -> tuple[str, ...]:
-    """Return classes in order: that of a model that was trained on the same ones, else numbers by size, or words by name.
+    """Return classes in order: that of a model trained on the same ones, else numbers by size, or words by name.
 
     Args:
         labels: of the rows.
