@@ -151,13 +151,13 @@ class TextClassifier:
 
     def __init__(self, source: str, *, max_tokens: int | None = None, device: str | None = None) -> None:
         tokenizer: Any = load_tokenizer(source)
-        self.model: Any = load_classifier(source).eval()
-        self.classes = trained_classes(self.model.config) or ()
-        if self.model.config.get_text_config().pad_token_id is None:
-            self.model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
-        self._encoder = TextEncoder(tokenizer, self.model.config, max_tokens, where="fw classify")
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        self.model.to(self.device)
+        self.model = load_classifier(source).eval().to(self.device)
+        configuration: Any = self.model.config
+        self.classes = trained_classes(configuration) or ()
+        if configuration.get_text_config().pad_token_id is None:
+            configuration.get_text_config().pad_token_id = tokenizer.pad_token_id
+        self._encoder = TextEncoder(tokenizer, configuration, max_tokens, where="fw classify")
 
     @property
     def max_tokens(self) -> int:

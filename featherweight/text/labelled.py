@@ -124,12 +124,12 @@ def _columns_of(row: Row, where: str, columns: Mapping[str, str], needs_label: b
     """Return the column of each field that a row has."""
     taken = set(columns.values())
     by_name = {str(name).lower(): str(name) for name in row if name not in taken}
-    found = {}
+    found: dict[str, str] = {}
     for field, aliases in ALIASES.items():
         if field == "label" and not needs_label:
             continue
         column = columns.get(field) or next((by_name[alias] for alias in aliases if alias in by_name), None)
-        if column in row and (field != "pair" or row[column] is not None):
+        if column is not None and column in row and (field != "pair" or row[column] is not None):
             found[field] = column
         elif field != "pair" or field in columns:
             wanted = columns.get(field, "/".join(aliases))
