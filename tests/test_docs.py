@@ -92,7 +92,8 @@ OPTIMIZERS = ["adamw", "galore", "fira", "apollo", "ldadam", "gum", "galore_adaf
 
 
 @pytest.mark.parametrize(
-    "name", ["Recipe", "Schedule", "TextConfig", "InstructionConfig", "ClassificationConfig", "PdeConfig", "S2FT", *OPTIMIZERS]
+    "name",
+    ["Recipe", "Schedule", "TextConfig", "InstructionConfig", "ClassificationConfig", "PdeConfig", "S2FT", *OPTIMIZERS],
 )
 def test_recipe_reference_says_of_every_key_what_its_docstring_says(name):
     from featherweight.methods.s2ft.method import S2FT
