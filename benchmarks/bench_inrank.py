@@ -22,7 +22,7 @@ from measurement import RESULTS, write_rows
 from torch import nn
 
 import featherweight as fw
-from featherweight.methods.inrank_state import growth_state
+from featherweight.methods.inrank import growth_state
 from featherweight.methods.low_rank_model import low_rank_modules
 from featherweight.text.task import TextConfig, TextTask
 

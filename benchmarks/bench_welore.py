@@ -30,12 +30,13 @@ from torch import Tensor, nn
 
 import featherweight as fw
 from featherweight.linalg.factors import factorize
-from featherweight.methods.low_rank_model import record_in_config, replace_module
+from featherweight.methods.low_rank_model import record_in_config
 from featherweight.methods.welore import calibrate
 from featherweight.methods.welore.method import build_layer
 from featherweight.methods.welore.plan import find_targets, make_plan, shapes_of
 from featherweight.methods.welore.whiten import root_of, whitened_factors
 from featherweight.nn.low_rank_linear import matrix_of
+from featherweight.nn.module_tree import replace_module
 from featherweight.text.perplexity import perplexity
 
 SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)

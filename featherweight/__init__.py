@@ -41,6 +41,7 @@ _LAZY = {
     "MsT": "featherweight.methods.mst",
     "s2ft": "featherweight.methods.s2ft",
     "S2FTConfig": "featherweight.methods.s2ft",
+    "Base4bit": "featherweight.methods.base4bit",
     "Int8": "featherweight.methods.int8",
     "LoRA": "featherweight.methods.lora",
     "WeLore": "featherweight.methods.welore",

@@ -87,6 +87,17 @@ def test_every_option_of_a_method_stands_on_its_page(name):
     assert not [key for key in getattr(fw, name).model_fields if key not in page]
 
 
+def test_the_page_of_the_data_says_of_every_key_what_its_docstring_says():
+    from featherweight.text.chat_task import ChatConfig
+    from featherweight.text.formats import FORMATS
+
+    page = " ".join((ROOT / "docs" / "data.md").read_text().split())
+    for key, field in ChatConfig.model_fields.items():
+        meaning = " ".join(field.description.replace("None", "null").split())
+        assert f"| `{key}` |" in page and f"| {meaning} |" in page, key
+    assert all(f"| `{one.name}` |" in page for one in FORMATS)
+
+
 OPTIMIZERS = ["adamw", "galore", "fira", "apollo", "ldadam", "gum", "galore_adafactor", "q_galore", "tensor_galore"]
 """One of each family."""
 

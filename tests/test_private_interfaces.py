@@ -26,11 +26,9 @@ NAMES = {
     "torch._C._current_graph_task_id",
     "torch._C._will_engine_execute_node",
     "torch._C.DisableTorchFunctionSubclass",
-    "torch._dynamo.exc.BackendCompilerFailed",
     "torch._foreach_*",
     "torch._guards.active_fake_mode",
     "torch._has_compatible_shallow_copy_type",
-    "torch._inductor.exc.InductorError",
     "torch._ops.OpOverload",
     "torch._ops.OpOverloadPacket",
     "torch._subclasses.fake_tensor",
@@ -275,15 +273,6 @@ def test_a_scheduler_takes_the_mark_of_a_step_for_one():
 
 def test_grad_scaler_asks_optimizers_whether_they_take_its_scale():
     assert "_step_supports_amp_scaling" in inspect.getsource(torch.amp.GradScaler.step)
-
-
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*:DeprecationWarning")
-def test_errors_of_the_compiler_have_these_names():
-    import torch._dynamo.exc
-    import torch._inductor.exc
-
-    assert issubclass(torch._dynamo.exc.BackendCompilerFailed, Exception)
-    assert issubclass(torch._inductor.exc.InductorError, Exception)
 
 
 # ---- torch: tensors without memory ----------------------------------------------------------------------------------

@@ -78,11 +78,21 @@ def fuse(
     weights: Annotated[
         str | None, typer.Option("--weights", help="Numbers such as 1,0.5; default: 1 for each.", show_default=False)
     ] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(
+            "--base",
+            help="The base model; needed for heads and biases that several adapters train, unless weights add up to 1.",
+            show_default=False,
+            callback=require_model,
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Write the weighted sum of adapters as one adapter, exactly."""
     from featherweight.errors import ConfigError
     from featherweight.methods.s2ft import Adapter, fuse_adapters
+    from featherweight.models.load import load_model
 
     with leave_cleanly("adapter fuse", [str(one) for one in adapters]):
         try:
@@ -91,7 +101,8 @@ def fuse(
             raise ConfigError(
                 f"adapter fuse: weights={weights!r} are no numbers; expected one for each adapter. Write 1,0.5."
             ) from None
-        fused = fuse_adapters({str(one): Adapter.load(one) for one in adapters}, factors)
+        parts = {str(one): Adapter.load(one) for one in adapters}
+        fused = fuse_adapters(parts, factors, base=None if base is None else load_model(base))
         fused.save(out)
         _say({"adapter": str(out), "parameters": fused.parameters}, as_json)
 

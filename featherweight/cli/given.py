@@ -3,7 +3,14 @@
 from pathlib import Path
 
 from featherweight.config import read_mapping
-from featherweight.errors import CheckpointError, ConfigError, nearest
+from featherweight.errors import LISTED, CheckpointError, ConfigError, did_you_mean, nearest
+from featherweight.models.place import ALIASES
+from featherweight.models.sources import find_place
+
+PLAN_TAGS = ("bf16-weights", "8-bit-states", "low-rank", "int8-weights", "4bit-weights", "few-parameters")
+"""What `fw plan --exclude` knows: the keys of `featherweight.planner.TAGS`, whose import takes seconds."""
+PLAN_UNKNOWNS = ("max_seq_len", "micro_batch", "rank", "min_memory")
+"""What `fw plan --solve` knows: `featherweight.planner.solve.UNKNOWNS`."""
 
 
 def require_recipe(path: Path | None) -> Path | None:
@@ -38,10 +45,11 @@ def require_adapters(folders: list[Path]) -> list[Path]:
 
 
 def require_model(source: str | None) -> str | None:
-    """Return a model's source unless it is a path that leads nowhere; the hub is asked for a name later. None stays.
+    """Return a model's source if it leads somewhere; files are read later. None stays None.
 
     Raises:
-        ConfigError: if the path does not exist, or is a folder without a model.
+        ConfigError: if a path does not exist or is a folder without a model, or a name is none of the shapes and the
+            hub, which is asked for others, cannot be reached.
     """
     if source is None:
         return None
@@ -57,7 +65,38 @@ def require_model(source: str | None) -> str | None:
             f"load_model: source={source} is a folder without config.json; expected a model folder of Hugging Face. "
             "Choose the folder that holds config.json."
         )
+    if not path.exists() and source not in ALIASES:
+        find_place(source)
     return source
+
+
+def require_tags(tags: str) -> str:
+    """Return what a plan shall leave out if its parts are known.
+
+    Raises:
+        ConfigError: for an unknown one.
+    """
+    for tag in (part.strip() for part in tags.split(",")):
+        if tag and tag not in PLAN_TAGS:
+            raise ConfigError(
+                f"plan: exclude={tag!r} is no tag; expected some of {', '.join(PLAN_TAGS)}. "
+                f"{did_you_mean(tag, PLAN_TAGS, otherwise=LISTED)}"
+            )
+    return tags
+
+
+def require_unknown(unknown: str | None) -> str | None:
+    """Return what a plan is to be solved for if that can be asked.
+
+    Raises:
+        ConfigError: if it cannot.
+    """
+    if unknown is not None and unknown not in PLAN_UNKNOWNS:
+        raise ConfigError(
+            f"solve: unknown={unknown!r} cannot be solved for; expected one of {', '.join(PLAN_UNKNOWNS)}. "
+            f"{did_you_mean(unknown, PLAN_UNKNOWNS, otherwise=LISTED)}"
+        )
+    return unknown
 
 
 def _hint(path: Path) -> str:

@@ -12,10 +12,8 @@ from featherweight.cli.data import (
     Template,
     columns_of,
     facts_table,
-    require_choice,
-    require_data,
-    tokenizer_of,
 )
+from featherweight.cli.look import look
 from featherweight.errors import ConfigError
 
 
@@ -38,38 +36,25 @@ def init(
     fw init chat.yaml --model smollm2 --data fragen.csv --column prompt=frage --column response=antwort
     """
     columns = columns_of(column)
-    require_choice("--train-on", train_on, ("assistant", "last"))
     if recipe.exists() and not force:
         raise ConfigError(
             f"fw init: recipe={recipe} is there already; expected a new file. Choose another name, or add --force."
         )
     if recipe.suffix not in (".yaml", ".yml"):
         raise ConfigError(f"fw init: recipe={recipe} has another ending; expected .yaml. Write {recipe.stem}.yaml.")
-    require_data(data)
-    from featherweight.text.survey import survey, understand_source
-
-    ignored = ignore_column or []
-    read = understand_source(data, columns=columns, ignore_columns=ignored)
-    if read.format.name == "text":
-        raise ConfigError(
-            f"fw init: data={data} holds documents, no conversations; expected turns. Train on documents by a recipe "
-            "of the task text: task: {name: text, corpus: " + data + "}."
-        )
+    seen = look(
+        "fw init",
+        model,
+        data,
+        columns=columns,
+        ignore_columns=ignore_column or [],
+        template=template,
+        train_on=train_on,
+    )
     from featherweight.config.files import write_atomically
-    from featherweight.models.facts import model_facts
-    from featherweight.text.starter import Choices, starter_recipe
+    from featherweight.text.starter import starter_recipe, usual_length
 
-    tokenizer = tokenizer_of(model, template)
-    facts = model_facts(model, tokenizer=tokenizer)
-    found = survey(data, tokenizer, columns=columns, ignore_columns=ignored, last_only=train_on == "last", examples=0)
-    choices = Choices(columns, tuple(ignored), template, train_on)
-    text = starter_recipe(model, facts, found, choices, name=recipe.stem)
-    write_atomically(recipe, text)
+    write_atomically(recipe, starter_recipe(model, seen.facts, seen.found, seen.choices, name=recipe.stem))
     console = Console()
-    console.print(facts_table(found, _max_tokens(text)))
+    console.print(facts_table(seen.found, usual_length(seen.found, seen.facts)))
     console.print(f"\nWrote {recipe}. Next: fw train {recipe}", highlight=False, soft_wrap=True)
-
-
-def _max_tokens(text: str) -> int:
-    line = next(line for line in text.splitlines() if line.strip().startswith("max_tokens:"))
-    return int(line.split(":")[1])

@@ -11,7 +11,16 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from featherweight.cli.given import require_model, require_recipe
+from featherweight.cli.data import Columns, IgnoredColumns, Template, columns_of
+from featherweight.cli.given import (
+    PLAN_TAGS,
+    PLAN_UNKNOWNS,
+    require_model,
+    require_recipe,
+    require_tags,
+    require_unknown,
+)
+from featherweight.cli.look import look
 from featherweight.cli.screen import AsJson, leave_cleanly, print_json
 from featherweight.errors import ConfigError
 from featherweight.report import format_bytes
@@ -54,6 +63,16 @@ def plan(
             callback=require_model,
         ),
     ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            "--data", help="Chat data to fine-tune the model on: a file, a folder, hf:name.", show_default=False
+        ),
+    ] = None,
+    template: Template = None,
+    column: Columns = None,
+    ignore_column: IgnoredColumns = None,
+    train_on: Annotated[str, typer.Option("--train-on", help="assistant (all its turns) or last.")] = "assistant",
     budget: Annotated[
         str | None, typer.Option("--budget", "-b", help="Memory to use, such as 12GB or 24GiB.", show_default=False)
     ] = None,
@@ -69,12 +88,18 @@ def plan(
         str,
         typer.Option(
             "--exclude",
-            help="What must not be given up: bf16-weights, 8-bit-states, low-rank, int8-weights, few-parameters.",
+            help=f"What must not be given up: {', '.join(PLAN_TAGS)}.",
+            callback=require_tags,
         ),
     ] = "",
     solve: Annotated[
         str | None,
-        typer.Option("--solve", help="Ask for max_seq_len, micro_batch, rank or min_memory.", show_default=False),
+        typer.Option(
+            "--solve",
+            help=f"Ask for {', '.join(PLAN_UNKNOWNS[:-1])} or {PLAN_UNKNOWNS[-1]}.",
+            show_default=False,
+            callback=require_unknown,
+        ),
     ] = None,
     why: Annotated[bool, typer.Option("--why", help="Say what fills the memory and what to change.")] = False,
     out: Annotated[
@@ -89,18 +114,32 @@ def plan(
     """Find the recipes that fit a budget: simulated steps, no GPU, no weights.
 
     Every recipe shows what it needs of the device, what it gives up, and an estimate of its speed. --out writes the
-    best one, ready for fw train. --solve answers how long a sequence, how large a micro-batch or rank it allows; with
-    a RECIPE and without a model the question is about that recipe as it stands, and so is --why.
+    best one: with --data it trains that model on that data. --solve answers how long a sequence, how large a
+    micro-batch or rank it allows; with a RECIPE and without a model the question is about that recipe as it stands, and
+    so is --why.
 
     [bold]Examples[/bold]
 
     fw plan --model llama-7b --budget 12GB --seq-len 1024 --out recipe.yaml
 
+    fw plan --model ./my_model --data chats.jsonl --budget 12GB --out chat.yaml
+
     fw plan --model ./my_model --device rtx4090 --solve max_seq_len
 
     fw plan recipe.yaml --budget 16GB --why
     """
-    _require_question(recipe, model, seq_len, tokens_per_step)
+    _require_question(recipe, model, seq_len, tokens_per_step, data)
+    seen = None
+    if data is not None and model is not None:
+        seen = look(
+            "fw plan",
+            model,
+            data,
+            columns=columns_of(column),
+            ignore_columns=ignore_column or [],
+            template=template,
+            train_on=train_on,
+        )
     from featherweight.planner.answers import answer
 
     with leave_cleanly("plan", []):
@@ -110,7 +149,7 @@ def plan(
             answers = answer(
                 model,
                 budget,
-                recipe=recipe,
+                recipe=recipe if seen is None else seen.recipe(seq_len),
                 device=device,
                 seq_len=seq_len,
                 tokens_per_step=tokens_per_step,
@@ -122,7 +161,7 @@ def plan(
         found = answers.plan
         page = found.report()
         if out is not None and found.rows:
-            found.save_recipe(out)
+            found.save_recipe(out, () if seen is None else seen.comments(found.best.recipe.task["max_tokens"]))
         if report is not None:
             page.save_html(report)
         if as_json:
@@ -133,12 +172,19 @@ def plan(
             raise typer.Exit(1)
 
 
-def _require_question(recipe: Path | None, model: str | None, seq_len: int | None, tokens_per_step: int | None) -> None:
+def _require_question(
+    recipe: Path | None, model: str | None, seq_len: int | None, tokens_per_step: int | None, data: str | None
+) -> None:
     """Refuse what no planner is needed for to refuse.
 
     Raises:
-        ConfigError: if there is neither recipe nor model, or a number is out of range.
+        ConfigError: if there is neither recipe nor model, data come without a model, or a number is out of range.
     """
+    if data is not None and (model is None or recipe is not None):
+        raise ConfigError(
+            f"plan: --data={data} with model={model} and recipe={recipe} leaves open what to train; expected a model "
+            "and no recipe. Write, for example: fw plan --model ./model --data chats.jsonl."
+        )
     if recipe is None and model is None:
         raise ConfigError("plan: model=None and recipe=None; expected one of them. Name a model such as llama-7b.")
     for option, value, least in (("seq-len", seq_len, 2), ("tokens-per-step", tokens_per_step, 1)):
@@ -181,6 +227,15 @@ def print_answers(answers: "Answers", out: Path | None = None, report: Path | No
         console.print(Text(f"Report: {report}"), soft_wrap=True)
     if out is not None and found.rows:
         console.print(Text(f"Train it: fw train {out}"), soft_wrap=True)
+        _print_open_question(console, found)
+
+
+def _print_open_question(console: Console, found: "Plan") -> None:
+    """Say why `fw train` would refuse the recipe, so that nobody finds out on the training machine."""
+    try:
+        found.best.recipe.check_weights()
+    except ConfigError as problem:
+        console.print(Text(f"Not ready: {problem}", style="bold"), soft_wrap=True)
 
 
 def _rows(found: "Plan") -> Table:

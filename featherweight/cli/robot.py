@@ -1,27 +1,31 @@
 """`fw robot`: drive, simulate, emulate and teleoperate the arm, on one computer or over a network."""
 
 import json
-import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
+from featherweight.cli.robot_devices import (
+    Recorder,
+    check_room,
+    make_follower,
+    make_inputs,
+    make_leader,
+    open_window,
+    run_teleoperation,
+    timer,
+    unknown_choice,
+    wait,
+)
 from featherweight.cli.screen import AsJson, print_json
-from featherweight.errors import ConfigError, did_you_mean
-
-if TYPE_CHECKING:
-    from featherweight.robot.contract import Teleoperator
-    from featherweight.robot.driver.umirobot import UMIRobot
-    from featherweight.robot.safety.controller import Controller
+from featherweight.errors import ConfigError
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", help="A desktop arm: simulate, teleoperate, share.")
 class_app = typer.Typer(no_args_is_help=True, help="Rooms: who may do what.")
 app.add_typer(class_app, name="class")
 
-LEADERS = ("keyboard", "pots", "gamepad", "expert", "sine")
-FOLLOWERS = ("umirobot", "sim")
 Port = Annotated[str, typer.Option(help='Serial port, "auto", or "sim" for an emulated kit.')]
 Duration = Annotated[
     float | None, typer.Option(min=0.1, help="Seconds; default: until Ctrl-C or Esc.", show_default=False)
@@ -63,11 +67,11 @@ def sim(
     if gif is not None:
         config["cameras"] = ("front",)
     robot = SimRobot(SimRobotConfig.parse(config, where="fw robot sim"))
-    window = _open_window(robot) if viewer else None
-    recorder = _Recorder(robot, gif) if gif is not None else None
+    window = open_window(robot) if viewer else None
+    recorder = Recorder(robot, gif) if gif is not None else None
     try:
         with robot:
-            _teleoperate(_make_leader(leader, "auto", robot), robot, 60.0, duration, as_json, window, recorder)
+            run_teleoperation(make_leader(leader, "auto", robot), robot, 60.0, duration, as_json, window, recorder)
     finally:
         if window is not None:
             window.close()
@@ -109,10 +113,10 @@ def emulate(
 
         on_pulse = World().pulse
     faults = FaultConfig().override(fault or [], where="fw robot emulate")
-    kit = EmulatedKit(_make_inputs(inputs), boot, faults=faults, on_pulse=on_pulse)
+    kit = EmulatedKit(make_inputs(inputs), boot, faults=faults, on_pulse=on_pulse)
     with PseudoTerminal(kit, None if pty is None else str(pty), time_scale) as terminal:
         print(terminal.path, flush=True)
-        _wait(duration)
+        wait(duration)
     counts = kit.firmware.counts
     print(f"commands accepted {counts.accepted}, rejected {counts.rejected}; bytes lost {counts.overflowed_bytes}")
 
@@ -135,9 +139,9 @@ def teleop(
 
     fw robot teleop --leader keyboard --port sim
     """
-    robot = _make_follower(follower, port)
+    robot = make_follower(follower, port)
     with robot:
-        _teleoperate(_make_leader(leader, leader_port or port, robot), robot, fps, duration, as_json)
+        run_teleoperation(make_leader(leader, leader_port or port, robot), robot, fps, duration, as_json)
 
 
 @app.command()
@@ -160,9 +164,9 @@ def relay(
         running = ZenohRelay(class_folder, f"tls/{host}:{port}")
         print(f"relay: tls/{host}:{port}", flush=True)
     else:
-        raise ConfigError(_unknown("relay", "transport", transport, ("websocket", "zenoh")))
+        raise ConfigError(unknown_choice("relay", "transport", transport, ("websocket", "zenoh")))
     try:
-        _wait(duration)
+        wait(duration)
     finally:
         running.close()
 
@@ -184,13 +188,13 @@ def serve(
     from featherweight.robot.network.topics import Topics
 
     member = find_membership(class_folder, name, "robot")
-    _check_room(room, member.room)
-    robot = _make_follower(follower, port)
+    check_room(room, member.room)
+    robot = make_follower(follower, port)
     with robot:
         transport = connect(address, member)
         try:
             print(f"{member.name} serves in {room}. Ctrl-C ends.", flush=True)
-            side = run_serve(robot, transport, Topics(room, member.name), stop=_timer(duration))
+            side = run_serve(robot, transport, Topics(room, member.name), stop=timer(duration))
         finally:
             transport.close()
     if as_json:
@@ -218,9 +222,9 @@ def join(
     from featherweight.robot.network.topics import Topics
 
     member = find_membership(class_folder, name, "operator")
-    _check_room(room, member.room)
-    device = _make_leader(leader, port, None)
-    stop, screen = _timer(duration), Console(stderr=True)
+    check_room(room, member.room)
+    device = make_leader(leader, port, None)
+    stop, screen = timer(duration), Console(stderr=True)
 
     def show(side: OperatorSide) -> None:
         if getattr(device, "is_left", False):
@@ -340,164 +344,3 @@ def class_init(
         f"Made {folder}. Give each participant the folder {folder / 'members'}/NAME and nothing else; keep "
         f"ca.key secret."
     )
-
-
-def _make_leader(name: str, port: str, robot: "UMIRobot | None") -> "Teleoperator":
-    import math
-
-    from featherweight import robot as fwr
-
-    if name == "keyboard":
-        from featherweight.robot.leaders.keyboard import HELP
-
-        print(HELP)
-        return fwr.KeyboardLeader()
-    if name == "pots":
-        return fwr.PotLeader(fwr.PotLeaderConfig(port=port))
-    if name == "gamepad":
-        return fwr.GamepadLeader()
-    if name == "sine":
-        return fwr.ScriptedLeader(lambda t: tuple(20 * math.sin(t + i) for i in range(6)))
-    if name == "expert":
-        from featherweight.robot.sim.expert import pick_all
-        from featherweight.robot.sim.robot import SimRobot
-
-        if isinstance(robot, SimRobot):
-            return fwr.ScriptedLeader(pick_all(robot.world))
-        raise ConfigError(
-            "fw robot: leader=expert needs the simulator; expected --follower sim. Choose another leader."
-        )
-    raise ConfigError(_unknown("fw robot", "leader", name, LEADERS))
-
-
-def _make_follower(name: str, port: str) -> "UMIRobot":
-    from featherweight import robot as fwr
-
-    if name == "umirobot":
-        return fwr.UMIRobot(fwr.UMIRobotConfig(port=port))
-    if name == "sim":
-        return fwr.SimRobot()
-    raise ConfigError(_unknown("fw robot", "follower", name, FOLLOWERS))
-
-
-def _make_inputs(name: str) -> Any:
-    from featherweight.robot.emulator import inputs
-
-    kind, _, path = name.partition(":")
-    makers: dict[str, Any] = {
-        "constant": inputs.ConstantInputs,
-        "sine": inputs.SineInputs,
-        "floating": inputs.FloatingInputs,
-        "csv": lambda: inputs.CsvInputs(path),
-        "file": lambda: inputs.FileInputs(path),
-    }
-    if kind not in makers:
-        raise ConfigError(_unknown("fw robot emulate", "inputs", name, makers))
-    return makers[kind]()
-
-
-def _teleoperate(
-    leader: "Teleoperator",
-    robot: "UMIRobot",
-    fps: float,
-    duration_s: float | None,
-    as_json: bool,
-    window: Any = None,
-    recorder: "_Recorder | None" = None,
-) -> None:
-    from rich.console import Console
-
-    from featherweight.robot.teleoperation import teleoperate
-
-    screen, steps = Console(stderr=True), 0
-
-    def show(controller: "Controller") -> bool:
-        nonlocal steps
-        steps += 1
-        if window is not None:
-            window.sync()
-        if recorder is not None:
-            recorder.look()
-        if screen.is_terminal and steps % 12 == 0 and robot.is_streaming:
-            angles = " ".join(f"{angle:4.0f}" for angle in robot.reported_deg())
-            screen.print(f"{controller.mode.name:6} {angles}  {controller.modes.reason:60.60}", end="\r")
-        is_closed = window is not None and not window.is_running()
-        return not (is_closed or getattr(leader, "is_left", False) or getattr(leader, "is_finished", False))
-
-    with leader:
-        if not leader.is_calibrated:
-            screen.print(f"warning: {leader.id} is not calibrated; run fw robot calibrate. Its whole range is used.")
-        result = teleoperate(leader, robot, fps, duration_s=duration_s, on_step=show)
-    values = vars(result) | {"mode": result.mode.name}
-    if as_json:
-        print_json(values)
-    else:
-        print(
-            f"{result.duration_s:.1f} s, {result.steps} steps, ended {result.mode.name} {result.reason}; "
-            f"{result.counters}"
-        )
-
-
-class _Recorder:
-    """Collects pictures of the simulator for a GIF, ten a second."""
-
-    def __init__(self, robot: Any, path: Path) -> None:
-        self._robot, self._path = robot, path
-        self._pictures: list[Any] = []
-        self._due_s = 0.0
-
-    def look(self) -> None:
-        if time.monotonic() >= self._due_s:
-            self._due_s = time.monotonic() + 0.1
-            self._pictures.append(self._robot.get_observation()["front"])
-
-    def save(self) -> None:
-        from featherweight.robot.sim.film import write_gif
-
-        write_gif(self._path, self._pictures, fps=10)
-        print(f"Film: {self._path}")
-
-
-def _open_window(robot: Any) -> Any:
-    """Open MuJoCo's window; None, and a sentence, where there is no display."""
-    import os
-    import sys
-
-    world = robot.world
-    if sys.platform.startswith("linux") and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
-        print("No display: the terminal tells the angles.")
-        return None
-    import mujoco.viewer
-
-    try:
-        return mujoco.viewer.launch_passive(world.model, world.data)
-    except RuntimeError as error:
-        print(f"No window ({error}): the terminal tells the angles.")
-        return None
-
-
-def _check_room(asked: str, own: str) -> None:
-    if asked != own:
-        raise ConfigError(
-            f"fw robot: room={asked} is not the room of these files; expected {own}. Use the files of {asked}."
-        )
-
-
-def _unknown(where: str, key: str, value: str, known: Any) -> str:
-    return f"{where}: {key}={value} is unknown; expected one of {', '.join(known)}. {did_you_mean(value, known)}"
-
-
-def _timer(duration_s: float | None) -> threading.Event:
-    stop = threading.Event()
-    if duration_s is not None:
-        timer = threading.Timer(duration_s, stop.set)
-        timer.daemon = True
-        timer.start()
-    return stop
-
-
-def _wait(duration_s: float | None) -> None:
-    try:
-        _timer(duration_s).wait()
-    except KeyboardInterrupt:
-        pass

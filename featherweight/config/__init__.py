@@ -5,7 +5,7 @@ One file per concept: `options` (the base class `Config`), `mapping_file` (YAML 
 """
 
 from featherweight.config.files import cache_folder, write_atomically
-from featherweight.config.mapping_file import SUFFIXES, read_mapping
+from featherweight.config.mapping_file import SUFFIXES, read_mapping, yaml_text
 from featherweight.config.options import Config
 
-__all__ = ["SUFFIXES", "Config", "cache_folder", "read_mapping", "write_atomically"]
+__all__ = ["SUFFIXES", "Config", "cache_folder", "read_mapping", "write_atomically", "yaml_text"]

@@ -76,8 +76,22 @@ def write_mapping(path: str | os.PathLike[str], mapping: Mapping[str, Any]) -> N
     if _suffix(path) == ".json":
         text = json.dumps(mapping, indent=2, ensure_ascii=False) + "\n"
     else:
-        text = yaml.dump(dict(mapping), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+        text = yaml_text(mapping)
     write_atomically(path, text)
+
+
+def yaml_text(mapping: Mapping[str, Any], *, in_one_line: bool = False) -> str:
+    """Return a mapping as YAML that `read_mapping` takes back.
+
+    Args:
+        mapping: of plain values.
+        in_one_line: braces instead of lines: {name: cosine, warmup_steps: 10}.
+    """
+    width = 2**31 if in_one_line else 120
+    style = True if in_one_line else False
+    return yaml.dump(
+        dict(mapping), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=width, default_flow_style=style
+    )
 
 
 def parse_value(text: str) -> Any:

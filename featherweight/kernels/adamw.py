@@ -15,7 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from featherweight.kernels import KeyPair, launch, mark_written
+from featherweight.kernels import launch, mark_written
+from featherweight.kernels.arguments import Options, Write
 from featherweight.kernels.int8_update import largest_magnitude
 from featherweight.kernels.launch_check import Argument, check_launch
 from featherweight.kernels.rounding import SPAN_ELEMENTS, rounded_to_bf16
@@ -42,29 +43,6 @@ class Codes(NamedTuple):
     """(65536,) uint8: for each upper half of a float32, the code at the lower end of its interval."""
     next_boundary: Tensor
     """(65536,) float32: the only boundary between codes inside of this interval."""
-
-
-class Options(NamedTuple):
-    """Numbers of one step."""
-
-    beta1: float
-    beta2: float
-    eps: float
-    step: int
-    """From 1."""
-    is_official: bool = False
-    """galore-torch's place of eps."""
-
-
-class Write(NamedTuple):
-    """How a direction enters a weight: ``weight <- beta * weight + alpha * direction``."""
-
-    weight: Tensor
-    """float32, or bfloat16 for stochastic rounding; contiguous."""
-    alpha: float
-    beta: float
-    key_pair: KeyPair
-    """Keys of each span; not used by float32."""
 
 
 @triton.jit

@@ -12,10 +12,10 @@ the recorded run in tests/memory/test_snapshot.py segment by segment, where risi
 """
 
 import dataclasses
-from bisect import bisect_left, insort
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Hashable, Iterable
 
 from featherweight.errors import ConfigError
+from featherweight.memory.allocator_blocks import Block, Pool
 from featherweight.memory.allocator_options import BLOCK_BYTES, MIB, AllocatorOptions
 
 SMALL_REQUEST_BYTES = MIB
@@ -112,10 +112,10 @@ class CachingAllocator:
         self.reserved_bytes = self.reserved_peak_bytes = 0
         self.segments = 0
         self.retries = 0
-        self._live: dict[Hashable, tuple[_Block, int]] = {}
+        self._live: dict[Hashable, tuple[Block, int]] = {}
         self._lowest_address = TOP_ADDRESS
-        self._small = _Pool(page_bytes=SMALL_SEGMENT_BYTES, is_small=True)
-        self._large = _Pool(page_bytes=LARGE_SEGMENT_BYTES, is_small=False)
+        self._small = Pool(page_bytes=SMALL_SEGMENT_BYTES, is_small=True)
+        self._large = Pool(page_bytes=LARGE_SEGMENT_BYTES, is_small=False)
         if self.options.expandable_segments:
             for number, pool in enumerate((self._small, self._large)):
                 _add_endless_segment(pool, number * _ENDLESS_BYTES)
@@ -206,7 +206,7 @@ class CachingAllocator:
             out_of_memory_at=out_of_memory_at,
         )
 
-    def _cached_block(self, pool: "_Pool", size_bytes: int) -> "_Block | None":
+    def _cached_block(self, pool: Pool, size_bytes: int) -> Block | None:
         """Take the best fit out of the pool: the smallest block that is large enough, then the lowest address."""
         pool.searches += 1
         block = pool.best_fit(size_bytes, expandable=self.options.expandable_segments)
@@ -221,7 +221,7 @@ class CachingAllocator:
         pool.remove(block)
         return block
 
-    def _new_block(self, pool: "_Pool", size_bytes: int) -> "_Block | None":
+    def _new_block(self, pool: Pool, size_bytes: int) -> Block | None:
         """Ask the driver; if it has too little, give cached memory back and ask again."""
         self._collect_garbage()
         block = self._from_driver(pool, size_bytes)
@@ -233,19 +233,19 @@ class CachingAllocator:
             block = self._from_driver(pool, size_bytes)
         return block
 
-    def _from_driver(self, pool: "_Pool", size_bytes: int) -> "_Block | None":
+    def _from_driver(self, pool: Pool, size_bytes: int) -> Block | None:
         segment_bytes = _segment_bytes(size_bytes)
         if not self._fits(segment_bytes):
             return None
         if self.options.expandable_segments:
             return self._expand(pool, size_bytes)
         self._lowest_address -= segment_bytes
-        block = _Block(pool, self._lowest_address, segment_bytes)
+        block = Block(pool, self._lowest_address, segment_bytes)
         self.segments += 1
         self._reserve(segment_bytes)
         return block
 
-    def _hand_out(self, block: "_Block", size_bytes: int) -> None:
+    def _hand_out(self, block: Block, size_bytes: int) -> None:
         """Mark a block as used and give what it has too much back to its pool, where the rules allow a split."""
         block.is_allocated = True
         remainder_bytes = block.size_bytes - size_bytes
@@ -263,12 +263,12 @@ class CachingAllocator:
         self.reserved_bytes += size_bytes
         self.reserved_peak_bytes = max(self.reserved_peak_bytes, self.reserved_bytes)
 
-    def _release(self, block: "_Block") -> None:
+    def _release(self, block: Block) -> None:
         block.pool.remove(block)
         self.segments -= 1
         self.reserved_bytes -= block.size_bytes
 
-    def _release_oversize(self, pool: "_Pool", size_bytes: int) -> bool:
+    def _release_oversize(self, pool: Pool, size_bytes: int) -> bool:
         """Release blocks that may not be split, largest first, until one segment of this size would fit."""
         limit = self.options.split_limit_bytes
         if self.options.max_split_size_mb is None or self.options.expandable_segments:
@@ -298,7 +298,7 @@ class CachingAllocator:
                 self._release(block)
                 candidates.remove(block)
 
-    def _expand(self, pool: "_Pool", size_bytes: int) -> "_Block | None":
+    def _expand(self, pool: Pool, size_bytes: int) -> Block | None:
         """Map pages behind free memory until `size_bytes` lie in one piece, at the lowest address where that works."""
         block = pool.first_expandable(size_bytes)
         if not block.is_mapped and not self._map(block, min(block.size_bytes, size_bytes)):
@@ -312,7 +312,7 @@ class CachingAllocator:
         pool.remove(block)
         return block
 
-    def _map(self, block: "_Block", size_bytes: int) -> bool:
+    def _map(self, block: Block, size_bytes: int) -> bool:
         """Back the front of an unmapped block by pages and merge it with its free neighbours."""
         mapped_bytes = -(-size_bytes // block.pool.page_bytes) * block.pool.page_bytes
         if not self._fits(mapped_bytes):
@@ -327,7 +327,7 @@ class CachingAllocator:
         self._reserve(mapped_bytes)
         return True
 
-    def _unmap(self, block: "_Block") -> None:
+    def _unmap(self, block: Block) -> None:
         """Give the pages that lie wholly inside a free block back to the driver."""
         pool = block.pool
         # Segments begin at a multiple of every page size, for the pages of a segment are counted from its begin.
@@ -351,147 +351,6 @@ class CachingAllocator:
         self.reserved_bytes -= unmapped_bytes
 
 
-class _Block:
-    """A run of addresses inside one segment: in use, cached, or (in an expandable segment) not backed by memory."""
-
-    __slots__ = ("pool", "address", "size_bytes", "is_allocated", "is_mapped", "previous", "next", "freed_at")
-
-    def __init__(self, pool: "_Pool", address: int, size_bytes: int) -> None:
-        self.pool = pool
-        self.address = address
-        self.size_bytes = size_bytes
-        self.is_allocated = False
-        self.is_mapped = True
-        self.previous: _Block | None = None
-        self.next: _Block | None = None
-        self.freed_at = 0
-
-    @property
-    def is_whole_segment(self) -> bool:
-        return self.previous is None and self.next is None
-
-    @property
-    def expandable_bytes(self) -> int:
-        """Bytes that the block can grow to by mapping what lies behind it."""
-        following = self.next
-        return self.size_bytes + (following.size_bytes if following is not None and not following.is_mapped else 0)
-
-    def cut(self, size_bytes: int) -> "_Block":
-        """Keep the first `size_bytes` and return the rest as a free block behind."""
-        rest = _Block(self.pool, self.address + size_bytes, self.size_bytes - size_bytes)
-        rest.is_mapped = self.is_mapped
-        rest.previous, rest.next = self, self.next
-        if rest.next is not None:
-            rest.next.previous = rest
-        self.next = rest
-        self.size_bytes = size_bytes
-        return rest
-
-    def absorb(self, neighbour: "_Block") -> None:
-        """Take a neighbour's addresses over."""
-        self.size_bytes += neighbour.size_bytes
-        if neighbour is self.previous:
-            self.address = neighbour.address
-            self.previous = neighbour.previous
-            if self.previous is not None:
-                self.previous.next = self
-        else:
-            self.next = neighbour.next
-            if self.next is not None:
-                self.next.previous = self
-
-
-class _Pool:
-    """The free blocks of one size class: cached ones by size and address, unmapped ones by address."""
-
-    def __init__(self, *, page_bytes: int, is_small: bool) -> None:
-        self.page_bytes = page_bytes
-        self.is_small = is_small
-        self.searches = 0  # the clock of the garbage collection
-        self.mapped_bytes = 0  # of the expandable segment
-        self._by_size: list[tuple[int, int]] = []
-        self._unmapped: list[int] = []
-        self._blocks: dict[int, _Block] = {}  # free ones, by address
-
-    def insert(self, block: _Block) -> None:
-        """Put a free block in as it is."""
-        self._blocks[block.address] = block
-        if block.is_mapped:
-            block.freed_at = self.searches
-            insort(self._by_size, (block.size_bytes, block.address))
-        else:
-            insort(self._unmapped, block.address)
-
-    def add(self, block: _Block) -> None:
-        """Merge a free block with free neighbours of its kind, then put it in."""
-        for neighbour in (block.previous, block.next):
-            if neighbour is not None and not neighbour.is_allocated and neighbour.is_mapped == block.is_mapped:
-                self.remove(neighbour)
-                block.absorb(neighbour)
-        self.insert(block)
-
-    def remove(self, block: _Block) -> None:
-        """Take a free block out."""
-        del self._blocks[block.address]
-        if block.is_mapped:
-            del self._by_size[bisect_left(self._by_size, (block.size_bytes, block.address))]
-        else:
-            del self._unmapped[bisect_left(self._unmapped, block.address)]
-
-    def best_fit(self, size_bytes: int, *, expandable: bool) -> _Block | None:
-        """Return the smallest block that is large enough, or None.
-
-        In an expandable segment a block counts with what it can grow to, so that the end of the segment stays free for
-        large requests as long as a closed gap will do.
-        """
-        position = bisect_left(self._by_size, (size_bytes, -1))
-        if position == len(self._by_size):
-            return None
-        block = self._at(position)
-        while expandable and position + 1 < len(self._by_size):
-            following = self._at(position + 1)
-            if following.expandable_bytes >= block.expandable_bytes:
-                break
-            block, position = following, position + 1
-        return block
-
-    def first_of_size(self, size_bytes: int) -> _Block | None:
-        """Return the smallest cached block of at least this size, or None."""
-        position = bisect_left(self._by_size, (size_bytes, -1))
-        return None if position == len(self._by_size) else self._at(position)
-
-    def largest(self) -> _Block | None:
-        """Return the largest cached block, or None."""
-        return self._at(-1) if self._by_size else None
-
-    def first_expandable(self, size_bytes: int) -> _Block:
-        """Return the first block from which on free and unmapped memory of this size lies in one piece."""
-        for address in self._unmapped:
-            block = self._blocks[address]
-            if block.previous is not None and not block.previous.is_allocated:
-                block = block.previous
-            available_bytes, current = 0, block
-            while available_bytes < size_bytes and not current.is_allocated:
-                available_bytes += current.size_bytes
-                if current.next is None:
-                    break
-                current = current.next
-            if available_bytes >= size_bytes:
-                return block
-        raise AssertionError("an expandable segment has no end")
-
-    def free_blocks(self) -> Iterator[_Block]:
-        """Return the cached blocks, smallest first."""
-        return (self._blocks[address] for _, address in self._by_size)
-
-    def whole_segments(self) -> list[_Block]:
-        """Return the cached blocks that are whole segments, smallest first."""
-        return [block for block in self.free_blocks() if block.is_whole_segment]
-
-    def _at(self, position: int) -> _Block:
-        return self._blocks[self._by_size[position][1]]
-
-
 def _segment_bytes(size_bytes: int) -> int:
     """Return the size of the segment that a rounded request takes from the driver."""
     if size_bytes <= SMALL_REQUEST_BYTES:
@@ -501,7 +360,7 @@ def _segment_bytes(size_bytes: int) -> int:
     return -(-size_bytes // SMALL_SEGMENT_BYTES) * SMALL_SEGMENT_BYTES
 
 
-def _add_endless_segment(pool: _Pool, address: int) -> None:
-    block = _Block(pool, address, _ENDLESS_BYTES)
+def _add_endless_segment(pool: Pool, address: int) -> None:
+    block = Block(pool, address, _ENDLESS_BYTES)
     block.is_mapped = False
     pool.insert(block)

@@ -17,6 +17,18 @@ Phase = Literal["forward", "backward", "optimizer", "other"]
 
 CATEGORIES: tuple[Category, ...] = get_args(Category)
 
+RANK: dict[Category, int] = {
+    "other": 0,
+    "inputs": 1,
+    "temporaries": 1,
+    "activations": 1,
+    "optimizer_state": 2,
+    "gradients": 3,
+    "buffers": 4,
+    "weights": 5,
+}
+"""A storage changes its role only upwards: what is once known as a weight is never taken for optimizer state."""
+
 # About 10 MB of events; an ordinary training step has a tenth of them and is settled as one piece.
 _LONGEST_LOG = 50_000
 

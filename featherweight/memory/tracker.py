@@ -12,10 +12,9 @@ runs, one gradient too many is counted.
 """
 
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from functools import cache, partial
-from types import ModuleType
+from functools import partial
 from typing import Any, ClassVar, Self
 
 import torch
@@ -23,32 +22,15 @@ from torch import Tensor, nn
 from torch._guards import active_fake_mode
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.optim import Optimizer
-from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass_type
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from featherweight.errors import ConfigError
-from featherweight.memory.ledger import Allocation, Category, Entry, Ledger, Phase
+from featherweight.memory.ledger import RANK, Allocation, Category, Entry, Ledger, Phase
 from featherweight.memory.simulate import SimulatedTensors
+from featherweight.memory.storage_effects import SPARSE_PARTS, effect_of, is_wrapper, tensors_in
 from featherweight.memory.timeline import MARK, Timeline
 from featherweight.quant.int8_weight import int8_weight_of
-
-# A storage changes its role only upwards: what is once known as a weight is never taken for optimizer state.
-_RANK: dict[Category, int] = {
-    "other": 0,
-    "inputs": 1,
-    "temporaries": 1,
-    "activations": 1,
-    "optimizer_state": 2,
-    "gradients": 3,
-    "buffers": 4,
-    "weights": 5,
-}
-
-_aten = torch.ops.aten
-# Their schemas promise an alias (or hide one), and the truth for our purpose is the opposite.
-_NEW_DESPITE_ALIAS = frozenset(
-    {_aten.lift_fresh.default, *(getattr(_aten.set_, name) for name in _aten.set_.overloads())}
-)
-_ALIAS_DESPITE_NEW = frozenset({_aten._unsafe_view.default})
+from featherweight.quant.weight4bit import statistics_of
 
 
 def _call(func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -70,7 +52,7 @@ class StorageTracker(TorchDispatchMode):
     is allocated inside the context; other tensors from before are not. Categories:
 
     - ``weights``, ``buffers``: parameters and buffers of the model, and parameters of the optimizer; tied ones once.
-      Codes and scales of int8 weights are weights.
+      Codes and scales of int8 and 4-bit weights are weights.
     - ``gradients``: what is or becomes ``.grad`` of a parameter, and what layer-wise accumulation keeps of one.
     - ``optimizer_state``: tensors in ``optimizer.state`` (nested containers and plain objects included) and its groups.
     - ``activations``: made by a forward pass with grad enabled (or by recomputation in backward) and alive when the
@@ -237,16 +219,16 @@ class StorageTracker(TorchDispatchMode):
     def watch(self, run: Callable[..., Any], func: Any, types: Any, args: tuple[Any, ...], kwargs: Any) -> Any:
         """Run an operator by ``run(func, types, args, kwargs)`` and book what it allocates."""
         for tensor_type in types:
-            if _is_wrapper(tensor_type):
+            if is_wrapper(tensor_type):
                 return NotImplemented  # the subclass unwraps first; the operators on its inner tensors come back to us
         phase, category = self._where(args)
         result = run(func, types, args, kwargs)
-        makes_storage, changes_size = _effect(func)
+        makes_storage, changes_size = effect_of(func)
         if makes_storage or changes_size:
             if isinstance(result, Tensor):
                 self._observe(result, makes_storage, func, phase, category)
             elif isinstance(result, tuple | list):
-                for tensor in _tensors(result):
+                for tensor in tensors_in(result):
                     self._observe(tensor, makes_storage, func, phase, category)
         return result
 
@@ -268,7 +250,7 @@ class StorageTracker(TorchDispatchMode):
                 self._ledger.end_forward()
             return "backward", "temporaries"
         if not self._modules and not self._is_recording:
-            if not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in _tensors(args))):
+            if not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors_in(args))):
                 return "other", "other"
             self._is_recording = True  # a loss of parameters without any module call
         self._forward_is_open = True
@@ -290,7 +272,7 @@ class StorageTracker(TorchDispatchMode):
         # Asking a fake tensor for its device is an operator; its attribute is not.
         if (tensor.fake_device if type(tensor) is FakeTensor else tensor.device) != self.device:
             return
-        if _is_wrapper(type(tensor)):
+        if is_wrapper(type(tensor)):
             names, _ = tensor.__tensor_flatten__()  # type: ignore[attr-defined]
             for part in (getattr(tensor, name) for name in names):
                 if isinstance(part, Tensor):  # a DTensor also names its mesh
@@ -303,7 +285,7 @@ class StorageTracker(TorchDispatchMode):
                 except NotImplementedError:
                     return  # a wrapper of torch.func; the tensor inside it comes through the operators
         else:
-            for name in _SPARSE_PARTS.get(tensor.layout, ()):
+            for name in SPARSE_PARTS.get(tensor.layout, ()):
                 yield getattr(tensor, name)().untyped_storage()
 
     def _find(self, storage: torch.UntypedStorage) -> _StorageRef | None:
@@ -345,12 +327,12 @@ class StorageTracker(TorchDispatchMode):
             category: their role. It replaces only a less specific one: weights stay weights.
             name: what a list of top allocations shows as their module.
         """
-        for tensor in _tensors(tensors):
+        for tensor in tensors_in(tensors):
             for storage in self._storages(tensor):
                 ref = self._find(storage)
                 if ref is None:
                     self._book(storage, Entry(0, category, module=name, shape=tensor.shape, dtype=tensor.dtype))
-                elif _RANK[category] > _RANK[ref.entry.category]:
+                elif RANK[category] > RANK[ref.entry.category]:
                     ref.entry = self._ledger.relabel(ref.entry, category, name or ref.entry.module)
 
     def scan(self) -> None:
@@ -367,6 +349,8 @@ class StorageTracker(TorchDispatchMode):
             self.track(parameter, "weights", name)
             if (int8 := int8_weight_of(parameter)) is not None:
                 self.track((int8.codes, int8.block_scale), "weights", name)
+            if statistics := statistics_of(parameter):
+                self.track(tuple(statistics.values()), "weights", name)
             if parameter.grad is not None:
                 self.track(parameter.grad, "gradients", name)
         if self._model is not None:
@@ -445,55 +429,6 @@ class StorageTracker(TorchDispatchMode):
 
         torch.UntypedStorage.resize_ = resize_  # type: ignore[assignment, method-assign]
         stack.callback(setattr, torch.UntypedStorage, "resize_", original)
-
-
-_SPARSE_PARTS = {
-    torch.sparse_coo: ("_indices", "_values"),
-    torch.sparse_csr: ("crow_indices", "col_indices", "values"),
-    torch.sparse_bsr: ("crow_indices", "col_indices", "values"),
-    torch.sparse_csc: ("ccol_indices", "row_indices", "values"),
-    torch.sparse_bsc: ("ccol_indices", "row_indices", "values"),
-}
-
-
-@cache
-def _is_wrapper(tensor_type: type) -> bool:
-    return is_traceable_wrapper_subclass_type(tensor_type)
-
-
-@cache
-def _effect(func: Any) -> tuple[bool, bool]:
-    """Tell from an operator's schema whether its results may be new storages, and old ones of another size."""
-    if func in _NEW_DESPITE_ALIAS:
-        return True, True
-    if func in _ALIAS_DESPITE_NEW:
-        return False, False
-    schema = getattr(func, "_schema", None)  # higher-order operators have none
-    if schema is None:
-        return True, True
-    aliases = [result.alias_info for result in schema.returns]
-    return any(alias is None for alias in aliases), any(alias is not None and alias.is_write for alias in aliases)
-
-
-def _tensors(value: object, seen: set[int] | None = None) -> Iterable[Tensor]:
-    """Yield all tensors inside containers and plain objects (optimizers keep projectors as objects), each once."""
-    if isinstance(value, Tensor):
-        yield value
-        return
-    if value is None or callable(value) or isinstance(value, str | int | float | complex | ModuleType | Optimizer):
-        return
-    if isinstance(value, Mapping):
-        parts: Iterable[object] = value.values()
-    elif isinstance(value, list | tuple | set | frozenset):
-        parts = value
-    else:
-        parts = getattr(value, "__dict__", {}).values()
-    seen = set() if seen is None else seen
-    if id(value) in seen:
-        return
-    seen.add(id(value))
-    for part in list(parts):
-        yield from _tensors(part, seen)
 
 
 def _move_to_front(hooks: dict[int, Any] | None, key: int) -> None:

@@ -19,7 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from featherweight.errors import ConfigError
 from featherweight.import_hook import without_kernel_advice
-from featherweight.methods.low_rank_model import low_rank_modules, replace_module, shared_parameters
+from featherweight.methods.low_rank_model import low_rank_modules
 from featherweight.methods.method import Method
 from featherweight.methods.peft_adapter import (
     PREFIX,
@@ -31,6 +31,8 @@ from featherweight.methods.peft_adapter import (
     write_files,
 )
 from featherweight.nn.int8_linear import Int8Linear
+from featherweight.nn.module_tree import replace_module, shared_parameters
+from featherweight.quant.weight4bit import is_4bit
 from featherweight.report import Report
 from featherweight.selection import ALL_LINEAR, classification_head, select_modules
 
@@ -55,6 +57,7 @@ class LoRA(Method):
     """
 
     freezes_model: ClassVar[bool] = True
+    needs_pretrained: ClassVar[bool] = True
 
     r: int = Field(default=16, gt=0)
     """Rank of the change of each module."""
@@ -167,10 +170,11 @@ class LoRA(Method):
                 f"LoRA: model={type(model).__name__} has no layer that can have an adapter: each {reasons}; expected "
                 "nn.Linear or Conv1D. Select other modules."
             )
-        if self.use_dora and any(isinstance(module, Int8Linear) for module in chosen.values()):
+        quantized = any(isinstance(module, Int8Linear) or is_4bit(module) for module in chosen.values())
+        if self.use_dora and quantized:
             raise ConfigError(
-                "LoRA: use_dora=True needs the norms of float weights, and the model has int8 weights; expected one of "
-                "the two. Set use_dora=False or leave int8 out."
+                "LoRA: use_dora=True needs the norms of float weights, and the model has int8 or 4-bit weights; "
+                "expected one of the two. Set use_dora=False or leave int8 and base4bit out."
             )
         return chosen, left
 

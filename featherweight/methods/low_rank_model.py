@@ -15,6 +15,7 @@ from torch import nn
 
 from featherweight.errors import CheckpointError, ConfigError
 from featherweight.nn.low_rank_linear import STORAGES, LowRankLinear, PivotedLinear
+from featherweight.nn.module_tree import replace_module
 
 RECORD = "low_rank_config"
 """Key in a model's configuration."""
@@ -22,24 +23,9 @@ RECORD = "low_rank_config"
 RECORD_VERSION = 1
 
 
-def replace_module(model: nn.Module, name: str, new: nn.Module) -> None:
-    """Put a module in the place of another one, by its full name."""
-    parent, _, last = name.rpartition(".")
-    setattr(model.get_submodule(parent), last, new)
-
-
 def low_rank_modules(model: nn.Module) -> dict[str, LowRankLinear | PivotedLinear]:
     """Return all layers of low rank by their full name, in the model's order."""
     return {name: m for name, m in model.named_modules() if isinstance(m, LowRankLinear | PivotedLinear)}
-
-
-def shared_parameters(model: nn.Module) -> set[int]:
-    """Return the ids of parameters that more than one module holds: to factor one of them would untie them."""
-    uses: dict[int, int] = {}
-    for module in model.modules():
-        for parameter in module.parameters(recurse=False):
-            uses[id(parameter)] = uses.get(id(parameter), 0) + 1
-    return {key for key, count in uses.items() if count > 1}
 
 
 def low_rank_record(model: nn.Module) -> dict[str, Any]:

@@ -10,11 +10,13 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
 
 from featherweight.config import Config
 from featherweight.errors import ConfigError
+from featherweight.methods.stale_optimizer import noting_exchanges
 from featherweight.ownership import Part, refuse_owned
 from featherweight.registry import Registry
 from featherweight.report import Report
@@ -34,6 +36,8 @@ class Method(Config, ABC):
     """The parameters stay the same objects, so an optimizer may hold them already."""
     freezes_model: ClassVar[bool] = False
     """The model's own weights are frozen, and what trains is a small part."""
+    needs_pretrained: ClassVar[bool] = False
+    """It changes little of a model, or keeps what the model knows: on random weights it is refused in a recipe."""
     needs_layerwise: ClassVar[bool] = False
     """Takes effect with layer-wise updates alone (`fw.optim.layerwise`)."""
 
@@ -91,6 +95,7 @@ methods: Registry[type[Method]] = Registry("method")
 methods.register("core_gradient", "featherweight.methods.core_gradient:CoreGradient")
 methods.register("mst", "featherweight.methods.mst:MsT")
 methods.register("int8", "featherweight.methods.int8:Int8")
+methods.register("base4bit", "featherweight.methods.base4bit:Base4bit")
 methods.register("welore", "featherweight.methods.welore:WeLore")
 methods.register("inrank", "featherweight.methods.inrank:InRank")
 methods.register("lora", "featherweight.methods.lora:LoRA")
@@ -124,7 +129,8 @@ def apply(model: nn.Module, method: Method, calibration: Any = None) -> Report:
                 f"once. Call fw.remove(model, {other!r}) first."
             )
     _require_free_parameters(model, method, "apply")
-    report = method.apply(model, calibration)
+    with noting_exchanges(model, f"fw.apply of {type(method).__name__}"), _outside_of_inference():
+        report = method.apply(model, calibration)
     setattr(model, _ATTRIBUTE, [*applied_methods(model), method])
     return report
 
@@ -149,12 +155,18 @@ def remove(model: nn.Module, method: Method) -> None:
         )
     _require_free_parameters(model, method, "remove")
     _require_outermost(model, applied[0])
-    applied[0].remove(model)
+    with noting_exchanges(model, f"fw.remove of {type(method).__name__}"):
+        applied[0].remove(model)
     rest = [one for one in applied_methods(model) if one is not applied[0]]
     if rest:
         setattr(model, _ATTRIBUTE, rest)
     else:
         delattr(model, _ATTRIBUTE)
+
+
+def _outside_of_inference() -> AbstractContextManager[Any]:
+    """Leave torch's inference mode for the block: what a method makes there could never be trained."""
+    return torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext()
 
 
 def _require_free_parameters(model: nn.Module, method: Method, where: str) -> None:

@@ -53,7 +53,7 @@ def require_no_adapter(model: nn.Module, where: str) -> None:
     Raises:
         ConfigError: if PEFT put an adapter into the model.
     """
-    if adapters := vars(model).get("peft_config"):
+    if adapters := getattr(model, "peft_config", None):
         kinds = ", ".join(str(getattr(config.peft_type, "value", config.peft_type)) for config in adapters.values())
         raise ConfigError(
             f"{where}: model={type(model).__name__} has an adapter of PEFT already ({kinds}); expected a plain model. "

@@ -1,7 +1,7 @@
 """Models: where they come from, their tokenizers, shapes and facts, and how they are written.
 
 One file per concept: `sources` (what names a model), `place` and `gguf` (where that leads), `configuration`, `load`,
-`save`, `facts`, `shapes`, `tokenizer`, `hub`.
+`save`, `facts`, `shapes`, `tokenizer`, `hub`, `generation` and `adapters` (an adapter for each prompt).
 """
 
 from typing import Any
@@ -15,6 +15,8 @@ _LAZY = {
     "Tokenizer": "featherweight.models.tokenizer",
     "byte_tokenizer": "featherweight.models.tokenizer",
     "has_random_weights": "featherweight.models.sources",
+    "begins_pretrained": "featherweight.models.weights",
+    "check_weights": "featherweight.models.weights",
     "load_model": "featherweight.models.load",
     "load_tokenizer": "featherweight.models.load",
     "model_configuration": "featherweight.models.facts",

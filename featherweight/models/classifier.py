@@ -38,6 +38,7 @@ def load_classifier(
     dtype: torch.dtype = torch.float32,
     tokenizer: Tokenizer | None = None,
     seed: int = 0,
+    random_weights: bool = False,
 ) -> nn.Module:
     """Return a model that tells classes of texts apart, on the CPU, in training mode.
 
@@ -48,6 +49,7 @@ def load_classifier(
         dtype: of the weights.
         tokenizer: gives the padding id, by which a decoder finds the end of a text.
         seed: of new weights. The global random state is left as it is.
+        random_weights: give a pretrained model new weights instead of its own.
     Returns:
         A `transformers.PreTrainedModel`; `model(input_ids, attention_mask=...).logits` is (B, classes).
     Raises:
@@ -60,7 +62,7 @@ def load_classifier(
     with torch.random.fork_rng(devices=[]), explained(place, KIND):
         torch.manual_seed(seed)
         configuration = _configuration(place, class_names, tokenizer)
-        if place.settings is not None:
+        if place.settings is not None or random_weights:
             model: Any = AutoModelForSequenceClassification.from_config(configuration, dtype=dtype)
         elif place.gguf_file:
             model = AutoModelForSequenceClassification.from_config(configuration, dtype=dtype)

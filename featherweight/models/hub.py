@@ -3,7 +3,7 @@
 Without a network `huggingface_hub` asks six times, in 27 s, and the loaders above it ask again.
 """
 
-from featherweight.models.quiet import quiet_transformers
+from featherweight.models.quiet import quiet_hub
 
 
 def require_hub(name: str, kind: str, file: str) -> None:
@@ -21,7 +21,7 @@ def require_hub(name: str, kind: str, file: str) -> None:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
-        with quiet_transformers():
+        with quiet_hub():
             get_hf_file_metadata(hf_hub_url(name, file, repo_type=kind))
     except (HfHubHTTPError, HFValidationError):
         return

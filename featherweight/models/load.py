@@ -14,7 +14,12 @@ from featherweight.models.tokenizer import Tokenizer, byte_tokenizer
 
 
 def load_model(
-    source: ModelSource, *, dtype: torch.dtype = torch.float32, tokenizer: Tokenizer | None = None, seed: int = 0
+    source: ModelSource,
+    *,
+    dtype: torch.dtype = torch.float32,
+    tokenizer: Tokenizer | None = None,
+    seed: int = 0,
+    random_weights: bool = False,
 ) -> nn.Module:
     """Return a causal language model on the CPU, in training mode.
 
@@ -25,6 +30,7 @@ def load_model(
             tokenizer.
         seed: of random weights; those of a pretrained model do not depend on it. The global random state is left as it
             is.
+        random_weights: give a pretrained model new weights instead of its own.
     Returns:
         A `transformers.PreTrainedModel`; `model(input_ids).logits` is (B, L, V).
     Raises:
@@ -37,7 +43,7 @@ def load_model(
     place = find_place(source)
     with torch.random.fork_rng(devices=[]), explained(place):
         torch.manual_seed(seed)
-        if place.settings is not None:
+        if place.settings is not None or random_weights:
             model = AutoModelForCausalLM.from_config(read_configuration(place, tokenizer), dtype=dtype)
         elif place.gguf_file:
             model = dequantized(place, dtype)

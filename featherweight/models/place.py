@@ -1,7 +1,8 @@
 """Where a source of a model leads, and errors on the way there in one sentence each."""
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,12 +47,23 @@ def check_complete(place: Place, missing: set[str], kind: str = "causal language
 
 
 @contextlib.contextmanager
-def explained(place: Place, kind: str = "causal language model") -> Iterator[None]:
-    """Run transformers quietly and turn what it raises about a source, of which `kind` is expected, into a sentence."""
+def explained(
+    place: Place,
+    kind: str = "causal language model",
+    *,
+    silence: Callable[[], AbstractContextManager[None]] = quiet_transformers,
+) -> Iterator[None]:
+    """Run transformers quietly and turn what it raises about a source into one sentence.
+
+    Args:
+        place: what is asked for.
+        kind: what it should be.
+        silence: `quiet_hub` where the hub alone is asked, without an import of transformers.
+    """
     from huggingface_hub.errors import StrictDataclassError
 
     try:
-        with quiet_transformers():
+        with silence():
             yield
     except (CheckpointError, ConfigError, MissingExtraError):
         raise

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from featherweight.errors import ConfigError, did_you_mean, nearest
-from featherweight.models.gguf import gguf_place, smollm2
 from featherweight.models.hub import require_hub
 from featherweight.models.place import ALIASES, Place, explained
+from featherweight.models.quiet import quiet_hub
 from featherweight.models.shapes import BYTE_LLAMA, SHAPES
 
 ModelSource = str | Mapping[str, Any]
@@ -37,7 +37,11 @@ def find_place(source: ModelSource) -> Place:
     if not isinstance(source, str):
         return Place(str(source.get("model_type", "configuration")), settings=source)
     if source in ALIASES:
-        return smollm2() if source == "smollm2" else Place("byte-llama", settings=BYTE_LLAMA)
+        if source == "smollm2":
+            from featherweight.models.gguf import smollm2  # with torch; names are judged without it
+
+            return smollm2()
+        return Place("byte-llama", settings=BYTE_LLAMA)
     path = Path(source).expanduser()
     if path.is_dir():
         if not (path / "config.json").exists():
@@ -47,6 +51,8 @@ def find_place(source: ModelSource) -> Place:
             )
         return Place(source, path=str(path))
     if path.is_file() and path.suffix == ".gguf":
+        from featherweight.models.gguf import gguf_place
+
         return gguf_place(path, source)
     if path.is_file() and path.suffix == ".json":
         return Place(source, settings=_read_settings(path))
@@ -60,7 +66,7 @@ def find_place(source: ModelSource) -> Place:
             f"{', '.join(ALIASES)}. {_hint(path)}"
         )
     place = Place(source, path=source)
-    with explained(place):
+    with explained(place, silence=quiet_hub):
         if not _is_cached(source):
             require_hub(source, "model", "config.json")
     return place

@@ -105,21 +105,28 @@ def linear_cross_entropy(
         chunk_size = head_chunk_size(len(hidden_TD), head.vocab_size, hidden.device)
     options = LossOptions(label_smoothing, logit_softcap, logit_scale, z_loss)
     work = ChunkedLoss(head, options, ignore_index, chunk_size, accum_dtype, _may_skip(hidden, skip_ignored), stats)
-    labels_T = labels.reshape(-1).to(hidden.device)
-    if reduction == "none" or compute == "backward":
-        losses_T = apply(RecomputedLosses, work, hidden_TD, labels_T)
-        if reduction == "none":
-            loss = losses_T.view(labels.shape)
-        else:
-            loss = losses_T.sum() / work.denominator(labels_T, reduction, num_items_in_batch)
-    else:
-        loss = apply(
-            LossWithGradient, work, hidden_TD, labels_T, work.denominator(labels_T, reduction, num_items_in_batch)
-        )
+    loss = _reduced(work, hidden_TD, labels.reshape(-1).to(hidden.device), reduction, num_items_in_batch, compute)
     if stats is not None:
         for name in ("entropy", "logsumexp", "is_top", "is_counted"):
             setattr(stats, name, getattr(stats, name).view(labels.shape))
-    return loss
+    return loss.view(labels.shape) if reduction == "none" else loss
+
+
+def _reduced(
+    work: ChunkedLoss,
+    hidden_TD: Tensor,
+    labels_T: Tensor,
+    reduction: str,
+    num_items_in_batch: int | Tensor | None,
+    compute: str,
+) -> Tensor:
+    """Return the loss, with gradients along with it or by a second pass; (T,) for reduction "none"."""
+    if reduction == "none" or compute == "backward":
+        losses_T = apply(RecomputedLosses, work, hidden_TD, labels_T)
+        if reduction == "none":
+            return losses_T
+        return losses_T.sum() / work.denominator(labels_T, reduction, num_items_in_batch)
+    return apply(LossWithGradient, work, hidden_TD, labels_T, work.denominator(labels_T, reduction, num_items_in_batch))
 
 
 def linear_logprobs(

@@ -13,13 +13,13 @@ from torch.optim import Optimizer
 from featherweight.errors import ConfigError, ShapeError
 from featherweight.optim import state as states
 from featherweight.optim.low_rank import LowRankOptimizer
-from featherweight.optim.policies.moment_growth import Change, Growth, moved
+from featherweight.optim.policies.moment_growth import Growth, ShapeChange, moved
 from featherweight.optim.step.layout import DenseLayout, Layout
 from featherweight.unwrap import unwrap_optimizer
 
 
 @torch.no_grad()
-def exchange_parameter(optimizer: Optimizer, old: Tensor, new: nn.Parameter, change: Change) -> None:
+def exchange_parameter(optimizer: Optimizer, old: Tensor, new: nn.Parameter, change: ShapeChange) -> None:
     """Put a parameter of another shape in the place of one, with its state.
 
     Args:
@@ -129,7 +129,7 @@ def _shape_of_state(state: dict[str, Any] | None, layout: Layout | None, paramet
     return None
 
 
-def _exchange(optimizer: Optimizer, old: Tensor, new: nn.Parameter, shape: torch.Size, change: Change) -> None:
+def _exchange(optimizer: Optimizer, old: Tensor, new: nn.Parameter, shape: torch.Size, change: ShapeChange) -> None:
     group, index = _place(optimizer, old)
     group["params"][index] = new
     state = optimizer.state.pop(old, None)
@@ -139,7 +139,9 @@ def _exchange(optimizer: Optimizer, old: Tensor, new: nn.Parameter, shape: torch
             optimizer.state[new] = entries
 
 
-def _exchange_ours(optimizer: LowRankOptimizer, old: Tensor, new: nn.Parameter, before: Layout, change: Change) -> None:
+def _exchange_ours(
+    optimizer: LowRankOptimizer, old: Tensor, new: nn.Parameter, before: Layout, change: ShapeChange
+) -> None:
     group, index = _place(optimizer, old)
     if optimizer.layerwise is not None:
         raise ConfigError(

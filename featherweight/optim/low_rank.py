@@ -287,7 +287,7 @@ class LowRankOptimizer(torch.optim.Optimizer):
                 ),
             ):
                 super().load_state_dict(state_dict)
-        except (ValueError, KeyError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             self.__setstate__(before)
             raise CheckpointError(
                 f"{type(self).__name__}.load_state_dict: {error}; expected the parameter groups of this optimizer. "
@@ -321,10 +321,7 @@ class LowRankOptimizer(torch.optim.Optimizer):
         parameters = [p for group in self.param_groups for p in group["params"]]
         for saved_id, parameter in zip(saved_ids, parameters, strict=True):
             if saved := state_dict["state"].get(saved_id):
-                self.state[parameter] = {
-                    key: value.to("cpu" if key in states.ON_CPU else parameter.device, copy=True)
-                    for key, value in saved.items()
-                }
+                self.state[parameter] = states.restored(saved, parameter.device, type(self).__name__)
         for group, parameter, _ in _named_parameters(self.param_groups):
             if state := self.state.get(parameter):
                 self.step_of(parameter).check_state(type(self).__name__, state, group)

@@ -6,10 +6,12 @@ first axis. Counters are integers on the CPU, so reading them never waits for a 
 """
 
 from collections.abc import Mapping, MutableMapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from featherweight.errors import CheckpointError
 from featherweight.quant.storage import StateStorage
 
 COUNTERS = (
@@ -24,6 +26,26 @@ SUFFIXES = ("", "codes", "block_scale", "zero_point", "column_norm")
 """Names of the parts that the storages use."""
 
 State = MutableMapping[str, Tensor]
+
+
+def restored(saved: Mapping[str, Any], device: torch.device, where: str) -> dict[str, Tensor]:
+    """Return copies of the saved state of one parameter on the devices where they belong, laid out as kernels want.
+
+    Args:
+        saved: from a file, which may be damaged.
+        device: of the parameter.
+        where: name of the optimizer, for messages.
+    Raises:
+        CheckpointError: if something is no tensor, or a number of steps is negative: its bias corrections would be NaN.
+    """
+    for key, value in saved.items():
+        if not isinstance(value, Tensor) or (key in ("step", "moment_step") and bool((value < 0).any())):
+            described = value.tolist() if isinstance(value, Tensor) else repr(value)[:40]
+            raise CheckpointError(
+                f"{where}.load_state_dict: {key}={described} is damaged; expected a tensor, and a number of steps "
+                "that is not negative. Load another checkpoint."
+            )
+    return {key: v.to("cpu" if key in ON_CPU else device, copy=True).contiguous() for key, v in saved.items()}
 
 
 def parts_of(state: Mapping[str, Tensor], name: str, block: int | None) -> dict[str, Tensor]:

@@ -16,6 +16,7 @@ TAGS = {
     "8-bit-states": "moments in 8 or 4 bits",
     "low-rank": "moments of matrices in a subspace of the gradient",
     "int8-weights": "weights in int8",
+    "4bit-weights": "frozen weights in 4 bits",
     "few-parameters": "a small part of the parameters is trained",
 }
 """What a recipe gives up against float32 AdamW of all parameters, in words; all but these compute the same numbers."""
@@ -71,6 +72,13 @@ FAMILIES = (
         {"name": "adamw"},
         ("int8-weights", "few-parameters"),
         ("int8", "lora"),
+        tuning_lr=2e-4,
+    ),
+    Family(
+        "LoRA, rank 16, 4-bit weights",
+        {"name": "adamw"},
+        ("4bit-weights", "few-parameters"),
+        ("base4bit", "lora"),
         tuning_lr=2e-4,
     ),
 )

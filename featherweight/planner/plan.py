@@ -6,15 +6,17 @@ What is shown as fitting was simulated; what is refused may be refused by the fo
 """
 
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from featherweight import __version__
+from featherweight.config import write_atomically
 from featherweight.errors import ConfigError, FeatherweightError
 from featherweight.planner.advice import Why, explain
 from featherweight.planner.candidates import (
@@ -26,6 +28,7 @@ from featherweight.planner.candidates import (
     recipe_of,
 )
 from featherweight.planner.need import need_of
+from featherweight.planner.recipe_text import recipe_text
 from featherweight.planner.report import add_best, add_rows
 from featherweight.planner.row import PlanRow
 from featherweight.planner.target import Target
@@ -139,9 +142,20 @@ class Plan:
         report.add_note("; ".join(self.assumptions), title="Assumptions")
         return report
 
-    def save_recipe(self, path: str | PathLike[str]) -> None:
-        """Write the best recipe as YAML or JSON, ready to run."""
-        self.best.recipe.to_file(path)
+    def save_recipe(self, path: str | PathLike[str], comments: Sequence[str] = ()) -> None:
+        """Write the best recipe as YAML with comments, or as JSON.
+
+        Args:
+            path: of the file.
+            comments: lines for the top of a YAML file.
+        Raises:
+            ConfigError: if nothing fits, or the file cannot be written.
+        """
+        if Path(path).suffix not in (".yaml", ".yml"):
+            self.best.recipe.to_file(path)
+            return
+        head = [*comments, f"Planned for {self.target.name}, {format_bytes(self.target.budget_bytes)}. {self.verdict}"]
+        write_atomically(path, recipe_text(self.best, head))
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, with the names that programs may rely on: the best recipe's figures, then the others."""
@@ -307,7 +321,10 @@ class _Search:
         Raises:
             _DoesNotFit: if none does.
         """
-        fixed = formula_bytes(recipe_of(self.base, family, ACTIVATION_STRATEGIES[0], is_pretrained=self.is_pretrained))
+        first = recipe_of(self.base, family, ACTIVATION_STRATEGIES[0], is_pretrained=self.is_pretrained)
+        if self.base.task.get("weights") == "random":
+            first.check_weights()  # what cannot train them is not proposed
+        fixed = formula_bytes(first)
         needed: list[tuple[int, ActivationStrategy]] = []
         unexpected = 0  # what the tries took beyond the formula: temporaries of the optimizer, above all
         for strategy, held_bytes, _ in self.ways():

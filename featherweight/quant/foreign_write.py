@@ -30,6 +30,11 @@ _FACTS = frozenset(
 _HARMLESS = frozenset({"requires_grad_", "share_memory_"})
 """End like functions that write values, and write none."""
 
+_ELSEWHERE = (
+    "Train with an optimizer of fw.optim, write values with load_state_dict, or call fw.remove(model, fw.Int8()) first "
+    "(averages of weights, and accelerate's dispatch_model and offloading, need that too)."
+)
+
 _ADDRESSES = frozenset({"data_ptr", "const_data_ptr", "mutable_data_ptr", "__dlpack__"})
 
 
@@ -77,6 +82,8 @@ def _refuse_foreign_step(optimizer: Optimizer, has_closure: bool) -> None:
 
 def _refuse_write(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
     name = getattr(func, "__name__", "")
+    if name == "to" and isinstance(args[0], ValuelessTensor):
+        _refuse_meta(args[0], (*args[1:], *kwargs.values()))
     schemas = _schemas(func)
     if schemas is not None:
         written: Iterable[Any] = [value for schema in schemas for value in _written(schema, args, kwargs)]
@@ -91,9 +98,19 @@ def _refuse_write(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> 
             verb = "would hand out the address of" if name in _ADDRESSES else "would write into"
             raise ConfigError(
                 f"int8 weight: '{name}' {verb} a handle, which has a shape and no values; expected code that writes "
-                "the weight's codes. Train with an optimizer of fw.optim, write values with load_state_dict, or call "
-                "fw.remove(model, fw.Int8()) first (averages of weights need that too)."
+                f"the weight's codes. {_ELSEWHERE}"
             )
+
+
+def _refuse_meta(handle: Tensor, targets: Iterable[Any]) -> None:
+    """Refuse to send a handle alone to the meta device: who does that looks for its values later, and finds none."""
+    if handle.device.type != "meta" and any(
+        isinstance(one, str | torch.device) and torch.device(one).type == "meta" for one in targets
+    ):
+        raise ConfigError(
+            "int8 weight: 'to' would move a handle to the meta device and leave its codes behind; expected the module "
+            f"to move as a whole. {_ELSEWHERE}"
+        )
 
 
 def _is_in_place(name: str) -> bool:

@@ -26,6 +26,7 @@ _LAZY = {
     "GamepadLeaderConfig": "leaders.gamepad",
     "ScriptedLeader": "leaders.scripted",
     "SafetyConfig": "safety.config",
+    "TaskController": "control.task",
     "Mode": "safety.mode",
     "teleoperate": "teleoperation",
     "SimRobot": "sim.robot",

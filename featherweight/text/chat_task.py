@@ -4,6 +4,7 @@ Implements `featherweight.training.task.Task`; recipes reach it by `task: {name:
 Shapes: B rows of a micro-batch, L tokens of its longest row.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,8 +18,8 @@ from featherweight.models.facts import model_facts
 from featherweight.models.load import load_model, load_tokenizer
 from featherweight.models.quiet import quiet_transformers
 from featherweight.models.save import save_model_folder
-from featherweight.models.sources import has_random_weights
 from featherweight.models.templates import EncodedConversation, choose_template, encode_conversation, stop_ids
+from featherweight.models.weights import begins_pretrained, check_weights
 from featherweight.text.causal_loss import held_out_metrics, summed_loss
 from featherweight.text.conversation import Conversation
 from featherweight.text.conversation_data import (
@@ -98,7 +99,12 @@ class ChatTask(Task):
     @classmethod
     def is_pretrained(cls, config: ChatConfig) -> bool:
         """Tell whether training begins with the weights of a trained model."""
-        return not has_random_weights(config.model)
+        return begins_pretrained(config.model, config.weights)
+
+    @classmethod
+    def check_weights(cls, config: ChatConfig, adapters: Sequence[str] = ()) -> None:
+        """Refuse a shape without weights, and adapters on random ones; see `featherweight.models.weights`."""
+        check_weights(config.model, config.weights, adapters=adapters, where="task chat")
 
     def __init__(self, config: ChatConfig, *, seed: int) -> None:
         self.config = config
@@ -130,7 +136,12 @@ class ChatTask(Task):
 
         Its generation ends where answers under the template end.
         """
-        model = load_model(self.config.model, tokenizer=self.tokenizer, seed=self.seed)
+        model = load_model(
+            self.config.model,
+            tokenizer=self.tokenizer,
+            seed=self.seed,
+            random_weights=self.config.weights == "random",
+        )
         settings: Any = getattr(model, "generation_config", None)
         if settings is not None and self._stops:
             settings.eos_token_id = self._stops if len(self._stops) > 1 else self._stops[0]
@@ -168,6 +179,11 @@ class ChatTask(Task):
         pieces = (rows[number * micro_batch_size : (number + 1) * micro_batch_size] for number in numbers)
         return (self._batch(piece) for piece in _until_empty(pieces))
 
+    @property
+    def guessing_loss(self) -> float:
+        """Loss of a model that knows nothing: the logarithm of the size of its vocabulary, in nats."""
+        return math.log(self.facts.vocab_size)
+
     def item_count(self, batch: Batch) -> int:
         """Return how many tokens the loss of `batch` sums over: those of the assistant."""
         return predicted_tokens(batch["labels"])
@@ -193,6 +209,7 @@ class ChatTask(Task):
         config = self.config
         facts: dict[str, object] = {
             "model": self.facts.name,
+            "weights": "pretrained" if self.is_pretrained(self.config) else "random",
             "model_type": self.facts.model_type,
             "parameters": self.facts.parameters,
             "vocab_size": self.facts.vocab_size,

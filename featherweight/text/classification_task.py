@@ -28,7 +28,7 @@ from featherweight.models.facts import model_configuration
 from featherweight.models.load import load_tokenizer
 from featherweight.models.quiet import quiet_transformers
 from featherweight.models.save import save_model_folder
-from featherweight.models.sources import has_random_weights
+from featherweight.models.weights import begins_pretrained, check_weights
 from featherweight.text.classification_metrics import classification_metrics, confusions
 from featherweight.text.classifier import EncodedText, TextEncoder, class_logits, has_kinds
 from featherweight.text.conversation_data import RowsConfig, split_records
@@ -88,7 +88,12 @@ class ClassificationTask(Task):
     @classmethod
     def is_pretrained(cls, config: ClassificationConfig) -> bool:
         """Tell whether training begins with the weights of a trained model, be it under a new head."""
-        return not has_random_weights(config.model)
+        return begins_pretrained(config.model, config.weights)
+
+    @classmethod
+    def check_weights(cls, config: ClassificationConfig, adapters: Sequence[str] = ()) -> None:
+        """Refuse a shape without weights, and adapters on random ones; see `featherweight.models.weights`."""
+        check_weights(config.model, config.weights, adapters=adapters, where=WHERE)
 
     def __init__(self, config: ClassificationConfig, *, seed: int) -> None:
         self.config = config
@@ -116,7 +121,13 @@ class ClassificationTask(Task):
 
     def build_model(self) -> nn.Module:
         """Return the model with float32 weights on the CPU; a new head follows from the task's seed."""
-        return load_classifier(self.config.model, self.classes, tokenizer=self.tokenizer, seed=self.seed)
+        return load_classifier(
+            self.config.model,
+            self.classes,
+            tokenizer=self.tokenizer,
+            seed=self.seed,
+            random_weights=self.config.weights == "random",
+        )
 
     def batches(
         self,
@@ -191,6 +202,7 @@ class ClassificationTask(Task):
         config = self.config
         facts: dict[str, object] = {
             "model": config.model if isinstance(config.model, str) else self.model_type,
+            "weights": "pretrained" if self.is_pretrained(config) else "random",
             "model_type": self.model_type,
             "parameters": self.parameters,
             "data": config.data,

@@ -1,7 +1,7 @@
 """What tasks on rows with columns share: options of model and data, reading, and the split."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import Field, field_validator
 
@@ -23,6 +23,9 @@ class RowsConfig(Config):
     model: str | dict[str, Any] = "smollm2"
     """smollm2, tiny, a shape such as llama-60m, a model folder, a .gguf or .json file, a name of the Hugging Face hub,
     or the configuration of a new model."""
+    weights: Literal["pretrained", "random"] | None = None
+    """With which weights training begins. None: those of the model; a name of a shape, such as llama-3-8b, has none and
+    is refused. random: new ones, also for a model that has some."""
     tokenizer: str | None = None
     """Whose tokenizer: any source of a model, or bytes. None: the model's own; a new model has bytes."""
     data: str

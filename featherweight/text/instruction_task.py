@@ -4,6 +4,7 @@ A `featherweight.training.task.Task`; recipes reach it by `task: {name: instruct
 Shapes: B rows of a micro-batch, L tokens of its longest row, n rows of a split.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +21,8 @@ from featherweight.models.facts import model_facts
 from featherweight.models.load import load_model, load_tokenizer
 from featherweight.models.quiet import quiet_transformers
 from featherweight.models.save import save_model_folder
-from featherweight.models.sources import has_random_weights
 from featherweight.models.tokenizer import end_of_text_id
+from featherweight.models.weights import begins_pretrained, check_weights
 from featherweight.text.causal_loss import held_out_metrics, summed_loss
 from featherweight.text.corpus import split_documents
 from featherweight.text.instructions import (
@@ -45,6 +46,9 @@ class InstructionConfig(Config):
     model: str | dict[str, Any] = "smollm2"
     """smollm2, tiny, a shape such as llama-60m, a model folder, a .gguf or .json file, a name of the Hugging Face hub,
     or the configuration of a new model."""
+    weights: Literal["pretrained", "random"] | None = None
+    """With which weights training begins. None: those of the model; a name of a shape, such as llama-3-8b, has none and
+    is refused. random: new ones, also for a model that has some."""
     tokenizer: str | None = None
     """Whose tokenizer: any source of a model, or bytes. None: the model's own; a new model has bytes."""
     data: str
@@ -130,7 +134,12 @@ class InstructionTask(Task):
     @classmethod
     def is_pretrained(cls, config: InstructionConfig) -> bool:
         """Tell whether training begins with the weights of a trained model."""
-        return not has_random_weights(config.model)
+        return begins_pretrained(config.model, config.weights)
+
+    @classmethod
+    def check_weights(cls, config: InstructionConfig, adapters: Sequence[str] = ()) -> None:
+        """Refuse a shape without weights, and adapters on random ones; see `featherweight.models.weights`."""
+        check_weights(config.model, config.weights, adapters=adapters, where="instructions task")
 
     def __init__(self, config: InstructionConfig, *, seed: int) -> None:
         self.config = config
@@ -157,7 +166,12 @@ class InstructionTask(Task):
 
     def build_model(self) -> nn.Module:
         """Return the model with float32 weights on the CPU; random weights follow from the task's seed."""
-        return load_model(self.config.model, tokenizer=self.tokenizer, seed=self.seed)
+        return load_model(
+            self.config.model,
+            tokenizer=self.tokenizer,
+            seed=self.seed,
+            random_weights=self.config.weights == "random",
+        )
 
     def batches(
         self,
@@ -195,6 +209,11 @@ class InstructionTask(Task):
             orders = shuffled_rows(numbers, micro_batch_size=micro_batch_size, row_count=count, seed=seed)
             return (self._padded([self._train[row] for row in chosen]) for chosen in orders)
         return self._held_out_batches(numbers, micro_batch_size)
+
+    @property
+    def guessing_loss(self) -> float:
+        """Loss of a model that knows nothing: the logarithm of the size of its vocabulary, in nats."""
+        return math.log(self.facts.vocab_size)
 
     def item_count(self, batch: Batch) -> int:
         """Return how many tokens the loss of `batch` sums over: those of the responses."""
@@ -238,6 +257,7 @@ class InstructionTask(Task):
         """
         facts: dict[str, object] = {
             "model": self.facts.name,
+            "weights": "pretrained" if self.is_pretrained(self.config) else "random",
             "model_type": self.facts.model_type,
             "parameters": self.facts.parameters,
             "vocab_size": self.facts.vocab_size,

@@ -21,8 +21,8 @@ from featherweight.models.facts import model_facts
 from featherweight.models.load import load_model, load_tokenizer
 from featherweight.models.quiet import quiet_transformers
 from featherweight.models.save import save_model_folder
-from featherweight.models.sources import has_random_weights
 from featherweight.models.templates import choose_template, encode_conversation, stop_ids
+from featherweight.models.weights import begins_pretrained, check_weights
 from featherweight.text.conversation import Conversation, Judgement, Preference, Turn
 from featherweight.text.conversation_data import (
     ConversationConfig,
@@ -103,7 +103,12 @@ class PreferenceTask(Task):
     @classmethod
     def is_pretrained(cls, config: PreferenceConfig) -> bool:
         """Tell whether training begins with the weights of a trained model."""
-        return not has_random_weights(config.model)
+        return begins_pretrained(config.model, config.weights)
+
+    @classmethod
+    def check_weights(cls, config: PreferenceConfig, adapters: Sequence[str] = ()) -> None:
+        """Refuse a shape without weights, and adapters on random ones; see `featherweight.models.weights`."""
+        check_weights(config.model, config.weights, adapters=adapters, where=WHERE)
 
     def __init__(self, config: PreferenceConfig, *, seed: int) -> None:
         self.config = config
@@ -136,7 +141,12 @@ class PreferenceTask(Task):
         Where the method compares with the model before training, its log-probabilities of all answers are computed
         here, on the GPU if there is one: one forward pass over the data.
         """
-        model = load_model(self.config.model, tokenizer=self.tokenizer, seed=self.seed)
+        model = load_model(
+            self.config.model,
+            tokenizer=self.tokenizer,
+            seed=self.seed,
+            random_weights=self.config.weights == "random",
+        )
         settings: Any = getattr(model, "generation_config", None)
         if settings is not None and self._stops:
             settings.eos_token_id = self._stops if len(self._stops) > 1 else self._stops[0]
@@ -218,6 +228,7 @@ class PreferenceTask(Task):
         config = self.config
         facts: dict[str, object] = {
             "model": self.facts.name,
+            "weights": "pretrained" if self.is_pretrained(config) else "random",
             "model_type": self.facts.model_type,
             "parameters": self.facts.parameters,
             "vocab_size": self.facts.vocab_size,

@@ -4,9 +4,10 @@ A `featherweight.training.task.Task`; recipes reach it by `task: {name: text, ..
 Shapes: B rows of a micro-batch, L = seq_len, V vocabulary.
 """
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -18,8 +19,8 @@ from featherweight.errors import ConfigError
 from featherweight.models.facts import model_facts
 from featherweight.models.load import load_model, load_tokenizer
 from featherweight.models.save import save_model_folder
-from featherweight.models.sources import has_random_weights
 from featherweight.models.tokenizer import encode_documents, end_of_text_id
+from featherweight.models.weights import begins_pretrained, check_weights
 from featherweight.text.causal_loss import held_out_metrics, summed_loss
 from featherweight.text.corpus import cut_document, load_documents, split_documents
 from featherweight.text.packing import IGNORED_LABEL, held_out_rows, join_documents, predicted_tokens, training_rows
@@ -34,6 +35,9 @@ class TextConfig(Config):
     model: str | dict[str, Any] = "smollm2"
     """smollm2, tiny, a shape such as llama-60m, a model folder, a .gguf or .json file, a name of the Hugging Face hub,
     or the configuration of a new model."""
+    weights: Literal["pretrained", "random"] | None = None
+    """With which weights training begins. None: those of the model; a name of a shape, such as llama-3-8b, has none and
+    is refused. random: new ones, also for a model that has some."""
     tokenizer: str | None = None
     """Whose tokenizer: any source of a model, or bytes. None: the model's own; a new model has bytes."""
     corpus: str = "english"
@@ -98,7 +102,12 @@ class TextTask(Task):
     @classmethod
     def is_pretrained(cls, config: TextConfig) -> bool:
         """Tell whether training begins with the weights of a trained model."""
-        return not has_random_weights(config.model)
+        return begins_pretrained(config.model, config.weights)
+
+    @classmethod
+    def check_weights(cls, config: TextConfig, adapters: Sequence[str] = ()) -> None:
+        """Refuse a shape without weights, and adapters on random ones; see `featherweight.models.weights`."""
+        check_weights(config.model, config.weights, adapters=adapters, where="text task")
 
     def __init__(self, config: TextConfig, *, seed: int) -> None:
         self.config = config
@@ -124,7 +133,12 @@ class TextTask(Task):
 
     def build_model(self) -> nn.Module:
         """Return the model with float32 weights on the CPU; random weights follow from the task's seed."""
-        return load_model(self.config.model, tokenizer=self.tokenizer, seed=self.seed)
+        return load_model(
+            self.config.model,
+            tokenizer=self.tokenizer,
+            seed=self.seed,
+            random_weights=self.config.weights == "random",
+        )
 
     def batches(
         self,
@@ -161,6 +175,11 @@ class TextTask(Task):
             return self._train_batches(turns, micro_batch_size, seed)
         return self._held_out_batches(turns, micro_batch_size)
 
+    @property
+    def guessing_loss(self) -> float:
+        """Loss of a model that knows nothing: the logarithm of the size of its vocabulary, in nats."""
+        return math.log(self.facts.vocab_size)
+
     def item_count(self, batch: Batch) -> int:
         """Return how many tokens the loss of `batch` sums over: labels at positions 1..L-1 that are not ignored."""
         return predicted_tokens(batch["labels"])
@@ -196,6 +215,7 @@ class TextTask(Task):
         """
         return {
             "model": self.facts.name,
+            "weights": "pretrained" if self.is_pretrained(self.config) else "random",
             "model_type": self.facts.model_type,
             "parameters": self.facts.parameters,
             "vocab_size": self.facts.vocab_size,

@@ -64,6 +64,10 @@ class ConsoleProgress(Callback):
         if isinstance(event.checkpoint, Path):
             self._print(f"checkpoint {event.checkpoint.name} written")
 
+    def on_notice(self, event: Event) -> None:
+        """Print it."""
+        self._print(f"note: {event.notice}")
+
     def on_end(self, event: Event) -> None:
         """Leave the bar as it stands."""
         if self._bar is not None:

@@ -37,6 +37,8 @@ class Event:
     """Memory, predicted and measured so far."""
     checkpoint: Path | None = None
     """The folder that was written; only in `on_checkpoint`."""
+    notice: str = ""
+    """What the user should know; only in `on_notice`."""
 
 
 class Callback:
@@ -53,6 +55,9 @@ class Callback:
 
     def on_checkpoint(self, event: Event) -> None:
         """After each complete checkpoint."""
+
+    def on_notice(self, event: Event) -> None:
+        """When something looks wrong that does not end the run; `event.notice` says what."""
 
     def on_end(self, event: Event) -> None:
         """At the end, also after an error or an interruption; `event.step` says how far it came."""

@@ -1,7 +1,7 @@
 """The memory of a training step by category: what the formulas predict, and what was measured.
 
 Predicted, in bytes: weights are numel * element size over the distinct parameters, codes and scales where they are int8
-(and one element for the parameter that stands for them); the optimizer says what its state
+(and one element for the parameter that stands for them) or of four bits; the optimizer says what its state
 and, layer-wise or not, the gradients take. Activations depend on the whole graph and are only measured.
 """
 
@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from featherweight.quant.int8_weight import int8_weight_of
+from featherweight.quant.weight4bit import statistics_of
 
 CATEGORIES = ("weights", "gradients", "optimizer_state", "activations")
 """The four terms that methods cut, in the order of tables and pictures."""
@@ -46,7 +47,8 @@ def predict_bytes(model: nn.Module, optimizer: StatefulOptimizer) -> dict[str, i
 def _weight_bytes(parameter: Tensor) -> int:
     int8 = int8_weight_of(parameter)
     numel = parameter.numel() if int8 is None else 1
-    return numel * parameter.element_size() + (0 if int8 is None else int8.nbytes)
+    behind = sum(one.nbytes for one in statistics_of(parameter).values())
+    return numel * parameter.element_size() + (0 if int8 is None else int8.nbytes) + behind
 
 
 @dataclass

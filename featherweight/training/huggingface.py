@@ -7,6 +7,7 @@ module imports transformers.
 
 import inspect
 import math
+import warnings
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -173,6 +174,13 @@ class _Factory:
                 f"trainer_optimizer: '{self.name}' has lr=None, and the TrainingArguments are not known; expected one "
                 "of both. Call trainer_optimizer(name, model, args, ...), or add fw.training.ReportCallback() to "
                 "callbacks."
+            )
+        if args is None:
+            warnings.warn(
+                f"trainer_optimizer: the TrainingArguments are not known to '{self.name}', so their weight_decay, "
+                "adam_beta1, adam_beta2 and optim have no effect; options given here do. Call "
+                "trainer_optimizer(name, model, args, ...), or add fw.training.ReportCallback() to callbacks.",
+                stacklevel=2,
             )
         config = parse_optimizer({"name": self.name, **self._from_arguments(), **self.options})
         if config.layerwise and args is not None and args.fp16:

@@ -28,6 +28,7 @@ from featherweight.training.interrupt import StopRequest, TrainingInterrupted
 from featherweight.training.randomness import preserved_rng, rng_state, seed_everything, set_rng_state
 from featherweight.training.recipe import Recipe, resume_conflicts
 from featherweight.training.schedule import lr_factor
+from featherweight.training.start_check import guessing_notice
 from featherweight.training.task import Batch, Task
 
 if TYPE_CHECKING:
@@ -295,12 +296,21 @@ class Loop:
             tell("on_checkpoint", checkpoint=folder)
             return folder
 
+        def judge_start(loss: float | None) -> None:
+            if notice := guessing_notice(self.task, loss):
+                tell("on_notice", notice=notice)
+
         tell("on_start")
         try:
             if progress.step == 0 and recipe.evaluate_at_start:
-                tell("on_evaluate", metrics=self.evaluate())
+                metrics = self.evaluate()
+                tell("on_evaluate", metrics=metrics)
+                judge_start(metrics.get("held_out_loss"))
             while progress.step < recipe.steps and not stop.requested:
-                tell("on_step", metrics=self._step_or_explain(checkpoints))
+                metrics = self._step_or_explain(checkpoints)
+                tell("on_step", metrics=metrics)
+                if progress.step == 1 and not recipe.evaluate_at_start:
+                    judge_start(metrics["loss"])
                 if _is_due(recipe.evaluate_every, progress.step):
                     tell("on_evaluate", metrics=self.evaluate())
                     evaluated_at = progress.step

@@ -129,6 +129,10 @@ class Recipe(Config):
         named = self.method_names
         implied = [name for name in optimizers.get(config.name).methods if name not in named]
         methods = parse_methods([*implied, *self.methods])
+        if "base4bit" in named:
+            from featherweight.methods.base4bit import check_company
+
+            check_company(methods)
         for name, method in zip([*implied, *named], methods, strict=True):
             if method.needs_layerwise and not config.layerwise:
                 raise ConfigError(
@@ -146,9 +150,20 @@ class Recipe(Config):
         """Build the workload that the recipe names.
 
         Raises:
-            ConfigError: if the name is unknown or an option is not allowed.
+            ConfigError: if the name is unknown, an option is not allowed, or training should not begin with the weights
+            that it names.
         """
+        self.check_weights()
         return self.task_class(self.task_config(), seed=self.seed)
+
+    def check_weights(self) -> None:
+        """Refuse weights to begin with that nobody chose, and methods that need a trained model on random ones.
+
+        Raises:
+            ConfigError: says what to put into the recipe.
+        """
+        adapters = [type(method).__name__ for method in self.build_methods() if method.needs_pretrained]
+        self.task_class.check_weights(self.task_config(), adapters)
 
     @property
     def task_class(self) -> type[Task]:

@@ -26,6 +26,7 @@ from featherweight.training.loop import Loop, explain_out_of_memory
 from featherweight.training.metrics import MetricsFile, final_training_loss, read_metrics
 from featherweight.training.plan_check import PlanCheck
 from featherweight.training.recipe import Recipe, RecipeSource, load_recipe, resume_conflicts
+from featherweight.training.start_check import guessing_notice, start_loss
 from featherweight.training.summary import Summary, finite, run_report
 from featherweight.training.trackers import Trackers
 
@@ -159,6 +160,8 @@ def _train(
             words=loop.task.words,
         )
         report = run_report(f"{name}: {optimizer_config.name}", summary, lines, machine_name(environment))
+        if notice := guessing_notice(loop.task, start_loss(lines)):
+            report.add_note(notice, title="Start")
         for method in loop.methods:
             report.sections += method.report(loop.model).sections
         save_report(report, folder)

@@ -64,7 +64,7 @@ class Summary:
             words = Words(**content.get("words", {}))
             words = replace(words, metrics=tuple(words.metrics))  # JSON knows lists alone
             return cls(**{**content, "footprint": Footprint(**content["footprint"]), "words": words})
-        except (OSError, ValueError, TypeError, KeyError) as error:
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise CheckpointError(
                 f"run: summary={path} cannot be read ({error}); expected the file of a finished run. Delete it to "
                 "train again."

@@ -5,7 +5,7 @@ and as strings, so that naming one imports nothing else. `tests/contracts/test_t
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -140,6 +140,21 @@ class Task(ABC):
     def is_pretrained(cls, config: Any) -> bool:
         """Tell whether training begins with the weights of a trained model; default: no."""
         return False
+
+    @classmethod
+    def check_weights(cls, config: Any, adapters: Sequence[str] = ()) -> None:
+        """Refuse weights to begin with that nobody chose, or on which `adapters` learn nothing; default: none are.
+
+        Args:
+            config: options.
+            adapters: names of the recipe's methods that need a trained model.
+        """
+        return None
+
+    @property
+    def guessing_loss(self) -> float | None:
+        """Loss of one item of a model that knows nothing; None: unknown."""
+        return None
 
     @classmethod
     def run_name(cls, config: Any, name: str) -> str:

@@ -1,5 +1,6 @@
 """The regression task by name, a recipe file, and the command line inside this process."""
 
+import json
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +26,19 @@ def recipe_file(tmp_path: Path) -> Path:
     path = tmp_path / "small.yaml"
     path.write_text(yaml.safe_dump(content))
     return path
+
+
+@pytest.fixture
+def chat_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Go to a folder with 40 conversations and a table of questions, and return it."""
+    monkeypatch.chdir(tmp_path)
+    rows = [
+        {"system": "pirate", "conversations": [{"from": "human", "value": f"q{n}"}, {"from": "gpt", "value": f"a{n}"}]}
+        for n in range(40)
+    ]
+    (tmp_path / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "fragen.csv").write_text("Frage,Antwort,Quelle\nq1,a1,book\nq2,a2,book\n")
+    return tmp_path
 
 
 @pytest.fixture(autouse=True)

@@ -64,6 +64,22 @@ def test_fuse_adds_and_export_writes_lora(folders, tmp_path, capsys):
     assert 0 < bounded["largest relative error"] < 1
 
 
+def test_fuse_counts_heads_as_changes_of_the_base_that_is_given(folders, tmp_path, capsys):
+    base = load_model(str(folders / "base"))
+    for seed in (0, 1):
+        model = peft.get_peft_model(
+            load_model(str(folders / "base")), fw.S2FTConfig(num_channels=8, seed=seed, modules_to_save=["lm_head"])
+        )
+        model.get_output_embeddings().modules_to_save["default"].weight.data.add_(seed + 1)
+        model.save_pretrained(tmp_path / f"h{seed}")
+    words = ["adapter", "fuse", tmp_path / "h0", tmp_path / "h1", "--out", tmp_path / "both"]
+    assert run([str(one) for one in words]) == 2
+    assert "Give base=, or weights whose sum is 1" in capsys.readouterr().err
+    result([*words, "--base", folders / "base", "--json"], capsys)
+    (head,) = fw.s2ft.Adapter.load(tmp_path / "both").extra.values()
+    torch.testing.assert_close(head, base.get_output_embeddings().weight + 3)
+
+
 def test_bench_prints_times(folders, capsys):
     assert run(["adapter", "bench", str(folders / "a0")]) == 0
     assert "LoRA merge (ms)" in capsys.readouterr().out

@@ -6,7 +6,12 @@ import re
 import subprocess
 import sys
 
+from featherweight.cli.given import PLAN_TAGS, PLAN_UNKNOWNS
+from featherweight.planner import TAGS
+from featherweight.planner.solve import UNKNOWNS
+
 COMMANDS = {
+    "compress nothing": "source=nothing cannot be loaded .no such folder here.*Did you mean 'tiny'",
     "compress ./nothing": "source=./nothing does not exist",
     "compress {folder}": "is a folder without config.json",
     "adapter inspect {folder}/nothing": "nothing is not there; expected adapter_config.json",
@@ -21,6 +26,9 @@ COMMANDS = {
     "plan --model llama-7b --seq-len -1": "--seq-len=-1 is out of range; expected at least 2",
     "plan --model llama-7b --seq-len 1": "--seq-len=1 is out of range",
     "plan --model llama-7b --tokens-per-step 0": "--tokens-per-step=0 is out of range; expected at least 1",
+    "plan --model llama-7b --exclude low-rnak": "exclude='low-rnak' is no tag; .*Did you mean 'low-rank'",
+    "plan --model llama-7b --solve seq_len": "unknown='seq_len' cannot be solved for; .*Did you mean 'max_seq_len'",
+    "plan --model lama-7b": "source=lama-7b cannot be loaded .*Did you mean 'llama-7b'",
     "plan --model {folder}/adaptr": "source={folder}/adaptr does not exist; .* Did you mean 'adapter'",
     "plan nothing.yaml": "file=nothing.yaml does not exist",
     "train nothing.yaml": "file=nothing.yaml does not exist",
@@ -56,7 +64,7 @@ def test_what_is_not_there_is_told_before_any_heavy_import(tmp_path):
         capture_output=True,
         text=True,
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "COLUMNS": "1000"},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "COLUMNS": "1000", "HF_HUB_OFFLINE": "1"},
     )
 
     assert done.returncode == 0, done.stderr[-2000:]
@@ -64,3 +72,7 @@ def test_what_is_not_there_is_told_before_any_heavy_import(tmp_path):
         assert code in (1, 2) and not heavy, (command, code, heavy)
         assert told.count("\n") == 1, (command, told)
         assert re.search(expected.format(folder=tmp_path), told), (command, told)
+
+
+def test_the_words_of_a_plan_are_those_of_the_planner():
+    assert tuple(TAGS) == PLAN_TAGS and UNKNOWNS == PLAN_UNKNOWNS

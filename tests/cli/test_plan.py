@@ -2,12 +2,16 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
 
 from featherweight.cli import run
-from featherweight.training.recipe import load_recipe
+from featherweight.cli.look import look
+from featherweight.models import load_model, load_tokenizer, save_model_folder
+from featherweight.training.estimate import estimate_memory
+from featherweight.training.recipe import Recipe, load_recipe
 
 EXCLUDE = ["--exclude", "bf16-weights, 8-bit-states,low-rank,int8-weights,few-parameters"]
 
@@ -116,3 +120,92 @@ def test_a_narrow_terminal_without_unicode_shows_the_plan(tiny_recipe):
     done = subprocess.run(command, capture_output=True, env=environment, timeout=120, check=False)
     assert done.returncode == 0 and "Traceback" not in done.stderr.decode()
     assert max(map(len, done.stdout.decode("ascii").splitlines()[:4])) <= 60
+
+
+SMALL = {"model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1}
+SMALL |= {"num_attention_heads": 2, "max_position_embeddings": 512}
+
+
+@pytest.fixture
+def model_and_chats(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_model_folder(load_model(SMALL), load_tokenizer("bytes"), tmp_path / "model")
+    rows = [{"prompt": f"q{n}", "completion": "a" * (3 if n else 200)} for n in range(60)]
+    (tmp_path / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return ["plan", "--model", "./model", "--data", "chats.jsonl", "--template", "chatml", "-b", "1GB", "-d", "cpu"]
+
+
+def test_a_plan_for_data_is_a_recipe_that_trains_that_model_on_that_data(model_and_chats, tmp_path, capsys):
+    assert run([*model_and_chats, *EXCLUDE, "--out", "chat.yaml"]) == 0
+    text = (tmp_path / "chat.yaml").read_text()
+    assert "# Fine-tunes ./model" in text and "# Understood: 60 rows" in text and "# Gives up against" in text
+    assert "# 1 rows are longer than max_tokens and lose their last turns." in text and "NOT READY" not in text
+    recipe = load_recipe("chat.yaml")
+    expected = {"name": "chat", "model": "./model", "data": "chats.jsonl", "max_tokens": 128, "template": "chatml"}
+    assert recipe.task == expected  # 98 of 100 rows have less than 128 bytes with their template
+    assert recipe.steps == round(60 * 0.95 * 2 / 16) and recipe.optimizer["lr"] == 2e-5
+    assert recipe.micro_batch_size * recipe.accumulation_steps == 16
+    capsys.readouterr()
+    assert run(["train", "chat.yaml", "steps=1", "--out", "run"]) == 0
+    assert json.loads((tmp_path / "run/summary.json").read_text())["task"]["weights"] == "pretrained"
+
+
+def test_a_length_that_was_asked_for_is_that_of_the_rows(model_and_chats):
+    seen = look("fw plan", "./model", "chats.jsonl", columns={}, ignore_columns=[], template="chatml", train_on="last")
+    recipe = Recipe.parse(seen.recipe(96), where="recipe")
+    assert recipe.task["max_tokens"] == 96 and recipe.task["train_on"] == "last"
+    assert "2 rows" not in " ".join(seen.comments(96)) and "60 rows are longer than max_tokens" in seen.comments(8)[-1]
+
+
+@pytest.mark.parametrize(
+    ("row", "task"),
+    [
+        ({"prompt": "q", "chosen": "yes", "rejected": "no"}, {"name": "preference"}),
+        ({"prompt": "q", "completion": "a", "label": True}, {"name": "preference", "method": "kto"}),
+    ],
+)
+def test_preferences_are_planned_with_the_task_that_learns_from_them(model_and_chats, tmp_path, row, task):
+    lines = [json.dumps({**row, "prompt": f"q{number}"}) + "\n" for number in range(8)]
+    (tmp_path / "pairs.jsonl").write_text("".join(lines))
+    seen = look(
+        "fw plan", "./model", "pairs.jsonl", columns={}, ignore_columns=[], template="chatml", train_on="assistant"
+    )
+    recipe = Recipe.parse(seen.recipe(64), where="recipe").override(["task.held_out=0.3", "steps=1"])
+    assert task.items() <= recipe.task.items()
+    assert estimate_memory(None, recipe, device="cpu").peak_bytes > 0
+    recipe.check_weights()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--data", "chats.jsonl"], "expected a model and no recipe"),
+        (["--model", "llama-3-8b", "--data", "chats.jsonl", "--template", "chatml"], "is a shape"),
+        (["--model", "./model", "--data", "absent.jsonl"], "absent.jsonl"),
+    ],
+)
+def test_data_that_cannot_be_planned_for_are_refused(model_and_chats, words, message, capsys):
+    assert run(["plan", *words, "-b", "1GB"]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_plan_for_a_shape_says_in_the_recipe_what_is_missing_and_does_not_train(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = ["plan", "--model", "llama-60m", "-b", "4GB", "-d", "cpu", "--seq-len", "64", *EXCLUDE]
+    assert run([*words, "--out", "plan.yaml"]) == 0
+    assert "Not ready: text task: model=llama-60m is a shape" in " ".join(capsys.readouterr().out.split())
+    text = (tmp_path / "plan.yaml").read_text()
+    assert "# NOT READY: fw train refuses this recipe until you decide:" in text and "task.weights: random" in text
+    assert run(["train", "plan.yaml", "--out", "run"]) == 2
+    assert "is a shape, of which there are no weights" in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
+def test_a_plan_for_a_new_model_proposes_no_adapters(tiny_recipe, tmp_path, capsys):
+    content = yaml.safe_load(Path(tiny_recipe).read_text())
+    content["task"]["weights"] = "random"
+    (tmp_path / "new.yaml").write_text(yaml.safe_dump(content))
+    exclude = ["--exclude", "8-bit-states,low-rank,int8-weights"]
+    assert run(["plan", str(tmp_path / "new.yaml"), "-b", "1GB", "-d", "cpu", *exclude, "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert [one["family"] for one in plan["alternatives"]] == ["AdamW"]
+    assert "weights of model=llama are random" in plan["refused"]["LoRA, rank 16"]

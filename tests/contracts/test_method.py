@@ -23,6 +23,7 @@ SMALL = {
     "core_gradient": {},
     "mst": {"chunk_size": 5, "checkpoint": True},
     "int8": {},
+    "base4bit": {},
     "welore": {"min_dim": 16, "train": "all"},
     "inrank": {"buffer": 4, "warmup": 0, "every": 1},
     "lora": {"r": 4},
@@ -88,7 +89,7 @@ def test_a_method_has_the_members_of_the_base_class_with_their_arguments(name):
             own = getattr(methods.get(name), member)
             assert list(inspect.signature(own).parameters) == list(inspect.signature(function).parameters), member
     method = build(name)
-    for member in ("keeps_parameters", "freezes_model", "needs_layerwise"):
+    for member in ("keeps_parameters", "freezes_model", "needs_pretrained", "needs_layerwise"):
         assert type(getattr(method, member)) is bool and member not in type(method).model_fields
     for member in ("needs_calibration", "checkpoints_activations"):
         assert type(getattr(method, member)) is bool

@@ -189,6 +189,13 @@ def averaged_model(name):
     assert loss_of(averaged).item() == pytest.approx(loss_of(expected).item(), rel=1e-6)
 
 
+def apply_in_inference_mode(name):
+    model = llama()
+    with torch.inference_mode():
+        applied(name, model)
+    assert_same(model, applied(name))
+
+
 def apply_twice(name):
     model = applied(name)
     fw.apply(model, METHODS[name])
@@ -260,8 +267,9 @@ def remove_from_a_model_that_trains_layerwise(name):
 
 OPERATIONS = (
     load_state_dict, load_a_plain_checkpoint, deepcopy, pickled, to_float64_and_back, to_bfloat16,
-    to_bfloat16_between_two_steps, resize_token_embeddings, averaged_model, apply_twice, remove_then_train,
-    remove_without_training, train_again, train_layerwise, apply_to_a_model_that_trains_layerwise,
+    to_bfloat16_between_two_steps, resize_token_embeddings, averaged_model, apply_in_inference_mode,
+    apply_twice, remove_then_train, remove_without_training, train_again, train_layerwise,
+    apply_to_a_model_that_trains_layerwise,
     remove_from_a_model_that_trains_layerwise,
 )  # fmt: skip
 

@@ -5,22 +5,15 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+from simulated_decoders import CPU, CUDA, DECODERS, attention_bytes, decoder, train_decoder
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
-from torch.utils.flop_counter import FlopCounterMode
 
-from featherweight.memory.cost import StepCost
-from featherweight.memory.simulate import SimulatedTensors, simulation
+from featherweight.memory.simulate import simulation
 from featherweight.memory.tracker import StorageTracker
-from featherweight.simulated import SimulatedDevice, counting_only, simulated_device
-from featherweight.tiles import tiles
-
-CPU, CUDA = SimulatedDevice("cpu"), SimulatedDevice("cuda")
-
-
-# -- hand counts -------------------------------------------------------------------------------------------------------
+from featherweight.simulated import simulated_device
 
 
 class Mlp(nn.Module):
@@ -89,25 +82,6 @@ def test_a_simulation_has_the_bytes_of_a_real_run_for_awkward_shapes_too(checkpo
         assert train_mlp(3, 7, 11, checkpointed=checkpointed, momentum=0.9) == real
 
 
-def attention_bytes(query_heads, key_heads, length, dtype, *, device=CUDA, mask=False, cost=None):
-    """Return bytes that forward keeps, and what backward has besides them at its peak; B = 2, D = 64."""
-    with simulation(device, cost):
-        query, key, value = (
-            torch.empty(2, heads, length, 64, dtype=dtype, requires_grad=True)
-            for heads in (query_heads, key_heads, key_heads)
-        )
-        bias = torch.zeros(2, 1, length, length, dtype=dtype) if mask else None
-        upstream = torch.empty(2, query_heads, length, 64, dtype=dtype)
-        with StorageTracker() as tracker:
-            output = F.scaled_dot_product_attention(
-                query, key, value, attn_mask=bias, is_causal=not mask, enable_gqa=query_heads != key_heads
-            )
-            kept = tracker.live_bytes
-            output.backward(upstream)
-            assert query.grad.shape == query.shape and value.grad.shape == value.shape
-            return kept, tracker.peak_bytes - kept
-
-
 def test_flash_attention_keeps_its_output_and_one_float32_number_for_each_query():
     B, H, G, L, D = 2, 4, 2, 100, 64
     kept, backward = attention_bytes(H, G, L, torch.bfloat16)
@@ -147,9 +121,6 @@ def test_attention_of_a_simulated_cpu_is_that_of_this_machine():
     with StorageTracker() as tracker:
         output = F.scaled_dot_product_attention(query, query, query, is_causal=True)
         assert output.numel() and tracker.live_bytes == kept
-
-
-# -- numbers -----------------------------------------------------------------------------------------------------------
 
 
 def test_counters_keep_their_values():
@@ -286,9 +257,6 @@ def test_the_tracker_of_a_simulation_sees_what_one_around_plain_fake_tensors_see
     assert seen == events(FakeTensorMode(allow_non_fake_inputs=True)) and len(seen) > 100
 
 
-# -- what remains ------------------------------------------------------------------------------------------------------
-
-
 def run_alone(program):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
@@ -341,32 +309,6 @@ def test_nothing_of_a_simulation_is_left_even_after_an_error():
     assert simulated_device() is None and type(torch.ones(3)) is torch.Tensor
 
 
-# -- language models ---------------------------------------------------------------------------------------------------
-
-
-SIZES = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 512}
-DECODERS = {
-    "llama": {"num_key_value_heads": 2, "intermediate_size": 176},
-    "gpt2": {"n_positions": 128, "bos_token_id": 0, "eos_token_id": 0},
-    "qwen3": {"num_key_value_heads": 2, "intermediate_size": 176, "head_dim": 16},
-    "mistral": {"num_key_value_heads": 2, "intermediate_size": 176},
-    "opt": {"ffn_dim": 256, "word_embed_proj_dim": 64},
-}
-
-
-def decoder(model_type, **changes):
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    options = {**SIZES, **DECODERS[model_type], "max_position_embeddings": 128, **changes}
-    return AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **options)).train()
-
-
-def train_decoder(model, optimizer, token_ids):
-    model(input_ids=token_ids, labels=token_ids, use_cache=False).loss.backward()
-    optimizer.step()
-    optimizer.zero_grad()
-
-
 @pytest.mark.parametrize("model_type", DECODERS)
 def test_peak_of_fake_language_models_agrees_with_torch_mem_tracker(model_type):
     from torch.distributed._tools.mem_tracker import MemTracker
@@ -404,65 +346,3 @@ def test_a_simulated_decoder_has_the_peak_of_a_real_one(model_type):
     real = peaks()
     with simulation(CPU):
         assert peaks() == real
-
-
-# -- cost --------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
-def test_products_of_a_step_are_those_that_torch_counts_on_the_real_model(attention):
-    token_ids = torch.zeros((2, 64), dtype=torch.int64)
-    model = decoder("llama", attn_implementation=attention)
-    with FlopCounterMode(display=False) as counter:
-        train_decoder(model, torch.optim.SGD(model.parameters()), token_ids)
-    cost = StepCost()
-    with simulation(CPU, cost):
-        model = decoder("llama", attn_implementation=attention)
-        cost.clear()
-        train_decoder(model, torch.optim.SGD(model.parameters()), torch.zeros((2, 64), dtype=torch.int64))
-    assert dict(cost.flops) == {"float32": counter.get_total_flops()}
-    weights = sum(weight.nbytes for weight in model.parameters())
-    assert cost.moved_bytes > 3 * weights  # SGD alone reads weights and gradients and writes weights
-
-
-def test_attention_of_a_gpu_costs_two_products_forward_and_five_backward():
-    cost = StepCost()
-    B, H, L, D = 2, 4, 128, 64
-    attention_bytes(H, 2, L, torch.bfloat16, cost=cost)
-    one_product = 2 * B * H * L * L * D
-    assert dict(cost.flops) == {"bfloat16": 7 * one_product // 2}  # causal: half of the scores
-
-
-def test_elementwise_work_counts_bytes_read_and_written_and_views_cost_nothing():
-    cost = StepCost()
-    with simulation(CPU, cost):
-        x = torch.zeros(100, 100)
-        cost.clear()
-        y = x.t()[:50].unsqueeze(0)
-        assert (cost.moved_bytes, cost.launches) == (0, 0)
-        y = x + x
-        assert (cost.moved_bytes, cost.launches) == (3 * 40_000, 1)
-        y.mul_(x)
-        assert (cost.moved_bytes, cost.launches) == (3 * 40_000 + 3 * 40_000, 2)
-    assert not cost.flops
-
-
-def work_in_tiles():
-    x = torch.zeros(1000, 16)
-    y = torch.empty_like(x)
-    for start, stop in tiles(1000, 64):
-        torch.mm(x[start:stop], torch.zeros(16, 16), out=y[start:stop])
-        y[start:stop].add_(1.0)
-    return y
-
-
-def test_a_few_tiles_cost_what_all_of_them_do():
-    costs = [StepCost(), StepCost()]
-    with simulation(CPU, costs[0]):
-        work_in_tiles()
-    with SimulatedTensors(costs[1]):  # without a simulated device tiles are not left out
-        work_in_tiles()
-    assert costs[0] == costs[1]
-    assert costs[0].flops["float32"] == 2 * 1000 * 16 * 16
-    with counting_only(CPU):
-        assert len(list(tiles(1000, 64))) == 3

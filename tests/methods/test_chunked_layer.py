@@ -1,16 +1,11 @@
 """Layers in two regions of chunks: `MsT(tokenwise=True)`."""
 
-import copy
-
 import causal_models as models
 import pytest
 import torch
-from torch import nn
 
 import featherweight as fw
-from featherweight.errors import ConfigError
 from featherweight.methods.forward_patch import is_patched
-from featherweight.methods.layer_structure import AttentionStructure, attention_structures, find_layer
 from featherweight.nn import offload
 
 # With 3 rows, chunks of 2 positions of 19.
@@ -36,29 +31,6 @@ def test_loss_and_gradients_of_an_architecture_equal_the_stock_model(name, atten
     models.assert_same_step(models.loss_and_gradients(model, inputs), expected, tolerance=0)
 
 
-SMALL = {**models.LLAMA, "head_dim": 8, "pad_token_id": 0}
-OTHERS = {
-    **dict.fromkeys(["gemma", "gemma3_text", "glm", "olmo", "stablelm", "nemotron", "smollm3", "exaone4"], {}),
-    "opt": {"dropout": 0.0, "ffn_dim": 48, "word_embed_proj_dim": 32},
-    "gpt_bigcode": {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
-    "starcoder2": {"residual_dropout": 0.0, "embedding_dropout": 0.0},
-}
-
-
-@pytest.mark.parametrize("name", OTHERS)
-def test_layers_that_nobody_thought_of_are_cut_as_well(name):
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(name, **SMALL, **OTHERS[name])).train()
-    inputs = models.batch()
-    expected = models.loss_and_gradients(model, inputs)
-
-    fw.apply(model, fw.MsT(**METHOD))
-
-    models.assert_same_step(models.loss_and_gradients(model, inputs), expected)
-
-
 @pytest.mark.parametrize("name", ["llama", "gpt2", "phi"])
 def test_no_part_of_a_layer_sees_all_tokens_at_once(name):
     model = models.causal_model(name)
@@ -74,20 +46,6 @@ def test_no_part_of_a_layer_sees_all_tokens_at_once(name):
     models.loss_and_gradients(model, models.batch())
 
     assert len(lengths) >= 6 and all(seen == {1, 2} for seen in lengths.values()), lengths
-
-
-@pytest.mark.parametrize("mode", [True, "selective", "offload"])
-@pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2", "gpt_neox"])
-def test_every_way_of_checkpointing_changes_no_number(name, mode):
-    model, inputs = models.causal_model(name), models.batch()
-    expected = models.loss_and_gradients(model, inputs)
-
-    fw.apply(model, fw.MsT(**METHOD, checkpoint=mode))
-
-    models.assert_same_step(models.loss_and_gradients(copy.deepcopy(model), inputs), expected)
-    models.assert_same_step(models.loss_and_gradients(model, inputs), expected)
-    fw.remove(model, fw.MsT())
-    assert not model.is_activation_checkpointing
 
 
 @pytest.mark.parametrize("use_reentrant", [None, True, False], ids=["none", "reentrant", "not reentrant"])
@@ -276,72 +234,3 @@ def test_memory_grows_with_depth_by_the_layers_inputs_alone(checkpoint, kept, mo
         return memory.peak_bytes - memory.peak_by_category["weights"]
 
     assert peak(7) - peak(3) == pytest.approx(kept * 4 * 1024 * 32 * 4, abs=20_000)  # saved random states, 5 KB each
-
-
-def test_a_model_whose_layers_cannot_be_cut_is_refused_and_stays_as_it_was():
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    mixtral = AutoConfig.for_model(
-        "mixtral", **models.LLAMA, num_local_experts=2, num_experts_per_tok=1, attn_implementation="sdpa"
-    )
-    for model, reason in (
-        (AutoModelForCausalLM.from_config(mixtral), "router_logits"),
-        (nn.Sequential(nn.Linear(4, 4)), "no decoder layers"),
-    ):
-        with pytest.raises(ConfigError, match=reason):
-            fw.apply(model, fw.MsT(tokenwise=True))
-        assert not any(map(is_patched, model.modules()))
-
-
-def test_a_layer_that_mixes_tokens_is_refused():
-    model = models.causal_model("llama")
-    own = model.model.layers[1].mlp.forward
-    model.model.layers[1].mlp.forward = lambda x: own(x) + x.cumsum(1)
-
-    with pytest.raises(ConfigError, match="come out differently"):
-        fw.apply(model, fw.MsT(tokenwise=True))
-
-    assert [is_patched(module) for module in model.modules()].count(True) == 0
-    assert model.training and model.model.layers[0].training
-
-
-def test_an_attention_that_is_finished_in_another_way_is_refused():
-    model = models.causal_model("llama")
-    kind = type(model.model.layers[0].self_attn)
-
-    class Doubled(kind):
-        def forward(self, *args, **kwargs):
-            output, weights = super().forward(*args, **kwargs)
-            return output * 2, weights
-
-    for layer in model.model.layers:
-        layer.self_attn.__class__ = Doubled
-    with pytest.raises(ConfigError, match="come out differently"):
-        fw.apply(model, fw.MsT(tokenwise=True))
-
-
-def test_a_user_can_name_the_output_of_another_attention():
-    model = models.causal_model("llama")
-
-    class Renamed(type(model.model.layers[0].self_attn)):
-        """Keeps its output projection under another name."""
-
-    for layer in model.model.layers:
-        attention = layer.self_attn
-        attention.final = attention._modules.pop("o_proj")
-        attention.__class__ = Renamed
-    with pytest.raises(ConfigError, match="has 0 attention modules"):
-        fw.apply(model, fw.MsT(tokenwise=True))
-    attention_structures.register("final", AttentionStructure("final"))
-
-    found = find_layer(model.model.layers[0])
-
-    assert (found.attention, found.rule.output, found.feed_forward) == ("self_attn", "final", ("mlp",))
-    names = {id(parameter): name for name, parameter in model.model.layers[0].named_parameters()}
-    first = [names[id(parameter)] for parameter in found.parameters(model.model.layers[0], before=True)]
-    assert [name for name in first if "norm" not in name] == [f"self_attn.{one}_proj.weight" for one in "qkv"]
-
-
-def test_products_cannot_be_kept_in_regions():
-    with pytest.raises(ConfigError, match="save='products'"):
-        fw.apply(models.causal_model("llama"), fw.MsT(tokenwise=True, save="products"))

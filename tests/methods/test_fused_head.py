@@ -1,11 +1,13 @@
 """The loss without logits: router losses, image models, and what is put on the head after the method was applied."""
 
 import copy
+from contextlib import contextmanager
 
 import causal_models as models
 import pytest
 import torch
 from torch import nn
+from torch.nn.modules import module as torch_hooks
 
 import featherweight as fw
 from featherweight.errors import ConfigError
@@ -187,6 +189,48 @@ def test_hooks_on_the_head_count_whenever_they_are_registered(name, order):
         with pytest.warns(UserWarning, match="output head of LlamaForCausalLM has .* computed with all logits"):
             found = models.loss_and_gradients(model, inputs)
 
+    models.assert_same_step(found, expected, tolerance=1e-12)
+
+
+@contextmanager
+def of_all_modules(register, head, hook):
+    """A hook of torch for all modules, which acts on the head alone."""
+
+    def on_head(module, *args):
+        return hook(module, *args) if module is head else None
+
+    handle = register(on_head)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@pytest.mark.filterwarnings("ignore:For backward hooks to be called, module output should be a Tensor")
+@pytest.mark.parametrize("order", ["before", "after"])
+@pytest.mark.parametrize(
+    ("register", "hook"),
+    [
+        (torch_hooks.register_module_forward_hook, scaled),
+        (torch_hooks.register_module_forward_pre_hook, turned),
+        (torch_hooks.register_module_full_backward_hook, lambda module, inputs, outputs: (inputs[0] * 3,)),
+    ],
+)
+def test_hooks_of_all_modules_count_too(register, hook, order):
+    stock, inputs = models.causal_model("llama", torch.float64), models.batch()
+    model = copy.deepcopy(stock)
+    with of_all_modules(register, stock.lm_head, hook):
+        expected = models.loss_and_gradients(stock, inputs)
+    if order == "after":
+        fw.apply(model, fw.MsT(**HEAD))
+    with of_all_modules(register, model.lm_head, hook):
+        if order == "before":
+            with pytest.raises(ConfigError, match="left alone: its head has hooks"):
+                fw.apply(model, fw.MsT(**HEAD))
+            found = models.loss_and_gradients(model, inputs)
+        else:
+            with pytest.warns(UserWarning, match="has hooks, so the loss is computed with all logits"):
+                found = models.loss_and_gradients(model, inputs)
     models.assert_same_step(found, expected, tolerance=1e-12)
 
 

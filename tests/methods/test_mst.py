@@ -3,13 +3,9 @@ import copy
 import causal_models as models
 import pytest
 import torch
-from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import featherweight as fw
-from featherweight.errors import ConfigError
-from featherweight.methods.forward_patch import is_patched
-from featherweight.methods.mlp_structure import MlpStructure, mlp_structures
 
 # Chunks that divide neither 3 rows of 19 tokens nor 57 tokens.
 METHOD = {"chunk_size": 8, "head_chunk_size": 5}
@@ -193,41 +189,6 @@ def test_state_dict_class_and_saved_model_are_unchanged(tmp_path):
     models.assert_same_step(models.loss_and_gradients(loaded, inputs), expected)
 
 
-def test_remove_restores_every_module():
-    model, inputs = models.causal_model("llama"), models.batch()
-    before = {name: dict(vars(module)) for name, module in model.named_modules()}
-    expected = models.loss_and_gradients(model, inputs)
-    fw.apply(model, fw.MsT(**METHOD))
-    assert sum(map(is_patched, model.modules())) == 3
-    models.loss_and_gradients(model, inputs)
-
-    fw.remove(model, fw.MsT())
-
-    assert {name: dict(vars(module)).keys() for name, module in model.named_modules()} == {
-        name: attributes.keys() for name, attributes in before.items()
-    }
-    loss, _ = models.loss_and_gradients(model, inputs)
-    assert torch.equal(loss, expected[0])
-    assert model(**inputs).logits is not None
-
-
-def test_a_deep_copy_is_changed_too_and_independent():
-    model, inputs = models.causal_model("llama"), models.batch()
-    fw.apply(model, fw.MsT(**METHOD))
-    twin = copy.deepcopy(model)
-    with torch.no_grad():
-        for parameter in twin.parameters():
-            parameter.mul_(0.5)
-
-    fw.remove(model, fw.MsT())
-
-    assert twin(**inputs).logits is None and model(**inputs).logits is not None
-    stock = models.causal_model("llama")
-    stock.load_state_dict(twin.state_dict())
-    models.assert_same_step(models.loss_and_gradients(twin, inputs), models.loss_and_gradients(stock, inputs))
-    fw.remove(twin, fw.MsT())
-
-
 def test_labels_with_chosen_logits_take_the_stock_path():
     model, inputs = models.causal_model("llama"), models.batch()
     positions = torch.arange(19)
@@ -399,42 +360,6 @@ def test_the_trainers_first_loss_and_gradients_equal_the_stock_model(options, tm
         torch.testing.assert_close(weight, stock[1][name], rtol=1e-6, atol=1e-6)  # lr 0.1 times gradients' 2e-6
 
 
-def test_a_user_can_name_the_parts_of_another_layer():
-    class Layer(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.wide, self.narrow, self.bend = nn.Linear(8, 32), nn.Linear(32, 8), nn.Tanh()
-
-        def forward(self, x):
-            return self.narrow(self.bend(self.wide(x)))
-
-    model, x = nn.Sequential(Layer(), Layer()), torch.randn(50, 8)
-    with pytest.raises(ConfigError, match="no part that can be changed"):
-        fw.apply(model, fw.MsT())
-    mlp_structures.register("wide and narrow", MlpStructure(("wide",), "narrow", activation=("bend",)))
-    expected = torch.autograd.grad(model(x).sum(), list(model.parameters()))
-
-    report = fw.apply(model, fw.MsT(chunk_size=8))
-
-    assert [row[2] for row in report.section("Modules").rows[:2]] == ["in chunks (wide and narrow)"] * 2
-    for one, other in zip(torch.autograd.grad(model(x).sum(), list(model.parameters())), expected, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
-
-
-def test_a_layer_that_computes_something_else_is_left_alone():
-    class Odd(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.gate_proj, self.up_proj, self.down_proj = nn.Linear(8, 16), nn.Linear(8, 16), nn.Linear(16, 8)
-            self.act_fn = nn.SiLU()
-
-        def forward(self, x):
-            return self.down_proj(self.act_fn(self.gate_proj(x)) + self.up_proj(x))  # a sum, not a product
-
-    with pytest.raises(ConfigError, match="come out differently"):
-        fw.apply(nn.Sequential(Odd()), fw.MsT())
-
-
 def test_a_model_with_another_head_or_loss_keeps_its_own():
     model, inputs = models.causal_model("gemma2"), models.batch()
     model.loss_function = lambda logits, labels, *args, **kwargs: logits.sum() * 0
@@ -460,30 +385,6 @@ def test_a_model_with_another_head_or_loss_keeps_its_own():
     assert odd.lm_head.forward == plain_head
 
 
-def test_applying_twice_and_removing_what_is_not_there_are_errors():
-    model = models.causal_model("llama")
-    with pytest.raises(ConfigError, match="is not applied"):
-        fw.remove(model, fw.MsT())
-    fw.apply(model, fw.MsT())
-
-    with pytest.raises(ConfigError, match="applied to this model already"):
-        fw.apply(model, fw.MsT(head=False))
-    with pytest.raises(ConfigError, match="has an owner already"):
-        fw.apply(model.model, fw.MsT())
-    with pytest.raises(ConfigError, match="is no method"):
-        fw.apply(model, fw.MsT)
-
-
-def test_a_wrapper_around_a_changed_model_must_go_first():
-    model = models.causal_model("llama")
-    fw.apply(model, fw.MsT())
-    ours = model.forward
-    model.forward = lambda *args, **kwargs: ours(*args, **kwargs)
-
-    with pytest.raises(ConfigError, match="was replaced by"):
-        fw.remove(model, fw.MsT())
-
-
 def test_a_measurement_sees_the_same_computation():
     model, inputs = models.causal_model("llama"), models.batch()
     fw.apply(model, fw.MsT(**METHOD))
@@ -495,18 +396,6 @@ def test_a_measurement_sees_the_same_computation():
 
     assert torch.equal(loss, measured_loss)
     assert all(torch.equal(gradient, measured[name]) for name, gradient in gradients.items())
-
-
-def test_hooks_on_the_parts_of_a_layer_still_run():
-    model, inputs = models.causal_model("llama"), models.batch()
-    seen = []
-    model.model.layers[0].mlp.up_proj.register_forward_hook(lambda module, args, output: seen.append(len(output[0])))
-    expected = models.loss_and_gradients(model, inputs)
-    fw.apply(model, fw.MsT(**METHOD))
-    seen.clear()
-
-    models.assert_same_step(models.loss_and_gradients(model, inputs), expected)
-    assert sum(seen) == 2 * 57  # every token in the forward pass and in its repetition
 
 
 def test_a_model_on_the_meta_device_can_be_changed_and_filled_later():

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from chunked_modules import D, L, Norm, assert_equal, inputs
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
@@ -8,38 +9,10 @@ import featherweight as fw
 from featherweight.errors import ConfigError, ShapeError
 from featherweight.memory import StorageTracker
 
-L, D = 53, 6
-
-
-class Norm(nn.Module):
-    """A token-wise layer whose parameter is used by two products, one of them frozen."""
-
-    def __init__(self, dropout=0.0):
-        super().__init__()
-        self.scale = nn.Parameter(torch.linspace(0.5, 1.5, D, dtype=torch.float64))
-        self.inner = nn.Linear(D, D, dtype=torch.float64)
-        self.frozen = nn.Linear(D, D, dtype=torch.float64).requires_grad_(False)
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, x):
-        return self.dropout(self.frozen(self.inner(x * self.scale).tanh()) * self.scale)
-
-    def split(self, x, position):
-        return self.inner(x + position), x.sum(-1, keepdim=True)
-
-
-def inputs(generator, *shape):
-    return torch.randn(*(shape or (2, L, D)), dtype=torch.float64, generator=generator).requires_grad_()
-
 
 def gradients(output, tensors):
     weights = torch.linspace(-1, 1, output.numel(), dtype=output.dtype).view(output.shape)
     return torch.autograd.grad((output * weights).sum(), tensors)
-
-
-def assert_equal(ours, theirs):
-    for one, other in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)  # fp64 sums in another order: some 1e-15
 
 
 @pytest.mark.parametrize("chunk_size", [1, 7, L - 1, L, L + 3, "auto"])
@@ -105,31 +78,6 @@ def test_hooks_on_parameters_run_once_per_backward_pass(checkpointed, generator)
     assert sorted(calls) == sorted((kind, name) for kind in ("gradient", "accumulated") for name in names)
 
 
-def test_dropout_draws_the_same_numbers_again(generator):
-    layer, x = Norm(dropout=0.5), inputs(generator)
-    torch.manual_seed(3)
-    output = fw.chunk(layer, x, chunk_size=10)
-    expected_state = torch.get_rng_state()
-    torch.manual_seed(99)  # what happens between the passes must not matter
-
-    (gradient,) = torch.autograd.grad(output.sum(), x)
-
-    torch.manual_seed(3)
-    parts = [layer(part) for part in x.split(10, dim=1)]
-    assert torch.equal(torch.get_rng_state(), expected_state)
-    assert (output == 0).any() and torch.equal(output, torch.cat(parts, 1))
-    assert_equal([gradient], torch.autograd.grad(torch.cat(parts, 1).sum(), x))
-
-
-def test_the_backward_pass_leaves_the_random_generator_alone(generator):
-    output = fw.chunk(Norm(dropout=0.5), inputs(generator), chunk_size=10)
-    before = torch.get_rng_state()
-
-    output.sum().backward()
-
-    assert torch.equal(torch.get_rng_state(), before)
-
-
 def test_a_parameter_that_is_not_used_gets_no_gradient(generator):
     layer = Norm()
 
@@ -155,24 +103,6 @@ def test_works_without_gradients(mode, generator):
 
     assert not output.requires_grad
     torch.testing.assert_close(output, layer(x), rtol=1e-12, atol=1e-12)
-
-
-def test_autocast_settings_come_back_in_the_backward_pass(generator):
-    layer, x = nn.Linear(D, D), torch.randn(L, D, generator=generator)
-    seen = []
-
-    def record(x, weight):
-        seen.append(torch.nn.functional.linear(x, weight).dtype)
-        return torch.nn.functional.linear(x, weight)
-
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        output = fw.chunk(record, x, params=(layer.weight,), chunk_size=30)
-        plain = record(x, layer.weight)
-    ours, theirs = (torch.autograd.grad(out.float().sum(), layer.weight)[0] for out in (output, plain))
-
-    assert set(seen) == {torch.bfloat16} and len(seen) == 5
-    assert ours.dtype == torch.float32
-    torch.testing.assert_close(ours, theirs, rtol=2**-7, atol=2**-7)  # each side rounds to bfloat16 once
 
 
 def test_16_bit_parameter_gradients_are_summed_in_float32(generator):
@@ -209,21 +139,6 @@ def test_no_tokens_are_no_error(generator):
     x = inputs(generator, 2, 0, D)
 
     assert fw.chunk(Norm(), x, chunk_size=4).shape == (2, 0, D)
-
-
-def test_a_trainable_tensor_that_is_not_declared_is_an_error(generator):
-    hidden_weight = inputs(generator, D, D)
-    output = fw.chunk(lambda x: x @ hidden_weight, inputs(generator), chunk_size=10)
-
-    with pytest.raises(ConfigError, match="neither x nor among params"):
-        output.sum().backward()
-
-
-def test_second_derivatives_are_refused(generator):
-    x = inputs(generator)
-
-    with pytest.raises(ConfigError, match="create_graph=True"):
-        torch.autograd.grad(fw.chunk(Norm(), x, chunk_size=10).sum(), x, create_graph=True)
 
 
 def test_wrong_arguments_are_named(generator):

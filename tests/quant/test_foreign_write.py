@@ -1,6 +1,7 @@
 """No code that knows nothing of int8 weights writes into a handle, whose shape has no memory behind it."""
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -124,6 +125,7 @@ WRITES = {
     ),
     "address": lambda p, v: p.data_ptr(),
     "address of a view": lambda p, v: p.detach()[1:].data_ptr(),
+    "offloading": lambda p, v: p.to("meta"),
 }  # fmt: skip
 
 
@@ -142,6 +144,50 @@ def test_a_custom_operator_that_says_it_writes_is_refused():
     for operator in (torch.ops.featherweight_test.overwrite, torch.ops.featherweight_test.overwrite.default):
         with pytest.raises(ConfigError, match="overwrite"):
             operator(torch.ones(1), handle)
+
+
+def test_accelerate_prepares_int8_models_and_is_told_that_it_cannot_dispatch_or_offload_them(tmp_path):
+    import accelerate
+
+    inputs = torch.ones(2, 64)
+    model = network()
+    expected = model(inputs)
+    optimizer = AdamW(model.parameters())
+    prepared, stepping = accelerate.Accelerator(cpu=True).prepare(model, optimizer)
+    assert torch.equal(prepared(inputs), expected)
+    prepared(inputs).square().sum().backward()
+    stepping.step()
+    assert accelerate.infer_auto_device_map(network(), max_memory={"cpu": "1GB"}) == {"": "cpu"}
+    names = [name for name, _ in network().named_children()]
+    for place in (
+        lambda model: accelerate.dispatch_model(model, {"": "cpu"}, force_hooks=True),
+        lambda model: accelerate.dispatch_model(
+            model, dict.fromkeys(names, "disk"), main_device="cpu", offload_dir=tmp_path, force_hooks=True
+        ),
+        lambda model: accelerate.cpu_offload(model, torch.device("cpu")),
+    ):
+        with pytest.raises(ConfigError, match="int8 weight: .*dispatch_model and offloading, need that too"):
+            place(network())(inputs)
+
+
+@pytest.mark.parametrize("head", [{}, {"modules_to_save": ["lm_head"]}])
+def test_peft_puts_adapters_beside_int8_weights_tied_ones_included(head, tmp_path):
+    import peft
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        hidden_size=64, intermediate_size=128, num_hidden_layers=1, num_attention_heads=2, vocab_size=64,
+        tie_word_embeddings=True,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config)
+    apply(model, Int8(embeddings=True))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*tie", UserWarning)  # PEFT's advice about merging tied heads
+        model = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["q_proj"], **head))
+    tokens = torch.randint(0, 64, (2, 8))
+    model(input_ids=tokens, labels=tokens).loss.backward()
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+    model.save_pretrained(tmp_path)
 
 
 def test_reading_gives_nan_and_results_are_ordinary_tensors():

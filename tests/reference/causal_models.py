@@ -59,6 +59,12 @@ def batch(rows=3, length=19, seed=0):
     return {"input_ids": input_ids, "labels": labels}
 
 
+def logits(model, **inputs):
+    """Return a model's logits, of one fixed batch unless others are given."""
+    with torch.no_grad():
+        return model(**(inputs or {"input_ids": batch()["input_ids"]})).logits
+
+
 def loss_and_gradients(model, inputs, **options):
     """Return the loss and the gradient of every parameter by name."""
     model.zero_grad()

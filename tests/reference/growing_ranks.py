@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 import featherweight as fw
-from featherweight.methods.inrank_state import growth_state
+from featherweight.methods.inrank import growth_state
 
 METHOD = fw.InRank(buffer=4, every=2, warmup=1, init_rank=1, patience=None, freeze_step=7, buffer_init="random")
 STEPS = 10

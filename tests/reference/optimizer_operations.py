@@ -163,6 +163,44 @@ def state_with_a_shorter_tensor(name):
     build(name, model).load_state_dict(saved)
 
 
+def state_that_is_damaged(name):
+    """The last of many damages is refused here, the others before."""
+    model, optimizer = trained(name)
+    fresh = build(name, model)
+    refused = []
+    for damage in (None, "text", -5, {}, []):
+        saved = copy.deepcopy(optimizer.state_dict())
+        state, key = largest(saved)
+        if damage in ({}, []):
+            saved["state" if damage == [] else "param_groups"] = damage
+        elif damage == -5:
+            state["step"] = torch.full_like(state["step"], damage)
+        else:
+            state[key] = damage
+        try:
+            fresh.load_state_dict(saved)
+        except FeatherweightError as error:
+            refused.append(error)
+            assert not fresh.state and fresh.param_groups
+    assert len(refused) == 5
+    raise refused[-1]
+
+
+def state_of_other_strides(name):
+    model, optimizer = trained(name)
+    saved = copy.deepcopy(optimizer.state_dict())
+    for state in saved["state"].values():
+        for key, value in state.items():
+            if value.ndim >= 2:
+                state[key] = value.transpose(0, 1).contiguous().transpose(0, 1)
+    twin = copy.deepcopy(model)
+    resumed = build(name, twin)
+    resumed.load_state_dict(saved)
+    train(model, optimizer, 3)
+    train(twin, resumed, 3)
+    same(model, twin)
+
+
 def state_of_torch(name):
     model = Model()
     source = torch.optim.AdamW([{"params": group["params"]} for group in build(name, model).param_groups])
@@ -337,6 +375,8 @@ TABLE = {
     state_of_fewer_parameters: "refused",
     state_without_a_tensor: "refused",
     state_with_a_shorter_tensor: "refused",
+    state_that_is_damaged: "refused",
+    state_of_other_strides: "works",
     state_of_torch: "refused",
     state_given_to_torch: {n: "works" if n in FULL_RANK else "refused" for n in optimizers.names()},
     deep_copy: "works",

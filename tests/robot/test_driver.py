@@ -185,6 +185,20 @@ def test_a_goal_that_nobody_renews_freezes_the_arm():
     assert robot.reported_deg()[0] <= 0.2 * 88 + 4
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_a_goal_that_is_not_finite_freezes_the_arm(bad):
+    robot = VirtualRobot()
+    robot.core.sync_speed_deg_s = 90
+    robot.advance(0.2)
+    move(robot, [80, 0, 0, 0, 0, 0])
+    robot.advance(0.6)
+    before = robot.reported_deg()
+    move(robot, [bad] * 6)
+    robot.advance(2.0)
+
+    assert robot.core.is_frozen and 0 < before[0] <= robot.reported_deg()[0] <= before[0] + 3
+
+
 def test_an_emergency_stop_outlives_goals_and_reopening_until_it_is_released():
     robot = VirtualRobot(EmulatedKit(boot_s=0.0, resets_on_open=False))
     robot.advance(0.2)

@@ -400,7 +400,7 @@ def test_the_guard_keeps_the_arm_out_of_the_table():
     assert lowest > -0.004
 
 
-def soak(minutes, minute_s=60.0):
+def soak(minutes, minute_s=60.0, watches_memory=True):
     """Teleoperate over a terrible network in accelerated time; check every accepted command on the way."""
     bad = {"delay_s": 0.15, "jitter_s": 0.06, "loss": 0.1, "reorder": 0.05}
     bench = Bench(Impairment(**bad, seed=1), Impairment(**bad, seed=2))
@@ -419,7 +419,8 @@ def soak(minutes, minute_s=60.0):
         return angles
 
     receiver.receive = check
-    tracemalloc.start()
+    if watches_memory:
+        tracemalloc.start()
     for _ in range(int(minutes)):
         bench.run(minute_s)
         by_session = {}
@@ -429,7 +430,7 @@ def soak(minutes, minute_s=60.0):
         assert max(ages) <= 250_000_000
         sequences.clear()
         bench.track.clear()
-        sizes.append(tracemalloc.get_traced_memory()[0])
+        sizes.append(tracemalloc.get_traced_memory()[0])  # 0 where it is not watched
         accepted = len(ages)
         ages.clear()
         assert accepted > 0.7 * 60 * minute_s  # of 60 a second; 10 % are lost and 5 % overtaken
@@ -438,7 +439,7 @@ def soak(minutes, minute_s=60.0):
 
 
 def test_seconds_of_a_terrible_network_accept_nothing_old_and_nothing_twice():
-    bench, _ = soak(1, minute_s=15.0)
+    bench, _ = soak(1, minute_s=15.0, watches_memory=False)
 
     assert bench.side.receiver.counters["late"] > 12
     assert bench.side.counters["internal errors"] == 0

@@ -114,6 +114,32 @@ def test_who_has_no_certificate_of_the_room_cannot_connect(room):
     assert "\n" not in str(caught.value)
 
 
+def test_neither_a_token_nor_a_certificate_alone_opens_the_relay(rooms):
+    """The right token without a certificate, the right certificate with a token of nobody, and with another's token."""
+    pytest.importorskip("websockets")
+    import ssl
+
+    from websockets.exceptions import WebSocketException
+    from websockets.sync.client import connect as open_socket
+
+    from featherweight.robot.network.relay import Relay
+    from featherweight.robot.network.websocket import WebSocketTransport
+
+    alice, teacher = (Membership.load(rooms[0] / "members" / name) for name in ("alice", "teacher"))
+    relay = Relay(rooms[0]).start()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.load_verify_locations(rooms[0] / "ca.pem")
+    header = {"Authorization": f"Bearer {alice.token}"}
+    with pytest.raises((OSError, EOFError, WebSocketException)):
+        open_socket(f"{relay.uri}/lab1", ssl=context, additional_headers=header)
+    assert relay._clients == []
+    for token in ("guessed", teacher.token):
+        with pytest.raises(DeviceError, match="does not know this participant"):
+            WebSocketTransport(relay.uri, Membership(alice.name, "instructor", "lab1", token, alice.folder))
+    assert relay.refused >= 2
+    relay.close()
+
+
 def test_the_roster_names_who_is_there(room):
     arm, alice = room.join("arm1"), room.join("alice")
     arm.liveliness(TOPICS.alive("arm1"))

@@ -165,7 +165,10 @@ def test_arguments_may_be_given_and_must_be_known(tmp_path):
     unknown = transformers.Trainer(
         other, args, train_dataset=rows(8), **trainer_optimizer("adamw", other, lr=1e-2, layerwise=True)
     )
-    with pytest.raises(ConfigError, match="gradient_accumulation_steps is not known"):
+    with (
+        pytest.raises(ConfigError, match="gradient_accumulation_steps is not known"),
+        pytest.warns(UserWarning, match="their weight_decay, adam_beta1, adam_beta2 and optim have no effect"),
+    ):
         unknown.train()
     with pytest.raises(ConfigError, match="rnak.*Did you mean.*rank"):
         trainer_optimizer("galore", model, rnak=3)
@@ -344,16 +347,15 @@ def test_importing_the_package_does_not_import_the_trainer():
 
 @pytest.mark.parametrize("optimizer", [None, "galore"])
 def test_ranks_grow_in_the_trainer(optimizer, tmp_path):
-    from featherweight.methods.inrank_state import growth_state
+    from featherweight.methods.inrank import growth_state
     from featherweight.training import MethodCallback
 
     model = llama()
     method = fw.InRank(buffer=4, every=1, warmup=1, explained=0.5, patience=None, buffer_init="random")
     fw.apply(model, method)
-    extra = trainer_optimizer(optimizer, model, rank=2, lr=1e-2) if optimizer else {}
-    trainer = transformers.Trainer(
-        model, arguments(tmp_path), train_dataset=rows(22), callbacks=[MethodCallback(method)], **extra
-    )
+    args = arguments(tmp_path)
+    extra = trainer_optimizer(optimizer, model, args, rank=2, lr=1e-2) if optimizer else {}
+    trainer = transformers.Trainer(model, args, train_dataset=rows(22), callbacks=[MethodCallback(method)], **extra)
     trainer.train()
     history = growth_state(model).history
     # 22 rows, 2 at a time, 4 micro-batches a step: 3 steps an epoch, 6 in all; micro-steps are not counted.

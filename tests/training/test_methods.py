@@ -178,7 +178,7 @@ GROWING = {"inrank": {"buffer": 4, "every": 1, "warmup": 0, "explained": 0.5, "p
 
 
 def test_a_recipe_with_inrank_resumes_bit_by_bit_while_ranks_grow(tmp_path):
-    from featherweight.methods.inrank_state import growth_state
+    from featherweight.methods.inrank import growth_state
     from featherweight.training.checkpoint import Checkpoints
 
     for optimizer in ({"name": "adamw", "lr": 1e-2}, {"name": "galore", "lr": 1e-2, "rank": 4}):

@@ -1,13 +1,12 @@
 import json
-import warnings
 from pathlib import Path
 
 import pytest
 import torch
+from listeners import Record
 
-from featherweight.errors import CheckpointError, ConfigError, MissingExtraError, NumericsError
+from featherweight.errors import CheckpointError, ConfigError, NumericsError
 from featherweight.report import Report
-from featherweight.training import trackers
 from featherweight.training.events import Callback
 from featherweight.training.metrics import read_metrics
 from featherweight.training.recipe import Recipe
@@ -23,30 +22,6 @@ def numbers(folder: Path) -> list[dict]:
         {name: value for name, value in line.items() if name not in WITHOUT_CLOCK}
         for line in read_metrics(folder / "metrics.jsonl")
     ]
-
-
-class Record(Callback):
-    def __init__(self, stop_at: int | None = None) -> None:
-        self.moments: list[tuple[str, int]] = []
-        self.stop_at = stop_at
-
-    def on_start(self, event):
-        self.moments.append(("start", event.step))
-
-    def on_step(self, event):
-        self.moments.append(("step", event.step))
-        if event.step == self.stop_at:
-            raise RuntimeError("the power is gone")
-
-    def on_evaluate(self, event):
-        self.moments.append(("evaluate", event.step))
-
-    def on_checkpoint(self, event):
-        assert (event.checkpoint / "manifest.json").is_file()
-        self.moments.append(("checkpoint", event.step))
-
-    def on_end(self, event):
-        self.moments.append(("end", event.step))
 
 
 def test_a_run_folder_holds_all_that_is_needed_to_judge_and_repeat_it(recipe, tmp_path):
@@ -96,22 +71,6 @@ def test_a_recipe_file_gives_its_name_to_the_run_folder(recipe, tmp_path, monkey
     assert all(run.folder.parent.name == "runs" and run.folder.name.startswith("small-2") for run in runs)
     assert runs[0].folder != runs[1].folder
     assert Recipe.from_file(runs[0].folder / "recipe.yaml").seed == 3
-
-
-def test_listeners_hear_every_moment_in_order(recipe, tmp_path):
-    record = Record()
-    train(recipe(steps=3, evaluate_every=2, checkpoint_every=2), out=tmp_path / "run", callbacks=[record])
-    assert record.moments == [
-        ("start", 0),
-        ("evaluate", 0),
-        ("step", 1),
-        ("step", 2),
-        ("evaluate", 2),
-        ("checkpoint", 2),
-        ("step", 3),
-        ("evaluate", 3),
-        ("end", 3),
-    ]
 
 
 def test_a_resumed_run_leaves_the_metrics_and_weights_of_an_uninterrupted_one(recipe, tmp_path):
@@ -235,29 +194,6 @@ def test_a_broken_loss_keeps_the_last_checkpoint(recipe, tmp_path):
     with pytest.raises(NumericsError, match="step 6.*The last checkpoint is .*step-00000004"):
         train(broken, out=tmp_path / "run", callbacks=[])
     assert (tmp_path / "run" / "checkpoints" / "step-00000004").is_dir()
-
-
-def test_tensorboard_gets_losses_and_the_recipe(recipe, tmp_path):
-    one = recipe(trackers=["tensorboard"], log_every=4, evaluate_every=4)
-    run = train(one, out=tmp_path / "run", callbacks=[])
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # tensorboard's own reader uses what NumPy and protobuf are about to drop
-        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-        events = EventAccumulator(str(run.folder / "tracker")).Reload()
-        losses = [(event.step, event.value) for event in events.Scalars("train/loss")]
-        held_out = [event.step for event in events.Scalars("held_out/held_out_loss")]
-    expected = {line["step"]: line["loss"] for line in read_metrics(run.folder / "metrics.jsonl") if "loss" in line}
-    assert [step for step, _ in losses] == [4, 8] and held_out == [0, 4, 8]
-    assert losses[0][1] == pytest.approx(expected[4], rel=1e-6)  # TensorBoard stores float32
-
-
-def test_an_unknown_or_missing_tracker_is_named_before_training(recipe, tmp_path, monkeypatch):
-    with pytest.raises(ConfigError, match="trackers=tensorbord is unknown.*Did you mean 'tensorboard'"):
-        train(recipe(trackers=["tensorbord"]), out=tmp_path / "a", callbacks=[])
-    with pytest.raises(MissingExtraError, match="trackers=aim is not installed.*pip install aim"):
-        train(recipe(trackers=["aim"]), out=tmp_path / "b", callbacks=[])
-    assert trackers.flatten({"a": {"b": None}}) == {"a.b": "None"}
 
 
 def test_updates_skipped_for_a_gradient_that_is_not_finite_are_reported(recipe, tmp_path):

@@ -22,10 +22,11 @@ from featherweight.methods.peft_adapter import CONFIG_FILE, PREFIX, WEIGHTS_FILE
 from featherweight.methods.s2ft.base_slices import ChannelChange, sum_changes
 from featherweight.methods.s2ft.config import S2FTConfig
 from featherweight.methods.s2ft.fingerprint import fingerprint_shapes, require_same_base
+from featherweight.methods.s2ft.layer import s2ft_layers
 from featherweight.methods.s2ft.module_map import default_axis
 from featherweight.methods.s2ft.soundness import require_finite, require_sound
 from featherweight.methods.s2ft.targets import matching_pattern
-from featherweight.methods.s2ft.whole_tensors import Weighted, combined, parameter_name
+from featherweight.methods.s2ft.whole_tensors import Weighted, combined, parameter_name, require_finite_weights
 from featherweight.nn.channel_delta import Axis
 
 FORMAT_VERSION = 1
@@ -119,8 +120,6 @@ class Adapter:
         Raises:
             ConfigError: if the model has no such adapter.
         """
-        from featherweight.methods.s2ft.layer import s2ft_layers
-
         layers = s2ft_layers(model)
         known = sorted({name for layer in layers.values() for name in layer.s2ft_delta})
         if adapter_name not in known:
@@ -236,6 +235,7 @@ def fuse_adapters(
         raise ConfigError(
             f"fuse: weights={weights} do not fit {len(adapters)} adapters; expected one for each. Give both lists."
         )
+    require_finite_weights(weights)
     first, *others = adapters.values()
     for name, adapter in adapters.items():
         adapter.require_sound(f"fuse: adapter={name!r}")

@@ -7,6 +7,7 @@ Shapes: B rows of a batch, A slots, S most channels of an adapter in a module, M
 Source: arXiv 2412.06289, section 5.4.
 """
 
+import importlib
 import os
 import threading
 from collections import OrderedDict
@@ -124,7 +125,7 @@ class AdapterBank:
             return model(*args, **kwargs)
 
     def generate(self, prompts: Sequence[str] | Tensor, *, adapters: Sequence[str], **options: Any) -> Any:
-        """Generate with an adapter for each prompt.
+        """Generate with an adapter for each prompt; see `featherweight.models.adapters.generate_with_adapters`.
 
         Args:
             prompts: texts, if the bank has a tokenizer, or token ids (B, L).
@@ -135,24 +136,9 @@ class AdapterBank:
         Raises:
             ConfigError: if texts come without a tokenizer, or the numbers of prompts and adapters differ.
         """
-        if len(adapters) != len(prompts):
-            raise ConfigError(
-                f"AdapterBank: adapters={len(adapters)} names for {len(prompts)} prompts; expected one for each. Use "
-                f"'{BASE}' for prompts without an adapter."
-            )
-        if isinstance(prompts, Tensor):
-            with self.using(adapters) as model:
-                return model.generate(prompts, **options)  # type: ignore[operator]
-        if self.tokenizer is None:
-            raise ConfigError(
-                "AdapterBank: tokenizer=None cannot read text; expected the tokenizer of the base. Give it to "
-                "AdapterBank, or give token ids."
-            )
-        encoded = self.tokenizer(list(prompts), return_tensors="pt", padding=True, padding_side="left")
-        encoded = {name: tensor.to(next(self.base.parameters()).device) for name, tensor in encoded.items()}
-        with self.using(adapters) as model:
-            ids = model.generate(**encoded, **options)  # type: ignore[operator]
-        return self.tokenizer.batch_decode(ids[:, encoded["input_ids"].shape[1] :], skip_special_tokens=True)
+        # Named, not imported: tokens and text are the business of the row above this one.
+        home = importlib.import_module("featherweight.models.adapters")
+        return home.generate_with_adapters(self, prompts, adapters=adapters, tokenizer=self.tokenizer, **options)
 
     def close(self) -> None:
         """Take the hooks off the base and free the slots."""

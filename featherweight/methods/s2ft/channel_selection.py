@@ -15,6 +15,7 @@ from torch import Tensor
 
 from featherweight.errors import ConfigError, did_you_mean
 from featherweight.linalg.random import keyed_generator
+from featherweight.methods.s2ft.adapter import Adapter
 from featherweight.methods.s2ft.channel_scores import ChannelStatistics, channel_scores
 from featherweight.methods.s2ft.config import S2FTConfig
 from featherweight.methods.s2ft.targets import Target
@@ -141,8 +142,6 @@ def excluded_channels(exclude: Any) -> dict[str, Tensor]:
     """
     if exclude is None:
         return {}
-    from featherweight.methods.s2ft.adapter import Adapter
-
     sources = exclude if isinstance(exclude, list | tuple) else [exclude]
     taken: dict[str, list[Tensor]] = {}
     for source in sources:

@@ -19,7 +19,7 @@ from featherweight.methods.s2ft.base_slices import ChannelChange
 from featherweight.methods.s2ft.config import S2FTConfig
 from featherweight.methods.s2ft.layer import S2FTLayer
 from featherweight.methods.s2ft.switch import require_adapters, require_mergeable
-from featherweight.methods.s2ft.whole_tensors import Weighted, combined, heads_of
+from featherweight.methods.s2ft.whole_tensors import Weighted, combined, heads_of, require_finite_weights
 
 CombinationType = Literal["linear", "ties", "dare_linear", "dare_ties", "magnitude_prune"]
 _KINDS = ("linear", "ties", "dare_linear", "dare_ties", "magnitude_prune")
@@ -68,6 +68,7 @@ def fuse(
             f"fuse: combination_type={combination_type!r} with {len(adapters)} adapters and weights={weights} is not "
             f"possible; expected one of {', '.join(_KINDS)} and one weight for each adapter. Correct them."
         )
+    require_finite_weights(weights)
     if (combination_type != "linear") != (density is not None):
         raise ConfigError(
             f"fuse: density={density} does not go with combination_type={combination_type!r}; expected a share for all "

@@ -3,7 +3,7 @@
 Shapes: B rows of a batch, M out_features, N in_features, S selected channels of an adapter, K the other axis.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,10 +14,9 @@ from torch.nn import functional as F
 
 from featherweight import ownership
 from featherweight.errors import CheckpointError, ConfigError
-from featherweight.every_step import after_every_step
 from featherweight.methods.s2ft.base_slices import BaseSlices, ChannelChange, restore_, write_
 from featherweight.methods.s2ft.config import S2FTConfig
-from featherweight.methods.s2ft.quantized_base import KeptLayer, KeptWeight, backend_of
+from featherweight.methods.s2ft.quantized_base import LayerBefore, WeightBefore, backend_of
 from featherweight.methods.s2ft.soundness import require_sound
 from featherweight.methods.s2ft.targets import Target, is_conv1d, linear_features
 from featherweight.nn.channel_delta import Axis, add_delta, changed_linear
@@ -26,22 +25,6 @@ from featherweight.ownership import Part
 
 BASE = "__base__"
 """Name of the model without an adapter among `adapter_names`."""
-
-
-class _OptimizerSteps:
-    """Counts the steps of all optimizers of the process, from the first layer that trains in place."""
-
-    def __init__(self) -> None:
-        self.count = 0
-
-    def start(self) -> None:
-        after_every_step(self._add)
-
-    def _add(self) -> None:
-        self.count += 1
-
-
-_OPTIMIZER_STEPS = _OptimizerSteps()
 
 
 class S2FTLayer(BaseTunerLayer):
@@ -67,13 +50,10 @@ class S2FTLayer(BaseTunerLayer):
         self.fan_in_fan_out = is_conv1d(base_layer)
         # Adapters whose channels are still to be read from a file.
         self._pending: set[str] = set()
-        # What is written into the weight, how to take it out, and a quantised or low-rank layer as it was.
-        self._written: tuple[Any, ...] = ()
+        # How to take out what is written into the weight: its slices, or a quantised or low-rank layer as it was.
         self._slices: list[BaseSlices] = []
-        self._kept: KeptWeight | KeptLayer | None = None
+        self._before: WeightBefore | LayerBefore | None = None
         self._layout_hook: Any = None
-        # Of the base weight when this layer was copied; None in an original, and after the first forward pass.
-        self._copied_version: int | None = None
 
     def update_layer(
         self, adapter_name: str, target: Target, indices: Tensor, config: S2FTConfig, inference_mode: bool = False
@@ -83,9 +63,6 @@ class S2FTLayer(BaseTunerLayer):
         Raises:
             ConfigError: if the configuration does not suit this layer.
         """
-        if config.update == "inplace":
-            require_float_matrix(self.get_base_layer(), self.quantization_backend)
-            _OPTIMIZER_STEPS.start()
         weight = self._like()
         dtype = torch.float32
         if weight.is_floating_point() and self.quantization_backend is None:
@@ -173,17 +150,16 @@ class S2FTLayer(BaseTunerLayer):
         changes = [self.change(name) for name in names]
         with torch.no_grad():
             if isinstance(self.get_base_layer(), LowRank):
-                self._kept = KeptLayer.exchange(self)
+                self._before = LayerBefore.exchange(self)
                 write_(matrix_of(self.get_base_layer()), changes)
             elif self.quantization_backend is None:
                 self._slices = write_(self._matrix(), changes)
                 self._claim()
             else:
-                self._kept = KeptWeight.of(self.get_base_layer())
+                self._before = WeightBefore.of(self.get_base_layer())
                 stored = self.get_base_weight().clone()
                 write_(stored.t() if self.fan_in_fan_out else stored, changes)
                 self.set_base_weight(stored)
-        self._written = self._key(names)
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Write the changes of adapters into the weight.
@@ -220,8 +196,7 @@ class S2FTLayer(BaseTunerLayer):
         self.write(self.merged_adapters)
 
     def refresh(self) -> None:
-        """Write adapters that train in place into the weight again; see `S2FTConfig.update`."""
-        self._follow(force=True)
+        """Write adapters that train in place into the weight again; an ordinary layer has none."""
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Remove an adapter; the weight then no longer holds it."""
@@ -256,27 +231,15 @@ class S2FTLayer(BaseTunerLayer):
         weight: Tensor = self.get_base_layer().weight.detach()
         return weight.t() if self.fan_in_fan_out else weight
 
-    def _key(self, names: Sequence[str]) -> tuple[Any, ...]:
-        """Return what tells whether the weight holds these changes as they are now."""
-        # Fused kernels of optimizers move no version counter.
-        steps = _OPTIMIZER_STEPS.count
-        return tuple(
-            (name, id(self.s2ft_delta[name]), self.s2ft_delta[name]._version, self.s2ft_scaling[name], steps)
-            for name in names
-        )
-
     def _take_out(self) -> None:
-        if self._kept is not None:
-            self._kept.bring_back(self)
-            self._kept = None
+        if self._before is not None:
+            self._before.bring_back(self)
+            self._before = None
         with torch.no_grad():
             if self._slices:
                 restore_(self._matrix(), self._slices)
-                weight = self.get_base_layer().weight
-                ownership.release(Part.WEIGHT, weight, self)
-                if self._copied_version is not None:
-                    self._copied_version = weight._version
-        self._slices, self._written = [], ()
+                ownership.release(Part.WEIGHT, self.get_base_layer().weight, self)
+        self._slices = []
 
     def _claim(self) -> None:
         """Say that the weight holds a change, which is taken out again."""
@@ -284,43 +247,6 @@ class S2FTLayer(BaseTunerLayer):
             way_out = "Unmerge or unload the adapter first, or train it with update='delta'."
             weight = self.get_base_layer().weight
             ownership.claim(Part.WEIGHT, weight, self, words="an S2FT adapter", way_out=way_out)
-
-    def _begin_copy(self) -> None:
-        """Take note that this layer is a copy, which has a base weight of its own."""
-        self._claim()
-        weight = self.get_base_layer()._parameters.get("weight")
-        self._copied_version = None if weight is None else weight._version
-
-    def _follow(self, force: bool = False) -> list[str]:
-        """Bring the weight up to date with the adapters that train in place, and return those."""
-        if self.merged:
-            return []
-        names = [
-            name
-            for name in ([] if self.disable_adapters else self.active_adapters)
-            if name in self.s2ft_delta and self.s2ft_update[name] == "inplace"
-        ]
-        if names:
-            self._require_own_base()
-        if force or self._written != self._key(names):
-            self.write(names)
-        return names
-
-    def _require_own_base(self) -> None:
-        """Refuse a copy whose base weight something has written since it was made: it may hold a change for good.
-
-        Raises:
-            ConfigError: at the first forward pass of such a copy.
-        """
-        version, self._copied_version = self._copied_version, None
-        weight: Tensor = self.get_base_layer().weight
-        if version is not None and weight._version != version:
-            raise ConfigError(
-                f"s2ft: the base weight {tuple(weight.shape)} of a copied model was written since it was copied, and "
-                "update='inplace' trains a change inside of this weight, which averaging (AveragedModel) would leave "
-                "there; expected base weights as they were. Average models with update='delta', or write base weights "
-                "with load_state_dict."
-            )
 
     def _require_indices(self, name: str) -> None:
         if name in self._pending:
@@ -365,48 +291,42 @@ class Linear(nn.Module, S2FTLayer):
                 "expected a plain layer. Unload the other adapter first."
             )
         self._active_adapter = adapter_name
-        # Whoever reads or writes the state sees the base, not a change that trains in place.
-        self.register_state_dict_pre_hook(_show_base)
-        self.register_load_state_dict_pre_hook(_show_base)
-        self.register_load_state_dict_pre_hook(_trust_base)
         self.register_load_state_dict_pre_hook(_require_sound_state)
         self.update_layer(adapter_name, target, indices, config)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._begin_copy()
+        self._claim()  # a copy has a base weight of its own
 
     def forward(self, x: Tensor, *args: Any, adapter_names: list[str] | None = None, **kwargs: Any) -> Tensor:
         """Return the layer's output with the changes of the active adapters, or of one adapter for each row."""
         if adapter_names is not None:
             return self._mixed_forward(x, adapter_names, *args, **kwargs)
-        if self.disable_adapters:
-            if self.merged:
-                self.unmerge()
-            self._follow()
+        if self.disable_adapters and self.merged:
+            self.unmerge()
+        if self.disable_adapters or self.merged:
             return self._base(x, *args, **kwargs)
-        if self.merged:
-            return self._base(x, *args, **kwargs)
-        in_place = self._follow() if self._written or "inplace" in self.s2ft_update.values() else []
-        names = self.present()
+        return self._changed(x, self.present(), *args, **kwargs)
+
+    def _changed(self, x: Tensor, names: list[str], *args: Any, written: bool = False, **kwargs: Any) -> Tensor:
+        """Return the output with changes of adapters, in one step where there is one for it.
+
+        Args:
+            x: (..., N).
+            names: of the adapters.
+            written: the base weight holds the change of the one adapter already.
+        """
         if len(names) == 1 and not args and not kwargs and self._is_plain(x, names[0]):
             layer, change = self.innermost(), self.change(names[0])
             return changed_linear(
                 *(x, layer.weight, layer.bias, change.delta, change.indices, change.axis),
                 scaling=change.scaling,
-                written=bool(in_place),
+                written=written,
             )
-        if in_place and torch.is_grad_enabled():
-            return self._exact_in_place(x, names, *args, **kwargs)
-        result = self._base(x, *args, **kwargs)
-        for name in names:
-            if name not in in_place:
-                result = self._add(result, x, name)
-        return result
+        return self._beside(x, names, *args, **kwargs)
 
-    def _exact_in_place(self, x: Tensor, names: list[str], *args: Any, **kwargs: Any) -> Tensor:
-        """Give adapters in place their gradients where the fused path cannot run: as a change beside the base."""
-        self._take_out()
+    def _beside(self, x: Tensor, names: Iterable[str], *args: Any, **kwargs: Any) -> Tensor:
+        """Return the base's output and, added to it, the changes of adapters."""
         result = self._base(x, *args, **kwargs)
         for name in names:
             result = self._add(result, x, name)
@@ -454,8 +374,6 @@ class Linear(nn.Module, S2FTLayer):
                 f"{'merged' if self.merged else 'disabled'}; expected neither. Call unmerge_adapter() or enable "
                 "them first."
             )
-        if self._written:
-            self._take_out()
         result = self._base(x, *args, **kwargs)
         for name in dict.fromkeys(adapter_names):
             if name == BASE or name not in self.s2ft_delta:
@@ -487,23 +405,6 @@ class Linear(nn.Module, S2FTLayer):
         return f"s2ft.{super().__repr__()}"
 
 
-def require_float_matrix(base: nn.Module, backend: Any) -> None:
-    """Refuse a layer whose weight cannot hold a change that trains in place.
-
-    Args:
-        base: the layer.
-        backend: how its weight is reached if it is quantised, else None.
-    Raises:
-        ConfigError: for weights that are quantised or of low rank.
-    """
-    if backend is not None or isinstance(base, LowRank):
-        kind = "low rank" if isinstance(base, LowRank) else "quantized weights"
-        raise ConfigError(
-            f"S2FTConfig: update='inplace' does not go with {kind} of {type(base).__name__}; expected a "
-            "floating-point matrix. Use update='delta'."
-        )
-
-
 def s2ft_layers(model: nn.Module) -> dict[str, S2FTLayer]:
     """Return the S2FT layers of a model by the name that the base model has for their place."""
     found = {}
@@ -524,13 +425,6 @@ def _root_prefix(model: nn.Module) -> str:
     return "model." if isinstance(model, BaseTuner) else ""
 
 
-def _show_base(layer: nn.Module, *_: Any) -> None:
-    """Take a change in place out of the weight; the next forward pass writes it again."""
-    assert isinstance(layer, S2FTLayer), "registered by one"
-    if not layer.merged and layer._written:
-        layer.write(())
-
-
 def _require_sound_state(layer: nn.Module, state: Mapping[str, Any], prefix: str, *_: Any) -> None:
     """Look at changes before they are read: PEFT's own loading and a checkpoint's come through here."""
     assert isinstance(layer, S2FTLayer), "registered by one"
@@ -542,12 +436,6 @@ def _require_sound_state(layer: nn.Module, state: Mapping[str, Any], prefix: str
             place = prefix.removeprefix("base_model.model.").rstrip(".")
             change = ChannelChange(layer.s2ft_axis[name], indices, delta)
             require_sound({place: change}, f"s2ft: adapter={name!r}", {place: (layer.out_features, layer.in_features)})
-
-
-def _trust_base(layer: nn.Module, *_: Any) -> None:
-    """Take note that the base weight is about to be read from a state."""
-    assert isinstance(layer, S2FTLayer), "registered by one"
-    layer._copied_version = None
 
 
 def _save_contiguous(module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:

@@ -7,13 +7,14 @@ import torch
 from torch import nn
 
 from featherweight.errors import ConfigError
-from featherweight.methods.low_rank_model import low_rank_modules, record_in_config, replace_module
+from featherweight.methods.low_rank_model import low_rank_modules, record_in_config
 from featherweight.methods.s2ft.adapter import Adapter
 from featherweight.methods.s2ft.base_slices import ChannelChange, restore_, write_
 from featherweight.methods.s2ft.fingerprint import base_fingerprint, base_weights, linear_shapes, require_same_base
 from featherweight.methods.s2ft.quantized_base import backend_of
 from featherweight.methods.s2ft.whole_tensors import require_fitting, write_whole_
 from featherweight.nn.low_rank_linear import matrix_of
+from featherweight.nn.module_tree import replace_module
 from featherweight.report import Report
 
 

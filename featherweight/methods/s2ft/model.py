@@ -18,7 +18,8 @@ from featherweight.methods.s2ft.channel_selection import by_channel, choose_chan
 from featherweight.methods.s2ft.config import S2FTConfig
 from featherweight.methods.s2ft.fingerprint import base_fingerprint, require_same_base, weight_of
 from featherweight.methods.s2ft.fuse import fuse
-from featherweight.methods.s2ft.layer import BASE, Linear, S2FTLayer, require_float_matrix, s2ft_layers
+from featherweight.methods.s2ft.in_place import InPlaceLinear, require_float_matrix
+from featherweight.methods.s2ft.layer import BASE, Linear, S2FTLayer, s2ft_layers
 from featherweight.methods.s2ft.module_map import TARGETS, default_targets
 from featherweight.methods.s2ft.quantized_base import backend_of
 from featherweight.methods.s2ft.switch import merged_adapters, require_mergeable
@@ -87,7 +88,9 @@ class S2FTModel(BaseTuner):
         place, indices = self._chosen[current_key]
         if not len(indices):
             return
-        if isinstance(target, S2FTLayer):
+        if isinstance(target, Linear):
+            if peft_config.update == "inplace":
+                InPlaceLinear.take_over(target)
             target.update_layer(adapter_name, place, indices, peft_config)
             return
         if isinstance(target, BaseTunerLayer):
@@ -95,7 +98,8 @@ class S2FTModel(BaseTuner):
                 f"S2FTConfig: target_modules select '{current_key}', which another method wraps; expected a plain "
                 "layer. Unload the other adapter first."
             )
-        layer = Linear(target, adapter_name, place, indices, peft_config, **get_quantization_kwargs(self.model))
+        kind = InPlaceLinear if peft_config.update == "inplace" else Linear
+        layer = kind(target, adapter_name, place, indices, peft_config, **get_quantization_kwargs(self.model))
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)
         self._replace_module(parent, target_name, layer, target)

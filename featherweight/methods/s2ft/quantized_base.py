@@ -43,13 +43,13 @@ def backend_of(module: nn.Module, get_apply_tensor_subclass: Any = None) -> Quan
 
 
 @dataclass
-class KeptLayer:
+class LayerBefore:
     """A layer of low rank while an ordinary one holds its product and a change."""
 
     layer: nn.Module
 
     @classmethod
-    def exchange(cls, peft_layer: Any) -> "KeptLayer":
+    def exchange(cls, peft_layer: Any) -> "LayerBefore":
         """Put an ordinary, frozen layer with the product into a tuner's layer, and keep the one of low rank."""
         layer = peft_layer.get_base_layer()
         peft_layer.base_layer = layer.to_linear().requires_grad_(False)
@@ -61,7 +61,7 @@ class KeptLayer:
 
 
 @dataclass
-class KeptWeight:
+class WeightBefore:
     """A layer's quantised weight as it was. By reference and at no cost, since writing a weight makes new tensors."""
 
     layer: Any
@@ -72,7 +72,7 @@ class KeptWeight:
     """Codes and scales of an int8 layer of this package."""
 
     @classmethod
-    def of(cls, layer: Any) -> "KeptWeight":
+    def of(cls, layer: Any) -> "WeightBefore":
         """Keep the present weight of a layer."""
         if isinstance(layer, Int8Module):
             return cls(layer, None, None, {name: layer.get_buffer(name) for name in (CODES, SCALE)})

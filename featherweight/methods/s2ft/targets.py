@@ -14,7 +14,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from featherweight.errors import ConfigError, did_you_mean
-from featherweight.methods.inrank_state import has_growing_ranks
+from featherweight.methods.inrank import has_growing_ranks
 from featherweight.methods.low_rank_model import low_rank_modules
 from featherweight.methods.s2ft.config import DEFAULT_R_EQUIVALENT, S2FTConfig
 from featherweight.methods.s2ft.module_map import default_axis, head_dim, is_attention_output

@@ -87,6 +87,18 @@ def write_whole_(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
             present.copy_(tensor)
 
 
+def require_finite_weights(weights: Sequence[float]) -> None:
+    """Refuse weights of a sum that would make every number of it NaN.
+
+    Raises:
+        ConfigError: if one is NaN or infinite.
+    """
+    if not all(math.isfinite(weight) for weight in weights):
+        raise ConfigError(
+            f"fuse: weights={list(weights)} are not all finite; expected numbers. Write for example 1, 0.5."
+        )
+
+
 def combined(parts: Sequence[Weighted], base: Mapping[str, Tensor] | None, where: str) -> dict[str, Tensor]:
     """Return the weighted sum of whole tensors, as changes of the base.
 

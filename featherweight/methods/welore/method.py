@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from featherweight.errors import ConfigError
 from featherweight.linalg.factors import factorize
 from featherweight.linalg.spectrum import Spectra, singular_values
-from featherweight.methods.low_rank_model import merge_low_rank, record_in_config, replace_module
+from featherweight.methods.low_rank_model import merge_low_rank, record_in_config
 from featherweight.methods.peft_adapter import require_no_adapter
 from featherweight.methods.welore import calibrate
 from featherweight.methods.welore.options import WeLoreOptions
@@ -31,6 +31,7 @@ from featherweight.methods.welore.whiten import (
     whitened_spectrum,
 )
 from featherweight.nn.low_rank_linear import LowRankLinear, PivotedLinear, dense_copy, matrix_of
+from featherweight.nn.module_tree import replace_module
 from featherweight.ownership import Part, refuse_owned
 from featherweight.report import Report
 

@@ -1,6 +1,6 @@
 """Options of WeLore: which matrices are cut, to which budget, and what trains afterwards."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -9,6 +9,8 @@ from featherweight.methods.method import Method
 
 class WeLoreOptions(Method):
     """What a plan asks of `WeLore`, which does the work."""
+
+    needs_pretrained: ClassVar[bool] = True
 
     rank_reduction: float | None = None
     """Share of all ranks to drop, in (0, 1); it counts ranks and not parameters. Without any budget: 0.5."""

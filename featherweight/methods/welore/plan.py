@@ -13,7 +13,7 @@ from torch import nn
 
 from featherweight.errors import ConfigError
 from featherweight.linalg import spectrum as sp
-from featherweight.methods.low_rank_model import low_rank_modules, shared_parameters
+from featherweight.methods.low_rank_model import low_rank_modules
 from featherweight.methods.welore.options import WeLoreOptions
 from featherweight.nn.low_rank_linear import (
     Storage,
@@ -23,6 +23,7 @@ from featherweight.nn.low_rank_linear import (
     storage_bytes,
     storage_numel,
 )
+from featherweight.nn.module_tree import shared_parameters
 from featherweight.selection import select_modules
 
 

@@ -177,6 +177,7 @@ class BackwardPass:
                     self._shared.update(module.parameters())
                 self._called.add(module)
 
+        count.only_observes = True  # type: ignore[attr-defined]
         inside = set(self.model.modules())
         # One hook for all modules, and none on them: others look at a module's hooks and take another path for them.
         self._counting.callback(register_module_forward_pre_hook(count).remove)

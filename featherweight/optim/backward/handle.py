@@ -43,6 +43,11 @@ class LayerwiseHandle:
         return self._updates.window.accumulation_steps
 
     @property
+    def clip(self) -> str:
+        """How gradients are clipped."""
+        return self._updates.window.clip
+
+    @property
     def max_grad_norm(self) -> float | None:
         """Largest norm of the gradients; None for no limit."""
         return self._updates.window.max_grad_norm

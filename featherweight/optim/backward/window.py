@@ -23,7 +23,7 @@ from featherweight.optim.step.dense import FullSum
 from featherweight.optim.step.layout import Layout
 from featherweight.optim.step.matrix import MatrixStep
 from featherweight.optim.step.projected_matrix import ProjectedMatrix
-from featherweight.optim.step.step import CommonSketch, GradientSum, Group, Member, Step, Summing
+from featherweight.optim.step.step import CommonSketch, Group, Member, Step, StepSum, Summing
 
 MAX_GROWTH = 1.01
 """Largest ratio of the norms of one tensor's successive gradients under `clip="norm_growth"` (Fira's limit)."""
@@ -64,7 +64,7 @@ class Window:
         """Backward passes of the present step that are complete."""
         self.is_closed = False
         """Whether the layer-wise updates were removed."""
-        self._sums: dict[Tensor, GradientSum] = {}
+        self._sums: dict[Tensor, StepSum] = {}
         self._norms: list[float] = []  # squared, of the tensors that this window has updated
         self._has_skipped = False
 
@@ -171,7 +171,7 @@ class Window:
 
     def begin_sum(
         self, parameter: Tensor, grad: Tensor | OuterProduct | None, *, is_only: bool, common: CommonSketch | None
-    ) -> GradientSum:
+    ) -> StepSum:
         """Begin to sum up the gradients of one parameter over a step.
 
         Args:
@@ -209,7 +209,7 @@ class Window:
         self.optimizer.skipped_steps += skipped
         self._has_skipped = self._has_skipped or skipped > 0
 
-    def _average(self, total: GradientSum, parameter: Tensor) -> None:
+    def _average(self, total: StepSum, parameter: Tensor) -> None:
         if self.reducer.world_size > 1:
             total.reduce(self.reducer.all_reduce, self.group_of(parameter))
 

@@ -20,7 +20,7 @@ REDUCED_AXIS = {"row_var": 1, "col_var": 0, "exp_avg_sq_row": 1, "exp_avg_sq_col
 """Factored second moments of a matrix, and the axis over which they are means."""
 
 
-class Change(Protocol):
+class ShapeChange(Protocol):
     """How a tensor of the old shape becomes one of the new shape."""
 
     def linear(self, tensor: Tensor) -> Tensor:
@@ -99,7 +99,7 @@ class Rotation:
         return result if self.right is None else result @ of(self.right).to(tensor.dtype)
 
 
-def moved(key: str, value: Any, shape: torch.Size, change: Change) -> Any:
+def moved(key: str, value: Any, shape: torch.Size, change: ShapeChange) -> Any:
     """Return one entry of the state of a parameter of `shape` after a change; None if there is no answer."""
     if not isinstance(value, Tensor) or value.ndim == 0:
         return value

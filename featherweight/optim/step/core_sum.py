@@ -83,7 +83,7 @@ class CoreSum:
         self._verdicts: list[_Verdict] | None = None  # of the matrices in `sums`, until something changes them
 
     def add(self, grad: Gradient) -> None:
-        """See `GradientSum.add`; a gradient may also come as its factors."""
+        """See `StepSum.add`; a gradient may also come as its factors."""
         self._verdicts = None
         grads = self.layout.gradients(grad)
         # A zero gradient of an only matrix is a gradient; an expert without one was not used. One wait for the device.
@@ -224,7 +224,7 @@ class CoreSum:
         return [total.norm_sketch - _back_times(total.matrix.subspace(), total.core, omega)]
 
     def reduce(self, all_reduce: AllReduce, group: Mapping[str, Any]) -> None:
-        """See `GradientSum.reduce`."""
+        """See `StepSum.reduce`."""
         self._verdicts = None
         for total in self.sums.values():
             for tensor in (
@@ -235,7 +235,7 @@ class CoreSum:
                 all_reduce(tensor, group)
 
     def update_(self, factor: float) -> int:
-        """See `GradientSum.update_`: the step of every matrix that got a gradient, then its refresh if one was due."""
+        """See `StepSum.update_`: the step of every matrix that got a gradient, then its refresh if one was due."""
         weight = weight_of(self.member.parameter)
         weights = self.layout.weights(weight)
         skipped = 0
@@ -262,7 +262,7 @@ class CoreSum:
         return skipped
 
     def tensors(self) -> Iterable[Tensor]:
-        """See `GradientSum.tensors`."""
+        """See `StepSum.tensors`."""
         return [tensor for total in self.sums.values() for tensor in total.tensors()]
 
 

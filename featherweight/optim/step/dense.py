@@ -49,12 +49,12 @@ class FullSum:
         self._read: tuple[Size, list[bool] | None] | None = None
 
     def add(self, grad: Tensor) -> None:
-        """See `GradientSum.add`."""
+        """See `StepSum.add`."""
         self._read = None
         self.grad = grad if self.grad is None else self.grad.add_(grad)
 
     def squared_norm(self) -> float:
-        """See `GradientSum.squared_norm`."""
+        """See `StepSum.squared_norm`."""
         size, _ = self._known()
         return size.squared_norm if size.is_usable else float("nan")
 
@@ -71,14 +71,14 @@ class FullSum:
         return self._read
 
     def reduce(self, all_reduce: AllReduce, group: Mapping[str, Any]) -> None:
-        """See `GradientSum.reduce`."""
+        """See `StepSum.reduce`."""
         assert self.grad is not None
         self._read, self.grad = None, self.grad.resolve_conj().contiguous()
         # As pairs: backends of torch.distributed do not all take complex numbers.
         all_reduce(torch.view_as_real(self.grad) if self.grad.is_complex() else self.grad, group)
 
     def update_(self, factor: float) -> int:
-        """See `GradientSum.update_`."""
+        """See `StepSum.update_`."""
         assert self.grad is not None
         size, is_used = self._known()
         if not size.is_usable:
@@ -88,5 +88,5 @@ class FullSum:
         return 0
 
     def tensors(self) -> Iterable[Tensor]:
-        """See `GradientSum.tensors`."""
+        """See `StepSum.tensors`."""
         return () if self.grad is None else (self.grad,)

@@ -14,7 +14,7 @@ from featherweight.optim.step.dense import FullSum
 from featherweight.optim.step.finite import is_usable
 from featherweight.optim.step.layout import MatrixLayout
 from featherweight.optim.step.projected_matrix import ProjectedMatrix
-from featherweight.optim.step.step import GradientSum, Group, Member, Step, Summing, Together
+from featherweight.optim.step.step import Group, Member, Step, StepSum, Summing, Together
 from featherweight.optim.step.weight_update import copy_back, weight_of
 
 FLIP_SHARE = 0.9
@@ -129,7 +129,7 @@ class MatrixStep(Step):
 
     # ---- sums
 
-    def begin_sum(self, member: Member, grad: Gradient | None, how: Summing) -> GradientSum:
+    def begin_sum(self, member: Member, grad: Gradient | None, how: Summing) -> StepSum:
         """See `Step.begin_sum`."""
         matrices = self.matrices(member, grad)
         if any(matrix.needs_gradient() for matrix in matrices):

@@ -69,7 +69,7 @@ class Summing(NamedTuple):
     """Where the sketch of a right basis goes that the parameter shares with others; they refresh it together."""
 
 
-class GradientSum(Protocol):
+class StepSum(Protocol):
     """The sum of the gradients of one parameter over the micro-batches of a step, or what is kept of it."""
 
     def add(self, grad: Tensor) -> None:
@@ -170,7 +170,7 @@ class Step(ABC):
         """
 
     @abstractmethod
-    def begin_sum(self, member: Member, grad: Any, how: Summing) -> GradientSum:
+    def begin_sum(self, member: Member, grad: Any, how: Summing) -> StepSum:
         """Begin to sum up the gradients of the parameter over a step.
 
         Args:

@@ -10,7 +10,7 @@ from featherweight.optim import state as states
 from featherweight.optim.step.dense import FullSum
 from featherweight.optim.step.layout import Stored
 from featherweight.optim.step.projected_tensor import SLICE_NUMBERS, ProjectedTensor, write_direction_
-from featherweight.optim.step.step import AllReduce, GradientSum, Group, Member, Step, Summing, Together
+from featherweight.optim.step.step import AllReduce, Group, Member, Step, StepSum, Summing, Together
 from featherweight.optim.step.tensor_layout import ComplexLayout, TensorLayout
 from featherweight.optim.step.weight_update import (
     copy_back,
@@ -38,7 +38,7 @@ class TensorSum:
         self.sparse: Tensor | None = None
 
     def add(self, grad: Tensor) -> None:
-        """See `GradientSum.add`."""
+        """See `StepSum.add`."""
         if self.core is None and bool(grad.isfinite().all()):
             self.tensor.refresh(grad)
             self.tensor.store_carried(self.rounding)
@@ -54,12 +54,12 @@ class TensorSum:
         return float(torch.stack(kept).sum())
 
     def reduce(self, all_reduce: AllReduce, group: Mapping[str, Any]) -> None:
-        """See `GradientSum.reduce`."""
+        """See `StepSum.reduce`."""
         for one in self.tensors():
             all_reduce(self.tensor.plan.pairs(one), group)
 
     def update_(self, factor: float) -> int:
-        """See `GradientSum.update_`."""
+        """See `StepSum.update_`."""
         assert self.core is not None
         if not all(bool(one.isfinite().all()) for one in self.tensors()):
             return 1
@@ -72,7 +72,7 @@ class TensorSum:
         return 0
 
     def tensors(self) -> Iterable[Tensor]:
-        """See `GradientSum.tensors`."""
+        """See `StepSum.tensors`."""
         return [one for one in (self.core, self.sparse) if one is not None]
 
 
@@ -115,7 +115,7 @@ class TensorStep(Step):
         copy_back(member.parameter, weight)
         self.ran = self.layout.inner_rule(member.group).words
 
-    def begin_sum(self, member: Member, grad: Any, how: Summing) -> GradientSum:
+    def begin_sum(self, member: Member, grad: Any, how: Summing) -> StepSum:
         """See `Step.begin_sum`.
 
         Ranks that follow a gradient wait for a whole one. Bases that are due must be those of all processes: they are

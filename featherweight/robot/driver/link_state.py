@@ -6,6 +6,7 @@ port.
 """
 
 import enum
+import math
 from collections import deque
 from dataclasses import dataclass, field
 
@@ -129,7 +130,9 @@ class LinkCore:
         self.sync_speed_deg_s = sync_speed_deg_s
 
     def set_goal(self, goal: Goal) -> None:
-        """Replace the goal; the next status line obeys it."""
+        """Replace the goal; the next status line obeys it. One that is not finite freezes the arm."""
+        if goal.angles_deg is not None and not all(map(math.isfinite, goal.angles_deg)):
+            goal = Goal(None)
         self._goal = goal
 
     def hold(self) -> None:

@@ -53,3 +53,24 @@ def test_without_an_amount_small_modules_are_trained_whole():
     # r_equivalent=16 would be 40 of 32 channels in o_proj: nobody asked for it, so it is bounded.
     model = peft.get_peft_model(causal_model("llama"), fw.S2FTConfig(target_modules=["o_proj"]))
     assert set(model.peft_config["default"].module_channels.values()) == {32}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_channels": 8, "channel_ratio": 0.1}, "say twice"),
+        ({"channel_ratio": 1.5}, "out of range"),
+        ({"num_channels": 0}, "out of range"),
+        ({"num_channels": 8, "select": "largst"}, "Did you mean 'largest'"),
+        ({"num_channels": 8, "selection": "activations"}, "Did you mean 'activation'"),
+        ({"num_channels": 8, "axis_pattern": {"o_proj": "row"}}, "'input' or 'output'"),
+        ({"num_channels": 8, "channel_pattern": {"o_proj": 1.5}}, "channel_pattern"),
+        ({"num_channels": 8, "update": "inplace", "s2ft_dropout": 0.1}, "expected 0"),
+        ({"num_channels": 8, "s2ft_dropout": 1.0}, "out of range"),
+        ({"num_channels": 8, "layers_pattern": "layers"}, "layers_to_transform"),
+        ({"num_channels": 8, "target_modules": ".*o_proj", "layers_to_transform": [0]}, "list of names"),
+    ],
+)
+def test_wrong_settings_are_one_sentence(options, message):
+    with pytest.raises(ConfigError, match=message):
+        fw.S2FTConfig(**options)

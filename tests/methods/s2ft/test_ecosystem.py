@@ -6,25 +6,10 @@ import peft
 import pytest
 import torch
 from causal_models import batch, causal_model
-from torch import nn
+from s2ft_models import adapted, filled
 
 import featherweight as fw
-from featherweight.errors import ConfigError
 from featherweight.methods.s2ft.layer import s2ft_layers
-
-
-def adapted(base=None, **options):
-    base = causal_model("llama") if base is None else base
-    return peft.get_peft_model(base, fw.S2FTConfig(**{"num_channels": 8, **options}))
-
-
-def filled(model, size=0.1):
-    generator = torch.Generator().manual_seed(0)
-    for layer in s2ft_layers(model).values():
-        for name in sorted(layer.s2ft_delta):
-            delta = layer.s2ft_delta[name]
-            delta.data.copy_(torch.randn(delta.shape, generator=generator) * size)
-    return model
 
 
 def rows(count=8):
@@ -133,56 +118,6 @@ def test_modules_to_save_and_bias_are_saved_with_the_adapter_and_exported(tmp_pa
         torch.testing.assert_close(loaded(**batch()).logits, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_adapters_are_deleted_and_set_as_peft_users_know_it():
-    model = filled(adapted())
-    plain = causal_model("llama").eval()(**batch()).logits
-    model.add_adapter("second", fw.S2FTConfig(num_channels=8, seed=1, update="inplace"))
-    filled(model)
-    model.set_adapter("second")
-    trained = {name for name, p in model.named_parameters() if p.requires_grad}
-    assert trained and all(".second" in name for name in trained)
-    second = model.eval()(**batch()).logits
-    model.set_adapter("default")
-    first = model(**batch()).logits
-    assert not torch.allclose(first, second)
-    model.delete_adapter("second")
-    assert torch.equal(model(**batch()).logits, first)
-    with model.disable_adapter():
-        assert torch.equal(model(**batch()).logits, plain)
-    assert "second" not in str(model.state_dict().keys())
-
-
-def test_an_adapter_is_added_beside_merged_ones_as_if_they_were_not():
-    alone = adapted()
-    alone.add_adapter("second", fw.S2FTConfig(num_channels=8, selection="weight"))
-    model = filled(adapted(), size=10.0)
-    model.merge_adapter()
-    with pytest.warns(UserWarning, match="Unmerging the model first"):  # PEFT's own way
-        model.add_adapter("second", fw.S2FTConfig(num_channels=8, selection="weight"))
-
-    for one, other in zip(*(s2ft_layers(m).values() for m in (model, alone)), strict=True):
-        assert torch.equal(one.s2ft_indices["second"], other.s2ft_indices["second"])
-    assert model.peft_config["second"].base_fingerprint == alone.peft_config["second"].base_fingerprint
-
-
-def test_an_encoder_decoder_mixes_adapters_and_beams():
-    from transformers import AutoConfig, AutoModelForSeq2SeqLM
-
-    sizes = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4, "vocab_size": 61}
-    base = AutoModelForSeq2SeqLM.from_config(AutoConfig.for_model("t5", **sizes, decoder_start_token_id=0)).double()
-    model = adapted(base, num_channels=16)
-    model.add_adapter("second", fw.S2FTConfig(num_channels=16, seed=1))
-    filled(model, size=2.0).eval()
-    ids = torch.randint(2, 61, (3, 5), generator=torch.Generator().manual_seed(0))
-    names, options = ["second", "default", "__base__"], {"max_new_tokens": 4, "min_new_tokens": 4, "num_beams": 2}
-
-    mixed = model.generate(input_ids=ids, adapter_names=names, **options)
-
-    for row, name in enumerate(names):
-        alone = model.generate(input_ids=ids[row : row + 1], adapter_names=[name], **options)
-        assert torch.equal(mixed[row : row + 1], alone)
-
-
 def test_merge_and_unload_gives_a_plain_model_that_is_saved_anywhere(tmp_path):
     from transformers import AutoModelForCausalLM
 
@@ -194,71 +129,6 @@ def test_merge_and_unload_gives_a_plain_model_that_is_saved_anywhere(tmp_path):
     assert not s2ft_layers(merged)
     found = AutoModelForCausalLM.from_pretrained(tmp_path).eval()(**batch()).logits
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
-
-
-def test_all_linear_trains_input_channels_of_every_layer_and_is_read_back(tmp_path):
-    model = filled(adapted(target_modules="all-linear"))
-    layers = s2ft_layers(model)
-    assert len(layers) == 14 and {layer.s2ft_axis["default"] for layer in layers.values()} == {"input"}
-    expected = model.eval()(**batch()).logits
-    model.save_pretrained(tmp_path)
-
-    loaded = peft.PeftModel.from_pretrained(causal_model("llama"), tmp_path).eval()
-
-    assert torch.equal(loaded(**batch()).logits, expected)
-
-
-def test_a_regular_expression_and_exclusion_select_modules():
-    model = adapted(target_modules=r".*\.0\.(mlp\.down_proj|self_attn\.o_proj)", exclude_modules=["o_proj"])
-    assert list(s2ft_layers(model)) == ["model.layers.0.mlp.down_proj"]
-
-
-def test_another_methods_layers_are_refused():
-    base = causal_model("llama")
-    peft.LoraModel(base, {"lora": peft.LoraConfig(target_modules=["o_proj"])}, "lora")
-    with pytest.raises((ConfigError, UserWarning)):
-        adapted(base)
-
-
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("bits", [4, 8])
-def test_a_bitsandbytes_base_trains_merges_and_comes_back(bits, tmp_path):
-    bnb = pytest.importorskip("bitsandbytes", exc_type=ImportError)
-    # In evaluation mode bitsandbytes goes over to other CPU kernels and back; there is no dropout here.
-    base = causal_model("llama", hidden_size=64, intermediate_size=128).train()
-    for name, module in list(base.named_modules()):
-        if isinstance(module, nn.Linear) and name != "lm_head":
-            if bits == 4:
-                new = bnb.nn.Linear4bit(module.in_features, module.out_features, bias=False, quant_type="nf4")
-                new.weight = bnb.nn.Params4bit(module.weight.data, requires_grad=False, quant_type="nf4")
-            else:
-                new = bnb.nn.Linear8bitLt(module.in_features, module.out_features, bias=False, has_fp16_weights=False)
-                new.weight = bnb.nn.Int8Params(module.weight.data, requires_grad=False, has_fp16_weights=False)
-            parent, _, last = name.rpartition(".")
-            setattr(base.get_submodule(parent), last, new)
-    base.to("cpu")
-    base.requires_grad_(False).enable_input_require_grads()  # the path through its kernels with gradients
-    plain = base(**batch()).logits.detach()
-    model = adapted(base)
-    torch.testing.assert_close(model(**batch()).logits, plain)
-    model(**batch()).loss.backward()
-    gradients = [layer.s2ft_delta["default"].grad for layer in s2ft_layers(model).values()]
-    assert all(one.dtype == torch.float32 and one.abs().sum() > 0 for one in gradients)
-    filled(model)
-    changed = model(**batch()).logits.detach()
-
-    model.merge_adapter()
-    merged = model(**batch()).logits.detach()
-    model.unmerge_adapter()
-    again = model(**batch()).logits.detach()
-
-    assert torch.equal(again, changed)
-    with model.disable_adapter():
-        assert torch.equal(model(**batch()).logits, plain)
-    # Rounded once more to 4 or 8 bits: near, and nearer than the base without the change.
-    assert (merged - changed).norm() < (plain - changed).norm()
-    with pytest.raises(ConfigError, match="update='inplace' does not go with quantized"):
-        model.add_adapter("inplace", fw.S2FTConfig(num_channels=8, update="inplace"))
 
 
 @pytest.mark.parametrize("length", [1, 7])

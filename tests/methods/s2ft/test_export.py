@@ -2,12 +2,15 @@
 
 import importlib.util
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import peft
 import pytest
 import torch
 from causal_models import causal_model
+from s2ft_models import logits, with_adapters
 from safetensors.torch import load_file
 
 import featherweight as fw
@@ -123,3 +126,58 @@ def test_llama_cpp_computes_what_the_adapter_does(tmp_path):
     # Measured: 0.10, and 1.5 without the adapter.
     assert difference(found) < 0.2
     assert difference(engine_log_probabilities(base, prompt)) > 1
+
+
+@pytest.mark.parametrize(
+    "architecture",
+    ["llama", pytest.param("gpt2", marks=pytest.mark.slow), pytest.param("llama with biases", marks=pytest.mark.slow)],
+)
+def test_export_loads_in_stock_peft_without_featherweight(architecture, tmp_path):
+    patterns = {"target_modules": ["mlp.c_proj", "c_attn"]} if architecture == "gpt2" else {}
+    model = with_adapters(
+        architecture,
+        default={
+            **patterns,
+            "axis_pattern": {"down_proj|c_attn": "output"},
+            "channel_pattern": {"o_proj": 3},
+            "multiple_of": 1,
+        },
+    )
+    expected = logits(model)
+    fw.s2ft.export_lora(model, tmp_path / "lora")
+    torch.save(expected, tmp_path / "expected.pt")
+    program = (
+        "import sys, torch, peft\n"
+        f"sys.path.insert(0, {str(Path(__file__).parents[2] / 'reference')!r})\n"
+        "from causal_models import causal_model, batch\n"
+        f"model = peft.PeftModel.from_pretrained(causal_model({architecture!r}), {str(tmp_path / 'lora')!r}).eval()\n"
+        f"expected = torch.load({str(tmp_path / 'expected.pt')!r})\n"
+        "with torch.no_grad():\n"
+        "    found = model(input_ids=batch()['input_ids']).logits\n"
+        "torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)\n"
+        "assert 'featherweight' not in sys.modules\n"
+        "print(type(model.base_model).__name__)"
+    )
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True, timeout=120)
+
+    assert done.stdout.split() == ["LoraModel"], done.stderr[-2000:]
+
+
+def test_export_is_exact_and_a_bounded_rank_says_its_error(tmp_path):
+    model = with_adapters("llama", torch.float64, default={"num_channels": 16})
+    model.base_model.set_scale("default", 0.5)
+    fw.s2ft.export_lora(model, tmp_path / "exact")
+    report = fw.s2ft.export_lora(model, tmp_path / "bounded", max_rank=4)
+
+    errors = []
+    for folder in ("exact", "bounded"):
+        lora = peft.PeftModel.from_pretrained(causal_model("llama", torch.float64), tmp_path / folder)
+        for name, layer in s2ft_layers(model).items():
+            dense = 0.5 * layer.get_delta_weight("default") / layer.s2ft_scaling["default"]
+            found = lora.base_model.model.get_submodule(name).get_delta_weight("default")
+            if folder == "exact":
+                assert torch.equal(found, dense)
+            else:
+                errors.append(float((found - dense).norm() / dense.norm()))
+    stated = report.section("Facts").facts["largest relative error"]
+    assert max(errors) == pytest.approx(stated, rel=1e-4) and 0.1 < stated < 0.9

@@ -6,46 +6,13 @@ import peft
 import pytest
 import torch
 from causal_models import LLAMA, batch, causal_model
+from s2ft_models import filled, run_steps, s2ft, weights_of
 from trained_slices import twin_of
 
 import featherweight as fw
 from featherweight.methods.s2ft.layer import s2ft_layers
 
 BOTH_AXES = {"target_modules": ["o_proj", "down_proj", "up_proj", "v_proj"], "num_channels": 4, "multiple_of": 1}
-
-
-def s2ft(model, **options):
-    return peft.get_peft_model(model, fw.S2FTConfig(**{"num_channels": 8, **options}))
-
-
-def filled(model, seed=0, size=0.1):
-    """Give every adapter some values, as training would."""
-    generator = torch.Generator().manual_seed(seed)
-    for layer in s2ft_layers(model).values():
-        for name in sorted(layer.s2ft_delta):
-            delta = layer.s2ft_delta[name]
-            delta.data.copy_(torch.randn(delta.shape, generator=generator, dtype=torch.float64) * size)
-    return model
-
-
-def weights_of(model):
-    return {name: layer.get_base_layer().weight.detach().clone() for name, layer in s2ft_layers(model).items()}
-
-
-def run_steps(model, optimizer, steps, micro_batches=1):
-    losses = []
-    for step in range(steps):
-        inputs = batch(rows=4, seed=step)
-        for part in range(micro_batches):
-            rows = slice(part * 4 // micro_batches, (part + 1) * 4 // micro_batches)
-            count = int((inputs["labels"][:, 1:] != -100).sum())
-            piece = {name: tensor[rows] for name, tensor in inputs.items()}
-            loss = model(**piece, use_cache=False, num_items_in_batch=count).loss
-            loss.backward()
-        losses.append(loss.item())
-        optimizer.step()
-        optimizer.zero_grad()
-    return losses
 
 
 @pytest.mark.parametrize("update", ["delta", "inplace"])
@@ -74,65 +41,6 @@ def test_gradients_and_adamw_steps_equal_those_of_a_masked_full_training(update)
     for name, layer in layers.items():
         # Adam divides by the root of squares: entries with a gradient near zero amplify rounding.
         torch.testing.assert_close(layer.get_base_layer().weight, masked[name].weight.detach(), rtol=1e-7, atol=1e-8)
-
-
-def test_delta_and_inplace_train_alike():
-    models = [s2ft(causal_model("llama", torch.float64), update=update) for update in ("delta", "inplace")]
-    for model in models:
-        run_steps(model, torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2), 4)
-
-    for one, other in zip(*(s2ft_layers(model).values() for model in models), strict=True):
-        torch.testing.assert_close(one.s2ft_delta["default"], other.s2ft_delta["default"], rtol=1e-7, atol=1e-9)
-
-
-def test_in_place_weights_come_back_bit_by_bit_when_disabled_or_changed():
-    base = causal_model("llama", torch.bfloat16)
-    before = {name: tensor.clone() for name, tensor in base.state_dict().items()}
-    plain = base.eval()(**batch()).logits
-    model = filled(s2ft(base, update="inplace"))
-    changed = model(**batch()).logits
-    assert not torch.equal(changed, plain)
-    assert not torch.equal(next(iter(weights_of(model).values())), before["model.layers.0.self_attn.o_proj.weight"])
-
-    with model.disable_adapter():
-        assert torch.equal(model(**batch()).logits, plain)
-    assert torch.equal(model(**batch()).logits, changed)
-    unloaded = model.unload()
-
-    assert all(torch.equal(tensor, before[name]) for name, tensor in unloaded.state_dict().items())
-
-
-def test_in_place_follows_optimizers_and_loaded_states_and_an_explicit_refresh():
-    model = filled(s2ft(causal_model("llama").eval(), update="inplace"))
-    layer = next(iter(s2ft_layers(model).values()))
-    first = model(**batch()).logits
-    with torch.no_grad():
-        layer.s2ft_delta["default"].mul_(2)
-    second = model(**batch()).logits
-    layer.s2ft_delta["default"].data.mul_(2)  # moves no version counter
-    assert torch.equal(model(**batch()).logits, second)
-    layer.refresh()
-
-    assert not torch.equal(second, first) and not torch.equal(model(**batch()).logits, second)
-
-
-def test_a_reference_pass_without_adapters_before_the_backward_pass_is_right_or_refused():
-    # As preference optimization does it: the policy's forward, the base's forward, then the policy's backward.
-    gradients = []
-    for update, between in (("delta", False), ("delta", True), ("inplace", True)):
-        model = filled(s2ft(causal_model("llama"), update=update))
-        loss = model(**batch()).loss
-        if between:
-            with torch.no_grad(), model.disable_adapter():
-                model(**batch())
-        if update == "inplace":
-            with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-                loss.backward()
-        else:
-            loss.backward()
-            gradients.append([layer.s2ft_delta["default"].grad for layer in s2ft_layers(model).values()])
-
-    assert all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))
 
 
 def test_accumulation_over_four_micro_batches_equals_one_batch():

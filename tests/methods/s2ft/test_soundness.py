@@ -9,7 +9,7 @@ from causal_models import batch, causal_model
 from safetensors.torch import load_file, save_file
 
 import featherweight as fw
-from featherweight.errors import CheckpointError, FeatherweightError, NumericsError
+from featherweight.errors import CheckpointError, ConfigError, FeatherweightError, NumericsError
 from featherweight.methods.s2ft.base_slices import ChannelChange
 from featherweight.methods.s2ft.layer import s2ft_layers
 from featherweight.methods.s2ft.merge import merge_into
@@ -132,3 +132,12 @@ def test_sound_adapters_pass_and_other_kinds_of_numbers_do_not(tmp_path):
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     assert config["base_fingerprint"]  # by which a file alone tells channels beyond the axis
     assert peft.PeftModel.from_pretrained(causal_model("llama"), tmp_path)(**batch()).logits.isfinite().all()
+
+
+@pytest.mark.parametrize("weight", [float("nan"), float("inf")])
+def test_adapters_are_not_fused_with_weights_that_are_not_finite(weight):
+    model = adapted()
+    with pytest.raises(ConfigError, match="are not all finite; expected numbers"):
+        fw.s2ft.fuse(model, ["default"], [weight], name="sum")
+    with pytest.raises(ConfigError, match="are not all finite; expected numbers"):
+        fw.s2ft.fuse_adapters({"a": fw.s2ft.Adapter.of_model(model)}, [weight])
