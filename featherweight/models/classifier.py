@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from featherweight.errors import ConfigError
-from featherweight.methods.low_rank_model import RECORD
+from featherweight.methods.low_rank_model import RECORD, build_low_rank, load_low_rank, record_in_config
 from featherweight.models.configuration import read_configuration
 from featherweight.models.gguf import dequantized
 from featherweight.models.place import Place, check_complete, explained
@@ -65,8 +65,14 @@ def load_classifier(
         if place.settings is not None or random_weights:
             model: Any = AutoModelForSequenceClassification.from_config(configuration, dtype=dtype)
         elif place.gguf_file:
-            model = AutoModelForSequenceClassification.from_config(configuration, dtype=dtype)
-            setattr(model, model.base_model_prefix, cast(Any, dequantized(place, dtype)).base_model)
+            model = _on_body(dequantized(place, dtype), configuration, dtype)
+        elif getattr(configuration, RECORD, None) is not None:
+            model = load_low_rank(str(place.path), dtype=dtype)
+            if len(trained_classes(model.config) or ()) == configuration.num_labels:
+                model.config = configuration
+            else:
+                model = _on_body(model, configuration, dtype)
+            record_in_config(model)
         else:
             model, loading = AutoModelForSequenceClassification.from_pretrained(
                 **place.arguments,
@@ -84,7 +90,12 @@ def new_classifier(configuration: Any) -> nn.Module:
     """Return a classifier of a configuration, with random weights on whatever device or mode is on."""
     from transformers import AutoModelForSequenceClassification
 
-    return cast(nn.Module, AutoModelForSequenceClassification.from_config(configuration))
+    model = AutoModelForSequenceClassification.from_config(configuration)
+    if record := getattr(configuration, RECORD, None):
+        known = {name for name, _ in model.named_modules()}  # a language model's head is not among them
+        ranks = {name: rank for name, rank in record["rank_pattern"].items() if name in known}
+        build_low_rank(model, {**record, "rank_pattern": ranks})
+    return cast(nn.Module, model)
 
 
 def classifier_configuration(
@@ -134,11 +145,6 @@ def longest_text(configuration: Any) -> int | None:
 
 def _configuration(place: Place, class_names: Sequence[str] | None, tokenizer: Tokenizer | None) -> Any:
     configuration = read_configuration(place, tokenizer)
-    if getattr(configuration, RECORD, None) is not None:
-        raise ConfigError(
-            f"load_classifier: source={place.name} is a model of low rank, which has no form for classification; "
-            "expected a dense model. Classify with the model that it was compressed from."
-        )
     if class_names is None:
         if trained_classes(configuration) is None:
             raise ConfigError(
@@ -154,6 +160,15 @@ def _configuration(place: Place, class_names: Sequence[str] | None, tokenizer: T
         configuration.get_text_config().pad_token_id = cast(Any, tokenizer).pad_token_id
         configuration.pad_token_id = cast(Any, tokenizer).pad_token_id
     return configuration
+
+
+def _on_body(causal: Any, configuration: Any, dtype: torch.dtype) -> Any:
+    """Return a classifier with a new head on the body of a language model."""
+    from transformers import AutoModelForSequenceClassification
+
+    model = AutoModelForSequenceClassification.from_config(configuration, dtype=dtype)
+    setattr(model, model.base_model_prefix, causal.base_model)
+    return model
 
 
 def _of_body(model: Any, names: Iterable[str]) -> set[str]:

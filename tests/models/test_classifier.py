@@ -5,8 +5,16 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+import featherweight as fw
 from featherweight.errors import ConfigError
-from featherweight.models.classifier import classifier_configuration, load_classifier, trained_classes
+from featherweight.methods.low_rank_model import low_rank_modules, low_rank_record
+from featherweight.models.classifier import (
+    classifier_configuration,
+    load_classifier,
+    new_classifier,
+    trained_classes,
+)
+from featherweight.models.load import load_model
 from featherweight.models.save import save_model_folder
 from featherweight.models.tokenizer import byte_tokenizer
 
@@ -72,3 +80,19 @@ def test_a_trained_head_stays_for_as_many_classes_and_is_new_for_others(tmp_path
 def test_a_model_without_a_trained_head_cannot_be_used_as_one(tmp_path):
     with pytest.raises(ConfigError, match="has no classification head"):
         load_classifier(folder_of(transformers.BertModel(transformers.BertConfig(**BERT)), tmp_path / "bert"))
+
+
+def test_a_model_of_low_rank_gets_a_head_and_comes_back_from_its_folder(tmp_path):
+    causal = load_model("tiny")
+    fw.apply(causal, fw.WeLore(rank_reduction=0.5, storage="factored"))
+    causal.config.low_rank_config = low_rank_record(causal)
+    model = load_classifier(folder_of(causal, tmp_path / "small"), NAMES, tokenizer=byte_tokenizer(), seed=1).eval()
+    assert low_rank_modules(model).keys() == low_rank_modules(causal).keys()
+    again = load_classifier(folder_of(model, tmp_path / "classifier")).eval()
+    ids = torch.tensor([[1, 2, 3]])
+    with torch.no_grad():
+        assert torch.equal(model(ids).logits, again(ids).logits)
+        assert torch.equal(model.model(ids).last_hidden_state, causal.eval().model(ids).last_hidden_state)
+    with torch.device("meta"):
+        planned = new_classifier(classifier_configuration(str(tmp_path / "small"), NAMES))
+    assert sum(one.numel() for one in planned.parameters()) == sum(one.numel() for one in model.parameters())
