@@ -156,6 +156,15 @@ def test_memory_is_estimated_without_the_weights(data, model):
     assert estimate.predicted["weights"] == 4 * task.parameters
 
 
+def test_the_memory_of_a_step_is_predicted_to_the_byte(data):
+    write("full.csv", [f"{'x' * 40} {n},{'ab'[n % 2]}" for n in range(40)])  # all fill max_tokens
+    settings = recipe("full.csv", steps=3, memory_steps=[2, 3], save_model=False, evaluate_at_start=False)
+    estimate = fw.estimate_memory(None, settings, device="cpu", whole=True)
+    run = fw.train(settings, out="run", callbacks=[])
+    # A head of another width, or a forgotten mask, would show.
+    assert run.summary.footprint.peak_bytes == estimate.peak_bytes
+
+
 @pytest.mark.parametrize(
     ("lines", "options", "message"),
     [
