@@ -89,12 +89,15 @@ def run_teleoperation(
     from featherweight.robot.teleoperation import teleoperate
 
     screen, steps = Console(stderr=True), 0
+    world = getattr(robot, "world", None)
 
     def show(controller: "Controller") -> bool:
         nonlocal steps
         steps += 1
-        if window is not None:
-            window.sync()
+        if window is not None and world is not None:
+            # The physics runs in the driver's thread; the window copies its state.
+            with world.lock:
+                window.sync()
         if recorder is not None:
             recorder.look()
         if screen.is_terminal and steps % 12 == 0 and robot.is_streaming:

@@ -3,7 +3,7 @@
 Implements `featherweight.training.task.Task`; recipes reach it by `task: {name: preference, ...}`. Log-probabilities
 come from hidden states (`causal_logprobs`), so the logits of a sequence never exist; those of the model before training
 are computed once, before the first step.
-Shapes: P pairs or judged answers of a micro-batch, R = 2 P rows, L tokens of its longest row.
+Shapes: P pairs or judged answers of a micro-batch, each with 2 rows, R = 2 P rows, L tokens of the longest one.
 """
 
 from collections.abc import Iterator, Sequence
@@ -83,7 +83,7 @@ class Sample:
 class PreferenceTask(Task):
     """Prefer what is preferred.
 
-    Rows of a micro-batch are padded behind their end, the first answers of its P samples before the second ones.
+    Rows of a micro-batch are padded behind their end; the two of a sample stand side by side.
 
     Args:
         config: options.
@@ -167,7 +167,7 @@ class PreferenceTask(Task):
     ) -> Iterator[dict[str, Tensor]]:
         """Yield micro-batches of P samples.
 
-        "input_ids" and "labels" (2 P, L) int64; "is_good" (2 P,) bool; where a reference is needed "reference" (2 P,)
+        "input_ids" and "labels" (P, 2, L) int64; "is_good" (P,) bool; where a reference is needed "reference" (P, 2)
         float32. Arguments: see `Task.batches`.
 
         Raises:
@@ -188,7 +188,7 @@ class PreferenceTask(Task):
 
     def item_count(self, batch: Batch) -> int:
         """Return the number of pairs, or of judged answers."""
-        return len(batch["labels"]) // 2
+        return len(batch["labels"])
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
         """Return the float32 sum of the losses, with its graph, and their number."""
@@ -320,14 +320,14 @@ class PreferenceTask(Task):
 
     def _batch(self, split: Split, numbers: Sequence[int]) -> dict[str, Tensor]:
         samples = [self._samples[split][number] for number in numbers]
-        rows = [*(one.first for one in samples), *(one.second for one in samples)]
-        batch = pad_batch([{"input_ids": row.ids, "labels": row.labels} for row in rows], self._pad)
-        del batch["attention_mask"]
-        batch["is_good"] = torch.tensor([one.is_good for one in samples] * 2)
+        rows = [row for one in samples for row in (one.first, one.second)]
+        padded = pad_batch([{"input_ids": row.ids, "labels": row.labels} for row in rows], self._pad)
+        batch = {name: padded[name].view(len(samples), 2, -1) for name in ("input_ids", "labels")}
+        batch["is_good"] = torch.tensor([one.is_good for one in samples])
         if self.config.method in NEEDS_REFERENCE:
             if not self._reference:
                 self.build_model()
-            batch["reference"] = self._reference[split][list(numbers)].T.reshape(-1)
+            batch["reference"] = self._reference[split][list(numbers)]
         return batch
 
     def _held_out_batches(self, numbers: Iterator[int], size: int, count: int) -> Iterator[dict[str, Tensor]]:
@@ -366,14 +366,15 @@ class PreferenceSkeleton(TextSkeleton):
     def batches(self, split: Any, *, micro_batch_size: int, **others: Any) -> Iterator[dict[str, Tensor]]:
         """Yield micro-batches of the right shapes for ever; their content means nothing."""
         for batch in super().batches(split, micro_batch_size=2 * micro_batch_size):
-            batch["is_good"] = torch.zeros(2 * micro_batch_size, dtype=torch.bool)
+            pairs = {name: rows_RL.view(micro_batch_size, 2, -1) for name, rows_RL in batch.items()}
+            pairs["is_good"] = torch.zeros(micro_batch_size, dtype=torch.bool)
             if self.config.method in NEEDS_REFERENCE:
-                batch["reference"] = torch.zeros(2 * micro_batch_size)
-            yield batch
+                pairs["reference"] = torch.zeros(micro_batch_size, 2)
+            yield pairs
 
     def item_count(self, batch: Batch) -> int:
         """Return the number of samples, as the task does."""
-        return len(batch["labels"]) // 2
+        return len(batch["labels"])
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
         """Return the sum of the losses and their number, as the task does."""
@@ -388,22 +389,23 @@ def outcome(model: nn.Module, batch: Batch, config: PreferenceConfig) -> Outcome
         batch: of P samples.
         config: method and its numbers.
     """
-    labels_RL = batch["labels"]
-    inputs = {"input_ids": batch["input_ids"]}
+    # The first rows of all samples, then the second ones.
+    ids_RL, labels_RL = (batch[name].transpose(0, 1).flatten(0, 1) for name in ("input_ids", "labels"))
+    inputs = {"input_ids": ids_RL}
     beta, method = beta_of(config), config.method
     if method == "kto":
         # The second half only measures how far the model has moved; it has no gradient.
-        pairs = len(labels_RL) // 2
+        pairs = len(batch["labels"])
         answer_P = causal_logprobs(model, labels_RL[:pairs], input_ids=inputs["input_ids"][:pairs]).sum(dim=1)
         with torch.no_grad():
             other_P = causal_logprobs(model, labels_RL[pairs:], input_ids=inputs["input_ids"][pairs:]).sum(dim=1)
-        reference_P, reference_other_P = batch["reference"].chunk(2)
+        reference_P, reference_other_P = batch["reference"].unbind(dim=1)
         kl = (other_P - reference_other_P).mean().clamp(min=0)
         weights = {"good_weight": config.good_weight, "bad_weight": config.bad_weight}
-        return kto(answer_P, reference_P, batch["is_good"][:pairs], kl, beta=beta, **weights)
+        return kto(answer_P, reference_P, batch["is_good"], kl, beta=beta, **weights)
     sums_R = causal_logprobs(model, labels_RL, **inputs).sum(dim=1)
     if method == "dpo":
-        return dpo(*sums_R.chunk(2), *batch["reference"].chunk(2), beta=beta)
+        return dpo(*sums_R.chunk(2), *batch["reference"].unbind(dim=1), beta=beta)
     counts_R = (labels_RL[:, 1:] != IGNORED_LABEL).sum(dim=1)
     chosen_P, rejected_P = (sums_R / counts_R).chunk(2)
     if method == "simpo":

@@ -1,7 +1,6 @@
 """The progress of a run on a terminal: a bar that moves; elsewhere: a line now and then."""
 
-import resource
-import sys
+import os
 from pathlib import Path
 
 import torch
@@ -97,7 +96,7 @@ def memory_in_use_bytes() -> int:
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
     except OSError:
-        # No /proc outside Linux; the largest value so far has to stand in (bytes on macOS, KiB elsewhere).
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else peak * 1024
-    return pages * resource.getpagesize()
+        import psutil  # no /proc outside Linux
+
+        return int(psutil.Process().memory_info().rss)
+    return pages * os.sysconf("SC_PAGE_SIZE")

@@ -336,8 +336,12 @@ def test_the_cell_works_or_is_refused(name, operation):
             operation(name)
 
 
+TRAINS_NOTHING = {"base4bit"}
+"""Freezes a model for the adapter that follows, so that no cell could train it: `tests/methods/test_base4bit.py`."""
+
+
 def test_every_method_of_the_registry_stands_in_the_table():
-    assert {name.split()[0] for name in METHODS} == set(methods.names())
+    assert {name.split()[0] for name in METHODS} | TRAINS_NOTHING == set(methods.names())
 
 
 # ---- two methods

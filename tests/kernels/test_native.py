@@ -236,3 +236,18 @@ def test_a_simulated_step_of_a_cpu_takes_the_memory_of_the_kernel_and_computes_n
         assert kernels.native_on(torch.zeros(1))
         assert native.direction(torch.ones(600), moments, options).shape == (600,)
     assert not moments[0].any()
+
+
+def test_the_first_question_may_come_from_inside_a_simulation():
+    # Mutation: the check on the simulation's tensors, which have no numbers: the process dies.
+    code = """
+from featherweight.kernels import native
+from featherweight.memory.simulate import simulation
+from featherweight.simulated import SimulatedDevice
+
+with simulation(SimulatedDevice("cpu")):
+    inside = native.is_available()
+native.library.cache_clear()
+assert inside == native.is_available()
+"""
+    subprocess.run([sys.executable, "-c", code], timeout=120, check=True)

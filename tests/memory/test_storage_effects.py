@@ -19,7 +19,7 @@ aten = torch.ops.aten
         (aten.mm.out, (False, True)),
         (aten._unsafe_view.default, (False, False)),  # its schema hides the alias
         (aten.lift_fresh.default, (True, True)),  # its schema promises one that is none
-        (object(), (True, True)),  # a higher-order operator has no schema
+        ("a higher order", (True, True)),  # a higher-order operator has no schema
     ],
     ids=str,
 )

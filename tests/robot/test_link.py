@@ -39,8 +39,8 @@ def test_a_robot_connects_moves_and_leaves_the_arm_frozen(kit):
             assert robot.state is LinkState.STREAMING
             sent = robot.send_action(dict(zip(JOINT_KEYS, [10, -20, 30, -40, 95, -95], strict=True)))
             assert list(sent.values()) == [10, -20, 30, -40, 90, -90]
-            assert wait_for(lambda: robot.reported_deg() == (10, -20, 30, -40, 90, -90), 4)
-            assert robot.statistics.lines_per_s >= 75 and robot.statistics.bad_lines == 0
+            assert wait_for(lambda: robot.reported_deg() == (10, -20, 30, -40, 90, -90), 15)
+            assert wait_for(lambda: robot.statistics.lines_per_s >= 75, 15) and robot.statistics.bad_lines == 0
             assert kit.firmware.counts.rejected == 0
         assert not robot.is_connected and robot.state is LinkState.CLOSED
         robot.disconnect()

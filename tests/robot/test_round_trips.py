@@ -143,5 +143,5 @@ def test_ten_minutes_on_the_real_clock_hold_never_and_grow_nothing():
 
     assert statistics.lines > 0.9 * 600 * 87 and statistics.bad_lines == 0 and statistics.reconnects == 0
     assert side.counters["internal errors"] == 0 and grown < 4096
-    # On a busy machine a pause above 200 ms may hold the arm; it must come back each time.
-    assert status["mode"] == "ACTIVE" and status["accepted"] > 0.9 * 600 * 55
+    # On a busy machine loops are slower than 60 Hz, and a pause may hold the arm; it must come back each time.
+    assert status["mode"] == "ACTIVE" and status["accepted"] > 0.95 * operator._sequence > 0.95 * 600 * 20

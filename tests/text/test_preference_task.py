@@ -42,14 +42,15 @@ def test_log_probabilities_without_logits_equal_the_slow_way(pairs):
     batch = next(task.batches("train", micro_batch_size=3, seed=0))
     calls = []
     model.model.norm.register_forward_hook(lambda *_: calls.append(1))
-    found = causal_logprobs(model, batch["labels"], input_ids=batch["input_ids"]).sum(dim=1)
+    ids, labels = (batch[name].flatten(0, 1) for name in ("input_ids", "labels"))
+    found = causal_logprobs(model, labels, input_ids=ids).sum(dim=1)
     assert len(calls) == 1
     # The head's chunks are summed in another order than one product: float64 rounding.
-    assert torch.allclose(found, plain_logprobs(model, batch["input_ids"], batch["labels"]), atol=1e-10)
+    assert torch.allclose(found, plain_logprobs(model, ids, labels), atol=1e-10)
     found.sum().backward()
     gradients = {name: p.grad.clone() for name, p in model.named_parameters()}
     model.zero_grad()
-    plain_logprobs(model, batch["input_ids"], batch["labels"]).sum().backward()
+    plain_logprobs(model, ids, labels).sum().backward()
     for name, parameter in model.named_parameters():
         assert torch.allclose(gradients[name], parameter.grad, atol=1e-9), name
 
@@ -63,14 +64,15 @@ def test_losses_are_those_written_out(pairs, method):
         for parameter in model.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)) * 0.01)
         model.double()
-        sums = plain_logprobs(model, batch["input_ids"], batch["labels"])
+        ids, labels = (batch[name].transpose(0, 1).flatten(0, 1) for name in ("input_ids", "labels"))
+        sums = plain_logprobs(model, ids, labels)
         found, items = task.loss(model, batch)
-    counts = (batch["labels"][:, 1:] != -100).sum(dim=1)
+    counts = (labels[:, 1:] != -100).sum(dim=1)
     assert items == 3
     (c, r), (mean_c, mean_r) = sums.chunk(2), (sums / counts).chunk(2)
     sigmoid = torch.sigmoid
     if method == "dpo":
-        c0, r0 = batch["reference"].double().chunk(2)
+        c0, r0 = batch["reference"].double().unbind(dim=1)
         expected = -sigmoid(0.1 * ((c - c0) - (r - r0))).log()
     elif method == "simpo":
         expected = -sigmoid(2.0 * (mean_c - mean_r) - 0.7).log()
@@ -78,9 +80,9 @@ def test_losses_are_those_written_out(pairs, method):
         odds = [mean.exp() / (1 - mean.exp()) for mean in (mean_c, mean_r)]
         expected = -mean_c - 0.1 * sigmoid((odds[0] / odds[1]).log()).log()
     else:
-        a0, other0 = batch["reference"].double().chunk(2)
+        a0, other0 = batch["reference"].double().unbind(dim=1)
         kl = (r - other0).mean().clamp(min=0)
-        sign = torch.where(batch["is_good"][:3], 1.0, -1.0)
+        sign = torch.where(batch["is_good"], 1.0, -1.0)
         expected = 1 - sigmoid(0.1 * sign * (c - a0 - kl))
     # References are kept in float32: 1e-7 of sums of some hundred nats.
     assert float(found) == pytest.approx(float(expected.sum()), rel=2e-5)
@@ -119,12 +121,8 @@ def test_dpo_equals_trl_on_the_same_batch(pairs, tmp_path):
     with torch.no_grad():
         mask = collated["attention_mask"]
         sums = causal_logprobs(reference, labels, input_ids=ids, attention_mask=mask).sum(dim=1)
-        batch = {
-            "input_ids": ids,
-            "labels": labels,
-            "reference": sums,
-            "is_good": torch.ones(len(ids), dtype=torch.bool),
-        }
+        rows = {"input_ids": ids, "labels": labels, "reference": sums}
+        batch = {name: torch.stack(one.chunk(2), dim=1) for name, one in rows.items()}
         ours = float(outcome(model, batch, task.config).losses_P.mean())
     assert ours == pytest.approx(theirs, abs=1e-5)
     # And the tokens that count are the same, end mark included.

@@ -1,7 +1,10 @@
 import io
+import sys
+from pathlib import Path
 
 from rich.console import Console
 
+from featherweight.training import console
 from featherweight.training.console import ConsoleProgress, memory_in_use_bytes
 from featherweight.training.recipe import Recipe
 from featherweight.training.run import train
@@ -55,3 +58,12 @@ def test_a_narrow_terminal_keeps_the_count_and_the_time_left_and_one_without_uni
     train(recipe(), out=tmp_path / "run", callbacks=[ConsoleProgress("demo", console)])
     text = file.buffer.getvalue().decode("ascii")
     assert "8/8" in text and "0:00:00" in text and "loss" in text and "points/s" not in text
+
+
+def test_memory_in_use_is_known_without_proc_and_without_the_module_of_unix(monkeypatch):
+    expected = memory_in_use_bytes()
+    monkeypatch.setitem(sys.modules, "resource", None)
+    monkeypatch.setattr(Path, "read_text", lambda self, *args, **kwargs: (_ for _ in ()).throw(FileNotFoundError(self)))
+    assert abs(memory_in_use_bytes() / expected - 1) < 0.1
+    source = Path(console.__file__).read_bytes().decode()
+    exec(compile(source, console.__file__, "exec"), {"__name__": "again"})  # imports without `resource`

@@ -1,7 +1,8 @@
 """The robot's side of a network session: checks, control loop, states, pictures.
 
-The network's threads only put messages into bounded mailboxes (a stop acts at once). One control thread takes them out,
-watches the deadlines and steers; it shares no lock with the network.
+The network's threads only put messages into bounded mailboxes (a stop acts at once). One control thread takes them out
+without a lock, watches the deadlines and steers. What it says goes into an outbox, whose lock is never held during
+input or output. The driver's thread, which freezes the arm when a goal expires, shares no lock with anybody.
 """
 
 import json

@@ -153,7 +153,8 @@ class ZenohTransport:
         kind = topic.split("/")[3] if topic.count("/") >= 3 else ""
         if kind in ("cmd", "state"):
             return {"congestion_control": drop, "priority": zenoh.Priority.REAL_TIME, "express": True}
-        if kind == "cam":
+        if kind in ("cam", "status"):
+            # Dropped rather than waited for: the robot's control loop says its status and must never stand still.
             return {"congestion_control": drop, "priority": zenoh.Priority.DATA_LOW}
         return {"congestion_control": block, "priority": zenoh.Priority.INTERACTIVE_HIGH}
 
