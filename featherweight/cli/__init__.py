@@ -16,10 +16,13 @@ import typer
 
 import featherweight
 from featherweight.cli import adapter as _adapter
+from featherweight.cli import chat as _chat
 from featherweight.cli import classify as _classify
 from featherweight.cli import compare as _compare
 from featherweight.cli import compress as _compress
 from featherweight.cli import data as _data
+from featherweight.cli import export as _export
+from featherweight.cli import generate as _generate
 from featherweight.cli import init as _init
 from featherweight.cli import measure as _measure
 from featherweight.cli import pde as _pde
@@ -44,6 +47,9 @@ app.command("compare")(_compare.compare)
 app.command("measure")(_measure.measure)
 app.command("plan")(_plan.plan)
 app.command("classify")(_classify.classify)
+app.command("chat")(_chat.chat)
+app.command("export")(_export.export)
+app.command("generate")(_generate.generate)
 app.add_typer(_data.app)
 app.add_typer(_pde.app, name="pde")
 app.add_typer(_robot.app, name="robot")
@@ -82,6 +88,8 @@ def _describe(
     fw classify runs/intents/model questions.txt
 
     fw compress ./model --rank-reduction 0.5 --out ./small
+
+    fw chat runs/chat/model
     """
 
 

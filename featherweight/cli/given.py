@@ -1,5 +1,6 @@
 """Whether what a command was given is there, asked before torch is imported: a slip of the pen is answered at once."""
 
+import json
 from pathlib import Path
 
 from featherweight.config import read_mapping
@@ -68,6 +69,35 @@ def require_model(source: str | None) -> str | None:
     if not path.exists() and source not in ALIASES:
         find_place(source)
     return source
+
+
+def require_exportable(source: str) -> str:
+    """Return a model's source as `require_model` does, or the folder of an adapter."""
+    if (Path(source).expanduser() / "adapter_config.json").exists():
+        return source
+    return require_model(source) or source
+
+
+def require_template(source: str) -> None:
+    """Refuse a model folder whose tokenizer has no chat template; other sources are judged when they are loaded.
+
+    Raises:
+        ConfigError: if there is none.
+    """
+    folder = Path(source).expanduser()
+    if not folder.is_dir() or (folder / "chat_template.jinja").exists() or (folder / "chat_template.json").exists():
+        return
+    settings = folder / "tokenizer_config.json"
+    try:
+        has_template = bool(json.loads(settings.read_text(encoding="utf-8")).get("chat_template"))
+    except (OSError, ValueError, AttributeError):
+        # A tokenizer that is missing or damaged is named as such when it is loaded.
+        return
+    if not has_template and not any((folder / "additional_chat_templates").glob("default.jinja")):
+        raise ConfigError(
+            f"fw chat: model={source} has no chat template (a base model); expected one that was trained on "
+            'conversations. Let it continue a text: fw generate MODEL --prompt "...", or add --template chatml.'
+        )
 
 
 def require_tags(tags: str) -> str:

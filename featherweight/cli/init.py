@@ -13,14 +13,27 @@ from featherweight.cli.data import (
     columns_of,
     facts_table,
 )
+from featherweight.cli.examples import read_example
 from featherweight.cli.look import look
 from featherweight.errors import ConfigError
 
 
 def init(
-    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="The file to write, such as chat.yaml.")],
-    data: Annotated[str, typer.Option("--data", help="A file, a folder of files, or hf:name.")],
-    model: Annotated[str, typer.Option("--model", help="The model to fine-tune: a folder, smollm2, or hf name.")],
+    recipe: Annotated[
+        Path | None,
+        typer.Argument(metavar="[RECIPE]", help="The file to write, such as chat.yaml.", show_default=False),
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option("--data", help="A file, a folder of files, or hf:name.", show_default=False)
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", help="The model to fine-tune: a folder, smollm2, or hf name.", show_default=False),
+    ] = None,
+    example: Annotated[
+        str | None,
+        typer.Option("--example", help="Write this example instead, such as demo, to RECIPE or NAME.yaml."),
+    ] = None,
     template: Template = None,
     column: Columns = None,
     ignore_column: IgnoredColumns = None,
@@ -34,14 +47,22 @@ def init(
     fw init chat.yaml --model ./model --data chats.jsonl
 
     fw init chat.yaml --model smollm2 --data fragen.csv --column prompt=frage --column response=antwort
+
+    fw init --example demo
     """
     columns = columns_of(column)
-    if recipe.exists() and not force:
+    if example is not None:
+        given: dict[str, object] = {"--data": data, "--model": model, "--template": template, "--column": column}
+        given["--ignore-column"] = ignore_column
+        _write_example(example, recipe, [name for name, value in given.items() if value], force)
+        return
+    if recipe is None or data is None or model is None:
+        missing = next(name for name, v in (("RECIPE", recipe), ("--data", data), ("--model", model)) if v is None)
         raise ConfigError(
-            f"fw init: recipe={recipe} is there already; expected a new file. Choose another name, or add --force."
+            f"fw init: {missing} is missing; expected RECIPE, --data and --model. Write: fw init chat.yaml --model "
+            "./model --data chats.jsonl, or fw init --example demo."
         )
-    if recipe.suffix not in (".yaml", ".yml"):
-        raise ConfigError(f"fw init: recipe={recipe} has another ending; expected .yaml. Write {recipe.stem}.yaml.")
+    _require_new(recipe, force)
     seen = look(
         "fw init",
         model,
@@ -58,3 +79,27 @@ def init(
     console = Console()
     console.print(facts_table(seen.found, usual_length(seen.found, seen.facts)))
     console.print(f"\nWrote {recipe}. Next: fw train {recipe}", highlight=False, soft_wrap=True)
+
+
+def _require_new(recipe: Path, force: bool) -> None:
+    if recipe.exists() and not force:
+        raise ConfigError(
+            f"fw init: recipe={recipe} is there already; expected a new file. Choose another name, or add --force."
+        )
+    if recipe.suffix not in (".yaml", ".yml"):
+        raise ConfigError(f"fw init: recipe={recipe} has another ending; expected .yaml. Write {recipe.stem}.yaml.")
+
+
+def _write_example(name: str, recipe: Path | None, others: list[str], force: bool) -> None:
+    from featherweight.config.files import write_atomically
+
+    if others:
+        raise ConfigError(
+            f"fw init: {others[0]} is given beside --example {name}, which is whole as it stands; expected one of "
+            "them. Leave one out."
+        )
+    text = read_example(name)
+    recipe = recipe or Path(f"{name}.yaml")
+    _require_new(recipe, force)
+    write_atomically(recipe, text)
+    Console().print(f"Wrote {recipe}. Next: fw train {recipe}", highlight=False, markup=False, soft_wrap=True)

@@ -6,7 +6,7 @@ from typing import Any, cast
 from torch import nn
 
 from featherweight.errors import ConfigError, did_you_mean
-from featherweight.methods.low_rank_model import RECORD, build_low_rank
+from featherweight.methods.low_rank_model import RECORD, build_low_rank, read_folder_configuration
 from featherweight.models.place import Place
 from featherweight.models.tokenizer import Tokenizer, byte_tokenizer
 
@@ -16,6 +16,8 @@ def read_configuration(place: Place, tokenizer: Tokenizer | None) -> Any:
     from transformers import AutoConfig
 
     if place.settings is None:
+        if place.path is not None and place.gguf_file is None:
+            return read_folder_configuration(place.path)
         return AutoConfig.from_pretrained(**place.arguments)
     tokenizer = tokenizer or byte_tokenizer()
     # No pad token: torch keeps the gradient of a padding row at zero, and here that row would be the end of text.

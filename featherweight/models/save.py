@@ -7,6 +7,7 @@ from safetensors import SafetensorError
 
 from featherweight.config.files import new_folder
 from featherweight.errors import ConfigError
+from featherweight.methods.low_rank_model import seal_folder
 from featherweight.models.quiet import quiet_transformers
 from featherweight.models.tokenizer import Tokenizer
 
@@ -38,8 +39,16 @@ def save_model_folder(model: Any, tokenizer: Tokenizer, folder: Path) -> None:
         ) from error
 
 
-def write_model_files(model: Any, tokenizer: Tokenizer, folder: Path) -> None:
-    """Write the files of a model and its tokenizer into a folder."""
+def write_model_files(model: Any, tokenizer: Tokenizer, folder: Path, **options: Any) -> None:
+    """Write the files of a model and its tokenizer into a folder; one of low rank is sealed against other loaders.
+
+    Args:
+        model: as for `save_model_folder`.
+        tokenizer: its tokenizer.
+        folder: exists.
+        options: those of `save_pretrained` for the model, such as max_shard_size.
+    """
     with quiet_transformers():
-        model.save_pretrained(str(folder))
+        model.save_pretrained(str(folder), **options)
         tokenizer.save_pretrained(str(folder))
+    seal_folder(folder)

@@ -23,7 +23,7 @@ from featherweight.config.files import new_file, new_folder, write_atomically
 from featherweight.errors import CheckpointError, ConfigError
 from featherweight.linalg.factors import factorize
 from featherweight.linalg.spectrum import singular_values
-from featherweight.methods.low_rank_model import RECORD, RECORD_VERSION
+from featherweight.methods.low_rank_model import RECORD, RECORD_VERSION, sealed
 from featherweight.methods.welore.method import build_layer
 from featherweight.methods.welore.options import WeLoreOptions
 from featherweight.methods.welore.plan import Entry, Plan, Target, find_targets, make_plan
@@ -349,7 +349,7 @@ def _finish(source: Path, out: Path, partial: Path, plan: Plan, report: Report) 
                 "rank_pattern": {name: entry.rank for name, entry in stored.items()},
                 "storage_pattern": {name: entry.storage for name, entry in stored.items()},
             }
-        write_atomically(folder / "config.json", json.dumps(config, indent=2))
+        write_atomically(folder / "config.json", json.dumps(sealed(config), indent=2))
         write_atomically(folder / "report.json", report.to_json())
         report.save_html(folder / "report.html")
     shutil.rmtree(partial)

@@ -1,0 +1,77 @@
+"""`fw export`: copies of a model that other programs open."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from featherweight.cli.given import require_exportable, require_model
+from featherweight.cli.screen import AsJson, leave_cleanly, print_json, print_result
+from featherweight.errors import ConfigError, did_you_mean
+
+TARGETS = ("hf:fp32", "hf:bf16", "hf:fp16", "gguf:f16", "gguf:q8_0", "gguf:q4_0", "ollama")
+_MORE = ("ollama:f16", "ollama:q8_0", "ollama:q4_0")
+
+
+def export(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="A model folder, an adapter folder, or a name such as smollm2.",
+            show_default=False,
+            callback=require_exportable,
+        ),
+    ],
+    to: Annotated[str, typer.Option("--to", help=f"One of {', '.join(TARGETS)}.", show_default=False)],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="The folder (hf, ollama) or file (gguf) to make.", show_default=False)
+    ],
+    base: Annotated[
+        str | None,
+        typer.Option("--base", help="The model under an adapter; default: the one it names.", callback=require_model),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a copy of a model that other programs open; nothing that is there is replaced.
+
+    Layers of low rank become plain matrices, and adapters are merged. hf is a folder of Hugging Face with weights in
+    shards; gguf is one file for llama.cpp (llama family), tokenizer and chat template included; ollama is a folder with
+    such a file (q8_0; ollama:f16 and ollama:q4_0 for others) and a Modelfile.
+
+    [bold]Examples[/bold]
+
+    fw export ./small --to hf:bf16 --out ./dense
+
+    fw export runs/chat/model --to gguf:q8_0 --out chat.gguf
+    """
+    known = (*TARGETS, *_MORE)
+    if to not in known:
+        raise ConfigError(
+            f"fw export: to={to} is unknown; expected one of {', '.join(known)}. {did_you_mean(to, known)}"
+        )
+    kind, _, dtype = to.partition(":")
+    if out.exists() and (not out.is_dir() or any(out.iterdir()) or kind == "gguf"):
+        raise ConfigError(f"export: out={out} is there already; expected a new place. Choose another name.")
+    from featherweight.report import Report
+
+    with leave_cleanly("export", [model, "--to", to]):
+        facts: dict[str, Any]
+        if kind == "hf":
+            from featherweight.models.export import DTYPES, export_folder
+
+            facts = export_folder(model, out, dtype=DTYPES[dtype], base=base)
+        elif kind == "ollama":
+            from featherweight.models.ollama import export_ollama
+
+            facts = export_ollama(model, out, kind=dtype or "q8_0", base=base)
+        else:
+            from featherweight.models.gguf_export import export_gguf
+
+            facts = export_gguf(model, out, kind=dtype, base=base)
+        if as_json:
+            print_json(facts)
+            return
+        report = Report("Written")
+        report.add_facts(facts)
+        print_result(report, None)

@@ -1,0 +1,159 @@
+"""`fw chat` and `fw generate` in a pipe and, by a pseudo terminal, for a person."""
+
+import io
+import json
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from chat_formats import tokenizer_with
+
+from featherweight.cli import run
+from featherweight.cli.answer import visible
+from featherweight.cli.chat import Session
+from featherweight.models.chat import AnswerOptions, Chat
+from featherweight.models.load import load_model, load_tokenizer
+from featherweight.models.tokenizer import byte_tokenizer
+
+MODELS = runpy.run_path(str(Path(__file__).parents[1] / "reference" / "causal_models.py"))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    tokenizer = tokenizer_with("smollm2")
+    sizes = {"vocab_size": len(tokenizer), "max_position_embeddings": 1024, "eos_token_id": 256}
+    path = tmp_path_factory.mktemp("chat") / "model"
+    MODELS["causal_model"]("llama", **sizes).save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path
+
+
+def say(monkeypatch, text):
+    monkeypatch.setattr(sys, "stdin", io.StringIO(text))
+
+
+def expected(folder, questions, count=10):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    messages, lines = [], ""
+    for question in questions:
+        messages.append({"role": "user", "content": question})
+        inputs = tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+        )
+        ids = model.generate(**inputs, do_sample=False, max_new_tokens=count, pad_token_id=256)
+        answer = tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        messages.append({"role": "assistant", "content": answer})
+        lines += answer if answer.endswith("\n") else answer + "\n"
+    return lines
+
+
+def test_a_pipe_gets_the_greedy_answers_of_transformers_and_nothing_else(folder, monkeypatch, capsys):
+    say(monkeypatch, "What is red?\n\nAnd green?\n")
+    assert run(["chat", str(folder), "--max-new-tokens", "10"]) == 0
+    assert capsys.readouterr().out == expected(folder, ["What is red?", "And green?"])
+
+
+def test_commands_work_in_a_pipe_too(folder, monkeypatch, capsys, tmp_path):
+    file = tmp_path / "talk.jsonl"
+    say(monkeypatch, f"One\n/reset\nTwo\n/save {file}\n/exit\nnever asked\n")
+    assert run(["chat", str(folder), "--max-new-tokens", "10"]) == 0
+    assert capsys.readouterr().out == expected(folder, ["One"]) + expected(folder, ["Two"])
+    turns = json.loads(file.read_text())["messages"]
+    assert [turn["role"] for turn in turns] == ["user", "assistant"] and turns[0]["content"] == "Two"
+    say(monkeypatch, f"/save {file}\n")
+    assert run(["chat", str(folder)]) == 2
+    assert "is there already" in capsys.readouterr().err
+
+
+def test_generate_continues_a_prompt_from_an_option_or_a_pipe(folder, monkeypatch, capsys):
+    model, tokenizer = load_model(str(folder)).eval(), load_tokenizer(str(folder))
+    inputs = tokenizer("Once upon", return_tensors="pt")
+    ids = model.generate(**inputs, do_sample=False, max_new_tokens=10, pad_token_id=256)
+    text = tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    assert run(["generate", str(folder), "--prompt", "Once upon", "--max-new-tokens", "10"]) == 0
+    from_option = capsys.readouterr().out
+    say(monkeypatch, "Once upon\n")
+    assert run(["generate", str(folder), "--max-new-tokens", "10"]) == 0
+    assert capsys.readouterr().out == from_option == text + ("" if text.endswith("\n") else "\n")
+
+
+def test_a_terminal_gets_facts_help_and_sentences_and_an_interrupt_ends_only_the_answer(folder, monkeypatch, capsys):
+    chat = Chat(load_model(str(folder)), load_tokenizer(str(folder)), options=AnswerOptions(max_new_tokens=20))
+    session = Session(chat, is_terminal=True)
+    lines = iter(["/help", "/nothing", "Hi", "Stop me", "/save"])
+
+    def typed(*_, **__):
+        try:
+            return next(lines)
+        except StopIteration:
+            raise KeyboardInterrupt from None  # the second one, at the prompt
+
+    monkeypatch.setattr(session._console, "input", typed)
+    original = chat.ask
+
+    def ask(question):
+        for count, piece in enumerate(original(question)):
+            if question == "Stop me" and count == 1:
+                raise KeyboardInterrupt
+            yield piece
+
+    monkeypatch.setattr(chat, "ask", ask)
+    session.run("model")
+    captured = capsys.readouterr()
+    assert "tokens/s, cut short" in captured.out and "/reset" in captured.out
+    assert "command=/nothing is unknown" in captured.err and "/save names no file" in captured.err
+    assert [turn["role"] for turn in chat.messages] == ["user", "assistant"] * 2
+
+
+def test_what_a_model_says_cannot_steer_a_terminal():
+    assert visible("a\x1b]0;title\x07b\x9bc\r\nd\te é🎉") == "a]0;titlebc\nd\te é🎉"
+
+
+def test_a_pipe_that_closes_ends_the_command_quietly(folder):
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    code = "import sys; from featherweight.cli import run; code = run(sys.argv[1:]); sys.exit(code)"
+    command = [sys.executable, "-c", code, "generate", str(folder), "--prompt", "a", "--max-new-tokens", "900"]
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=120, env=environment)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["chat", "./nowhere"], "source=./nowhere does not exist"),
+        (["generate", "./nowhere", "--prompt", "a"], "source=./nowhere does not exist"),
+        (["chat", "base"], "model=base has no chat template (a base model)"),
+        (["chat", "base", "--template", "chatml", "--top-p", "0.9"], "has no effect at temperature=0"),
+        (["generate", "base", "--prompt", "a", "--dtype", "int8"], "dtype='int8' is unknown"),
+    ],
+)
+def test_bad_input_is_one_sentence_before_torch_is_imported(arguments, sentence, tmp_path):
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "config.json").write_text("{}")
+    (tmp_path / "base" / "tokenizer_config.json").write_text("{}")
+    code = (
+        "import sys; from featherweight.cli import run; code = run(sys.argv[1:]); print(code, 'torch' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=tmp_path, timeout=60
+    )
+    assert done.stdout.split() == ["2", "False"] and done.stderr.count("\n") == 1
+    assert sentence in done.stderr
+
+
+def test_a_base_model_talks_with_a_template_that_is_named(tmp_path, monkeypatch, capsys):
+    MODELS["causal_model"]("llama", vocab_size=257, eos_token_id=256, max_position_embeddings=512).save_pretrained(
+        tmp_path
+    )
+    byte_tokenizer().save_pretrained(tmp_path)
+    say(monkeypatch, "Hi\n")
+    assert run(["chat", str(tmp_path), "--template", "alpaca", "--max-new-tokens", "3"]) == 0
+    assert capsys.readouterr().out.endswith("\n")
