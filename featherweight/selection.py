@@ -109,6 +109,25 @@ def select_embedding_modules(model: nn.Module) -> dict[str, nn.Module]:
     }
 
 
+def classification_head(model: nn.Module) -> dict[str, nn.Module]:
+    """Return what stands on the body of a classifier of transformers, by name; empty for every other model.
+
+    Example:
+        >>> from transformers import BertConfig, BertForSequenceClassification
+        >>> sizes = dict(vocab_size=8, hidden_size=4, num_hidden_layers=1, num_attention_heads=1, intermediate_size=4)
+        >>> list(classification_head(BertForSequenceClassification(BertConfig(**sizes))))
+        ['classifier']
+    """
+    if not type(model).__name__.endswith("ForSequenceClassification"):
+        return {}
+    body = getattr(model, "base_model_prefix", "")
+    return {
+        name: module
+        for name, module in model.named_children()
+        if name != body and next(module.parameters(), None) is not None
+    }
+
+
 def _is_linear(module: nn.Module) -> bool:
     # Conv1D: GPT-2's transposed linear layer
     if isinstance(module, nn.Linear) or type(module).__name__ in ("Conv1D", "Int8Conv1D"):
@@ -120,13 +139,18 @@ def _is_linear(module: nn.Module) -> bool:
 
 
 def _output_heads(model: nn.Module) -> set[int]:
-    """Identify heads: what a Hugging Face model names as such, and linear layers that share an embedding's weight."""
+    """Identify heads: what a Hugging Face model names as such, and linear layers that share an embedding's weight.
+
+    The layers of a classification head are some: small, new, and to be trained whole.
+    """
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     heads = {id(m) for m in model.modules() if isinstance(m, nn.Linear) and id(m.weight) in embeddings}
     for module in model.modules():
         named = getattr(module, "get_output_embeddings", None)
         if callable(named) and (head := named()) is not None:
             heads.add(id(head))
+        for top in classification_head(module).values():
+            heads.update(id(one) for one in top.modules() if _is_linear(one))
     return heads
 
 

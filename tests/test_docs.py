@@ -103,17 +103,20 @@ OPTIMIZERS = ["adamw", "galore", "fira", "apollo", "ldadam", "gum", "galore_adaf
 
 
 @pytest.mark.parametrize(
-    "name", ["Recipe", "Schedule", "TextConfig", "InstructionConfig", "PdeConfig", "S2FT", *OPTIMIZERS]
+    "name",
+    ["Recipe", "Schedule", "TextConfig", "InstructionConfig", "ClassificationConfig", "PdeConfig", "S2FT", *OPTIMIZERS],
 )
 def test_recipe_reference_says_of_every_key_what_its_docstring_says(name):
     from featherweight.methods.s2ft.method import S2FT
     from featherweight.optim import optimizers
     from featherweight.pde.options import PdeConfig
+    from featherweight.text.classification_task import ClassificationConfig
     from featherweight.text.instruction_task import InstructionConfig
     from featherweight.text.task import TextConfig
     from featherweight.training.schedule import Schedule
 
-    configs = {config.__name__: config for config in (Recipe, Schedule, TextConfig, InstructionConfig, PdeConfig, S2FT)}
+    tasks = (TextConfig, InstructionConfig, ClassificationConfig, PdeConfig)
+    configs = {config.__name__: config for config in (Recipe, Schedule, *tasks, S2FT)}
     configs |= {name: optimizers.get(name).config for name in OPTIMIZERS}
     assert {optimizers.get(name).config for name in optimizers.names()} <= set(configs.values())
     page = " ".join((ROOT / "docs" / "recipes.md").read_text().split())

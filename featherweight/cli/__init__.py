@@ -17,6 +17,7 @@ import typer
 import featherweight
 from featherweight.cli import adapter as _adapter
 from featherweight.cli import chat as _chat
+from featherweight.cli import classify as _classify
 from featherweight.cli import compare as _compare
 from featherweight.cli import compress as _compress
 from featherweight.cli import data as _data
@@ -45,6 +46,7 @@ app.command("train")(_train.train)
 app.command("compare")(_compare.compare)
 app.command("measure")(_measure.measure)
 app.command("plan")(_plan.plan)
+app.command("classify")(_classify.classify)
 app.command("chat")(_chat.chat)
 app.command("export")(_export.export)
 app.command("generate")(_generate.generate)
@@ -82,6 +84,8 @@ def _describe(
     fw measure recipe.yaml optimizer=galore_8bit
 
     fw plan --model llama-7b --budget 12GB --out recipe.yaml
+
+    fw classify runs/intents/model questions.txt
 
     fw compress ./model --rank-reduction 0.5 --out ./small
 

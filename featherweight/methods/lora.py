@@ -23,15 +23,18 @@ from featherweight.methods.low_rank_model import low_rank_modules
 from featherweight.methods.method import Method
 from featherweight.methods.peft_adapter import (
     PREFIX,
+    head_settings,
+    head_tensors,
     plain_settings,
     require_no_adapter,
+    train_head,
     write_files,
 )
 from featherweight.nn.int8_linear import Int8Linear
 from featherweight.nn.module_tree import replace_module, shared_parameters
 from featherweight.quant.weight4bit import is_4bit
 from featherweight.report import Report
-from featherweight.selection import ALL_LINEAR, select_modules
+from featherweight.selection import ALL_LINEAR, classification_head, select_modules
 
 ADAPTER = "default"
 _TRAINED_BEFORE = "_featherweight_trained_before_lora"
@@ -91,6 +94,7 @@ class LoRA(Method):
             warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
             inject_adapter_in_model(config, model, ADAPTER)
         cast_adapter_dtype(model, ADAPTER)  # as `peft.get_peft_model` does
+        train_head(model)
         setattr(model, _TRAINED_BEFORE, trained)
         report = Report("LoRA")
         layers = lora_layers(model)
@@ -147,9 +151,10 @@ class LoRA(Method):
             )
         target_modules = self.target_modules or ALL_LINEAR
         shared = shared_parameters(model)
+        head = {id(one) for top in classification_head(model).values() for one in top.modules()}
         chosen, left = {}, {}
         for name, module in select_modules(model, target_modules, self.exclude_modules).items():
-            reason = _mismatch(module, shared)
+            reason = "is of the head, which learns whole" if id(module) in head else _mismatch(module, shared)
             if reason is None:
                 chosen[name] = module
             elif target_modules == ALL_LINEAR:
@@ -198,7 +203,8 @@ def save_adapter(model: nn.Module, folder: Path) -> None:
     kind = type(model)
     # By these two names PEFT finds the class of the base model.
     auto_mapping = {"base_model_class": kind.__name__, "parent_library": kind.__module__}
-    write_files(folder, plain_settings(config.to_dict()) | {"auto_mapping": auto_mapping}, tensors)
+    settings = plain_settings(config.to_dict()) | {"auto_mapping": auto_mapping} | head_settings(model)
+    write_files(folder, settings, tensors | head_tensors(model))
 
 
 def _mismatch(module: nn.Module, shared: set[int]) -> str | None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from featherweight.config.files import new_file, write_atomically
 from featherweight.errors import CheckpointError, ConfigError
+from featherweight.selection import classification_head
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -58,3 +59,34 @@ def require_no_adapter(model: nn.Module, where: str) -> None:
             f"{where}: model={type(model).__name__} has an adapter of PEFT already ({kinds}); expected a plain model. "
             "Choose one method that trains an adapter, or unload the other one first."
         )
+
+
+def train_head(model: nn.Module) -> None:
+    """Let a classifier's head learn whole beside an adapter: it is new, and PEFT does so with SEQ_CLS models."""
+    for parameter in _head_parameters(model).values():
+        parameter.requires_grad_(True)
+
+
+def head_settings(model: nn.Module) -> dict[str, Any]:
+    """Return what adapter_config.json says of a classifier's head; nothing for other models.
+
+    PEFT makes copies of the modules named there, into which it loads `head_tensors`.
+    """
+    head = list(classification_head(model))
+    return {"task_type": "SEQ_CLS", "modules_to_save": head} if head else {}
+
+
+def head_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Return the weights of a classifier's head by their key in an adapter's file; empty for other models."""
+    found = _head_parameters(model)
+    return {f"{PREFIX}{name}": one.detach().clone().contiguous().cpu() for name, one in found.items()}
+
+
+def _head_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return parameters of the head by their full name, but those beside which an adapter stands."""
+    return {
+        f"{top}.{name}": parameter
+        for top, module in classification_head(model).items()
+        for name, parameter in module.named_parameters()
+        if not {"base_layer", "lora_A", "lora_B"} & set(name.split(".")) and "s2ft_" not in name
+    }

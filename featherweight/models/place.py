@@ -29,28 +29,35 @@ class Place:
         return {"pretrained_model_name_or_path": self.path} | ({"gguf_file": self.gguf_file} if self.gguf_file else {})
 
 
-def check_complete(place: Place, missing: set[str]) -> None:
+def check_complete(place: Place, missing: set[str], kind: str = "causal language model") -> None:
     """Refuse a model some of whose weights are missing.
 
+    Args:
+        place: where it lies.
+        missing: names of weights.
+        kind: what it should be.
     Raises:
         ConfigError: if there are names in `missing`.
     """
     if missing:
         raise ConfigError(
-            f"load_model: source={place.name} lacks {len(missing)} weights of a causal language model, "
-            f"'{min(missing)}' among them; expected all of them. Choose a model with a language-model head, in a "
-            "complete folder."
+            f"load_model: source={place.name} lacks {len(missing)} weights of a {kind}, '{min(missing)}' among them; "
+            f"expected all of them. Choose a {kind} with its head, in a complete folder."
         )
 
 
 @contextlib.contextmanager
 def explained(
-    place: Place, *, silence: Callable[[], AbstractContextManager[None]] = quiet_transformers
+    place: Place,
+    kind: str = "causal language model",
+    *,
+    silence: Callable[[], AbstractContextManager[None]] = quiet_transformers,
 ) -> Iterator[None]:
     """Run transformers quietly and turn what it raises about a source into one sentence.
 
     Args:
         place: what is asked for.
+        kind: what it should be.
         silence: `quiet_hub` where the hub alone is asked, without an import of transformers.
     """
     from huggingface_hub.errors import StrictDataclassError
@@ -65,7 +72,7 @@ def explained(
         lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         # The classes of strict configurations put a headline before the reason.
         reason = lines[-1] if isinstance(error, StrictDataclassError) else lines[0]
-        expected = "a complete causal language model" if place.path else "a valid configuration"
+        expected = f"a complete {kind}" if place.path else "a valid configuration"
         close = did_you_mean(place.name, [*ALIASES, *SHAPES])
         advice = (
             close if close.startswith("Did") else "Check the name, the files and, for a model of the hub, the network."

@@ -1,4 +1,4 @@
-"""What tasks on conversations share: options of model and data, reading, and the split into training and held out."""
+"""What tasks on rows with columns share: options of model and data, reading, and the split."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeVar
@@ -17,8 +17,8 @@ TASKS_OF_KINDS = {"conversation": "chat", "preference": "preference", "judgement
 """Which task trains on which kind of record."""
 
 
-class ConversationConfig(Config):
-    """Options of every task whose data are conversations."""
+class RowsConfig(Config):
+    """Options of every task that learns from a model and rows with columns."""
 
     model: str | dict[str, Any] = "smollm2"
     """smollm2, tiny, a shape such as llama-60m, a model folder, a .gguf or .json file, a name of the Hugging Face hub,
@@ -32,23 +32,21 @@ class ConversationConfig(Config):
     """A file (.jsonl, .json, .csv, .tsv, .parquet, .arrow; texts also compressed), a folder of them, or
     hf:name[:config][:split]. The formats stand in the docs of `featherweight.text.formats`."""
     columns: dict[str, str] = Field(default_factory=dict)
-    """Names of the file's columns for the fields of a format: {prompt: frage, response: antwort}."""
+    """Names of the file's columns for the fields of a row: {prompt: frage, response: antwort}."""
     ignore_columns: list[str] = Field(default_factory=list)
     """Columns with text that are left out on purpose."""
-    template: str | None = None
-    """Chat template: chatml, alpaca, or a text of Jinja. None: the tokenizer's own. It is saved with the model."""
     held_out: float | str = 0.05
-    """Share of the conversations to hold out, 0 < share < 1; or a file of its own (conversations that begin with the
-    same question are not trained on)."""
+    """Share of the rows to hold out, 0 < share < 1; or a file of its own (rows that begin as one of its rows are not
+    trained on)."""
     held_out_seed: int = 0
     """Seed of the held-out split; apart from the run's seed, so that runs with different seeds are compared on the same
-    conversations."""
+    rows."""
     max_tokens: int = Field(default=1024, ge=8)
     """Longest row in tokens."""
     max_train_rows: int | None = Field(default=None, ge=1)
-    """Use only the first so many training conversations; None uses all."""
+    """Use only the first so many training rows; None uses all."""
     max_held_out_rows: int | None = Field(default=None, ge=1)
-    """Use only the first so many held-out conversations; None uses all."""
+    """Use only the first so many held-out rows; None uses all."""
 
     @field_validator("held_out")
     @classmethod
@@ -58,6 +56,13 @@ class ConversationConfig(Config):
                 "is out of range; expected 0 < held_out < 1, or the path of a file. Set it to 0.05, for example."
             )
         return held_out
+
+
+class ConversationConfig(RowsConfig):
+    """Options of every task whose data are conversations."""
+
+    template: str | None = None
+    """Chat template: chatml, alpaca, or a text of Jinja. None: the tokenizer's own. It is saved with the model."""
 
 
 def load_records(source: str, config: ConversationConfig, kinds: tuple[type[Record], ...], where: str) -> list[Any]:
@@ -87,7 +92,7 @@ def load_records(source: str, config: ConversationConfig, kinds: tuple[type[Reco
 def split_records(
     rows: Sequence[One],
     held_out: Sequence[One] | None,
-    config: ConversationConfig,
+    config: RowsConfig,
     beginning: Callable[[One], str],
     where: str,
 ) -> tuple[list[One], list[One]]:

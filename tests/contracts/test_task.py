@@ -19,6 +19,7 @@ SMALL = {
     "text": {"model": "tiny", "seq_len": 32, "max_train_tokens": 1000, "max_held_out_tokens": 200},
     "chat": {"model": "tiny", "data": "questions.json", "held_out": 0.3, "template": "chatml"},
     "preference": {"model": "tiny", "data": "pairs.json", "held_out": 0.3, "template": "chatml"},
+    "classification": {"model": "tiny", "data": "labelled.csv", "held_out": 0.3},
     "instructions": {"model": "tiny", "data": "questions.json", "held_out": 0.3},
 }
 """Options that make each task small enough for these tests."""
@@ -35,6 +36,9 @@ def folder(tmp_path, monkeypatch):
         {"prompt": f"{number} + 1 = ?", "chosen": "right", "rejected": "wrong" * number} for number in range(1, 13)
     ]
     (tmp_path / "pairs.json").write_text(json.dumps(pairs))
+    words = ("ship", "boat", "tree")
+    labelled = [f"the {words[number % 3]} of {number},{words[number % 3]}" for number in range(24)]
+    (tmp_path / "labelled.csv").write_text("\n".join(["text,label", *labelled]))
     monkeypatch.chdir(tmp_path)
 
 

@@ -379,3 +379,17 @@ def test_options_are_strict():
     assert parse_methods(["lora"])[0].peft_config().bias == "none"
     with pytest.raises(ConfigError, match="Did you mean 'lora_alpha'"):
         parse_methods([{"lora": {"lora_alfa": 8}}])
+
+
+def test_a_classifiers_head_learns_whole_and_is_given_back_by_remove():
+    from featherweight.models.classifier import load_classifier
+
+    model = load_classifier("tiny", ("no", "yes"))
+    before = trained_names(model)
+    fw.apply(model, LoRA(r=2))
+    trained = trained_names(model)
+    assert "score.weight" in trained and all(".lora_" in name for name in trained if name != "score.weight")
+    fw.remove(model, LoRA())
+    assert trained_names(model) == before
+    with pytest.raises(ConfigError, match="select 'score', which is of the head, which learns whole"):
+        fw.apply(model, LoRA(r=2, target_modules=["q_proj", "score"]))

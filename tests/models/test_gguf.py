@@ -157,3 +157,16 @@ def test_smollm2_is_the_real_model_from_the_file_and_from_the_cache(cache, monke
     assert "Paris" in tokenizer.decode(answer)
     monkeypatch.setattr(gguf_files, "CONVERTED_LIMIT_BYTES", 0)
     assert same_weights(load_model("smollm2"), cached)
+
+
+def test_a_gguf_file_gives_a_classifier_its_body(tmp_path, cache, monkeypatch):
+    from featherweight.models.classifier import load_classifier
+
+    path = tmp_path / "tiny.gguf"
+    write_gguf(str(path))
+    bodies = [load_model(str(path)).model, load_classifier(str(path), ("no", "yes")).model]
+    # As a file that is too large for a converted copy in the cache is read.
+    place = Place(str(path), path=str(tmp_path), gguf_file="tiny.gguf")
+    monkeypatch.setattr("featherweight.models.classifier.find_place", lambda source: place)
+    bodies.append(load_classifier(str(path), ("no", "yes")).model)
+    assert all(same_weights(body, bodies[0]) for body in bodies)

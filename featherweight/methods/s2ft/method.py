@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -10,7 +11,7 @@ from torch import nn
 
 from featherweight.methods.low_rank_model import RECORD, record_in_config
 from featherweight.methods.method import Method
-from featherweight.methods.peft_adapter import require_no_adapter
+from featherweight.methods.peft_adapter import head_settings, head_tensors, require_no_adapter, train_head
 from featherweight.methods.s2ft.adapter import Adapter
 from featherweight.methods.s2ft.config import S2FTConfig
 from featherweight.methods.s2ft.layer import s2ft_layers
@@ -67,6 +68,7 @@ class S2FT(Method):
         config = self.peft_config()
         config.base_model_name_or_path = vars(model).get("name_or_path") or getattr(model, "name_or_path", None)
         S2FTModel(model, {"default": config}, "default")
+        train_head(model)
         setattr(model, _TRAINED_BEFORE, trained)
         layers = s2ft_layers(model)
         report = Report("S2FT")
@@ -93,7 +95,11 @@ class S2FT(Method):
     @contextmanager
     def saving(self, model: nn.Module, folder: Path) -> Iterator[None]:
         """Write the adapter beside `folder`; in the block the model is an ordinary one with the change merged."""
-        Adapter.of_model(model).save(folder.parent / "adapter")
+        adapter = Adapter.of_model(model)
+        adapter = replace(
+            adapter, config={**adapter.config, **head_settings(model)}, extra={**adapter.extra, **head_tensors(model)}
+        )
+        adapter.save(folder.parent / "adapter")
         layers = s2ft_layers(model)
         record = getattr(getattr(model, "config", None), RECORD, None)
         for name, layer in layers.items():
