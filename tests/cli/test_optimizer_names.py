@@ -9,8 +9,8 @@ def test_the_former_spelling_works_with_a_hint_of_one_line(capsys):
     assert capsys.readouterr().err == "hint: --methods is called --optimizers now; both work\n"
 
 
-def test_the_former_spelling_reaches_the_comparison_and_stands_in_no_help(capsys, tmp_path):
-    assert run(["compare", str(tmp_path / "absent.yaml"), "--methods", "adamw"]) != 0
+def test_the_former_spelling_reaches_the_comparison_and_stands_in_no_help(capsys, recipe_file):
+    assert run(["compare", str(recipe_file), "--methods", "adamv"]) != 0
     assert "--methods is called --optimizers" in capsys.readouterr().err
     assert run(["compare", "--help"]) == 0
     text = capsys.readouterr().out

@@ -9,7 +9,10 @@ from pathlib import Path
 import optimizer_operations
 import pytest
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="cells that might die need a fork of their own")
+pytestmark = [
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="cells that might die need a fork of their own"),
+    pytest.mark.xdist_group("optimizer operations"),  # one process makes the whole table
+]
 
 CELLS = {f"{operation.__name__}-{name}": expected for operation, name, expected in optimizer_operations.cells()}
 

@@ -207,6 +207,7 @@ def of_all_modules(register, head, hook):
 
 
 @pytest.mark.filterwarnings("ignore:For backward hooks to be called, module output should be a Tensor")
+@pytest.mark.filterwarnings("ignore:Full backward hook is firing when gradients are computed")  # of modules below
 @pytest.mark.parametrize("order", ["before", "after"])
 @pytest.mark.parametrize(
     ("register", "hook"),

@@ -211,3 +211,16 @@ def test_an_expert_says_which_point_is_out_of_reach():
 def test_a_sim_robot_that_is_not_connected_says_so():
     with pytest.raises(DeviceError, match="is not connected"):
         fwr.SimRobot().get_observation()
+
+
+def test_pictures_can_be_drawn_where_somebody_has_imported_mujoco_before(graphics):
+    program = (
+        "import mujoco\n"
+        "from featherweight.robot.sim.cameras import Cameras\n"
+        "from featherweight.robot.sim.graphics import import_mujoco\n"
+        "import_mujoco()\n"
+        "print(mujoco.rendering.classic.gl_context.GLContext.__module__)\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if name not in ("MUJOCO_GL", "DISPLAY")}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=True)
+    assert done.stdout.strip() == f"mujoco.{graphics}"

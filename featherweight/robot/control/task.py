@@ -15,6 +15,7 @@ from featherweight.errors import ConfigError, MissingExtraError, did_you_mean
 from featherweight.robot.control.singularity import singularity_scale
 from featherweight.robot.kinematics.dh import LIMIT_RAD, Array, forward, jacobian, quaternion
 from featherweight.robot.kinematics.inverse import approach_angles, nearest_position
+from featherweight.robot.sim.graphics import import_mujoco
 
 MAX_SPEED_DEG_S = 80.0
 """A little below what the firmware can follow."""
@@ -148,6 +149,7 @@ def _product(p: Array, q: Array) -> Array:
 
 
 def _mink(max_step_rad: float, period_s: float) -> Step:
+    import_mujoco()  # first, with graphics that work: mink would import it without
     mink = _import("mink", "mink")
     from featherweight.robot.sim.mjcf import ARM_JOINT_NAMES, build_model
 

@@ -4,6 +4,7 @@ MuJoCo reads MUJOCO_GL when it is imported. On Linux the choice is EGL, then OSM
 """
 
 import functools
+import importlib
 import os
 import subprocess
 import sys
@@ -44,9 +45,16 @@ def working_graphics() -> str | None:
 
 
 def import_mujoco() -> Any:
-    """Import mujoco with graphics that work here, or without any; say how to install it if it is missing."""
-    if "mujoco" not in sys.modules and not os.environ.get("MUJOCO_GL") and sys.platform.startswith("linux"):
+    """Import mujoco with graphics that work here, or without any; say how to install it if it is missing.
+
+    Where somebody else has imported it before, without a choice and without a display, its choice is made once more.
+    """
+    was_there = "mujoco" in sys.modules
+    is_open = not os.environ.get("MUJOCO_GL") and sys.platform.startswith("linux")
+    if is_open and not (was_there and os.environ.get("DISPLAY")):
         os.environ["MUJOCO_GL"] = working_graphics() or "disable"
+        if was_there and working_graphics() is not None:
+            importlib.reload(importlib.import_module("mujoco.rendering.classic.gl_context"))
     try:
         import mujoco
     except ImportError as error:
