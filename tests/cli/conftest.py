@@ -1,6 +1,7 @@
 """The regression task by name, a recipe file, and the command line inside this process."""
 
 import json
+import runpy
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -47,3 +48,17 @@ def warnings_as_before() -> Iterator[None]:
     before = warnings.formatwarning
     yield
     warnings.formatwarning = before
+
+
+@pytest.fixture(scope="session")
+def talking_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a small random Llama that knows the chat template of SmolLM2."""
+    from chat_formats import tokenizer_with
+
+    models = runpy.run_path(str(Path(__file__).parents[1] / "reference" / "causal_models.py"))
+    tokenizer = tokenizer_with("smollm2")
+    sizes = {"vocab_size": len(tokenizer), "max_position_embeddings": 1024, "eos_token_id": 256}
+    path = tmp_path_factory.mktemp("chat") / "model"
+    models["causal_model"]("llama", **sizes).save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path

@@ -9,26 +9,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from chat_formats import tokenizer_with
 
 from featherweight.cli import run
-from featherweight.cli.answer import visible
 from featherweight.cli.chat import Session
 from featherweight.models.chat import AnswerOptions, Chat
 from featherweight.models.load import load_model, load_tokenizer
 from featherweight.models.tokenizer import byte_tokenizer
 
 MODELS = runpy.run_path(str(Path(__file__).parents[1] / "reference" / "causal_models.py"))
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    tokenizer = tokenizer_with("smollm2")
-    sizes = {"vocab_size": len(tokenizer), "max_position_embeddings": 1024, "eos_token_id": 256}
-    path = tmp_path_factory.mktemp("chat") / "model"
-    MODELS["causal_model"]("llama", **sizes).save_pretrained(path)
-    tokenizer.save_pretrained(path)
-    return path
 
 
 def say(monkeypatch, text):
@@ -52,38 +40,30 @@ def expected(folder, questions, count=10):
     return lines
 
 
-def test_a_pipe_gets_the_greedy_answers_of_transformers_and_nothing_else(folder, monkeypatch, capsys):
+def test_a_pipe_gets_the_greedy_answers_of_transformers_and_nothing_else(talking_model, monkeypatch, capsys):
     say(monkeypatch, "What is red?\n\nAnd green?\n")
-    assert run(["chat", str(folder), "--max-new-tokens", "10"]) == 0
-    assert capsys.readouterr().out == expected(folder, ["What is red?", "And green?"])
+    assert run(["chat", str(talking_model), "--max-new-tokens", "10"]) == 0
+    assert capsys.readouterr().out == expected(talking_model, ["What is red?", "And green?"])
 
 
-def test_commands_work_in_a_pipe_too(folder, monkeypatch, capsys, tmp_path):
+def test_commands_work_in_a_pipe_too(talking_model, monkeypatch, capsys, tmp_path):
     file = tmp_path / "talk.jsonl"
     say(monkeypatch, f"One\n/reset\nTwo\n/save {file}\n/exit\nnever asked\n")
-    assert run(["chat", str(folder), "--max-new-tokens", "10"]) == 0
-    assert capsys.readouterr().out == expected(folder, ["One"]) + expected(folder, ["Two"])
+    assert run(["chat", str(talking_model), "--max-new-tokens", "10"]) == 0
+    assert capsys.readouterr().out == expected(talking_model, ["One"]) + expected(talking_model, ["Two"])
     turns = json.loads(file.read_text())["messages"]
     assert [turn["role"] for turn in turns] == ["user", "assistant"] and turns[0]["content"] == "Two"
     say(monkeypatch, f"/save {file}\n")
-    assert run(["chat", str(folder)]) == 2
+    assert run(["chat", str(talking_model)]) == 2
     assert "is there already" in capsys.readouterr().err
 
 
-def test_generate_continues_a_prompt_from_an_option_or_a_pipe(folder, monkeypatch, capsys):
-    model, tokenizer = load_model(str(folder)).eval(), load_tokenizer(str(folder))
-    inputs = tokenizer("Once upon", return_tensors="pt")
-    ids = model.generate(**inputs, do_sample=False, max_new_tokens=10, pad_token_id=256)
-    text = tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-    assert run(["generate", str(folder), "--prompt", "Once upon", "--max-new-tokens", "10"]) == 0
-    from_option = capsys.readouterr().out
-    say(monkeypatch, "Once upon\n")
-    assert run(["generate", str(folder), "--max-new-tokens", "10"]) == 0
-    assert capsys.readouterr().out == from_option == text + ("" if text.endswith("\n") else "\n")
-
-
-def test_a_terminal_gets_facts_help_and_sentences_and_an_interrupt_ends_only_the_answer(folder, monkeypatch, capsys):
-    chat = Chat(load_model(str(folder)), load_tokenizer(str(folder)), options=AnswerOptions(max_new_tokens=20))
+def test_a_terminal_gets_facts_help_and_sentences_and_an_interrupt_ends_only_the_answer(
+    talking_model, monkeypatch, capsys
+):
+    chat = Chat(
+        load_model(str(talking_model)), load_tokenizer(str(talking_model)), options=AnswerOptions(max_new_tokens=20)
+    )
     session = Session(chat, is_terminal=True)
     lines = iter(["/help", "/nothing", "Hi", "Stop me", "/save"])
 
@@ -110,14 +90,10 @@ def test_a_terminal_gets_facts_help_and_sentences_and_an_interrupt_ends_only_the
     assert [turn["role"] for turn in chat.messages] == ["user", "assistant"] * 2
 
 
-def test_what_a_model_says_cannot_steer_a_terminal():
-    assert visible("a\x1b]0;title\x07b\x9bc\r\nd\te é🎉") == "a]0;titlebc\nd\te é🎉"
-
-
-def test_a_pipe_that_closes_ends_the_command_quietly(folder):
+def test_a_pipe_that_closes_ends_the_command_quietly(talking_model):
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     code = "import sys; from featherweight.cli import run; code = run(sys.argv[1:]); sys.exit(code)"
-    command = [sys.executable, "-c", code, "generate", str(folder), "--prompt", "a", "--max-new-tokens", "900"]
+    command = [sys.executable, "-c", code, "generate", str(talking_model), "--prompt", "a", "--max-new-tokens", "900"]
     reader, writer = os.pipe()
     os.close(reader)
     done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=120, env=environment)
