@@ -114,6 +114,7 @@ def test_run_folder_opens_with_transformers_and_with_stock_peft(options, tmp_pat
 @pytest.mark.parametrize("architecture", ["llama with biases", "gpt2", "smollm"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_saving_writes_the_adapter_bit_by_bit_and_leaves_the_model_as_it_is(architecture, dtype, tmp_path):
+    torch.manual_seed(0)  # of the adapters' first factors
     model = causal_model(architecture, dtype).eval()
     method = LoRA(r=4)
     fw.apply(model, method)
@@ -128,9 +129,10 @@ def test_saving_writes_the_adapter_bit_by_bit_and_leaves_the_model_as_it_is(arch
     after = model.state_dict()
     assert list(after) == list(before) and all(torch.equal(after[name], before[name]) for name in after)
     assert torch.equal(logits(model), changed)
-    # Weights of 0.2 to 1 beside logits of some 10: bfloat16 rounds the merged ones by up to 2^-9 each.
+    # Weights of 0.2 to 1 beside logits of some 10: bfloat16 rounds the merged ones by up to 2^-9 each; the largest error
+    # over five seeds was 0.025. Mutation: a factor of two in the merge makes it some tenths.
     error = (merged - changed).float().norm() / changed.float().norm()
-    assert error < (1e-5 if dtype == torch.float32 else 0.02)
+    assert error < (1e-5 if dtype == torch.float32 else 0.04)
     tuned = peft.PeftModel.from_pretrained(causal_model(architecture, dtype), tmp_path / "adapter").eval()
     assert torch.equal(logits(tuned), changed)
     assert {p.dtype for name, p in model.named_parameters() if "lora_" in name} == {torch.float32}
