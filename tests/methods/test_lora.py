@@ -129,8 +129,8 @@ def test_saving_writes_the_adapter_bit_by_bit_and_leaves_the_model_as_it_is(arch
     after = model.state_dict()
     assert list(after) == list(before) and all(torch.equal(after[name], before[name]) for name in after)
     assert torch.equal(logits(model), changed)
-    # Weights of 0.2 to 1 beside logits of some 10: bfloat16 rounds the merged ones by up to 2^-9 each; the largest error
-    # over five seeds was 0.025. Mutation: a factor of two in the merge makes it some tenths.
+    # Weights of 0.2 to 1 beside logits of some 10: bfloat16 rounds the merged ones by up to 2^-9 each; the largest
+    # error over five seeds was 0.025. Mutation: a factor of two in the merge makes it some tenths.
     error = (merged - changed).float().norm() / changed.float().norm()
     assert error < (1e-5 if dtype == torch.float32 else 0.04)
     tuned = peft.PeftModel.from_pretrained(causal_model(architecture, dtype), tmp_path / "adapter").eval()
