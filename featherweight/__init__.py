@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 _LAZY = {
     "errors": "featherweight.errors",
     "kernels": "featherweight.kernels",
+    "distributed": "featherweight.distributed",
     "memory": "featherweight.memory",
     "optim": "featherweight.optim",
     "training": "featherweight.training",

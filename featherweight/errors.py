@@ -21,6 +21,9 @@ from collections.abc import Iterable
 class FeatherweightError(Exception):
     """Root of all errors raised on purpose; catch it to catch them all."""
 
+    is_common: bool = False
+    """Whether all processes of a group raise it alike, so that one of them tells the user."""
+
 
 class ConfigError(FeatherweightError, ValueError):
     """A setting, file or argument is wrong."""

@@ -117,9 +117,19 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except FeatherweightError as error:
         if os.environ.get("FEATHERWEIGHT_DEBUG") == "1":
             raise
-        print_error(str(error))
+        if not _is_told_elsewhere(error):
+            print_error(str(error))
         return 2 if isinstance(error, ConfigError | MissingExtraError) else 1
     return 0
+
+
+def _is_told_elsewhere(error: FeatherweightError) -> bool:
+    """Say whether this is one of several processes, of which another one tells the user; asked without torch if not."""
+    if "WORLD_SIZE" not in os.environ:
+        return False
+    from featherweight.distributed.world import is_told_elsewhere
+
+    return is_told_elsewhere(error)
 
 
 def _format_warning(

@@ -5,6 +5,7 @@ to pipe.
 """
 
 import json
+import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -72,6 +73,8 @@ def leave_cleanly(command: str, words: Sequence[str] | None, run_folder: "Folder
     try:
         yield
     except KeyboardInterrupt as interruption:
+        if os.environ.get("RANK", "0") != "0":  # the first of several processes speaks
+            raise typer.Exit(130) from None
         if isinstance(interruption, TrainingInterrupted) and run_folder is not None:
             folder = run_folder(interruption)
             words = [str(folder / "recipe.yaml")] if words is None else words

@@ -27,6 +27,12 @@ def train(
     predict: Annotated[
         bool, typer.Option("--predict", help="Simulate the recipe first; show predicted beside measured memory.")
     ] = False,
+    nproc: Annotated[
+        int | None,
+        typer.Option(
+            "--nproc", help="Start so many processes on this machine by torchrun, one for each GPU.", show_default=False
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Train a model as a recipe says.
@@ -46,14 +52,29 @@ def train(
     fw train recipe.yaml --out runs/rank64 --resume
 
     fw train recipe.yaml --plan 16GB
+
+    fw train recipe.yaml sharding=ddp --nproc 2
     """
+    if nproc is not None:
+        from featherweight.cli.processes import become_processes
+
+        given = {"--out": out, "--plan": plan}
+        words = [
+            str(recipe),
+            *(changes or []),
+            *[word for key, value in given.items() if value for word in (key, str(value))],
+        ]
+        become_processes(
+            nproc, ["train", *words, *(["--resume"] * resume), *(["--predict"] * predict), *(["--json"] * as_json)]
+        )
     from featherweight.cli.plan import print_plan
+    from featherweight.distributed import is_first
     from featherweight.planner.train import train_planned, train_with_advice
 
     callbacks: list[Any] | None = [] if as_json else None
     # A planned run goes on with what was planned, which stands in its folder.
-    words = [str(recipe), *(changes or [])] if plan is None else None
-    with leave_cleanly("train", words, lambda interruption: interruption.checkpoint.parents[1]):
+    again = [str(recipe), *(changes or [])] if plan is None else None
+    with leave_cleanly("train", again, lambda interruption: interruption.checkpoint.parents[1]):
         if plan is None:
             run = train_with_advice(
                 recipe, overrides=changes or [], predict=predict, out=out, resume=resume, callbacks=callbacks
@@ -63,6 +84,8 @@ def train(
             run = train_planned(
                 recipe, plan, overrides=changes or [], out=out, resume=resume, callbacks=callbacks, on_plan=show
             )
+        if not is_first():
+            return
         if as_json:
             print_json({"folder": str(run.folder), **run.summary.to_dict()})
         else:

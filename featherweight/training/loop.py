@@ -2,9 +2,11 @@
 
 One optimizer step: draw the micro-batches and count their items (tokens, samples, ...); forward and backward each, its
 summed loss divided by the items of all of them, so that unequal micro-batches weigh what one large batch would; refuse
-a loss that is not finite; clip; update; move on the schedule. accelerate chooses the device and moves the model there.
+a loss that is not finite; clip; update; move on the schedule. Several processes share the micro-batches of a step
+(`featherweight.distributed.World`), and decide everything from numbers that all of them have.
 """
 
+import logging
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,21 +20,27 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_
 from torch.optim.lr_scheduler import LambdaLR
 
-from featherweight.errors import CheckpointError, ConfigError, DeviceError, NumericsError, OutOfMemoryError
+from featherweight.distributed.group import explain_lost_processes
+from featherweight.distributed.run import begin_sharding, check_replicas_at, share_gradients, share_model
+from featherweight.distributed.world import World, common
+from featherweight.errors import CheckpointError, ConfigError, NumericsError, OutOfMemoryError
 from featherweight.optim.step.finite import norm_of
 from featherweight.simulated import simulated_device
 from featherweight.training.checkpoint import Checkpoint, Checkpoints
 from featherweight.training.events import Callback, Event
 from featherweight.training.footprint import Footprint, predict_bytes
 from featherweight.training.interrupt import StopRequest, TrainingInterrupted
-from featherweight.training.randomness import preserved_rng, rng_state, seed_everything, set_rng_state
+from featherweight.training.randomness import preserved_rng, rng_state, seed_everything, seed_of_rank, set_rng_state
 from featherweight.training.recipe import Recipe, resume_conflicts
 from featherweight.training.schedule import lr_factor
 from featherweight.training.start_check import guessing_notice
 from featherweight.training.task import Batch, Task
+from featherweight.unwrap import unwrap_model
 
 if TYPE_CHECKING:
     from featherweight.optim import LayerwiseHandle
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -73,37 +81,32 @@ class Loop:
 
     Raises:
         ConfigError: if an option of the recipe is not allowed or does not fit the model.
-        DeviceError: if several processes were started; this loop runs in one.
+        DeviceError: if a process is gone, or their devices do not fit together.
     """
 
     def __init__(self, recipe: Recipe, *, task: Task | None = None) -> None:
-        from accelerate import Accelerator
-
         from featherweight.methods.method import apply
         from featherweight.optim import build_optimizer, layerwise
 
         optimizer_config, _ = recipe.optimizer_config(), recipe.task_config()  # both are judged before the data is read
-        # Precision is handled below by plain torch, because accelerate keeps its own for the life of the process.
-        self.accelerator = Accelerator(mixed_precision="no")
-        if self.accelerator.num_processes > 1:
-            raise DeviceError(
-                f"training: world_size={self.accelerator.num_processes} processes were started; expected 1. "
-                "Start the program once, without a launcher for several processes."
-            )
         self.recipe = recipe
         is_simulated = simulated_device() is not None
-        self.device = torch.device("cpu") if is_simulated else self.accelerator.device
-        seed_everything(recipe.seed)
-        self.task = recipe.build_task() if task is None else task
-        model = self.task.build_model()
-        if recipe.precision == "bf16":
-            cast_weights(model, torch.bfloat16)
-        if recipe.activation_checkpointing:
-            _checkpoint_activations(model)
-        self.methods = recipe.build_methods()
-        for method in self.methods:
-            apply(model, method)
-        self.model: nn.Module = model if is_simulated else self.accelerator.prepare_model(model)
+        self.world = World(is_alone=is_simulated)
+        self.device = self.world.device
+        begin_sharding(self.world, recipe)
+        with self.world.together():
+            seed_everything(recipe.seed)
+            self.task = recipe.build_task() if task is None else task
+            model = self.task.build_model()
+            if recipe.precision == "bf16":
+                cast_weights(model, torch.bfloat16)
+            if recipe.activation_checkpointing:
+                _checkpoint_activations(model)
+            self.methods = recipe.build_methods()
+            for method in self.methods:
+                apply(model, method)
+            self.model: nn.Module = model if is_simulated else model.to(self.device)
+        share_model(self.world, self.model, recipe)
         self.task.prepare(self.model)
         self.optimizer = build_optimizer(self.model, optimizer_config, seed=recipe.seed)
         self.max_grad_norm = optimizer_config.max_grad_norm or recipe.max_grad_norm
@@ -120,9 +123,11 @@ class Loop:
         self.progress = Progress()
         self.footprint = Footprint(predicted=predict_bytes(self.model, self.optimizer))
         # Once more, so that dropout does not depend on how many numbers the building of the model has drawn.
-        seed_everything(recipe.seed)
+        seed_everything(seed_of_rank(recipe.seed, self.world.rank))
         self._batches: Iterator[Batch] | None = None
         self._is_first_step = True
+        self._stop = StopRequest()
+        self._stops_together = False  # what the last step has agreed on
 
     def step(self) -> dict[str, float]:
         """Make one optimizer step and return its metrics (see `Event.metrics`).
@@ -167,25 +172,37 @@ class Loop:
 
     def _optimizer_step(self) -> tuple[float, int, float, float]:
         """Return the loss per item, the items, the learning rate used, and the gradient's norm before clipping."""
-        recipe = self.recipe
-        micro_batches = [self._next_batch() for _ in range(recipe.accumulation_steps)]
-        items = sum(self.task.item_count(batch) for batch in micro_batches)
+        _, own, passes = self.world.share(self.recipe.accumulation_steps, self.progress.step)
+        micro_batches = [self._next_batch() for _ in range(own)]
+        counted = sum(self.task.item_count(batch) for batch in micro_batches)
+        items, stops = map(int, self.world.sums(counted, self._stop.requested))
+        self._stops_together = stops > 0
         if items == 0:
-            raise NumericsError(
-                f"training: {self.task.words.count_key}=0 in step {self.progress.step + 1}, so its loss is undefined; "
-                "expected at least 1. Check the labels of the data, or raise micro_batch_size or accumulation_steps."
+            raise common(
+                NumericsError(
+                    f"training: {self.task.words.count_key}=0 in step {self.progress.step + 1}, so its loss is "
+                    "undefined; expected at least 1. Check the labels of the data, or raise micro_batch_size or "
+                    "accumulation_steps."
+                )
             )
         total = torch.zeros((), device=self.device, dtype=torch.float64)
         lr = float(self.scheduler.get_last_lr()[0])
-        for index, batch in enumerate(micro_batches):
+        mean_loss: float | None = None
+        # Reducers take the mean over processes, and what is wanted is the mean over the items of all of them.
+        per_item = items / self.world.size
+        for index in range(passes):
             with self._autocast():
-                loss, _ = self.task.loss(self.model, batch)
-            total += loss.detach()
-            if self.layerwise is not None and index == len(micro_batches) - 1:
-                self._require_finite(float(total) / items)  # this backward pass moves the weights
-            self.accelerator.backward(loss / items)
-        mean_loss = float(total) / items
-        self._require_finite(mean_loss)
+                loss, _ = self.task.loss(self.model, micro_batches[min(index, own - 1)])
+            if index < own:
+                total += loss.detach()
+            else:
+                loss = loss * 0.0  # once more, so that all processes make equally many passes
+            if index == passes - 1 and (self.layerwise is not None or self.world.size > 1):
+                mean_loss = self._finite_loss(float(total), items)  # this backward pass moves the weights
+            (loss / per_item).backward()
+        if mean_loss is None:
+            mean_loss = self._finite_loss(float(total), items)
+        share_gradients(self.world, self.model, self.optimizer, self.max_grad_norm)
         grad_norm = self._clip()
         self.optimizer.step()
         for method in self.methods:
@@ -194,15 +211,21 @@ class Loop:
         self.optimizer.zero_grad(set_to_none=True)
         return mean_loss, items, lr, grad_norm
 
-    def _require_finite(self, mean_loss: float) -> None:
+    def _finite_loss(self, own_loss: float, items: int) -> float:
+        """Return the loss per item over all processes; refuse one that is not finite."""
+        mean_loss = self.world.sums(own_loss)[0] / items
         if math.isfinite(mean_loss):
-            return
+            return mean_loss
         self.optimizer.zero_grad(set_to_none=True)
         if self.layerwise is not None:
             self.layerwise.discard()
-        raise NumericsError(
-            f"training: loss={mean_loss} is not finite in step {self.progress.step + 1}; expected a finite number. "
-            "The weights are those before that step. Lower the learning rate or lengthen the warm-up."
+        broken = [rank for rank, is_finite in enumerate(self.world.gather(math.isfinite(own_loss))) if not is_finite]
+        where = f" on rank {broken[0]}" if broken and self.world.size > 1 else ""
+        raise common(
+            NumericsError(
+                f"training: loss={mean_loss} is not finite in step {self.progress.step + 1}{where}; expected a finite "
+                "number. The weights are those before that step. Lower the learning rate or lengthen the warm-up."
+            )
         )
 
     def _clip(self) -> float:
@@ -226,15 +249,18 @@ class Loop:
     def illustrate(self, folder: Path) -> list[Path]:
         """Let the task draw what the model does; the random generators are left as they were."""
         with preserved_rng(), self._autocast():
-            return self.task.illustrate(self.accelerator.unwrap_model(self.model), folder)
+            return self.task.illustrate(unwrap_model(self.model), folder)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return everything but the weights that a bitwise resume needs, as tensors, numbers and plain containers."""
+        """Return everything but the weights that a bitwise resume needs, as tensors, numbers and plain containers.
+
+        A collective of the processes of the run.
+        """
         return {
             "progress": asdict(self.progress),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
-            "rng": rng_state(),
+            **({"rng": rng_state()} if self.world.size == 1 else {"rng_of_ranks": self.world.gather(rng_state())}),
             "footprint": self.footprint.to_dict(),
             "methods": [method.state_dict(self.model) for method in self.methods],
         }
@@ -259,9 +285,22 @@ class Loop:
         self.footprint = Footprint(**state["footprint"])
         for method, method_state in zip(self.methods, state.get("methods", []), strict=False):
             method.load_state_dict(self.model, method_state)
-        set_rng_state(state["rng"])
+        self._restore_rng(state)
         self._batches = None
         self._is_first_step = True
+
+    def _restore_rng(self, state: Mapping[str, Any]) -> None:
+        """Continue with the random numbers of this process, or, in another number of processes, begin new ones."""
+        of_ranks = state.get("rng_of_ranks") or [state["rng"]]
+        if len(of_ranks) == self.world.size:
+            set_rng_state(of_ranks[self.world.rank])
+            return
+        seed_everything(seed_of_rank(self.recipe.seed, self.world.rank, self.progress.step))
+        logger.warning(
+            "training: %d processes continue what %d have begun, so dropout draws other numbers from here on.",
+            self.world.size,
+            len(of_ranks),
+        )
 
     def run(self, callbacks: Sequence[Callback], checkpoints: Checkpoints, stop: StopRequest) -> None:
         """Make all remaining steps of the recipe, with its evaluations and checkpoints.
@@ -276,7 +315,7 @@ class Loop:
             NumericsError: if the loss is not finite; names the last checkpoint.
             CheckpointError: if a checkpoint cannot be written.
         """
-        recipe, progress = self.recipe, self.progress
+        recipe, progress, self._stop = self.recipe, self.progress, stop
         evaluated_at = None
 
         def tell(moment: str, **details: Any) -> None:
@@ -293,7 +332,8 @@ class Loop:
                 getattr(callback, moment)(event)
 
         def write_checkpoint() -> Any:
-            folder = checkpoints.save(progress.step, self.model, self.state_dict(), recipe.to_dict())
+            state = self.state_dict()
+            folder = self.world.on_first(lambda: checkpoints.save(progress.step, self.model, state, recipe.to_dict()))
             tell("on_checkpoint", checkpoint=folder)
             return folder
 
@@ -307,7 +347,7 @@ class Loop:
                 metrics = self.evaluate()
                 tell("on_evaluate", metrics=metrics)
                 judge_start(metrics.get("held_out_loss"))
-            while progress.step < recipe.steps and not stop.requested:
+            while progress.step < recipe.steps and not self._should_stop():
                 metrics = self._step_or_explain(checkpoints)
                 tell("on_step", metrics=metrics)
                 if progress.step == 1 and not recipe.evaluate_at_start:
@@ -315,29 +355,41 @@ class Loop:
                 if _is_due(recipe.evaluate_every, progress.step):
                     tell("on_evaluate", metrics=self.evaluate())
                     evaluated_at = progress.step
-                if _is_due(recipe.checkpoint_every, progress.step) and not stop.requested:
+                if _is_due(recipe.checkpoint_every, progress.step) and not self._should_stop():
                     write_checkpoint()
-            if stop.requested:
+                check_replicas_at(progress.step, self.world, self.model, self.optimizer, recipe.sharding.check_every)
+            if self._should_stop():
                 raise TrainingInterrupted(progress.step, write_checkpoint())
             if evaluated_at != progress.step:
                 tell("on_evaluate", metrics=self.evaluate())
         finally:
             tell("on_end")
 
+    def _should_stop(self) -> bool:
+        return self._stop.requested if self.world.size == 1 else self._stops_together
+
     def _step_or_explain(self, checkpoints: Checkpoints) -> dict[str, float]:
         try:
-            return self.step()
+            with explain_lost_processes():
+                return self.step()
         except NumericsError as error:
             last = checkpoints.latest()
             kept = f"The last checkpoint is {last.folder}." if last else "No checkpoint was written yet."
-            raise NumericsError(f"{error} {kept}") from error
+            explained = NumericsError(f"{error} {kept}")
+            explained.is_common = error.is_common
+            raise explained from error
 
     def _next_batch(self) -> Batch:
         recipe = self.recipe
         if self._batches is None:
-            start = self.progress.step * recipe.accumulation_steps
+            start, _, _ = self.world.share(recipe.accumulation_steps, self.progress.step)
             self._batches = self.task.batches(
-                "train", micro_batch_size=recipe.micro_batch_size, seed=recipe.seed, start=start
+                "train",
+                micro_batch_size=recipe.micro_batch_size,
+                seed=recipe.seed,
+                process_rank=self.world.rank,
+                world_size=self.world.size,
+                start=start,
             )
         batch = next(self._batches)
         return {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}

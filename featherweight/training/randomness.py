@@ -19,6 +19,16 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
+def seed_of_rank(seed: int, rank: int, step: int = 0) -> int:
+    """Return the seed of what processes draw each for itself, such as dropout; rank 0 begins with that of the run.
+
+    Example:
+        >>> seed_of_rank(7, 0), seed_of_rank(7, 1) != seed_of_rank(7, 0)
+        (7, True)
+    """
+    return (seed + rank * 1_000_003 + step * 7_919) % 2**32
+
+
 def rng_state() -> dict[str, Any]:
     """Return the state of all global generators in types that `torch.load(weights_only=True)` reads."""
     name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from featherweight.config import Config
+from featherweight.distributed.options import ShardingOptions
 from featherweight.errors import ConfigError
 from featherweight.training.schedule import Schedule
 from featherweight.training.task import Task, tasks
@@ -40,9 +41,11 @@ class Recipe(Config):
     micro_batch_size: int = Field(gt=0)
     """Samples of one forward and backward pass."""
     accumulation_steps: int = Field(default=1, gt=0)
-    """Micro-batches that one optimizer step sums up."""
+    """Micro-batches that one optimizer step sums up, over all processes."""
     max_grad_norm: float | None = Field(default=1.0, gt=0)
     """Gradients are scaled down to this norm over all parameters; None never clips."""
+    sharding: ShardingOptions = ShardingOptions()
+    """How several processes train one model: auto, none, ddp or fsdp2, or these with options; see `ShardingOptions`."""
     precision: Literal["fp32", "bf16", "bf16_autocast"] = "fp32"
     """fp32 weights; bf16 weights (written with stochastic rounding); or fp32 weights with matrix products in bf16."""
     activation_checkpointing: bool = False
@@ -73,6 +76,11 @@ class Recipe(Config):
     @classmethod
     def _name_alone(cls, value: Any) -> Any:
         return {"name": value} if isinstance(value, str) else value
+
+    @field_validator("sharding", mode="before")
+    @classmethod
+    def _kind_alone(cls, value: Any) -> Any:
+        return {"kind": value} if isinstance(value, str) else value
 
     @field_validator("task", "optimizer")
     @classmethod
@@ -215,6 +223,7 @@ FREE_ON_RESUME = frozenset(
         "memory_steps",
         "trackers",
         "compare",
+        "sharding",
     }
 )
 """Keys that change what a run reports and not what it computes; a resumed run may set them anew."""

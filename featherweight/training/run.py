@@ -12,8 +12,12 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 from featherweight.config import write_atomically
+from featherweight.distributed.group import explain_lost_processes, start
+from featherweight.distributed.run import processes_report
+from featherweight.distributed.world import World, common
 from featherweight.errors import CheckpointError, ConfigError
 from featherweight.report import Report
 from featherweight.training.checkpoint import Checkpoints
@@ -29,6 +33,7 @@ from featherweight.training.recipe import Recipe, RecipeSource, load_recipe, res
 from featherweight.training.start_check import guessing_notice, start_loss
 from featherweight.training.summary import Summary, finite, run_report
 from featherweight.training.trackers import Trackers
+from featherweight.unwrap import unwrap_model
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,8 @@ def train(
     """Train a model as a recipe says.
 
     Seeds the process's random generators. The first Ctrl-C or SIGTERM ends the run after the current step with a
-    checkpoint.
+    checkpoint. Where a launcher such as torchrun has started several processes they train together; the first one
+    writes the folder and shows the progress.
 
     Args:
         recipe: a recipe, a mapping, or the path of a YAML or JSON file.
@@ -77,25 +83,41 @@ def train(
         NumericsError: if the loss is not finite.
         TrainingInterrupted: after a requested stop.
     """
-    folder = Path(out) if out is not None else None
-    parsed = load_recipe(recipe, overrides)
-    # Everything that can be wrong with words is found before anything is written or read.
-    parsed.optimizer_config()
-    parsed.task_config()
-    if folder is None and resume:
-        raise CheckpointError(
-            "run: out=None leaves open what to resume; expected the folder of a run. Give its path as out."
-        )
+    start()
+    world = World()
+    with world.together():
+        parsed = load_recipe(recipe, overrides)
+        # Everything that can be wrong with words is found before anything is written or read.
+        parsed.optimizer_config()
+        parsed.task_config()
+        if out is None and resume:
+            raise CheckpointError(
+                "run: out=None leaves open what to resume; expected the folder of a run. Give its path as out."
+            )
     name = run_name(recipe, parsed)
-    folder = folder or new_run_folder(name)
-    with _claimed(folder, resume):
+    folder = world.on_first(lambda: Path(out) if out is not None else new_run_folder(name))
+    with ExitStack() as held, explain_lost_processes():
+        resume = world.on_first(lambda: _claim(held, folder, resume))
         if resume:
-            _check_same_recipe(folder, parsed)
-            if (folder / "summary.json").is_file():
+            with world.together():
+                _check_same_recipe(folder, parsed)
+            if world.on_first((folder / "summary.json").is_file):
                 return _finished(folder)
         with explain_out_of_memory(parsed):
             checks = [] if estimate is None else [PlanCheck(estimate)]
-            return _train(parsed, name, folder, resume, callbacks, checks)
+            return _train(parsed, name, folder, resume, callbacks, checks, world)
+
+
+def _claim(held: ExitStack, folder: Path, resume: bool) -> bool:
+    """Hold a run folder until `held` ends, and say whether there is something to resume.
+
+    A launcher that starts its processes anew gives them the same arguments, the first time as every other time; so
+    under one a run that is to be resumed may be one that has not begun.
+    """
+    is_restarted = "TORCHELASTIC_RUN_ID" in os.environ
+    resume = resume and not (is_restarted and not (folder / "recipe.yaml").is_file())
+    held.enter_context(_claimed(folder, resume))
+    return resume
 
 
 def _finished(folder: Path) -> Run:
@@ -117,62 +139,114 @@ def _train(
     resume: bool,
     callbacks: Sequence[Callback] | None,
     checks: Sequence[Callback],
+    world: World,
 ) -> Run:
-    optimizer_config = recipe.optimizer_config()
-    environment = describe_environment()
     evaluations = _Evaluations()
-    listeners: list[Callback] = [MetricsFile(folder / "metrics.jsonl"), evaluations]
-    if not resume:
-        # Early, so that a folder that cannot be written is found before a model is loaded.
-        recipe.to_file(folder / "recipe.yaml")
-    write_atomically(folder / "environment.json", f"{json.dumps(environment, indent=2)}\n")
-    if recipe.trackers:
-        listeners.append(Trackers(recipe.trackers, folder))
-    listeners += [ConsoleProgress(optimizer_config.name)] if callbacks is None else callbacks
+    listeners: list[Callback] = [evaluations]
+    if world.is_first:
+        listeners += [ConsoleProgress(recipe.optimizer_config().name)] if callbacks is None else callbacks
+    # Early, so that a folder that cannot be written is found before a model is loaded.
+    environment = describe_environment()
+    world.on_first(lambda: _begin_folder(recipe, folder, resume, environment, listeners))
     listeners += checks  # last, so that the others have seen the step that they end
     loop = Loop(recipe)
     checkpoints = Checkpoints(folder / "checkpoints", keep=recipe.keep_checkpoints)
-    latest = checkpoints.latest() if resume else None
-    if latest is not None:
-        loop.resume(latest)
+    _continue(loop, checkpoints, resume)
     if resume:
         # Late, so that a recipe that does not fit leaves the one of the run in place.
-        recipe.to_file(folder / "recipe.yaml")
+        world.on_first(lambda: recipe.to_file(folder / "recipe.yaml"))
+    first_step = loop.progress.step
     with stop_on_signals() as stop:
         loop.run(listeners, checkpoints, stop)
         # Still inside: a Ctrl-C that comes now must not lose a run that is all but done.
-        if recipe.save_model:
-            _save_model(loop, checkpoints, folder / "model")
-        loop.illustrate(folder)
-        lines = read_metrics(folder / "metrics.jsonl")
-        at_start = [line for line in lines if line["event"] == "evaluate" and line["step"] == 0]
-        summary = Summary(
-            optimizer=optimizer_config.to_dict(),
-            steps=loop.progress.step,
-            items=loop.progress.items,
-            training_loss=final_training_loss(lines),
-            held_out=finite(evaluations.last),
-            before_training={k: v for k, v in at_start[0].items() if k not in ("event", "step")} if at_start else {},
-            items_per_s=loop.progress.items_per_s,
-            skipped_steps=loop.progress.skipped_steps,
-            task=loop.task.describe(),
-            footprint=loop.footprint,
-            words=loop.task.words,
+        processes = processes_report(
+            world,
+            loop.model,
+            {"peak": loop.footprint.peak_bytes, **loop.footprint.measured},
+            loop.progress.step - first_step,
         )
-        report = run_report(f"{name}: {optimizer_config.name}", summary, lines, machine_name(environment))
-        if notice := guessing_notice(loop.task, start_loss(lines)):
-            report.add_note(notice, title="Start")
-        for method in loop.methods:
-            report.sections += method.report(loop.model).sections
-        save_report(report, folder)
-        # Last of all, because its presence says that the run is finished.
-        summary.save(folder / "summary.json")
+        state = loop.state_dict() if recipe.save_model else {}
+
+        def finish() -> tuple[Summary, Report]:
+            if recipe.save_model:
+                _save_model(loop, checkpoints, folder / "model", state)
+            loop.illustrate(folder)
+            return _conclude(loop, name, folder, evaluations.last, environment, processes)
+
+        summary, report = world.on_first(finish)
     return Run(folder, summary, report)
 
 
-def _save_model(loop: Loop, checkpoints: Checkpoints, folder: Path) -> None:
+def _begin_folder(
+    recipe: Recipe, folder: Path, resume: bool, environment: dict[str, object], listeners: list[Callback]
+) -> None:
+    """Write what a run folder begins with, and let the metrics go there."""
+    if not resume:
+        recipe.to_file(folder / "recipe.yaml")
+    write_atomically(folder / "environment.json", f"{json.dumps(environment, indent=2)}\n")
+    written: list[Callback] = [MetricsFile(folder / "metrics.jsonl")]
+    listeners[:0] = [*written, *([Trackers(recipe.trackers, folder)] if recipe.trackers else [])]
+
+
+def _continue(loop: Loop, checkpoints: Checkpoints, resume: bool) -> None:
+    """Go on from the newest checkpoint, the same on all processes, if there is one."""
+    with loop.world.together():
+        latest = checkpoints.latest() if resume else None
+    steps = loop.world.gather(None if latest is None else latest.step)
+    if len(set(steps)) > 1:
+        seen = ", ".join(f"rank {rank}: {'none' if step is None else step}" for rank, step in enumerate(steps))
+        raise common(
+            CheckpointError(
+                f"run: out={checkpoints.folder.parent} holds other checkpoints for each process (newest step by "
+                f"{seen}); expected one file system that all of them see. Put the folder on a shared one."
+            )
+        )
+    if latest is not None:
+        with loop.world.together():
+            loop.resume(latest)
+
+
+def _conclude(
+    loop: Loop,
+    name: str,
+    folder: Path,
+    held_out: dict[str, float],
+    environment: dict[str, object],
+    processes: Report | None,
+) -> tuple[Summary, Report]:
+    """Write the report and the summary of a finished run."""
+    config = loop.recipe.optimizer_config()
+    lines = read_metrics(folder / "metrics.jsonl")
+    at_start = [line for line in lines if line["event"] == "evaluate" and line["step"] == 0]
+    summary = Summary(
+        optimizer=config.to_dict(),
+        steps=loop.progress.step,
+        items=loop.progress.items,
+        training_loss=final_training_loss(lines),
+        held_out=finite(held_out),
+        before_training={k: v for k, v in at_start[0].items() if k not in ("event", "step")} if at_start else {},
+        items_per_s=loop.progress.items_per_s,
+        skipped_steps=loop.progress.skipped_steps,
+        task=loop.task.describe(),
+        footprint=loop.footprint,
+        words=loop.task.words,
+    )
+    report = run_report(f"{name}: {config.name}", summary, lines, machine_name(environment))
+    if notice := guessing_notice(loop.task, start_loss(lines)):
+        report.add_note(notice, title="Start")
+    for method in loop.methods:
+        report.sections += method.report(loop.model).sections
+    if processes is not None:
+        report.sections += processes.sections
+    save_report(report, folder)
+    # Last of all, because its presence says that the run is finished.
+    summary.save(folder / "summary.json")
+    return summary, report
+
+
+def _save_model(loop: Loop, checkpoints: Checkpoints, folder: Path, state: dict[str, Any]) -> None:
     """Write the trained model; if that fails, a checkpoint keeps what was trained, and a resume tries again."""
-    model = loop.accelerator.unwrap_model(loop.model)
+    model = unwrap_model(loop.model)
     try:
         with ExitStack() as forms:
             for method in loop.methods:
@@ -182,7 +256,7 @@ def _save_model(loop: Loop, checkpoints: Checkpoints, folder: Path) -> None:
         latest = checkpoints.latest()
         if latest is None or latest.step != loop.progress.step:
             with suppress(CheckpointError):  # on a full disk, where the first reason is the one to tell
-                checkpoints.save(loop.progress.step, loop.model, loop.state_dict(), loop.recipe.to_dict())
+                checkpoints.save(loop.progress.step, loop.model, state, loop.recipe.to_dict())
         raise
 
 

@@ -54,7 +54,8 @@ class Trackers(Callback):
 
     def on_end(self, event: Event) -> None:
         """Close the trackers."""
-        self._accelerator.end_training()
+        for tracker in self._accelerator.trackers:  # end_training() would end the group of several processes, too
+            tracker.finish()
 
     def _log(self, group: str, event: Event) -> None:
         self._accelerator.log({f"{group}/{name}": value for name, value in event.metrics.items()}, step=event.step)

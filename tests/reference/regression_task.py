@@ -64,7 +64,8 @@ class RegressionTask(Task):
         start: int = 0,
     ) -> Iterator[dict[str, Tensor]]:
         per_epoch = self.config.samples // micro_batch_size
-        for turn in itertools.count(start) if split == "train" else range(per_epoch):
+        first = process_rank + start * world_size
+        for turn in itertools.count(first, world_size) if split == "train" else range(per_epoch):
             epoch, index = divmod(turn, per_epoch)
             order = torch.arange(self.config.samples)
             if split == "train":

@@ -18,7 +18,7 @@ from featherweight.errors import ConfigError, DeviceError
 from featherweight.optim.backward.handle import LayerwiseHandle
 from featherweight.optim.backward.updates import Layerwise
 from featherweight.optim.low_rank import LowRankOptimizer
-from featherweight.optim.reduce import LocalReducer, Reducer
+from featherweight.optim.reduce import LocalReducer, Reducer, as_reducer, attached_reducer
 from featherweight.unwrap import unwrap_optimizer
 
 CLIP_MODES = ("delayed", "per_tensor", "norm_growth", "projected")
@@ -60,7 +60,8 @@ def layerwise(
         accumulation_steps: backward passes of one optimizer step.
         max_grad_norm: largest norm of the gradients; None for no limit, infinity to know `grad_norm` all the same.
         clip: "delayed", "per_tensor", "norm_growth" or "projected".
-        reducer: averages gradients over processes; None for one process.
+        reducer: averages gradients over processes; None for one process, and for a model that was given to
+            `fw.distributed.shard`.
     Returns:
         Handle with `grad_norm`, `remove()`, `discard()`; as a context manager it removes itself at the end.
     Raises:
@@ -83,9 +84,9 @@ def layerwise(
         >>> handle.steps, model[0].weight.grad is None, handle.grad_norm > 0
         (2, True, True)
     """
-    inner = unwrap_optimizer(optimizer)
-    _check(model, inner, accumulation_steps, max_grad_norm, clip, reducer)
-    return LayerwiseHandle(Layerwise(model, inner, accumulation_steps, max_grad_norm, clip, reducer or LocalReducer()))
+    inner, found = unwrap_optimizer(optimizer), attached_reducer(model) if reducer is None else as_reducer(reducer)
+    _check(model, inner, accumulation_steps, max_grad_norm, clip, found)
+    return LayerwiseHandle(Layerwise(model, inner, accumulation_steps, max_grad_norm, clip, found or LocalReducer()))
 
 
 def _check(
@@ -99,8 +100,8 @@ def _check(
     if isinstance(model, DistributedDataParallel) or (reducer is None and _world_size() > 1):
         raise DeviceError(
             f"layerwise: world_size={_world_size()} processes train this {type(model).__name__}; expected one process, "
-            "because DistributedDataParallel keeps every gradient in its buckets. Start the program without a "
-            "launcher, or give the bare model and a reducer."
+            "because DistributedDataParallel keeps every gradient in its buckets. Call "
+            'fw.distributed.shard(model, "ddp") for the bare model first, or start without a launcher.'
         )
     if not isinstance(accumulation_steps, Integral) or isinstance(accumulation_steps, bool) or accumulation_steps < 1:
         raise ConfigError(

@@ -17,7 +17,7 @@ from featherweight.linalg.outer_product import OuterProduct
 from featherweight.optim.backward.backward_pass import BackwardPass
 from featherweight.optim.low_rank import LowRankOptimizer
 from featherweight.optim.options import NORM_KEY
-from featherweight.optim.reduce import Reducer
+from featherweight.optim.reduce import BUCKET_BYTES, Reducer
 from featherweight.optim.step.core_sum import CoreSum
 from featherweight.optim.step.dense import FullSum
 from featherweight.optim.step.layout import Layout
@@ -65,6 +65,8 @@ class Window:
         self.is_closed = False
         """Whether the layer-wise updates were removed."""
         self._sums: dict[Tensor, StepSum] = {}
+        self._ready: dict[Tensor, StepSum] = {}  # complete sums that wait for company on their way to other processes
+        self._ready_bytes = 0
         self._norms: list[float] = []  # squared, of the tensors that this window has updated
         self._has_skipped = False
 
@@ -116,9 +118,14 @@ class Window:
     # ---- what is asked of sums
 
     @property
+    def is_alone(self) -> bool:
+        """Whether one process has all gradients."""
+        return self.reducer.world_size == 1
+
+    @property
     def is_single(self) -> bool:
         """Whether the gradient of one backward pass is that of the step."""
-        return self.accumulation_steps == 1 and self.reducer.world_size == 1
+        return self.accumulation_steps == 1 and self.is_alone
 
     @property
     def estimates_norm(self) -> bool:
@@ -166,8 +173,15 @@ class Window:
                 total = self.begin_sum(parameter, grad, is_only=self.is_single, common=common)
             total.add(grad)
         is_last = self.micro_step + 1 == self.accumulation_steps
-        if is_last and parameter in self._sums and not self.waits_for_all:
-            self._update(parameter, None)
+        if not is_last or parameter not in self._sums or self.waits_for_all:
+            return
+        if self.is_alone:
+            self._update(parameter, self._sums.pop(parameter), None)
+            return
+        self._ready[parameter] = total = self._sums.pop(parameter)
+        self._ready_bytes += sum(tensor.nbytes for tensor in total.tensors())
+        if self._ready_bytes >= BUCKET_BYTES:
+            self._exchange()
 
     def begin_sum(
         self, parameter: Tensor, grad: Tensor | OuterProduct | None, *, is_only: bool, common: CommonSketch | None
@@ -180,7 +194,7 @@ class Window:
             is_only: see `Summing`.
             common: see `Summing`.
         """
-        how = Summing(is_only, self.estimates_norm, self.reducer.world_size > 1, common)
+        how = Summing(is_only, self.estimates_norm, not self.is_alone, common)
         self._sums[parameter] = self.step_of(parameter).begin_sum(self.member(parameter), grad, how)
         return self._sums[parameter]
 
@@ -192,14 +206,15 @@ class Window:
 
     # ---- updates
 
-    def _update(self, parameter: Tensor, factor: float | None) -> None:
-        """Make the step of one parameter from what its micro-batches have left; `factor` None asks the clip mode.
+    def _update(self, parameter: Tensor, total: StepSum, factor: float | None) -> None:
+        """Make the step of one parameter from what its micro-batches, averaged over processes, have left.
 
-        With a factor the sums of all parameters have been averaged over the processes before.
+        Args:
+            parameter: whose step it is.
+            total: the sum.
+            factor: from clipping; None asks the clip mode.
         """
-        total = self._sums.pop(parameter)
         if factor is None:
-            self._average(total, parameter)
             squared, factor = total.squared_norm(), 1.0
             if math.isfinite(squared):
                 self._norms.append(squared)
@@ -209,9 +224,18 @@ class Window:
         self.optimizer.skipped_steps += skipped
         self._has_skipped = self._has_skipped or skipped > 0
 
-    def _average(self, total: StepSum, parameter: Tensor) -> None:
-        if self.reducer.world_size > 1:
-            total.reduce(self.reducer.all_reduce, self.group_of(parameter))
+    def _exchange(self) -> None:
+        """Average the sums that wait over the processes, in one collective, and make their steps."""
+        ready, self._ready, self._ready_bytes = self._ready, {}, 0
+        self._average(ready)
+        for parameter, total in ready.items():
+            self._update(parameter, total, None)
+
+    def _average(self, totals: Mapping[Tensor, StepSum]) -> None:
+        self.reducer.require_same([self.layout_of(parameter).name for parameter in totals])
+        tensors = [tensor for total in totals.values() for tensor in total.shared_tensors()]
+        if tensors:
+            self.reducer.mean_(tensors)
 
     def _factor(self, parameter: Tensor, squared: float) -> float:
         """Return what the gradient of a tensor is multiplied with before its step."""
@@ -233,18 +257,23 @@ class Window:
 
     def update_all(self) -> bool:
         """Make the steps that are still to be made; return whether the window held anything."""
-        if not self._sums:
+        if self.is_alone and not self._sums:
             return self.micro_step > 0
-        factor = None
+        if not (self.micro_step or self._sums or self._ready):
+            return False
+        factor, sums = None, {**self._ready, **self._sums}
+        self._ready, self._ready_bytes, self._sums = {}, 0, {}
+        if not self.is_alone:
+            self._average(sums)  # also of nothing: other processes may have something, and must not wait for it
         if self.waits_for_all:
-            for parameter, total in self._sums.items():
-                self._average(total, parameter)
+            for total in sums.values():
                 squared = total.squared_norm()
                 if math.isfinite(squared):
                     self._norms.append(squared)
             factor = 1.0 if self.max_grad_norm is None else _clip_factor(self.max_grad_norm, self._total_norm())
-        for parameter in list(self._sums):
-            self._update(parameter, factor)
+        while sums:
+            parameter = next(iter(sums))
+            self._update(parameter, sums.pop(parameter), factor)
         return True
 
     def finish(self) -> None:
@@ -262,7 +291,9 @@ class Window:
     def discard(self) -> None:
         """Drop all that the present window holds."""
         self._sums.clear()
+        self._ready.clear()
         self._norms.clear()
+        self._ready_bytes = 0
         self.micro_step, self._has_skipped = 0, False
 
     def _total_norm(self) -> float:
@@ -273,11 +304,12 @@ class Window:
     @property
     def is_empty(self) -> bool:
         """Whether no gradients are kept."""
-        return not self._sums
+        return not (self._sums or self._ready)
 
     def tensors(self) -> Iterable[tuple[Tensor, Tensor]]:
         """Yield (parameter, tensor) for all sums."""
-        return ((parameter, tensor) for parameter, total in self._sums.items() for tensor in total.tensors())
+        sums = {**self._sums, **self._ready}
+        return ((parameter, tensor) for parameter, total in sums.items() for tensor in total.tensors())
 
     def gradient_bytes(self, cores: Mapping[Tensor, bool]) -> int:
         """Return the bytes of gradients at the peak of a step in which no matrix refreshes, by formula.

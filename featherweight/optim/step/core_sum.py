@@ -9,9 +9,9 @@ one (N, K), with K = R, or R + 8 where nothing is remembered; S columns of the s
 Source: LDAdam, arXiv 2410.16103 (warm iteration); Halko et al., arXiv 0909.4061 (sketches).
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,7 +32,7 @@ from featherweight.optim.step.sketch import (
     remembers,
     sketch_key,
 )
-from featherweight.optim.step.step import AllReduce, CommonSketch, Member, Step, Summing
+from featherweight.optim.step.step import CommonSketch, Member, Step, Summing
 from featherweight.optim.step.weight_update import copy_back, weight_of
 
 
@@ -52,6 +52,9 @@ class _MatrixSum:
     sketches: dict[str, Tensor] = field(default_factory=dict)
     norm_sketch: Tensor | None = None
 
+    def shared_tensors(self) -> list[Tensor]:
+        return [self.core, *self.sketches.values(), *(() if self.norm_sketch is None else (self.norm_sketch,))]
+
     def tensors(self) -> list[Tensor]:
         kept = [self.core, *self.sketch_matrices.values(), *self.sketches.values()]
         return kept if self.norm_sketch is None else [*kept, self.norm_sketch]
@@ -64,6 +67,8 @@ class _Verdict(NamedTuple):
     squared_norm: float
     has_sketch: bool
     """Whether a sketch holds anything: zeros give no basis."""
+    is_used: bool
+    """Whether any process has used the matrix: an expert without a gradient is left as it is."""
 
 
 class CoreSum:
@@ -87,10 +92,13 @@ class CoreSum:
         self._verdicts = None
         grads = self.layout.gradients(grad)
         # A zero gradient of an only matrix is a gradient; an expert without one was not used. One wait for the device.
-        is_used = [True]
-        if self.layout.blocks is not None and isinstance(grad, Tensor):
+        # Among several processes all experts take part in what is averaged, as another process may have used them.
+        is_used = [True] * len(grads)
+        if self.layout.blocks is None or self.how.is_shared:
+            pass
+        elif isinstance(grad, Tensor):
             is_used = self.layout.used_matrices(grad).tolist()
-        elif self.layout.blocks is not None:
+        else:
             is_used = torch.stack([torch.as_tensor(one.any()) for one in grads]).tolist()
         for index, grad_MN in enumerate(grads):
             if is_used[index]:
@@ -213,7 +221,8 @@ class CoreSum:
             is_whole = each.norm_sketch is not None and self.layout.seeded_basis == "gaussian"
             squared = outside if is_whole else core.squared_norm + outside
             is_sketched = any([next(sketched) for _ in each.sketches])
-            self._verdicts.append(_Verdict(core.is_usable, squared if core.is_usable else 0.0, is_sketched))
+            is_used = self.layout.blocks is None or core.squared_norm != 0 or is_sketched
+            self._verdicts.append(_Verdict(core.is_usable, squared if core.is_usable else 0.0, is_sketched, is_used))
         return self._verdicts
 
     def _outside(self, total: _MatrixSum) -> list[Tensor]:
@@ -223,16 +232,11 @@ class CoreSum:
         omega = norm_matrix(self.layout, total.norm_key, total.norm_sketch.device)
         return [total.norm_sketch - _back_times(total.matrix.subspace(), total.core, omega)]
 
-    def reduce(self, all_reduce: AllReduce, group: Mapping[str, Any]) -> None:
-        """See `StepSum.reduce`."""
+    def shared_tensors(self) -> Sequence[Tensor]:
+        """See `StepSum.shared_tensors`; in the order of the matrices, whichever came first here."""
         self._verdicts = None
-        for total in self.sums.values():
-            for tensor in (
-                total.core,
-                *total.sketches.values(),
-                *(() if total.norm_sketch is None else (total.norm_sketch,)),
-            ):
-                all_reduce(tensor, group)
+        self.sums = dict(sorted(self.sums.items()))
+        return [tensor for total in self.sums.values() for tensor in total.shared_tensors()]
 
     def update_(self, factor: float) -> int:
         """See `StepSum.update_`: the step of every matrix that got a gradient, then its refresh if one was due."""
@@ -240,8 +244,8 @@ class CoreSum:
         weights = self.layout.weights(weight)
         skipped = 0
         for (index, total), verdict in zip(self.sums.items(), self._read(), strict=True):
-            if not verdict.is_usable:
-                skipped += 1
+            if not (verdict.is_usable and verdict.is_used):
+                skipped += not verdict.is_usable
                 continue
             matrix, subspace = total.matrix, total.matrix.product_subspace()
             step = matrix.counter("step")

@@ -1,6 +1,6 @@
 """The step of parameters without a subspace, and the sum of whole gradients."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -9,7 +9,7 @@ from torch.autograd.graph import increment_version
 
 from featherweight.optim.step import adam
 from featherweight.optim.step.finite import Size, sizes_of
-from featherweight.optim.step.step import AllReduce, Member, Step, Summing, Together
+from featherweight.optim.step.step import Member, Step, Summing, Together
 
 
 class DenseStep(Step):
@@ -70,12 +70,12 @@ class FullSum:
             self._read = size, None if flags is None else is_used
         return self._read
 
-    def reduce(self, all_reduce: AllReduce, group: Mapping[str, Any]) -> None:
-        """See `StepSum.reduce`."""
+    def shared_tensors(self) -> Sequence[Tensor]:
+        """See `StepSum.shared_tensors`."""
         assert self.grad is not None
         self._read, self.grad = None, self.grad.resolve_conj().contiguous()
         # As pairs: backends of torch.distributed do not all take complex numbers.
-        all_reduce(torch.view_as_real(self.grad) if self.grad.is_complex() else self.grad, group)
+        return [torch.view_as_real(self.grad) if self.grad.is_complex() else self.grad]
 
     def update_(self, factor: float) -> int:
         """See `StepSum.update_`."""

@@ -4,7 +4,7 @@
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -17,8 +17,6 @@ from featherweight.optim.step.layout import Layout
 from featherweight.quant.int8_weight import Int8Weight
 
 Group = dict[str, Any]
-AllReduce = Callable[[Tensor, Mapping[str, Any]], None]
-"""`Reducer.all_reduce`."""
 
 
 class Member(NamedTuple):
@@ -78,8 +76,8 @@ class StepSum(Protocol):
     def squared_norm(self) -> float:
         """Return the squared norm of the sum; not a finite number if the sum cannot be used."""
 
-    def reduce(self, all_reduce: AllReduce, group: Mapping[str, Any]) -> None:
-        """Average what is kept over the processes; `group` is the parameter group."""
+    def shared_tensors(self) -> Sequence[Tensor]:
+        """Return what is to be averaged over the processes, in place: real, contiguous, of equal shapes on all."""
 
     def update_(self, factor: float) -> int:
         """Make the step of the parameter.

@@ -1,6 +1,6 @@
 """The step of a parameter that is projected as a tensor, the sum of its cores, and the step of a complex parameter."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from featherweight.optim import state as states
 from featherweight.optim.step.dense import FullSum
 from featherweight.optim.step.layout import Stored
 from featherweight.optim.step.projected_tensor import SLICE_NUMBERS, ProjectedTensor, write_direction_
-from featherweight.optim.step.step import AllReduce, Group, Member, Step, StepSum, Summing, Together
+from featherweight.optim.step.step import Group, Member, Step, StepSum, Summing, Together
 from featherweight.optim.step.tensor_layout import ComplexLayout, TensorLayout
 from featherweight.optim.step.weight_update import (
     copy_back,
@@ -53,10 +53,9 @@ class TensorSum:
         kept = [torch.linalg.vector_norm(one).double().square() for one in self.tensors()]
         return float(torch.stack(kept).sum())
 
-    def reduce(self, all_reduce: AllReduce, group: Mapping[str, Any]) -> None:
-        """See `StepSum.reduce`."""
-        for one in self.tensors():
-            all_reduce(self.tensor.plan.pairs(one), group)
+    def shared_tensors(self) -> Sequence[Tensor]:
+        """See `StepSum.shared_tensors`."""
+        return [self.tensor.plan.pairs(one) for one in self.tensors()]
 
     def update_(self, factor: float) -> int:
         """See `StepSum.update_`."""

@@ -1,0 +1,81 @@
+"""`shard`: the one call that makes a model that of several processes, and the objects that it refuses."""
+
+import torch
+from torch import nn
+from torch.distributed.tensor import DTensor
+
+from featherweight.distributed import ddp
+from featherweight.distributed.group import world_size
+from featherweight.errors import ConfigError, did_you_mean
+
+KINDS = ("ddp", "fsdp2")
+
+_WAYS_OUT = {
+    "DistributedDataParallel": (
+        "keeps all gradients in its buckets",
+        "Give the bare model, or keep DistributedDataParallel with fw.distributed.core_hook(optimizer).",
+    ),
+    "DataParallel": ("splits batches over threads of one process", "Give the bare model and start with torchrun."),
+    "FullyShardedDataParallel": (
+        "flattens its shards, which then have no rows (FSDP 1)",
+        'Give the bare model; fw.distributed.shard(model, "fsdp2") uses fully_shard (FSDP2).',
+    ),
+    "DeepSpeedEngine": (
+        "flattens its shards, which then have no rows (ZeRO)",
+        'Give the bare model; fw.distributed.shard(model, "fsdp2") does what ZeRO-3 does.',
+    ),
+}
+"""Class of a wrapper -> what is wrong with it, and what to do."""
+
+
+def shard(model: nn.Module, kind: str = "ddp", *, reduce_dtype: torch.dtype | None = None) -> nn.Module:
+    """Make a model that of all processes of the group, in place; a collective. Without a group it stays as it is.
+
+    Call it after methods were applied and before the optimizer is built. `fw.optim.layerwise` finds what was done here.
+
+    Args:
+        model: the bare module, on the device of this process.
+        kind: "ddp": every process holds all weights and state, and cores of gradients are averaged. "fsdp2": every
+            process holds a share of rows or columns, through PyTorch's `fully_shard`.
+        reduce_dtype: what float32 and narrower sums are sent as; None for their own dtype.
+    Returns:
+        The same model.
+    Raises:
+        ConfigError: for a wrapped or sharded model, another kind, or models that differ between the processes.
+        DeviceError: under "ddp" for accelerators of different models, whose products differ in the last digits.
+    Cost: "ddp" sends every weight once.
+    """
+    if kind not in KINDS:
+        raise ConfigError(
+            f"distributed.shard: kind={kind!r} is unknown; expected one of {', '.join(KINDS)}. "
+            f"{did_you_mean(str(kind), KINDS)}"
+        )
+    _refuse_wrapped(model)
+    if world_size() == 1:
+        return model
+    if kind == "fsdp2":
+        from featherweight.distributed.fsdp2 import shard_fully
+
+        shard_fully(model, reduce_dtype=reduce_dtype)
+    else:
+        _refuse_shards(model)
+        ddp.replicate(model, reduce_dtype=reduce_dtype)
+    return model
+
+
+def _refuse_wrapped(model: nn.Module) -> None:
+    for one in type(model).__mro__:
+        if one.__name__ in _WAYS_OUT and not one.__module__.startswith("featherweight."):
+            problem, way_out = _WAYS_OUT[one.__name__]
+            raise ConfigError(
+                f"distributed.shard: model={type(model).__name__} {problem}; expected an ordinary module. {way_out}"
+            )
+
+
+def _refuse_shards(model: nn.Module) -> None:
+    for name, parameter in model.named_parameters():
+        if isinstance(parameter, DTensor):
+            raise ConfigError(
+                f"distributed.shard: kind=ddp, but '{name}' is a DTensor with placements {parameter.placements}; "
+                'expected whole parameters. Use kind="fsdp2", or a model that nobody has sharded.'
+            )

@@ -1,0 +1,30 @@
+"""`--nproc` is torchrun with the same command."""
+
+import sys
+
+import pytest
+
+from featherweight.cli import processes
+from featherweight.errors import ConfigError
+
+
+def test_the_command_is_torchrun_with_the_same_words(monkeypatch, capsys):
+    started = []
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.setattr(processes.os, "execv", lambda path, words: started.append((path, words)))
+    processes.become_processes(2, ["train", "my recipe.yaml", "sharding=ddp"])
+    ((path, words),) = started
+    assert path == sys.executable and words[1:4] == ["-m", "torch.distributed.run", "--standalone"]
+    shown = capsys.readouterr().err.strip()
+    assert shown == ("torchrun --standalone --nproc-per-node 2 -m featherweight train 'my recipe.yaml' sharding=ddp")
+
+
+def test_a_process_that_a_launcher_has_started_stays_what_it_is(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(processes.os, "execv", lambda *_: pytest.fail("started anew"))
+    processes.become_processes(2, ["train"])
+
+
+def test_no_process_is_refused():
+    with pytest.raises(ConfigError, match="nproc=0 is out of range"):
+        processes.torchrun_command(0, ["train"])

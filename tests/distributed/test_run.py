@@ -1,0 +1,75 @@
+"""Recipes over two processes: the training of one process, one folder, and errors that all of them raise."""
+
+import pytest
+import ranks
+import torch
+from distributed_loop import GALORE, VARIANTS, recipe
+from shared_training import largest_difference
+
+from featherweight.distributed.run import begin_sharding
+from featherweight.distributed.world import World
+from featherweight.errors import ConfigError
+from featherweight.training.loop import Loop
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("loop")
+    return ranks.run("distributed_loop.py", 2, folder, str(folder))
+
+
+@pytest.mark.parametrize("name", ["ordinary", "cores", "adamw"])
+def test_two_processes_train_as_one_whatever_their_shares(found, name):
+    # Three micro-batches on two processes: one of them repeats its own with weight 0. Mutations: a mean over ranks in
+    # place of items, a micro-batch drawn twice, the repeated one counted.
+    loop = Loop(recipe(**VARIANTS[name]))
+    losses = [loop.step()["loss"] for _ in range(8)]
+    for each in found:
+        # Float64 sums in another order.
+        assert each[name]["losses"] == pytest.approx(losses, rel=1e-12)
+        assert largest_difference(each[name]["weights"], loop.model.state_dict()) < 1e-12
+        assert each[name]["items"] == loop.progress.items
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_all_processes_hold_the_same_bits_and_report_the_same_numbers(found, name):
+    one, two = (each[name] for each in found)
+    assert one["losses"] == two["losses"] and one["items"] == two["items"]
+    assert all(torch.equal(one["weights"][key], two["weights"][key]) for key in one["weights"])
+
+
+def test_a_resumed_run_is_the_uninterrupted_one_bit_by_bit_on_every_rank(found):
+    # Mutation: random numbers of rank 0 for all, or a place in the data that counts micro-batches of one process.
+    assert [each["resumed"]["equal"] for each in found] == [True, True]
+
+
+def test_one_run_folder_holds_what_one_process_would_write(found):
+    files = found[0]["resumed"]["files"]
+    for name in ("recipe.yaml", "metrics.jsonl", "summary.json", "report.html", "model/weights.pt", "checkpoints"):
+        assert f"whole/{name}" in files
+
+
+def test_a_loss_that_is_not_finite_on_one_rank_is_an_error_on_all_before_any_update(found):
+    for each in found:
+        assert "is not finite in step 2 on rank 0" in each["broken"] and each["untouched"]
+
+
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [
+        ("seeds", "the recipe differs between rank 0 and rank 1"),
+        ("few", "accumulation_steps=1 is below the 2 processes"),
+        ("none", "sharding.kind=none, but 2 processes were started"),
+        ("fsdp2", "is not supported by recipes yet"),
+        ("used folder", "already holds a run"),
+        ("bad key", "stpes=3 is unknown"),
+    ],
+)
+def test_what_cannot_run_together_is_one_sentence_on_every_rank(found, what, words):
+    assert all(words in each[what] and "rank 1:" not in each[what] for each in found)
+
+
+def test_processes_that_nobody_has_joined_are_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match=r"WORLD_SIZE=2 processes were started and have no group"):
+        begin_sharding(World(), recipe(optimizer=GALORE))

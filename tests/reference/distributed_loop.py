@@ -1,0 +1,123 @@
+"""One of several processes that run recipes; argv: where to save what was found, a folder for runs."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from ranks import COLLECTIVE_TIMEOUT_S
+
+import featherweight as fw
+from featherweight.distributed.ddp import bit_sum
+from featherweight.errors import FeatherweightError
+from featherweight.training.checkpoint import Checkpoints
+from featherweight.training.events import Callback
+from featherweight.training.interrupt import StopRequest
+from featherweight.training.loop import Loop
+from featherweight.training.recipe import Recipe
+from featherweight.training.task import tasks
+
+tasks.register("regression", "regression_task:RegressionTask")
+
+# The gradient of the second layer has rank 1, as one number follows: more directions would be rounding, of which Adam
+# makes whole steps.
+GALORE = {"name": "galore", "rank": 1, "lr": 1e-2, "update_proj_gap": 5}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "ordinary": {},
+    "cores": {"max_grad_norm": None, "accumulation_steps": 2},
+    "adamw": {"optimizer": {"name": "adamw", "layerwise": True, "lr": 1e-2}},
+    "galore layer-wise": {"optimizer": {**GALORE, "layerwise": True}, "methods": ["core_gradient"]},
+    "bf16": {"precision": "bf16", "optimizer": {**GALORE, "layerwise": True}},
+    "dropout": {"task": {"name": "regression", "dropout": 0.3}},
+}
+"""Recipes that differ from `recipe()`."""
+
+
+def recipe(**changes: Any) -> Recipe:
+    """Three micro-batches a step, so that two processes have unequal shares."""
+    values: dict[str, Any] = {
+        "task": {"name": "regression", "double": True},
+        "optimizer": GALORE,
+        "steps": 8,
+        "micro_batch_size": 4,
+        "accumulation_steps": 3,
+        "memory_steps": [2],
+        "checkpoint_every": 4,
+        "sharding": {"kind": "auto", "check_every": 2},
+    }
+    return Recipe.parse({**values, **changes}, where="recipe")
+
+
+def trained(changes: dict[str, Any]) -> dict[str, Any]:
+    loop = Loop(recipe(**changes))
+    losses = [loop.step()["loss"] for _ in range(8)]
+    weights = {name: tensor.clone() for name, tensor in loop.model.state_dict().items()}
+    return {"losses": losses, "weights": weights, "items": loop.progress.items}
+
+
+class Stop(Exception):
+    pass
+
+
+class AtFive(Callback):
+    def on_step(self, event: Any) -> None:
+        if event.step == 5:
+            raise Stop
+
+
+def refusal(action: Any) -> str:
+    try:
+        action()
+    except FeatherweightError as error:
+        return f"{type(error).__name__}: {error}"
+    return "no error"
+
+
+def resumed(folder: Path) -> dict[str, Any]:
+    """A run of eight steps, and one that goes on from the fourth; with dropout, so that random numbers count."""
+    changes = {"task": {"name": "regression", "dropout": 0.3}}
+    whole = fw.train(recipe(**changes), out=folder / "whole", callbacks=[])
+    assert whole.summary.steps == 8
+    half = recipe(**changes)
+    loop = Loop(half)
+    checkpoints = Checkpoints(folder / "half" / "checkpoints")
+    try:
+        loop.run([AtFive()], checkpoints, StopRequest())
+    except Stop:
+        pass
+    loop = Loop(half)
+    latest = checkpoints.latest()
+    assert latest is not None and latest.step == 4
+    loop.resume(latest)
+    while loop.progress.step < 8:
+        loop.step()
+    saved = torch.load(folder / "whole" / "model" / "weights.pt")
+    equal = all(torch.equal(saved[name], tensor) for name, tensor in loop.model.state_dict().items())
+    return {"equal": equal, "files": sorted(str(path.relative_to(folder)) for path in (folder / "whole").rglob("*"))}
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    fw.distributed.start(timeout_s=COLLECTIVE_TIMEOUT_S)
+    rank, folder = fw.distributed.rank(), Path(sys.argv[2])
+    found: dict[str, Any] = {name: trained(changes) for name, changes in VARIANTS.items()}
+    found["resumed"] = resumed(folder)
+    layerwise = {"optimizer": {**GALORE, "layerwise": True}}
+    broken = {"task": {"name": "regression", "broken_at": 4}, **layerwise}  # of step 2, of rank 0
+    loop = Loop(recipe(**broken))
+    loop.step()
+    before = [bit_sum(tensor) for tensor in loop.model.state_dict().values()]
+    found["broken"] = refusal(loop.step)
+    found["untouched"] = before == [bit_sum(tensor) for tensor in loop.model.state_dict().values()]
+    found["seeds"] = refusal(lambda: Loop(recipe(seed=rank)))
+    found["few"] = refusal(lambda: Loop(recipe(accumulation_steps=1)))
+    found["none"] = refusal(lambda: Loop(recipe(sharding="none")))
+    found["fsdp2"] = refusal(lambda: Loop(recipe(sharding="fsdp2")))
+    found["used folder"] = refusal(lambda: fw.train(recipe(), out=folder / "whole", callbacks=[]))
+    found["bad key"] = refusal(lambda: fw.train({"task": "regression", "stpes": 3}, callbacks=[]))
+    torch.save(found, f"{sys.argv[1]}-{rank}")
+    fw.distributed.stop()
+
+
+if __name__ == "__main__":
+    main()
