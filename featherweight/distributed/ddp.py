@@ -28,14 +28,23 @@ def replicate(model: nn.Module, *, reduce_dtype: torch.dtype | None = None) -> T
         DeviceError: if their accelerators are of different kinds.
     """
     world = World()
-    shapes = [f"{name} {tuple(tensor.shape)} {tensor.dtype}" for name, tensor in valued_tensors(model)]
-    world.require_same({"the model": "\n".join(shapes)})
     _require_equal_devices(world, next(model.parameters()).device)
-    for _, tensor in valued_tensors(model):
-        dist.broadcast(_contiguous_view(tensor), src=0)
+    give_weights(world, model)
     reducer = TorchReducer(reduce_dtype=reduce_dtype)
     attach_reducer(model, reducer)
     return reducer
+
+
+def give_weights(world: World, model: nn.Module) -> None:
+    """Give all processes the parameters and buffers of the first one.
+
+    Raises:
+        ConfigError: if they have built different models.
+    """
+    shapes = [f"{name} {tuple(tensor.shape)} {tensor.dtype}" for name, tensor in valued_tensors(model)]
+    world.require_same({"the model": "\n".join(shapes)})
+    for _, tensor in valued_tensors(model):
+        dist.broadcast(_contiguous_view(tensor), src=0)
 
 
 def valued_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -52,7 +61,8 @@ def _contiguous_view(tensor: Tensor) -> Tensor:
     real = torch.view_as_real(tensor) if tensor.is_complex() else tensor
     if real.is_contiguous():
         return real
-    order = sorted(range(real.ndim), key=lambda axis: -real.stride(axis))
+    strides = real.stride()
+    order = sorted(range(real.ndim), key=lambda axis: -strides[axis])
     return real.permute(order)
 
 

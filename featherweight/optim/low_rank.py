@@ -28,6 +28,7 @@ from featherweight.optim import state as states
 from featherweight.optim.options import LOW_RANK_DEFAULTS, LOW_RANK_KEYS, TENSOR_DEFAULTS
 from featherweight.optim.param_groups import check_group, named_like
 from featherweight.optim.policies.lazy import lazy_options
+from featherweight.optim.sharding import agree, local_of, shard_of
 from featherweight.optim.step.finite import are_finite
 from featherweight.optim.step.layout import Layout, split_of
 from featherweight.optim.step.plan import plan_step
@@ -163,14 +164,14 @@ class LowRankOptimizer(torch.optim.Optimizer):
         Raises:
             ConfigError, ShapeError, DeviceError: see `check_step`.
         """
-        state = self.state.get(parameter, {})
+        state, local = self.state.get(parameter, {}), local_of(parameter)
         planned = self._planned().get(parameter)
-        if planned is not None and not state and parameter.shape != planned[0].layout.shape:
+        if planned is not None and not state and local.shape != planned[0].layout.shape:
             self.forget_layouts()  # it changed before its first step
             planned = self._planned()[parameter]
-        check_step(type(self).__name__, None if planned is None else planned[0].layout, parameter, grad, state)
+        check_step(type(self).__name__, None if planned is None else planned[0].layout, local, grad, state)
         assert planned is not None
-        return Member(parameter, self.state[parameter], group, planned[1])
+        return Member(local, self.state[parameter], group, planned[1])
 
     def _planned(self) -> dict[Tensor, tuple[Step, tuple[int, int]]]:
         if self._steps is None:
@@ -229,7 +230,7 @@ class LowRankOptimizer(torch.optim.Optimizer):
                     "back; expected bfloat16 or float32 without a scaler. Use bfloat16, or an ordinary optimizer step."
                 )
             self.layerwise.end_window()
-        pending = [(g, p, p.grad) for g in self.param_groups for p in g["params"] if p.grad is not None]
+        pending = [(g, p, local_of(p.grad)) for g in self.param_groups for p in g["params"] if p.grad is not None]
         members = [self.member(parameter, group, grad) for group, parameter, grad in pending]
         steps, grads = [self.step_of(member.parameter) for member in members], [grad for _, _, grad in pending]
         for step, grad in zip(steps, grads, strict=True):
@@ -240,8 +241,9 @@ class LowRankOptimizer(torch.optim.Optimizer):
                 )
         together = TogetherInLists()
         flags = [step.used_matrices(grad) for step, grad in zip(steps, grads, strict=True)]
-        verdicts = zip(steps, members, grads, *are_finite(grads, flags), strict=True)
-        for step, member, grad, is_finite, is_used in verdicts:
+        finite, used = are_finite(grads, flags)
+        finite = agree([parameter for _, parameter, _ in pending], finite)
+        for step, member, grad, is_finite, is_used in zip(steps, members, grads, finite, used, strict=True):
             if is_finite:
                 step.step(member, grad, is_used, together)
             else:
@@ -256,8 +258,18 @@ class LowRankOptimizer(torch.optim.Optimizer):
     # ---- state
 
     def state_dict(self) -> dict[str, Any]:
-        """Return state and groups as torch.optim does; each group also says by which kind of optimizer it is."""
-        return mark(super().state_dict(), self)
+        """Return state and groups as torch.optim does; each group also says by which kind of optimizer it is.
+
+        Of sharded parameters the state holds DTensors, which torch.distributed.checkpoint reshards.
+        """
+        packed = mark(super().state_dict(), self)
+        numbers = (number for group in packed["param_groups"] for number in group["params"])
+        for number, (_, parameter, _) in zip(numbers, _named_parameters(self.param_groups), strict=True):
+            shard = shard_of(parameter)
+            if shard is not None and number in packed["state"]:
+                names = self.step_of(parameter).layout.sharded_names
+                packed["state"][number] = shard.distributed_state(packed["state"][number], names)
+        return packed
 
     def load_state_dict(self, state_dict: dict[str, Any], *, adopt: bool = False) -> None:
         """Load a state: tensors keep their stored dtype and move to their parameter's device, counters stay on the CPU.
@@ -321,6 +333,8 @@ class LowRankOptimizer(torch.optim.Optimizer):
         parameters = [p for group in self.param_groups for p in group["params"]]
         for saved_id, parameter in zip(saved_ids, parameters, strict=True):
             if saved := state_dict["state"].get(saved_id):
+                if (shard := shard_of(parameter)) is not None:
+                    saved = shard.local_state(saved, self.step_of(parameter).layout.sharded_names)
                 self.state[parameter] = states.restored(saved, parameter.device, type(self).__name__)
         for group, parameter, _ in _named_parameters(self.param_groups):
             if state := self.state.get(parameter):
@@ -346,7 +360,7 @@ class LowRankOptimizer(torch.optim.Optimizer):
         if self.layerwise is not None:
             return self.layerwise.gradient_bytes()
         parameters = [p for group in self.param_groups for p in group["params"] if p.requires_grad]
-        return sum(p.numel() * p.element_size() for p in parameters)
+        return sum(local_of(p).numel() * p.element_size() for p in parameters)
 
     def report(self) -> Report:
         """Return how the parameters are treated: a table by kind with counts, bytes and refreshes."""

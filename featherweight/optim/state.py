@@ -50,7 +50,7 @@ def restored(saved: Mapping[str, Any], device: torch.device, where: str) -> dict
 
 def parts_of(state: Mapping[str, Tensor], name: str, block: int | None) -> dict[str, Tensor]:
     """Return the stored tensors of `name`, those of one matrix if `block` is given, as views."""
-    parts = {suffix: state[_key(name, suffix)] for suffix in SUFFIXES if _key(name, suffix) in state}
+    parts = {suffix: state[key_of(name, suffix)] for suffix in SUFFIXES if key_of(name, suffix) in state}
     return parts if block is None else {suffix: part[block] for suffix, part in parts.items()}
 
 
@@ -67,7 +67,7 @@ def create(
     """Add the zero state `name` for one tensor of `shape`, or for a stack of them."""
     for suffix, part in storage.zeros(shape, device=device, dtype=dtype).items():
         stacked = part.unsqueeze(0).repeat(*stack, *[1] * part.ndim) if stack else part
-        state[_key(name, suffix)] = stacked
+        state[key_of(name, suffix)] = stacked
 
 
 def read_counter(state: Mapping[str, Tensor], name: str, block: int | None) -> int:
@@ -83,5 +83,6 @@ def write_counter(state: State, name: str, block: int | None, value: int) -> Non
         state[name][block] = value
 
 
-def _key(name: str, suffix: str) -> str:
+def key_of(name: str, suffix: str) -> str:
+    """Return the name in a state of one part of a tensor."""
     return f"{name}_{suffix}" if suffix else name

@@ -68,8 +68,9 @@ def test_the_comm_hook_gives_what_plain_ddp_gives_and_sends_cores(found):
         assert largest_difference(each["hooked"]["hook"], each["hooked"]["plain"]) < EXACT
     shapes = found[0]["hooked"]["shapes"]
     assert shapes[32, 4] > 0 or shapes[4, 32] > 0
-    whole = 8 * sum(p.numel() for name, p in net().named_parameters() if "extra" not in name)
-    assert found[0]["hooked"]["sent"] < 8 * whole
+    # Two backward passes in each of eight steps, all of which DDP reduces; three matrices are due once or twice.
+    whole = 16 * 8 * sum(parameter.numel() for parameter in net().parameters())
+    assert found[0]["hooked"]["sent"] < 0.6 * whole
 
 
 def test_a_gradient_that_is_not_finite_on_one_rank_is_skipped_on_all(found):

@@ -19,6 +19,7 @@ from featherweight.optim.backward.handle import LayerwiseHandle
 from featherweight.optim.backward.updates import Layerwise
 from featherweight.optim.low_rank import LowRankOptimizer
 from featherweight.optim.reduce import LocalReducer, Reducer, as_reducer, attached_reducer
+from featherweight.optim.sharding import is_distributed
 from featherweight.unwrap import unwrap_optimizer
 
 CLIP_MODES = ("delayed", "per_tensor", "norm_growth", "projected")
@@ -96,6 +97,12 @@ def _check(
         raise ConfigError(
             f"layerwise: optimizer={type(inner).__name__} cannot update single parameters; expected one of fw.optim. "
             "Use fw.optim.AdamW or a low-rank one."
+        )
+    if any(is_distributed(parameter) for parameter in model.parameters()):
+        raise ConfigError(
+            f"layerwise: model={type(model).__name__} is sharded by fsdp2, whose gradients of a layer arrive together; "
+            "expected whole parameters. Call optimizer.step() after the backward pass, or use "
+            'fw.distributed.shard(model, "ddp").'
         )
     if isinstance(model, DistributedDataParallel) or (reducer is None and _world_size() > 1):
         raise DeviceError(

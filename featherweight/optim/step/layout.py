@@ -15,12 +15,14 @@ from torch import Tensor
 
 from featherweight.errors import ShapeError
 from featherweight.linalg.outer_product import Gradient, OuterProduct
+from featherweight.linalg.subspace import MatrixSubspace
 from featherweight.optim import state as states
 from featherweight.optim.policies.error_feedback import ErrorFeedback
 from featherweight.optim.policies.full_periods import FullPeriods
 from featherweight.optim.policies.refresh import SEEDED_METHODS, SIDES, Side, cheaper_side, choose_side
 from featherweight.optim.policies.residual import ResidualPolicy, residual_policies
 from featherweight.optim.policies.rules import rules
+from featherweight.optim.sharding import ParameterShard
 from featherweight.optim.step.weight_update import Rounding, write_moment_
 from featherweight.quant.int8_weight import Int8Weight
 from featherweight.quant.storage import DenseStorage, StateStorage, basis_storage_for, storage_for
@@ -50,6 +52,8 @@ class Layout:
     """Shape of each moment: those of one matrix, or of the whole parameter."""
     basis: StateStorage | None = None
     """How bases are stored; None without a subspace, and for random bases, which are drawn anew from the seed."""
+    shard: ParameterShard | None = None
+    """The rows that this process holds; None for all of them. `shape`, `rows` and moments are then those of these."""
 
     @property
     def kind(self) -> str:
@@ -76,6 +80,12 @@ class Layout:
         return {}
 
     # ---- state
+
+    @property
+    def sharded_names(self) -> set[str]:
+        """Names of the state tensors of which this process holds its own rows."""
+        is_sharded = self.shard is not None and getattr(self, "side", "right") == "right"
+        return {states.key_of(name, suffix) for name in self.moments for suffix in states.SUFFIXES if is_sharded}
 
     def moment_bytes(self) -> int:
         """Bytes of all moments."""
@@ -210,9 +220,14 @@ class MatrixLayout(Layout):
         right = self.rank if self.side in ("right", "both") else self.columns
         return (left, right)
 
+    @property
+    def all_rows(self) -> int:
+        """M of the whole matrix, of which this process may hold some."""
+        return self.rows if self.shard is None else self.shard.full_shape[0]
+
     def basis_shapes(self) -> dict[str, tuple[int, ...]]:
         """State name and shape of each basis of one matrix."""
-        shapes = {"left": (self.rows, self.rank), "right": (self.columns, self.rank)}
+        shapes = {"left": (self.all_rows, self.rank), "right": (self.columns, self.rank)}
         return {f"basis_{side}": shape for side, shape in shapes.items() if self.side in (side, "both")}
 
     def other_bytes(self) -> int:
@@ -252,6 +267,21 @@ class MatrixLayout(Layout):
         return replace(self, basis=DenseStorage(torch.bfloat16 if is_half else None), product_dtype=product)
 
     # ---- from the parameter to its matrices
+
+    def project(self, subspace: MatrixSubspace, grad_MN: Tensor) -> tuple[Tensor, MatrixSubspace]:
+        """Return the core of a gradient, of all processes that hold rows of it, and the subspace of the rows at hand.
+
+        Args:
+            subspace: of the whole matrix.
+            grad_MN: the rows at hand.
+        """
+        shard = self.shard
+        if shard is not None and subspace.left is not None:
+            subspace = MatrixSubspace(left=subspace.left[shard.start : shard.stop], right=subspace.right)
+        core = subspace.project(grad_MN).to(self.dtype)
+        if shard is not None and subspace.left is not None:
+            shard.collectives.sum_(core)
+        return core, subspace
 
     def matrices(self, tensor: Tensor) -> list[Tensor]:
         """Split a tensor of the parameter's shape into its (M, N) matrices, as views where the strides allow it."""

@@ -102,8 +102,7 @@ class MatrixStep(Step):
                 continue
             grad_MN = layout.residual.corrected(matrix, given_MN)
             matrix.refresh(grad_MN)
-            subspace = matrix.product_subspace()
-            core = subspace.project(grad_MN).to(layout.dtype)
+            core, subspace = layout.project(matrix.product_subspace(), grad_MN)
             if together is None or not together.add_matrix(matrix, weight_MN, core, subspace):
                 matrix.update_(weight_MN, core, subspace, grad_MN if matrix.needs_gradient() else None)
             self.ran = matrix.ran or self.ran

@@ -7,8 +7,10 @@ from torch import Tensor
 
 from featherweight.errors import ConfigError
 from featherweight.optim.policies.rules import rules
+from featherweight.optim.sharding import shard_of
 from featherweight.optim.step.dense import DenseStep
 from featherweight.optim.step.layout import DenseLayout, plan_matrix
+from featherweight.optim.step.local import local_dense, local_matrix
 from featherweight.optim.step.matrix import MatrixStep
 from featherweight.optim.step.state_check import compute_dtype
 from featherweight.optim.step.step import Step
@@ -41,8 +43,10 @@ def plan_step(name: str, parameter: Tensor, group: Mapping[str, Any], index: int
         )
     dtype = compute_dtype(parameter.dtype)
     matrix = plan_matrix(name, parameter, group, index, dtype)
+    shard = shard_of(parameter)
     if matrix is not None:
-        return MatrixStep(matrix)
+        return MatrixStep(matrix if shard is None else local_matrix(matrix, shard, group))
     shape, rule = tuple(parameter.shape), rules.get(group["rule"]).full_rank_rule
     dense = DenseLayout(name=name, index=index, shape=shape, dtype=dtype, rule=rule)
-    return DenseStep(dense.with_moments(shape, group))
+    dense = dense.with_moments(shape, group)
+    return DenseStep(dense if shard is None else local_dense(dense, shard))

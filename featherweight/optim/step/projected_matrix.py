@@ -148,7 +148,7 @@ class ProjectedMatrix:
     def _draw(self, method: str, *key: int) -> MatrixSubspace:
         layout, device = self.layout, self.device
         generator = keyed_generator(self.group["seed"], layout.index, self.number, *key, device=device)
-        size = (layout.side, layout.rows, layout.columns, layout.rank)
+        size = (layout.side, layout.all_rows, layout.columns, layout.rank)
         return draw_subspace(method, *size, generator=generator, dtype=layout.dtype, device=device)
 
     # ---- refresh
@@ -166,6 +166,9 @@ class ProjectedMatrix:
         layout, group = self.layout, self.group
         step, count = self.counter("step"), self.counter("refresh_count")
         old = self.subspace() if self.has_subspace() else None
+        if layout.shard is not None:
+            assert isinstance(grad_MN, Tensor)
+            grad_MN = layout.shard.whole(grad_MN)  # that of one matrix, for as long as a basis is fitted to it
         has_signal = bool(grad_MN.any())
         if old is not None and not has_signal:
             return

@@ -1,0 +1,159 @@
+"""Parameters of which every process holds some rows: what an optimizer must know of that, without torch.distributed.
+
+A sharded parameter (a DTensor of `fully_shard`) is registered here by `featherweight.distributed`. The optimizer plans
+it by its whole shape, so that side, rank, refresh turn and storage do not depend on the number of processes, and works
+on the rows at hand: a right-sided core ``G_i Q`` is local, a left-sided one is the sum of ``P_i^T G_i``.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
+
+from featherweight.errors import ConfigError
+
+
+class Collectives(Protocol):
+    """What the processes of one mesh do together."""
+
+    @property
+    def world_size(self) -> int:
+        """Number of processes."""
+        ...
+
+    def sum_(self, tensor: Tensor) -> None:
+        """Replace a tensor by its sum over the processes."""
+        ...
+
+    def gather_rows(self, rows: Tensor, total: int) -> Tensor:
+        """Return all rows, in order, on every process.
+
+        Args:
+            rows: those of this process, by the rule of ``torch.chunk``.
+            total: number of all rows.
+        """
+        ...
+
+    def all_true(self, flags: Sequence[bool]) -> list[bool]:
+        """Return for each flag whether it is true on every process."""
+        ...
+
+    def distribute(self, rows: Tensor, total: int) -> Tensor:
+        """Return the rows at hand as part of a tensor of all of them, which checkpoints reshard (a DTensor)."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class ParameterShard:
+    """The rows of a parameter that this process holds."""
+
+    full_shape: tuple[int, ...]
+    start: int
+    """First row."""
+    stop: int
+    """Row behind the last one; equal to `start` if there are more processes than rows."""
+    collectives: Collectives
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the rows at hand."""
+        return (self.stop - self.start, *self.full_shape[1:])
+
+    def whole(self, rows: Tensor) -> Tensor:
+        """Return all rows of a tensor of which this process holds its own; a collective."""
+        return self.collectives.gather_rows(rows, self.full_shape[0])
+
+    def distributed_state(self, state: Mapping[str, Tensor], names: Collection[str]) -> dict[str, Tensor]:
+        """Return a state whose sharded tensors are parts of whole ones.
+
+        Args:
+            state: of this process.
+            names: of what is sharded; of quantised tensors equal shares of flat codes and scales.
+        """
+        rows, count = self.stop - self.start, self.collectives.world_size
+
+        def whole(value: Tensor) -> Tensor:
+            is_flat = value.shape[:1] != (rows,) or len(value.shape) != len(self.full_shape)
+            return self.collectives.distribute(value, len(value) * count if is_flat else self.full_shape[0])
+
+        return {key: whole(value) if key in names else value for key, value in state.items()}
+
+    def local_state(self, state: Mapping[str, Tensor], names: Collection[str]) -> dict[str, Tensor]:
+        """Return what this process holds of a state of whole tensors, or of what `distributed_state` has made."""
+        local = {}
+        for key, value in state.items():
+            if is_distributed(value):
+                value = local_of(value)
+            elif key in names and value.shape[:1] == self.full_shape[:1]:
+                value = value[self.start : self.stop]
+            local[key] = value
+        return local
+
+    def require_whole_blocks(self, name: str, elements_per_row: int, block_size: int) -> None:
+        """Refuse quantised states whose blocks would lie across two processes, as their values would depend on that.
+
+        Raises:
+            ConfigError: names the parameter.
+        """
+        count, rows = self.collectives.world_size, self.full_shape[0]
+        if rows % count or (rows // count * elements_per_row) % block_size:
+            raise ConfigError(
+                f"optimizer: '{name}' {self.full_shape} on {count} processes splits blocks of {block_size} elements of "
+                "its quantised state; expected whole blocks on each. Set state_bits=32 for its group, or take a rank "
+                f"that is a multiple of {block_size} and a number of processes that divides its rows."
+            )
+
+
+_shards: WeakIdKeyDictionary = WeakIdKeyDictionary()
+
+
+def register_shard(parameter: Tensor, shard: ParameterShard) -> None:
+    """Let optimizers know that a parameter is sharded."""
+    _shards[parameter] = shard
+
+
+def shard_of(parameter: Tensor) -> ParameterShard | None:
+    """Return what is known of a sharded parameter; None for an ordinary one.
+
+    Raises:
+        ConfigError: for a DTensor that nobody has registered.
+    """
+    found: ParameterShard | None = _shards.get(parameter)
+    if found is None and is_distributed(parameter):
+        raise ConfigError(
+            f"optimizer: a parameter {tuple(parameter.shape)} is a DTensor of which nothing is known; expected a model "
+            'that fw.distributed.shard(model, "fsdp2") has looked at. Call it before the optimizer is built, also '
+            "after a fully_shard of your own."
+        )
+    return found
+
+
+def is_distributed(tensor: Tensor) -> bool:
+    """Say whether a tensor is a DTensor, without importing its module, which takes a second."""
+    return any(kind.__name__ == "DTensor" for kind in type(tensor).__mro__)
+
+
+def local_of(tensor: Any) -> Any:
+    """Return the rows at hand of a DTensor, as a view of its memory; an ordinary tensor comes back as it is."""
+    found: Any = tensor
+    return found.to_local() if isinstance(tensor, Tensor) and is_distributed(tensor) else tensor
+
+
+def agree(parameters: Sequence[Tensor], flags: Sequence[bool]) -> list[bool]:
+    """Return verdicts about gradients as all processes have them: a NaN in one row is seen by its owner alone.
+
+    Args:
+        parameters: of which the verdicts are, in the same order on all processes.
+        flags: what this process has found.
+    """
+    sharded = [index for index, one in enumerate(parameters) if shard_of(one) is not None]
+    agreed = list(flags)
+    if sharded:
+        shard = shard_of(parameters[sharded[0]])
+        assert shard is not None
+        found = shard.collectives.all_true([flags[index] for index in sharded])
+        for index, flag in zip(sharded, found, strict=True):
+            agreed[index] = flag
+    return agreed

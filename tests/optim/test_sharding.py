@@ -1,0 +1,72 @@
+"""Rows of a parameter: which a process holds, and what of a state is its own."""
+
+import pytest
+import torch
+
+from featherweight.errors import ConfigError
+from featherweight.optim import AdamW, GaLoreAdamW
+from featherweight.optim.sharding import ParameterShard, agree, local_of, register_shard, shard_of
+
+
+class Two:
+    """Collectives of two processes of which this one has all rows twice."""
+
+    world_size = 2
+
+    def sum_(self, tensor):
+        tensor.mul_(2)
+
+    def gather_rows(self, rows, total):
+        return torch.cat([rows, rows])[:total]
+
+    def all_true(self, flags):
+        return [False for _ in flags]
+
+    def distribute(self, rows, total):
+        return torch.cat([rows, rows])[:total]
+
+
+def shard(rows=7, start=0, stop=4):
+    return ParameterShard((rows, 3), start, stop, Two())
+
+
+def test_a_shard_has_the_shape_of_its_rows_and_gathers_all():
+    assert shard().shape == (4, 3) and shard(1, 1, 1).shape == (0, 3)
+    assert shard().whole(torch.ones(4, 3)).shape == (7, 3)
+
+
+def test_ordinary_parameters_have_no_shard_and_agree_with_themselves():
+    parameter = torch.nn.Parameter(torch.ones(4, 3))
+    assert shard_of(parameter) is None and local_of(parameter) is parameter
+    assert agree([parameter], [True]) == [True]
+    register_shard(parameter, shard())
+    assert agree([parameter, torch.ones(1)], [True, True]) == [False, True]
+
+
+def test_a_state_is_cut_to_the_rows_and_made_whole_again():
+    state = {"exp_avg": torch.arange(21.0).view(7, 3), "basis_right": torch.ones(3, 2), "codes": torch.ones(4)}
+    local = shard().local_state(state, {"exp_avg"})
+    assert local["exp_avg"].tolist() == state["exp_avg"][:4].tolist() and local["basis_right"].shape == (3, 2)
+    whole = shard().distributed_state({**local}, {"exp_avg", "codes"})
+    assert whole["exp_avg"].shape == (7, 3) and whole["codes"].shape == (8,) and whole["basis_right"].shape == (3, 2)
+
+
+def test_blocks_across_processes_are_refused():
+    shard(512, 0, 256).require_whole_blocks("weight", 3, 256)
+    with pytest.raises(ConfigError, match="splits blocks of 256"):
+        shard(7, 0, 4).require_whole_blocks("weight", 3, 256)
+
+
+def test_the_plan_follows_from_the_whole_shape_and_the_moments_from_the_rows():
+    wide = torch.nn.Parameter(torch.ones(4, 12))
+    register_shard(wide, ParameterShard((8, 12), 0, 4, Two()))
+    tall = torch.nn.Parameter(torch.ones(6, 5))
+    register_shard(tall, ParameterShard((12, 5), 0, 6, Two()))
+    # As DTensors they would have the whole shape; so they do here, for the plan alone.
+    wide.data, tall.data = torch.ones(8, 12), torch.ones(12, 5)
+    left, right = GaLoreAdamW([wide, tall], rank=2).layouts.values()
+    assert (left.side, left.moment_shapes["exp_avg"], left.basis_shapes()) == ("left", (2, 12), {"basis_left": (8, 2)})
+    assert (right.side, right.moment_shapes["exp_avg"]) == ("right", (6, 2))
+    assert right.sharded_names > {"exp_avg", "exp_avg_sq"} and not left.sharded_names
+    (dense,) = AdamW([wide]).layouts.values()
+    assert dense.shape == dense.moment_shapes["exp_avg"] == (4, 12)
