@@ -232,7 +232,7 @@ class LowRankOptimizer(torch.optim.Optimizer):
             self.layerwise.end_window()
         pending = [(g, p, local_of(p.grad)) for g in self.param_groups for p in g["params"] if p.grad is not None]
         members = [self.member(parameter, group, grad) for group, parameter, grad in pending]
-        steps, grads = [self.step_of(member.parameter) for member in members], [grad for _, _, grad in pending]
+        steps, grads = [self.step_of(parameter) for _, parameter, _ in pending], [grad for _, _, grad in pending]
         for step, grad in zip(steps, grads, strict=True):
             if grad.is_sparse:
                 raise ConfigError(

@@ -13,7 +13,7 @@ import torch
 import yaml
 
 pytestmark = pytest.mark.slow
-"""Each start of a group takes ten seconds or more."""
+"""Each start takes ten seconds or more."""
 
 REFERENCE = Path(__file__).parents[1] / "reference"
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]

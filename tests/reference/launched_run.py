@@ -1,6 +1,6 @@
 """`fw` with the regression task, as a program that torchrun can start; argv: words for `fw`.
 
-KILL=RANK:STEP:MARKER lets a process end itself by SIGKILL before a step, unless the file MARKER is there, which it makes.
+KILL=RANK:STEP:MARKER lets a process end itself by SIGKILL before a step, unless the file MARKER is there; it makes it.
 """
 
 import os
