@@ -3,7 +3,7 @@
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from featherweight.errors import ConfigError
 
@@ -27,6 +27,17 @@ def torchrun_command(count: int, words: Sequence[str]) -> list[str]:
         )
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
     return [sys.executable, *launcher, "-m", "featherweight", *words]
+
+
+def words_of(options: Mapping[str, object]) -> list[str]:
+    """Return options as they stand on a command line; those that were not given are left out.
+
+    Example:
+        >>> words_of({"--out": "runs/a", "--plan": None, "--resume": True, "--json": False})
+        ['--out', 'runs/a', '--resume']
+    """
+    given = {name: value for name, value in options.items() if value is not None and value is not False}
+    return [word for name, value in given.items() for word in ((name,) if value is True else (name, str(value)))]
 
 
 def become_processes(count: int, words: Sequence[str]) -> None:

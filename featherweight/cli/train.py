@@ -56,21 +56,15 @@ def train(
     fw train recipe.yaml sharding=ddp --nproc 2
     """
     if nproc is not None:
-        from featherweight.cli.processes import become_processes
+        from featherweight.cli.processes import become_processes, words_of
 
-        given = {"--out": out, "--plan": plan}
-        words = [
-            str(recipe),
-            *(changes or []),
-            *[word for key, value in given.items() if value for word in (key, str(value))],
-        ]
-        become_processes(
-            nproc, ["train", *words, *(["--resume"] * resume), *(["--predict"] * predict), *(["--json"] * as_json)]
-        )
+        options = {"--out": out, "--plan": plan, "--resume": resume, "--predict": predict, "--json": as_json}
+        become_processes(nproc, ["train", str(recipe), *(changes or []), *words_of(options)])
     from featherweight.cli.plan import print_plan
-    from featherweight.distributed import is_first
+    from featherweight.distributed import is_first, start, stop
     from featherweight.planner.train import train_planned, train_with_advice
 
+    start()
     callbacks: list[Any] | None = [] if as_json else None
     # A planned run goes on with what was planned, which stands in its folder.
     again = [str(recipe), *(changes or [])] if plan is None else None
@@ -80,13 +74,12 @@ def train(
                 recipe, overrides=changes or [], predict=predict, out=out, resume=resume, callbacks=callbacks
             )
         else:
-            show = None if as_json else print_plan
+            show = print_plan if is_first() and not as_json else None
             run = train_planned(
                 recipe, plan, overrides=changes or [], out=out, resume=resume, callbacks=callbacks, on_plan=show
             )
-        if not is_first():
-            return
-        if as_json:
+        if is_first() and as_json:
             print_json({"folder": str(run.folder), **run.summary.to_dict()})
-        else:
+        elif is_first():
             print_result(run.report, run.folder)
+        stop()

@@ -52,6 +52,19 @@ def launched_processes() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def refuse_several(what: str) -> None:
+    """Refuse something that one process does, where a launcher has started several.
+
+    Raises:
+        ConfigError: if it has.
+    """
+    if (count := launched_processes()) > 1:
+        raise ConfigError(
+            f"{what}: WORLD_SIZE={count} processes were started; expected one. Start it without a launcher; fw train "
+            "is what runs in several."
+        )
+
+
 def start(*, timeout_s: float = TIMEOUT_S) -> torch.device:
     """Join the group of processes that a launcher has started.
 

@@ -31,8 +31,7 @@ class World:
     def __init__(self, *, is_alone: bool = False) -> None:
         self.rank, self.size = (0, 1) if is_alone else (rank(), world_size())
         self.device = torch.device("cpu") if is_alone else local_device()
-        # On CPUs' memory whatever the accelerator: what is agreed are a few numbers and texts.
-        self._group = dist.new_group(backend="gloo") if self.size > 1 else None
+        self._group = _group_on_cpus() if self.size > 1 else None
 
     @property
     def is_first(self) -> bool:
@@ -174,6 +173,16 @@ class World:
                     f"accumulation_steps={self.size} (and micro_batch_size as much lower), or start fewer processes."
                 )
             )
+
+
+_made: list[Any] = []  # the default group, and the one on CPUs that was made beside it
+
+
+def _group_on_cpus() -> Any:
+    """Return one group for what is agreed, a few numbers and texts, whatever the accelerator; made once, together."""
+    if not _made or _made[0] is not dist.group.WORLD:
+        _made[:] = [dist.group.WORLD, dist.new_group(backend="gloo")]
+    return _made[1]
 
 
 def _numbers_below(end: int, rank: int, size: int) -> int:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from featherweight.distributed.group import refuse_several
 from featherweight.errors import CheckpointError, ConfigError, DeviceError, FeatherweightError, NumericsError
 from featherweight.report import Report
 from featherweight.training.console import ConsoleProgress
@@ -54,6 +55,7 @@ def compare(
         TrainingInterrupted: after a requested stop.
         FeatherweightError: that of the first method, if all failed.
     """
+    refuse_several("compare")
     base = load_recipe(recipe, overrides)
     recipes = {method: method_recipe(base, method) for method in methods}
     if not recipes:

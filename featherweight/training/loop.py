@@ -6,7 +6,6 @@ a loss that is not finite; clip; update; move on the schedule. Several processes
 (`featherweight.distributed.World`), and decide everything from numbers that all of them have.
 """
 
-import logging
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,7 +29,7 @@ from featherweight.training.checkpoint import Checkpoint, Checkpoints
 from featherweight.training.events import Callback, Event
 from featherweight.training.footprint import Footprint, predict_bytes
 from featherweight.training.interrupt import StopRequest, TrainingInterrupted
-from featherweight.training.randomness import preserved_rng, rng_state, seed_everything, seed_of_rank, set_rng_state
+from featherweight.training.randomness import continue_rng, preserved_rng, rng_state, seed_everything, seed_of_rank
 from featherweight.training.recipe import Recipe, resume_conflicts
 from featherweight.training.schedule import lr_factor
 from featherweight.training.start_check import guessing_notice
@@ -39,8 +38,6 @@ from featherweight.unwrap import unwrap_model
 
 if TYPE_CHECKING:
     from featherweight.optim import LayerwiseHandle
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -285,22 +282,9 @@ class Loop:
         self.footprint = Footprint(**state["footprint"])
         for method, method_state in zip(self.methods, state.get("methods", []), strict=False):
             method.load_state_dict(self.model, method_state)
-        self._restore_rng(state)
+        continue_rng(state, self.world.rank, self.world.size, seed=self.recipe.seed, step=self.progress.step)
         self._batches = None
         self._is_first_step = True
-
-    def _restore_rng(self, state: Mapping[str, Any]) -> None:
-        """Continue with the random numbers of this process, or, in another number of processes, begin new ones."""
-        of_ranks = state.get("rng_of_ranks") or [state["rng"]]
-        if len(of_ranks) == self.world.size:
-            set_rng_state(of_ranks[self.world.rank])
-            return
-        seed_everything(seed_of_rank(self.recipe.seed, self.world.rank, self.progress.step))
-        logger.warning(
-            "training: %d processes continue what %d have begun, so dropout draws other numbers from here on.",
-            self.world.size,
-            len(of_ranks),
-        )
 
     def run(self, callbacks: Sequence[Callback], checkpoints: Checkpoints, stop: StopRequest) -> None:
         """Make all remaining steps of the recipe, with its evaluations and checkpoints.

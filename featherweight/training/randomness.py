@@ -3,6 +3,7 @@
 New weights and dropout draw from them; data order and rounding have generators of their own.
 """
 
+import logging
 import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -10,6 +11,8 @@ from typing import Any
 
 import numpy as np
 import torch
+
+logger = logging.getLogger(__name__)
 
 
 def seed_everything(seed: int) -> None:
@@ -48,6 +51,28 @@ def set_rng_state(state: Mapping[str, Any]) -> None:
     torch.set_rng_state(state["torch"].cpu())
     if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all([one.cpu() for one in state["cuda"]])
+
+
+def continue_rng(state: Mapping[str, Any], rank: int, world_size: int, *, seed: int, step: int) -> None:
+    """Go on with the random numbers of a process, or, in another number of processes, begin new ones and say so.
+
+    Args:
+        state: of a checkpoint: "rng" of one process, or "rng_of_ranks" of several.
+        rank: which process this is.
+        world_size: of how many.
+        seed: of the run.
+        step: optimizer steps that are done.
+    """
+    of_ranks = state.get("rng_of_ranks") or [state["rng"]]
+    if len(of_ranks) == world_size:
+        set_rng_state(of_ranks[rank])
+        return
+    seed_everything(seed_of_rank(seed, rank, step))
+    logger.warning(
+        "training: %d processes continue what %d have begun, so dropout draws other numbers from here on.",
+        world_size,
+        len(of_ranks),
+    )
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from featherweight.distributed.group import (
     launched_processes,
     local_device,
     rank,
+    refuse_several,
     start,
     stop,
     world_size,
@@ -64,6 +65,14 @@ def test_a_port_in_use_is_an_error_with_its_address(launched):
         launched(WORLD_SIZE="2", RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
         with pytest.raises(DeviceError, match=rf"127.0.0.1:{port} \(.*(EADDRINUSE|in use)"):
             start(timeout_s=2)
+
+
+def test_what_one_process_does_is_refused_in_several(launched):
+    launched()
+    refuse_several("compare")
+    launched(WORLD_SIZE="2", RANK="1")
+    with pytest.raises(ConfigError, match="compare: WORLD_SIZE=2 processes were started; expected one"):
+        refuse_several("compare")
 
 
 def test_a_lost_process_is_one_sentence_and_other_errors_pass():

@@ -3,7 +3,7 @@ import random
 import numpy as np
 import torch
 
-from featherweight.training.randomness import preserved_rng, rng_state, seed_everything, set_rng_state
+from featherweight.training.randomness import continue_rng, preserved_rng, rng_state, seed_everything, set_rng_state
 
 
 def draw() -> tuple[float, float, float]:
@@ -37,3 +37,17 @@ def test_preserved_generators_do_not_notice_what_the_body_draws():
     with preserved_rng():
         draw()
     assert draw() == expected
+
+
+def test_as_many_processes_go_on_with_their_own_numbers_and_others_begin_new_ones(caplog):
+    states = []
+    for seed in (1, 2):
+        seed_everything(seed)
+        states.append(rng_state())
+    continue_rng({"rng_of_ranks": states}, 1, 2, seed=0, step=5)
+    seed_everything(2)
+    wanted = torch.rand(3)
+    continue_rng({"rng_of_ranks": states}, 1, 2, seed=0, step=5)
+    assert torch.equal(torch.rand(3), wanted) and not caplog.records
+    continue_rng({"rng": states[0]}, 1, 2, seed=0, step=5)
+    assert not torch.equal(torch.rand(3), wanted) and "2 processes continue what 1 have begun" in caplog.text
