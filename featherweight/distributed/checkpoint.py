@@ -27,6 +27,7 @@ from featherweight.distributed.world import World, common
 from featherweight.errors import CheckpointError, ConfigError
 from featherweight.optim.low_rank import LowRankOptimizer
 from featherweight.optim.sharding import shard_of
+from featherweight.optim.step.state_identity import check_identity
 from featherweight.unwrap import unwrap_model, unwrap_optimizer
 
 FORMAT_VERSION = 2
@@ -80,12 +81,13 @@ def load(folder: str | os.PathLike[str], model: nn.Module, optimizer: Optimizer 
     with _explained(place, "loaded", "the checkpoint of this model and optimizer. Choose another one"):
         wanted = _model_tensors(model)
         _require_names(place, "model", set(wanted), {key for key in stored if key.startswith("model.")})
+        options = [] if inner is None else _stored_groups(inner, manifest)
         if inner is not None:
             wanted |= _empty_states(place, inner, stored)
         with _quiet():
             dcp.load(wanted, checkpoint_id=str(place), no_dist=world.size == 1)
         if inner is not None:
-            _take_over(inner, wanted, manifest)
+            _take_over(inner, wanted, options)
 
 
 # ---- what is in a checkpoint
@@ -149,18 +151,33 @@ def _empty_states(place: Path, optimizer: LowRankOptimizer, stored: set[str]) ->
     return empty
 
 
-def _take_over(optimizer: LowRankOptimizer, read: dict[str, Any], manifest: dict[str, Any]) -> None:
-    """Hand what was read to the optimizer, with the options of the checkpoint."""
-    packed, names = optimizer.state_dict(), _names(optimizer)
-    if len(manifest.get("groups", ())) != len(packed["param_groups"]):
+def _stored_groups(optimizer: LowRankOptimizer, manifest: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the groups of an optimizer with the options of a checkpoint, if the two fit together.
+
+    Raises:
+        CheckpointError: names what differs, before anything was read.
+    """
+    own, stored = optimizer.param_groups, manifest.get("groups", [])
+    if len(stored) != len(own):
         raise CheckpointError(
-            f"distributed.load: groups={len(manifest.get('groups', ()))} in the checkpoint; expected "
-            f"{len(packed['param_groups'])}, those of this {type(optimizer).__name__}. Build the same groups."
+            f"distributed.load: groups={len(stored)} in the checkpoint; expected {len(own)}, those of this "
+            f"{type(optimizer).__name__}. Build the same groups."
         )
-    for group, options in zip(packed["param_groups"], manifest["groups"], strict=True):
-        group |= {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
+    options = [
+        {key: tuple(value) if isinstance(value, list) else value for key, value in one.items()} for one in stored
+    ]
+    groups = [{**mine, **theirs} for mine, theirs in zip(own, options, strict=True)]
+    check_identity(optimizer, None, groups, own)
+    return options
+
+
+def _take_over(optimizer: LowRankOptimizer, read: dict[str, Any], options: list[dict[str, Any]]) -> None:
+    """Hand what was read to the optimizer, with the options of the checkpoint."""
+    packed = optimizer.state_dict()
+    for group, stored in zip(packed["param_groups"], options, strict=True):
+        group |= stored
     packed["state"] = {}
-    for number, name in enumerate(names):
+    for number, name in enumerate(_names(optimizer)):
         prefix = f"optimizer.{name}."
         found = {key.removeprefix(prefix): value for key, value in read.items() if key.startswith(prefix)}
         if found:

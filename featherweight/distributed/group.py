@@ -91,8 +91,13 @@ def start(*, timeout_s: float = TIMEOUT_S) -> torch.device:
         torch.accelerator.set_device_index(device.index)
     address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    timeout = timedelta(seconds=timeout_s)
     try:
-        dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
+        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+            store = _store_of_attempt(count, timeout)
+            dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=timeout)
+        else:
+            dist.init_process_group(backend, timeout=timeout)
     except (RuntimeError, ValueError) as error:  # torch raises both, and its own kinds of the former
         reason = str(error).partition("\n")[0]
         raise DeviceError(
@@ -102,6 +107,17 @@ def start(*, timeout_s: float = TIMEOUT_S) -> torch.device:
         ) from error
     logger.info("rank %d of %d on %s of %s", number, count, device, os.uname().nodename)
     return device
+
+
+def _store_of_attempt(count: int, timeout: timedelta) -> dist.Store:
+    """Return the store of torchrun's agent, with names of this attempt alone.
+
+    The agent keeps one store over restarts. In torch 2.13 gloo then finds the addresses of the processes that were
+    there before, and connects to none.
+    """
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = dist.TCPStore(host, port, is_master=False, timeout=timeout)
+    return dist.PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}-of-{count}", store)
 
 
 def _numbers() -> tuple[int, int]:

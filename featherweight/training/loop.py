@@ -112,7 +112,7 @@ class Loop:
             self.layerwise = layerwise(
                 self.model,
                 self.optimizer,
-                accumulation_steps=recipe.accumulation_steps,
+                accumulation_steps=self.world.share(recipe.accumulation_steps, 0)[2],  # backward passes of a process
                 max_grad_norm=self.max_grad_norm or math.inf,  # the metrics show the norm
                 clip=optimizer_config.clip,
             )

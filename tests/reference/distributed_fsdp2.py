@@ -22,7 +22,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "std": {"rank": 3},
     "right": {"rank": 3, "proj_type": "right"},
     "left": {"rank": 3, "proj_type": "left", "weight_decay": 0.1},
-    "lazy": {"rank": 3, "proj_type": "right", "lazy": {"queue_size": 2, "threshold": 0.0}, "moment_policy": "rotate"},
+    "lazy": {"rank": 3, "proj_type": "right", "lazy": {"queue_size": 2, "threshold": 0.01}, "moment_policy": "rotate"},
     "random": {"rank": 3, "proj_type": "right", "basis_method": "random"},
     "reset": {"rank": 2, "moment_policy": "reset", "basis_method": "svd"},
 }
