@@ -3,6 +3,8 @@
 Lets an hour of teleoperation, or a thousand deaths of the host, pass in seconds, and always in the same way.
 """
 
+import math
+
 from featherweight.errors import DeviceError
 from featherweight.robot.driver.link_state import Goal, LinkCore, LinkState
 from featherweight.robot.emulator.emulated_kit import EmulatedKit
@@ -48,6 +50,10 @@ class VirtualRobot:
         if self.core.newest is None or not self.is_streaming:
             raise DeviceError("VirtualRobot: link=lost; expected status lines. Advance the time.")
         return tuple(map(float, self.core.newest.status.q_deg))
+
+    def silence_s(self, now_s: float) -> float:
+        """See `safety.controller.Follower`."""
+        return math.inf if self.core.newest is None else now_s - self.core.newest.time_s
 
     def move(
         self,

@@ -22,6 +22,10 @@ class Hand:
     def __init__(self):
         self.q, self.is_streaming, self.epoch = (0.0,) * 6, True, 1
         self.goal, self.calls, self.is_stopped, self.breaks = None, [], False, False
+        self.reported_s = None
+
+    def silence_s(self, now_s):
+        return 0.0 if self.reported_s is None else now_s - self.reported_s
 
     def reported_deg(self):
         if self.breaks:
