@@ -169,7 +169,9 @@ def _mink(max_step_rad: float, period_s: float, avoid_collisions: bool) -> Step:
         mink.VelocityLimit(model, dict.fromkeys(ARM_JOINT_NAMES, max_step_rad / period_s)),
     ]
     if avoid_collisions:
-        limits.append(mink.CollisionAvoidanceLimit(model, _solid_pairs(model), collision_detection_distance=0.03))
+        # mink 1.3 bounds the way of one period by a speed (distance / period); so its gain is given the period.
+        near = {"gain": 0.85 * period_s, "collision_detection_distance": 0.03}
+        limits.append(mink.CollisionAvoidanceLimit(model, _solid_pairs(model), **near))
 
     def step(q: Array, position: Array, approach: Array | None) -> Array:
         goal = closed_form(q, position, approach)

@@ -28,7 +28,7 @@ from featherweight.robot.safety.controller import Controller, Follower
 from featherweight.robot.safety.mode import Mode
 
 STATUS_PERIOD_NS = 500_000_000
-LOOK_S = 0.002
+LOOK_S = 0.001
 """How often the control thread looks for a command between its steps."""
 MAILBOX = 64
 """Messages that wait for the next control step; a flood drops the oldest."""
