@@ -74,11 +74,14 @@ def test_a_killed_or_stopped_host_leaves_an_arm_that_stops_within_three_degrees(
 def test_a_hundred_dead_hosts_leave_arms_whose_every_joint_stops_within_three_degrees(how, count):
     went_on = kill_at_random_moments(count, how, seed=1)
 
-    print(f"{how.name}, {count} hosts; joint: worst degrees, then hosts after which it went on by 0, 1, 2, 3 degrees")
+    lines = [
+        f"{how.name}, {count} hosts; joint: worst degrees, then hosts after which it went on by 0, 1, 2, 3 degrees"
+    ]
     for joint, degrees in zip(fwr.JOINTS, zip(*went_on, strict=True), strict=True):
-        print(joint, max(degrees), [degrees.count(value) for value in range(4)])
+        lines.append(f"{joint} {max(degrees)} {[degrees.count(value) for value in range(4)]}")
     worst = [max(joints) for joints in went_on]
-    print("worst joint", max(worst), [worst.count(value) for value in range(4)])
+    lines.append(f"worst joint {max(worst)} {[worst.count(value) for value in range(4)]}")
+    sys.stdout.write("\n".join(lines) + "\n")
     assert max(worst) <= 3
 
 

@@ -202,6 +202,8 @@ def solid_model() -> Any:
     )
     model = spec.compile()
     model.geom_contype[:] = model.geom_conaffinity[:] = 1
+    # The range of commands, not of the stops behind it: what is cut off afterwards was counted on by the program.
+    model.jnt_range[:] = -LIMIT_RAD, LIMIT_RAD
     return model
 
 

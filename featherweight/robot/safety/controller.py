@@ -105,6 +105,11 @@ class Controller:
         """The mode of now."""
         return self.modes.mode
 
+    @property
+    def goal_deg(self) -> tuple[float, ...] | None:
+        """(6,) degrees that are in force after the limits; None while the arm is held."""
+        return self._goal_deg
+
     # ---- from any thread --------------------------------------------------------------------------------------------
 
     def stop(self, reason: str = "emergency stop") -> None:
