@@ -33,7 +33,7 @@ import featherweight as fw
 from featherweight.optim import build_optimizer, param_groups, parse_optimizer
 from featherweight.optim.param_groups import scale_embedding_lr
 from featherweight.text.task import TextConfig, TextTask
-from featherweight.training.loop import cast_weights
+from featherweight.training.trained_model import cast_weights
 
 STEPS, BATCH, SEQ_LEN, WARM_UP = 400, 8, 256, 40
 RANK, GAP = 32, 50

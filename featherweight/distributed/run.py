@@ -1,6 +1,8 @@
 """What several processes do in a run of a recipe: which sharding, equal models, shared gradients, checks, a report."""
 
 import json
+import math
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
@@ -13,10 +15,13 @@ from featherweight.distributed.group import launched_processes
 from featherweight.distributed.options import ShardingOptions
 from featherweight.distributed.reduce import TorchReducer
 from featherweight.distributed.sharding import shard
+from featherweight.distributed.whole import is_sharded
 from featherweight.distributed.world import World, common
 from featherweight.errors import ConfigError
 from featherweight.optim.low_rank import LowRankOptimizer
 from featherweight.optim.reduce import attached_reducer
+from featherweight.optim.sharding import local_of, shard_of
+from featherweight.optim.step.finite import norm_of
 from featherweight.report import Report
 
 
@@ -50,13 +55,6 @@ def begin_sharding(world: World, recipe: SharedRecipe) -> None:
                 "Set sharding=ddp, or start without a launcher."
             )
         )
-    if recipe.sharding.kind == "fsdp2":
-        raise common(
-            ConfigError(
-                "recipe: sharding.kind=fsdp2 is not supported by recipes yet; expected ddp or auto. Set sharding=ddp, "
-                'or use fw.distributed.shard(model, "fsdp2") in a loop of your own.'
-            )
-        )
     world.require_enough(recipe.accumulation_steps)
 
 
@@ -72,11 +70,11 @@ def share_model(world: World, model: nn.Module, recipe: SharedRecipe) -> None:
     """Make the model that of all processes, as the recipe says; a collective."""
     if world.size > 1:
         dtype = torch.bfloat16 if recipe.sharding.reduce_dtype == "bfloat16" else None
-        shard(model, "ddp", reduce_dtype=dtype)
+        shard(model, "fsdp2" if recipe.sharding.kind == "fsdp2" else "ddp", reduce_dtype=dtype)
 
 
 def share_gradients(world: World, model: nn.Module, optimizer: Optimizer, max_grad_norm: float | None) -> None:
-    """Average the gradients of an ordinary step; those of layer-wise updates are averaged already.
+    """Average the gradients of an ordinary step; those of layer-wise updates and of fsdp2 are averaged already.
 
     Args:
         world: of the run.
@@ -87,13 +85,33 @@ def share_gradients(world: World, model: nn.Module, optimizer: Optimizer, max_gr
     if world.size == 1 or (isinstance(optimizer, LowRankOptimizer) and optimizer.layerwise is not None):
         return
     reducer = attached_reducer(model)
-    assert reducer is not None, "the model was shared before its first step"
-    average_gradients_(optimizer, reducer, whole=max_grad_norm is not None)
+    if reducer is not None:
+        average_gradients_(optimizer, reducer, whole=max_grad_norm is not None)
+
+
+def clip_rows_(world: World, parameters: Sequence[nn.Parameter], limit: float | None) -> float:
+    """Scale the gradients of sharded parameters down to a norm over all processes, and return the norm that they had.
+
+    Args:
+        world: of the run.
+        parameters: those with a gradient, sharded or not, the same on all processes.
+        limit: largest norm; None only measures.
+    """
+    squares = [0.0, 0.0]  # of rows, which add up, and of what all hold alike
+    grads = [local_of(one.grad) for one in parameters]
+    for parameter, grad in zip(parameters, grads, strict=True):
+        squares[0 if shard_of(parameter) is not None else 1] += float(norm_of(grad).double().square())
+    norm = math.sqrt(world.sums(squares[0])[0] + squares[1])
+    if limit is not None and math.isfinite(norm):
+        factor = min(1.0, limit / (norm + 1e-6))  # as torch's clip_grads_with_norm_
+        for grad in grads:
+            grad.mul_(factor)
+    return norm
 
 
 def check_replicas_at(step: int, world: World, model: nn.Module, optimizer: Optimizer, every: int) -> None:
     """Compare the replicas after every so many steps; 0 never does."""
-    if world.size > 1 and every and step % every == 0:
+    if world.size > 1 and every and step % every == 0 and not is_sharded(model):
         check_replicas(model, optimizer, world=world)
 
 

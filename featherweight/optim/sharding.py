@@ -86,8 +86,11 @@ class ParameterShard:
         for key, value in state.items():
             if is_distributed(value):
                 value = local_of(value)
-            elif key in names and value.shape[:1] == self.full_shape[:1]:
+            elif key in names and value.ndim == len(self.full_shape) and len(value) == self.full_shape[0]:
                 value = value[self.start : self.stop]
+            elif key in names:  # flat codes and scales, of which each process has an equal share
+                count = self.collectives.world_size
+                value = value.chunk(count)[self.start * count // self.full_shape[0]]
             local[key] = value
         return local
 

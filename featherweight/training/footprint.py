@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from featherweight.optim.sharding import local_of
 from featherweight.quant.int8_weight import int8_weight_of
 from featherweight.quant.weight4bit import statistics_of
 
@@ -46,7 +47,7 @@ def predict_bytes(model: nn.Module, optimizer: StatefulOptimizer) -> dict[str, i
 
 def _weight_bytes(parameter: Tensor) -> int:
     int8 = int8_weight_of(parameter)
-    numel = parameter.numel() if int8 is None else 1
+    numel = local_of(parameter).numel() if int8 is None else 1
     behind = sum(one.nbytes for one in statistics_of(parameter).values())
     return numel * parameter.element_size() + (0 if int8 is None else int8.nbytes) + behind
 

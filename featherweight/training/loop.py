@@ -20,9 +20,10 @@ from torch.nn.utils import clip_grads_with_norm_
 from torch.optim.lr_scheduler import LambdaLR
 
 from featherweight.distributed.group import explain_lost_processes
-from featherweight.distributed.run import begin_sharding, check_replicas_at, share_gradients, share_model
+from featherweight.distributed.run import begin_sharding, check_replicas_at, clip_rows_, share_gradients, share_model
+from featherweight.distributed.whole import WholeModel, is_sharded, whole_state, whole_weights
 from featherweight.distributed.world import World, common
-from featherweight.errors import CheckpointError, ConfigError, NumericsError, OutOfMemoryError
+from featherweight.errors import CheckpointError, NumericsError, OutOfMemoryError
 from featherweight.optim.step.finite import norm_of
 from featherweight.simulated import simulated_device
 from featherweight.training.checkpoint import Checkpoint, Checkpoints
@@ -34,6 +35,7 @@ from featherweight.training.recipe import Recipe, resume_conflicts
 from featherweight.training.schedule import lr_factor
 from featherweight.training.start_check import guessing_notice
 from featherweight.training.task import Batch, Task
+from featherweight.training.trained_model import build_trained_model
 from featherweight.unwrap import unwrap_model
 
 if TYPE_CHECKING:
@@ -82,7 +84,6 @@ class Loop:
     """
 
     def __init__(self, recipe: Recipe, *, task: Task | None = None) -> None:
-        from featherweight.methods.method import apply
         from featherweight.optim import build_optimizer, layerwise
 
         optimizer_config, _ = recipe.optimizer_config(), recipe.task_config()  # both are judged before the data is read
@@ -94,14 +95,7 @@ class Loop:
         with self.world.together():
             seed_everything(recipe.seed)
             self.task = recipe.build_task() if task is None else task
-            model = self.task.build_model()
-            if recipe.precision == "bf16":
-                cast_weights(model, torch.bfloat16)
-            if recipe.activation_checkpointing:
-                _checkpoint_activations(model)
-            self.methods = recipe.build_methods()
-            for method in self.methods:
-                apply(model, method)
+            model, self.methods = build_trained_model(recipe, self.task)
             self.model: nn.Module = model if is_simulated else model.to(self.device)
         share_model(self.world, self.model, recipe)
         self.task.prepare(self.model)
@@ -132,7 +126,8 @@ class Loop:
         Raises:
             NumericsError: if the loss is not finite; weights, optimizer and schedule are then as before the step.
         """
-        is_measured = self.progress.step + 1 in self.recipe.memory_steps
+        # The tracker does not see the memory behind DTensors.
+        is_measured = self.progress.step + 1 in self.recipe.memory_steps and not is_sharded(self.model)
         skipped_before = self.optimizer.skipped_steps
         self.model.train()
         started = time.perf_counter()
@@ -230,8 +225,10 @@ class Loop:
         if self.layerwise is not None:
             return self.layerwise.grad_norm or 0.0
         trained = [one for one in self.model.parameters() if one.grad is not None]
-        norm = gradient_norm([one.grad for one in trained if one.grad is not None])
         limit = self.max_grad_norm
+        if is_sharded(self.model):
+            return clip_rows_(self.world, trained, limit)
+        norm = gradient_norm([one.grad for one in trained if one.grad is not None])
         # With an infinite norm the factor would be 0 or NaN everywhere; left alone, the optimizer skips just the
         # parameters concerned.
         if limit is not None and bool(torch.isfinite(norm)):
@@ -243,10 +240,22 @@ class Loop:
         with preserved_rng(), self._autocast():
             return self.task.evaluate(self.model, micro_batch_size=self.recipe.micro_batch_size)
 
-    def illustrate(self, folder: Path) -> list[Path]:
-        """Let the task draw what the model does; the random generators are left as they were."""
+    def illustrate(self, model: nn.Module, folder: Path) -> list[Path]:
+        """Let the task draw what the `whole_model` does; the random generators are left as they were."""
         with preserved_rng(), self._autocast():
-            return self.task.illustrate(unwrap_model(self.model), folder)
+            return self.task.illustrate(model, folder)
+
+    def whole_model(self) -> nn.Module:
+        """Return the model as one process has it, to be used by the first one; a collective."""
+        if not is_sharded(self.model):
+            return unwrap_model(self.model)
+        weights = whole_weights(self.model)
+        if not self.world.is_first:
+            return self.model
+        with preserved_rng():
+            model, _ = build_trained_model(self.recipe, self.task)
+        model.load_state_dict(weights)
+        return model.eval()
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything but the weights that a bitwise resume needs, as tensors, numbers and plain containers.
@@ -255,7 +264,7 @@ class Loop:
         """
         return {
             "progress": asdict(self.progress),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": whole_state(self.optimizer.state_dict()),
             "scheduler": self.scheduler.state_dict(),
             **({"rng": rng_state()} if self.world.size == 1 else {"rng_of_ranks": self.world.gather(rng_state())}),
             "footprint": self.footprint.to_dict(),
@@ -275,7 +284,7 @@ class Loop:
                 "that wrote it. "
                 "Resume with that recipe, or start a new run in another folder."
             )
-        state = checkpoint.load(self.model)
+        state = checkpoint.load(self.weights())
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         self.progress = Progress.from_dict(state["progress"])
@@ -316,8 +325,8 @@ class Loop:
                 getattr(callback, moment)(event)
 
         def write_checkpoint() -> Any:
-            state = self.state_dict()
-            folder = self.world.on_first(lambda: checkpoints.save(progress.step, self.model, state, recipe.to_dict()))
+            weights, state = self.weights(), self.state_dict()
+            folder = self.world.on_first(lambda: checkpoints.save(progress.step, weights, state, recipe.to_dict()))
             tell("on_checkpoint", checkpoint=folder)
             return folder
 
@@ -348,6 +357,10 @@ class Loop:
                 tell("on_evaluate", metrics=self.evaluate())
         finally:
             tell("on_end")
+
+    def weights(self) -> nn.Module:
+        """Return what checkpoints read and write; a collective."""
+        return WholeModel(self.model) if is_sharded(self.model) else self.model
 
     def _should_stop(self) -> bool:
         return self._stop.requested if self.world.size == 1 else self._stops_together
@@ -402,17 +415,6 @@ def _is_due(every: int | None, step: int) -> bool:
     return every is not None and step % every == 0
 
 
-def cast_weights(model: nn.Module, dtype: torch.dtype) -> None:
-    """Cast the parameters in place, tied ones once.
-
-    Buffers stay as they are, as in a model that transformers loads in `dtype`: frequencies of rotary embeddings in bf16
-    are up to 0.4 % off, which misplaces the token at position 1000 by 4 positions.
-    """
-    for parameter in model.parameters():
-        if parameter.is_floating_point():
-            parameter.data = parameter.data.to(dtype)
-
-
 @contextmanager
 def explain_out_of_memory(recipe: Recipe) -> Iterator[None]:
     """Turn the many forms in which memory runs out inside the block into one sentence.
@@ -433,16 +435,3 @@ def explain_out_of_memory(recipe: Recipe) -> Iterator[None]:
             "micro_batch_size and raise accumulation_steps instead, set activation_checkpointing: true, or choose "
             "galore_8bit."
         ) from error
-
-
-def _checkpoint_activations(model: nn.Module) -> None:
-    """Switch on the recomputation that Hugging Face models bring along."""
-    # transformers renamed the method in version 5; its older name warns there.
-    enable = getattr(model, "activation_checkpointing_enable", getattr(model, "gradient_checkpointing_enable", None))
-    if enable is None:
-        raise ConfigError(
-            f"recipe: activation_checkpointing=True is unknown to the model {type(model).__name__}; "
-            "expected a Hugging Face model. Set it to false."
-        )
-    # The older re-entrant variant ignores keyword arguments and needs inputs that require gradients.
-    enable({"use_reentrant": False})

@@ -14,6 +14,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from featherweight.config import write_atomically
 from featherweight.distributed.group import explain_lost_processes, start
 from featherweight.distributed.run import processes_report
@@ -33,7 +35,6 @@ from featherweight.training.recipe import Recipe, RecipeSource, load_recipe, res
 from featherweight.training.start_check import guessing_notice, start_loss
 from featherweight.training.summary import Summary, finite, run_report
 from featherweight.training.trackers import Trackers
-from featherweight.unwrap import unwrap_model
 
 
 @dataclass(frozen=True)
@@ -166,11 +167,12 @@ def _train(
             loop.progress.step - first_step,
         )
         state = loop.state_dict() if recipe.save_model else {}
+        whole, weights = loop.whole_model(), loop.weights()
 
         def finish() -> tuple[Summary, Report]:
             if recipe.save_model:
-                _save_model(loop, checkpoints, folder / "model", state)
-            loop.illustrate(folder)
+                _save_model(loop, whole, checkpoints, folder / "model", (weights, state))
+            loop.illustrate(whole, folder)
             return _conclude(loop, name, folder, evaluations.last, environment, processes)
 
         summary, report = world.on_first(finish)
@@ -244,9 +246,10 @@ def _conclude(
     return summary, report
 
 
-def _save_model(loop: Loop, checkpoints: Checkpoints, folder: Path, state: dict[str, Any]) -> None:
+def _save_model(
+    loop: Loop, model: nn.Module, checkpoints: Checkpoints, folder: Path, kept: tuple[nn.Module, dict[str, Any]]
+) -> None:
     """Write the trained model; if that fails, a checkpoint keeps what was trained, and a resume tries again."""
-    model = unwrap_model(loop.model)
     try:
         with ExitStack() as forms:
             for method in loop.methods:
@@ -256,7 +259,7 @@ def _save_model(loop: Loop, checkpoints: Checkpoints, folder: Path, state: dict[
         latest = checkpoints.latest()
         if latest is None or latest.step != loop.progress.step:
             with suppress(CheckpointError):  # on a full disk, where the first reason is the one to tell
-                checkpoints.save(loop.progress.step, loop.model, state, loop.recipe.to_dict())
+                checkpoints.save(loop.progress.step, *kept, loop.recipe.to_dict())
         raise
 
 

@@ -9,6 +9,7 @@ from ranks import COLLECTIVE_TIMEOUT_S
 
 import featherweight as fw
 from featherweight.distributed.ddp import bit_sum
+from featherweight.distributed.whole import whole_weights
 from featherweight.errors import FeatherweightError
 from featherweight.training.checkpoint import Checkpoints
 from featherweight.training.events import Callback
@@ -48,10 +49,18 @@ def recipe(**changes: Any) -> Recipe:
     return Recipe.parse({**values, **changes}, where="recipe")
 
 
+ROWS: dict[str, dict[str, Any]] = {
+    "adamw": {"optimizer": {"name": "adamw", "lr": 1e-2}, "max_grad_norm": 0.05},
+    "right": {"optimizer": {**GALORE, "proj_type": "right"}, "max_grad_norm": None},
+    "checkpointed": {"optimizer": {"name": "adamw", "lr": 1e-2, "state_bits": 32}, "accumulation_steps": 4},
+}
+"""Recipes for processes that hold rows."""
+
+
 def trained(changes: dict[str, Any]) -> dict[str, Any]:
     loop = Loop(recipe(**changes))
     losses = [loop.step()["loss"] for _ in range(8)]
-    weights = {name: tensor.clone() for name, tensor in loop.model.state_dict().items()}
+    weights = {name: tensor.clone() for name, tensor in whole_weights(loop.model).items()}
     return {"losses": losses, "weights": weights, "items": loop.progress.items}
 
 
@@ -73,9 +82,9 @@ def refusal(action: Any) -> str:
     return "no error"
 
 
-def resumed(folder: Path) -> dict[str, Any]:
+def resumed(folder: Path, **more: Any) -> dict[str, Any]:
     """A run of eight steps, and one that goes on from the fourth; with dropout, so that random numbers count."""
-    changes = {"task": {"name": "regression", "dropout": 0.3}}
+    changes = {"task": {"name": "regression", "dropout": 0.3}, **more}
     whole = fw.train(recipe(**changes), out=folder / "whole", callbacks=[])
     assert whole.summary.steps == 8
     half = recipe(**changes)
@@ -92,7 +101,7 @@ def resumed(folder: Path) -> dict[str, Any]:
     while loop.progress.step < 8:
         loop.step()
     saved = torch.load(folder / "whole" / "model" / "weights.pt")
-    equal = all(torch.equal(saved[name], tensor) for name, tensor in loop.model.state_dict().items())
+    equal = all(torch.equal(saved[name], tensor) for name, tensor in whole_weights(loop.model).items())
     return {"equal": equal, "files": sorted(str(path.relative_to(folder)) for path in (folder / "whole").rglob("*"))}
 
 
@@ -100,7 +109,15 @@ def main() -> None:
     torch.set_num_threads(1)
     fw.distributed.start(timeout_s=COLLECTIVE_TIMEOUT_S)
     rank, folder = fw.distributed.rank(), Path(sys.argv[2])
-    found: dict[str, Any] = {name: trained(changes) for name, changes in VARIANTS.items()}
+    if len(sys.argv) > 3:
+        found: dict[str, Any] = {name: trained({**one, "sharding": "fsdp2"}) for name, one in ROWS.items()}
+        found["resumed"] = resumed(folder, sharding="fsdp2", optimizer={"name": "adamw", "lr": 1e-2})
+        layerwise = {"optimizer": {**GALORE, "layerwise": True}, "sharding": "fsdp2"}
+        found["layer-wise"] = refusal(lambda: Loop(recipe(**layerwise)))
+        torch.save(found, f"{sys.argv[1]}-{rank}")
+        fw.distributed.stop()
+        return
+    found = {name: trained(changes) for name, changes in VARIANTS.items()}
     found["resumed"] = resumed(folder)
     layerwise = {"optimizer": {**GALORE, "layerwise": True}}
     broken = {"task": {"name": "regression", "broken_at": 4}, **layerwise}  # of step 2, of rank 0
@@ -112,7 +129,6 @@ def main() -> None:
     found["seeds"] = refusal(lambda: Loop(recipe(seed=rank)))
     found["few"] = refusal(lambda: Loop(recipe(accumulation_steps=1)))
     found["none"] = refusal(lambda: Loop(recipe(sharding="none")))
-    found["fsdp2"] = refusal(lambda: Loop(recipe(sharding="fsdp2")))
     found["used folder"] = refusal(lambda: fw.train(recipe(), out=folder / "whole", callbacks=[]))
     found["bad key"] = refusal(lambda: fw.train({"task": "regression", "stpes": 3}, callbacks=[]))
     torch.save(found, f"{sys.argv[1]}-{rank}")
