@@ -1,12 +1,14 @@
 """`shard`: the one call that makes a model that of several processes, and the objects that it refuses."""
 
+from typing import Any
+
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor
 
 from featherweight.distributed import ddp
 from featherweight.distributed.group import world_size
 from featherweight.errors import ConfigError, did_you_mean
+from featherweight.optim.sharding import is_distributed
 
 KINDS = ("ddp", "fsdp2")
 
@@ -74,8 +76,9 @@ def _refuse_wrapped(model: nn.Module) -> None:
 
 def _refuse_shards(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
-        if isinstance(parameter, DTensor):
+        if is_distributed(parameter):
+            found: Any = parameter
             raise ConfigError(
-                f"distributed.shard: kind=ddp, but '{name}' is a DTensor with placements {parameter.placements}; "
+                f"distributed.shard: kind=ddp, but '{name}' is a DTensor with placements {found.placements}; "
                 'expected whole parameters. Use kind="fsdp2", or a model that nobody has sharded.'
             )
