@@ -37,8 +37,8 @@ class FocusBEVImageProcessor(ImageProcessingMixin):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.image_size = tuple(image_size)
-        self.mean, self.std = tuple(mean), tuple(std)
+        self.image_size = (image_size[0], image_size[1])
+        self.mean, self.std = (mean[0], mean[1], mean[2]), (std[0], std[1], std[2])
 
     def __call__(self, image: "Image", intrinsics: np.ndarray) -> dict[str, Tensor]:
         """Return `pixel_values` (1, 3, height, width) and `intrinsics` (1, 3, 3) of one picture."""
@@ -71,9 +71,15 @@ class FocusBEVImageProcessor(ImageProcessingMixin):
 
     def normalize(self, pixels: Tensor) -> Tensor:
         """Return float pixels (B, 3, height, width) of uint8 ones."""
-        mean = torch.tensor(self.mean, device=pixels.device)[:, None, None]
-        std = torch.tensor(self.std, device=pixels.device)[:, None, None]
-        return (pixels.float() / 255 - mean) / std
+        return normalized(pixels, self.mean, self.std)
+
+
+def normalized(
+    pixels: Tensor, mean: tuple[float, float, float] = MEAN, std: tuple[float, float, float] = STD
+) -> Tensor:
+    """Return float pixels (..., 3, height, width) of uint8 ones: mean 0 and deviation 1 of each colour."""
+    shift, scale = (torch.tensor(values, device=pixels.device)[:, None, None] for values in (mean, std))
+    return (pixels.float() / 255 - shift) / scale
 
 
 def read_image(path: Path | str) -> "Image":

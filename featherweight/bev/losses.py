@@ -36,7 +36,7 @@ class LossWeights(Config):
 
     def total(self, terms: dict[str, Tensor]) -> Tensor:
         """Return the weighted sum of terms that have a weight."""
-        return sum((getattr(self, name) * term for name, term in terms.items()), start=torch.zeros(()))  # type: ignore[return-value]
+        return sum((getattr(self, name) * term for name, term in terms.items()), start=torch.zeros(()))
 
 
 def segmentation_losses(logits: Tensor, labels: Tensor, seen: Tensor, priors: Sequence[float]) -> dict[str, Tensor]:
@@ -110,7 +110,7 @@ def cycle_loss(features: Tensor, restored: Tensor, relevance: Tensor) -> Tensor:
 
 def relevance_loss(relevance: Tensor, target: Tensor) -> Tensor:
     """Return the cross-entropy of logits (B, 1, h, w) against shares (B, 1, height, width) of a finer picture."""
-    soft = adaptive_avg_pool2d(target.float(), relevance.shape[-2:])
+    soft = adaptive_avg_pool2d(target.float(), (relevance.shape[2], relevance.shape[3]))
     return binary_cross_entropy_with_logits(relevance.float(), soft)
 
 

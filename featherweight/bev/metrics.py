@@ -1,7 +1,7 @@
 """Scores of ground segmentation: counts over the whole split first, ratios last.
 
-IoU of a class is TP / (TP + FP + FN) over all seen cells of all frames; mIoU is the mean over classes that exist. A mean
-of the IoU of each picture is another number, and is never called mIoU here.
+IoU of a class is TP / (TP + FP + FN) over all seen cells of all frames; mIoU is the mean over classes that exist. A
+mean of the IoU of each picture is another number, and is never called mIoU here.
 """
 
 from collections.abc import Sequence

@@ -1,11 +1,15 @@
 """Options of the task: what stands beside `name: bev` in a recipe."""
 
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
 from featherweight.bev.losses import LossWeights
 from featherweight.config import Config
+
+if TYPE_CHECKING:
+    from featherweight.bev.model.configuration_focusbev import FocusBEVConfig
 
 
 class BEVConfig(Config):
@@ -44,3 +48,18 @@ class BEVConfig(Config):
     """Share of samples that train without their memory."""
     supervise_memory: bool = True
     """Whether cells that only past frames saw count as seen, where there is a memory."""
+
+
+def new_model_config(config: BEVConfig, trained_sequences: Sequence[str] = ()) -> "FocusBEVConfig":
+    """Return the options of the network that the task's options ask for.
+
+    Args:
+        config: options of the task.
+        trained_sequences: drives that train it.
+    """
+    from featherweight.bev.model.configuration_focusbev import PRESETS, FocusBEVConfig
+
+    own: dict[str, Any] = {"label_mode": config.label_mode, "trained_sequences": list(trained_sequences)}
+    if config.label_mode == "pon":
+        own["grid"] = {**PRESETS.get(config.preset, {}).get("grid", {}), "anchor": "corner"}
+    return FocusBEVConfig.preset(config.preset, **{**own, **config.model})

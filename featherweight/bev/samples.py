@@ -260,14 +260,3 @@ def seen_with_past(now: Sample, past: Sequence[Sample], grid: BEVGridConfig) -> 
         inside = (row >= 0) & (row < grid.rows) & (column >= 0) & (column < grid.columns)
         seen |= inside & earlier.seen[np.where(inside, row, 0), np.where(inside, column, 0)]
     return seen
-
-
-def pixels_at(points: np.ndarray, intrinsics: np.ndarray, camera_to_ego: np.ndarray) -> np.ndarray:
-    """Return image coordinates of (..., 2) ground points (x, z) of the camera's ground, at height zero."""
-    flat = np.zeros((*points.shape[:-1], 3))
-    flat[..., 0], flat[..., 2] = points[..., 0], points[..., 1]
-    # The camera's ground drops heights: a point lies as far below the camera as the camera stands above the road.
-    up = camera_to_ego[2, :3]
-    flat[..., 1] = -(camera_to_ego[2, 3] + flat @ up) / up[1]
-    image = flat @ intrinsics.T
-    return image[..., :2] / image[..., 2:]

@@ -1,7 +1,7 @@
 """Segmentation of the ground as a task: frames of a data set in nuScenes' format to maps of classes.
 
-A `featherweight.training.task.Task`; recipes reach it by `task: {name: bev, ...}`. The same folder format holds the real
-download and what `fw bev synth` draws. An item is a frame.
+A `featherweight.training.task.Task`; recipes reach it by `task: {name: bev, ...}`. The same folder format holds the
+real download and what `fw bev synth` draws. An item is a frame.
 """
 
 import itertools
@@ -18,8 +18,8 @@ from featherweight.bev.data.splits import sequences_of
 from featherweight.bev.image_processing_focusbev import FocusBEVImageProcessor
 from featherweight.bev.metrics import BEVConfusion, protocol
 from featherweight.bev.model.configuration_focusbev import FocusBEVConfig
-from featherweight.bev.model.modeling_focusbev import BEVSegmenterOutput, FocusBEVForSegmentation, Memory
-from featherweight.bev.options import BEVConfig
+from featherweight.bev.model.modeling_focusbev import FocusBEVForSegmentation
+from featherweight.bev.options import BEVConfig, new_model_config
 from featherweight.bev.samples import (
     Sample,
     Samples,
@@ -30,6 +30,8 @@ from featherweight.bev.samples import (
     seen_with_past,
     tilted,
 )
+from featherweight.bev.skeleton import BEVSkeleton
+from featherweight.bev.step import forward
 from featherweight.errors import ConfigError
 from featherweight.training.order import micro_batch_numbers, shuffled_rows
 from featherweight.training.task import Batch, Split, Task, Words
@@ -60,14 +62,24 @@ class BEVTask(Task):
         self.processor = FocusBEVImageProcessor(self.model_config.image_size)
         self.samples = {part: self._samples(chosen) for part, chosen in frames.items()}
 
+    @classmethod
+    def skeleton(cls, config: BEVConfig, *, seed: int, layers: int | None = None) -> BEVSkeleton:
+        """Return a task with the shapes of this one, without data and weights; see `Skeleton`."""
+        return BEVSkeleton(config)
+
+    @classmethod
+    def is_pretrained(cls, config: BEVConfig) -> bool:
+        """Tell whether a checkpoint is gone on with."""
+        return config.checkpoint is not None
+
     def _frames(self, part: str) -> list[Frame]:
         config = self.config
         wanted = sequences_of(config.split, part, mini=self.source.version.endswith("mini"))
         chosen = [frame for frame in self.source.frames if frame.sequence in wanted]
         if not chosen:
             raise ConfigError(
-                f"bev task: data='{config.data}' has no drive of the {part} part of split='{config.split}'; expected at "
-                "least one. Draw or unpack more drives, or choose the other split."
+                f"bev task: data='{config.data}' has no drive of the {part} part of split='{config.split}'; expected "
+                "at least one. Draw or unpack more drives, or choose the other split."
             )
         return chosen
 
@@ -78,14 +90,12 @@ class BEVTask(Task):
             if kept.label_mode != config.label_mode:
                 raise ConfigError(
                     f"bev task: label_mode='{config.label_mode}', but the checkpoint was trained with "
-                    f"'{kept.label_mode}'; expected the same. Labels of the two modes differ by up to half of their cells."
+                    f"'{kept.label_mode}'; expected the same. Labels of the two modes differ by up to half of their "
+                    "cells."
                 )
             kept.trained_sequences = sorted({*kept.trained_sequences, *self.sequences["train"]})
             return kept
-        own = {"label_mode": config.label_mode, "trained_sequences": self.sequences["train"]}
-        if config.label_mode == "pon":
-            own["grid"] = {"anchor": "corner"}
-        return FocusBEVConfig.preset(config.preset, **{**own, **config.model})
+        return new_model_config(config, self.sequences["train"])
 
     def _samples(self, frames: Sequence[Frame]) -> Samples:
         model = self.model_config
@@ -178,45 +188,9 @@ class BEVTask(Task):
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
         """Return the weighted sum of the terms, times the frames, and the number of frames."""
-        output = self._forward(model, batch, with_labels=True)
+        output = forward(model, batch, self.config.loss)
         assert output.loss is not None
         return output.loss.float() * len(batch["pixels"]), len(batch["pixels"])
-
-    def _forward(self, model: nn.Module, batch: Batch, *, with_labels: bool) -> BEVSegmenterOutput:
-        inputs = {
-            "pixel_values": self.processor.normalize(batch["pixels"]),
-            "intrinsics": batch["intrinsics"],
-            "camera_to_ego": batch["camera_to_ego"],
-            "memory": self._memory(model, batch) if "past_pixels" in batch else None,
-        }
-        if with_labels:
-            inputs |= {
-                "labels": batch["labels"],
-                "valid_mask": batch["seen"],
-                "relevance_target": batch["relevance"][:, None],
-                "pitch_target": batch["tilt"],
-                "loss_weights": self.config.loss,
-            }
-        output: BEVSegmenterOutput = model(**inputs)
-        return output
-
-    def _memory(self, model: nn.Module, batch: Batch) -> Memory:
-        """Return the features of the past frames, computed without gradients and as in evaluation."""
-        count, length = batch["past_pixels"].shape[:2]
-        was_training = model.training
-        model.eval()
-        try:
-            with torch.no_grad():
-                features = model(
-                    pixel_values=self.processor.normalize(batch["past_pixels"].flatten(0, 1)),
-                    intrinsics=batch["past_intrinsics"].flatten(0, 1),
-                    camera_to_ego=batch["past_camera_to_ego"].flatten(0, 1),
-                    features_only=True,
-                ).bev_features
-        finally:
-            model.train(was_training)
-        features = features.unflatten(0, (count, length))
-        return Memory(features, batch["past_in_view"], batch["motion"], batch["age"], batch["valid"])
 
     def evaluate(self, model: nn.Module, *, micro_batch_size: int) -> dict[str, float]:
         """Return held_out_loss, miou and the IoU of each class that exists, over all held-out frames."""
@@ -225,7 +199,7 @@ class BEVTask(Task):
         return metrics | {f"iou_{name}": value for name, value in scores.iou().items()}
 
     def judge(self, model: nn.Module, *, micro_batch_size: int) -> tuple[BEVConfusion, float]:
-        """Return the counts over all held-out frames, and the sum of their losses; the model's mode is left as it was."""
+        """Return the counts over all held-out frames and the sum of their losses; the model's mode is left alone."""
         scores = BEVConfusion(self.source.classes.names, self.model_config.bev_grid)
         device, was_training, loss_sum = next(model.parameters()).device, model.training, 0.0
         model.eval()
@@ -233,7 +207,7 @@ class BEVTask(Task):
             with torch.inference_mode():
                 for batch in self.batches("held_out", micro_batch_size=micro_batch_size, seed=0):
                     moved = {name: value.to(device) for name, value in batch.items()}
-                    output = self._forward(model, moved, with_labels=True)
+                    output = forward(model, moved, self.config.loss)
                     assert output.loss is not None and output.logits is not None
                     loss_sum += float(output.loss) * len(batch["pixels"])
                     scores.update(output.logits, moved["labels"], moved["seen"])

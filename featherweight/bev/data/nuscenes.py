@@ -197,7 +197,7 @@ def _open_or_build(folder: Path, cameras: tuple[str, ...], cache: Path) -> dict[
     try:
         cache.mkdir(parents=True, exist_ok=True)
         with new_file(path) as place, place.open("wb") as stream:
-            np.savez(stream, **arrays)
+            np.savez(stream, allow_pickle=False, **arrays)
     except OSError:
         pass  # a cache that cannot be written costs time at the next opening, nothing else
     return arrays

@@ -68,8 +68,8 @@ def new_backbone(backbone: str | dict[str, Any]) -> TinyBackbone | AutoBackbone:
         return AutoBackbone(backbone)
     if backbone != "tiny":
         raise ConfigError(
-            f"new_backbone: backbone='{backbone}' is unknown; expected 'tiny' or the options of a transformers backbone "
-            "with its model_type. Choose one."
+            f"new_backbone: backbone='{backbone}' is unknown; expected 'tiny' or the options of a transformers "
+            "backbone with its model_type. Choose one."
         )
     return TinyBackbone()
 
@@ -89,8 +89,8 @@ class FeaturePyramid(nn.Module):
         missing = [stride for stride in wanted if stride not in strides]
         if missing:
             raise ConfigError(
-                f"FeaturePyramid: level_strides={tuple(wanted)}, but the backbone has {tuple(strides)}; expected some of "
-                "these. Choose other levels."
+                f"FeaturePyramid: level_strides={tuple(wanted)}, but the backbone has {tuple(strides)}; expected some "
+                "of these. Choose other levels."
             )
         self.first = list(strides).index(wanted[0])
         self.outputs = [list(strides).index(stride) - self.first for stride in wanted]

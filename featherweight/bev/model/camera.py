@@ -37,8 +37,14 @@ class Camera:
 
     def at_stride(self, stride: int) -> "Camera":
         """Return the same cameras in the units of a feature level."""
-        scaled = (self.focal_x, self.focal_y, self.center_x, self.center_y)
-        return Camera(*(value / stride for value in scaled), self.height, self.pitch)
+        return Camera(
+            self.focal_x / stride,
+            self.focal_y / stride,
+            self.center_x / stride,
+            self.center_y / stride,
+            self.height,
+            self.pitch,
+        )
 
     def pitched(self, more: Tensor) -> "Camera":
         """Return the same cameras, (B,) radians further down."""

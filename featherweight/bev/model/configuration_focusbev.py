@@ -110,7 +110,7 @@ class FocusBEVConfig(PreTrainedConfig):
     ) -> None:
         names = find_classes(classes).names
         self.backbone = backbone
-        self.image_size = tuple(image_size)
+        self.image_size = (image_size[0], image_size[1])
         self.hidden_channels = hidden_channels
         self.level_strides = tuple(level_strides)
         self.view_transform = view_transform
@@ -118,7 +118,8 @@ class FocusBEVConfig(PreTrainedConfig):
         self.use_cycle, self.memory_length, self.use_pitch_head = use_cycle, memory_length, use_pitch_head
         self.grid = dict(grid or {})
         self.feature_resolution, self.depth_step = feature_resolution, depth_step
-        self.decoder_channels, self.decoder_blocks = tuple(decoder_channels), decoder_blocks
+        self.decoder_channels = (decoder_channels[0], decoder_channels[1])
+        self.decoder_blocks = decoder_blocks
         self.camera_height = camera_height
         self.classes, self.label_mode = classes, label_mode
         self.priors = list(priors) if priors is not None else list(find_classes(classes).priors)
@@ -161,8 +162,8 @@ class FocusBEVConfig(PreTrainedConfig):
             refuse(f"view_transform='{self.view_transform}' is unknown; expected column, ipm or mlp", "Choose one.")
         if self.hidden_channels % self.num_heads or self.hidden_channels % 8:
             refuse(
-                f"hidden_channels={self.hidden_channels}, num_heads={self.num_heads} do not fit; expected a multiple of "
-                "8 and of the heads",
+                f"hidden_channels={self.hidden_channels}, num_heads={self.num_heads} do not fit; expected a multiple "
+                "of 8 and of the heads",
                 "Choose other channels.",
             )
         if self.use_cycle and self.view_transform != "column":

@@ -1,13 +1,12 @@
 """From ground features to the logits of each class and cell."""
 
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from featherweight.bev.model.layers import ResidualBlock, conv3x3
+from featherweight.bev.model.layers import OddsConv2d, ResidualBlock, conv3x3
 
 
 class GroundDecoder(nn.Module):
@@ -32,14 +31,7 @@ class GroundDecoder(nn.Module):
             *(ResidualBlock(full if n == 0 else half, half, stride=2 if n == 0 else 1) for n in range(blocks))
         )
         self.merge = ResidualBlock(full + half, full)
-        self.head = nn.Sequential(
-            conv3x3(full, max(32, full // 2)), nn.ReLU(), nn.Conv2d(max(32, full // 2), len(priors), 1)
-        )
-        last = self.head[-1]
-        assert isinstance(last, nn.Conv2d) and last.bias is not None
-        safe = [min(max(prior, 1e-5), 1 - 1e-5) for prior in priors]
-        with torch.no_grad():
-            last.bias.copy_(torch.tensor([math.log(prior / (1 - prior)) for prior in safe]))
+        self.head = nn.Sequential(conv3x3(full, max(32, full // 2)), nn.ReLU(), OddsConv2d(max(32, full // 2), priors))
 
     def forward(self, ground: Tensor) -> Tensor:
         """Return logits (B, K, rows, columns)."""

@@ -1,7 +1,7 @@
 """FocusBEV for segmentation of the ground: one picture (and the memory of past ones) to a map of classes.
 
-Source: Zhao, Jiang, Li, Luo, "Focus on BEV", arXiv 2410.15932, whose details are not public; the realisation is ours. The
-column transform follows Saha et al., arXiv 2110.00966.
+Source: Zhao, Jiang, Li, Luo, "Focus on BEV", arXiv 2410.15932, whose details are not public; the realisation is ours.
+The column transform follows Saha et al., arXiv 2110.00966.
 """
 
 from dataclasses import dataclass
@@ -19,11 +19,13 @@ from featherweight.bev.model.camera import Camera
 from featherweight.bev.model.configuration_focusbev import FocusBEVConfig
 from featherweight.bev.model.cycle import SelfCalibratedCycle
 from featherweight.bev.model.decoder import GroundDecoder
+from featherweight.bev.model.layers import constant
 from featherweight.bev.model.pitch import PitchHead
 from featherweight.bev.model.temporal import TemporalFusion
 from featherweight.bev.model.view_transform import ColumnTransform, FlatGround, FlattenedMlp, ToGround
 from featherweight.errors import ShapeError
 
+_WITH_FIRST_WEIGHTS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.GroupNorm, nn.LayerNorm, ColumnTransform, TemporalFusion)
 OVERLAP_M = 2.0
 """Over which two feature levels blend into one another."""
 
@@ -77,12 +79,12 @@ class LevelTransform(nn.Module):
         else:
             self.direct = None
             count = round((far - near) / config.depth_step)
-            depths = near + (torch.arange(count, dtype=torch.float32) + 0.5) * config.depth_step
+            depths = near + (np.arange(count) + 0.5) * config.depth_step
             column = ColumnTransform(
                 channels, config.num_heads, config.num_layers, depths, column_chunk=config.column_chunk
             )
             self.column = column
-            self.cycle = SelfCalibratedCycle(column, channels, config.num_heads) if config.use_cycle else None
+            self.cycle = SelfCalibratedCycle(channels, config.num_heads) if config.use_cycle else None
             self.to_ground = ToGround(grid, float(depths[0]), config.depth_step, count)
 
     def forward(self, features: Tensor, camera: Camera) -> tuple[Tensor, Tensor | None, Tensor | None]:
@@ -92,7 +94,7 @@ class LevelTransform(nn.Module):
             return self.direct(features, camera), None, None
         if self.cycle is None:
             return self.to_ground(self.column(features, camera), camera), None, None
-        polar, restored, relevance = self.cycle(features, camera)
+        polar, restored, relevance = self.cycle(self.column, features, camera)
         return self.to_ground(polar, camera), restored, relevance
 
 
@@ -123,7 +125,7 @@ class FocusBEVForSegmentation(PreTrainedModel):
             LevelTransform(config, stride, near, far)
             for stride, (near, far) in zip(config.level_strides, ranges, strict=True)
         )
-        self.register_buffer("blend", _blend(grid.depths(), ranges), persistent=False)
+        self.blend = _blend(grid.depths(), ranges)
         length = config.memory_length
         self.fusion = TemporalFusion(channels, length, grid) if length else None
         rows = -(-config.image_size[0] // config.level_strides[0])
@@ -134,7 +136,9 @@ class FocusBEVForSegmentation(PreTrainedModel):
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Keep what each module set for itself: several begin as identities."""
+        """Give a module its first weights: each class knows its own."""
+        if isinstance(module, _WITH_FIRST_WEIGHTS):
+            module.reset_parameters()
 
     def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
         """Recompute each chunk of columns in backward."""
@@ -189,7 +193,8 @@ class FocusBEVForSegmentation(PreTrainedModel):
             camera = camera.pitched(pitch[:, 0])
         results = [transform(level, camera) for transform, level in zip(self.transforms, levels, strict=True)]
         ground = sum(
-            result[0] * weight[:, None].to(result[0].dtype) for result, weight in zip(results, self.blend, strict=True)
+            result[0] * weight[:, None].to(result[0].dtype)
+            for result, weight in zip(results, constant(self.blend, results[0][0]), strict=True)
         )
         if features_only:
             return BEVSegmenterOutput(bev_features=ground)
@@ -248,15 +253,15 @@ def _check_inputs(pixel_values: Tensor, intrinsics: Tensor, size: tuple[int, int
         )
     if intrinsics.shape != (len(pixel_values), 3, 3):
         raise ShapeError(
-            f"FocusBEVForSegmentation: intrinsics of shape {tuple(intrinsics.shape)}; expected ({len(pixel_values)}, 3, "
-            "3), one K for each picture."
+            f"FocusBEVForSegmentation: intrinsics of shape {tuple(intrinsics.shape)}; expected ({len(pixel_values)}, "
+            "3, 3), one K for each picture."
         )
 
 
 def _depth_ranges(config: FocusBEVConfig) -> list[tuple[float, float]]:
     """Return near and far end of the depths of each level, finest (and farthest) first, in whole bins.
 
-    The published shares (20 to 50 m at stride 8, 8 to 24 at 16, 1 to 10 at 32) for three levels; a single one serves all.
+    Three levels have about the published shares (20 to 50 m at stride 8, 8 to 24 at 16, 1 to 10 at 32).
     """
     grid = config.bev_grid
     if config.view_transform != "column" or len(config.level_strides) == 1:
@@ -271,14 +276,14 @@ def _depth_ranges(config: FocusBEVConfig) -> list[tuple[float, float]]:
     ]
 
 
-def _blend(depths: np.ndarray, ranges: list[tuple[float, float]]) -> Tensor:
+def _blend(depths: np.ndarray, ranges: list[tuple[float, float]]) -> np.ndarray:
     """Return the weight (levels, rows) of each level at each depth: 1 in all, linear where two overlap."""
-    z = torch.from_numpy(depths)
+    z = depths
     first, last = min(near for near, _ in ranges), max(far for _, far in ranges)
     weights = []
     for near, far in ranges:
-        rise = torch.ones_like(z) if near == first else (z - near).clamp(min=0)
-        fall = torch.ones_like(z) if far == last else (far - z).clamp(min=0)
-        weights.append(torch.minimum(rise, fall))
-    stacked = torch.stack(weights)
-    return (stacked / stacked.sum(0)).float()
+        rise = np.ones_like(z) if near == first else (z - near).clip(min=0)
+        fall = np.ones_like(z) if far == last else (far - z).clip(min=0)
+        weights.append(np.minimum(rise, fall))
+    stacked = np.stack(weights)
+    return (stacked / stacked.sum(axis=0)).astype(np.float32)

@@ -5,6 +5,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from featherweight.bev.model.layers import ZeroLinear
+
 LARGEST_RAD = math.radians(1.5)
 """Estimates stay within this, so that a bad one cannot turn the world over."""
 
@@ -25,9 +27,7 @@ class PitchHead(nn.Module):
         self.profile = nn.Sequential(
             nn.Conv1d(2 * channels, channels, 5, padding=2), nn.GELU(), nn.Conv1d(channels, 8, 5, padding=2), nn.GELU()
         )
-        self.output = nn.Linear(8 * rows, 2)
-        nn.init.zeros_(self.output.weight)
-        nn.init.zeros_(self.output.bias)
+        self.output = ZeroLinear(8 * rows, 2)
 
     def forward(self, features: Tensor) -> Tensor:
         """Return (B, 2) pitch downward and roll in radians, 0 at the start, of (B, C, h, w)."""

@@ -5,8 +5,10 @@ import math
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import grid_sample
+from transformers import initialization as init
 
 from featherweight.bev.grid import BEVGridConfig
+from featherweight.bev.model.layers import ZeroConv2d, constant
 
 
 class GroundWarp(nn.Module):
@@ -19,7 +21,7 @@ class GroundWarp(nn.Module):
     def __init__(self, grid: BEVGridConfig) -> None:
         super().__init__()
         self.grid = grid
-        self.register_buffer("points", torch.from_numpy(grid.points()), persistent=False)
+        self.points = grid.points()
 
     def forward(self, features: Tensor, motion: Tensor, mode: str = "bilinear") -> Tensor:
         """Return (n, C, rows, columns) features as the present frame sees them; zeros where the past frame has no cell.
@@ -29,7 +31,7 @@ class GroundWarp(nn.Module):
             motion: (n, 3, 3) `featherweight.bev.geometry.ground_motion`: present ground point -> past one.
             mode: of `grid_sample`.
         """
-        points = self.points.to(torch.promote_types(features.dtype, torch.float32))
+        points = constant(self.points, features).to(torch.promote_types(features.dtype, torch.float32))
         past = torch.einsum("nij,hwj->nhwi", motion.to(points.dtype), points)
         grid = self.grid
         low = points.new_tensor([grid.x_min, grid.z_min])
@@ -52,17 +54,20 @@ class TemporalFusion(nn.Module):
         super().__init__()
         self.warp = GroundWarp(grid)
         self.query, self.key = nn.Conv2d(channels, channels, 1), nn.Conv2d(channels, channels, 1)
-        self.output = nn.Conv2d(channels, channels, 1)
-        self.frame_bias = nn.Parameter(torch.zeros(length))
-        self.age_weight = nn.Parameter(torch.zeros(()))
-        nn.init.zeros_(self.output.weight)
-        assert self.output.bias is not None
-        nn.init.zeros_(self.output.bias)
+        self.output = ZeroConv2d(channels, channels, 1)
+        self.frame_bias = nn.Parameter(torch.empty(length))
+        self.age_weight = nn.Parameter(torch.empty(1))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Begin with all frames alike."""
+        init.zeros_(self.frame_bias)
+        init.zeros_(self.age_weight)
 
     def forward(
         self, now: Tensor, memory: Tensor, mask: Tensor, motion: Tensor, age: Tensor, valid: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Return the fused features (B, C, rows, columns) and the weights (B, L + 1, rows, columns) of present and past.
+        """Return the fused features (B, C, rows, columns) and the weights (B, L + 1, rows, columns) of all frames.
 
         Args:
             now: features of the present frame.

@@ -1,37 +1,45 @@
-"""From image columns to lines of the ground: attention that never leaves a column, since a column is one vertical plane.
+"""From image columns to lines of the ground: attention inside of columns, since a column is one vertical plane.
 
-Shapes: B batch, C channels, h rows and w columns of a feature level, D depth bins, H heads. Costs O(B w D h) instead of the
-O(B w h cells) of attention between all pixels and all cells; columns are independent, so that a few at a time give the
-same numbers in less memory.
+Shapes: B batch, C channels, h rows and w columns of a feature level, D depth bins, H heads. Costs O(B w D h) instead
+of the O(B w h cells) of attention between all pixels and all cells; columns are independent, so that a few at a time
+give the same numbers in less memory.
 """
 
 import math
+from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import grid_sample, scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
+from transformers import initialization as init
 
 from featherweight.bev.grid import BEVGridConfig
 from featherweight.bev.model.camera import Camera
-from featherweight.bev.model.layers import sinusoids
+from featherweight.bev.model.layers import constant, sinusoids
 
 INITIAL_SIGMA_ROWS = 1.5
 """Width of the ground prior at the start, in feature rows: a wider one is nearly flat and learns slowly."""
 
 
 class ColumnAttention(nn.Module):
-    """One pre-norm layer: queries of a column attend to tokens of the same column, then a feed-forward part."""
+    """Queries of a column attend to tokens of the same column, pre-norm.
 
-    def __init__(self, channels: int, heads: int) -> None:
+    Args:
+        channels: C.
+        heads: H.
+        output: class of the last layer; one that begins at zero adds nothing at first.
+    """
+
+    def __init__(self, channels: int, heads: int, output: type[nn.Linear] = nn.Linear) -> None:
         super().__init__()
         self.heads = heads
-        self.norm_query, self.norm_token, self.norm_ffn = (nn.LayerNorm(channels) for _ in range(3))
+        self.norm_query, self.norm_token = nn.LayerNorm(channels), nn.LayerNorm(channels)
         self.query, self.key_value = nn.Linear(channels, channels), nn.Linear(channels, 2 * channels)
-        self.output = nn.Linear(channels, channels)
-        self.ffn = nn.Sequential(nn.Linear(channels, 2 * channels), nn.GELU(), nn.Linear(2 * channels, channels))
+        self.output = output(channels, channels)
 
-    def attend(self, x: Tensor, tokens: Tensor, codes: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, tokens: Tensor, codes: Tensor, bias: Tensor | None) -> Tensor:
         """Return what queries (n, Q, C) read from tokens (n, T, C), projected; `codes` (n, T, C) belong to keys alone.
 
         Args:
@@ -47,10 +55,19 @@ class ColumnAttention(nn.Module):
         read = scaled_dot_product_attention(split[0], split[1], split[2], attn_mask=mask)
         return self.output(read.transpose(1, 2).flatten(2))
 
+
+class ColumnLayer(nn.Module):
+    """Attention inside of columns, then a feed-forward part, each beside an identity."""
+
+    def __init__(self, channels: int, heads: int) -> None:
+        super().__init__()
+        self.attention, self.norm = ColumnAttention(channels, heads), nn.LayerNorm(channels)
+        self.ffn = nn.Sequential(nn.Linear(channels, 2 * channels), nn.GELU(), nn.Linear(2 * channels, channels))
+
     def forward(self, x: Tensor, tokens: Tensor, codes: Tensor, bias: Tensor | None) -> Tensor:
-        """Return the queries after reading and after the feed-forward part."""
-        x = x + self.attend(x, tokens, codes, bias)
-        return x + self.ffn(self.norm_ffn(x))
+        """Return the queries (n, Q, C) after reading; see `ColumnAttention.forward`."""
+        x = x + self.attention(x, tokens, codes, bias)
+        return x + self.ffn(self.norm(x))
 
 
 class ColumnTransform(nn.Module):
@@ -64,22 +81,28 @@ class ColumnTransform(nn.Module):
         column_chunk: columns at once; 0 takes all.
     """
 
-    def __init__(self, channels: int, heads: int, layers: int, depths: Tensor, column_chunk: int = 0) -> None:
+    def __init__(self, channels: int, heads: int, layers: int, depths: np.ndarray, column_chunk: int = 0) -> None:
         super().__init__()
         self.column_chunk, self.use_checkpoint = column_chunk, False
-        self.register_buffer("depths", depths.float(), persistent=False)
-        code = sinusoids(torch.log(depths), channels, 0.2, 2 * math.log(50))
-        self.register_buffer("depth_code", code, persistent=False)
-        self.depth_embedding = nn.Parameter(0.02 * torch.randn(len(depths), channels))
+        self.depths = depths.astype(np.float32)
+        self.depth_embedding = nn.Parameter(torch.empty(len(depths), channels))
         self.depth_project = nn.Linear(channels, channels)
         self.row_project = nn.Linear(channels, channels)
-        self.log_sigma = nn.Parameter(torch.full((heads,), math.log(INITIAL_SIGMA_ROWS)))
-        self.layers = nn.ModuleList(ColumnAttention(channels, heads) for _ in range(layers))
+        self.log_sigma = nn.Parameter(torch.empty(heads))
+        self.layers = nn.ModuleList(ColumnLayer(channels, heads) for _ in range(layers))
         self.across = nn.Conv2d(channels, channels, (1, 3), padding=(0, 1))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Begin with depths alike and a narrow prior of flat ground."""
+        init.normal_(self.depth_embedding, std=0.02)
+        init.constant_(self.log_sigma, math.log(INITIAL_SIGMA_ROWS))
 
     def queries(self) -> Tensor:
         """Return the code of each depth, (D, C)."""
-        return self.depth_embedding + self.depth_project(self.depth_code.to(self.depth_embedding.dtype))
+        logs = torch.log(constant(self.depths, self.depth_embedding))
+        code = sinusoids(logs, self.depth_embedding.shape[1], 0.2, 2 * math.log(50))
+        return self.depth_embedding + self.depth_project(code.to(self.depth_embedding.dtype))
 
     def row_codes(self, camera: Camera, rows: int) -> Tensor:
         """Return the code (B, h, C) of the elevation of each row: it survives resizing, cropping and other cameras."""
@@ -89,8 +112,9 @@ class ColumnTransform(nn.Module):
     def ground_bias(self, camera: Camera, rows: int) -> Tensor:
         """Return the prior (B, H, D, h): where flat ground at each depth is seen, in float32."""
         v = torch.arange(rows, device=self.log_sigma.device) + 0.5
-        away = v - camera.ground_row(self.depths)[..., None]
-        return -(away**2)[:, None] / (2 * torch.exp(2 * self.log_sigma.float())[None, :, None, None])
+        away = v - camera.ground_row(constant(self.depths, self.log_sigma))[..., None]
+        sigma = self.log_sigma.to(torch.promote_types(self.log_sigma.dtype, torch.float32))
+        return -(away**2)[:, None] / (2 * torch.exp(2 * sigma)[None, :, None, None])
 
     def forward(self, features: Tensor, camera: Camera) -> Tensor:
         """Return polar features (B, C, D, w) of image features (B, C, h, w)."""
@@ -100,7 +124,7 @@ class ColumnTransform(nn.Module):
     def ground_tokens(self, features: Tensor, camera: Camera) -> Tensor:
         """Return the features (B, C, D, w) where flat ground at each depth is seen, clamped into the picture."""
         rows = features.shape[2]
-        place = (camera.ground_row(self.depths) - 0.5).clamp(0, rows - 1)
+        place = (camera.ground_row(constant(self.depths, features)) - 0.5).clamp(0, rows - 1)
         low = place.floor().clamp(max=max(rows - 2, 0)).long()
         share = (place - low).to(features.dtype)[:, None, :, None]
         pick = low[:, None, :, None].expand(-1, features.shape[1], -1, features.shape[3])
@@ -118,8 +142,8 @@ class ColumnTransform(nn.Module):
             x = layer(x, tokens, codes, bias)
         return _image(x, batch)
 
-    def by_chunk(self, function, features: Tensor, camera: Camera, *more: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
-        """Return `function(features, camera, *more)` computed a few columns at a time, recomputed in backward if asked.
+    def by_chunk(self, function: Callable[..., Tensor], features: Tensor, camera: Camera, *more: Tensor) -> Tensor:
+        """Return `function(features, camera, *more)`, a few columns at a time, recomputed in backward if asked.
 
         Args:
             function: of (B, C, h, k) features, a camera and more tensors whose last axis counts columns.
@@ -160,16 +184,16 @@ class ToGround(nn.Module):
 
     def __init__(self, grid: BEVGridConfig, depth_first: float, depth_step: float, bins: int) -> None:
         super().__init__()
-        points = torch.from_numpy(grid.points()[..., :2]).float()
-        self.register_buffer("points", points, persistent=False)
+        self.points = grid.points()[..., :2].astype(np.float32)
         # Clamped to the first and last centre, or else the outer half bins would fade to zero.
-        row = ((points[..., 1] - depth_first) / depth_step).clamp(0, bins - 1)
-        self.register_buffer("place", (2 * row + 1) / bins - 1, persistent=False)
+        row = ((self.points[..., 1] - depth_first) / depth_step).clip(0, bins - 1)
+        self.place = ((2 * row + 1) / bins - 1).astype(np.float32)
 
     def forward(self, polar: Tensor, camera: Camera) -> Tensor:
         """Return (B, C, rows, columns) of the grid from (B, C, D, w)."""
-        u = camera.column(self.points[..., 0], self.points[..., 1])
-        place = torch.stack([2 * u / polar.shape[3] - 1, self.place.expand_as(u)], dim=-1)
+        points = constant(self.points, polar)
+        u = camera.column(points[..., 0], points[..., 1])
+        place = torch.stack([2 * u / polar.shape[3] - 1, constant(self.place, polar).expand_as(u)], dim=-1)
         return grid_sample(polar.float(), place, align_corners=False).to(polar.dtype)
 
 
@@ -178,13 +202,14 @@ class FlatGround(nn.Module):
 
     def __init__(self, grid: BEVGridConfig) -> None:
         super().__init__()
-        self.register_buffer("points", torch.from_numpy(grid.points()[..., :2]).float(), persistent=False)
+        self.points = grid.points()[..., :2].astype(np.float32)
 
     def forward(self, features: Tensor, camera: Camera) -> Tensor:
         """Return (B, C, rows, columns) from (B, C, h, w)."""
         rows, columns = features.shape[2:]
-        u = camera.column(self.points[..., 0], self.points[..., 1])
-        v = camera.ground_row(self.points[:, 0, 1]).clamp(0.5, rows - 0.5)[..., None].expand_as(u)
+        points = constant(self.points, features)
+        u = camera.column(points[..., 0], points[..., 1])
+        v = camera.ground_row(points[:, 0, 1]).clamp(0.5, rows - 0.5)[..., None].expand_as(u)
         place = torch.stack([2 * u / columns - 1, 2 * v / rows - 1], dim=-1)
         return grid_sample(features.float(), place, align_corners=False).to(features.dtype)
 

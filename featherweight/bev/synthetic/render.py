@@ -123,7 +123,8 @@ def shoot(
     colors = _sky(rays)
     colors[on_ground] = _ground_colors(points[on_ground][:, :2], kinds[on_ground], paint)
     on_box = hits >= 0
-    colors[on_box] = _box_colors(things, places, hits[on_box], faces[on_box], points[on_box])
+    if on_box.any():
+        colors[on_box] = _box_colors(things, places, hits[on_box], faces[on_box], points[on_box])
     haze = 1 - np.exp(-np.where(np.isfinite(depth), depth, 0) / 160)[..., None]
     colors = np.where(np.isfinite(depth)[..., None], colors * (1 - haze) + _HAZE * haze, colors)
     image = (np.clip(colors, 0, 1) * 255 + 0.5).astype(np.uint8)

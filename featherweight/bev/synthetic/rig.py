@@ -33,7 +33,7 @@ class WorldConfig(Config):
     image_height: int = Field(default=272, ge=36)
     """Pixels."""
     pitch_jitter_deg: float = Field(default=0.0, ge=0, le=5)
-    """Standard deviation of the camera's true pitch (and half of it of its roll) that no table tells, as on a real car."""
+    """Standard deviation of the camera's true pitch (half of it of its roll) that no table tells, as on a real car."""
     camera_height: float = Field(default=CAMERA_TRANSLATION[2], gt=0.1, lt=5)
     """Of the camera above the ground, m."""
     focal_length: float = Field(default=INTRINSICS[0, 0], gt=100)

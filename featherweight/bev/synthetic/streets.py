@@ -27,10 +27,11 @@ class Path:
 
     def place(self, s: float, lateral: float = 0.0) -> tuple[float, float, float]:
         """Return (x, y, heading) at a distance along the path and beside it."""
-        s = min(max(s, 0.0), self.length)
-        x = np.interp(s, np.arange(len(self.points)), self.points[:, 0])
-        y = np.interp(s, np.arange(len(self.points)), self.points[:, 1])
-        heading = float(np.interp(s, np.arange(len(self.points)), self.headings))
+        along, inside = np.arange(len(self.points)), min(max(s, 0.0), self.length)
+        heading = float(np.interp(inside, along, self.headings))
+        beyond = s - inside  # the road goes straight on at both ends
+        x = np.interp(inside, along, self.points[:, 0]) + beyond * math.cos(heading)
+        y = np.interp(inside, along, self.points[:, 1]) + beyond * math.sin(heading)
         return float(x - lateral * math.sin(heading)), float(y + lateral * math.cos(heading)), heading
 
 

@@ -237,6 +237,7 @@ class Tables:
 
 
 def map_expansion(streets: Sequence[Streets], location: str) -> dict[str, Any]:
+    """Return the content of a place's map file, with every key that readers of the format ask for."""
     content: dict[str, Any] = {
         "version": "1.3",
         "canvas_edge": [6400.0, 6400.0],

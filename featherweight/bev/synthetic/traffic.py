@@ -103,7 +103,7 @@ def _driving(random: np.random.Generator, streets: Streets, ego_speed: float, dr
         yield _new(random, category, (s, streets.lane, math.pi), speed=-speed)
         s += float(random.uniform(16, 50))
     for category in ("vehicle.bicycle", "vehicle.motorcycle", "vehicle.bicycle"):
-        s = float(random.uniform(MARGIN_M + 8, MARGIN_M + driven_m))
+        s = float(random.uniform(MARGIN_M + 8, MARGIN_M + 20 + driven_m))
         yield _new(random, category, (s, -streets.half_width + 0.7, 0.0), speed=float(random.uniform(2, 4)))
 
 
