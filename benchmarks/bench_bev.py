@@ -37,6 +37,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "column": {"limit_sequences": 8},
     "ipm": {"limit_sequences": 8, "model": {"view_transform": "ipm"}},
     "mlp": {"limit_sequences": 8, "model": {"view_transform": "mlp"}},
+    "column_pooled": {"limit_sequences": 8, "loss": {"iou_over": "micro_batch"}},
     "column_bce": {"limit_sequences": 8, "loss": PLAIN},
     "column_cycle": {"limit_sequences": 8, "model": {"use_cycle": True}},
     "column_16": {"limit_sequences": 16},

@@ -16,9 +16,11 @@ _PLACES = {
     "FocusBEVForSegmentation": "featherweight.bev.model.modeling_focusbev",
     "FocusBEVImageProcessor": "featherweight.bev.image_processing_focusbev",
     "NuScenesIndex": "featherweight.bev.data.nuscenes",
+    "StreamingSegmenter": "featherweight.bev.streaming",
     "WorldConfig": "featherweight.bev.synthetic.rig",
     "integrate_odometry": "featherweight.bev.geometry",
     "make_labels": "featherweight.bev.labels",
+    "segment": "featherweight.bev.prediction",
     "write_world": "featherweight.bev.synthetic.world",
 }
 

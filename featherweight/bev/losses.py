@@ -6,6 +6,7 @@ displacement costs less than a miss.
 """
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -33,17 +34,25 @@ class LossWeights(Config):
     """Relevance of pixels against their geometry."""
     pitch: float = Field(default=1.0, ge=0)
     """Estimated against true pitch and roll."""
+    iou_over: Literal["frame", "micro_batch"] = "frame"
+    """Where cells are summed before IoUs are taken: in each frame, so that losses add up over micro-batches and
+    processes, or in a micro-batch, whose size then matters."""
 
     def total(self, terms: dict[str, Tensor]) -> Tensor:
         """Return the weighted sum of terms that have a weight."""
         return sum((getattr(self, name) * term for name, term in terms.items()), start=torch.zeros(()))
 
 
-def segmentation_losses(logits: Tensor, labels: Tensor, seen: Tensor, priors: Sequence[float]) -> dict[str, Tensor]:
-    """Return the terms of logits (B, K, h, w) against labels alike, where `seen` (B, h, w) is true."""
+def segmentation_losses(
+    logits: Tensor, labels: Tensor, seen: Tensor, priors: Sequence[float], *, pooled: bool = False
+) -> dict[str, Tensor]:
+    """Return the terms of logits (B, K, h, w) against labels alike, where `seen` (B, h, w) is true.
+
+    All are means over frames, so that they add up, but for the IoU if it is pooled over the micro-batch.
+    """
     return {
         "bce": weighted_bce(logits, labels, seen, priors),
-        "iou": iou_loss(logits, labels, seen),
+        "iou": iou_loss(logits, labels, seen, pooled=pooled),
         "uncertainty": uncertainty_loss(logits, seen, priors),
     }
 
@@ -57,11 +66,11 @@ def weighted_bce(logits: Tensor, labels: Tensor, seen: Tensor, priors: Sequence[
 
 
 def uncertainty_loss(logits: Tensor, seen: Tensor, priors: Sequence[float]) -> Tensor:
-    """Return the mean over unseen cells of the cross-entropy against the prior; 0 where all are seen."""
+    """Return the mean over a frame's unseen cells of the cross-entropy against the prior; 0 where all are seen."""
     prior = torch.tensor(list(priors), device=logits.device)[:, None, None].expand_as(logits)
     unseen = ~seen[:, None].expand_as(logits)
     loss = binary_cross_entropy_with_logits(logits.float(), prior, reduction="none")
-    return (loss * unseen).sum() / unseen.sum().clamp(min=1)
+    return ((loss * unseen).sum((1, 2, 3)) / unseen.sum((1, 2, 3)).clamp(min=1)).mean()
 
 
 def iou_loss(
@@ -71,8 +80,9 @@ def iou_loss(
     *,
     tolerance_weights: Sequence[float] = TOLERANCE_WEIGHTS,
     eps: float = 1.0,
+    pooled: bool = False,
 ) -> Tensor:
-    """Return 1 - IoU, pooled over the batch, averaged over classes, at several tolerances.
+    """Return 1 - IoU, averaged over classes and frames, at several tolerances.
 
     Args:
         logits: (B, K, h, w).
@@ -80,22 +90,24 @@ def iou_loss(
         seen: (B, h, w).
         tolerance_weights: weight of each tolerance in cells, from 0 on: both masks are dilated by it.
         eps: cells added to intersection and union: a class that is nowhere and nowhere predicted has IoU 1.
+        pooled: sum the cells of all frames first; such losses do not add up over micro-batches.
     Returns:
-        A scalar; 0 where no cell was seen. Pooled sums do not add up over micro-batches.
+        A scalar; frames of which no cell was seen cost nothing.
     """
     seen_f = seen.float()[:, None]
     p, y = torch.sigmoid(logits.float()) * seen_f, labels.float() * seen_f
-    total = p.new_zeros(())
+    total, cells = p.new_zeros(()), (0, 2, 3) if pooled else (2, 3)
     for tolerance, share in enumerate(tolerance_weights):
         if tolerance:
             window = 2 * tolerance + 1
             p_wide, y_wide = (max_pool2d(one, window, stride=1, padding=tolerance) for one in (p, y))
         else:
             p_wide, y_wide = p, y
-        both = (seen_f * p_wide * y_wide).sum((0, 2, 3))
-        either = (seen_f * (p_wide + y_wide - p_wide * y_wide)).sum((0, 2, 3))
-        total = total + share * (1 - (both + eps) / (either + eps)).mean()
-    return total * seen.any().float()
+        both = (seen_f * p_wide * y_wide).sum(cells)
+        either = (seen_f * (p_wide + y_wide - p_wide * y_wide)).sum(cells)
+        total = total + share * (1 - (both + eps) / (either + eps)).mean(-1)
+    exists = seen.any() if pooled else seen.flatten(1).any(1)
+    return (total * exists.float()).mean()
 
 
 def cycle_loss(features: Tensor, restored: Tensor, relevance: Tensor) -> Tensor:
@@ -105,7 +117,7 @@ def cycle_loss(features: Tensor, restored: Tensor, relevance: Tensor) -> Tensor:
     """
     weight = torch.sigmoid(relevance.detach().float())
     away = (restored.float() - features.detach().float()).abs().sum(1, keepdim=True)
-    return (weight * away).sum() / (features.shape[1] * weight.sum() + 1e-6)
+    return ((weight * away).sum((1, 2, 3)) / (features.shape[1] * weight.sum((1, 2, 3)) + 1e-6)).mean()
 
 
 def relevance_loss(relevance: Tensor, target: Tensor) -> Tensor:

@@ -53,6 +53,16 @@ def test_ten_cells_count_as_much_as_ten_thousand():
     torch.testing.assert_close(losses[0], losses[1], rtol=0.01, atol=0)
 
 
+def test_losses_of_frames_add_up_unless_they_are_pooled():
+    logits, truth = torch.randn(4, 3, 60, 60), (torch.rand(4, 3, 60, 60) < 0.3).float()
+    seen = torch.rand(4, 60, 60) < 0.5
+    for loss in (iou_loss, lambda *given: uncertainty_loss(given[0], given[2], (0.3, 0.2, 0.1))):
+        parts = [loss(logits[n : n + 1], truth[n : n + 1], seen[n : n + 1]) for n in range(4)]
+        torch.testing.assert_close(loss(logits, truth, seen), torch.stack(parts).mean())
+    pooled = [iou_loss(logits[part], truth[part], seen[part], pooled=True) for part in (slice(0, 2), slice(2, 4))]
+    assert not torch.isclose(iou_loss(logits, truth, seen, pooled=True), torch.stack(pooled).mean(), atol=1e-6)
+
+
 def test_a_small_displacement_costs_less_than_a_miss():
     truth = square(3)
     near, far = (iou_loss(logits_of(square(3, at)), truth, SEEN) for at in (6, 30))

@@ -207,9 +207,19 @@ class FocusBEVForSegmentation(PreTrainedModel):
             logits=logits, bev_features=ground, relevance=results[0][2], memory_weights=weights, pitch=pitch
         )
         if labels is not None:
-            terms = self._losses(output, levels, results, labels, valid_mask, relevance_target, pitch_target)
+            weights_of_terms = loss_weights or LossWeights()
+            terms = self._losses(
+                output,
+                levels,
+                results,
+                labels,
+                valid_mask,
+                relevance_target,
+                pitch_target,
+                pooled=weights_of_terms.iou_over == "micro_batch",
+            )
             output.loss_dict = terms
-            output.loss = (loss_weights or LossWeights()).total(terms)
+            output.loss = weights_of_terms.total(terms)
         return output if return_dict else output.to_tuple()
 
     def _losses(
@@ -221,10 +231,12 @@ class FocusBEVForSegmentation(PreTrainedModel):
         valid_mask: Tensor | None,
         relevance_target: Tensor | None,
         pitch_target: Tensor | None,
+        *,
+        pooled: bool,
     ) -> dict[str, Tensor]:
         assert output.logits is not None
         mask = torch.ones_like(labels[:, 0], dtype=torch.bool) if valid_mask is None else valid_mask
-        terms = segmentation_losses(output.logits, labels, mask, self.config.priors)
+        terms = segmentation_losses(output.logits, labels, mask, self.config.priors, pooled=pooled)
         for level, (_, restored, relevance) in zip(levels, results, strict=True):
             if restored is not None and relevance is not None:
                 terms["cycle"] = terms.get("cycle", 0) + cycle_loss(level, restored, relevance) / len(levels)
