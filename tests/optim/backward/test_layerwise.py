@@ -30,7 +30,7 @@ from featherweight.optim import (
     layerwise,
     optimizers,
 )
-from featherweight.optim.step.sketch import NORM_COLUMNS
+from featherweight.optim.backward.sketch import NORM_COLUMNS
 
 SCRIPT = Path(__file__).parents[2] / "reference" / "layerwise_windows.py"
 
