@@ -158,8 +158,7 @@ def step_dense_(layout: Layout, member: Member, grad: Tensor) -> str:
             stored.write(moments)
         add_direction_(weight, direction, alpha=alpha, beta=beta, rounding=rounding, offset=stored.offset)
 
-    is_float = isinstance(weight, Tensor)
-    if kernel is not None and is_float and (weight.dtype == torch.float32 or _is_rounded(weight, rounding.stochastic)):
+    if kernel is not None and isinstance(weight, Tensor) and _may_write(weight, rounding.stochastic):
         write = kernel.Write(weight, alpha, beta, key_pairs(rounding.seed, rounding.key, rounding.step))
         kernel.step_(grad, _moments(kernel, whole, 0), _options(kernel, step, group), write)
     elif kernel is not None or rule.is_elementwise:
@@ -194,8 +193,8 @@ def _words_for(kernel: Any) -> str:
     return "C kernel" if kernel is native else "Triton kernel"
 
 
-def _is_rounded(weight: Tensor, stochastic: bool) -> bool:
-    return weight.dtype == torch.bfloat16 and stochastic
+def _may_write(weight: Tensor, stochastic: bool) -> bool:
+    return weight.dtype == torch.float32 or (weight.dtype == torch.bfloat16 and stochastic)
 
 
 def _direction(kernel: Any, stored: Stored, grad: Tensor, step: int, group: Mapping[str, Any]) -> Tensor:
