@@ -27,7 +27,7 @@ from featherweight.distributed.world import World, common
 from featherweight.errors import CheckpointError, ConfigError
 from featherweight.optim.low_rank import LowRankOptimizer
 from featherweight.optim.sharding import shard_of
-from featherweight.optim.step.state_identity import check_identity
+from featherweight.optim.state_dict import check_identity
 from featherweight.unwrap import unwrap_model, unwrap_optimizer
 
 FORMAT_VERSION = 2

@@ -21,7 +21,7 @@ from featherweight.errors import ConfigError
 from featherweight.optim.low_rank import LowRankOptimizer
 from featherweight.optim.reduce import attached_reducer
 from featherweight.optim.sharding import local_of, shard_of
-from featherweight.optim.step.finite import norm_of
+from featherweight.optim.step.check import norm_of
 from featherweight.report import Report
 
 

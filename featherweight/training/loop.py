@@ -24,7 +24,7 @@ from featherweight.distributed.run import begin_sharding, check_replicas_at, cli
 from featherweight.distributed.whole import WholeModel, is_sharded, whole_state, whole_weights
 from featherweight.distributed.world import World, common
 from featherweight.errors import CheckpointError, NumericsError, OutOfMemoryError
-from featherweight.optim.step.finite import norm_of
+from featherweight.optim.step.check import norm_of
 from featherweight.simulated import simulated_device
 from featherweight.training.checkpoint import Checkpoint, Checkpoints
 from featherweight.training.events import Callback, Event
