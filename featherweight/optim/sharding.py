@@ -7,6 +7,7 @@ on the rows at hand: a right-sided core ``G_i Q`` is local, a left-sided one is 
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -135,7 +136,12 @@ def shard_of(parameter: Tensor) -> ParameterShard | None:
 
 def is_distributed(tensor: Tensor) -> bool:
     """Say whether a tensor is a DTensor, without importing its module, which takes a second."""
-    return any(kind.__name__ == "DTensor" for kind in type(tensor).__mro__)
+    return _is_dtensor(type(tensor))
+
+
+@cache
+def _is_dtensor(kind: type) -> bool:
+    return any(one.__name__ == "DTensor" for one in kind.__mro__)
 
 
 def local_of(tensor: Any) -> Any:
@@ -151,6 +157,8 @@ def agree(parameters: Sequence[Tensor], flags: Sequence[bool]) -> list[bool]:
         parameters: of which the verdicts are, in the same order on all processes.
         flags: what this process has found.
     """
+    if not _shards:
+        return list(flags)
     sharded = [index for index, one in enumerate(parameters) if shard_of(one) is not None]
     agreed = list(flags)
     if sharded:
