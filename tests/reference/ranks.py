@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-COLLECTIVE_TIMEOUT_S = 30.0
+COLLECTIVE_TIMEOUT_S = 60.0
 
 
-def run(program: str, world_size: int, folder: Path, *arguments: str, seconds: float = 120) -> list[dict[str, Any]]:
+def run(program: str, world_size: int, folder: Path, *arguments: str, seconds: float = 300) -> list[dict[str, Any]]:
     """Run ``program TARGET *arguments`` of this folder in several processes; return what each saved, by rank.
 
     If one fails or takes too long the test does, with what all of them printed.
