@@ -58,7 +58,7 @@ def answer_ids(tokenizer: Any, messages: Sequence[Message]) -> tuple[list[int], 
     """
     judged = judged_messages(messages)
     if not judged:
-        raise ConfigError("guard: messages hold no turn of a user; expected at least one. Add what is asked.")
+        raise ConfigError("conversation: messages hold no turn of a user; expected at least one. Add what is asked.")
     begun = "".join(str(message.get("content") or "") for message in messages[len(judged) :])
     ids = list(tokenizer(begun, add_special_tokens=False)["input_ids"]) if begun else []
     return encode_prompt(tokenizer, judged), ids

@@ -164,8 +164,8 @@ class Probe:
         options = self._options
         for stage in options.stages:
             is_last = stage is options.deciding
-            if READ_AT[stage.tier] == 2:
-                self._decide_on_probe() if self._position == 2 else None
+            if READ_AT[stage.tier] == 2 and self._position == 2:
+                self._decide_on_probe()
             elif READ_AT[stage.tier] == self._position:
                 for row, score in enumerate(self._scores(stage.tier)):
                     if not math.isfinite(score):

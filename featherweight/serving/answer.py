@@ -92,10 +92,11 @@ def _overlap(text: str, stop: str) -> int:
 
 async def whole_text(found: Answer, job: Job, request: Any) -> str:
     """Return a whole answer; give it up when the client has gone."""
-    text = ""
+    text, count = "", 0
     try:
         async for piece in found.pieces():
-            if piece is None and await request.is_disconnected():
+            count += 1
+            if (piece is None or count % 16 == 0) and await request.is_disconnected():
                 raise RequestError(499, "serve: the client has gone.")
             text += piece or ""
         return text

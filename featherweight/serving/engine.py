@@ -75,6 +75,7 @@ class Engine:
         self._waiting: collections.deque[Job] = collections.deque()
         self._batches: list[tuple[Decoding, list[Row]]] = []
         self._ready: list[tuple[Decoding, Row]] = []
+        self._reading = 0
         self._changed = threading.Condition()
         self._is_closing = False
         self._thread = threading.Thread(target=self._run, name="featherweight-engine", daemon=True)
@@ -88,7 +89,7 @@ class Engine:
     @property
     def running(self) -> int:
         """Requests that are read or answered."""
-        return sum(len(rows) for _, rows in self._batches) + len(self._ready)
+        return self._reading + sum(len(rows) for _, rows in self._batches) + len(self._ready)
 
     @property
     def is_alive(self) -> bool:
@@ -105,7 +106,7 @@ class Engine:
         with self._changed:
             if not self.is_alive:
                 raise Closing("serve: the server is closing; expected it to run. Ask another one.")
-            if len(self._waiting) >= self._max_queue and self.running >= self._max_batch:
+            if self.waiting + self.running >= self._max_queue + self._max_batch:
                 raise Busy(f"serve: queue={len(self._waiting)} requests is full; expected room. Ask again in a moment.")
             self._waiting.append(job)
             self._changed.notify()
@@ -144,7 +145,10 @@ class Engine:
         while self._waiting and self._waiting[0].is_cancelled:
             self._waiting.popleft()
         if self._waiting and self.running < self._max_batch:
-            self._begin(self._waiting.popleft())
+            with self._changed:
+                job, self._reading = self._waiting.popleft(), 1
+            self._begin(job)
+            self._reading = 0
         self._join_ready()
         self._batches = [batch for batch in (self._step(*one) for one in self._batches) if batch is not None]
 

@@ -247,15 +247,6 @@ def test_a_callback_writes_the_reply_and_none_means_the_refusal_text():
     assert new == [[6, 7, 0], [12, 13, 0]]
 
 
-def test_the_truncated_refusal_ends_with_its_last_whole_sentence():
-    guard = random_guard("llama", on_flag="truncate")
-    from featherweight.guard.verdict import Verdict
-
-    verdict = Verdict(True, 1.0, "probe", 5, " w1 w2. w3 w4")
-    assert guard.refusal(verdict) == "w0 w4 w9 w15 w1 w2."
-    assert guard.refusal(Verdict(True, 1.0, "probe", 5, " w1 w2")) == "w7 w8"
-
-
 def test_a_request_that_cannot_be_judged_is_blocked():
     ids, guard = prompt(3, 9), random_guard("llama")
     guard._scoring.scores["probe_hidden"].weight.fill_(math.nan)
