@@ -36,6 +36,7 @@ def serve(
     guard_details: Annotated[
         bool, typer.Option("--guard-details", help="Tell clients score and tier of each verdict.")
     ] = False,
+    page: Annotated[bool, typer.Option("--ui", help="Serve a page to chat with at /.")] = False,
     dtype: answer.Dtype = None,
 ) -> None:
     """Serve a chat model to programs that speak to OpenAI: /v1/chat/completions and its like, streamed or not.
@@ -60,6 +61,7 @@ def serve(
         max_new_tokens=max_new_tokens,
         timeout_s=timeout,
         guard_details=guard_details,
+        page=page,
     )
     require_template(model)
     from featherweight.serving.server import serve as run

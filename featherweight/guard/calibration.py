@@ -18,7 +18,7 @@ from torch import Tensor
 from featherweight.errors import ConfigError, did_you_mean
 from featherweight.guard.fingerprint import fingerprint
 from featherweight.guard.frames import FIT_FRAMES, REPORT_FRAME, framed
-from featherweight.guard.linear import Linear, fit_linear
+from featherweight.guard.linear import STRENGTHS, USUAL, Linear, fit_linear
 from featherweight.guard.metrics import conformal_threshold
 from featherweight.guard.options import FLAG_ONLY, READ_AT, REFUSAL, GuardOptions, default_layers
 from featherweight.guard.prefix import prefix_ids
@@ -113,7 +113,8 @@ def calibrate(
 
     judge = Scoring(base, {}, tokenizer=tokenizer)
     collected = collect([judge], model, tokenizer, rows.messages, batch_size=batch_size, progress=count)[0]
-    measured = measure_tiers(judge, collected, rows)
+    deciding = ("prefix_hidden", "probe_hidden") if tier == "cascade" else (tier,)
+    measured = measure_tiers(judge, collected, rows, deciding)
     options = decide(base, measured, judge, collected, rows, tier, target_fpr, confidence)
     flagged = decided(options, measured, judge, collected)
     report = make_report(options, measured, flagged, rows, candidates, [one.dropped for one in sets], confidence)
@@ -152,13 +153,14 @@ def make_rows(sets: Sequence[PromptSet], *, grouped: bool, frames: bool, seed: i
     return rows
 
 
-def measure_tiers(judge: Scoring, collected: Collected, rows: Rows) -> dict[str, Measured]:
+def measure_tiers(judge: Scoring, collected: Collected, rows: Rows, deciding: Sequence[str]) -> dict[str, Measured]:
     """Fit every tier and score all rows: those of the fit by folds that had not seen them.
 
     Args:
         judge: gets the fitted scores.
         collected: what was read of the rows.
         rows: with labels and parts.
+        deciding: tiers whose penalty is chosen with care; the others are for the table.
     """
     labels = torch.tensor([int(kind == "harmful") for kind in rows.kinds])
     fit = torch.tensor([part == "fit" for part in rows.parts])
@@ -167,9 +169,11 @@ def measure_tiers(judge: Scoring, collected: Collected, rows: Rows) -> dict[str,
     judge.vocabulary = likeliest(collected.evidence.next_ids, NEXT_TOKEN_FEATURES)
     measured = {}
     for tier in READ_AT:
-        judge.scores[tier], measured[tier] = _measured(judge.features(tier, collected.evidence), labels, fit, groups)
+        strengths = STRENGTHS if tier in deciding else USUAL
+        features = judge.features(tier, collected.evidence)
+        judge.scores[tier], measured[tier] = _measured(features, labels, fit, groups, strengths)
     texts = ["\n".join(str(one.get("content") or "") for one in message) for message in rows.messages]
-    _, measured["prompt words alone"] = _measured(bow_features(texts), labels, fit, groups)
+    _, measured["prompt words alone"] = _measured(bow_features(texts), labels, fit, groups, USUAL)
     return measured
 
 
@@ -268,18 +272,20 @@ def holds_in_frames(scores: Tensor, rows: Rows, threshold: float) -> bool:
 def _with_best_prefix(
     base: GuardOptions, model: Any, tokenizer: Any, rows: Rows
 ) -> tuple[GuardOptions, list[Candidate]]:
-    prompts = [
+    harmful, benign = (
         [rows.messages[row] for row in rows.where("fit", kind).nonzero().squeeze(1).tolist()]
         for kind in ("harmful", "benign")
-    ]
-    candidates = search_prefix(base, model, tokenizer, *prompts, vocabulary_size=NEXT_TOKEN_FEATURES)
+    )
+    candidates = search_prefix(base, model, tokenizer, harmful, benign, NEXT_TOKEN_FEATURES)
     best = candidates[0]
     chosen = {"prefix_text": best.text, "prefix_ids": best.ids, "shows_prefix": best.is_refusal}
     return GuardOptions.parse({**base.to_dict(), **chosen}), candidates
 
 
-def _measured(features: Tensor, labels: Tensor, fit: Tensor, groups: list[str]) -> tuple[Linear, Measured]:
-    score, held_out = fit_linear(features[fit].cpu(), labels[fit], groups)
+def _measured(
+    features: Tensor, labels: Tensor, fit: Tensor, groups: list[str], strengths: Sequence[float]
+) -> tuple[Linear, Measured]:
+    score, held_out = fit_linear(features[fit].cpu(), labels[fit], groups, strengths=strengths)
     scores = score(features.cpu())
     scores[fit] = held_out
     return score, Measured(scores)
@@ -302,19 +308,20 @@ def _base_options(
 ) -> GuardOptions:
     text = FALLBACK if prefix == "auto" else prefix
     preamble_ids, ids = prefix_ids(tokenizer, text, preamble=preamble)
-    return GuardOptions(
-        prefix_text=text,
-        prefix_ids=ids,
-        preamble_text=preamble,
-        preamble_ids=preamble_ids,
-        shows_prefix=text != TOPIC,
-        probe_tokens=probe_tokens,
-        layers=default_layers(model.config.get_text_config().num_hidden_layers),
-        stages=[{"tier": "probe_hidden" if tier == "cascade" else tier}],
-        text_classifier=text_classifier,
-        on_flag=on_flag,
-        refusal_text=refusal_text,
-    )
+    settings = {
+        "prefix_text": text,
+        "prefix_ids": ids,
+        "preamble_text": preamble,
+        "preamble_ids": preamble_ids,
+        "shows_prefix": text != TOPIC,
+        "probe_tokens": probe_tokens,
+        "layers": default_layers(model.config.get_text_config().num_hidden_layers),
+        "stages": [{"tier": "probe_hidden" if tier == "cascade" else tier}],
+        "text_classifier": text_classifier,
+        "on_flag": on_flag,
+        "refusal_text": refusal_text,
+    }
+    return GuardOptions.parse(settings, where="guard calibrate")
 
 
 def _check(tier: str, target_fpr: float, confidence: float | None) -> None:

@@ -4,6 +4,7 @@ Shapes: N rows, F features.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +15,8 @@ from featherweight.guard.metrics import auroc
 
 STRENGTHS = (1e-3, 1e-2, 1e-1)
 """Of the L2 penalty, per row: the best one by cross-validation is taken."""
+USUAL = (1e-2,)
+"""Where the choice is not worth its time."""
 FOLDS = 5
 
 
@@ -36,13 +39,20 @@ class Linear:
         return (standard * self.weight).sum(dim=1) + self.bias
 
 
-def fit_linear(features_NF: Tensor, labels_N: Tensor, groups: list[str] | None = None) -> tuple[Linear, Tensor]:
+def fit_linear(
+    features_NF: Tensor,
+    labels_N: Tensor,
+    groups: list[str] | None = None,
+    *,
+    strengths: Sequence[float] = STRENGTHS,
+) -> tuple[Linear, Tensor]:
     """Fit a score, and choose its penalty by cross-validation.
 
     Args:
         features_NF: float.
         labels_N: 1 for what ought to be refused, 0 for the rest; both count equally, whatever their numbers.
         groups: rows of one group are never in two folds; None: each row is a group of its own.
+        strengths: of the penalty, among which cross-validation chooses.
 
     Returns:
         The score, and (N,) the scores of rows by the folds that had not seen them.
@@ -63,7 +73,7 @@ def fit_linear(features_NF: Tensor, labels_N: Tensor, groups: list[str] | None =
         )
     fold_N = _folds(labels_N, groups)
     best: tuple[float, float, Tensor] | None = None
-    for strength in STRENGTHS:
+    for strength in strengths:
         held_out = torch.empty(len(labels_N), dtype=torch.float32)
         for fold in range(FOLDS):
             inside = fold_N != fold
@@ -99,7 +109,7 @@ def _fit(features_NF: Tensor, labels_N: Tensor, strength: float) -> Linear:
         return loss
 
     with torch.enable_grad():
-        optimizer.step(closure)  # type: ignore[no-untyped-call]
+        optimizer.step(closure)
     weights = torch.zeros(features.shape[1])
     weights[varies] = weight.detach().float()
     return Linear(mean.float(), std.float(), weights, bias.detach().float())

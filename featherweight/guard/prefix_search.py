@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from featherweight.errors import ConfigError
-from featherweight.guard.linear import fit_linear
+from featherweight.guard.linear import USUAL, fit_linear
 from featherweight.guard.metrics import auroc
 from featherweight.guard.options import GuardOptions
 from featherweight.guard.prefix import prefix_ids
@@ -57,7 +57,7 @@ def search_prefix(
     texts = dict.fromkeys([*_openings(model, tokenizer, harmful[:_REPLIES]), FALLBACK], True)
     if tier in ("hidden", "prefix_hidden", "probe_hidden") and base.on_flag != "truncate":
         texts[TOPIC] = False
-    options = {}
+    options: dict[tuple[int, ...], GuardOptions] = {}
     for text, shown in texts.items():
         _, ids = prefix_ids(tokenizer, text, preamble=base.preamble_text)
         options.setdefault(ids, _with_prefix(base, text, ids, shown))
@@ -67,7 +67,7 @@ def search_prefix(
     found = []
     for judge, collected in zip(judges, collect(judges, model, tokenizer, prompts), strict=True):
         judge.vocabulary = likeliest(collected.evidence.next_ids, vocabulary_size)
-        _, scores = fit_linear(judge.features(tier, collected.evidence), labels)
+        _, scores = fit_linear(judge.features(tier, collected.evidence), labels, strengths=USUAL)
         one = judge.options
         quality = auroc(scores[labels == 1], scores[labels == 0])
         found.append(Candidate(one.prefix_text, one.prefix_ids, one.shows_prefix, least_error(scores, labels), quality))

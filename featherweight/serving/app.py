@@ -6,6 +6,7 @@ No text of a request is ever logged. Nothing of an answer leaves before its verd
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 from featherweight.errors import MissingExtraError
@@ -24,6 +25,9 @@ from featherweight.serving.request import (
     read_body,
 )
 from featherweight.serving.service import Service
+
+PAGE = Path(__file__).with_name("page.html")
+_POLICY = "default-src 'self'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; frame-ancestors 'none'"
 
 
 def make_app(
@@ -86,6 +90,8 @@ def make_app(
     route("/v1/models", endpoints.models, method="GET")
     route("/metrics", endpoints.metrics, method="GET")
     route("/health", endpoints.health, method="GET", is_open=True)
+    if options.page:
+        route("/", endpoints.page, method="GET", is_open=True)
     return app
 
 
@@ -126,8 +132,8 @@ class Endpoints:
             verdict = found.verdict
             assert verdict is not None, "what is guarded gets a verdict"
             shown = verdict_details(verdict) if options.guard_details else None
-            entry = {"flagged": verdict.flagged, "categories": {"policy": verdict.flagged}}
-            entry["category_scores"] = {"policy": None if shown is None else shown["score"]}  # type: ignore[assignment]
+            entry: dict[str, Any] = {"flagged": verdict.flagged, "categories": {"policy": verdict.flagged}}
+            entry["category_scores"] = {"policy": None if shown is None else shown["score"]}
             results.append(entry if shown is None else {**entry, "guard": shown})
         return JSONResponse({"id": "modr", "model": options.name, "results": results})
 
@@ -142,7 +148,16 @@ class Endpoints:
         from fastapi.responses import JSONResponse
 
         alive = self._service.engine.is_alive
-        return JSONResponse({"status": "ok" if alive else "closing"}, status_code=200 if alive else 503)
+        content = {"status": "ok" if alive else "closing"}
+        if self._options.page:  # which shows the name before anybody gives a key
+            content["model"] = self._options.name
+        return JSONResponse(content, status_code=200 if alive else 503)
+
+    async def page(self, request: Any) -> Any:
+        """Show the page for people; it loads nothing from elsewhere."""
+        from fastapi.responses import HTMLResponse
+
+        return HTMLResponse(PAGE.read_text(encoding="utf-8"), headers={"content-security-policy": _POLICY})
 
     async def metrics(self, request: Any) -> Any:
         """Tell what was counted."""

@@ -31,6 +31,8 @@ class ServeOptions(Config):
     """A request that takes longer ends there."""
     shutdown_s: float = Field(default=30.0, ge=0)
     """So long running answers may go on when the server is told to stop."""
+    page: bool = False
+    """Serve a page for people at /."""
     guard_details: bool = False
     """Tell score and tier of each verdict; they help whoever wants to get around the guard."""
 

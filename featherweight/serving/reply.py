@@ -49,7 +49,7 @@ class Reply:
     def end(self, reason: str, verdict: Verdict | None) -> str:
         """Return the piece that ends a stream."""
         choice: dict[str, Any] = {"index": 0, "finish_reason": reason, "logprobs": None}
-        choice |= {"delta": {}} if self._is_chat else {"text": ""}
+        choice["delta" if self._is_chat else "text"] = {} if self._is_chat else ""
         return self._event(choice, self._guard(verdict))
 
     def error_piece(self, content: dict[str, Any]) -> str:

@@ -53,13 +53,14 @@ class Service:
         Raises:
             RequestError: if its turns do not fit the template, or it fills the context.
         """
+        begun_ids: list[int] = []
+        judged_ids: list[int] | None = None
         try:
             if isinstance(asked.prompt, str):
-                prompt_ids, begun_ids = encode_text(self._tokenizer, asked.prompt), []
+                prompt_ids = encode_text(self._tokenizer, asked.prompt)
                 # A guard was calibrated on conversations, so it judges the text as the turn of a user.
                 judged_ids = answer_ids(self._tokenizer, [{"role": "user", "content": asked.prompt}])[0]
             else:
-                judged_ids = None
                 prompt_ids, begun_ids = answer_ids(self._tokenizer, asked.prompt)
         except ConfigError as error:
             raise RequestError(400, str(error), param="messages") from error

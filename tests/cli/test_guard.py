@@ -66,7 +66,7 @@ def test_a_guard_is_measured_on_new_prompts(files, capsys):
 )
 def test_slips_are_told_before_a_model_is_loaded(files, words, message, capsys):
     words = [word.format(files) for word in words]
-    assert run(["guard", "calibrate", "--model", str(FIXTURE), "--out", str(files / "guard"), *words]) == 1
+    assert run(["guard", "calibrate", "--model", str(FIXTURE), "--out", str(files / "guard"), *words]) == 2
     assert message in capsys.readouterr().err
 
 

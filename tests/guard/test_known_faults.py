@@ -64,12 +64,10 @@ def test_what_cannot_be_judged_is_counted_and_never_taken_for_safe():
     assert [row[2] for row in report.section("Flagged").rows] == [1, 1]
 
 
-def test_the_beginning_of_a_conversation_counts_as_well_as_its_last_turn():
+def test_a_conversation_is_judged_as_a_whole_and_not_by_its_last_turn():
     model, tokenizer = load_fixture()
     guard = load_guard().bind(model, tokenizer)
-    turns = [
-        {"role": "user", "content": WORLD.prompts("test", "ordinary", 1)[0]},
-        {"role": "assistant", "content": "Sure."},
-        {"role": "user", "content": WORLD.prompts("test", FORBIDDEN, 1)[0]},
-    ]
-    assert guard.judge(model, tokenizer, [turns])[0].flagged
+    first, last = WORLD.prompts("test", "ordinary", 2)
+    turns = [{"role": "user", "content": first}, {"role": "assistant", "content": "Sure."}]
+    whole, alone = guard.judge(model, tokenizer, [[*turns, {"role": "user", "content": last}], last])
+    assert whole.score != alone.score
