@@ -104,13 +104,7 @@ def calibrate(
     candidates: list[Candidate] = []
     if prefix == "auto":
         base, candidates = _with_best_prefix(base, model, tokenizer, rows)
-    total, done = len(rows.messages), 0
-
-    def count(number: int) -> None:
-        nonlocal done
-        done += number
-        progress(done, total)
-
+    count = _counting(progress, len(rows.messages))
     judge = Scoring(base, {}, tokenizer=tokenizer)
     collected = collect([judge], model, tokenizer, rows.messages, batch_size=batch_size, progress=count)[0]
     deciding = ("prefix_hidden", "probe_hidden") if tier == "cascade" else (tier,)
@@ -280,6 +274,17 @@ def _with_best_prefix(
     best = candidates[0]
     chosen = {"prefix_text": best.text, "prefix_ids": best.ids, "shows_prefix": best.is_refusal}
     return GuardOptions.parse({**base.to_dict(), **chosen}), candidates
+
+
+def _counting(progress: Callable[[int, int], None], total: int) -> Callable[[int], None]:
+    done = 0
+
+    def count(number: int) -> None:
+        nonlocal done
+        done += number
+        progress(done, total)
+
+    return count
 
 
 def _measured(

@@ -164,7 +164,8 @@ class Engine:
             ids = torch.tensor([read])
             decoding = prefill(self._model, ids, output_hidden_states=probe is not None and probe.needs_hidden)
             job.seconds["prefill"] = time.monotonic() - begin
-            row = Row(job, probe, torch.Generator(self._device).manual_seed(job.seed))
+            generator = torch.Generator(self._device)
+            row = Row(job, probe, generator.manual_seed(job.seed))
             if probe is None:
                 self._answer(decoding, row)
                 return
