@@ -1,9 +1,9 @@
 """Prefix guidance: a guard that reads what a model understood of a request, after the forced opening of a refusal.
 
 One file per concept: `options`, `prefix` (as tokens), `probe` and `evidence` (what is read), `text_features`, `linear`
-and `scoring` (what it says), `decoding` and `gate` (generation), `decoding_loop` (transformers' hook), `metrics`,
-`prompt_files`, `splits`, `frames`, `prefix_search`, `calibration` and `quality` (how a guard is made), `evaluation`,
-`storage` and `fingerprint` (its folder).
+and `scoring` (what it says), `room`, `decoding` and `gate` (generation), `decoding_loop` (transformers' hook),
+`metrics`, `prompt_files`, `splits`, `frames`, `prefix_search`, `calibration` and `quality` (how a guard is made),
+`evaluation`, `text_verdict` (for other engines), `storage` and `fingerprint` (its folder).
 """
 
 from typing import Any

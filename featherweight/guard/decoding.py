@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from featherweight.guard.options import READ_AT
 from featherweight.guard.probe import Judge, Probe
+from featherweight.guard.room import require_room
 from featherweight.guard.verdict import Costs, Verdict
 from featherweight.models.cache import can_pad
 from featherweight.models.generation import (
@@ -100,7 +101,11 @@ def judge_prompts(
         attention_mask: (B, L), 0 on padding; None if there is none.
         rules: of the answers.
         parallel: begin the answers beside the probe, where the cache allows it.
+
+    Raises:
+        ConfigError: if a prompt leaves no room for prefix and probe.
     """
+    require_room(model, token_ids.shape[1] if attention_mask is None else int(attention_mask.sum(dim=1).max()), judge)
     start = time.perf_counter()
     probe = Probe(judge, len(token_ids), rules.stop_token_ids)
     decoding = prefill(model, token_ids, attention_mask, output_hidden_states=probe.needs_hidden)

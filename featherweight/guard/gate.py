@@ -4,7 +4,8 @@ from typing import Any
 
 from featherweight.guard.decoding import read_probe
 from featherweight.guard.probe import Probe
-from featherweight.guard.reading import all_stops, require_room
+from featherweight.guard.reading import all_stops
+from featherweight.guard.room import require_room
 from featherweight.guard.verdict import Verdict
 from featherweight.models.generation import Decoding, branch
 

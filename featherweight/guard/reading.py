@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from featherweight.errors import ConfigError
 from featherweight.guard.decoding import AnswerRules, judge_prompts, read_probe
 from featherweight.guard.evidence import Evidence, join_evidence, take_evidence
 from featherweight.guard.prefix import answer_ids
 from featherweight.guard.probe import Judge, Probe
+from featherweight.guard.room import require_room
 from featherweight.guard.verdict import Verdict
 from featherweight.models.generation import branch, prefill, stop_token_ids_of
 from featherweight.models.templates import stop_ids
@@ -41,25 +41,6 @@ def left_padded(rows: Sequence[Sequence[int]], pad_token_id: int = 0) -> tuple[T
 def all_stops(model: Any, tokenizer: Any) -> tuple[int, ...]:
     """Return the tokens that end a reply, by the model's settings and by the template."""
     return tuple({*stop_token_ids_of(model), *stop_ids(tokenizer)})
-
-
-def context_of(model: Any) -> int | None:
-    """Return how many tokens a model can read; None if it does not say."""
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
-
-
-def require_room(model: Any, tokens: int, guard: Judge) -> None:
-    """Refuse a prompt that leaves no room for prefix and probe: it could not be judged.
-
-    Raises:
-        ConfigError: naming the lengths.
-    """
-    context, needed = context_of(model), len(guard.options.forced_ids) + guard.options.probe_tokens
-    if context is not None and tokens + needed > context:
-        raise ConfigError(
-            f"guard: prompt={tokens} tokens leave no room for {needed} tokens of prefix and probe in the context of "
-            f"{context} tokens; expected at most {context - needed}. Shorten the prompt."
-        )
 
 
 def batches(tokenizer: Any, prompts: Sequence[Any], batch_size: int) -> Iterator[tuple[list[int], list[list[int]]]]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from featherweight.errors import MissingExtraError
-from featherweight.guard.reading import context_of
+from featherweight.guard.room import context_of
 from featherweight.serving.answer import Answer, stream_lines, whole_text
 from featherweight.serving.engine import Engine
 from featherweight.serving.options import ServeOptions

@@ -18,7 +18,7 @@ import torch
 
 from featherweight.errors import FeatherweightError
 from featherweight.guard.probe import Probe
-from featherweight.guard.reading import require_room
+from featherweight.guard.room import require_room
 from featherweight.models.cache import can_pad
 from featherweight.models.generation import Decoding, drop_columns, extend, fork, join, keep_rows, prefill
 from featherweight.models.sampling import choose
