@@ -21,6 +21,7 @@ def files(tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_a_guard_is_calibrated_and_its_report_lies_beside_it(files, capsys):
     words = ["guard", "calibrate", "--model", str(FIXTURE), "--out", str(files / "guard"), "--target-fpr", "0.05"]
     for option, name in (("--harmful", "bad"), ("--benign", "good"), ("--borderline", "close")):

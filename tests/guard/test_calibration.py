@@ -58,7 +58,7 @@ def test_the_guard_stops_what_the_policy_forbids_also_where_the_model_alone_woul
     bypassed = [marked(text) for text in forbidden]
     model, tokenizer = stand_in
     alone = GuardedModel(model, tokenizer, guard.with_threshold(math.inf))
-    answers = [alone.chat([{"role": "user", "content": text}], max_new_tokens=12) for text in bypassed[:20]]
+    answers = [alone.chat([{"role": "user", "content": text}], max_new_tokens=12) for text in bypassed[:10]]
     assert sum(answer.startswith("I'm sorry") for answer in answers) <= 1
     assert shares(guard.judge(model, tokenizer, forbidden)) >= 0.9
     assert shares(guard.judge(model, tokenizer, bypassed)) >= 0.9
@@ -77,6 +77,7 @@ def test_ordinary_requests_pass_at_the_promised_rate_and_get_their_ordinary_answ
         assert answer == (guard.options.refusal_text if verdict.flagged else plain)
 
 
+@pytest.mark.slow
 def test_looks_before_the_prefix_are_turned_round_by_a_bypass_and_looks_behind_it_are_not(stand_in, guard):
     from featherweight.guard.linear import fit_linear
     from featherweight.guard.reading import collect
@@ -135,15 +136,15 @@ def test_the_false_alarms_over_many_splits_keep_the_promise(stand_in, guard):
     from featherweight.guard.metrics import conformal_threshold
 
     model, tokenizer = stand_in
-    prompts = WORLD.prompts("test", "ordinary", 300)
+    prompts = WORLD.prompts("test", "ordinary", 200)
     scores = torch.tensor([one.score for one in guard.with_options(early_exit=[]).judge(model, tokenizer, prompts)])
     draw = random.Random(0)
     for target in (0.01, 0.02, 0.05):
         rates = []
         for _ in range(200):
-            order = draw.sample(range(300), 300)
-            threshold = conformal_threshold(scores[order[:150]], target)
-            rates.append(float((scores[order[150:]] > threshold).double().mean()))
+            order = draw.sample(range(200), 200)
+            threshold = conformal_threshold(scores[order[:100]], target)
+            rates.append(float((scores[order[100:]] > threshold).double().mean()))
         spread = torch.tensor(rates).std() / math.sqrt(200)
         assert sum(rates) / 200 <= target + 3 * spread
 
@@ -176,6 +177,7 @@ def test_a_tokenizer_without_a_chat_template_is_refused(stand_in):
         calibrated((stand_in[0], bare))
 
 
+@pytest.mark.slow
 def test_too_few_benign_prompts_for_the_promise_flag_nothing_and_say_so(stand_in):
     model, tokenizer = stand_in
     with warnings.catch_warnings(record=True) as seen:

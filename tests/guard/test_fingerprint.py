@@ -30,6 +30,7 @@ def test_a_guard_of_another_model_tokenizer_or_template_is_refused():
         GuardedModel(model, other, guard)
 
 
+@pytest.mark.slow
 def test_an_adapter_makes_another_model_and_its_removal_the_old_one_again():
     peft = pytest.importorskip("peft")
     model, tokenizer = load_fixture()

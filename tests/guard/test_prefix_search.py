@@ -1,3 +1,4 @@
+import pytest
 import torch
 from guard_stand_in import BORDERLINE, FORBIDDEN, PREFIX, generated_world, load_fixture
 
@@ -8,6 +9,7 @@ from featherweight.guard.prefix_search import TOPIC, least_error, likeliest, sea
 WORLD = generated_world()
 
 
+@pytest.mark.slow
 def test_the_search_finds_how_the_model_refuses_and_puts_the_least_error_first():
     model, tokenizer = load_fixture()
     _, ids = prefix_ids(tokenizer, PREFIX)

@@ -14,8 +14,8 @@ from running_server import running
 from featherweight.guard.guarded_model import GuardedModel
 
 WORLD = generated_world()
-GOOD = WORLD.prompts("test", "ordinary", 40)
-BAD = [marked(text) for text in WORLD.prompts("test", FORBIDDEN, 24)]
+GOOD = WORLD.prompts("test", "ordinary", 20)
+BAD = [marked(text) for text in WORLD.prompts("test", FORBIDDEN, 12)]
 CHAT = "/v1/chat/completions"
 
 
@@ -125,7 +125,7 @@ def test_many_mixed_requests_at_once_are_neither_lost_nor_mixed_up(server, expec
 
     async def all_of_them():
         async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
-            texts = [*GOOD, *BAD]
+            texts = [*GOOD, *BAD] * 2
             return await asyncio.gather(*(ask(client, index, text) for index, text in enumerate(texts)))
 
     found = asyncio.run(all_of_them())
@@ -260,7 +260,7 @@ def test_memory_stays_flat_over_thousands_of_requests(stand_in, guard):
     with running(*stand_in, guard, max_new_tokens=4) as server, httpx.Client() as client:
         sizes = []
         for index in range(2000):
-            text = GOOD[index % 40] if index % 3 else BAD[index % 24]
+            text = GOOD[index % 20] if index % 3 else BAD[index % 12]
             assert client.post(server.url + CHAT, json={"messages": turns(text)}).status_code == 200
             if index % 200 == 199:
                 sizes.append(psutil.Process().memory_info().rss)

@@ -87,10 +87,12 @@ def test_a_person_chats_by_keyboard_and_sees_answers_and_refusals(tmp_path):
             await browser.until("document.getElementById('name')?.textContent === 'stand-in'")
             await browser.type_and_enter(good)
             await browser.until("document.getElementById('status').textContent === 'Done'")
+            assert await browser.value("document.querySelectorAll('.turn').length") == 2
+            await browser.value("document.getElementById('reset').click()")
             await browser.type_and_enter(bad)
             await browser.until("document.getElementById('status').textContent === 'The request was refused'")
             assert await browser.value("document.documentElement.scrollWidth <= 390")
-            assert await browser.value("document.querySelectorAll('.turn').length") == 4
+            assert await browser.value("document.querySelectorAll('.turn').length") == 2
             assert guard.options.refusal_text in await browser.value("document.querySelector('.refused').textContent")
             assert "score" in await browser.value("document.querySelector('.refused .note').textContent")
             assert await browser.value("document.activeElement.id") == "text"
