@@ -24,7 +24,7 @@ import guard_stand_in as world_of
 from featherweight.guard.calibration import clearing_limit
 from featherweight.guard.evidence import take_evidence
 from featherweight.guard.frames import FIT_FRAMES, REPORT_FRAME, framed
-from featherweight.guard.linear import Linear, fit_linear
+from featherweight.guard.linear import USUAL, Linear, fit_linear
 from featherweight.guard.metrics import auroc, conformal_threshold, rate_interval
 from featherweight.guard.options import READ_AT, GuardOptions, default_layers
 from featherweight.guard.prefix import prefix_ids
@@ -53,7 +53,7 @@ def judge_for(model: Any, tokenizer: Any, prefix: str, probe_tokens: int, text_c
 def fitted(judge: Scoring, evidence: Any, labels: torch.Tensor, fit: torch.Tensor, tier: str) -> tuple[Linear, Any]:
     """Return scores of all rows, those of the fit by folds that had not seen them."""
     features = judge.features(tier, evidence)
-    score, held_out = fit_linear(features[fit], labels[fit])
+    score, held_out = fit_linear(features[fit], labels[fit], strengths=USUAL)
     scores = score(features)
     scores[fit] = held_out
     return score, scores
@@ -261,7 +261,7 @@ def smollm2_rows(
     features["prompt words alone"] = bow_features([one[-1]["content"] for one in prompts])
     rows = []
     for tier, values in features.items():
-        score, _ = fit_linear(values[index], labels)
+        score, _ = fit_linear(values[index], labels, strengths=USUAL)
         scores = {name: score(values[place]) for name, place in places.items()}
         row: dict[str, Any] = {"prefix": prefix, "frames in the fit": with_frames, "tier": tier}
         for name in ("ordinary", "borderline", "oos"):

@@ -17,4 +17,4 @@ def test_a_prompt_that_leaves_no_room_for_the_probe_is_refused():
     with pytest.raises(ConfigError, match="leave no room"):
         guard.judge(model, tokenizer, ["word " * 200])
     with pytest.raises(ConfigError, match="leave no room"):
-        GuardedModel(model, tokenizer, guard).generate(torch.ones(1, room + 1, dtype=torch.int64), max_new_tokens=1)
+        GuardedModel(model, tokenizer, guard).generate(torch.full((1, room + 1), 7), max_new_tokens=1)
