@@ -98,7 +98,7 @@ def _fit(features_NF: Tensor, labels_N: Tensor, strength: float) -> Linear:
     penalty = strength * math.sqrt(standard.shape[1])
     weight = torch.zeros(standard.shape[1], dtype=torch.float64, requires_grad=True)
     bias = torch.zeros((), dtype=torch.float64, requires_grad=True)
-    optimizer = torch.optim.LBFGS([weight, bias], max_iter=100, line_search_fn="strong_wolfe", tolerance_grad=1e-6)
+    optimizer = torch.optim.LBFGS([weight, bias], max_iter=60, line_search_fn="strong_wolfe", tolerance_grad=1e-6)
 
     def closure() -> Tensor:
         optimizer.zero_grad()

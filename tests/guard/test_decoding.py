@@ -72,7 +72,7 @@ def test_a_sampled_answer_has_the_words_of_its_seed_with_and_without_a_guard(bra
         assert torch.equal(output.sequences, plain)
 
 
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", ["llama", "mistral", "mamba2"])
 def test_an_infinite_threshold_lets_all_pass_and_its_opposite_emits_no_token_of_the_model(name):
     ids, guard = prompt(4, 9), random_guard(name)
     assert torch.equal(guarded(name, guard.with_threshold(math.inf), ids).sequences, stock(tiny_model(name), ids))
@@ -90,7 +90,7 @@ def test_a_probe_on_the_cached_prompt_is_the_greedy_continuation_from_nothing(na
     assert evidence.probe_ids == expected.tolist()
 
 
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", ["llama", "gemma2", "qwen3_next"])
 def test_the_likelihood_of_the_prefix_on_the_cache_is_that_of_a_teacher_forced_pass(name):
     model, ids = tiny_model(name), prompt(3, 9)
     evidence = all_evidence(random_guard(name), model, ids)

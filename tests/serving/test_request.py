@@ -22,7 +22,7 @@ VALUES = st.recursive(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.dictionaries(st.sampled_from(NAMES), VALUES, max_size=6))
 def test_any_object_is_understood_or_refused_with_a_sentence(body):
     for parse in (lambda: parse_chat(body, 64), lambda: parse_completion(body, 64), lambda: parse_moderation(body)):
@@ -32,7 +32,7 @@ def test_any_object_is_understood_or_refused_with_a_sentence(body):
             assert error.status == 400 and str(error).startswith("serve: ")
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.binary(max_size=40) | VALUES.map(lambda value: json.dumps(value).encode()))
 def test_any_body_is_an_object_or_refused(body):
     try:
