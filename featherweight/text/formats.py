@@ -136,6 +136,14 @@ def understand(
             understood = Understanding(one, used, left)
             refuse_lost_text(row, understood, where, ignore_columns)
             return understood
+    empty = {field: column for field, column in _fields(row, columns).items() if field not in found}
+    for one in FORMATS:
+        lacking = [empty[field] for field in one.needed if field in empty]
+        if lacking and all(field in found or field in empty for field in one.needed):
+            raise ConfigError(
+                f"{where}: column={lacking[0]!r} is empty; expected a value, as rows of the format '{one.name}' have. "
+                "Fill or remove the row."
+            )
     raise ConfigError(
         f"{where}: columns={', '.join(map(str, row)) or 'none'} are of no known format; expected one of "
         f"{'; '.join(f'{one.name} ({_spelled(one)})' for one in FORMATS)}. Name them: columns: {{prompt: "

@@ -47,12 +47,13 @@ ENDINGS = (*_LINES, *_LIST, *_DELIMITERS, *_BUILDERS)
 """Of files that are read; texts may be compressed: .gz, .bz2, .xz, .zst."""
 
 
-def read_rows(source: str) -> Iterator[tuple[str, Row]]:
+def read_rows(source: str, *, is_streamed: bool = False) -> Iterator[tuple[str, Row]]:
     """Yield the rows of a source with their places, in a fixed order.
 
     Args:
         source: a file (see `ENDINGS`), a folder of such files, a folder that `datasets` wrote, or
             ``hf:name[:config][:split]``.
+        is_streamed: take the rows of a data set of the hub from there as they are asked for.
     Yields:
         (place, row): "chats.jsonl, line 3" and column to value.
     Raises:
@@ -60,17 +61,25 @@ def read_rows(source: str) -> Iterator[tuple[str, Row]]:
     Cost: one row at a time for JSON lines, CSV and parquet; a .json file is read whole.
     """
     count = 0
-    for place_and_row in _rows(source):
+    for place_and_row in _rows(source, is_streamed):
         count += 1
         yield place_and_row
     if not count:
         raise ConfigError(f"data: data={source} holds no row; expected one or more. Fill the file, or name another.")
 
 
-def _rows(source: str) -> Iterator[tuple[str, Row]]:
+def row_files(source: str) -> list[str]:
+    """Return what a source is read from, in a fixed order: the files of a folder, or the source itself."""
+    path = Path(source).expanduser()
+    if source.startswith(HUB_PREFIX) or not path.is_dir() or _is_written_by_datasets(path):
+        return [source]
+    return [str(file) for file in _files_below(path)] or [source]
+
+
+def _rows(source: str, is_streamed: bool) -> Iterator[tuple[str, Row]]:
     path = Path(source).expanduser()
     if source.startswith(HUB_PREFIX):
-        yield from _numbered(load_hub_rows(source), source)
+        yield from _numbered(load_hub_rows(source, is_streamed=is_streamed), source)
     elif not path.exists():
         near = [entry.name for entry in path.parent.iterdir()][:200] if path.parent.is_dir() else []
         raise ConfigError(
@@ -79,10 +88,10 @@ def _rows(source: str) -> Iterator[tuple[str, Row]]:
         )
     elif not path.is_dir():
         yield from _file_rows(path)
-    elif (path / "state.json").exists() or (path / "dataset_dict.json").exists():
+    elif _is_written_by_datasets(path):
         yield from _numbered(load_hub_rows(f"{HUB_PREFIX}{path}"), source)
     else:
-        files = [file for file in sorted(path.rglob("*")) if file.is_file() and _kind(file)[0] in ENDINGS]
+        files = _files_below(path)
         if not files:
             raise ConfigError(
                 f"data: data={source} is a folder without readable files; expected files that end in "
@@ -90,6 +99,14 @@ def _rows(source: str) -> Iterator[tuple[str, Row]]:
             )
         for file in files:
             yield from _file_rows(file)
+
+
+def _is_written_by_datasets(folder: Path) -> bool:
+    return (folder / "state.json").exists() or (folder / "dataset_dict.json").exists()
+
+
+def _files_below(folder: Path) -> list[Path]:
+    return [file for file in sorted(folder.rglob("*")) if file.is_file() and _kind(file)[0] in ENDINGS]
 
 
 def _kind(path: Path) -> tuple[str, str]:

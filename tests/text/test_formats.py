@@ -180,7 +180,8 @@ REFUSED = {
     "a tool that nobody called": (messages(("user", "q"), ("tool", "t")), "no assistant has called it"),
     "no answer": (messages(("user", "q")), "hold no turn of the assistant"),
     "unknown role": (messages(("usr", "q")), r"messages\[0\]: role='usr' is unknown.*Did you mean 'user'"),
-    "no turn": ({"messages": []}, "of no known format"),
+    "no turn": ({"messages": []}, "column='messages' is empty.*format 'messages'"),
+    "no answer in the first row": ({"prompt": "q", "completion": ""}, "column='completion' is empty"),
     "an image": (
         {
             "messages": [
