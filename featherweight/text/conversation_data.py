@@ -1,14 +1,14 @@
 """What tasks on rows with columns share: options of model and data, reading, and the split."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from pydantic import Field
 
 from featherweight.errors import ConfigError
-from featherweight.text.conversation import Conversation, Record, Turn
+from featherweight.text.conversation import Conversation, Record, Turn, of_kind
 from featherweight.text.corpus import split_documents
 from featherweight.text.formats import records
 from featherweight.text.language_task import RowLimits
@@ -17,8 +17,6 @@ from featherweight.text.rows import read_rows
 from featherweight.text.sources import Data, data_name, sources_of, weights_of
 
 One = TypeVar("One")
-TASKS_OF_KINDS = {"conversation": "chat", "preference": "preference", "judgement": "preference", "document": "text"}
-"""Which task trains on which kind of record."""
 
 
 class RowsConfig(RowLimits):
@@ -87,23 +85,6 @@ def load_records(data: Data, config: ConversationConfig, kinds: tuple[type[Recor
             found.rows.append(one)
             found.sources.append(number)
     return found
-
-
-def of_kind(found: Iterator[Record], source: str, kinds: tuple[type[Record], ...], where: str) -> Iterator[Any]:
-    """Yield records that a task learns from.
-
-    Raises:
-        ConfigError: for one of another kind, with the task that learns from it.
-    """
-    for one in found:
-        if not isinstance(one, kinds):
-            kind = type(one).__name__.lower()
-            wanted = " or ".join(f"{one.__name__.lower()}s" for one in kinds)
-            raise ConfigError(
-                f"{where}: data={source} holds rows of the kind '{kind}'; expected {wanted}. Use the task "
-                f"{TASKS_OF_KINDS[kind]} for them."
-            )
-        yield one
 
 
 def split_records(

@@ -12,6 +12,7 @@ import io
 import json
 import lzma
 import sys
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO, cast
@@ -139,7 +140,7 @@ def _file_rows(path: Path) -> Iterator[tuple[str, Row]]:
             f"data: file={path} is no UTF-8 text at byte {error.start}; expected UTF-8. Convert the file, for example "
             "with: iconv -f latin1 -t utf-8"
         ) from error
-    except (OSError, EOFError, lzma.LZMAError) as error:
+    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
         raise ConfigError(
             f"data: file={path} cannot be read ({getattr(error, 'strerror', None) or error}); expected a whole, "
             "readable file. Copy it again, or check its permissions."
@@ -183,12 +184,50 @@ def _listed(value: Any, path: Path) -> Iterator[tuple[str, Row]]:
 
 def _parsed(text: str, path: Path, first_line: int) -> Any:
     try:
-        return json.loads(text)
+        value = json.loads(text, object_pairs_hook=_unique)
+    except _Twice as twice:
+        where = f"{path.name}, line {first_line}" if first_line > 1 or "\n" not in text else path.name
+        raise ConfigError(
+            f"{where}: key={str(twice)!r} stands there twice in one object; expected each key once, as one value would "
+            "be lost. Correct the row."
+        ) from None
+    except RecursionError:
+        raise ConfigError(
+            f"{path.name}, line {first_line}: the row is nested too deep to be read; expected columns with texts or "
+            "lists of messages. Correct the row."
+        ) from None
     except json.JSONDecodeError as error:
         raise ConfigError(
             f"data: file={path} is no JSON at line {first_line + error.lineno - 1}, column {error.colno} "
             f"({error.msg}); expected a list of objects, or one object on each line. Correct the line."
         ) from error
+    _require_text(value, text, path, first_line)
+    return value
+
+
+class _Twice(ValueError):
+    """A key that an object has twice."""
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise _Twice(next(name for name in names if names.count(name) > 1))
+    return found
+
+
+def _require_text(value: Any, text: str, path: Path, line: int) -> None:
+    """Refuse halves of characters, which JSON can write and no tokenizer reads."""
+    if "\\ud" not in text.lower():
+        return
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(
+            f"{path.name}, line {line}: the row holds half a character ({error.object[error.start]!a}, a surrogate "
+            "alone), which is no text; expected whole characters. Correct the row."
+        ) from None
 
 
 def _table_rows(text: TextIO, path: Path, delimiter: str) -> Iterator[tuple[str, Row]]:
@@ -223,6 +262,7 @@ def _table(path: Path, ending: str) -> Any:
 
 def _numbered(rows: Any, source: str) -> Iterator[tuple[str, Row]]:
     name = source if source.startswith(HUB_PREFIX) else Path(source).name
+    classes = _class_names(rows)
     iterator = iter(rows)
     number = 0
     while True:
@@ -233,7 +273,17 @@ def _numbered(rows: Any, source: str) -> Iterator[tuple[str, Row]]:
             return
         except Exception as error:  # as above: streaming reads late
             raise _unreadable(Path(source), error) from error
+        for column, names in classes.items():
+            # Data sets of the hub write labels as numbers and keep their names apart; -1 is no label.
+            if isinstance(row[column], int):
+                row = {**row, column: names[row[column]] if 0 <= row[column] < len(names) else None}
         yield f"{name}, row {number}", row
+
+
+def _class_names(rows: Any) -> dict[str, list[str]]:
+    """Return the names of the classes of columns that hold their numbers, of a table of `datasets`."""
+    features = getattr(rows, "features", None) or {}
+    return {column: kind.names for column, kind in features.items() if type(kind).__name__ == "ClassLabel"}
 
 
 def _unreadable(path: Path, error: Exception) -> ConfigError:

@@ -137,6 +137,11 @@ def test_a_judged_answer_and_a_document():
     assert read({"text": " t\n"}) == [Document(" t\n", "chats.jsonl, line 1")]
 
 
+@pytest.mark.parametrize(("label", "wanted"), [("True", True), ("false", False), ("1", True), (0, False)])
+def test_a_table_of_text_says_true_and_false_in_words(label, wanted):
+    assert read({"prompt": "q", "completion": "a", "label": label})[0].is_good is wanted
+
+
 def test_columns_of_other_names_are_mapped():
     row = {"Frage": "q", "Antwort": "a", "Quelle": "a book"}
     columns = {"prompt": "Frage", "response": "Antwort"}
