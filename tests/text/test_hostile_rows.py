@@ -8,7 +8,7 @@ import pytest
 from featherweight.errors import ConfigError
 from featherweight.text.chat_task import ChatConfig, ChatTask
 
-OPTIONS = {"model": "tiny", "template": "chatml", "held_out": 0.3, "max_tokens": 2000}
+OPTIONS = {"model": "tiny", "template": "chatml", "held_out": 0.3, "max_tokens": 1000}
 ROWS = [{"prompt": f"q{n}", "completion": f"a{n}"} for n in range(12)]
 LINES = [json.dumps(row) for row in ROWS]
 
