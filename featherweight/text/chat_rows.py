@@ -5,18 +5,16 @@ Shapes: B rows of a micro-batch, L tokens of its longest one.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from featherweight.errors import ConfigError
 from featherweight.models.templates import EncodedConversation, encode_conversation
+from featherweight.text.chat_options import LongRows, TrainOn
 from featherweight.text.conversation import Conversation, Role
 from featherweight.text.packing import IGNORED_LABEL
-
-LongRows = Literal["cut_turns", "leave_out", "refuse"]
-TrainOn = Literal["assistant", "last"] | list[Role]
 
 
 @dataclass(frozen=True)

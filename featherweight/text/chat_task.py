@@ -7,7 +7,6 @@ Shapes: B rows of a micro-batch, L tokens of its longest row.
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from featherweight.errors import ConfigError
@@ -16,10 +15,10 @@ from featherweight.models.load import load_tokenizer
 from featherweight.models.quiet import quiet_transformers
 from featherweight.models.templates import choose_template
 from featherweight.text.causal_task import CausalTask, Endings, begin_model
-from featherweight.text.chat_rows import ChatEncoder, ChatRow, Fitting, LongRows, TrainOn, packed, positions
+from featherweight.text.chat_options import ChatConfig
+from featherweight.text.chat_rows import ChatEncoder, ChatRow, Fitting, packed, positions
 from featherweight.text.conversation import Conversation
 from featherweight.text.conversation_data import (
-    ConversationConfig,
     Part,
     beginning_of_conversation,
     load_records,
@@ -34,32 +33,6 @@ from featherweight.text.row_order import RowOrder
 from featherweight.text.row_stream import RowStream, held_out_records
 from featherweight.text.sources import data_name
 from featherweight.training.task import Split, Words
-
-
-class ChatConfig(ConversationConfig):
-    """Options of the task of conversations."""
-
-    train_on: TrainOn = "assistant"
-    """assistant: all its turns are learnt. last: the last one of each conversation. A list of roles, such as
-    [assistant, tool]: all turns of theirs; rows without any are left out and counted."""
-    long_rows: LongRows = "cut_turns"
-    """What happens to longer ones. cut_turns: whole turns go from the end until the rest fits, so that an answer is
-    never cut; where not even the first answer fits, the row is left out. leave_out: the row is left out. refuse: an
-    error. The report counts them."""
-    pack: bool = False
-    """True: several conversations stand in one row of max_tokens; each sees itself alone. False: rows are padded."""
-    stream: bool = False
-    """True: rows are read while training goes on, for data larger than the memory; folders are read file by file in an
-    order of chance. False: they are read before it begins."""
-    shuffle_rows: int = Field(default=10_000, ge=1)
-    """stream: so many rows are read ahead and shuffled; they are what is in memory at a time."""
-
-    @field_validator("train_on")
-    @classmethod
-    def _names_roles_once(cls, train_on: TrainOn) -> TrainOn:
-        if isinstance(train_on, list) and (not train_on or len(set(train_on)) < len(train_on)):
-            raise ValueError("is empty or names a role twice; expected roles such as [assistant, tool]. Correct it.")
-        return train_on
 
 
 class ChatTask(CausalTask):

@@ -7,12 +7,13 @@ before, and goes on with the same rows. A conversation belongs to the held-out s
 
 import itertools
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from featherweight.errors import ConfigError
 from featherweight.models.quiet import quiet_transformers
+from featherweight.text.chat_options import ChatConfig
 from featherweight.text.chat_rows import ChatEncoder, ChatRow, Fitting, packed
 from featherweight.text.conversation import Conversation, of_kind
 from featherweight.text.conversation_data import Part, beginning_of_conversation, load_records
@@ -22,15 +23,12 @@ from featherweight.text.row_order import WINDOW, Mixture
 from featherweight.text.rows import read_rows, row_files
 from featherweight.text.sources import Source, data_name, sources_of, weights_of
 
-if TYPE_CHECKING:
-    from featherweight.text.chat_task import ChatConfig
-
 HELD_OUT_ROWS = 1000
 """Held-out rows of a stream where a recipe sets no limit: finding them takes a look at the rows before training."""
 _PACKED_TOGETHER = 512
 
 
-def held_out_records(config: "ChatConfig", where: str) -> Part[Conversation]:
+def held_out_records(config: ChatConfig, where: str) -> Part[Conversation]:
     """Return the held-out rows of data that are streamed: the first ones whose hash says so, or those of a file.
 
     Raises:
@@ -66,7 +64,7 @@ class RowStream:
         where: opens messages.
     """
 
-    def __init__(self, config: "ChatConfig", encoder: ChatEncoder, fitting: Fitting, seed: int, *, where: str) -> None:
+    def __init__(self, config: ChatConfig, encoder: ChatEncoder, fitting: Fitting, seed: int, *, where: str) -> None:
         self._config, self._encoder, self._fitting, self._seed, self._where = config, encoder, fitting, seed, where
         self._sources = sources_of(config.data, config.columns, config.ignore_columns, where=where)
         self._held_out: set[str] = set()
@@ -158,7 +156,7 @@ class RowStream:
         return _is_out(one, self._config)
 
 
-def _is_out(one: Conversation, config: "ChatConfig") -> bool:
+def _is_out(one: Conversation, config: ChatConfig) -> bool:
     assert isinstance(config.held_out, float)
     return place_of(beginning_of_conversation(one), config.held_out_seed) <= config.held_out
 
