@@ -10,7 +10,7 @@ float32 with LoRA of rank 16 on its linear layers. A finished run is not repeate
 `--memory` makes two steps of DPO, whole and with LoRA, by this package and by TRL, each with the same model, pairs of
 256 tokens, micro-batch and optimizer (torch's AdamW), and prints the largest number of bytes that torch held at a time,
 by `fw.measure_memory`; TRL with a second copy of the model (its default) and with reference log-probabilities computed
-before, as here.
+before, as here. That second model is read from a file, which the tracker does not see: its weights are to be added.
 """
 
 import argparse

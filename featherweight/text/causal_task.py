@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from featherweight.errors import ConfigError
 from featherweight.models.facts import ModelFacts
 from featherweight.models.load import load_model
 from featherweight.models.templates import stop_ids
@@ -26,16 +27,26 @@ class Endings:
     pad: int
 
     @classmethod
-    def of(cls, tokenizer: Any) -> "Endings":
-        """Look at a tokenizer; one without a padding token pads by its end mark, or by 0, as labels say what counts."""
+    def of(cls, tokenizer: Any, *, where: str) -> "Endings":
+        """Look at a tokenizer; one without a padding token pads by its end mark, as labels say what counts.
+
+        Raises:
+            ConfigError: if nothing ends an answer.
+        """
         stops = tuple(stop_ids(tokenizer))
+        if not stops:
+            raise ConfigError(
+                f"{where}: tokenizer={tokenizer.name_or_path or type(tokenizer).__name__} has no eos_token, and no "
+                "special token ends an answer under its template; expected one, as the trained model would never stop. "
+                "Set eos_token in its tokenizer_config.json."
+            )
         pad: int | None = tokenizer.pad_token_id
-        return cls(stops, pad if pad is not None else (stops or (0,))[0])
+        return cls(stops, pad if pad is not None else stops[0])
 
     def write(self, model: nn.Module) -> None:
         """Let a model's generation end where answers end."""
         settings: Any = getattr(model, "generation_config", None)
-        if settings is not None and self.stops:
+        if settings is not None:
             settings.eos_token_id = list(self.stops) if len(self.stops) > 1 else self.stops[0]
             settings.pad_token_id = self.pad
 

@@ -73,7 +73,7 @@ class ChatTask(CausalTask):
             rows = self._encode(training.limited(config.max_train_rows), "train")
             self._rows["train"], self._sources = self._packed(rows) if config.pack else (rows.rows, rows.sources)
         self._rows["held_out"] = self._encode(held_out.limited(config.max_held_out_rows), "held_out").rows
-        self._endings = Endings.of(self.tokenizer)
+        self._endings = Endings.of(self.tokenizer, where=self.where)
 
     def build_model(self) -> nn.Module:
         """Return the model with float32 weights on the CPU; random weights follow from the task's seed.

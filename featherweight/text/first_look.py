@@ -55,7 +55,10 @@ def _task(recipe: Mapping[str, Any], changes: list[str]) -> dict[str, Any]:
         if key == "task" or key.count(".") > 1:
             return {}  # too much is new to say anything early
         if key.startswith("task."):
-            task[key.removeprefix("task.")] = parse_value(text)
+            try:
+                task[key.removeprefix("task.")] = parse_value(text)
+            except ValueError:
+                return {}
     return task
 
 

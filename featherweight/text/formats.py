@@ -42,7 +42,7 @@ ROLE_NAMES: dict[str, Role] = {
     **dict.fromkeys(("tool", "function", "observation", "ipython", "function_response"), "tool"),
 }
 """What the sides of a conversation are called in files."""
-IDENTIFIERS = ("id", "idx", "index", "uuid", "guid", "hash", "conversation_id", "prompt_id")
+IDENTIFIERS = ("id", "idx", "index", "", "unnamed: 0", "uuid", "guid", "hash", "conversation_id", "prompt_id")
 """Columns that name a row and carry none of its text, as long as they hold a single word."""
 _ALIASES: dict[str, tuple[str, ...]] = {
     "messages": ("messages", "conversations", "conversation", "dialog", "dialogue"),
@@ -382,7 +382,7 @@ def _text(value: Any, column: str, where: str) -> str:
         return value
     if isinstance(value, list | tuple) and value and all(isinstance(p, Mapping) and "type" in p for p in value):
         other = next(
-            (part["type"] for part in value if part["type"] != "text" or not isinstance(part["text"], str)), None
+            (part["type"] for part in value if part["type"] != "text" or not isinstance(part.get("text"), str)), None
         )
         if other is None:
             return "".join(part["text"] for part in value)

@@ -121,7 +121,7 @@ class PreferenceTask(LanguageTask):
             "held_out": self._encode(held_out.limited(config.max_held_out_rows), "held_out").rows,
         }
         self._reference: dict[Split, Tensor] = {}
-        self._endings = Endings.of(tokenizer)
+        self._endings = Endings.of(tokenizer, where=WHERE)
 
     def build_model(self) -> nn.Module:
         """Return the model with float32 weights on the CPU; random weights follow from the task's seed."""

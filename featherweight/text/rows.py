@@ -9,11 +9,14 @@ import bz2
 import csv
 import gzip
 import io
+import itertools
 import json
+import logging
 import lzma
 import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO, cast
 
@@ -79,6 +82,10 @@ def row_files(source: str) -> list[str]:
 
 def _rows(source: str, is_streamed: bool) -> Iterator[tuple[str, Row]]:
     path = Path(source).expanduser()
+    if not source.strip():
+        raise ConfigError(
+            f"data: data={source!r} names nothing; expected a file, a folder, or '{HUB_PREFIX}name'. Write a path."
+        )
     if source.startswith(HUB_PREFIX):
         yield from _numbered(load_hub_rows(source, is_streamed=is_streamed), source)
     elif not path.exists():
@@ -201,6 +208,11 @@ def _parsed(text: str, path: Path, first_line: int) -> Any:
             f"data: file={path} is no JSON at line {first_line + error.lineno - 1}, column {error.colno} "
             f"({error.msg}); expected a list of objects, or one object on each line. Correct the line."
         ) from error
+    except ValueError as error:  # a whole number of thousands of digits
+        raise ConfigError(
+            f"{path.name}, line {first_line}: a value cannot be read ({error}); expected texts and ordinary numbers. "
+            "Correct the row."
+        ) from error
     _require_text(value, text, path, first_line)
     return value
 
@@ -232,8 +244,19 @@ def _require_text(value: Any, text: str, path: Path, line: int) -> None:
 
 def _table_rows(text: TextIO, path: Path, delimiter: str) -> Iterator[tuple[str, Row]]:
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # a document is longer than the default of 128 KiB
-    rows = csv.DictReader(text, delimiter=delimiter, strict=True)
+    lines = iter(text)
+    first = next(lines, "")
+    if delimiter == "," and "," not in first:
+        delimiter = next((one for one in ";\t" if one in first), ",")  # as programs write them where 1,5 is a number
+    rows = csv.DictReader(itertools.chain([first] if first else [], lines), delimiter=delimiter, strict=True)
     try:
+        names = rows.fieldnames or []
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ConfigError(
+                f"{path.name}, line 1: column={twice!r} stands there twice; expected each name once, as one of the two "
+                "would be lost. Rename one of them."
+            )
         for row in rows:
             where = f"{path.name}, line {rows.line_num}"
             if None in row or None in row.values():
@@ -253,9 +276,13 @@ def _table_rows(text: TextIO, path: Path, delimiter: str) -> Iterator[tuple[str,
 def _table(path: Path, ending: str) -> Any:
     """Return the rows of a table, one at a time, as the builders of `datasets` read them."""
     import datasets
+    from pyarrow import parquet
 
     try:
-        return datasets.load_dataset(_BUILDERS[ending], data_files=str(path), split="train", streaming=True)
+        if ending == ".parquet" and parquet.read_metadata(path).num_rows == 0:
+            return ()
+        with _quiet_datasets():
+            return datasets.load_dataset(_BUILDERS[ending], data_files=str(path), split="train", streaming=True)
     except Exception as error:  # of a dozen classes, its own and those of the libraries below
         raise _unreadable(path, error) from error
 
@@ -268,7 +295,8 @@ def _numbered(rows: Any, source: str) -> Iterator[tuple[str, Row]]:
     while True:
         number += 1
         try:
-            row = next(iterator)
+            with _quiet_datasets():
+                row = next(iterator)
         except StopIteration:
             return
         except Exception as error:  # as above: streaming reads late
@@ -278,6 +306,18 @@ def _numbered(rows: Any, source: str) -> Iterator[tuple[str, Row]]:
             if isinstance(row[column], int):
                 row = {**row, column: names[row[column]] if 0 <= row[column] < len(names) else None}
         yield f"{name}, row {number}", row
+
+
+@contextmanager
+def _quiet_datasets() -> Iterator[None]:
+    """Let the package log nothing inside the block: what it logs is raised, too, and becomes one sentence."""
+    logger = logging.getLogger("datasets")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _class_names(rows: Any) -> dict[str, list[str]]:

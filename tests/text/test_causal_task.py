@@ -5,6 +5,7 @@ from chat_formats import tokenizer_with
 
 from featherweight.errors import ConfigError
 from featherweight.models import byte_tokenizer, load_model
+from featherweight.models.templates import choose_template
 from featherweight.text.causal_task import Endings
 from featherweight.text.task import TextConfig, TextTask
 
@@ -12,12 +13,14 @@ from featherweight.text.task import TextConfig, TextTask
 def test_answers_end_where_the_template_says_and_rows_are_padded_by_what_there_is():
     tokenizer = tokenizer_with("llama3")
     end = tokenizer.convert_tokens_to_ids("<|eot_id|>")
-    assert Endings.of(tokenizer) == Endings((end, tokenizer.eos_token_id), tokenizer.pad_token_id)
+    assert Endings.of(tokenizer, where="") == Endings((end, tokenizer.eos_token_id), tokenizer.pad_token_id)
     bare = byte_tokenizer()
+    choose_template(bare, "chatml")
     bare.eos_token = bare.pad_token = None
-    assert Endings.of(bare) == Endings((), 0)
+    with pytest.raises(ConfigError, match="task chat: tokenizer=.* has no eos_token.*Set eos_token in"):
+        Endings.of(bare, where="task chat")
     bare.eos_token = "<|endoftext|>"
-    assert Endings.of(bare).pad == bare.eos_token_id
+    assert Endings.of(bare, where="").pad == bare.eos_token_id
 
 
 def test_a_models_generation_ends_there_too():

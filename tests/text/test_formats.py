@@ -196,6 +196,10 @@ REFUSED = {
         },
         "part of type='image'",
     ),
+    "a part without text": (
+        {"messages": [{"role": "user", "content": [{"type": "text"}]}, {"role": "assistant", "content": "a"}]},
+        "part of type='text'",
+    ),
     "equal answers": ({"prompt": "q", "chosen": "a", "rejected": "a"}, "chosen and rejected are equal"),
     "preference without a prompt": ({"chosen": "a", "rejected": "b"}, "no prompt stands beside them"),
     "label": ({"prompt": "q", "completion": "a", "label": "good"}, "label='good' is neither true nor false"),

@@ -29,6 +29,14 @@ READ = {
     "no line end at the end": ("a.jsonl", "\n".join(LINES).encode()),
     "lines in a .json file": ("a.json", "\n".join(LINES).encode()),
     "a table of Windows": ("a.csv", "\r\n".join(["prompt,completion", *(f"q{n},a{n}" for n in range(12))]).encode()),
+    "a table of a country where 1,5 is a number": (
+        "a.csv",
+        "\n".join(["prompt;completion", *(f"q{n};a{n}" for n in range(12))]).encode(),
+    ),
+    "a table with a column of numbers without a name": (
+        "a.csv",
+        "\n".join([",prompt,completion", *(f"{n},q{n},a{n}" for n in range(12))]).encode(),
+    ),
     "two members in one gzip": (
         "a.jsonl.gz",
         gzip.compress("\n".join([*LINES[:6], ""]).encode()) + gzip.compress("\n".join(LINES[6:]).encode()),
@@ -67,6 +75,15 @@ def line(number, text):
 
 
 REFUSED = {
+    "a table whose column stands there twice": (
+        ("a.csv", b"prompt,prompt,completion\nq,r,a\n"),
+        "a.csv, line 1: column='prompt' stands there twice",
+    ),
+    "a number of thousands of digits": (
+        line(4, '{"prompt": "q", "n": ' + "9" * 5000 + "}"),
+        "line 4: a value cannot be",
+    ),
+    "a row that is nested too deep": (line(4, '{"a":' * 5000 + "1" + "}" * 5000), "line 4: the row is nested too deep"),
     "half a gzip": (("a.jsonl.gz", gzip.compress("\n".join(LINES).encode())[:-12]), "a.jsonl.gz cannot be read"),
     "a gzip with a wrong byte": (
         ("a.jsonl.gz", gzip.compress("\n".join(LINES).encode())[:20] + b"\0\0\0\0" + b"x" * 40),

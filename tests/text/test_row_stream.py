@@ -3,12 +3,17 @@
 import gzip
 import itertools
 import json
+import subprocess
+import sys
+import time
 
 import pytest
 import torch
 
+import featherweight as fw
 from featherweight.errors import ConfigError
 from featherweight.text.chat_task import ChatConfig, ChatTask
+from featherweight.training.events import Callback
 
 SMALL = {"model": "tiny", "template": "chatml", "held_out": 0.3, "max_tokens": 200, "stream": True, "shuffle_rows": 8}
 
@@ -105,3 +110,53 @@ def test_data_of_which_no_row_fits_are_refused(tmp_path):
     task = build(str(tmp_path / "chats"), held_out=str(tmp_path / "short"))
     with pytest.raises(ConfigError, match=r"no row that can be trained on, and 30 that are too long"):
         train(task, 1)
+
+
+def mixed_recipe(folder, **more):
+    for name, count in (("a", 30), ("b", 7)):
+        write(folder / name, name, range(count), answer=name)
+    data = [{"path": str(folder / "a"), "weight": 1}, {"path": str(folder / "b"), "weight": 3}]
+    return {
+        "task": {"name": "chat", **SMALL, "data": data, "group_by_length": True},
+        "optimizer": {"name": "adamw", "lr": 1e-3},
+        "steps": 5,
+        "micro_batch_size": 2,
+        "accumulation_steps": 2,
+        "checkpoint_every": 2,
+        "memory_steps": [],
+        **more,
+    }
+
+
+def weights(run):
+    return (run / "model/model.safetensors").read_bytes()
+
+
+def test_a_run_on_a_mixed_stream_resumes_bit_by_bit(tmp_path):
+    class Stop(Callback):
+        def on_step(self, event):
+            if event.step == 3:
+                raise RuntimeError("the power is gone")
+
+    recipe = mixed_recipe(tmp_path)
+    fw.train(recipe, out=tmp_path / "through", callbacks=[])
+    with pytest.raises(RuntimeError, match="the power is gone"):
+        fw.train(recipe, out=tmp_path / "run", callbacks=[Stop()])
+    fw.train(recipe, out=tmp_path / "run", resume=True, callbacks=[])
+    assert weights(tmp_path / "run") == weights(tmp_path / "through")
+
+
+@pytest.mark.slow
+def test_a_run_on_a_mixed_stream_that_was_killed_resumes_bit_by_bit(tmp_path):
+    recipe = mixed_recipe(tmp_path, steps=40, checkpoint_every=1)
+    (tmp_path / "r.json").write_text(json.dumps(recipe))
+    fw.train(recipe, out=tmp_path / "through", callbacks=[])
+    words = [sys.executable, "-m", "featherweight", "train", "r.json", "--out", "run"]
+    started = subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.DEVNULL)
+    while started.poll() is None and not (tmp_path / "run/checkpoints/step-00000007").exists():
+        time.sleep(0.01)
+    started.kill()
+    started.wait()
+    assert not (tmp_path / "run/summary.json").exists()
+    subprocess.run([*words, "--resume"], cwd=tmp_path, check=True, capture_output=True)
+    assert weights(tmp_path / "run") == weights(tmp_path / "through")

@@ -123,3 +123,19 @@ def test_the_files_of_a_folder_are_those_that_its_rows_come_from(tmp_path):
         (tmp_path / name).write_text("x")
     assert row_files(str(tmp_path)) == [str(tmp_path / "a.csv"), str(tmp_path / "b.jsonl")]
     assert row_files(str(tmp_path / "b.jsonl")) == [str(tmp_path / "b.jsonl")] and row_files("hf:x") == ["hf:x"]
+
+
+def test_a_table_without_rows_and_a_source_without_a_name_hold_no_row(tmp_path, capfd):
+    import pyarrow
+    from pyarrow import parquet
+
+    empty = pyarrow.table({"prompt": pyarrow.array([], pyarrow.string())})
+    parquet.write_table(empty, tmp_path / "a.parquet")
+    with pytest.raises(ConfigError, match="holds no row"):
+        list(read_rows(str(tmp_path / "a.parquet")))
+    with pytest.raises(ConfigError, match="data='' names nothing"):
+        list(read_rows(""))
+    (tmp_path / "b.parquet").write_bytes(b"PAR1")
+    with pytest.raises(ConfigError, match="b.parquet cannot be read"):
+        list(read_rows(str(tmp_path / "b.parquet")))
+    assert capfd.readouterr().err == ""
