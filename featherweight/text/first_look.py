@@ -4,6 +4,7 @@ The task reads all rows later and judges more (tokens, template, split); nothing
 """
 
 import itertools
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,8 +17,8 @@ from featherweight.text.labelled import labelled_texts
 from featherweight.text.rows import read_rows
 from featherweight.text.sources import Source, sources_of
 
-ROWS = 5000
-"""Of each source: about a fifth of a second."""
+LONGEST_S = 0.3
+"""Of processor time for each source; the rows behind are left to the task."""
 _KINDS: dict[str, tuple[type[Record], ...]] = {"chat": (Conversation,), "preference": (Preference, Judgement)}
 
 
@@ -69,7 +70,8 @@ def _listed(data: Any) -> list[Any]:
 
 
 def _read(name: str, path: str, reading: dict[str, Any]) -> None:
-    rows = itertools.islice(read_rows(path), ROWS)
+    end = time.process_time() + LONGEST_S
+    rows = itertools.takewhile(lambda _: time.process_time() < end, read_rows(path))
     found: Any = labelled_texts(rows, **reading)
     if name in _KINDS:
         found = of_kind(records(rows, **reading), path, _KINDS[name], f"task {name}")
