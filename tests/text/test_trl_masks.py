@@ -33,6 +33,10 @@ def trained_by_trl(tokenizer, rows, folder, **options):
     return trl.SFTTrainer(model, args=arguments, train_dataset=data, processing_class=tokenizer).train_dataset
 
 
+def learnt(row):
+    return [int(label != -100) for label in row["labels"]]
+
+
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning", "ignore::DeprecationWarning")
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_of_a_prompt_and_its_completion_the_same_tokens_are_learnt(template, tmp_path):
@@ -46,7 +50,7 @@ def test_of_a_prompt_and_its_completion_the_same_tokens_are_learnt(template, tmp
         labels = [int(label != -100) for label in ours.labels([-1])]
         # TRL learns the line break, and the end-of-text token, that stand behind the mark which ends an answer.
         behind = ours.answer_spans[-1][1]
-        assert labels[:behind] == row["completion_mask"][:behind] and sum(labels[behind:]) == 0
+        assert labels[:behind] == learnt(row)[:behind] and sum(labels[behind:]) == 0
         assert tokenizer.decode(row["input_ids"][behind:]) in ("", "\n", "\n<|endoftext|>", "<|endoftext|>")
 
 
@@ -62,4 +66,4 @@ def test_of_templates_with_marks_every_answer_is_learnt_as_by_trl(template, tmp_
     for chat, row in zip(CHATS, theirs, strict=True):
         ours = encode_conversation(tokenizer, messages(chat))
         assert list(ours.ids) == row["input_ids"]
-        assert [int(label != -100) for label in ours.labels()] == row["assistant_masks"]
+        assert [int(label != -100) for label in ours.labels()] == learnt(row)
