@@ -8,6 +8,7 @@ from featherweight.robot.learning.policy import ChunkPolicy, PolicyConfig
 pytest.importorskip("mujoco")
 
 
+@pytest.mark.slow
 def test_the_expert_succeeds_and_a_policy_that_learnt_nothing_does_not():
     told = []
     result = evaluate(None, [10_000, 10_001], lambda seed, is_placed: told.append((seed, is_placed)))

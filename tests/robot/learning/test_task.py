@@ -51,6 +51,7 @@ def test_other_data_sets_are_refused_with_what_is_different(tmp_path):
         RobotTask(RobotTaskConfig(data=str(tmp_path / "nothing")), seed=0)
 
 
+@pytest.mark.slow
 def test_a_few_steps_learn_something_and_leave_a_policy_in_the_run_folder(expert_demos, tmp_path):
     recipe = {
         "task": {"name": "robot", "data": str(expert_demos), "held_out": 0.25, "hidden": 64},

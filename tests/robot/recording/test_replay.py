@@ -34,6 +34,7 @@ def test_a_replay_ends_within_a_degree_of_the_recording_and_twice_the_same(exper
     assert one.largest_error_deg <= 6
 
 
+@pytest.mark.slow
 def test_a_slow_replay_takes_longer(expert_demos):
     data = DemoDataset(expert_demos)
     assert play(data, 2.0)[0].duration_s < play(data, 0.5)[0].duration_s / 2.5

@@ -118,7 +118,7 @@ from robot_demos import new_writer, write_episode
 writer = new_writer(sys.argv[1], cameras=True)
 print("ready", len(writer.rows), flush=True)
 while True:
-    print("saved", write_episode(writer, 30), flush=True)
+    print("saved", write_episode(writer, 10), flush=True)
 """
 
 
@@ -131,7 +131,9 @@ def test_fifty_killed_writers_lose_no_finished_episode(tmp_path):
             [sys.executable, "-c", PROGRAM, str(root), reference], stdout=subprocess.PIPE, text=True
         )
         assert int(writer.stdout.readline().split()[1]) >= saved
-        time.sleep(chance.uniform(0.0, 0.6))
+        for _ in range(chance.randint(0, 2)):
+            saved = int(writer.stdout.readline().split()[1]) + 1
+        time.sleep(chance.uniform(0.0, 0.2))
         os.kill(writer.pid, signal.SIGKILL)
         words = writer.communicate()[0].split()
         saved = max([saved, *(int(word) + 1 for word in words[1::2])])
