@@ -1,4 +1,4 @@
-"""The walk of a recipe through `fw train`, as docs/architecture.md tells it: which files, in which order, at most twelve.
+"""The walk of a recipe through `fw train`, as docs/architecture.md tells it: files, their order, at most twelve.
 
 Followed are the calls that lead from one station to the next. What a station asks of others below itself (reading
 options, storing codes) is no part of the walk, and no station is reached through it.
