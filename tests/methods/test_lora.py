@@ -171,7 +171,9 @@ def test_saved_adapter_names_its_modules_and_the_class_of_its_base(tmp_path):
     assert not model.peft_config["default"].inference_mode
 
 
-@pytest.mark.parametrize("options", [{"lora_dropout": 0.2}, *(pytest.param(one, marks=pytest.mark.slow) for one in ({}, {"use_dora": True}))])
+@pytest.mark.parametrize(
+    "options", [{"lora_dropout": 0.2}, *(pytest.param(one, marks=pytest.mark.slow) for one in ({}, {"use_dora": True}))]
+)
 def test_a_resumed_run_equals_the_uninterrupted_one_bit_by_bit(options, tmp_path):
     settings = recipe(methods=[{"lora": {"r": 4, **options}}])
     straight = Loop(settings)
