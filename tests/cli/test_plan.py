@@ -211,7 +211,20 @@ def test_data_that_cannot_be_planned_for_are_refused(model_and_chats, words, mes
 
 def test_a_plan_for_a_shape_says_in_the_recipe_what_is_missing_and_does_not_train(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    words = ["plan", "--model", "llama-60m", "-b", "4GB", "-d", "cpu", "--seq-len", "64", *EXCLUDE]
+    words = [
+        "plan",
+        "--model",
+        "llama-60m",
+        "-b",
+        "4GB",
+        "-d",
+        "cpu",
+        "--seq-len",
+        "64",
+        "--tokens-per-step",
+        "64",
+        *EXCLUDE,
+    ]
     assert run([*words, "--out", "plan.yaml"]) == 0
     assert "Not ready: text task: model=llama-60m is a shape" in " ".join(capsys.readouterr().out.split())
     text = (tmp_path / "plan.yaml").read_text()

@@ -102,7 +102,9 @@ def test_small_darcy_files_of_neuraloperator_train_from_end_to_end(tmp_path):
     assert run.summary.held_out["h1"] != run.summary.held_out["h1_periodic"]
 
 
-@pytest.mark.parametrize("name", ["adamw", "tensor_galore", "tensorgrad"])
+@pytest.mark.parametrize(
+    "name", ["tensor_galore", *(pytest.param(name, marks=pytest.mark.slow) for name in ("adamw", "tensorgrad"))]
+)
 def test_a_recipe_trains_resumes_and_saves_a_model_that_loads(name, tmp_path):
     recipe = {**RECIPE, "optimizer": {"name": name, "lr": 0.01}, "checkpoint_every": 4}
     if name != "adamw":
@@ -131,7 +133,7 @@ def test_a_recipe_trains_resumes_and_saves_a_model_that_loads(name, tmp_path):
     assert all(torch.equal(before[key], after[key]) for key in before)
 
 
-@pytest.mark.parametrize("precision", ["bf16", "bf16_autocast"])
+@pytest.mark.parametrize("precision", ["bf16", pytest.param("bf16_autocast", marks=pytest.mark.slow)])
 def test_runs_in_sixteen_bits_train(precision, tmp_path):
     recipe = {**RECIPE, "precision": precision, "steps": 12, "save_model": False, "memory_steps": []}
     run = train(recipe, out=tmp_path / "run", callbacks=[])
