@@ -46,13 +46,18 @@ def test_a_recipe_visits_twelve_files_one_after_the_other(tmp_path):
     recipe = {"task": task, "optimizer": "adamw", "methods": ["mst"], "steps": 2, "micro_batch_size": 1}
     file = tmp_path / "recipe.yaml"
     file.write_text(yaml.safe_dump({**recipe, "memory_steps": [], "checkpoint_every": 1}))
-    entered, between = [], set()
+    entered, between, other = [], set(), set()
 
     def watch(frame, event, _):
-        name = station_of(frame) if event == "call" else None
+        if event != "call" or frame.f_code in other:  # a million calls, so most of them cost a look-up
+            return
+        name = station_of(frame)
+        other.add(frame.f_code)
         if name not in STATIONS or frame.f_code.co_name != STATIONS[name] or name in entered:
             return
         entered.append(name)
+        if len(entered) == len(STATIONS):
+            sys.setprofile(before)  # what follows are pictures
         while (name := station_of(frame)) != "cli/train.py":
             between.add(name)
             frame = frame.f_back
