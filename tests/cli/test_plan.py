@@ -209,6 +209,7 @@ def test_data_that_cannot_be_planned_for_are_refused(model_and_chats, words, mes
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow  # tests/planner/test_recipe_text.py looks at the text alone
 def test_a_plan_for_a_shape_says_in_the_recipe_what_is_missing_and_does_not_train(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     words = [

@@ -1,5 +1,7 @@
 """The recipe of a plan as text: a recipe again, with the reasons beside the choices."""
 
+import dataclasses
+
 import yaml
 
 from featherweight.planner.recipe_text import recipe_text
@@ -17,3 +19,10 @@ def test_comments_stand_at_the_top_and_reasons_above_their_keys(tiny_plan):
     (optimizer,) = (index for index, line in enumerate(lines) if line.startswith("optimizer:"))
     assert lines[optimizer - 1].startswith(f"# {tiny_plan.best.family}. The learning rate is a starting point")
     assert "# Gives up against float32 AdamW: nothing." in lines
+
+
+def test_a_recipe_that_waits_for_a_decision_says_so_at_its_top(tiny_plan):
+    row = dataclasses.replace(tiny_plan.best, recipe=tiny_plan.best.recipe.override(["task.model=llama-60m"]))
+    text = recipe_text(row)
+    assert "# NOT READY: fw train refuses this recipe until you decide:" in text
+    assert "model=llama-60m is a shape" in text and "task.weights: random" in text
