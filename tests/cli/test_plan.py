@@ -95,6 +95,7 @@ def test_the_exit_code_is_1_where_nothing_fits(tiny_recipe, tmp_path, capsys):
     assert not out.exists()
 
 
+@pytest.mark.slow  # tests/planner/test_plan.py asks the same of the plan
 def test_where_nothing_fits_the_nearest_recipe_is_explained(tiny_recipe, tmp_path, capsys):
     model = tmp_path / "config.json"
     model.write_text(json.dumps(load_recipe(tiny_recipe).task["model"]))

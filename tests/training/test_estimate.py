@@ -368,7 +368,7 @@ HEAD = {"mlp": False}
 TILED = {"chunk_size": 2048}
 PEAKS_GIB = [
     # seq_len, checkpointing, mst, layer-wise, GiB
-    (8192, False, None, False, 105.91),
+    pytest.param(8192, False, None, False, 105.91, marks=pytest.mark.slow),
     pytest.param(8192, True, None, False, 60.66, marks=pytest.mark.slow),
     pytest.param(32768, True, None, False, 100.86, marks=pytest.mark.slow),
     (32768, True, HEAD, False, 67.20),
