@@ -20,7 +20,7 @@ STATIONS = {
     "training/recipe.py": "load_recipe",
     "training/run.py": "train",
     "training/loop.py": "__init__",
-    "text/task.py": "build_model",
+    "text/causal_task.py": "build_model",
     "models/load.py": "load_model",
     "methods/method.py": "apply",
     "optim/build.py": "build_optimizer",
