@@ -55,6 +55,11 @@ def train(
 
     fw train recipe.yaml sharding=ddp --nproc 2
     """
+    if not resume:
+        from featherweight.config import read_mapping
+        from featherweight.text.first_look import look_first
+
+        look_first(read_mapping(recipe), changes)  # what cannot be trained on is said before anything heavy is imported
     if nproc is not None:
         from featherweight.cli.processes import become_processes, words_of
 
