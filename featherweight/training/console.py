@@ -93,6 +93,8 @@ def memory_in_use_bytes() -> int:
     """Return what the process holds now: tensors on the GPU if one is in use, else resident memory."""
     if torch.cuda.is_available() and torch.cuda.memory_allocated():
         return torch.cuda.memory_allocated()
+    if torch.backends.mps.is_available() and (held := torch.mps.current_allocated_memory()):
+        return held
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
     except OSError:

@@ -30,6 +30,12 @@ def test_processes_take_turns_and_share_without_overlap():
     assert [shares[number % 3][number // 3] for number in range(12)] == rows(12)
 
 
+def test_a_micro_batch_that_would_hold_a_row_twice_is_refused():
+    assert len(rows(1, size=10)[0]) == 10
+    with pytest.raises(ConfigError, match="micro_batch_size=11 is more than the 10 rows to train on"):
+        rows(1, size=11)
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [("micro_batch_size", 0), ("world_size", 0), ("process_rank", 1), ("process_rank", -1), ("start", -1)],

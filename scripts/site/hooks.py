@@ -1,0 +1,180 @@
+"""What MkDocs asks while it builds the site: pages made from the code, and links that lead out of `docs/`.
+
+Generated: the reference of the command line (from typer), of the packages (from the docstrings), the example recipes,
+the changelog and how to contribute. They are never written to the disk, so that they cannot go stale.
+"""
+
+import importlib
+import inspect
+import os
+import posixpath
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = ("optim", "methods", "models", "training", "planner", "memory", "report", "text", "pde", "robot")
+REPOSITORY = os.environ.get("FEATHERWEIGHT_REPOSITORY", "").rstrip("/")
+"""Where files outside of `docs/` can be read, such as https://github.com/OWNER/NAME/blob/main; else they are named."""
+PAGES_OF = {"CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md", "README.md": "index.md"}
+PAGES_OF |= {"examples/recipes": "example_recipes.md"}
+
+
+def on_files(files: Any, config: Any) -> Any:
+    """Add the generated pages."""
+    from mkdocs.structure.files import File
+
+    pages = {
+        "changelog.md": (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"),
+        "contributing.md": (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"),
+        "example_recipes.md": recipes_page(),
+        "reference/cli.md": command_page(),
+        "reference/featherweight.md": package_page("featherweight"),
+        **{f"reference/{name}.md": package_page(f"featherweight.{name}") for name in PACKAGES},
+    }
+    for uri, content in pages.items():
+        files.append(File.generated(config, uri, content=content))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
+    """Turn links to files of the repository into links to their pages, to the repository, or into their names."""
+    folder = "" if page.file.src_uri in PAGES_OF.values() and page.file.src_uri != "index.md" else "docs"
+    here = posixpath.dirname(page.file.src_uri)
+
+    def mend(match: re.Match[str]) -> str:
+        text, target = match[1], match[2]
+        path, hash_sign, anchor = target.partition("#")
+        if "://" in target or not path or target.startswith("mailto:"):
+            return match[0]
+        place = posixpath.normpath(posixpath.join(folder, here, path))
+        if place.startswith("docs/"):
+            return f"[{text}]({posixpath.relpath(place[5:], here or '.')}{hash_sign}{anchor})"
+        if place in PAGES_OF:
+            return f"[{text}]({posixpath.relpath(PAGES_OF[place], here or '.')}{hash_sign}{anchor})"
+        if not (ROOT / place).exists():
+            return match[0]  # the build refuses it by name
+        return f"[{text}]({REPOSITORY}/{place})" if REPOSITORY else f"{text} (`{place}`)"
+
+    parts = re.split(r"(^```.*?^```)", markdown, flags=re.MULTILINE | re.DOTALL)
+    link = re.compile(r"(?<!!)\[([^\]\n]+)\]\(([^)\s]+)\)")
+    return "".join(part if part.startswith("```") else link.sub(mend, part) for part in parts)
+
+
+def recipes_page() -> str:
+    """Return every example recipe with the comment at its top."""
+    lines = [
+        "# Example recipes",
+        "",
+        "They ship with the package: `fw init --example NAME` writes one to `NAME.yaml`. Each key is explained in "
+        "[recipes](recipes.md).",
+    ]
+    for path in sorted((ROOT / "examples" / "recipes").glob("*.yaml")):
+        lines += ["", f"## {path.stem}", "", "```yaml", path.read_text(encoding="utf-8").rstrip(), "```"]
+    return "\n".join([*lines, ""])
+
+
+def command_page() -> str:
+    """Return the reference of the command line."""
+    import typer
+
+    from featherweight.cli import app
+
+    lines = ["# Command line", "", "`fw` is also called `featherweight`; `fw COMMAND --help` says the same."]
+    lines += ["Exit codes: 0 done, 1 failed, 2 bad input, 130 interrupted."]
+    for words, command in _commands(typer.main.get_command(app), "fw"):
+        heading = f"{'#' * (words.count(' ') + 1)} {words}" if " " in words else ""
+        lines += ["", heading, "", *_help_lines(command.help or "")]
+        arguments = [one for one in command.params if one.param_type_name == "argument"]
+        options = [one for one in command.params if one.param_type_name == "option" and not one.hidden]
+        if arguments:
+            lines += ["", "| argument | meaning |", "|---|---|"]
+            lines += [f"| `{_cell(one.metavar or one.name.upper())}` | {_cell(one.help or '')} |" for one in arguments]
+        if options:
+            lines += ["", "| option | meaning | default |", "|---|---|---|"]
+            lines += [_option_row(one) for one in options]
+    return "\n".join([*lines, ""])
+
+
+def _commands(command: Any, words: str) -> Iterator[tuple[str, Any]]:
+    """Yield a command and those below it, with the words that call them."""
+    yield words, command
+    for name, child in getattr(command, "commands", {}).items():
+        if not child.hidden:
+            yield from _commands(child, f"{words} {name}")
+
+
+def _help_lines(text: str) -> list[str]:
+    """Return help as Markdown: bold titles, and examples as code."""
+    blocks = [block.strip() for block in re.split(r"\n\s*\n", inspect.cleandoc(text))]
+    lines: list[str] = []
+    for block in blocks:
+        if re.match(r"(fw|echo|cat) ", block):
+            # Examples stand in one box, a line each.
+            lines = [*lines[:-2], block, "```", ""] if lines[-2:] == ["```", ""] else [*lines, "```", block, "```", ""]
+        else:
+            lines += [_plain(re.sub(r"\[bold\](.*?)\[/bold\]", r"**\1**", block)), ""]
+    return lines
+
+
+def _option_row(option: Any) -> str:
+    names = ", ".join(f"`{name}`" for name in (*option.opts, *option.secondary_opts))
+    default = option.default
+    shown = (
+        "" if default is None or default is False or callable(default) or default in ((), [], "") else f"`{default}`"
+    )
+    return f"| {names} | {_cell(option.help or '')} | {_cell(shown)} |"
+
+
+def _cell(text: str) -> str:
+    return _plain(" ".join(text.split())).replace("|", "\\|")
+
+
+def _plain(text: str) -> str:
+    """Keep Markdown from reading angle brackets as HTML."""
+    return text.replace("<", "&lt;")
+
+
+def package_page(package: str) -> str:
+    """Return a page that lets mkdocstrings write about every public name of a package."""
+    module = importlib.import_module(package)
+    title = package.removeprefix("featherweight.")
+    # The package's own words are shown by name, so that names of other pages in it become links.
+    lines = [f"# {package if title != package else 'featherweight (fw)'}", "", _plain(_first_paragraph(module)), ""]
+    is_top = package == "featherweight"
+    for name in sorted(module.__all__, key=str.lower):
+        value = getattr(module, name)
+        if inspect.ismodule(value) or name.startswith("__"):
+            continue
+        place = _place(value, module, name)
+        if is_top and any(place.startswith(f"featherweight.{one}.") and name in _all(one) for one in PACKAGES):
+            own = next(one for one in PACKAGES if place.startswith(f"featherweight.{one}.") and name in _all(one))
+            lines += ["", f"- `fw.{name}`: see [{own}]({own}.md#{place})"]
+            continue
+        if place:
+            lines += ["", f"::: {place}"]
+    return "\n".join([*lines, ""])
+
+
+def _all(package: str) -> list[str]:
+    return list(importlib.import_module(f"featherweight.{package}").__all__)
+
+
+def _first_paragraph(module: Any) -> str:
+    return inspect.cleandoc(module.__doc__ or "").partition("\n\n")[0].replace("\n", " ")
+
+
+def _place(value: Any, module: Any, name: str) -> str:
+    """Return the full name of where something is defined; of a plain value, where its package imports it from."""
+    home, qualified = getattr(value, "__module__", None), getattr(value, "__qualname__", None)
+    if isinstance(home, str) and isinstance(qualified, str) and home.startswith("featherweight"):
+        return f"{home}.{qualified}"
+    lazy = getattr(module, "_LAZY", {})
+    if name in lazy:
+        return f"{lazy[name]}.{name}"
+    source = inspect.getsource(module)
+    for origin, names in re.findall(r"^from (featherweight[\w.]*) import \(?([^)\n]*(?:\n[^)]*?)?)\)?$", source, re.M):
+        if name in re.split(r"[\s,]+", names):
+            return f"{origin}.{name}"
+    return ""
