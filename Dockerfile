@@ -2,11 +2,11 @@
 # featherweight and what it needs, for CPUs or, by a build argument, for NVIDIA cards:
 #
 #   docker build -t featherweight .
-#   docker build -t featherweight:cuda --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu130 .
+#   docker build -t featherweight:cuda --build-arg TORCH_INDEX=https://pypi.org/simple .
 #   docker run --rm -it -v "$PWD:/work" featherweight plan --model llama-7b --budget 12GB
 #
-# The wheels of torch bring their own CUDA libraries, so that the base stays the small one of Python; the host needs the
-# driver and the NVIDIA container toolkit alone (docker run --gpus all).
+# PyPI's wheel of torch is the one for CUDA and brings its own libraries, so that the base stays the small one of Python;
+# the host needs the driver and the NVIDIA container toolkit alone (docker run --gpus all).
 ARG PYTHON=3.12
 
 FROM python:${PYTHON}-slim AS build

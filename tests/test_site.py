@@ -66,7 +66,7 @@ def test_the_reference_of_a_package_leads_to_every_public_name_where_it_is_defin
     assert "::: featherweight.report.formatting.format_bytes\n" in page
     top = hooks.package_page("featherweight")
     assert "::: featherweight.nn.linear_cross_entropy.linear_cross_entropy\n" in top
-    assert "`fw.plan`: see [planner](planner.md#featherweight.planner.plan.plan)" in top
+    assert "`plan`: see [planner](planner.md#featherweight.planner.plan.plan)" in top
 
 
 def test_every_example_recipe_stands_on_its_page(hooks):

@@ -108,12 +108,19 @@ def _format_cell(value: Cell, decimals: int | None = None) -> str:
     return format_number(value)
 
 
+def format_value(name: str, value: Cell) -> str:
+    """Write one value under its name: a share as a percentage, a number in digits of its own.
+
+    Example:
+        >>> format_value("accuracy", 0.875), format_value("loss", 2.44123)
+        ('87.5 %', '2.441')
+    """
+    return format_column([value], name)[0] if is_share(name, [value]) else _format_cell(value)
+
+
 def format_facts(facts: Mapping[str, Cell]) -> list[str]:
     """Format the values of facts, each in digits of its own."""
-    return [
-        format_column([value], name)[0] if is_share(name, [value]) else _format_cell(value)
-        for name, value in facts.items()
-    ]
+    return [format_value(name, value) for name, value in facts.items()]
 
 
 def is_numeric(values: Sequence[Cell]) -> bool:

@@ -7,7 +7,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
-from featherweight.report import format_number
+from featherweight.report.formatting import format_value
 from featherweight.training.events import Callback, Event
 from featherweight.training.summary import metric_words
 
@@ -55,7 +55,9 @@ class ConsoleProgress(Callback):
 
     def on_evaluate(self, event: Event) -> None:
         """Print the metrics of an evaluation."""
-        numbers = "  ".join(f"{metric_words(name)} {format_number(value)}" for name, value in event.metrics.items())
+        numbers = "  ".join(
+            f"{metric_words(name)} {format_value(name, value)}" for name, value in event.metrics.items()
+        )
         self._print(f"evaluated after step {event.step}: {numbers}")
 
     def on_checkpoint(self, event: Event) -> None:

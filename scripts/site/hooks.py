@@ -14,7 +14,11 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = ("optim", "methods", "models", "training", "planner", "memory", "report", "text", "pde", "robot")
+PACKAGES = {
+    name: f"featherweight.{name}"
+    for name in ("optim", "methods", "models", "training", "planner", "memory", "report", "text", "pde", "robot")
+} | {"s2ft": "featherweight.methods.s2ft", "kernels": "featherweight.kernels"}
+"""Name of a page of the reference -> the package whose public names it shows."""
 REPOSITORY = os.environ.get("FEATHERWEIGHT_REPOSITORY", "").rstrip("/")
 """Where files outside of `docs/` can be read, such as https://github.com/OWNER/NAME/blob/main; else they are named."""
 PAGES_OF = {"CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md", "README.md": "index.md"}
@@ -31,7 +35,7 @@ def on_files(files: Any, config: Any) -> Any:
         "example_recipes.md": recipes_page(),
         "reference/cli.md": command_page(),
         "reference/featherweight.md": package_page("featherweight"),
-        **{f"reference/{name}.md": package_page(f"featherweight.{name}") for name in PACKAGES},
+        **{f"reference/{name}.md": package_page(package) for name, package in PACKAGES.items()},
     }
     for uri, content in pages.items():
         files.append(File.generated(config, uri, content=content))
@@ -142,23 +146,28 @@ def package_page(package: str) -> str:
     title = package.removeprefix("featherweight.")
     # The package's own words are shown by name, so that names of other pages in it become links.
     lines = [f"# {package if title != package else 'featherweight (fw)'}", "", _plain(_first_paragraph(module)), ""]
-    is_top = package == "featherweight"
     for name in sorted(module.__all__, key=str.lower):
         value = getattr(module, name)
         if inspect.ismodule(value) or name.startswith("__"):
             continue
         place = _place(value, module, name)
-        if is_top and any(place.startswith(f"featherweight.{one}.") and name in _all(one) for one in PACKAGES):
-            own = next(one for one in PACKAGES if place.startswith(f"featherweight.{one}.") and name in _all(one))
-            lines += ["", f"- `fw.{name}`: see [{own}]({own}.md#{place})"]
-            continue
-        if place:
+        elsewhere = _page_of(name, place, package)
+        if elsewhere:
+            lines += ["", f"- `{name}`: see [{elsewhere}]({elsewhere}.md#{place})"]
+        elif place:
             lines += ["", f"::: {place}"]
     return "\n".join([*lines, ""])
 
 
-def _all(package: str) -> list[str]:
-    return list(importlib.import_module(f"featherweight.{package}").__all__)
+def _page_of(name: str, place: str, package: str) -> str | None:
+    """Return the page of a lower package that shows a name already, if there is one: each has one page."""
+    fitting = {
+        page: other
+        for page, other in PACKAGES.items()
+        if place.startswith(f"{other}.") and name in importlib.import_module(other).__all__
+    }
+    page = max(fitting, key=lambda one: len(fitting[one]), default=None)
+    return page if page is not None and fitting[page] != package else None
 
 
 def _first_paragraph(module: Any) -> str:
