@@ -49,7 +49,7 @@ galore.report()
 # %%
 comparison = Report("One step of a small Llama")
 rows = {"AdamW": adamw, "GaLore, 8 bits": galore}
-kib = {name: {term: size / 2**10 for term, size in one.at_peak.items() if size} for name, one in rows.items()}
+kib = {name: {term: size / 2**10 for term, size in one.peak_by_category.items() if size} for name, one in rows.items()}
 comparison.add_bars("Memory at the peak", "memory (KiB)", kib)
 comparison
 

@@ -11,6 +11,7 @@ import featherweight as fw
 from featherweight.models import load_model
 
 torch.manual_seed(0)
+torch.set_grad_enabled(False)
 model = load_model("tiny").eval()
 tokens = torch.randint(0, 250, (1, 128))
 before = model(tokens).logits

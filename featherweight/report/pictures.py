@@ -42,6 +42,8 @@ _OWN_PLACES = {name: place for place, name in enumerate(_CATEGORIES)} | {
     "rest": _REST,
     "budget": _REST + len(PALETTE),  # grey, too, but hatched
 }
+_ROWS_WITHIN = 4
+"""Rows of a legend for which every picture has room; it grows for more."""
 _DASHES = ("-", "--", ":", "-.")
 # Beyond this, sums and axis margins overflow in matplotlib; such a number means a diverged run anyway.
 _LARGEST_DRAWN = 1e100
@@ -122,6 +124,9 @@ def draw_picture(section: Curves | Bars, file_format: str, *, is_narrow: bool = 
         else:
             _draw_bars(axes, section, width)
         legend_rows = _add_legend(axes, width)
+        if legend_rows > _ROWS_WITHIN:
+            # A long legend must not take the room of the curves.
+            figure.set_figheight(width.size[1] + 0.2 * (legend_rows - _ROWS_WITHIN))
         if file_format == "png":
             axes.set_title(_clip(section.title, 80), loc="left", fontweight="bold", pad=12 + 16 * legend_rows)
         buffer = io.BytesIO()
@@ -268,9 +273,9 @@ def _tick_formatter(values: Sequence[Number], label: str, *, is_log: bool = Fals
             return _plain(value, None)
 
         def format_ticks(self, values: Sequence[float]) -> list[str]:
-            # On a logarithmic axis equal decimals would be a row of zeros.
+            # On a logarithmic axis equal decimals would be a row of zeros, and a huge number has too many digits.
             exact = (n for n in range(7) if all(_is_whole(value, n) for value in values))
-            decimals = None if is_log else next(exact, None)
+            decimals = None if is_log or max(map(abs, values), default=0) > 1e9 else next(exact, None)
             return [_plain(value, decimals) for value in values]
 
     return Plain()

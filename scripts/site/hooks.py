@@ -4,6 +4,7 @@ Generated: the reference of the command line (from typer), of the packages (from
 the changelog and how to contribute. They are never written to the disk, so that they cannot go stale.
 """
 
+import ast
 import importlib
 import inspect
 import os
@@ -182,8 +183,7 @@ def _place(value: Any, module: Any, name: str) -> str:
     lazy = getattr(module, "_LAZY", {})
     if name in lazy:
         return f"{lazy[name]}.{name}"
-    source = inspect.getsource(module)
-    for origin, names in re.findall(r"^from (featherweight[\w.]*) import \(?([^)\n]*(?:\n[^)]*?)?)\)?$", source, re.M):
-        if name in re.split(r"[\s,]+", names):
-            return f"{origin}.{name}"
-    return ""
+    for node in ast.walk(ast.parse(inspect.getsource(module))):
+        if isinstance(node, ast.ImportFrom) and any(one.name == name for one in node.names):
+            return f"{node.module}.{name}"
+    return f"{module.__name__}.{name}"

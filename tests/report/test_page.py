@@ -82,7 +82,8 @@ def test_a_wide_table_of_few_rows_becomes_cards_on_a_telephone(report, tmp_path)
     report.add_table("Long", ["method", "a", "b", "c"], [[str(i), i, i, i] for i in range(13)])
     report.save_html(tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert page.count('<table class="table cards">') == 1 and 'data-label="b &lt;&amp;&gt;"' in page
+    shapes = dict(re.findall(r'<h2>(Wide|Long)</h2>.*?<table class="([^"]*)"', page))
+    assert shapes == {"Wide": "table cards", "Long": "table"} and 'data-label="b &lt;&amp;&gt;"' in page
 
 
 def test_a_notebook_shows_the_page_in_a_frame(report):
