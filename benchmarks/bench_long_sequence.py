@@ -261,6 +261,7 @@ def plot() -> None:
     """Draw the longest sequences and the curves of the committed rows."""
     import matplotlib
     from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter
 
     from featherweight.report.pictures import PALETTE, settings
 
@@ -273,6 +274,7 @@ def plot() -> None:
         left, right = figure.subplots(1, 2, width_ratios=(1.3, 1))
         left.barh(list(bars), list(bars.values()), color=PALETTE[0][0])
         left.set_xscale("log")
+        left.xaxis.set_major_formatter(EngFormatter(sep=""))
         left.set_xlim(1000, 8 * max(bars.values()))
         for index, tokens in enumerate(bars.values()):
             left.text(tokens * 1.08, index, f"{tokens:,}", va="center", fontsize=9)
@@ -283,7 +285,7 @@ def plot() -> None:
             right.plot(*zip(*points, strict=True), style, label=name, linewidth=1 if style == "-" else 1.8)
         right.set_xlabel("step")
         right.set_ylabel("loss (nats/byte)")
-        right.set_title("Byte-level Llama: three ways, one curve", fontsize=10, fontweight="bold")
+        right.set_title("Three ways, one curve", fontsize=10, fontweight="bold")
         right.grid(axis="y")
         right.legend(fontsize=9)
         partial = IMAGE.with_suffix(".partial.png")

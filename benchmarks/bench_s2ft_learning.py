@@ -230,6 +230,7 @@ def draw(losses: dict[str, dict[float, float]]) -> None:
         for (name, points), marker in zip(losses.items(), "osD^", strict=False):
             axes.plot(list(points), list(points.values()), marker=marker, markersize=5, label=name)
         axes.set_xscale("log")
+        axes.xaxis.set_major_formatter("{x:g}")
         axes.set_xlabel("learning rate")
         axes.set_ylabel("held-out loss (nats/token)")
         axes.grid(axis="y")

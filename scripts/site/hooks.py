@@ -185,5 +185,5 @@ def _place(value: Any, module: Any, name: str) -> str:
         return f"{lazy[name]}.{name}"
     for node in ast.walk(ast.parse(inspect.getsource(module))):
         if isinstance(node, ast.ImportFrom) and any(one.name == name for one in node.names):
-            return f"{node.module}.{name}"
+            return f"{module.__name__}.{node.module}.{name}" if node.level else f"{node.module}.{name}"
     return f"{module.__name__}.{name}"
