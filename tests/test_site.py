@@ -1,5 +1,6 @@
 """The site: pages made from the code, links out of `docs/`, and the checker of links. The build itself is slow."""
 
+import importlib
 import importlib.util
 import os
 import re
@@ -67,6 +68,13 @@ def test_the_reference_of_a_package_leads_to_every_public_name_where_it_is_defin
     top = hooks.package_page("featherweight")
     assert "::: featherweight.nn.linear_cross_entropy.linear_cross_entropy\n" in top
     assert "`plan`: see [planner](planner.md#featherweight.planner.plan.plan)" in top
+
+
+def test_every_place_that_the_reference_asks_for_is_there(hooks):
+    for package in ("featherweight", *hooks.PACKAGES.values()):
+        for place in re.findall(r"^::: (\S+)", hooks.package_page(package), re.MULTILINE):
+            module, _, name = place.rpartition(".")
+            assert hasattr(importlib.import_module(module), name), place
 
 
 def test_every_example_recipe_stands_on_its_page(hooks):

@@ -182,7 +182,8 @@ def _place(value: Any, module: Any, name: str) -> str:
         return f"{home}.{qualified}"
     lazy = getattr(module, "_LAZY", {})
     if name in lazy:
-        return f"{lazy[name]}.{name}"
+        # `featherweight.robot` names its modules from its own folder on.
+        return f"{lazy[name] if lazy[name].startswith('featherweight') else f'{module.__name__}.{lazy[name]}'}.{name}"
     for node in ast.walk(ast.parse(inspect.getsource(module))):
         if isinstance(node, ast.ImportFrom) and any(one.name == name for one in node.names):
             return f"{module.__name__}.{node.module}.{name}" if node.level else f"{node.module}.{name}"
