@@ -1,14 +1,16 @@
 import os
 import signal
+from pathlib import Path
 
 import pytest
 
 from featherweight.errors import CheckpointError, ConfigError, NumericsError
 from featherweight.report import Report
-from featherweight.training.compare import compare
+from featherweight.training.compare import compare, method_recipe
 from featherweight.training.events import Callback
 from featherweight.training.interrupt import TrainingInterrupted
 from featherweight.training.metrics import read_metrics
+from featherweight.training.recipe import load_recipe
 
 METHODS = ["adamw", "galore", "small"]
 
@@ -151,3 +153,14 @@ def test_methods_of_one_family_share_the_options_of_the_recipe_and_others_say_th
         {"name": "adamw"},
     ]
     assert report.section("Default options").text.startswith("adamw: default options")
+
+
+@pytest.mark.parametrize("name", ["demo", "demo_tiny"])
+def test_every_row_of_the_demo_is_a_recipe_of_its_own(name):
+    # Mutation: methods of a row that are left among the options of its optimizer, or reach the other rows.
+    base = load_recipe(Path(__file__).parents[2] / "examples" / "recipes" / f"{name}.yaml")
+    rows = {row: method_recipe(base, row) for row in base.compare}
+    for row, one in rows.items():
+        assert one.optimizer_config().name == one.optimizer["name"]
+        assert [type(method).__name__ for method in one.build_methods()] == ["CoreGradient"] * (row == "galore_core")
+    assert rows["galore_core"].optimizer_config().layerwise and rows["galore_core"].optimizer_config().state_bits == 16
