@@ -32,7 +32,7 @@ from featherweight.text.conversation_data import (
 from featherweight.text.instructions import pad_batch
 from featherweight.text.packing import IGNORED_LABEL, predicted_tokens
 from featherweight.text.skeleton import TextSkeleton
-from featherweight.training.order import micro_batch_numbers, shuffled_rows
+from featherweight.training.order import check_filled, micro_batch_numbers, shuffled_rows
 from featherweight.training.task import Batch, Split, Task, Words
 
 
@@ -174,6 +174,7 @@ class ChatTask(Task):
         )
         rows = self._rows[split]
         if split == "train":
+            check_filled(micro_batch_size, len(rows), "task chat")
             orders = shuffled_rows(numbers, micro_batch_size=micro_batch_size, row_count=len(rows), seed=seed)
             return (self._batch([rows[row] for row in chosen]) for chosen in orders)
         pieces = (rows[number * micro_batch_size : (number + 1) * micro_batch_size] for number in numbers)

@@ -36,7 +36,7 @@ from featherweight.text.corpus import HUB_PREFIX
 from featherweight.text.labelled import LabelledText, class_names, labelled_texts
 from featherweight.text.rows import read_rows
 from featherweight.text.skeleton import TextSkeleton
-from featherweight.training.order import micro_batch_numbers, shuffled_rows
+from featherweight.training.order import check_filled, micro_batch_numbers, shuffled_rows
 from featherweight.training.task import Batch, Split, Task, Words
 
 WHERE = "task classification"
@@ -156,6 +156,7 @@ class ClassificationTask(Task):
         )
         count = len(self._rows[split])
         if split == "train":
+            check_filled(micro_batch_size, count, "task classification")
             orders = shuffled_rows(numbers, micro_batch_size=micro_batch_size, row_count=count, seed=seed)
             return (self._batch(split, chosen) for chosen in orders)
         return self._held_out_batches(numbers, micro_batch_size, count)

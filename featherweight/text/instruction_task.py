@@ -36,7 +36,7 @@ from featherweight.text.instructions import (
 from featherweight.text.multiple_choice import answer_prefix, evaluate_multiple_choice, is_multiple_choice
 from featherweight.text.packing import IGNORED_LABEL, predicted_tokens
 from featherweight.text.skeleton import TextSkeleton
-from featherweight.training.order import micro_batch_numbers, shuffled_rows
+from featherweight.training.order import check_filled, micro_batch_numbers, shuffled_rows
 from featherweight.training.task import Batch, Split, Task, Words
 
 
@@ -206,6 +206,7 @@ class InstructionTask(Task):
         )
         if split == "train":
             count = len(self._train)
+            check_filled(micro_batch_size, count, "task instructions")
             orders = shuffled_rows(numbers, micro_batch_size=micro_batch_size, row_count=count, seed=seed)
             return (self._padded([self._train[row] for row in chosen]) for chosen in orders)
         return self._held_out_batches(numbers, micro_batch_size)

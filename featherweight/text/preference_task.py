@@ -35,7 +35,7 @@ from featherweight.text.instructions import pad_batch
 from featherweight.text.packing import IGNORED_LABEL
 from featherweight.text.preference_loss import NEEDS_REFERENCE, Outcome, PreferenceMethod, dpo, kto, orpo, simpo
 from featherweight.text.skeleton import TextSkeleton
-from featherweight.training.order import micro_batch_numbers, shuffled_rows
+from featherweight.training.order import check_filled, micro_batch_numbers, shuffled_rows
 from featherweight.training.task import Batch, Split, Task, Words
 
 WHERE = "task preference"
@@ -185,6 +185,7 @@ class PreferenceTask(Task):
         )
         count = len(self._samples[split])
         if split == "train":
+            check_filled(micro_batch_size, count, "task preference")
             orders = shuffled_rows(numbers, micro_batch_size=micro_batch_size, row_count=count, seed=seed)
             return (self._batch(split, chosen) for chosen in orders)
         return self._held_out_batches(numbers, micro_batch_size, count)

@@ -25,7 +25,7 @@ from featherweight.text.causal_loss import held_out_metrics, summed_loss
 from featherweight.text.corpus import cut_document, load_documents, split_documents
 from featherweight.text.packing import IGNORED_LABEL, held_out_rows, join_documents, predicted_tokens, training_rows
 from featherweight.text.skeleton import TextSkeleton
-from featherweight.training.order import micro_batch_numbers, shuffled_rows
+from featherweight.training.order import check_filled, micro_batch_numbers, shuffled_rows
 from featherweight.training.task import Batch, Split, Task, Words
 
 
@@ -172,6 +172,7 @@ class TextTask(Task):
             where="text task",
         )
         if split == "train":
+            check_filled(micro_batch_size, len(self._train_rows), "text task")
             return self._train_batches(turns, micro_batch_size, seed)
         return self._held_out_batches(turns, micro_batch_size)
 

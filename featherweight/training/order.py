@@ -41,32 +41,38 @@ def micro_batch_numbers(
 
 
 def shuffled_rows(numbers: Iterable[int], *, micro_batch_size: int, row_count: int, seed: int) -> Iterator[list[int]]:
-    """Return the rows of each micro-batch; an epoch visits each row once, and a micro-batch may span two epochs.
+    """Yield the rows of each micro-batch; an epoch visits each row once, and a micro-batch may span two epochs.
 
     Args:
         numbers: of the micro-batches, from `micro_batch_numbers`.
         micro_batch_size: rows of each.
         row_count: rows of an epoch.
         seed: the order follows from (seed, epoch); neighbouring ones have unrelated orders.
-    Raises:
-        ConfigError: if a micro-batch has more rows than there are: it would hold some of them twice.
-    Cost: the order of one epoch, or of the two that a micro-batch spans, is kept.
+    Cost: the order of one epoch, or of those that a micro-batch spans, is kept.
     """
-    if micro_batch_size > row_count:
-        raise ConfigError(
-            f"training: micro_batch_size={micro_batch_size} is more than the {row_count} rows to train on; expected at "
-            f"most {row_count}. Lower it, and raise accumulation_steps if a step should hold as many rows."
-        )
-    return _shuffled_rows(numbers, micro_batch_size, row_count, seed)
-
-
-def _shuffled_rows(numbers: Iterable[int], micro_batch_size: int, row_count: int, seed: int) -> Iterator[list[int]]:
     orders: dict[int, np.ndarray] = {}
     for number in numbers:
         positions = np.arange(number * micro_batch_size, (number + 1) * micro_batch_size)
         epochs = np.unique(positions // row_count).tolist()
         orders = {epoch: orders.get(epoch, _order(row_count, seed, epoch)) for epoch in epochs}
         yield [int(orders[position // row_count][position % row_count]) for position in positions.tolist()]
+
+
+def check_filled(micro_batch_size: int, row_count: int, where: str) -> None:
+    """Refuse a micro-batch that would hold rows twice.
+
+    Args:
+        micro_batch_size: rows of each.
+        row_count: rows to train on.
+        where: opens the message.
+    Raises:
+        ConfigError: if there are fewer rows than that.
+    """
+    if micro_batch_size > row_count:
+        raise ConfigError(
+            f"{where}: micro_batch_size={micro_batch_size} is more than the {row_count} rows to train on; expected at "
+            f"most {row_count}. Lower it, and raise accumulation_steps if a step should hold as many rows."
+        )
 
 
 def _order(row_count: int, seed: int, epoch: int) -> np.ndarray:

@@ -5,7 +5,7 @@ import itertools
 import pytest
 
 from featherweight.errors import ConfigError
-from featherweight.training.order import micro_batch_numbers, shuffled_rows
+from featherweight.training.order import check_filled, micro_batch_numbers, shuffled_rows
 
 
 def rows(count, *, size=3, row_count=10, seed=0, **share):
@@ -31,9 +31,9 @@ def test_processes_take_turns_and_share_without_overlap():
 
 
 def test_a_micro_batch_that_would_hold_a_row_twice_is_refused():
-    assert len(rows(1, size=10)[0]) == 10
-    with pytest.raises(ConfigError, match="micro_batch_size=11 is more than the 10 rows to train on"):
-        rows(1, size=11)
+    check_filled(10, 10, "task")
+    with pytest.raises(ConfigError, match="task: micro_batch_size=11 is more than the 10 rows to train on"):
+        check_filled(11, 10, "task")
 
 
 @pytest.mark.parametrize(
