@@ -7,6 +7,7 @@ the changelog and how to contribute. They are never written to the disk, so that
 import ast
 import importlib
 import inspect
+import logging
 import os
 import posixpath
 import re
@@ -30,6 +31,8 @@ def on_files(files: Any, config: Any) -> Any:
     """Add the generated pages."""
     from mkdocs.structure.files import File
 
+    for handler in logging.getLogger("mkdocs").handlers:
+        handler.addFilter(_is_about_a_name)
     pages = {
         "changelog.md": (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"),
         "contributing.md": (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"),
@@ -41,6 +44,11 @@ def on_files(files: Any, config: Any) -> Any:
     for uri, content in pages.items():
         files.append(File.generated(config, uri, content=content))
     return files
+
+
+def _is_about_a_name(record: logging.LogRecord) -> bool:
+    """Keep brackets that follow each other, as in hf:name[:config][:split], from being called a broken reference."""
+    return re.search(r"cross-reference target '[^A-Za-z_]", record.getMessage()) is None
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
