@@ -58,22 +58,5 @@ def shuffled_rows(numbers: Iterable[int], *, micro_batch_size: int, row_count: i
         yield [int(orders[position // row_count][position % row_count]) for position in positions.tolist()]
 
 
-def check_filled(micro_batch_size: int, row_count: int, where: str) -> None:
-    """Refuse a micro-batch that would hold rows twice.
-
-    Args:
-        micro_batch_size: rows of each.
-        row_count: rows to train on.
-        where: opens the message.
-    Raises:
-        ConfigError: if there are fewer rows than that.
-    """
-    if micro_batch_size > row_count:
-        raise ConfigError(
-            f"{where}: micro_batch_size={micro_batch_size} is more than the {row_count} rows to train on; expected at "
-            f"most {row_count}. Lower it, and raise accumulation_steps if a step should hold as many rows."
-        )
-
-
 def _order(row_count: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(row_count)

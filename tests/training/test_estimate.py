@@ -16,7 +16,7 @@ from featherweight.models.shapes import SHAPES
 from featherweight.models.tokenizer import byte_tokenizer
 from featherweight.simulated import SimulatedDevice
 from featherweight.training.estimate import _let_largest_refresh as let_largest_refresh
-from featherweight.training.estimate import estimate_memory
+from featherweight.training.estimate import estimate_memory, with_model
 from featherweight.training.loop import Loop
 from featherweight.training.recipe import load_recipe
 from featherweight.training.task import Skeleton, tasks
@@ -335,7 +335,7 @@ def test_a_sequence_longer_than_the_model_reads_is_refused():
 
 NOTHING_ALLOCATED = """
 import resource
-from featherweight.training.estimate import estimate_memory
+from featherweight.training.estimate import estimate_memory, with_model
 def run(model):
     task = {"name": "text", "model": model, "seq_len": 1024}
     optimizer = {"name": "galore_8bit", "rank": 1024, "layerwise": True}
@@ -399,3 +399,18 @@ def test_llama_3_8b_has_the_peaks_that_another_program_finds(seq_len, checkpoint
     # Two digits are known: 0.005 GiB. Measured: 0.001 to 0.009, of rounding to 512 bytes and rotary tables.
     assert (found.peak_bytes + kept_by_the_other) / 2**30 == pytest.approx(gib, abs=0.012)
     assert found.peak_by_category["optimizer_state"] / 2**30 == pytest.approx(29.92, abs=0.005)
+
+
+def test_a_recipe_for_a_model_in_memory_names_its_folder_or_is_not_ready(tmp_path):
+    base = load_recipe({"task": "text", "steps": 1, "micro_batch_size": 1})
+    model = load_model("tiny")
+    unready = with_model(base, model)
+    assert unready.task["model"]["model_type"] == "llama" and unready.task["weights"] == "pretrained"
+    with pytest.raises(ConfigError, match="there are no weights"):
+        unready.check_weights()
+    assert with_model(base, model.config).task == unready.task
+    save_model_folder(model, byte_tokenizer(), tmp_path / "model")
+    ready = with_model(base, type(model).from_pretrained(tmp_path / "model"))
+    assert ready.task["model"] == str(tmp_path / "model")
+    ready.check_weights()
+    assert "weights" not in with_model(base, "tiny").task

@@ -5,7 +5,7 @@ import itertools
 import pytest
 
 from featherweight.errors import ConfigError
-from featherweight.training.order import check_filled, micro_batch_numbers, shuffled_rows
+from featherweight.training.order import micro_batch_numbers, shuffled_rows
 
 
 def rows(count, *, size=3, row_count=10, seed=0, **share):
@@ -28,12 +28,6 @@ def test_a_start_goes_on_where_an_uninterrupted_run_would_be():
 def test_processes_take_turns_and_share_without_overlap():
     shares = [rows(4, process_rank=rank, world_size=3) for rank in range(3)]
     assert [shares[number % 3][number // 3] for number in range(12)] == rows(12)
-
-
-def test_a_micro_batch_that_would_hold_a_row_twice_is_refused():
-    check_filled(10, 10, "task")
-    with pytest.raises(ConfigError, match="task: micro_batch_size=11 is more than the 10 rows to train on"):
-        check_filled(11, 10, "task")
 
 
 @pytest.mark.parametrize(
