@@ -18,7 +18,20 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 PACKAGES = {
     name: f"featherweight.{name}"
-    for name in ("optim", "methods", "models", "training", "planner", "memory", "report", "text", "pde", "bev", "robot")
+    for name in (
+        "optim",
+        "methods",
+        "models",
+        "training",
+        "planner",
+        "memory",
+        "report",
+        "text",
+        "pde",
+        "bev",
+        "robot",
+        "guard",
+    )
 } | {"s2ft": "featherweight.methods.s2ft", "kernels": "featherweight.kernels"}
 """Name of a page of the reference -> the package whose public names it shows."""
 REPOSITORY = os.environ.get("FEATHERWEIGHT_REPOSITORY", "").rstrip("/")
