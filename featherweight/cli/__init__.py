@@ -24,11 +24,13 @@ from featherweight.cli import compress as _compress
 from featherweight.cli import data as _data
 from featherweight.cli import export as _export
 from featherweight.cli import generate as _generate
+from featherweight.cli import guard as _guard
 from featherweight.cli import init as _init
 from featherweight.cli import measure as _measure
 from featherweight.cli import pde as _pde
 from featherweight.cli import plan as _plan
 from featherweight.cli import robot as _robot
+from featherweight.cli import serve as _serve
 from featherweight.cli import train as _train
 from featherweight.cli.screen import print_error
 from featherweight.errors import ConfigError, FeatherweightError, MissingExtraError
@@ -39,7 +41,6 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
-    add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("init")(_init.init)
@@ -51,7 +52,9 @@ app.command("classify")(_classify.classify)
 app.command("chat")(_chat.chat)
 app.command("export")(_export.export)
 app.command("generate")(_generate.generate)
+app.command("serve")(_serve.serve)
 app.add_typer(_data.app)
+app.add_typer(_guard.app, name="guard")
 app.add_typer(_pde.app, name="pde")
 app.add_typer(_bev.app, name="bev")
 app.add_typer(_robot.app, name="robot")
@@ -92,6 +95,8 @@ def _describe(
     fw compress ./model --rank-reduction 0.5 --out ./small
 
     fw chat runs/chat/model
+
+    fw serve runs/chat/model --guard ./guard
     """
 
 
@@ -108,6 +113,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code; see `main`."""
     warnings.formatwarning = _format_warning
     without_kernel_advice()
+    if sys.platform == "darwin":
+        # Apple's GPUs lack some decompositions of matrices; torch reads this once and then computes them on the CPU.
+        os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A character that the terminal does not know becomes "?" and must not end a run.
         sys.stdout.reconfigure(errors="replace")
