@@ -1,11 +1,18 @@
 """`fw train`: run a recipe."""
 
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from featherweight.cli.given import require_size
+from featherweight.cli.recipe_check import check_recipe
 from featherweight.cli.screen import AsJson, Overrides, RecipeFile, Resume, leave_cleanly, print_json, print_result
+
+if TYPE_CHECKING:
+    from featherweight.planner import Plan
+    from featherweight.training.run import Run
 
 
 def train(
@@ -22,6 +29,7 @@ def train(
             "--plan",
             help="Memory that the run may take, such as 16GB: plan the recipe for it first, then train the best one.",
             show_default=False,
+            callback=require_size,
         ),
     ] = None,
     predict: Annotated[
@@ -55,6 +63,7 @@ def train(
 
     fw train recipe.yaml sharding=ddp --nproc 2
     """
+    check_recipe(recipe, changes)
     if not resume:
         from featherweight.config import read_mapping
         from featherweight.text.first_look import look_first
@@ -65,9 +74,8 @@ def train(
 
         options = {"--out": out, "--plan": plan, "--resume": resume, "--predict": predict, "--json": as_json}
         become_processes(nproc, ["train", str(recipe), *(changes or []), *words_of(options)])
-    from featherweight.cli.plan import print_plan
     from featherweight.distributed import is_first, start, stop
-    from featherweight.planner.train import train_planned, train_with_advice
+    from featherweight.planner.train import train_with_advice
 
     start()
     callbacks: list[Any] | None = [] if as_json else None
@@ -79,12 +87,26 @@ def train(
                 recipe, overrides=changes or [], predict=predict, out=out, resume=resume, callbacks=callbacks
             )
         else:
-            show = print_plan if is_first() and not as_json else None
-            run = train_planned(
-                recipe, plan, overrides=changes or [], out=out, resume=resume, callbacks=callbacks, on_plan=show
-            )
+            settings = {"overrides": changes or [], "out": out, "resume": resume, "callbacks": callbacks}
+            run = _train_planned(recipe, plan, settings, shows=is_first() and not as_json)
         if is_first() and as_json:
             print_json({"folder": str(run.folder), **run.summary.to_dict()})
         elif is_first():
             print_result(run.report, run.folder)
         stop()
+
+
+def _train_planned(recipe: Path, plan: str, settings: dict[str, Any], *, shows: bool) -> "Run":
+    """Plan a recipe, show the plan, and train it."""
+    from featherweight.cli.plan import print_plan, simulation_status
+    from featherweight.planner.train import train_planned
+
+    with ExitStack() as planning:
+        tell = planning.enter_context(simulation_status())
+
+        def show(found: "Plan") -> None:
+            planning.close()  # the bar of the training comes now
+            if shows:
+                print_plan(found)
+
+        return train_planned(recipe, plan, on_plan=show, on_progress=tell, **settings)

@@ -177,7 +177,8 @@ class Loop:
                     "accumulation_steps."
                 )
             )
-        total = torch.zeros((), device=self.device, dtype=torch.float64)
+        # Apple's GPUs know no float64.
+        total = torch.zeros((), device=self.device, dtype=torch.float32 if self.device.type == "mps" else torch.float64)
         lr = float(self.scheduler.get_last_lr()[0])
         mean_loss: float | None = None
         # Reducers take the mean over processes, and what is wanted is the mean over the items of all of them.

@@ -17,6 +17,7 @@ from typing import Any
 from torch import nn
 
 from featherweight.config import write_atomically
+from featherweight.config.lock import locked_folder
 from featherweight.distributed.group import explain_lost_processes, start
 from featherweight.distributed.run import processes_report
 from featherweight.distributed.world import World, common
@@ -322,16 +323,20 @@ def _claimed(folder: Path, resume: bool) -> Iterator[None]:
             "start without resume."
         )
     is_new = not folder.exists()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder, os.O_RDONLY)
-    except OSError as error:
-        raise ConfigError(
-            f"run: out={folder} cannot be written ({error.strerror}); expected the path of a folder, there or to be "
-            "made. Choose another one."
-        ) from error
-    try:
-        _lock(descriptor, folder)
+    with ExitStack() as held:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            held.enter_context(locked_folder(folder))
+        except BlockingIOError:
+            raise ConfigError(
+                f"run: out={folder} is in use by another process; expected a folder of its own. Wait for that process, "
+                "or choose another folder."
+            ) from None
+        except OSError as error:
+            raise ConfigError(
+                f"run: out={folder} cannot be written ({error.strerror}); expected the path of a folder, there or to "
+                "be made. Choose another one."
+            ) from error
         if not resume:
             check_free(folder)
         try:
@@ -340,23 +345,6 @@ def _claimed(folder: Path, resume: bool) -> Iterator[None]:
             if not resume and not (folder / "metrics.jsonl").exists():
                 _forget(folder, is_new)
             raise
-    finally:
-        os.close(descriptor)
-
-
-def _lock(descriptor: int, folder: Path) -> None:
-    try:
-        import fcntl
-
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise ConfigError(
-            f"run: out={folder} is in use by another process; expected a folder of its own. Wait for that process, or "
-            "choose another folder."
-        ) from None
-    except (ImportError, OSError):
-        # No locks on this system or network drive: two runs in one folder then remain the user's care.
-        pass
 
 
 def _check_same_recipe(folder: Path, recipe: Recipe) -> None:
