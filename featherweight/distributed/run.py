@@ -55,6 +55,13 @@ def begin_sharding(world: World, recipe: SharedRecipe) -> None:
                 "Set sharding=ddp, or start without a launcher."
             )
         )
+    if recipe.sharding.kind == "fsdp2":
+        raise common(
+            ConfigError(
+                "recipe: sharding.kind=fsdp2 is not supported by recipes yet; expected ddp or auto. Set sharding=ddp, "
+                'or use fw.distributed.shard(model, "fsdp2") in a loop of your own.'
+            )
+        )
     world.require_enough(recipe.accumulation_steps)
 
 

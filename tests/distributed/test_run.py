@@ -3,13 +3,12 @@
 import pytest
 import ranks
 import torch
-from distributed_loop import GALORE, ROWS, VARIANTS, recipe
+from distributed_loop import GALORE, VARIANTS, recipe
 from shared_training import largest_difference
 
 from featherweight.distributed.run import begin_sharding
 from featherweight.distributed.world import World
 from featherweight.errors import ConfigError
-from featherweight.training.checkpoint import Checkpoints
 from featherweight.training.loop import Loop
 
 
@@ -61,6 +60,7 @@ def test_a_loss_that_is_not_finite_on_one_rank_is_an_error_on_all_before_any_upd
         ("seeds", "the recipe differs between rank 0 and rank 1"),
         ("few", "accumulation_steps=1 is below the 2 processes"),
         ("none", "sharding.kind=none, but 2 processes were started"),
+        ("fsdp2", "is not supported by recipes yet"),
         ("used folder", "already holds a run"),
         ("bad key", "stpes=3 is unknown"),
     ],
@@ -73,33 +73,3 @@ def test_processes_that_nobody_has_joined_are_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match=r"WORLD_SIZE=2 processes were started and have no group"):
         begin_sharding(World(), recipe(optimizer=GALORE))
-
-
-@pytest.fixture(scope="module")
-def rows(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("rows")
-    return folder, ranks.run("distributed_loop.py", 2, folder, str(folder), "rows")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ROWS)
-def test_processes_that_hold_rows_run_a_recipe_as_one(rows, name):
-    # Mutation: a norm of the rows at hand, by which each process would clip for itself.
-    loop = Loop(recipe(**ROWS[name]))
-    losses = [loop.step()["loss"] for _ in range(8)]
-    for each in rows[1]:
-        assert each[name]["losses"] == pytest.approx(losses, rel=1e-12)
-        assert largest_difference(each[name]["weights"], loop.model.state_dict()) < 1e-12
-
-
-@pytest.mark.slow
-def test_a_run_on_rows_resumes_bitwise_and_its_checkpoint_is_one_of_one_process(rows):
-    folder, found = rows
-    assert [each["resumed"]["equal"] for each in found] == [True, True]
-    assert all("sharded by fsdp2" in each["layer-wise"] for each in found)
-    adamw = {"optimizer": {"name": "adamw", "lr": 1e-2}, "task": {"name": "regression", "dropout": 0.3}}
-    loop = Loop(recipe(**adamw))
-    latest = Checkpoints(folder / "half" / "checkpoints").latest()
-    assert latest is not None
-    loop.resume(latest)
-    assert loop.step()["loss"] > 0

@@ -49,14 +49,6 @@ def recipe(**changes: Any) -> Recipe:
     return Recipe.parse({**values, **changes}, where="recipe")
 
 
-ROWS: dict[str, dict[str, Any]] = {
-    "adamw": {"optimizer": {"name": "adamw", "lr": 1e-2}, "max_grad_norm": 0.05},
-    "right": {"optimizer": {**GALORE, "proj_type": "right"}, "max_grad_norm": None},
-    "checkpointed": {"optimizer": {"name": "adamw", "lr": 1e-2, "state_bits": 32}, "accumulation_steps": 4},
-}
-"""Recipes for processes that hold rows."""
-
-
 def trained(changes: dict[str, Any]) -> dict[str, Any]:
     loop = Loop(recipe(**changes))
     losses = [loop.step()["loss"] for _ in range(8)]
@@ -109,15 +101,7 @@ def main() -> None:
     torch.set_num_threads(1)
     fw.distributed.start(timeout_s=COLLECTIVE_TIMEOUT_S)
     rank, folder = fw.distributed.rank(), Path(sys.argv[2])
-    if len(sys.argv) > 3:
-        found: dict[str, Any] = {name: trained({**one, "sharding": "fsdp2"}) for name, one in ROWS.items()}
-        found["resumed"] = resumed(folder, sharding="fsdp2", optimizer={"name": "adamw", "lr": 1e-2})
-        layerwise = {"optimizer": {**GALORE, "layerwise": True}, "sharding": "fsdp2"}
-        found["layer-wise"] = refusal(lambda: Loop(recipe(**layerwise)))
-        torch.save(found, f"{sys.argv[1]}-{rank}")
-        fw.distributed.stop()
-        return
-    found = {name: trained(changes) for name, changes in VARIANTS.items()}
+    found: dict[str, Any] = {name: trained(changes) for name, changes in VARIANTS.items()}
     found["resumed"] = resumed(folder)
     layerwise = {"optimizer": {**GALORE, "layerwise": True}}
     broken = {"task": {"name": "regression", "broken_at": 4}, **layerwise}  # of step 2, of rank 0
@@ -129,6 +113,7 @@ def main() -> None:
     found["seeds"] = refusal(lambda: Loop(recipe(seed=rank)))
     found["few"] = refusal(lambda: Loop(recipe(accumulation_steps=1)))
     found["none"] = refusal(lambda: Loop(recipe(sharding="none")))
+    found["fsdp2"] = refusal(lambda: Loop(recipe(sharding="fsdp2")))
     found["used folder"] = refusal(lambda: fw.train(recipe(), out=folder / "whole", callbacks=[]))
     found["bad key"] = refusal(lambda: fw.train({"task": "regression", "stpes": 3}, callbacks=[]))
     torch.save(found, f"{sys.argv[1]}-{rank}")
