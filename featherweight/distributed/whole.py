@@ -67,7 +67,7 @@ def whole_weights(model: nn.Module) -> dict[str, Tensor]:
 def whole_tensor(value: Any) -> Any:
     """Return all of a DTensor in the memory of the host; anything else comes back as it is. A collective."""
     found: Any = value
-    return found.full_tensor().cpu() if isinstance(value, Tensor) and is_distributed(value) else value
+    return found.full_tensor().cpu().clone() if isinstance(value, Tensor) and is_distributed(value) else value
 
 
 def whole_state(state: Any) -> Any:
