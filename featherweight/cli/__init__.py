@@ -28,6 +28,7 @@ from featherweight.cli import measure as _measure
 from featherweight.cli import pde as _pde
 from featherweight.cli import plan as _plan
 from featherweight.cli import robot as _robot
+from featherweight.cli import sweep as _sweep
 from featherweight.cli import train as _train
 from featherweight.cli.screen import print_error
 from featherweight.errors import ConfigError, FeatherweightError, MissingExtraError
@@ -44,6 +45,7 @@ app = typer.Typer(
 app.command("init")(_init.init)
 app.command("train")(_train.train)
 app.command("compare")(_compare.compare)
+app.command("sweep")(_sweep.sweep)
 app.command("measure")(_measure.measure)
 app.command("plan")(_plan.plan)
 app.command("classify")(_classify.classify)
@@ -80,6 +82,8 @@ def _describe(
     fw compare examples/recipes/demo.yaml --optimizers adamw,galore_8bit
 
     fw train recipe.yaml optimizer.rank=64 steps=500 --out runs/rank64
+
+    fw sweep recipe.yaml optimizer.lr=1e-4,2e-4 seed=0,1,2
 
     fw measure recipe.yaml optimizer=galore_8bit
 

@@ -96,7 +96,8 @@ def compare(
 
 def _new_folder(recipe: Path, changes: list[str] | None, suffix: str) -> Path:
     from featherweight.training.recipe import load_recipe
-    from featherweight.training.run import new_run_folder, run_name
+    from featherweight.training.run import run_name
+    from featherweight.training.run_folder import new_run_folder
 
     return new_run_folder(run_name(recipe, load_recipe(recipe, changes or [])) + suffix)
 

@@ -5,7 +5,18 @@ from typing import Annotated, Any
 
 import typer
 
-from featherweight.cli.screen import AsJson, Overrides, RecipeFile, Resume, leave_cleanly, print_json, print_result
+from featherweight.cli.screen import (
+    AsJson,
+    Imports,
+    Overrides,
+    RecipeFile,
+    Resume,
+    import_words,
+    leave_cleanly,
+    print_json,
+    print_notice,
+    print_result,
+)
 
 
 def train(
@@ -27,6 +38,7 @@ def train(
     predict: Annotated[
         bool, typer.Option("--predict", help="Simulate the recipe first; show predicted beside measured memory.")
     ] = False,
+    imports: Imports = None,
     as_json: AsJson = False,
 ) -> None:
     """Train a model as a recipe says.
@@ -35,7 +47,8 @@ def train(
     of the recipe stays. The run stops after its second step if it needs more than 10 % beyond the plan.
 
     The run folder holds report.html, metrics.jsonl, recipe.yaml, summary.json, checkpoints and the trained model.
-    Ctrl-C finishes the current step, writes a checkpoint and shows the command that goes on from there.
+    Ctrl-C finishes the current step, writes a checkpoint and shows the command that goes on from there. --resume goes
+    on, without --out with the newest run of the recipe; with other steps or epochs a finished run gets longer.
 
     [bold]Examples[/bold]
 
@@ -45,6 +58,8 @@ def train(
 
     fw train recipe.yaml --out runs/rank64 --resume
 
+    fw train recipe.yaml --resume steps=2000
+
     fw train recipe.yaml --plan 16GB
     """
     from featherweight.cli.plan import print_plan
@@ -52,7 +67,9 @@ def train(
 
     callbacks: list[Any] | None = [] if as_json else None
     # A planned run goes on with what was planned, which stands in its folder.
-    words = [str(recipe), *(changes or [])] if plan is None else None
+    words = [str(recipe), *(changes or []), *import_words(imports)] if plan is None else None
+    if resume and plan is None and not predict:
+        out = _run_to_resume(recipe, changes or [], out)
     with leave_cleanly("train", words, lambda interruption: interruption.checkpoint.parents[1]):
         if plan is None:
             run = train_with_advice(
@@ -67,3 +84,18 @@ def train(
             print_json({"folder": str(run.folder), **run.summary.to_dict()})
         else:
             print_result(run.report, run.folder)
+
+
+def _run_to_resume(recipe: Path, changes: list[str], out: Path | None) -> Path:
+    """Return the folder of the run that goes on, and say what stands in it."""
+    from featherweight.training.recipe import load_recipe
+    from featherweight.training.resume import describe_run, find_run
+    from featherweight.training.run import run_name
+
+    chosen = load_recipe(recipe, changes)
+    found = find_run(chosen, run_name(recipe, chosen)) if out is None else describe_run(out)
+    if found is None:
+        assert out is not None
+        return out  # which is refused in a sentence
+    print_notice(f"resume: {found.sentence}")
+    return found.folder

@@ -90,7 +90,7 @@ class Method(Config, ABC):
         return nullcontext()
 
 
-methods: Registry[type[Method]] = Registry("method")
+methods: Registry[type[Method]] = Registry("method", "featherweight.methods")
 """Methods by the name that a recipe uses."""
 methods.register("core_gradient", "featherweight.methods.core_gradient:CoreGradient")
 methods.register("mst", "featherweight.methods.mst:MsT")

@@ -148,6 +148,10 @@ class ChatTask(Task):
             settings.pad_token_id = self._pad
         return model
 
+    def train_rows(self) -> int:
+        """Return the rows of one epoch."""
+        return len(self._rows["train"])
+
     def batches(
         self,
         split: Split,

@@ -129,6 +129,10 @@ class ClassificationTask(Task):
             random_weights=self.config.weights == "random",
         )
 
+    def train_rows(self) -> int:
+        """Return the rows of one epoch."""
+        return len(self._rows["train"])
+
     def batches(
         self,
         split: Split,

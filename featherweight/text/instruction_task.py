@@ -173,6 +173,10 @@ class InstructionTask(Task):
             random_weights=self.config.weights == "random",
         )
 
+    def train_rows(self) -> int:
+        """Return the rows of one epoch."""
+        return len(self._train)
+
     def batches(
         self,
         split: Split,

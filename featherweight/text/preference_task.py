@@ -158,6 +158,10 @@ class PreferenceTask(Task):
         if self.config.method in NEEDS_REFERENCE:
             self._reference = {split: self._reference_of(model, samples) for split, samples in self._samples.items()}
 
+    def train_rows(self) -> int:
+        """Return the rows of one epoch."""
+        return len(self._samples["train"])
+
     def batches(
         self,
         split: Split,

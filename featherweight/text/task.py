@@ -140,6 +140,10 @@ class TextTask(Task):
             random_weights=self.config.weights == "random",
         )
 
+    def train_rows(self) -> int:
+        """Return the rows of one epoch."""
+        return len(self._train_rows)
+
     def batches(
         self,
         split: Split,

@@ -28,7 +28,9 @@ class ConsoleProgress(Callback):
         self._bar: Progress | None = None
 
     def on_start(self, event: Event) -> None:
-        """Show the bar."""
+        """Show the bar; a resumed run says where it goes on."""
+        if event.step:
+            self._print(f"goes on after step {event.step} of {event.recipe.steps}")
         if not self.console.is_terminal:
             return
         self._bar = Progress(
@@ -41,7 +43,7 @@ class ConsoleProgress(Callback):
             TimeRemainingColumn(),
             console=self.console,
         )
-        self._bar.add_task(self.label, total=event.recipe.steps, completed=event.step, numbers="")
+        self._bar.add_task(self.label, total=event.recipe.step_count, completed=event.step, numbers="")
         self._bar.start()
 
     def on_step(self, event: Event) -> None:

@@ -8,7 +8,7 @@ a loss that is not finite; clip; update; move on the schedule. accelerate choose
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_
 from torch.optim.lr_scheduler import LambdaLR
 
-from featherweight.errors import CheckpointError, ConfigError, DeviceError, NumericsError, OutOfMemoryError
+from featherweight.errors import CheckpointError, ConfigError, DeviceError, NumericsError
 from featherweight.optim.step.finite import norm_of
 from featherweight.simulated import simulated_device
 from featherweight.training.checkpoint import Checkpoint, Checkpoints
@@ -26,7 +26,8 @@ from featherweight.training.events import Callback, Event
 from featherweight.training.footprint import Footprint, predict_bytes
 from featherweight.training.interrupt import StopRequest, TrainingInterrupted
 from featherweight.training.randomness import preserved_rng, rng_state, seed_everything, set_rng_state
-from featherweight.training.recipe import Recipe, resume_conflicts
+from featherweight.training.recipe import Recipe
+from featherweight.training.resume import changed_length, resume_conflicts
 from featherweight.training.schedule import lr_factor
 from featherweight.training.start_check import guessing_notice
 from featherweight.training.task import Batch, Task
@@ -90,11 +91,11 @@ class Loop:
                 f"training: world_size={self.accelerator.num_processes} processes were started; expected 1. "
                 "Start the program once, without a launcher for several processes."
             )
-        self.recipe = recipe
         is_simulated = simulated_device() is not None
         self.device = torch.device("cpu") if is_simulated else self.accelerator.device
         seed_everything(recipe.seed)
         self.task = recipe.build_task() if task is None else task
+        self.recipe = recipe = recipe.with_steps(self.task.train_rows())
         model = self.task.build_model()
         if recipe.precision == "bf16":
             cast_weights(model, torch.bfloat16)
@@ -116,8 +117,9 @@ class Loop:
                 max_grad_norm=self.max_grad_norm or math.inf,  # the metrics show the norm
                 clip=optimizer_config.clip,
             )
-        self.scheduler = LambdaLR(self.optimizer, lambda step: lr_factor(recipe.schedule, step, recipe.steps))
+        self.scheduler = LambdaLR(self.optimizer, lambda step: lr_factor(recipe.schedule, step, recipe.step_count))
         self.progress = Progress()
+        self.notice = ""
         self.footprint = Footprint(predicted=predict_bytes(self.model, self.optimizer))
         # Once more, so that dropout does not depend on how many numbers the building of the model has drawn.
         seed_everything(recipe.seed)
@@ -242,8 +244,11 @@ class Loop:
     def resume(self, checkpoint: Checkpoint) -> None:
         """Continue from a checkpoint: from here on every number is the one that the uninterrupted run has.
 
+        A recipe of more (or fewer) steps goes on under its own schedule, as if the run had had it from the start.
+
         Raises:
-            CheckpointError: if the checkpoint is damaged or its recipe computes something else; names what differs.
+            CheckpointError: if the checkpoint is damaged, its recipe computes something else (names what differs), or
+            it has more steps than the recipe.
         """
         conflicts = resume_conflicts(checkpoint.recipe, self.recipe.to_dict())
         if conflicts:
@@ -252,9 +257,16 @@ class Loop:
                 "that wrote it. "
                 "Resume with that recipe, or start a new run in another folder."
             )
+        if checkpoint.step > self.recipe.step_count:
+            raise CheckpointError(
+                f"checkpoint: steps={self.recipe.step_count} of the recipe are fewer than the {checkpoint.step} that "
+                f"{checkpoint.folder} has made; expected at least as many. Raise steps, or start a new run."
+            )
         state = checkpoint.load(self.model)
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
+        if change := changed_length(checkpoint.recipe, self.recipe.to_dict()):
+            self._follow_new_schedule(change, checkpoint.step)
         self.progress = Progress.from_dict(state["progress"])
         self.footprint = Footprint(**state["footprint"])
         for method, method_state in zip(self.methods, state.get("methods", []), strict=False):
@@ -263,13 +275,28 @@ class Loop:
         self._batches = None
         self._is_first_step = True
 
+    def _follow_new_schedule(self, change: str, step: int) -> None:
+        """Take the learning rate from the schedule of the new length; the optimizer's groups hold the old one's."""
+        before = self.scheduler.get_last_lr()[0]
+        factor = lr_factor(self.recipe.schedule, step, self.recipe.step_count)
+        rates = [base * factor for base in self.scheduler.base_lrs]
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+        self.scheduler.load_state_dict({**self.scheduler.state_dict(), "_last_lr": rates})
+        self.notice = (
+            f"{change}: from step {step + 1} on, the learning rate is that of a run of {self.recipe.step_count} steps, "
+            f"{rates[0]:.3g}; the old schedule had come to {before:.3g}. The {step} steps before keep what they did, "
+            "warm-up included, so this is not quite the run that would have had all steps from the start."
+        )
+
     def run(self, callbacks: Sequence[Callback], checkpoints: Checkpoints, stop: StopRequest) -> None:
         """Make all remaining steps of the recipe, with its evaluations and checkpoints.
 
         Args:
             callbacks: are told what happens, in this order.
             checkpoints: where checkpoints go.
-            stop: when requested, the current step is finished, a checkpoint written, and the run ends.
+            stop: when requested, the current step is finished, a checkpoint written, and the run ends; when more steps
+                are not worth it, it ends as if they were made.
 
         Raises:
             TrainingInterrupted: after a requested stop.
@@ -302,12 +329,14 @@ class Loop:
                 tell("on_notice", notice=notice)
 
         tell("on_start")
+        if self.notice:
+            tell("on_notice", notice=self.notice)
         try:
             if progress.step == 0 and recipe.evaluate_at_start:
                 metrics = self.evaluate()
                 tell("on_evaluate", metrics=metrics)
                 judge_start(metrics.get("held_out_loss"))
-            while progress.step < recipe.steps and not stop.requested:
+            while progress.step < recipe.step_count and not (stop.requested or stop.reason):
                 metrics = self._step_or_explain(checkpoints)
                 tell("on_step", metrics=metrics)
                 if progress.step == 1 and not recipe.evaluate_at_start:
@@ -319,6 +348,8 @@ class Loop:
                     write_checkpoint()
             if stop.requested:
                 raise TrainingInterrupted(progress.step, write_checkpoint())
+            if stop.reason:
+                tell("on_notice", notice=stop.reason)
             if evaluated_at != progress.step:
                 tell("on_evaluate", metrics=self.evaluate())
         finally:
@@ -375,28 +406,6 @@ def cast_weights(model: nn.Module, dtype: torch.dtype) -> None:
     for parameter in model.parameters():
         if parameter.is_floating_point():
             parameter.data = parameter.data.to(dtype)
-
-
-@contextmanager
-def explain_out_of_memory(recipe: Recipe) -> Iterator[None]:
-    """Turn the many forms in which memory runs out inside the block into one sentence.
-
-    Raises:
-        OutOfMemoryError: if memory ran out.
-    """
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        # On the CPU torch raises a bare RuntimeError.
-        is_memory = isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
-        if not is_memory:
-            raise
-        raise OutOfMemoryError(
-            f"training: micro_batch_size={recipe.micro_batch_size} with optimizer={recipe.optimizer['name']} and "
-            f"precision={recipe.precision} needs more memory than there is; expected a run that fits. Lower "
-            "micro_batch_size and raise accumulation_steps instead, set activation_checkpointing: true, or choose "
-            "galore_8bit."
-        ) from error
 
 
 def _checkpoint_activations(model: nn.Module) -> None:

@@ -1,31 +1,35 @@
 """`train`: a recipe becomes a run folder that holds all one needs to judge, use, continue and repeat it.
 
-recipe.yaml  environment.json  metrics.jsonl  summary.json  report.html  report.json  checkpoints/  model/, and what
-the task draws (`Task.illustrate`)
+recipe.yaml  environment.json  metrics.jsonl  summary.json  report.html  report.json  report.csv  checkpoints/  best/
+model/, and what the task draws (`Task.illustrate`)
 """
 
 import json
-import os
-import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+import warnings
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 
 from featherweight.config import write_atomically
-from featherweight.errors import CheckpointError, ConfigError
+from featherweight.errors import CheckpointError
 from featherweight.report import Report
-from featherweight.training.checkpoint import Checkpoints
+from featherweight.training.best import BestMetric
+from featherweight.training.checkpoint import Checkpoint, Checkpoints
 from featherweight.training.console import ConsoleProgress
 from featherweight.training.environment import describe_environment, machine_name
 from featherweight.training.estimate import MemoryEstimate
 from featherweight.training.events import Callback, Event
 from featherweight.training.interrupt import stop_on_signals
-from featherweight.training.loop import Loop, explain_out_of_memory
+from featherweight.training.keep_best import KeepBest, StopEarly
+from featherweight.training.loop import Loop
 from featherweight.training.metrics import MetricsFile, final_training_loss, read_metrics
+from featherweight.training.out_of_memory import explain_out_of_memory
 from featherweight.training.plan_check import PlanCheck
-from featherweight.training.recipe import Recipe, RecipeSource, load_recipe, resume_conflicts
+from featherweight.training.recipe import Recipe, RecipeSource, load_recipe
+from featherweight.training.resume import changed_length, resume_conflicts
+from featherweight.training.run_folder import claimed, new_run_folder
 from featherweight.training.start_check import guessing_notice, start_loss
 from featherweight.training.summary import Summary, finite, run_report
 from featherweight.training.trackers import Trackers
@@ -62,7 +66,8 @@ def train(
         overrides: "key=value" changes of the recipe, such as "optimizer.rank=64".
         out: the run folder; None makes runs/<name>-<time>.
         resume: continue the run in `out` from its newest complete checkpoint, bit by bit; from the start if it has
-            none yet. A finished run is returned as it stands.
+            none yet. A finished run is returned as it stands, unless the recipe has other steps or epochs than it:
+            then it goes on from its checkpoint under the schedule of the new length.
         callbacks: listeners; None shows the progress on standard output, an empty list is silent.
         estimate: from `fw.estimate_memory` for this recipe; the report then shows it beside what was measured, and the
             run stops after its second step if that is more than 10 % above.
@@ -88,11 +93,13 @@ def train(
         )
     name = run_name(recipe, parsed)
     folder = folder or new_run_folder(name)
-    with _claimed(folder, resume):
+    with claimed(folder, resume):
         if resume:
-            _check_same_recipe(folder, parsed)
+            change = _check_same_recipe(folder, parsed)
             if (folder / "summary.json").is_file():
-                return _finished(folder)
+                if change is None and not _ended_early(folder, parsed):
+                    return _finished(folder)
+                _check_can_grow(folder, change)
         with explain_out_of_memory(parsed):
             checks = [] if estimate is None else [PlanCheck(estimate)]
             return _train(parsed, name, folder, resume, callbacks, checks)
@@ -127,20 +134,31 @@ def _train(
         recipe.to_file(folder / "recipe.yaml")
     write_atomically(folder / "environment.json", f"{json.dumps(environment, indent=2)}\n")
     if recipe.trackers:
-        listeners.append(Trackers(recipe.trackers, folder))
-    listeners += [ConsoleProgress(optimizer_config.name)] if callbacks is None else callbacks
-    listeners += checks  # last, so that the others have seen the step that they end
+        listeners.append(Trackers(recipe.trackers, folder, project=name))
     loop = Loop(recipe)
+    best = None
+    if recipe.save_best:
+        options = BestMetric() if recipe.save_best is True else recipe.save_best
+        best = KeepBest(options, loop, folder)
+        listeners.append(best)
+    listeners += [ConsoleProgress(optimizer_config.name)] if callbacks is None else callbacks
     checkpoints = Checkpoints(folder / "checkpoints", keep=recipe.keep_checkpoints)
     latest = checkpoints.latest() if resume else None
     if latest is not None:
         loop.resume(latest)
     if resume:
-        # Late, so that a recipe that does not fit leaves the one of the run in place.
+        # Late, so that a recipe that does not fit leaves the run as it was.
+        _reopen(folder, latest)
         recipe.to_file(folder / "recipe.yaml")
     with stop_on_signals() as stop:
-        loop.run(listeners, checkpoints, stop)
+        if recipe.early_stopping is not None:
+            listeners.append(StopEarly(recipe.early_stopping, stop, folder))
+        # Checks come last, so that the others have seen the step that they end.
+        loop.run([*listeners, *checks], checkpoints, stop)
         # Still inside: a Ctrl-C that comes now must not lose a run that is all but done.
+        if recipe.checkpoint_at_end:
+            _save_end(loop, checkpoints)
+        found = None if best is None else best.restore()
         if recipe.save_model:
             _save_model(loop, checkpoints, folder / "model")
         loop.illustrate(folder)
@@ -158,6 +176,9 @@ def _train(
             task=loop.task.describe(),
             footprint=loop.footprint,
             words=loop.task.words,
+            best_step=None if found is None else found[0],
+            best={} if found is None else found[1],
+            ended_early=stop.reason,
         )
         report = run_report(f"{name}: {optimizer_config.name}", summary, lines, machine_name(environment))
         if notice := guessing_notice(loop.task, start_loss(lines)):
@@ -168,6 +189,16 @@ def _train(
         # Last of all, because its presence says that the run is finished.
         summary.save(folder / "summary.json")
     return Run(folder, summary, report)
+
+
+def _save_end(loop: Loop, checkpoints: Checkpoints) -> None:
+    """Write the checkpoint from which more steps go on; a run that is done is not lost for the want of it."""
+    if loop.progress.step in checkpoints.steps():
+        return
+    try:
+        checkpoints.save(loop.progress.step, loop.model, loop.state_dict(), loop.recipe.to_dict())
+    except CheckpointError as error:
+        warnings.warn(f"{error} The run itself is done; it cannot go on with more steps.", stacklevel=2)
 
 
 def _save_model(loop: Loop, checkpoints: Checkpoints, folder: Path) -> None:
@@ -197,9 +228,10 @@ class _Evaluations(Callback):
 
 
 def save_report(report: Report, folder: Path) -> None:
-    """Write report.html and report.json into a folder."""
+    """Write report.html, report.json and report.csv, its first table, into a folder."""
     write_atomically(folder / "report.json", f"{report.to_json()}\n")
     report.save_html(folder / "report.html")
+    report.save_csv(folder / "report.csv")
 
 
 def run_name(source: RecipeSource, recipe: Recipe) -> str:
@@ -210,91 +242,43 @@ def run_name(source: RecipeSource, recipe: Recipe) -> str:
     return recipe.task_class.run_name(recipe.task_config(), name)
 
 
-def new_run_folder(name: str) -> Path:
-    """Return a path runs/<name>-<time> that does not exist yet."""
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    candidate, count = Path("runs") / f"{name}-{stamp}", 1
-    while candidate.exists():
-        count += 1
-        candidate = Path("runs") / f"{name}-{stamp}-{count}"
-    return candidate
-
-
-def check_free(folder: Path) -> None:
-    """Refuse to overwrite a run.
-
-    Raises:
-        ConfigError: if the folder holds one.
-    """
-    if (folder / "metrics.jsonl").exists():
-        raise ConfigError(
-            f"run: out={folder} already holds a run; expected a new or empty folder. Resume it, or choose another "
-            "folder."
-        )
-
-
-@contextmanager
-def _claimed(folder: Path, resume: bool) -> Iterator[None]:
-    """Hold a run folder against other processes; the operating system lets go of it when this process ends.
-
-    It must hold a run to resume, or else none. A run that fails before it begins leaves nothing behind.
-    """
-    if resume and not (folder / "recipe.yaml").is_file():
-        raise CheckpointError(
-            f"run: out={folder} holds no run; expected the folder of the run to resume. Correct the path, or "
-            "start without resume."
-        )
-    is_new = not folder.exists()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder, os.O_RDONLY)
-    except OSError as error:
-        raise ConfigError(
-            f"run: out={folder} cannot be written ({error.strerror}); expected the path of a folder, there or to be "
-            "made. Choose another one."
-        ) from error
-    try:
-        _lock(descriptor, folder)
-        if not resume:
-            check_free(folder)
-        try:
-            yield
-        except BaseException:
-            if not resume and not (folder / "metrics.jsonl").exists():
-                _forget(folder, is_new)
-            raise
-    finally:
-        os.close(descriptor)
-
-
-def _lock(descriptor: int, folder: Path) -> None:
-    try:
-        import fcntl
-
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise ConfigError(
-            f"run: out={folder} is in use by another process; expected a folder of its own. Wait for that process, or "
-            "choose another folder."
-        ) from None
-    except (ImportError, OSError):
-        # No locks on this system or network drive: two runs in one folder then remain the user's care.
-        pass
-
-
-def _check_same_recipe(folder: Path, recipe: Recipe) -> None:
-    conflicts = resume_conflicts(Recipe.from_file(folder / "recipe.yaml").to_dict(), recipe.to_dict())
+def _check_same_recipe(folder: Path, recipe: Recipe) -> str | None:
+    """Refuse to go on with another recipe; return how the length of the run changes, or None."""
+    began = Recipe.from_file(folder / "recipe.yaml").to_dict()
+    conflicts = resume_conflicts(began, recipe.to_dict())
     if conflicts:
         raise CheckpointError(
             f"run: recipe of {folder} differs ({'; '.join(conflicts)}); expected the recipe that began the run. Resume "
-            "with that recipe, or start a new run in another folder."
+            "with that recipe, or start a new run in another folder. Only steps, epochs and what is reported may change."
+        )
+    return changed_length(began, recipe.to_dict())
+
+
+def _ended_early(folder: Path, recipe: Recipe) -> bool:
+    """Tell whether a finished run was ended by rules of early stopping that are no longer those of the recipe."""
+    began = Recipe.from_file(folder / "recipe.yaml")
+    return bool(Summary.load(folder / "summary.json").ended_early) and began.early_stopping != recipe.early_stopping
+
+
+def _check_can_grow(folder: Path, change: str | None) -> None:
+    """Refuse to make a finished run longer that has no checkpoint to go on from."""
+    if not Checkpoints(folder / "checkpoints").steps():
+        raise CheckpointError(
+            f"run: recipe of {folder} differs ({change or 'early_stopping'}), and the run is finished without a checkpoint to go on from; "
+            "expected one. Start a new run from its weights (task.model of that folder), and keep checkpoint_at_end: "
+            "true in it."
         )
 
 
-def _forget(folder: Path, is_new: bool) -> None:
-    """Remove what a run has written that never began; whatever else is in the folder stays."""
-    for name in ("recipe.yaml", "environment.json"):
-        (folder / name).unlink(missing_ok=True)
-    if is_new:
-        with suppress(OSError):
-            folder.rmdir()
+def _reopen(folder: Path, latest: Checkpoint | None) -> None:
+    """Put the summary of a run that goes on aside: its presence says that the run is finished."""
+    summary = folder / "summary.json"
+    if summary.exists():
+        step = Summary.load(summary).steps
+        summary.replace(folder / f"summary-step-{step}.json")
+        if latest is not None and latest.step < step:
+            warnings.warn(
+                f"run: {folder} was finished after step {step}, and its newest checkpoint is that of step "
+                f"{latest.step}: the steps between are made again.",
+                stacklevel=2,
+            )

@@ -14,13 +14,14 @@ class Trackers(Callback):
     Args:
         names: of accelerate's trackers, such as ["tensorboard"].
         folder: where trackers that write files put them.
+        project: what trackers with projects call this one.
 
     Raises:
         ConfigError: if accelerate knows no tracker of a name.
         MissingExtraError: if its package is not installed.
     """
 
-    def __init__(self, names: list[str], folder: Path) -> None:
+    def __init__(self, names: list[str], folder: Path, *, project: str = "tracker") -> None:
         from accelerate import Accelerator
         from accelerate.tracking import get_available_trackers
         from accelerate.utils import LoggerType
@@ -37,11 +38,12 @@ class Trackers(Callback):
                 raise MissingExtraError(
                     f"recipe: trackers={name} is not installed; expected its package. Run: pip install {name}"
                 )
+        self._project = project
         self._accelerator = Accelerator(mixed_precision="no", log_with=names, project_dir=folder)
 
     def on_start(self, event: Event) -> None:
         """Open the trackers with the recipe as their configuration."""
-        self._accelerator.init_trackers("tracker", config=flatten(event.recipe.to_dict()))
+        self._accelerator.init_trackers(self._project, config=flatten(event.recipe.to_dict()))
 
     def on_step(self, event: Event) -> None:
         """Log a step."""
