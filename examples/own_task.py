@@ -36,13 +36,16 @@ class Parabola(Task):
         }
 
     def build_model(self):
+        """Return the network in float32."""
         torch.manual_seed(self.seed)
         return nn.Sequential(nn.Linear(1, 32), nn.Tanh(), nn.Linear(32, 1))
 
     def train_rows(self):
+        """Return the points of an epoch."""
         return len(self.x["train"])
 
     def batches(self, split, *, micro_batch_size, seed, process_rank=0, world_size=1, start=0):
+        """Yield points, shuffled anew in every epoch."""
         x, options = self.x[split], {"process_rank": process_rank, "world_size": world_size, "start": start}
         if split == "held_out":
             return ({"x": part} for part in x.split(micro_batch_size)[process_rank + start * world_size :: world_size])
@@ -51,17 +54,21 @@ class Parabola(Task):
         return ({"x": x[rows]} for rows in orders)
 
     def loss(self, model, batch):
+        """Return the sum of the squared errors, and the points."""
         return (model(batch["x"]) - batch["x"].square()).square().sum(), len(batch["x"])
 
     @torch.no_grad()
     def evaluate(self, model, *, micro_batch_size):
+        """Return the mean squared error between the training points."""
         return {"held_out_loss": float(self.loss(model, {"x": self.x["held_out"]})[0]) / 33}
 
     def save_model(self, model, folder: Path):
+        """Write the weights."""
         folder.mkdir(parents=True, exist_ok=True)
         save_model(model, str(folder / "model.safetensors"))
 
     def describe(self):
+        """Return what stands in the report."""
         return {"points": self.config.points}
 
 

@@ -59,6 +59,10 @@ class Registry(Generic[T]):
                 f"{self.kind} registry: name='{name}' is taken by {self._entries[name]!r}; expected a new name for "
                 f"{value!r}. Choose another name."
             )
+        if not isinstance(value, str):
+            # A class that a notebook defines anew takes the place of its former self.
+            self._entries[name] = value
+            self._resolved.pop(name, None)
         self._entries.setdefault(name, value)
 
     def get(self, name: str) -> T:

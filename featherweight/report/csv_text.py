@@ -7,11 +7,11 @@ from featherweight.report.sections import Table
 
 
 def csv_text(table: Table) -> str:
-    """Return the text of a table.
+    r"""Return the text of a table.
 
     Example:
         >>> csv_text(Table("Runs", ["run", "loss"], [["first", 0.5], ["second, longer", None]]))
-        'run,loss\\r\\nfirst,0.5\\r\\n"second, longer",\\r\\n'
+        'run,loss\r\nfirst,0.5\r\n"second, longer",\r\n'
     """
     buffer = io.StringIO()
     writer = csv.writer(buffer)

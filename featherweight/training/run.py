@@ -249,7 +249,8 @@ def _check_same_recipe(folder: Path, recipe: Recipe) -> str | None:
     if conflicts:
         raise CheckpointError(
             f"run: recipe of {folder} differs ({'; '.join(conflicts)}); expected the recipe that began the run. Resume "
-            "with that recipe, or start a new run in another folder. Only steps, epochs and what is reported may change."
+            "with that recipe, or start a new run in another folder. Only steps, epochs and what is reported may "
+            "change."
         )
     return changed_length(began, recipe.to_dict())
 
@@ -264,9 +265,9 @@ def _check_can_grow(folder: Path, change: str | None) -> None:
     """Refuse to make a finished run longer that has no checkpoint to go on from."""
     if not Checkpoints(folder / "checkpoints").steps():
         raise CheckpointError(
-            f"run: recipe of {folder} differs ({change or 'early_stopping'}), and the run is finished without a checkpoint to go on from; "
-            "expected one. Start a new run from its weights (task.model of that folder), and keep checkpoint_at_end: "
-            "true in it."
+            f"run: recipe of {folder} differs ({change or 'early_stopping'}), and the run is finished without a "
+            "checkpoint to go on from; expected one. Start a new run from its weights (task.model of that folder), and "
+            "keep checkpoint_at_end: true in it."
         )
 
 

@@ -5,13 +5,19 @@ from pathlib import Path
 import pytest
 
 from featherweight.cli import run
+from featherweight.methods.method import methods
+from featherweight.optim import optimizers
+from featherweight.training.task import tasks
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 @pytest.fixture(autouse=True)
-def modules():
-    """Forget what a test has imported."""
+def modules(monkeypatch):
+    """Forget what a test has imported and registered."""
+    for registry in (tasks, methods, optimizers):
+        monkeypatch.setattr(registry, "_entries", dict(registry._entries))
+        monkeypatch.setattr(registry, "_resolved", dict(registry._resolved))
     path = list(sys.path)
     yield
     sys.path[:] = path
