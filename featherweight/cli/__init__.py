@@ -21,6 +21,7 @@ from featherweight.cli import classify as _classify
 from featherweight.cli import compare as _compare
 from featherweight.cli import compress as _compress
 from featherweight.cli import data as _data
+from featherweight.cli import evaluate as _evaluate
 from featherweight.cli import export as _export
 from featherweight.cli import generate as _generate
 from featherweight.cli import init as _init
@@ -52,6 +53,7 @@ app.command("classify")(_classify.classify)
 app.command("chat")(_chat.chat)
 app.command("export")(_export.export)
 app.command("generate")(_generate.generate)
+app.command("evaluate")(_evaluate.evaluate)
 app.add_typer(_data.app)
 app.add_typer(_pde.app, name="pde")
 app.add_typer(_robot.app, name="robot")

@@ -60,7 +60,7 @@ class Recipe(Config):
     checkpoint_every: int | None = Field(default=None, gt=0)
     """Optimizer steps between checkpoints; None writes one only on an interruption."""
     checkpoint_at_end: bool = True
-    """Write a checkpoint after the last step, from which `--resume steps=...` goes on; comparisons and sweeps do not."""
+    """Write one after the last step, too, from which `--resume steps=...` goes on; comparisons and sweeps do not."""
     keep_checkpoints: int = Field(default=2, gt=0)
     """How many of the newest checkpoints stay on the disk."""
     save_best: bool | BestMetric = False
