@@ -1,8 +1,9 @@
 """Model folders that must not open elsewhere: sealed, so that other loaders refuse them instead of drawing weights.
 
-Loaders look for weights by name and fill up what they miss with random ones. Where the weights of a folder are not those
-of its class, the settings by which a class is chosen are put aside, and what stands in their place makes every loader
-refuse. This package reads sealed folders of low rank; raw weights of other changes belong to the model that wrote them.
+Loaders look for weights by name and fill up what they miss with random ones. Where the weights of a folder are not
+those of its class, the settings by which a class is chosen are put aside, and what stands in their place makes every
+loader refuse. This package reads sealed folders of low rank; raw weights of other changes belong to the model that
+wrote them.
 """
 
 import functools
@@ -122,8 +123,8 @@ def _save(model: Any, save_directory: str | os.PathLike[str], **options: Any) ->
     if options.get("push_to_hub") and changed:
         raise ConfigError(
             f"save_pretrained: push_to_hub=True would upload weights that are not those of {type(model).__name__} "
-            f"('{changed[0]}'); expected False. Save it, then upload the folder {os.fspath(save_directory)}, or write a "
-            "dense copy by fw export first."
+            f"('{changed[0]}'); expected False. Save it, then upload the folder {os.fspath(save_directory)}, or write "
+            "a dense copy by fw export first."
         )
     type(model).save_pretrained(model, save_directory, **options)
     if not changed:

@@ -11,8 +11,24 @@ import torch
 from torch import nn
 
 from featherweight.errors import ConfigError
-from featherweight.methods.low_rank_model import build_low_rank, load_low_rank, record_in_config from featherweight.models.configuration import read_configuration from featherweight.models.gguf import dequantized from featherweight.models.place import Place, check_complete, explained from featherweight.models.sources import ModelSource, find_place from featherweight.models.tokenizer import Tokenizer  KIND = "sequence classification model" _POSITIONS_FROM_PADDING =       "roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet", "longformer", "data2vec-text"
+from featherweight.methods.low_rank_model import build_low_rank, load_low_rank, record_in_config
 from featherweight.methods.sealed_folder import RECORD
+from featherweight.models.configuration import read_configuration
+from featherweight.models.gguf import dequantized
+from featherweight.models.place import Place, check_complete, explained
+from featherweight.models.sources import ModelSource, find_place
+from featherweight.models.tokenizer import Tokenizer
+
+KIND = "sequence classification model"
+_POSITIONS_FROM_PADDING = (
+    "roberta",
+    "xlm-roberta",
+    "xlm-roberta-xl",
+    "camembert",
+    "mpnet",
+    "longformer",
+    "data2vec-text",
+)
 """Architectures whose first position is that behind the padding id, so that fewer tokens fit than positions exist."""
 
 

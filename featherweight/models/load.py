@@ -5,8 +5,23 @@ from typing import cast
 import torch
 from torch import nn
 
-from featherweight.methods.low_rank_model import load_low_rank from featherweight.models.configuration import read_configuration from featherweight.models.gguf import dequantized from featherweight.models.place import Place, check_complete, explained from featherweight.models.sources import ModelSource, find_place from featherweight.models.tokenizer import Tokenizer, byte_tokenizer   def load_model      source: ModelSource, *, dtype: torch.dtype = torch.float32, tokenizer: Tokenizer | None = None, seed: int = 0, random_weights: bool = False
-from featherweight.methods.sealed_folder import RECORD -> nn.Module:
+from featherweight.methods.low_rank_model import load_low_rank
+from featherweight.methods.sealed_folder import RECORD
+from featherweight.models.configuration import read_configuration
+from featherweight.models.gguf import dequantized
+from featherweight.models.place import Place, check_complete, explained
+from featherweight.models.sources import ModelSource, find_place
+from featherweight.models.tokenizer import Tokenizer, byte_tokenizer
+
+
+def load_model(
+    source: ModelSource,
+    *,
+    dtype: torch.dtype = torch.float32,
+    tokenizer: Tokenizer | None = None,
+    seed: int = 0,
+    random_weights: bool = False,
+) -> nn.Module:
     """Return a causal language model on the CPU, in training mode.
 
     Args:

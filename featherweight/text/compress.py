@@ -18,8 +18,8 @@ from torch import Tensor
 
 from featherweight.config import write_atomically
 from featherweight.errors import CheckpointError, ConfigError
-from featherweight.methods.low_rank_model import RECORD
 from featherweight.methods.method import apply
+from featherweight.methods.sealed_folder import RECORD
 from featherweight.methods.welore import WeLore
 from featherweight.methods.welore.stream import Progress, compress_folder
 from featherweight.models.facts import model_facts

@@ -23,8 +23,30 @@ from featherweight.config.files import new_file, new_folder, write_atomically
 from featherweight.errors import CheckpointError, ConfigError
 from featherweight.linalg.factors import factorize
 from featherweight.linalg.spectrum import singular_values
-from featherweight.methods.low_rank_model import RECORD_VERSION, sealed from featherweight.methods.welore.method import build_layer from featherweight.methods.welore.options import WeLoreOptions from featherweight.methods.welore.plan import Entry, Plan, Target, find_targets, make_plan from featherweight.methods.welore.report import plan_report from featherweight.report import Report  SHARD_BYTES = 2**30 """Tensors are collected in memory up to this size before they are written."""  Progress = Callable[[str, int, int], None] """Is told what is being done, how many matrices or tensors are done, and how many there are."""  _BYTES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2}   @dataclass class _Source:     """The weights of a model folder, by key."""      folder: Path     files: dict[str, str]     shapes: dict[str, tuple[int, ...]] = field default_factory=dict
-from featherweight.methods.sealed_folder import RECORD
+from featherweight.methods.low_rank_model import RECORD_VERSION
+from featherweight.methods.sealed_folder import RECORD, sealed
+from featherweight.methods.welore.method import build_layer
+from featherweight.methods.welore.options import WeLoreOptions
+from featherweight.methods.welore.plan import Entry, Plan, Target, find_targets, make_plan
+from featherweight.methods.welore.report import plan_report
+from featherweight.report import Report
+
+SHARD_BYTES = 2**30
+"""Tensors are collected in memory up to this size before they are written."""
+
+Progress = Callable[[str, int, int], None]
+"""Is told what is being done, how many matrices or tensors are done, and how many there are."""
+
+_BYTES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2}
+
+
+@dataclass
+class _Source:
+    """The weights of a model folder, by key."""
+
+    folder: Path
+    files: dict[str, str]
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     itemsizes: dict[str, int] = field(default_factory=dict)
 
     def read(self, key: str) -> Tensor:
