@@ -51,8 +51,8 @@ def compress(
 ) -> None:
     """Compress a model: each weight matrix gets a rank of its own and is stored in the smallest exact form.
 
-    Perplexity is measured before and after (--evaluate none measures none) and shown, with a warning where the cut takes
-    more than the spectra carry without data, before the result takes its place; the source is never changed.
+    Perplexity is measured before and after (--evaluate none measures none) and shown, with a warning where the cut
+    takes more than the spectra carry without data, before the result takes its place; the source is never changed.
 
     A folder of safetensors is read matrix by matrix, so it may be larger than the memory; a run that is interrupted
     goes on when it is started again. The result is a Hugging Face folder: fw.load_low_rank loads, fw train trains it.

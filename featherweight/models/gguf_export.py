@@ -113,8 +113,8 @@ def require_family(config: Any, source: str) -> None:
     for name, value in odd.items():
         if value:
             raise ConfigError(
-                f"export: {name}={value} of {source} is not written as GGUF here; expected a {config.model_type} without it. Write a "
-                "dense copy (--to hf:bf16), which llama.cpp's own converter reads."
+                f"export: {name}={value} of {source} is not written as GGUF here; expected a {config.model_type} "
+                "without it. Write a dense copy (--to hf:bf16), which llama.cpp's own converter reads."
             )
 
 
@@ -225,8 +225,8 @@ def _rope_factors(config: Any) -> Tensor | None:
 def _known(stem: str, name: str) -> str:
     if stem not in _NAMES:
         raise ConfigError(
-            f"export: tensor='{name}' has no place in a GGUF file of its family; expected a plain llama or Qwen. Write a "
-            "dense copy: --to hf:bf16."
+            f"export: tensor='{name}' has no place in a GGUF file of its family; expected a plain llama or Qwen. Write "
+            "a dense copy: --to hf:bf16."
         )
     return _NAMES[stem]
 
@@ -243,8 +243,8 @@ def _type_of(tensor: Tensor, wanted: str) -> Any:
 def _ordered(name: str, tensor: Tensor, config: Any) -> Any:
     """Return the numbers of a tensor in float32, rows of rotary projections in the order of llama.cpp.
 
-    transformers turns entry i of a head with entry i + K/2, llama.cpp that of a llama with its neighbour: (H, 2, K/2, N)
-    becomes (H, K/2, 2, N). For Qwen it turns them as transformers does.
+    transformers turns entry i of a head with entry i + K/2, llama.cpp that of a llama with its neighbour:
+    (H, 2, K/2, N) becomes (H, K/2, 2, N). For Qwen it turns them as transformers does.
     """
     numbers = tensor.detach().float()
     heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}.get(name.split(".")[-2])

@@ -41,9 +41,17 @@ def run_row(
         summary = train(recipe, out=folder, resume=goes_on, callbacks=listeners).summary
         return summary, read_metrics(folder / "metrics.jsonl")
     except survives as error:
-        return error.with_traceback(None)  # whose frames would keep the model in memory
+        return _without_frames(error)
     finally:
         _release_memory()
+
+
+def _without_frames(error: Exception) -> Exception:
+    """Return an error without the frames that it and its causes passed through, which would keep the model alive."""
+    one: BaseException | None = error
+    while one is not None:
+        one.__traceback__, one = None, one.__cause__ or one.__context__
+    return error
 
 
 def _release_memory() -> None:
