@@ -59,15 +59,7 @@ def evaluate(
     fw evaluate runs/chat/model --tasks my_task --include ./tasks
     """
     names = [name.strip() for name in (tasks or "").split(",") if name.strip()]
-    answer.require_sampling(0.0, None, dtype)
-    if names or list_tasks:
-        from featherweight.text.harness_names import require_harness
-
-        require_harness(names or ["--list-tasks"])
-    if include is not None and not include.is_dir():
-        raise ConfigError(f"fw evaluate: include={include} is no folder; expected one with YAML files. Correct it.")
-    if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(f"fw evaluate: out={out} is there already; expected a new folder. Choose another name.")
+    _check(names or (["--list-tasks"] if list_tasks else []), questions or [], include, out, dtype)
     if list_tasks:
         from featherweight.text.harness import task_names
 
@@ -76,9 +68,6 @@ def evaluate(
     if model is None:
         raise ConfigError("fw evaluate: model=None; expected a model. Write fw evaluate runs/chat/model.")
     answer.require_exportable(model)
-    for source in questions or []:
-        if not Path(source).expanduser().exists() and not source.startswith("hf:"):
-            raise ConfigError(f"fw evaluate: questions={source} does not exist; expected a file. Check the path.")
     from featherweight.text.evaluation import evaluation_report
 
     with leave_cleanly("evaluate", [model]):
@@ -105,3 +94,19 @@ def evaluate(
             print_json(found)
         else:
             print_result(report, out)
+
+
+def _check(names: list[str], questions: list[str], include: Path | None, out: Path | None, dtype: str | None) -> None:
+    """Refuse what cannot be done before torch is imported."""
+    answer.require_sampling(0.0, None, dtype)
+    if names:
+        from featherweight.text.harness_names import require_harness
+
+        require_harness(names)
+    if include is not None and not include.is_dir():
+        raise ConfigError(f"fw evaluate: include={include} is no folder; expected one with YAML files. Correct it.")
+    if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(f"fw evaluate: out={out} is there already; expected a new folder. Choose another name.")
+    for source in questions:
+        if not Path(source).expanduser().exists() and not source.startswith("hf:"):
+            raise ConfigError(f"fw evaluate: questions={source} does not exist; expected a file. Check the path.")

@@ -93,23 +93,7 @@ def compress(
         raise ConfigError(f"compress: out={out} holds files already; expected a new or empty folder. Choose another.")
     if not plan_only:
         _require_writable(out)
-    say = tell or (lambda sentence: None)
-    before = _perplexity(source, source, evaluate, evaluate_tokens) if not plan_only else None
-    if before is not None:
-        say(f"perplexity before: {before[0]:.4g} ({before[1]})")
-    found: dict[str, str | float] = {}
-
-    def show_plan(report: Report) -> None:
-        if warning := cut_warning(report, options):
-            report.add_note(warning, title=CUT)
-            say(f"warning: {warning}")
-
-    def show_result(folder: Path) -> None:
-        after = _perplexity(str(folder), source, evaluate, evaluate_tokens)
-        if before is not None and after is not None:
-            found.update({"perplexity before": before[0], "perplexity after": after[0], "measured on": before[1]})
-            say(f"perplexity after: {after[0]:.4g}, before: {before[0]:.4g}")
-
+    shown = _Shown(source, options, None if plan_only else evaluate, evaluate_tokens, tell or _silent)
     if not options.needs_calibration and (folder / "config.json").exists() and not is_low_rank_folder(folder):
         report = compress_folder(
             folder,
@@ -117,17 +101,17 @@ def compress(
             options,
             plan_only=plan_only,
             progress=progress,
-            on_plan=show_plan,
-            on_complete=show_result,
+            on_plan=shown.plan,
+            on_complete=shown.result,
         )
     else:
-        report = _in_memory(source, out, options, calibration, plan_only, show_plan, show_result)
+        report = _in_memory(source, out, options, calibration, plan_only, shown)
     if has_random_weights(source):
         report.add_facts({"weights": f"random: {source} is a shape, not a trained model"}, title="Source")
     if plan_only:
         return report
-    if found:
-        report.sections.insert(1, Facts("Perplexity", found))
+    if shown.facts:
+        report.sections.insert(1, Facts("Perplexity", shown.facts))
     files = sum(path.stat().st_size for path in out.glob("*.safetensors"))
     report.add_facts({"weights on disk (bytes)": files}, title="Files")
     with _writing(out):
@@ -160,6 +144,46 @@ def token_stream(corpus: str, tokenizer: Tokenizer, count: int) -> Tensor:
     if len(stream) < 2:
         raise ConfigError(f"compress: corpus={corpus} has {len(stream)} tokens; expected at least 2. Give more text.")
     return torch.tensor(stream[:count])
+
+
+class _Shown:
+    """What a user is told on the way: perplexity before, what the cut loses, perplexity after.
+
+    Args:
+        source: of the model.
+        options: of the cut.
+        corpus: to measure perplexity on; None measures none.
+        tokens: its first so many.
+        tell: is told each sentence.
+    """
+
+    def __init__(
+        self, source: str, options: WeLore, corpus: str | None, tokens: int, tell: Callable[[str], None]
+    ) -> None:
+        self._source, self._options, self._tell = source, options, tell
+        self._corpus, self._tokens = corpus, tokens
+        self.facts: dict[str, str | float] = {}
+        self._before = _perplexity(source, source, corpus, tokens)
+        if self._before is not None:
+            tell(f"perplexity before: {self._before[0]:.4g} ({self._before[1]})")
+
+    def plan(self, report: Report) -> None:
+        """Warn of a cut that takes too much; nothing is written yet."""
+        if warning := cut_warning(report, self._options):
+            report.add_note(warning, title=CUT)
+            self._tell(f"warning: {warning}")
+
+    def result(self, folder: Path) -> None:
+        """Measure the complete result, which has not taken its place yet."""
+        after = _perplexity(str(folder), self._source, self._corpus, self._tokens)
+        if self._before is not None and after is not None:
+            before, protocol = self._before
+            self.facts = {"perplexity before": before, "perplexity after": after[0], "measured on": protocol}
+            self._tell(f"perplexity after: {after[0]:.4g}, before: {before:.4g}")
+
+
+def _silent(sentence: str) -> None:
+    """Tell nobody."""
 
 
 CUT, CARRIED = "What the cut loses", 0.005
@@ -198,8 +222,7 @@ def _in_memory(
     options: WeLore,
     calibration: str | None,
     plan_only: bool,
-    show_plan: Callable[[Report], None],
-    show_result: Callable[[Path], None],
+    shown: "_Shown",
 ) -> Report:
     tokenizer = load_tokenizer(source)
     model = load_model(source, tokenizer=tokenizer).eval()
@@ -210,12 +233,12 @@ def _in_memory(
         rows = stream[: len(stream) // int(length) * int(length)].view(-1, int(length))
         batches = rows.split(8)
     report = apply(model, options, batches)
-    show_plan(report)
+    shown.plan(report)
     if not plan_only:
         with _writing(out), new_folder(out) as temporary:
             write_model_files(model, tokenizer, temporary)
             del model
-            show_result(temporary)
+            shown.result(temporary)
     return report
 
 

@@ -6,7 +6,6 @@ from listeners import Record
 from featherweight.errors import CheckpointError, ConfigError
 from featherweight.report import Report
 from featherweight.training.events import Callback
-from featherweight.training.grid import grid_points, split_axes
 from featherweight.training.sweep import failures, sweep
 
 GRID = ["optimizer.lr=0.01,0.02", "seed=0,1"]
@@ -106,14 +105,6 @@ def test_a_wrong_value_is_found_before_any_training(recipe, tmp_path):
         with pytest.raises(ConfigError, match=sentence):
             sweep(recipe(), changes, out=tmp_path / "all", callbacks=[record])
     assert record.moments == [] and not (tmp_path / "all").exists()
-
-
-def test_names_of_folders_are_short_safe_and_different(recipe):
-    _, axes = split_axes(["name=a,b", "optimizer=adamw,galore", f"task.hidden={','.join(map(str, range(1, 3)))}"])
-    names = [point.name for point in grid_points(recipe(), axes)]
-    assert names[0] == "name=a,optimizer=adamw,task.hidden=1" and len(set(names)) == 8
-    long = grid_points(recipe(), {"trackers": [["x" * 200], ["x" * 200, "y"]]})
-    assert all(len(point.name) <= 120 for point in long) and len({point.name for point in long}) == 2
 
 
 def test_two_sweeps_cannot_work_in_one_folder(recipe, tmp_path):
