@@ -1,7 +1,7 @@
 """`fw evaluate`: what a finished model can do, on local text, local questions, and tasks of lm-evaluation-harness."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -45,8 +45,7 @@ def evaluate(
 ) -> None:
     """Measure what a model can do: loss and perplexity of a text, multiple choice by likelihood, tasks of the harness.
 
-    Without further options it measures perplexity on english. Questions need no harness: question, choices and answer
-    under the names in which such data are published; nothing is generated.
+    Without options: perplexity on english. Questions need no harness, and nothing is generated.
 
     [bold]Examples[/bold]
 
@@ -54,9 +53,7 @@ def evaluate(
 
     fw evaluate runs/chat/model --questions test.jsonl --limit 200
 
-    fw evaluate runs/chat/model --tasks arc_easy
-
-    fw evaluate runs/chat/model --tasks my_task --include ./tasks
+    fw evaluate runs/chat/model --tasks arc_easy,my_task --include ./tasks
     """
     names = [name.strip() for name in (tasks or "").split(",") if name.strip()]
     _check(names or (["--list-tasks"] if list_tasks else []), questions or [], include, out, dtype)
@@ -90,8 +87,7 @@ def evaluate(
 
             save_report(report, out)
         if as_json:
-            found: dict[str, Any] = {"model": model, **results}
-            print_json(found)
+            print_json({"model": model, **results})
         else:
             print_result(report, out)
 

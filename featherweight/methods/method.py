@@ -133,8 +133,7 @@ def apply(model: nn.Module, method: Method, calibration: Any = None) -> Report:
     with noting_exchanges(model, f"fw.apply of {type(method).__name__}"), _outside_of_inference():
         report = method.apply(model, calibration)
     setattr(model, _ATTRIBUTE, [*applied_methods(model), method])
-    if not method.keeps_parameters:
-        watch_saving(model)
+    watch_saving(model)
     return report
 
 

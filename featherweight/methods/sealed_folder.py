@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from featherweight.errors import CheckpointError, ConfigError
 
@@ -73,7 +73,7 @@ def seal_changed(folder: Path, changed: Sequence[str]) -> None:
     kept = {name: settings[name] for name in _SEAL if name in settings}
     text = f"the raw weights of a model that featherweight has changed (without '{changed[0]}'); see docs/export.md"
     seal = {"model_type": CHANGED_TYPE, "architectures": ["FeatherweightChangedModel"], "num_hidden_layers": text}
-    path.write_text(json.dumps({**settings, **seal, _SEALED: kept}, indent=2) + "\n", encoding="utf-8")
+    path.write_text(json.dumps({**settings, **seal, CHANGED_TYPE: {_SEALED: kept}}, indent=2) + "\n", encoding="utf-8")
 
 
 def read_folder_configuration(folder: str | Path) -> Any:
@@ -119,7 +119,7 @@ def _save(model: Any, save_directory: str | os.PathLike[str], **options: Any) ->
     Raises:
         ConfigError: if it would be uploaded in the same breath, unsealed.
     """
-    changed = changed_weights(model)
+    changed = changed_weights(model, options.get("state_dict"))
     if options.get("push_to_hub") and changed:
         raise ConfigError(
             f"save_pretrained: push_to_hub=True would upload weights that are not those of {type(model).__name__} "
@@ -137,12 +137,24 @@ def _save(model: Any, save_directory: str | os.PathLike[str], **options: Any) ->
         seal_changed(folder, changed)
 
 
-def changed_weights(model: Any) -> Sequence[str]:
+def changed_weights(model: Any, written: Mapping[str, Tensor] | None = None) -> Sequence[str]:
     """Return names of weights that a plain model of this class has and this one lacks, or in another shape.
+
+    Args:
+        model: of transformers.
+        written: what is to be written; None: its state. Of weights that are tied, one is enough.
 
     Cost: a model without memory is built.
     """
     with torch.device("meta"), torch.random.fork_rng(devices=[]):
-        plain = type(model)(model.config).state_dict()
-    own = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    return [name for name, tensor in plain.items() if own.get(name) != tensor.shape]
+        plain = type(model)(model.config)
+    own = {name: tensor.shape for name, tensor in (written or model.state_dict()).items()}
+    tied: dict[int, list[str]] = {}
+    for name, parameter in plain.named_parameters(remove_duplicate=False):
+        tied.setdefault(id(parameter), []).append(name)
+    groups = {name: names for names in tied.values() for name in names}
+    return [
+        name
+        for name, tensor in plain.state_dict().items()
+        if not any(own.get(one) == tensor.shape for one in groups.get(name, [name]))
+    ]

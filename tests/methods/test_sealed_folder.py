@@ -65,8 +65,14 @@ def test_a_model_of_low_rank_that_was_loaded_is_sealed_when_it_is_saved_again(tm
     assert torch.equal(AutoModelForCausalLM.from_pretrained(tmp_path / "merged")(IDS).logits, again(IDS).logits)
 
 
-def test_methods_that_keep_the_weights_leave_saving_alone_and_a_changed_model_can_be_pickled(tmp_path):
+def test_what_is_written_plain_opens_everywhere_and_a_changed_model_can_be_pickled(tmp_path):
+    from transformers import AutoModelForCausalLM
+
     model, _ = changed("mst")
-    assert "save_pretrained" not in vars(model)
+    model.save_pretrained(tmp_path / "kept")
+    assert torch.equal(AutoModelForCausalLM.from_pretrained(tmp_path / "kept")(IDS).logits, model(IDS).logits)
+    model, _ = changed("int8")
+    model.save_pretrained(tmp_path / "dense", state_dict=fw.methods.dequantized_state_dict(model))
+    AutoModelForCausalLM.from_pretrained(tmp_path / "dense")
     model, _ = changed(LOW_RANK[0])
     assert torch.equal(pickle.loads(pickle.dumps(model))(IDS).logits, model(IDS).logits)

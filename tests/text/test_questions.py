@@ -43,9 +43,7 @@ def test_numbers_count_from_1_if_one_is_the_number_of_choices_and_none_is_0(tmp_
     assert [one.answer for one in read_questions(write(tmp_path, rows))] == [0, 2, 1]
     assert len(read_questions(write(tmp_path, rows), limit=2)) == 2
     with pytest.raises(ConfigError, match="line 4 has answer='3', which names none of its 3 choices"):
-        read_questions(
-            write(tmp_path, [*rows, {"question": "q", "choices": ["a", "b", "c"], "answer": 0}, rows[1]][::-1])
-        )
+        read_questions(write(tmp_path, [{**rows[0], "answer": 0}, rows[0], rows[2], rows[1]]))
 
 
 @pytest.mark.parametrize(
