@@ -100,7 +100,7 @@ class Registry(Generic[T]):
 
     def _look_for_packages(self) -> None:
         """Take in the entry points of installed packages, once; a name that is taken stays what it was."""
-        if self._has_looked:
+        if self._has_looked or self.group is None:
             return
         self._has_looked = True
         from importlib.metadata import entry_points

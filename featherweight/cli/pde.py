@@ -90,7 +90,7 @@ def compare(
 ) -> None:
     """Compare optimizers as `fw compare` does, and say where the fields and spectra of all of them are drawn."""
     folder = out or _new_folder(recipe, changes, "-compare")
-    run_compare(recipe, changes, given_names(optimizers, methods), folder, resume, as_json)
+    run_compare(recipe, changes, given_names(optimizers, methods), folder, resume, as_json=as_json)
     _tell_pictures(folder, as_json)
 
 

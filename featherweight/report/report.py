@@ -206,7 +206,7 @@ class Report:
             ConfigError: if no section has this title, it is a note, or the file cannot be written.
         """
         if section_title is None:
-            section = next((one for one in self.sections if isinstance(one, Table)), Table("", [], []))
+            section: Section = next((one for one in self.sections if isinstance(one, Table)), Table("", [], []))
         else:
             section = self.section(section_title)
         if isinstance(section, Note):

@@ -110,7 +110,7 @@ def compress(
         report.add_facts({"weights": f"random: {source} is a shape, not a trained model"}, title="Source")
     if plan_only:
         return report
-    report.sections[1:1] = [Facts("Perplexity", shown.facts)] if shown.facts else []
+    report.sections[1:1] = [Facts("Perplexity", {**shown.facts})] if shown.facts else []
     files = sum(path.stat().st_size for path in out.glob("*.safetensors"))
     report.add_facts({"weights on disk (bytes)": files}, title="Files")
     with _writing(out):

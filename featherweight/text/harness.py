@@ -88,7 +88,7 @@ def evaluate_tasks(
 
 def _numbers(values: dict[str, Any]) -> dict[str, float]:
     """Return the metrics without the names of filters; what is no number is left out."""
-    numbers = {}
+    numbers: dict[str, float] = {}
     for name, value in values.items():
         if isinstance(value, int | float) and not isinstance(value, bool):
             metric, _, _filter = name.partition(",")

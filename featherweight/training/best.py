@@ -34,9 +34,10 @@ class BestMetric(Config):
         """
         if self.direction is not None:
             return self.direction
-        for direction, words in (("max", _RISING), ("min", _FALLING)):
-            if any(word in self.metric for word in words):
-                return direction
+        if any(word in self.metric for word in _RISING):
+            return "max"
+        if any(word in self.metric for word in _FALLING):
+            return "min"
         raise ConfigError(
             f"recipe: metric={self.metric} does not say whether more of it is better; expected a direction. Add "
             "direction: max, or direction: min."
