@@ -3,7 +3,10 @@
 Lets an hour of teleoperation, or a thousand deaths of the host, pass in seconds, and always in the same way.
 """
 
+import math
+
 from featherweight.errors import DeviceError
+from featherweight.robot.calibration_file import KitCalibration
 from featherweight.robot.driver.link_state import Goal, LinkCore, LinkState
 from featherweight.robot.emulator.emulated_kit import EmulatedKit
 
@@ -20,6 +23,7 @@ class VirtualRobot:
     def __init__(self, kit: EmulatedKit | None = None, lookahead_deg: int | None = 3, step_us: int = 2000) -> None:
         self.kit = kit or EmulatedKit(boot_s=0.0)
         self.core = LinkCore(lookahead_deg)
+        self.calibration = KitCalibration(id="virtual")
         self.now_us = 0
         self.is_host_alive = True
         """False stops the driver, as SIGKILL or SIGSTOP does; the kit goes on."""
@@ -49,6 +53,10 @@ class VirtualRobot:
             raise DeviceError("VirtualRobot: link=lost; expected status lines. Advance the time.")
         return tuple(map(float, self.core.newest.status.q_deg))
 
+    def silence_s(self, now_s: float) -> float:
+        """See `safety.controller.Follower`."""
+        return math.inf if self.core.newest is None else now_s - self.core.newest.time_s
+
     def move(
         self,
         joints_deg: tuple[float, ...],
@@ -71,6 +79,10 @@ class VirtualRobot:
     def release_stop(self) -> None:
         """See `safety.controller.Follower`."""
         self.core.release()
+
+    def sleep(self, duration_s: float) -> None:
+        """Let time pass, for loops that sleep."""
+        self.advance(self.now_s + duration_s)
 
     def advance(self, to_s: float) -> None:
         """Let time pass."""

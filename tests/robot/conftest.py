@@ -22,3 +22,11 @@ def graphics():
     if working_graphics() is None:
         pytest.skip(f"no off-screen graphics here; run {INSTALL_GRAPHICS}")
     return working_graphics()
+
+
+@pytest.fixture
+def kit():
+    """An emulated kit that boots quickly."""
+    from featherweight import robot as fwr
+
+    return fwr.EmulatedKit(boot_s=0.05)

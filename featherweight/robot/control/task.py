@@ -6,6 +6,7 @@ happens to one target in thirty with the published quadratic program alone.
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,11 @@ from numpy.typing import ArrayLike
 
 from featherweight.errors import ConfigError, MissingExtraError, did_you_mean
 from featherweight.robot.control.singularity import singularity_scale
-from featherweight.robot.kinematics.dh import LIMIT_RAD, Array, forward, jacobian, quaternion
+from featherweight.robot.kinematics.dh import LIMIT_RAD, TOOL_M, Array, forward, jacobian, quaternion
 from featherweight.robot.kinematics.inverse import approach_angles, nearest_position
+from featherweight.robot.safety.guard import FINGER_M, HAND_RADIUS_M
 from featherweight.robot.sim.graphics import import_mujoco
+from featherweight.robot.sim.mjcf import ARM_JOINT_NAMES, build_mjcf
 
 MAX_SPEED_DEG_S = 80.0
 """A little below what the firmware can follow."""
@@ -34,17 +37,23 @@ class TaskController:
             speed limits, drawn to the closed form), "official" (the published quadratic program, for comparison).
         max_speed_deg_s: largest speed of any joint ("official" has no such limit).
         period_s: time of one step.
+        avoid_collisions: keep links and fingers off the table, the base and each other; of "mink" alone (the safety
+            guard looks at the goals of all).
     Raises:
         ConfigError: if the solver is unknown.
         MissingExtraError: if its package is not installed.
     """
 
     def __init__(
-        self, solver: str = "analytic", max_speed_deg_s: float = MAX_SPEED_DEG_S, period_s: float = PERIOD_S
+        self,
+        solver: str = "analytic",
+        max_speed_deg_s: float = MAX_SPEED_DEG_S,
+        period_s: float = PERIOD_S,
+        avoid_collisions: bool = True,
     ) -> None:
         solvers: dict[str, Callable[[float, float], Step]] = {
             "analytic": _analytic,
-            "mink": _mink,
+            "mink": partial(_mink, avoid_collisions=avoid_collisions),
             "official": _official,
         }
         if solver not in solvers:
@@ -148,12 +157,10 @@ def _product(p: Array, q: Array) -> Array:
     )
 
 
-def _mink(max_step_rad: float, period_s: float) -> Step:
+def _mink(max_step_rad: float, period_s: float, avoid_collisions: bool) -> Step:
     import_mujoco()  # first, with graphics that work: mink would import it without
     mink = _import("mink", "mink")
-    from featherweight.robot.sim.mjcf import ARM_JOINT_NAMES, build_model
-
-    model: Any = build_model("empty", gripper=False)
+    model = solid_model()
     configuration = mink.Configuration(model)
     wrist = mink.FrameTask("wrist", "site", position_cost=1.0, orientation_cost=0.001)
     posture = mink.PostureTask(model, cost=0.1)
@@ -161,6 +168,10 @@ def _mink(max_step_rad: float, period_s: float) -> Step:
         mink.ConfigurationLimit(model),
         mink.VelocityLimit(model, dict.fromkeys(ARM_JOINT_NAMES, max_step_rad / period_s)),
     ]
+    if avoid_collisions:
+        # mink 1.3 bounds the way of one period by a speed (distance / period); so its gain is given the period.
+        near = {"gain": 0.85 * period_s, "collision_detection_distance": 0.03}
+        limits.append(mink.CollisionAvoidanceLimit(model, _solid_pairs(model), **near))
 
     def step(q: Array, position: Array, approach: Array | None) -> Array:
         goal = closed_form(q, position, approach)
@@ -168,11 +179,41 @@ def _mink(max_step_rad: float, period_s: float) -> Step:
         wrist.set_target(configuration.get_transform_frame_to_world("wrist", "site"))
         posture.set_target(goal)
         configuration.update(q)
-        rate = mink.solve_ik(configuration, [wrist, posture], period_s, "daqp", limits=limits)
+        try:
+            rate = mink.solve_ik(configuration, [wrist, posture], period_s, "daqp", limits=limits)
+        except mink.NoSolutionFound:
+            # In a posture that touches already, the limits may leave no motion at all: then the arm stays.
+            return q
         result: Array = np.clip(q + rate * period_s, -LIMIT_RAD, LIMIT_RAD)
         return result
 
     return step
+
+
+def solid_model() -> Any:
+    """Return the arm with a solid hand of the length of the gripper, in which everything may touch everything."""
+    mujoco = import_mujoco()
+    spec = mujoco.MjSpec.from_string(build_mjcf("empty", gripper=False))
+    spec.body("link5").add_geom(
+        name="hand",
+        type=mujoco.mjtGeom.mjGEOM_CAPSULE,
+        fromto=[0, -HAND_RADIUS_M, 0, 0, HAND_RADIUS_M - TOOL_M - FINGER_M, 0],
+        size=[HAND_RADIUS_M, 0, 0],
+    )
+    model = spec.compile()
+    model.geom_contype[:] = model.geom_conaffinity[:] = 1
+    # The range of commands, not of the stops behind it: what is cut off afterwards was counted on by the program.
+    model.jnt_range[:] = -LIMIT_RAD, LIMIT_RAD
+    return model
+
+
+def _solid_pairs(model: Any) -> list[tuple[list[int], list[int]]]:
+    """What must not meet: table and base with everything behind the shoulder, the hand with the upper arm."""
+    of_body = {
+        model.body(i).name: [g for g in range(model.ngeom) if model.geom_bodyid[g] == i] for i in range(model.nbody)
+    }
+    outer = [geom for name in ("link3", "link4", "link5") for geom in of_body[name]]
+    return [(of_body["world"], outer), (of_body["base"], outer), (of_body["link2"], of_body["link5"])]
 
 
 def _import(package: str, solver: str) -> Any:

@@ -1,5 +1,6 @@
 """The arm on a serial port, with the life cycle of LeRobot's Robot."""
 
+import math
 import time
 from collections.abc import Mapping
 from typing import Literal
@@ -164,6 +165,11 @@ class UMIRobot(Robot):
                 "status lines. The arm is frozen and the driver keeps trying: check cable and power."
             )
         return self.calibration.to_joint(tuple(map(float, newest.status.q_deg)))
+
+    def silence_s(self, now_s: float) -> float:
+        """Return the time since the newest status line; `now_s` is of the monotonic clock."""
+        newest = self.link.newest
+        return math.inf if newest is None else now_s - newest.time_s
 
     def send_action(self, action: Mapping[str, float]) -> Action:
         """Set the goal in degrees; return the goal in force after range, `max_relative_target` and servo limits.

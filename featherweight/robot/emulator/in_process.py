@@ -37,7 +37,7 @@ class InProcessPort:
                 data = self._kit.read(self._now_us())
             if data or time.monotonic() >= deadline_s:
                 return data
-            time.sleep(0.002)
+            time.sleep(0.001)
 
     def write(self, data: bytes) -> int:
         """Put bytes on the wire; returns their number."""

@@ -16,6 +16,7 @@ class ScriptedLeader(Teleoperator):
             degrees, whose last item stays.
         rate_hz: of the items of an iterable.
         id: name.
+        clock: time in seconds; another one lets a script run in virtual time.
     Example:
         >>> with ScriptedLeader(lambda time_s: (10, 0, 0, 0, 0, 0)) as leader:
         ...     leader.get_action()["shoulder_pan.pos"]
@@ -24,8 +25,15 @@ class ScriptedLeader(Teleoperator):
 
     name = "scripted"
 
-    def __init__(self, script: Script | Iterable[Sequence[float]], rate_hz: float = 30.0, id: str = "scripted") -> None:
+    def __init__(
+        self,
+        script: Script | Iterable[Sequence[float]],
+        rate_hz: float = 30.0,
+        id: str = "scripted",
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.id = id
+        self._clock = clock
         self._script = script if callable(script) else None
         self._items = None if callable(script) else iter(script)
         self._rate_hz = rate_hz
@@ -42,7 +50,7 @@ class ScriptedLeader(Teleoperator):
     def connect(self, calibrate: bool = True) -> None:
         """Start the script's clock."""
         if self._start_s is None:
-            self._start_s = time.monotonic()
+            self._start_s = self._clock()
 
     def disconnect(self) -> None:
         """Stop the script's clock."""
@@ -52,7 +60,7 @@ class ScriptedLeader(Teleoperator):
         """Return the angles of now."""
         self._require_connection("get_action")
         assert self._start_s is not None
-        time_s = time.monotonic() - self._start_s
+        time_s = self._clock() - self._start_s
         if self._script is not None:
             angles = self._script(time_s)
             return None if angles is None else keyed_angles(angles)

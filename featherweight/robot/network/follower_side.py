@@ -18,6 +18,7 @@ from featherweight.robot.driver.umirobot import UMIRobot
 from featherweight.robot.kit import SERVOS
 from featherweight.robot.network.frames import StateFrame
 from featherweight.robot.network.lease import Holder, Lease
+from featherweight.robot.network.playout import PlayoutBuffer
 from featherweight.robot.network.receiver import CommandReceiver
 from featherweight.robot.network.session import session_tag
 from featherweight.robot.network.topics import Topics
@@ -27,7 +28,7 @@ from featherweight.robot.safety.controller import Controller, Follower
 from featherweight.robot.safety.mode import Mode
 
 STATUS_PERIOD_NS = 500_000_000
-LOOK_S = 0.002
+LOOK_S = 0.001
 """How often the control thread looks for a command between its steps."""
 MAILBOX = 64
 """Messages that wait for the next control step; a flood drops the oldest."""
@@ -55,6 +56,7 @@ class FollowerSide:
         self.safety = safety or SafetyConfig()
         self.lease = Lease(self.safety.lease_s)
         self.receiver = CommandReceiver(self.lease, self.safety.max_age_ms)
+        self.playout = PlayoutBuffer(self.safety.max_playout_ms, 1000 * self.safety.command_timeout_s)
         self.controller = Controller(
             follower, self.safety, getattr(getattr(follower, "calibration", None), "range_deg", None)
         )
@@ -80,7 +82,7 @@ class FollowerSide:
         holder = self.lease.holder
         self.lease.expire(now_ns / 1e9)
         if holder is not None and self.lease.holder is None:
-            self.controller.forget_command()
+            self._forget_operator()
         if self.lease.holder is not self._told_holder:
             # A new holder is told at once, the rest twice a second.
             self._told_holder, self._status_ns = self.lease.holder, 0
@@ -88,8 +90,14 @@ class FollowerSide:
             data, came_ns = self._commands.popleft()
             angles_deg = self.receiver.receive(data, came_ns)
             if angles_deg is not None:
-                self.controller.command(angles_deg, came_ns / 1e9)
+                self.playout.put(came_ns, self.receiver.accepted_age_ns, angles_deg)
+        played_deg, came = self.playout.play(now_ns), self.playout.came_ns
+        if played_deg is not None and came is not None:
+            # However long a command waits to be played, the leader counts as there only while new ones come.
+            self.controller.command(played_deg, came / 1e9)
         mode = self.controller.tick(now_ns / 1e9)
+        if not self.controller.modes.is_moving:
+            self.playout.clear()
         self._publish_state(now_ns)
         return mode
 
@@ -128,6 +136,7 @@ class FollowerSide:
             "age_ms_p99": delays.age_ms.p99,
             "round_trip_ms_p50": delays.round_trip_ms.p50,
             "jitter_ms": delays.jitter_ms,
+            "playout_ms": self.playout.delay_ms,
             "lost": delays.lost,
             "reordered": delays.reordered,
         }
@@ -156,11 +165,15 @@ class FollowerSide:
                 self.counters["refused operators"] += 1
             elif before is not None and before.session != session:
                 # Another hand: its first command starts SYNC.
-                self.controller.forget_command()
+                self._forget_operator()
         elif request["type"] == "release" and self.lease.release(session):
-            self.controller.forget_command()
+            self._forget_operator()
         elif request["type"] == "reset" and (is_instructor or self.lease.owns(session, now_s)):
             self.controller.request_reset()
+
+    def _forget_operator(self) -> None:
+        self.controller.forget_command()
+        self.playout.clear()
 
     def _publish_state(self, now_ns: int) -> None:
         is_lost = not self._follower.is_streaming

@@ -15,7 +15,7 @@ from featherweight.robot.network.topics import Topics
 from featherweight.robot.network.transport import Transport
 
 REQUEST_PERIOD_NS = 500_000_000
-LOOK_S = 0.002
+LOOK_S = 0.001
 """How often the loop looks for states between its steps."""
 
 

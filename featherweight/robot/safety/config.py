@@ -14,6 +14,8 @@ class SafetyConfig(Config):
     """Silence of the leader after which the arm is held."""
     max_age_ms: float = Field(default=250.0, gt=0)
     """Age above which a command from the network is dropped."""
+    max_playout_ms: float = Field(default=150.0, ge=0, le=500)
+    """Most that the playout buffer adds to the age of a command to even out jitter; 0 plays each one at once."""
     max_relative_target: float | None = Field(default=None, gt=0)
     """Largest difference of a command from the reported angle, in degrees, per command; None for no such limit."""
     max_speed_deg_s: float = Field(default=80.0, gt=0, le=90)

@@ -37,6 +37,10 @@ class Follower(Protocol):
         """(6,) newest reported angles of the joints."""
         ...
 
+    def silence_s(self, now_s: float) -> float:
+        """Time since the newest report."""
+        ...
+
     def move(
         self,
         joints_deg: tuple[float, ...],
@@ -101,6 +105,11 @@ class Controller:
         """The mode of now."""
         return self.modes.mode
 
+    @property
+    def goal_deg(self) -> tuple[float, ...] | None:
+        """(6,) degrees that are in force after the limits; None while the arm is held."""
+        return self._goal_deg
+
     # ---- from any thread --------------------------------------------------------------------------------------------
 
     def stop(self, reason: str = "emergency stop") -> None:
@@ -148,6 +157,7 @@ class Controller:
         try:
             is_streaming, epoch = follower.is_streaming, follower.epoch
             reported_deg = follower.reported_deg() if is_streaming else None
+            silence_s = follower.silence_s(now_s) if is_streaming else math.inf
         except Exception as error:  # a robot that cannot say where it is must not be moved
             self.hold(str(error))
             return self.mode
@@ -156,6 +166,9 @@ class Controller:
         is_fresh = 0 <= age_s <= self.safety.command_timeout_s
         if reported_deg is None:
             self.hold("the link to the robot is lost")
+        elif silence_s > self.safety.command_timeout_s:
+            # The driver waits longer before it calls a link lost; an arm of which nothing is known is held before.
+            self.hold("the robot is silent")
         elif self.modes.is_moving and epoch != self._epoch:
             self.hold("the robot started again")
         elif not is_fresh:

@@ -1,0 +1,18 @@
+"""Options that several commands of `fw robot` have."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Port = Annotated[str, typer.Option(help='Serial port, "auto", or "sim" for an emulated kit.')]
+Duration = Annotated[
+    float | None, typer.Option(min=0.1, help="Seconds; default: until Ctrl-C or Esc.", show_default=False)
+]
+Room = Annotated[str, typer.Option(help="Name of the room.")]
+ClassFolder = Annotated[
+    Path, typer.Option("--class", help="Folder that fw robot class init made: a room's or a participant's.")
+]
+LeaderName = Annotated[str, typer.Option("--leader", help="keyboard, pots, gamepad, expert or sine.")]
+RobotName = Annotated[str, typer.Option("--robot", help="Name of the robot in the room.")]
+Fps = Annotated[float, typer.Option(min=5, max=200, help="Control steps a second.")]

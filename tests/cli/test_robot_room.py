@@ -1,0 +1,43 @@
+"""`fw robot relay|serve|join|class init`, in processes of their own."""
+
+import json
+
+import pytest
+from robot_processes import start
+
+from featherweight.cli import run
+
+
+def test_three_processes_make_a_session_over_tls(tmp_path):
+    pytest.importorskip("websockets")
+    pytest.importorskip("cryptography")
+    room = str(tmp_path / "class")
+    assert run(["robot", "class", "init", room, "--room", "lab1", "-m", "arm1:robot", "-m", "alice:operator"]) == 0
+    common = ["--room", "lab1", "--class", room]
+    relay = start("relay", "--class", room, "--port", "0", "--duration", "30")
+    try:
+        address = relay.stdout.readline().split()[1]
+        robot = start("serve", *common, "--relay", address, "--port", "sim", "--duration", "12", "--json")
+        assert "arm1 serves in lab1" in robot.stdout.readline()
+        alice = start("join", *common, "--relay", address, "--leader", "sine", "--duration", "4", "--json")
+        out, errors = alice.communicate(timeout=60)
+        assert alice.returncode == 0, errors
+        result = json.loads(out)
+        assert result["has_driven"] and result["status"]["accepted"] > 60
+        assert 0 < result["round_trip_ms"]["p50"] < 200
+        out, errors = robot.communicate(timeout=60)
+        status = json.loads(out)
+        assert robot.returncode == 0 and status["accepted"] > 60 and status["mode"] == "HOLD"
+    finally:
+        for process in (relay,):
+            process.terminate()
+            process.communicate()
+
+
+def test_files_of_another_room_are_refused(tmp_path, capsys):
+    pytest.importorskip("cryptography")
+    room = str(tmp_path / "class")
+    assert run(["robot", "class", "init", room, "--room", "lab2"]) == 0
+
+    assert run(["robot", "join", "--room", "lab1", "--class", room, "--leader", "sine"]) == 2
+    assert "room=lab1 is not the room of these files; expected lab2" in " ".join(capsys.readouterr().err.split())

@@ -1,0 +1,20 @@
+"""Layouts of cubes and bin."""
+
+import numpy as np
+
+from featherweight.robot.sim.world import World
+
+
+def test_layouts_follow_the_seed_and_keep_their_distances():
+    world = World("challenge", cubes=6)
+    world.reset(3)
+    first = [world.cube_m(i) for i in range(6)]
+    world.reset(4)
+    other = [world.cube_m(i) for i in range(6)]
+    world.reset(3)
+
+    np.testing.assert_array_equal(first, [world.cube_m(i) for i in range(6)])
+    assert not np.allclose(first, other)
+    for i, cube in enumerate(first):
+        assert 0.12 <= np.hypot(*cube[:2]) <= 0.22 and np.linalg.norm(cube[:2] - world.bin_m[:2]) > 0.085
+        assert all(np.linalg.norm(cube - other) > 0.05 for other in first[:i])
