@@ -186,9 +186,9 @@ def _silent(sentence: str) -> None:
 
 
 CUT, CARRIED = "What the cut loses", 0.005
-"""Title of a note, and the share of a matrix's energy that a cut without data may lose before it says so. On SmolLM2,
-cuts of its flat spectra (value and up projections) that lose a hundredth multiply the perplexity, and cuts of its steep
-ones that lose a thousandth do not change it."""
+"""Title of a note, and the share of a matrix's energy that a cut without data may lose before it says so. Measured on
+SmolLM2 at rank_reduction=0.2: value and up projections that lose 1.1 and 0.7 % on average, cut alone, multiply the
+perplexity by 59 and 3; query projections lose 2.1 % without harm. The energy alone cannot tell them apart; data can."""
 
 
 def cut_warning(report: Report, options: WeLore) -> str | None:
