@@ -20,25 +20,26 @@ class SimulatedDevice(NamedTuple):
     """Size of its memory; chunks are larger where there is more."""
 
 
-_simulated: SimulatedDevice | None = None
+current: SimulatedDevice | None = None
+"""The device whose step is being simulated, or None outside a simulation; set by `counting_only` alone."""
 
 
 def device_kind(device: torch.device) -> str:
     """Return for which kind of device code should run: the tensors' own, or in a simulation the simulated one."""
-    return device.type if _simulated is None else _simulated.kind
+    return device.type if current is None else current.kind
 
 
 def simulated_device() -> SimulatedDevice | None:
     """Return the device whose step is being simulated, or None outside a simulation."""
-    return _simulated
+    return current
 
 
 @contextmanager
 def counting_only(device: SimulatedDevice) -> Iterator[None]:
     """Let few tiles stand for all, and code run as on `device`, while the block runs."""
-    global _simulated
-    before, _simulated = _simulated, device
+    global current
+    before, current = current, device
     try:
         yield
     finally:
-        _simulated = before
+        current = before

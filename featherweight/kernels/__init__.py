@@ -28,7 +28,8 @@ KeyPair = Callable[[int], tuple[int, int]]
 """The two keys of the hash for each span of elements that share them."""
 
 # One for all threads: backward passes, where layer-wise steps run, have threads of their own.
-_chosen = "auto"
+chosen = "auto"
+"""Who computes; changed by `use` alone."""
 
 
 def use(name: str) -> ExitStack:
@@ -59,7 +60,7 @@ def use(name: str) -> ExitStack:
     if name == "native":
         _require_native()
     before = ExitStack()
-    before.callback(_choose, _chosen)
+    before.callback(_choose, chosen)
     _choose(name)
     return before
 
@@ -70,7 +71,7 @@ def run_on(tensor: Tensor) -> bool:
     Raises:
         DeviceError: if kernels are switched on and the tensor is where none can run.
     """
-    if _chosen != "triton" or simulated_device() is not None or tensor.is_meta:
+    if chosen != "triton" or simulated_device() is not None or tensor.is_meta:
         return False
     if tensor.device.type != "cuda" and not is_interpreted():
         raise DeviceError(
@@ -82,16 +83,8 @@ def run_on(tensor: Tensor) -> bool:
 
 def native_on(tensor: Tensor) -> bool:
     """Say whether compiled C is to run on a tensor of a CPU, in a simulation of one too; compiles it at first."""
-    simulated = simulated_device()
-    if _chosen not in ("auto", "native") or tensor.device.type != "cpu":
-        return False
-    if simulated is not None and simulated.kind != "cpu":
-        return False
-    is_subclass = type(tensor) not in (Tensor, torch.nn.Parameter)
-    if simulated is None and is_subclass:  # it may hold its numbers elsewhere
-        return False
-    available: bool = __getattr__("native").is_available()
-    return available
+    runs: bool = __getattr__("native").runs_on(tensor)
+    return runs
 
 
 def is_interpreted() -> bool:
@@ -117,11 +110,6 @@ def launch(kernel: Any, programs: int, *tensors_and_numbers: Any, **constants: A
         kernel[(programs,)](*tensors_and_numbers, **constants, enable_fp_fusion=False)
 
 
-def mark_written(*tensors: Tensor) -> None:
-    """Tell autograd that a kernel has changed tensors: torch counts only its own writes."""
-    torch.autograd.graph.increment_version([tensor for tensor in tensors if not tensor.is_inference()])
-
-
 def __getattr__(name: str) -> Any:
     """Import the kernels, and Triton with those that need it, when they are first named."""
     if name not in ("adamw", "int8_update", "native", "rounding"):
@@ -130,8 +118,8 @@ def __getattr__(name: str) -> Any:
 
 
 def _choose(name: str) -> None:
-    global _chosen
-    _chosen = name
+    global chosen
+    chosen = name
 
 
 def _require_native() -> None:

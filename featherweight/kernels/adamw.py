@@ -15,10 +15,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from featherweight.kernels import launch, mark_written
+from featherweight.kernels import launch
 from featherweight.kernels.arguments import Options, Write
 from featherweight.kernels.int8_update import largest_magnitude
 from featherweight.kernels.launch_check import Argument, check_launch
+from featherweight.kernels.native import mark_written
 from featherweight.kernels.rounding import SPAN_ELEMENTS, rounded_to_bf16
 from featherweight.tiles import tiles
 

@@ -10,8 +10,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from featherweight.kernels import KeyPair, launch, mark_written
+from featherweight.kernels import KeyPair, launch
 from featherweight.kernels.launch_check import Argument, check_launch
+from featherweight.kernels.native import mark_written
 from featherweight.kernels.rounding import SPAN_ELEMENTS, hashed
 from featherweight.tiles import tiles
 

@@ -27,11 +27,11 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
+from featherweight import kernels, simulated
 from featherweight.config.files import cache_folder, new_file
 from featherweight.errors import ShapeError
-from featherweight.kernels import KeyPair, mark_written
+from featherweight.kernels import KeyPair
 from featherweight.kernels.arguments import Options, Write
-from featherweight.simulated import simulated_device
 from featherweight.tiles import tiles
 
 SPAN_ELEMENTS = 1 << 24
@@ -165,6 +165,19 @@ def add_direction_(
     _round_(weight, direction, alpha, beta, offset, key_pair, is_update=True)
 
 
+def runs_on(tensor: Tensor) -> bool:
+    """Say whether the functions of this module are to run on a tensor; compiles them at first.
+
+    In a simulation of a step they run on what a simulated CPU holds, and compute nothing.
+    """
+    if kernels.chosen not in ("auto", "native") or tensor.device.type != "cpu":
+        return False
+    if simulated.current is not None:
+        return simulated.current.kind == "cpu" and is_available()
+    # A tensor of another class may hold its numbers elsewhere.
+    return type(tensor) in (Tensor, torch.nn.Parameter) and is_available()
+
+
 def is_available() -> bool:
     """Say whether the functions of this module run on this machine; compiles them when first asked."""
     return library()[0] is not None
@@ -247,7 +260,7 @@ def _adamw(
 ) -> None:
     loaded, reason = library()
     assert loaded is not None, reason
-    if simulated_device() is not None:  # nothing to compute, and no memory but that of the results
+    if simulated.current is not None:  # nothing to compute, and no memory but that of the results
         return
     run_adamw(loaded, grad, moments, options, out, writes, write)
 
@@ -336,7 +349,7 @@ def _round_(
 ) -> Tensor:
     loaded, reason = library()
     assert loaded is not None, reason
-    if simulated_device() is not None:
+    if simulated.current is not None:
         return out
     return run_round(loaded, out, source, alpha, beta, offset, key_pair, is_update=is_update)
 
@@ -393,6 +406,11 @@ def _written(moment: Moment) -> tuple[Tensor, ...]:
     if isinstance(moment, Codes):
         return moment.codes, moment.block_scale
     return (moment.values,) if isinstance(moment, Rounded) else (moment,)
+
+
+def mark_written(*tensors: Tensor) -> None:
+    """Tell autograd that a kernel has changed tensors: torch counts only its own writes."""
+    torch.autograd.graph.increment_version([tensor for tensor in tensors if not tensor.is_inference()])
 
 
 def _address(tensor: Tensor, element: int) -> int:

@@ -9,8 +9,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from featherweight.kernels import KeyPair, launch, mark_written
+from featherweight.kernels import KeyPair, launch
 from featherweight.kernels.launch_check import Argument, check_launch
+from featherweight.kernels.native import mark_written
 from featherweight.tiles import tiles
 
 SPAN_ELEMENTS = 1 << 24

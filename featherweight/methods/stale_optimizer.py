@@ -8,12 +8,13 @@ a method exchanges later, in `after_step`, it exchanges in its optimizer too, an
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
 from torch.utils.weak import WeakIdKeyDictionary
 
 from featherweight.errors import ConfigError
-from featherweight.optim.backward.step_guard import before_every_step
+from featherweight.every_step import before_every_step
 
 _noted: WeakIdKeyDictionary = WeakIdKeyDictionary()
 """Parameter -> (its name, whether it is frozen and in the model still, what happened); none is kept alive by it."""
@@ -42,8 +43,8 @@ def noting_exchanges(model: nn.Module, words: str) -> Iterator[None]:
         before_every_step(_refuse_stale)
 
 
-def _refuse_stale(optimizer: Optimizer) -> None:
-    if not _noted:
+def _refuse_stale(optimizer: Optimizer, has_closure: bool) -> None:
+    if not _noted or torch.compiler.is_compiling():
         return
     held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     notes = [note for parameter in held if parameter.grad is None and (note := _noted.get(parameter)) is not None]

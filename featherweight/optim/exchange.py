@@ -11,10 +11,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from featherweight.errors import ConfigError, ShapeError
-from featherweight.optim import state as states
 from featherweight.optim.low_rank import LowRankOptimizer
 from featherweight.optim.policies.moment_growth import Growth, ShapeChange, moved
-from featherweight.optim.step.layout import DenseLayout, Layout
+from featherweight.optim.step.layout import DenseLayout, Layout, parts_of
 from featherweight.unwrap import unwrap_optimizer
 
 
@@ -156,14 +155,14 @@ def _exchange_ours(
         return  # moments in a subspace of the old shape begin anew
     moments, shape = {}, torch.Size(before.shape)
     for name, storage in before.moments.items():
-        values = storage.read(states.parts_of(state, name, None), before.moment_shapes[name])
+        values = storage.read(parts_of(state, name), before.moment_shapes[name])
         moments[name] = moved(name, values, shape, change)
     if any(value is None for value in moments.values()):
         return
     optimizer.create_state(new)
     created = optimizer.state[new]
     for name, storage in after.moments.items():
-        storage.write_(states.parts_of(created, name, None), moments[name])
+        storage.write_(parts_of(created, name), moments[name])
     for counter in after.counters:
         created[counter].copy_(state[counter])
 

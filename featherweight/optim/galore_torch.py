@@ -14,9 +14,8 @@ from torch import Tensor
 
 from featherweight.errors import CheckpointError
 from featherweight.linalg.subspace import MatrixSubspace
-from featherweight.optim import state as states
 from featherweight.optim.low_rank import LowRankOptimizer
-from featherweight.optim.step.layout import MatrixLayout
+from featherweight.optim.step.layout import MatrixLayout, parts_of
 
 
 class ProjectorRecord:
@@ -97,7 +96,7 @@ def _import_parameter(
     state.clear()
     optimizer.create_state(parameter)
     step = int(saved["step"])
-    states.write_counter(state, "step", None, step)
+    state["step"].fill_(step)
     for name, storage in layout.moments.items():
         moment = saved[name]
         if tuple(moment.shape) != layout.moment_shapes[name]:
@@ -105,7 +104,7 @@ def _import_parameter(
                 f"load_galore_torch: '{layout.name}' has {name} of shape {tuple(moment.shape)}; expected "
                 f"{layout.moment_shapes[name]}. Use the rank and proj_type of the run that wrote the file."
             )
-        storage.write_(states.parts_of(state, name, None), moment.to(parameter.device, layout.dtype))
+        storage.write_(parts_of(state, name), moment.to(parameter.device, layout.dtype))
     if projector is None or not isinstance(layout, MatrixLayout):
         return
     subspace = _subspace_of(projector, layout.side)
@@ -113,12 +112,12 @@ def _import_parameter(
         if basis is not None:
             assert layout.basis is not None
             values = basis.to(parameter.device, layout.dtype).contiguous()
-            layout.basis.write_(states.parts_of(state, name, None), values)
+            layout.basis.write_(parts_of(state, name), values)
     gap = group["update_proj_gap"]
-    states.write_counter(state, "moment_step", None, step)
-    states.write_counter(state, "refresh_count", None, 1 + (step - 1) // gap)
+    state["moment_step"].fill_(step)
+    state["refresh_count"].fill_(1 + (step - 1) // gap)
     # galore-torch refreshes before a step whose number, counted from 0, the gap divides.
-    states.write_counter(state, "next_refresh", None, -(-step // gap) * gap)
+    state["next_refresh"].fill_(-(-step // gap) * gap)
 
 
 def _subspace_of(projector: ProjectorRecord, side: str) -> MatrixSubspace:

@@ -14,50 +14,25 @@ A parameter without subspace runs the same rule on its gradient, with factor lr.
 Source: GaLore, arXiv 2403.03507, Algorithm 2.
 """
 
-import logging
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, ClassVar, Protocol
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from featherweight.config.options import plain_number
-from featherweight.errors import CheckpointError, ConfigError, did_you_mean
-from featherweight.optim import state as states
-from featherweight.optim.options import LOW_RANK_DEFAULTS, LOW_RANK_KEYS, TENSOR_DEFAULTS
-from featherweight.optim.param_groups import check_group, named_like
+from featherweight.errors import ConfigError
+from featherweight.optim.options import LOW_RANK_DEFAULTS
+from featherweight.optim.param_groups import completed
 from featherweight.optim.policies.lazy import lazy_options
-from featherweight.optim.step.finite import are_finite
-from featherweight.optim.step.layout import Layout, split_of
-from featherweight.optim.step.plan import plan_step
-from featherweight.optim.step.state_check import check_step
-from featherweight.optim.step.state_identity import check_identity, mark, take_mark
-from featherweight.optim.step.step import Group, Member, Step
-from featherweight.optim.step.tensor_layout import TensorLayout
-from featherweight.optim.step.together import TogetherInLists
-from featherweight.optim.tucker.neuraloperator import translated
-from featherweight.optim.tucker.plan import projects_tensors
+from featherweight.optim.state_dict import load_state, mark
+from featherweight.optim.step.adam import TogetherInLists
+from featherweight.optim.step.check import are_finite, check_step
+from featherweight.optim.step.layout import Group, Layout, Member
+from featherweight.optim.step.plan import Placed, log_full_rank, named_parameters, placed, plan_steps
+from featherweight.optim.step.step import Step
+from featherweight.optim.summary import summary_of
 from featherweight.report import Report
-
-logger = logging.getLogger(__name__)
-
-
-class _Layerwise(Protocol):
-    """What the optimizer needs to know of `featherweight.optim.backward`, which stands above it."""
-
-    def end_window(self) -> None: ...
-
-    def discard(self) -> None: ...
-
-    def held_tensors(self) -> Iterable[tuple[Tensor, Tensor]]: ...
-
-    def gradient_bytes(self) -> int: ...
-
-    def core_rows(self) -> list[list[Any]]: ...
-
-    @property
-    def grad_norm(self) -> float | None: ...
 
 
 class LowRankOptimizer(torch.optim.Optimizer):
@@ -102,12 +77,13 @@ class LowRankOptimizer(torch.optim.Optimizer):
         if groups and not isinstance(groups[0], dict):
             groups = [{"params": groups, "low_rank": defaults["rank"] is not None}]
         self.skipped_steps = 0
-        self._steps: dict[Tensor, tuple[Step, tuple[int, int]]] | None = None
-        self.layerwise: _Layerwise | None = None
+        self._steps: dict[Tensor, Placed] | None = None
+        self.layerwise: Any = None
+        """The running `featherweight.optim.backward.updates.Layerwise`, which stands above; None without one."""
         super().__init__(groups, defaults)
         # What cannot be optimized is refused here; the plan is made again at its first use, as the model's dtype may
         # still change.
-        _log_full_rank(type(self).__name__, self.param_groups, self._plan(self.param_groups))
+        log_full_rank(type(self).__name__, self.param_groups, self._plan(self.param_groups))
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "skipped_steps": self.skipped_steps}
@@ -124,19 +100,11 @@ class LowRankOptimizer(torch.optim.Optimizer):
                 f"{type(self).__name__}: add_param_group is not possible while the optimizer is layer-wise; expected "
                 "it before. Call handle.remove(), add the group, then fw.optim.layerwise again."
             )
-        given = {key: value if key == "params" else plain_number(value) for key, value in param_group.items()}
-        group = named_like(self.param_groups, given)
-        if projects_tensors(self.defaults):
-            group = translated(type(self).__name__, group)
-        group.setdefault("low_rank", any(key in group for key in LOW_RANK_KEYS))
-        if "lazy" in group:
-            group["lazy"] = lazy_options(group["lazy"])
-        check_group(type(self).__name__, {**self.defaults, **group}, self.defaults)
+        group = completed(type(self).__name__, param_group, self.param_groups, self.defaults)
         super().add_param_group(group)
         if self._steps is not None:  # present plans stay: their states exist
-            self._steps = self._placed(
-                {**{p: step for p, (step, _) in self._steps.items()}, **self._plan(self.param_groups[-1:])}
-            )
+            present = {parameter: step for parameter, (step, _) in self._steps.items()}
+            self._steps = placed({**present, **self._plan(self.param_groups[-1:], present)})
 
     # ---- what is decided for each parameter
 
@@ -172,36 +140,15 @@ class LowRankOptimizer(torch.optim.Optimizer):
         assert planned is not None
         return Member(parameter, self.state[parameter], group, planned[1])
 
-    def _planned(self) -> dict[Tensor, tuple[Step, tuple[int, int]]]:
+    def _planned(self) -> dict[Tensor, Placed]:
         if self._steps is None:
-            self._steps = self._placed(self._plan(self.param_groups))
-            for group, parameter, _ in _named_parameters(self.param_groups):
+            self._steps = placed(self._plan(self.param_groups))
+            for group, parameter, _ in named_parameters(self.param_groups):
                 self.step_of(parameter).restore(self.state.get(parameter, {}), group, parameter.dtype)
         return self._steps
 
-    @staticmethod
-    def _placed(steps: Mapping[Tensor, Step]) -> dict[Tensor, tuple[Step, tuple[int, int]]]:
-        """Give each parameter the position of its first matrix among all projected ones, and their number."""
-        total, first, placed = sum(step.matrix_count for step in steps.values()), 0, {}
-        for parameter, step in steps.items():
-            placed[parameter] = step, (first, total)
-            first += step.matrix_count
-        return placed
-
-    def _plan(self, groups: list[Group]) -> dict[Tensor, Step]:
-        steps: dict[Tensor, Step] = {}
-        first_index = 0 if self._steps is None else len(self._steps)
-        for group, parameter, name in _named_parameters(groups):
-            index = first_index + len(steps)
-            steps[parameter] = plan_step(name or f"parameter {index}", parameter, group, index)
-        names = [step.layout.name for step in steps.values()]
-        for key in {key for group in groups for key in group.get("split") or ()}:
-            if all(split_of(name, {key: 2}) == 1 for name in names):
-                raise ConfigError(
-                    f"{type(self).__name__}: split={key!r} matches no parameter; expected the begin or end of a "
-                    f"component of a name, in groups with named parameters. {did_you_mean(key, names[:20])}"
-                )
-        return steps
+    def _plan(self, groups: list[Group], present: Mapping[Tensor, Step] | None = None) -> dict[Tensor, Step]:
+        return plan_steps(type(self).__name__, groups, present or {})
 
     def create_state(self, parameter: Tensor) -> None:
         """Create the zero state of one parameter."""
@@ -271,62 +218,7 @@ class LowRankOptimizer(torch.optim.Optimizer):
             CheckpointError: if the groups do not fit, what shapes the state differs, or a stored tensor has another
                 shape than the options give. The optimizer then stays as it was.
         """
-        own_groups = self.param_groups
-        before = {"state": self.state, "param_groups": own_groups}
-        given = state_dict
-
-        def remember(_: torch.optim.Optimizer, state_dict: dict[str, Any]) -> None:
-            nonlocal given  # the hooks of the user ran before and may have replaced it
-            given = state_dict
-
-        try:
-            with (
-                self.register_load_state_dict_pre_hook(remember),
-                self.register_load_state_dict_post_hook(
-                    lambda _: self._restore(given, own_groups, adopt), prepend=True
-                ),
-            ):
-                super().load_state_dict(state_dict)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            self.__setstate__(before)
-            raise CheckpointError(
-                f"{type(self).__name__}.load_state_dict: {error}; expected the parameter groups of this optimizer. "
-                "Build the optimizer with the options of the run that wrote the checkpoint."
-            ) from error
-        except CheckpointError:
-            self.__setstate__(before)
-            raise
-
-    def _restore(self, state_dict: dict[str, Any], own_groups: list[Group], adopt: bool) -> None:
-        """Take over the state as it was saved.
-
-        torch casts floating-point state to the weight's dtype; codes, scales and float32 moments of bf16 weights must
-        stay. It also moves everything beside the weight; counters must stay on the CPU.
-        """
-        kind = take_mark(self.param_groups)
-        for group in self.param_groups:
-            if "low_rank" in group:
-                known = {**LOW_RANK_DEFAULTS, **(TENSOR_DEFAULTS if projects_tensors(group) else {})}
-                for key, value in known.items():
-                    group.setdefault(key, value)  # an option that came after the state was written
-            # torch adds "differentiable" to the defaults, but not to groups.
-            if missing := sorted({"low_rank", *self.defaults} - {"differentiable"} - group.keys()):
-                raise CheckpointError(
-                    f"{type(self).__name__}.load_state_dict: a parameter group is without {missing[0]}; expected a "
-                    f"state_dict of {type(self).__name__}. That of galore-torch can be read by load_galore_torch."
-                )
-        if not adopt:
-            check_identity(self, kind, self.param_groups, own_groups)
-        saved_ids = [index for group in state_dict["param_groups"] for index in group["params"]]
-        parameters = [p for group in self.param_groups for p in group["params"]]
-        for saved_id, parameter in zip(saved_ids, parameters, strict=True):
-            if saved := state_dict["state"].get(saved_id):
-                self.state[parameter] = states.restored(saved, parameter.device, type(self).__name__)
-        for group, parameter, _ in _named_parameters(self.param_groups):
-            if state := self.state.get(parameter):
-                self.step_of(parameter).check_state(type(self).__name__, state, group)
-        if self.layerwise is not None:
-            self.layerwise.discard()  # sums in the coordinates of another state
+        load_state(self, super().load_state_dict, state_dict, adopt=adopt)
 
     def state_bytes(self) -> int:
         """Return the bytes of the whole state, exact, before the first step too.
@@ -338,7 +230,7 @@ class LowRankOptimizer(torch.optim.Optimizer):
         """
         return sum(
             self.step_of(parameter).nbytes(self.state.get(parameter, {}), group)
-            for group, parameter, _ in _named_parameters(self.param_groups)
+            for group, parameter, _ in named_parameters(self.param_groups)
         )
 
     def gradient_bytes(self) -> int:
@@ -350,68 +242,4 @@ class LowRankOptimizer(torch.optim.Optimizer):
 
     def report(self) -> Report:
         """Return how the parameters are treated: a table by kind with counts, bytes and refreshes."""
-        kinds: dict[str, list[int]] = defaultdict(lambda: [0] * 6)
-        gaps: list[int] = []
-        for group, parameter, _ in _named_parameters(self.param_groups):
-            layout, state = self.step_of(parameter).layout, self.state.get(parameter, {})
-            refreshes = int(state["refresh_count"].sum()) if "refresh_count" in state else 0
-            if "refresh_gap" in state:
-                gaps += state["refresh_gap"].clamp_min(group["update_proj_gap"]).reshape(-1).tolist()
-            row = (1, parameter.numel(), layout.moment_bytes(), layout.basis_bytes(), layout.nbytes(), refreshes)
-            kinds[layout.kind] = [a + b for a, b in zip(kinds[layout.kind], row, strict=True)]
-        report = Report(f"{type(self).__name__}")
-        columns = ["kind", "tensors", "parameters", "moments (bytes)", "basis (bytes)", "state (bytes)", "refreshes"]
-        report.add_table("Parameters by kind", columns, [[kind, *row] for kind, row in sorted(kinds.items())])
-        report.add_facts({"state (bytes)": self.state_bytes(), "skipped tensor steps": self.skipped_steps})
-        ran = Counter(step.ran for step, _ in self._planned().values() if step.ran)
-        if ran:
-            report.add_table(
-                "Inner updates of the last step", ["computed by", "tensors"], sorted(map(list, ran.items()))
-            )
-        if self.layerwise is not None and (rows := self.layerwise.core_rows()):
-            columns = ["parameter", "gradient", "FLOPs of the core / gradient", "core (bytes)", "gradient (bytes)"]
-            report.add_table("Core gradients", columns, rows)
-        _add_tensor_table(report, self.layouts, self.state)
-        if gaps:
-            report.add_facts({"longest gap (steps)": max(gaps), "mean gap (steps)": sum(gaps) / len(gaps)})
-        return report
-
-
-def _named_parameters(groups: list[Group]) -> Iterator[tuple[Group, Tensor, str]]:
-    for group in groups:
-        names = group.get("param_names") or [""] * len(group["params"])
-        for parameter, name in zip(group["params"], names, strict=True):
-            yield group, parameter, name
-
-
-def _log_full_rank(where: str, groups: list[Group], steps: Mapping[Tensor, Step]) -> None:
-    """Say once which matrices of low-rank groups keep full-rank moments, because nothing would be saved."""
-    wanted = [steps[p] for group in groups if group["low_rank"] for p in group["params"] if p.ndim >= 2]
-    full = [step.layout for step in wanted if not step.matrix_count]
-    if full:
-        logger.warning(
-            "%s: %d of %d matrices keep full-rank moments, because the rank is not below their smaller side "
-            "(for example '%s' %s). Lower the rank to project them.",
-            where,
-            len(full),
-            len(wanted),
-            full[0].name,
-            full[0].shape,
-        )
-
-
-def _add_tensor_table(
-    report: Report, layouts: Mapping[Tensor, Layout], states_of: Mapping[Tensor, states.State]
-) -> None:
-    """Add a table of the projected tensors: ranks, the true share of their entries, bytes, refreshes."""
-    rows = []
-    for parameter, layout in layouts.items():
-        if isinstance(layout, TensorLayout):
-            shape, ranks = (" x ".join(map(str, each)) for each in (layout.plan.shape, layout.plan.ranks))
-            state = states_of.get(parameter, {})
-            refreshes = int(state["refresh_count"]) if "refresh_count" in state else 0
-            ranks = ranks or "at the first gradient"
-            rows.append([layout.name, shape, ranks, layout.plan.share, layout.nbytes(), refreshes])
-    if rows:
-        columns = ["tensor", "shape", "ranks", "entries with moments / all", "state (bytes)", "refreshes"]
-        report.add_table("Tensors", columns, rows)
+        return summary_of(self)

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from featherweight.config.options import plain_number
 from featherweight.errors import ConfigError, did_you_mean
 from featherweight.optim.options import (
     GROUP_KEYS,
@@ -20,6 +21,7 @@ from featherweight.optim.options import (
 )
 from featherweight.optim.policies.lazy import lazy_options
 from featherweight.optim.policies.refresh import SEEDED_METHODS
+from featherweight.optim.tucker.neuraloperator import translated
 from featherweight.optim.tucker.plan import SPECTRAL_KINDS, projects_tensors
 from featherweight.selection import ALL_LINEAR, Pattern, select_embeddings, select_matrices, select_modules
 
@@ -210,6 +212,30 @@ def named_like(groups: Sequence[Mapping[str, Any]], group: Mapping[str, Any]) ->
     else:
         members = [one[1] if isinstance(one, tuple) else one for one in members]
     return {**group, "params": members}
+
+
+def completed(
+    where: str, group: Mapping[str, Any], present: Sequence[Mapping[str, Any]], defaults: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return a parameter group under our names, checked: names of parameters, plain numbers, whether it is projected.
+
+    Args:
+        where: name of the optimizer, for messages.
+        group: as it was given.
+        present: the groups before it.
+        defaults: every option of the optimizer with its default.
+    Raises:
+        ConfigError: see `check_group`.
+    """
+    given = {key: value if key == "params" else plain_number(value) for key, value in group.items()}
+    ours = named_like(present, given)
+    if projects_tensors(defaults):
+        ours = translated(where, ours)
+    ours.setdefault("low_rank", any(key in ours for key in LOW_RANK_KEYS))
+    if "lazy" in ours:
+        ours["lazy"] = lazy_options(ours["lazy"])
+    check_group(where, {**defaults, **ours}, defaults)
+    return ours
 
 
 _IN_MATRICES_ALONE = {"residual": None, "error_feedback": False, "full_rank_probability": 0.0, "basis_smoothing": 0.0}

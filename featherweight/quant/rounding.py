@@ -17,6 +17,7 @@ from torch import Tensor
 
 from featherweight import kernels
 from featherweight.errors import ConfigError, ShapeError
+from featherweight.kernels import native
 from featherweight.simulated import device_kind, simulated_device
 from featherweight.tiles import tiles
 
@@ -79,8 +80,8 @@ def stochastic_round_(out: Tensor, values: Tensor, *, seed: int, key: int, step:
                 offset=offset,
             )
         )
-    if kernels.native_on(out) and kernels.native_on(values):
-        return kernels.native.stochastic_round_(out, values, offset=offset, key_pair=key_pairs(seed, key, step))
+    if native.runs_on(out) and native.runs_on(values):
+        return native.stochastic_round_(out, values, offset=offset, key_pair=key_pairs(seed, key, step))
     if kernels.run_on(out):
         return kernels.rounding.stochastic_round_(out, values, offset=offset, key_pair=key_pairs(seed, key, step))
     source, target = values.reshape(-1).view(torch.int32), out.view(-1).view(torch.int16)

@@ -121,11 +121,15 @@ def method_recipe(recipe: Recipe, method: str) -> Recipe:
     Without an entry under `compare` it takes over the options of `optimizer` as `inherited_options` says.
 
     Example:
-        >>> base = Recipe(task="text", steps=1, micro_batch_size=1, compare={"small": {"name": "galore", "rank": 8}})
+        >>> rows = {"small": {"name": "galore", "rank": 8}}
+        >>> rows["core"] = {"name": "galore", "layerwise": True, "methods": ["core_gradient"]}
+        >>> base = Recipe(task="text", steps=1, micro_batch_size=1, compare=rows)
         >>> method_recipe(base, "small").optimizer
         {'name': 'galore', 'rank': 8}
         >>> method_recipe(base, "adamw").optimizer
         {'name': 'adamw'}
+        >>> method_recipe(base, "core").methods
+        ['core_gradient']
     """
     from featherweight.optim.build import inherited_options
 
@@ -133,4 +137,5 @@ def method_recipe(recipe: Recipe, method: str) -> Recipe:
         options = {"name": method, **recipe.compare[method]}
     else:
         options = inherited_options(method, recipe.optimizer)
-    return Recipe.parse({**recipe.to_dict(), "optimizer": options}, where="recipe")
+    methods = options.pop("methods", recipe.methods)
+    return Recipe.parse({**recipe.to_dict(), "optimizer": options, "methods": methods}, where="recipe")

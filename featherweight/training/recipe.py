@@ -76,8 +76,9 @@ class Recipe(Config):
     trackers: list[str] = []
     """Where else to log: names of accelerate's trackers, such as tensorboard."""
     compare: dict[str, dict[str, Any]] = {}
-    """Optimizer options for each row of `fw compare`; a row whose name is no optimizer gives its `name` among them. A
-    row without an entry takes the options of `optimizer` if it is of the same kind, else its defaults."""
+    """Optimizer options for each row of `fw compare`; a row whose name is no optimizer gives its `name` among them, and
+    one with methods of its own its `methods`. A row without an entry takes the options of `optimizer` if it is of the
+    same kind, else its defaults."""
 
     @field_validator("task", "optimizer", mode="before")
     @classmethod

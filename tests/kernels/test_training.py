@@ -10,7 +10,8 @@ pytest.importorskip("triton", minversion="3.9")  # interpreters before round a f
 
 import featherweight as fw
 from featherweight import kernels
-from featherweight.optim.step import batched, rules
+from featherweight.optim.policies import rules
+from featherweight.optim.step import adam
 
 if not kernels.is_interpreted():
     pytest.skip("needs TRITON_INTERPRET=1: test_interpreter.py runs this file", allow_module_level=True)
@@ -81,9 +82,9 @@ def test_a_run_with_kernels_ends_with_the_bits_of_a_run_without(name, way, monke
         return values.double().sqrt().to(values.dtype)
 
     monkeypatch.setattr(rules, "root", exact_root)
-    monkeypatch.setattr(batched, "_roots", lambda tensors: [exact_root(values) for values in tensors])
+    monkeypatch.setattr(adam, "_roots", lambda tensors: [exact_root(values) for values in tensors])
     if way.startswith("in lists"):
-        monkeypatch.setattr(batched, "IN_PLACE_DEVICES", ())
+        monkeypatch.setattr(adam, "IN_PLACE_DEVICES", ())
     launched, launch = set(), kernels.launch
 
     def noting(kernel, *rest, **more):

@@ -3,7 +3,7 @@
 For ``y = x W^T`` the gradient is ``G = g^T x``, and a subspace needs of it only ``P^T G = (g P)^T x`` or
 ``G Q = g^T (x Q)``: thin products of what the layer has at hand. Behind a right basis it is enough to keep ``x Q``,
 (T, R) instead of (T, N), for the backward pass. A `CoreReceiver` says what the layer keeps, takes the factors, and adds
-their core to the sum of the step (`step/core_sum.py`). At a refresh the new basis comes from thin products, too.
+their core to the sum of the step (`core_sum.py`). At a refresh the new basis comes from thin products, too.
 Shapes: T tokens, M rows, N columns, R rank.
 Source: ours; the identity behind it is that of arXiv 2403.03507, Algorithm 2, applied before the gradient is formed.
 """
@@ -15,12 +15,12 @@ from torch import Tensor
 
 from featherweight.errors import NumericsError
 from featherweight.linalg.outer_product import OuterProduct
+from featherweight.optim.backward.core_sum import CoreSum
 from featherweight.optim.backward.shared_basis import SharedBasis, why_alone, why_different
+from featherweight.optim.backward.sketch import input_sketch_matrix
 from featherweight.optim.backward.window import Window
-from featherweight.optim.step.core_sum import CoreSum
 from featherweight.optim.step.layout import Layout, MatrixLayout
 from featherweight.optim.step.matrix import MatrixStep
-from featherweight.optim.step.sketch import input_sketch_matrix
 
 PREFERENCES = ("speed", "memory")
 MAX_FLOP_SHARE = 0.8

@@ -1,7 +1,7 @@
 """`layerwise`: each weight is updated inside the backward pass, and its gradient freed at once.
 
 Without accumulation a hook makes the step of its parameter from the full gradient, with the same bits as
-`optimizer.step()`. With accumulation it adds the gradient's projection to a small sum (`step/core_sum.py`) and makes
+`optimizer.step()`. With accumulation it adds the gradient's projection to a small sum (`core_sum.py`) and makes
 the step at the last micro-batch. A window is the `accumulation_steps` backward passes of one step (`window.py`).
 Source: GaLore, arXiv 2403.03507, section 4.3; the treatment of accumulation, clipping and norms is ours.
 """

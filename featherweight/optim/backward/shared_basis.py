@@ -20,12 +20,7 @@ import torch
 from torch import Tensor
 
 from featherweight.linalg.subspace import MatrixSubspace
-from featherweight.optim import state as states
-from featherweight.optim.backward.window import Window
-from featherweight.optim.policies.refresh import align
-from featherweight.optim.step.layout import Layout, MatrixLayout
-from featherweight.optim.step.projected_matrix import ProjectedMatrix
-from featherweight.optim.step.sketch import (
+from featherweight.optim.backward.sketch import (
     basis_and_norm_matrix,
     basis_of_sketch,
     begin_sketch,
@@ -33,6 +28,10 @@ from featherweight.optim.step.sketch import (
     remembers,
     sketch_key,
 )
+from featherweight.optim.backward.window import Window
+from featherweight.optim.policies.refresh import align
+from featherweight.optim.step.layout import Layout, MatrixLayout, parts_of
+from featherweight.optim.step.matrix import ProjectedMatrix
 
 _FOLLOWED_COUNTERS = ("refresh_count", "refresh_gap", "similarity_count")
 
@@ -271,5 +270,5 @@ def _follow(matrix: ProjectedMatrix, leader: ProjectedMatrix) -> None:
 
 
 def _basis_parts(one: ProjectedMatrix, other: ProjectedMatrix) -> list[tuple[Tensor, Tensor]]:
-    mine, theirs = (states.parts_of(matrix.state, "basis_right", None) for matrix in (one, other))
+    mine, theirs = (parts_of(matrix.state, "basis_right") for matrix in (one, other))
     return [(mine[suffix], theirs[suffix]) for suffix in mine]

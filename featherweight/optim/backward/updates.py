@@ -16,10 +16,10 @@ from torch.optim import Optimizer
 
 from featherweight import ownership
 from featherweight.errors import ConfigError
+from featherweight.every_step import before_every_step
 from featherweight.optim.backward.backward_pass import BackwardPass
 from featherweight.optim.backward.core_receiver import CoreReceiver, costs, share_basis
 from featherweight.optim.backward.shared_basis import SharedBasis
-from featherweight.optim.backward.step_guard import before_every_step
 from featherweight.optim.backward.window import Window, undisturbed
 from featherweight.optim.low_rank import LowRankOptimizer
 from featherweight.optim.reduce import Reducer
@@ -280,8 +280,10 @@ def core_receiver(
     return handle.core_receiver(parameter, prefer=prefer, exact_refresh=exact_refresh, siblings=siblings)
 
 
-def _refuse_foreign_step(optimizer: Optimizer) -> None:
+def _refuse_foreign_step(optimizer: Optimizer, has_closure: bool) -> None:
     """Refuse the step of an optimizer over parameters whose gradients another one has consumed layer-wise."""
+    if torch.compiler.is_compiling():
+        return
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for owner in ownership.owners_of(Part.GRADIENT, parameters):
         if owner.optimizer is not optimizer:

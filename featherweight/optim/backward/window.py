@@ -15,15 +15,15 @@ from torch import Tensor
 from featherweight.errors import ConfigError
 from featherweight.linalg.outer_product import OuterProduct
 from featherweight.optim.backward.backward_pass import BackwardPass
+from featherweight.optim.backward.core_sum import CoreSum, core_sum_bytes
+from featherweight.optim.backward.step_sum import CommonSketch, FullSum, StepSum, Summing, TensorSum
 from featherweight.optim.low_rank import LowRankOptimizer
 from featherweight.optim.options import NORM_KEY
 from featherweight.optim.reduce import Reducer
-from featherweight.optim.step.core_sum import CoreSum
-from featherweight.optim.step.dense import FullSum
-from featherweight.optim.step.layout import Layout
-from featherweight.optim.step.matrix import MatrixStep
-from featherweight.optim.step.projected_matrix import ProjectedMatrix
-from featherweight.optim.step.step import CommonSketch, Group, Member, Step, StepSum, Summing
+from featherweight.optim.step.layout import Group, Layout, Member
+from featherweight.optim.step.matrix import MatrixStep, ProjectedMatrix
+from featherweight.optim.step.step import Step
+from featherweight.optim.step.tensor import TensorStep
 
 MAX_GROWTH = 1.01
 """Largest ratio of the norms of one tensor's successive gradients under `clip="norm_growth"` (Fira's limit)."""
@@ -181,8 +181,8 @@ class Window:
             common: see `Summing`.
         """
         how = Summing(is_only, self.estimates_norm, self.reducer.world_size > 1, common)
-        self._sums[parameter] = self.step_of(parameter).begin_sum(self.member(parameter), grad, how)
-        return self._sums[parameter]
+        total = self._sums[parameter] = sum_of(self.step_of(parameter), self.member(parameter), grad, how)
+        return total
 
     def core_sum_of(self, parameter: Tensor) -> CoreSum | None:
         """Return the present sum of a parameter's cores."""
@@ -291,7 +291,7 @@ class Window:
             if not parameter.requires_grad:
                 continue
             size_bytes = parameter.numel() * parameter.element_size()
-            core_bytes = self.step_of(parameter).sum_bytes(self.estimates_norm)
+            core_bytes = _core_bytes(self.step_of(parameter), self.estimates_norm)
             if is_kept:
                 kept += size_bytes if core_bytes is None else core_bytes
             if cores.get(parameter, False):
@@ -299,6 +299,36 @@ class Window:
             if core_bytes is not None or self.accumulation_steps > 1 or not is_kept:
                 largest = max(largest, size_bytes)  # else the gradient itself is what is kept
         return largest + kept
+
+
+def sum_of(step: Step, member: Member, grad: Tensor | OuterProduct | None, how: Summing) -> StepSum:
+    """Return the empty sum of a parameter's gradients over a step.
+
+    Args:
+        step: of the parameter.
+        member: the parameter.
+        grad: the first gradient, or its factors; None if it needs no basis.
+        how: what the step asks of the sum.
+    """
+    if isinstance(step, MatrixStep):
+        matrices = step.matrices(member, grad)
+        if not any(matrix.needs_gradient() for matrix in matrices):
+            return CoreSum(step, member, matrices, how)
+    # Ranks that follow a gradient wait for a whole one. Bases that are due must be those of all processes: they are
+    # fitted to the mean of the whole gradients, as an ordinary step fits them; between refreshes cores are exchanged.
+    if isinstance(step, TensorStep) and not step.waits_for_gradient():
+        if not (how.is_shared and step.refresh_is_due(member.state)):
+            return TensorSum(step, member, step.tensor(member))
+    return FullSum(step, member)
+
+
+def _core_bytes(step: Step, estimates_norm: bool) -> int | None:
+    """Return the bytes of the sum of a step without refresh; None for a sum of whole gradients."""
+    if isinstance(step, TensorStep):
+        return step.layout.plan.sum_bytes(step.layout.dtype)
+    if not isinstance(step, MatrixStep) or not (step.layout.residual.is_plain or step.layout.residual.is_often_plain):
+        return None
+    return core_sum_bytes(step.layout, is_sketched=False, estimates_norm=estimates_norm)
 
 
 @contextmanager

@@ -4,8 +4,6 @@ It keeps a tensor of the parameter's size, and it needs whole gradients.
 Source: Robert et al., arXiv 2410.16103, Algorithm 1.
 """
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -27,10 +25,6 @@ class ErrorFeedback(ResidualPolicy):
     ) -> State:
         """See `ResidualPolicy.new_state`."""
         return {"error": torch.zeros(shape, dtype=dtype, device=device)}
-
-    def nbytes(self, shape: tuple[int, ...], stack: tuple[int, ...], dtype: torch.dtype) -> int:
-        """See `ResidualPolicy.nbytes`."""
-        return math.prod(shape) * dtype.itemsize
 
     def needs_gradient(self, matrix: ServedMatrix) -> bool:
         """See `ResidualPolicy.needs_gradient`."""

@@ -41,10 +41,6 @@ class FullPeriods(ResidualPolicy):
         rows = shape[0]
         return {_MOMENT: torch.empty((rows, math.prod(shape) // rows), dtype=dtype, device="meta")}
 
-    def nbytes(self, shape: tuple[int, ...], stack: tuple[int, ...], dtype: torch.dtype) -> int:
-        """See `ResidualPolicy.nbytes`."""
-        return math.prod(stack) * torch.int64.itemsize
-
     def needs_gradient(self, matrix: ServedMatrix) -> bool:
         """See `ResidualPolicy.needs_gradient`; a refresh that is due may begin a period."""
         return _is_full(matrix) or (matrix.group["full_rank_probability"] > 0 and matrix.refresh_is_due())

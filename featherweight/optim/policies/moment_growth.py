@@ -8,7 +8,7 @@ those of unrelated directions.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,22 +18,6 @@ SECOND_MOMENTS = frozenset({"exp_avg_sq", "max_exp_avg_sq", "square_avg", "acc_d
 
 REDUCED_AXIS = {"row_var": 1, "col_var": 0, "exp_avg_sq_row": 1, "exp_avg_sq_col": 0}
 """Factored second moments of a matrix, and the axis over which they are means."""
-
-
-class ShapeChange(Protocol):
-    """How a tensor of the old shape becomes one of the new shape."""
-
-    def linear(self, tensor: Tensor) -> Tensor:
-        """Map what is linear in gradients."""
-        ...
-
-    def square(self, tensor: Tensor) -> Tensor:
-        """Map what is linear in squares of gradients."""
-        ...
-
-    def factored(self, tensor: Tensor, reduced_axis: int) -> Tensor | None:
-        """Map means of squares over one axis; None if that has no answer."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -48,11 +32,11 @@ class Growth:
     size: int
 
     def linear(self, tensor: Tensor) -> Tensor:
-        """Append zeros."""
+        """Append zeros to what is linear in gradients."""
         return self._append(tensor, self.axis, 0.0)
 
     def square(self, tensor: Tensor) -> Tensor:
-        """Append means."""
+        """Append means to what is linear in squares of gradients."""
         return self._append(tensor, self.axis, None)
 
     def factored(self, tensor: Tensor, reduced_axis: int) -> Tensor | None:
@@ -91,12 +75,16 @@ class Rotation:
         return self._multiply(tensor, torch.square)
 
     def factored(self, tensor: Tensor, reduced_axis: int) -> Tensor | None:
-        """Give up."""
+        """Give up: means of squares over one axis have no answer."""
         return None
 
     def _multiply(self, tensor: Tensor, of: Callable[[Tensor], Tensor]) -> Tensor:
         result = tensor if self.left is None else of(self.left).to(tensor.dtype) @ tensor
         return result if self.right is None else result @ of(self.right).to(tensor.dtype)
+
+
+ShapeChange = Growth | Rotation
+"""How a tensor of the old shape becomes one of the new shape: what is `linear` in gradients, a `square`, a mean."""
 
 
 def moved(key: str, value: Any, shape: torch.Size, change: ShapeChange) -> Any:

@@ -4,7 +4,7 @@ Shapes: gradient (M, N), rank R; left basis (M, R), right basis (N, R).
 Source: GaLore, arXiv 2403.03507, section 4; the schedule over steps is ours.
 """
 
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Generator, Tensor
@@ -39,17 +39,12 @@ def choose_side(rows: int, columns: int, proj_type: str) -> Side:
     Source: arXiv 2403.03507 and galore-torch 1.0. Differs from the official code: the side never depends on the shape
         of the core, which made `reverse_std` fail for R >= M on wide matrices.
     """
-    tall = rows >= columns
-    if proj_type in ("std", "min_memory"):
-        return "right" if tall else "left"
-    if proj_type == "reverse_std":
-        return "left" if tall else "right"
-    if proj_type == "full":
-        return "both"
-    if proj_type == "left":
-        return "left"
-    if proj_type == "right":
-        return "right"
+    smaller, larger = ("right", "left") if rows >= columns else ("left", "right")
+    sides: dict[str, Any] = {"std": smaller, "min_memory": smaller, "reverse_std": larger, "full": "both"}
+    sides |= {"left": "left", "right": "right"}
+    if proj_type in sides:
+        found: Side = sides[proj_type]
+        return found
     raise ConfigError(
         f"param group: proj_type={proj_type!r} is unknown; expected one of {', '.join(PROJ_TYPES)}. "
         f"{did_you_mean(proj_type, PROJ_TYPES, otherwise=LISTED)}"
@@ -58,11 +53,8 @@ def choose_side(rows: int, columns: int, proj_type: str) -> Side:
 
 def cheaper_side(side: Side, left_bytes: int, right_bytes: int) -> Side | None:
     """Return the other side if it needs fewer bytes, else None."""
-    if side == "left" and right_bytes < left_bytes:
-        return "right"
-    if side == "right" and left_bytes < right_bytes:
-        return "left"
-    return None
+    cheaper: Side = "right" if right_bytes < left_bytes else "left"
+    return None if cheaper == side or left_bytes == right_bytes else cheaper
 
 
 def fit_subspace(

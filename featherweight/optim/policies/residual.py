@@ -26,7 +26,7 @@ State = MutableMapping[str, Tensor]
 
 
 class ServedMatrix(Protocol):
-    """What a policy sees of the matrix that it serves; see `featherweight.optim.step.projected_matrix`."""
+    """What a policy sees of the matrix that it serves; see `featherweight.optim.step.matrix`."""
 
     state: State
     group: dict[str, Any]
@@ -95,10 +95,6 @@ class ResidualPolicy:
         """Return, on the meta device, what this state should hold for a while beside its `new_state`."""
         return {}
 
-    def nbytes(self, shape: tuple[int, ...], stack: tuple[int, ...], dtype: torch.dtype) -> int:
-        """Return the bytes of `new_state`."""
-        return 0
-
     def needs_gradient(self, matrix: ServedMatrix) -> bool:
         """Say whether the next update needs the whole gradient, not only its core."""
         return False
@@ -139,10 +135,6 @@ class NormedResidual(ResidualPolicy):
     ) -> State:
         """See `ResidualPolicy.new_state`."""
         return {"residual_norm": torch.zeros(stack, dtype=torch.float32, device=device)}
-
-    def nbytes(self, shape: tuple[int, ...], stack: tuple[int, ...], dtype: torch.dtype) -> int:
-        """See `ResidualPolicy.nbytes`."""
-        return math.prod(stack) * torch.float32.itemsize
 
     def needs_gradient(self, matrix: ServedMatrix) -> bool:
         """See `ResidualPolicy.needs_gradient`."""

@@ -5,8 +5,9 @@ updates the moments in place. `LowRankOptimizer` decides what is fed in and wher
 Shapes: A rows, B columns of what is fed in.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,19 +26,21 @@ class Moment(NamedTuple):
     """False for a few numbers that stand for many."""
 
 
-class Rule(Protocol):
+class Rule(ABC):
     """Turns a gradient into a direction; the weight moves by ``-lr * direction``."""
 
-    is_elementwise: bool
+    is_elementwise = False
     """Whether each element's direction depends on that element alone, so that a tensor may come in slices."""
-    full_rank_rule: str
+    full_rank_rule = "adamw"
     """Name of the rule that parameters without a subspace follow."""
-    words: str
+    words = "PyTorch operations"
     """What reports call the way in which it is computed."""
 
     def moments(self, shape: tuple[int, ...], group: Mapping[str, Any]) -> dict[str, Moment]:
-        """Return the state tensors for a gradient of `shape`."""
+        """Return the state tensors for a gradient of `shape`; one moment if a rule does not say otherwise."""
+        return {"exp_avg": Moment(shape, True)}
 
+    @abstractmethod
     def direction(self, grad: Tensor, moments: Mapping[str, Tensor], step: int, group: Mapping[str, Any]) -> Tensor:
         """Update `moments` in place and return the direction.
 
@@ -51,7 +54,7 @@ class Rule(Protocol):
         """
 
 
-class AdamWRule:
+class AdamWRule(Rule):
     """Adam's direction; decay is decoupled and happens where the weight is written.
 
     ``m = b1 m + (1 - b1) g;  v = b2 v + (1 - b2) g^2``
@@ -63,8 +66,6 @@ class AdamWRule:
     """
 
     is_elementwise = True
-    full_rank_rule = "adamw"
-    words = "PyTorch operations"
 
     def moments(self, shape: tuple[int, ...], group: Mapping[str, Any]) -> dict[str, Moment]:
         """See `Rule.moments`."""
@@ -95,7 +96,7 @@ def root(values: Tensor) -> Tensor:
     return values.rsqrt().reciprocal_() if device_kind(values.device) == "cpu" else values.sqrt()
 
 
-class SGDRule:
+class SGDRule(Rule):
     """SGD with heavy-ball momentum ``m = b1 m + g``, direction ``m`` (``b1 = betas[0]``; 0 is plain SGD).
 
     Linear in the gradient, so a full-rank subspace with ``scale=1`` must reproduce SGD exactly: the proof of the
@@ -104,18 +105,13 @@ class SGDRule:
 
     is_elementwise = True
     full_rank_rule = "sgd"
-    words = "PyTorch operations"
-
-    def moments(self, shape: tuple[int, ...], group: Mapping[str, Any]) -> dict[str, Moment]:
-        """See `Rule.moments`."""
-        return {"exp_avg": Moment(shape, True)}
 
     def direction(self, grad: Tensor, moments: Mapping[str, Tensor], step: int, group: Mapping[str, Any]) -> Tensor:
         """See `Rule.direction`."""
         return moments["exp_avg"].mul_(group["betas"][0]).add_(grad).clone()
 
 
-class AdafactorRule:
+class AdafactorRule(Rule):
     """Adam with a second moment that is kept as one row and one column of means.
 
     With ``b2_t = 1 - t^-0.8`` and ``u = g^2 + 1e-30``, for a matrix (A, B):
@@ -128,9 +124,7 @@ class AdafactorRule:
         the paper: no relative step sizes, the rate is lr.
     """
 
-    is_elementwise = False
     full_rank_rule = "adafactor"
-    words = "PyTorch operations"
     DECAY_POWER, TINY, RMS_LIMIT = 0.8, 1e-30, 1.0
 
     def moments(self, shape: tuple[int, ...], group: Mapping[str, Any]) -> dict[str, Moment]:
@@ -160,7 +154,7 @@ class AdafactorRule:
         return direction
 
 
-class MuonRule:
+class MuonRule(Rule):
     """Momentum whose singular values are all set to about one.
 
     ``m = momentum m + g;  d = NS(m)``, direction ``0.2 sqrt(max(A, B)) d``: the root mean square of a full-rank
@@ -172,14 +166,6 @@ class MuonRule:
     Cost: 15 products of the core with its smaller Gram matrix a step.
     Source: Jordan et al., Muon, 2024; factor 0.2 sqrt(max(A, B)): Liu et al., arXiv 2502.16982, section 2.2.
     """
-
-    is_elementwise = False
-    full_rank_rule = "adamw"
-    words = "PyTorch operations"
-
-    def moments(self, shape: tuple[int, ...], group: Mapping[str, Any]) -> dict[str, Moment]:
-        """See `Rule.moments`."""
-        return {"exp_avg": Moment(shape, True)}
 
     def direction(self, grad: Tensor, moments: Mapping[str, Tensor], step: int, group: Mapping[str, Any]) -> Tensor:
         """See `Rule.direction`."""
@@ -206,7 +192,7 @@ def orthogonalize(matrix: Tensor, steps: int = 5) -> Tensor:
     return current.mT if is_tall else current
 
 
-class ComplexAdamWRule:
+class ComplexAdamWRule(Rule):
     """Adam on pairs of reals with one second moment for each complex number: ``v = b2 v + (1 - b2) |g|^2``.
 
     A step then turns with the gradient's phase, has modulus about 1, and does not depend on the phases of basis
@@ -214,8 +200,6 @@ class ComplexAdamWRule:
     rates are about sqrt(2) times smaller for the same step.
     """
 
-    is_elementwise = False
-    full_rank_rule = "adamw"
     words = "PyTorch operations, complex"
 
     def moments(self, shape: tuple[int, ...], group: Mapping[str, Any]) -> dict[str, Moment]:

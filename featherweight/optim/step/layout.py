@@ -1,35 +1,67 @@
-"""What is decided once for a parameter: its matrices, the side, the rank, and how each state tensor is stored.
+"""What is decided once for a parameter (its matrices, side, rank, how each tensor is stored), and its state.
 
-Everything here follows from the shape, the dtype and the options of the parameter group, so the bytes of the state are
-known before the first step, on the meta device too.
+Everything that is decided follows from the shape, the dtype and the options of the parameter group (`plan.py`), so the
+bytes of the state are known before the first step, on the meta device too.
+
+The state holds plain tensors under flat names. A name such as `exp_avg` becomes one tensor (`exp_avg`) or several
+(`exp_avg_codes`, `exp_avg_block_scale`), as its storage says. A parameter of several matrices (stacked experts, fused
+projections) stacks each of these along a first axis. Counters are integers on the CPU: reading them never waits for a
+GPU.
 Shapes: a parameter is `count` matrices (M, N); core (R, N), (M, R) or (R, R) by side.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Self
+from functools import cached_property
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
-from featherweight.errors import ShapeError
 from featherweight.linalg.outer_product import Gradient, OuterProduct
-from featherweight.optim import state as states
-from featherweight.optim.policies.error_feedback import ErrorFeedback
-from featherweight.optim.policies.full_periods import FullPeriods
-from featherweight.optim.policies.refresh import SEEDED_METHODS, SIDES, Side, cheaper_side, choose_side
-from featherweight.optim.policies.residual import ResidualPolicy, residual_policies
+from featherweight.optim.policies.refresh import SIDES, Side
+from featherweight.optim.policies.residual import ResidualPolicy
 from featherweight.optim.policies.rules import rules
 from featherweight.optim.step.weight_update import Rounding, write_moment_
 from featherweight.quant.int8_weight import Int8Weight
-from featherweight.quant.storage import DenseStorage, StateStorage, basis_storage_for, storage_for
+from featherweight.quant.storage import DenseStorage, DynamicStorage, StateStorage, storage_for
+
+State = MutableMapping[str, Tensor]
+Group = dict[str, Any]
+Parts = Mapping[str, Mapping[str, Tensor]]
+"""Stored tensors by the name of a moment and of a part of it."""
 
 LOW_RANK_COUNTERS = ("step", "moment_step", "next_refresh", "refresh_count", "side")
 LAZY_COUNTERS = ("refresh_gap", "similarity_count")
-_DROPPED, _ERROR_FEEDBACK, _FULL_PERIODS = ResidualPolicy(), ErrorFeedback(), FullPeriods()
-Parts = Mapping[str, Mapping[str, Tensor]]
-"""Stored tensors by the name of a moment and of a part of it."""
+COUNTER_BYTES = 8
+_SUFFIXES = ("codes", "block_scale", "zero_point", "column_norm")
+"""Names of the parts that the storages use, where there are several."""
+
+
+class Member(NamedTuple):
+    """One parameter with what belongs to it in the optimizer."""
+
+    parameter: Tensor
+    state: State
+    """Empty before its first step."""
+    group: Group
+    position: tuple[int, int] = (0, 1)
+    """Position of its first matrix among all projected ones, by which refreshes are staggered, and their number."""
+
+
+def parts_of(state: Mapping[str, Tensor], name: str, block: int | None = None) -> dict[str, Tensor]:
+    """Return the stored tensors of `name`, those of one matrix if `block` is given, as views."""
+    if name in state:
+        parts = {"": state[name]}
+    else:
+        parts = {suffix: state[key] for suffix in _SUFFIXES if (key := f"{name}_{suffix}") in state}
+    return parts if block is None else {suffix: part[block] for suffix, part in parts.items()}
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype of the arithmetic of a parameter: float64 for double precision, else float32."""
+    return torch.float64 if dtype in (torch.float64, torch.complex128) else torch.float32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +109,12 @@ class Layout:
 
     # ---- state
 
+    @cached_property
+    def moment_kind(self) -> str | None:
+        """How all moments are stored, in one word; None if they differ."""
+        kinds = {f"codes{s.bits}" if isinstance(s, DynamicStorage) else s.name for s in self.moments.values()}
+        return kinds.pop() if len(kinds) == 1 else None
+
     def moment_bytes(self) -> int:
         """Bytes of all moments."""
         sizes = (kept.nbytes(self.moment_shapes[name], self.dtype) for name, kept in self.moments.items())
@@ -94,16 +132,18 @@ class Layout:
 
     def nbytes(self) -> int:
         """Bytes of the whole state of this parameter, exact."""
-        counters = self.count * states.COUNTER_BYTES * len(self.counters)
+        counters = self.count * COUNTER_BYTES * len(self.counters)
         return self.moment_bytes() + self.basis_bytes() + counters + self.other_bytes()
 
-    def create_state(self, state: states.State, device: torch.device) -> None:
+    def create_state(self, state: State, device: torch.device) -> None:
         """Add the zero state of this parameter."""
         stored = [(name, storage, self.moment_shapes[name]) for name, storage in self.moments.items()]
         if self.basis is not None:
             stored += [(name, self.basis, shape) for name, shape in self.basis_shapes().items()]
         for name, storage, shape in stored:
-            states.create(state, name, storage, shape, self.stack, device=device, dtype=self.dtype)
+            for suffix, part in storage.zeros(shape, device=device, dtype=self.dtype).items():
+                stacked = part.unsqueeze(0).repeat(*self.stack, *[1] * part.ndim) if self.stack else part
+                state[f"{name}_{suffix}" if suffix else name] = stacked
         for name in self.counters:
             state[name] = torch.zeros(self.stack, dtype=torch.int64)
 
@@ -154,8 +194,12 @@ class Stored:
     def write(self, moments: Mapping[str, Tensor]) -> None:
         """Store the moments; in bfloat16 with stochastic rounding."""
         for number, (name, values) in enumerate(moments.items(), self.rounding.tensor + 1):
-            rounding, begin = replace(self.rounding, tensor=number), self.offset + self.matrix * values.numel()
-            write_moment_(self.layout.moments[name], self.parts[name], values, rounding, begin)
+            rounding = replace(self.rounding, tensor=number)
+            write_moment_(self.layout.moments[name], self.parts[name], values, rounding, self.first_of(values.numel()))
+
+    def first_of(self, numel: int) -> int:
+        """Return the index, in the whole parameter's moment, of the first element of a moment of `numel` elements."""
+        return self.offset + self.matrix * numel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,10 +261,10 @@ class MatrixLayout(Layout):
 
     def other_bytes(self) -> int:
         """Bytes of what the residual policy and a lazy refresh keep."""
-        queue = self.count * self.queue_size * torch.float32.itemsize
-        return queue + self.residual.nbytes(self.shape, self.stack, self.dtype)
+        kept = self.residual.new_state(self.shape, self.stack, self.dtype, torch.device("meta"))
+        return self.count * self.queue_size * torch.float32.itemsize + sum(one.nbytes for one in kept.values())
 
-    def create_state(self, state: states.State, device: torch.device) -> None:
+    def create_state(self, state: State, device: torch.device) -> None:
         """Add the zero state of this parameter."""
         super().create_state(state, device)
         if self.queue_size:
@@ -233,7 +277,7 @@ class MatrixLayout(Layout):
         moved = replace(self, side=side, alternative=None)
         return moved.with_moments(moved.core_shape, group)
 
-    def with_stored_basis(self, state: states.State, group: Mapping[str, Any], dtype: torch.dtype) -> Self:
+    def with_stored_basis(self, state: State, group: Mapping[str, Any], dtype: torch.dtype) -> Self:
         """Return the same layout with bases as wide as those of a state.
 
         Without `basis_bits` their width follows the dtype of the weights when the state was created, which may have
@@ -270,108 +314,3 @@ class MatrixLayout(Layout):
     def used_matrices(self, grad: Tensor) -> Tensor:
         """Return for each matrix whether its gradient has an entry that is not zero, as a boolean vector."""
         return grad.reshape(self.count, self.rows * self.columns).any(dim=1)
-
-
-def plan_matrix(
-    name: str, parameter: Tensor, group: Mapping[str, Any], index: int, dtype: torch.dtype
-) -> MatrixLayout | None:
-    """Decide how a parameter is projected; None if nothing would be saved.
-
-    A parameter keeps full-rank moments if its group is not low-rank, if it is empty or has fewer than two dimensions,
-    or if the rank would save nothing (R >= min(M, N)).
-
-    Args:
-        name: full parameter name, for messages.
-        parameter: any device, meta included.
-        group: options of its parameter group.
-        index: its position in the optimizer.
-        dtype: of the arithmetic.
-    Raises:
-        ConfigError: for an unknown side.
-        ShapeError: if `split` does not divide the rows.
-    """
-    shape = tuple(parameter.shape)
-    blocks, rows, columns = _matrices_of(name, shape, group)
-    smaller = min(rows, columns)
-    if not group["low_rank"] or not group["rank"] or len(shape) < 2 or parameter.numel() == 0:
-        return None
-    rank = resolve_rank(group["rank"], smaller)
-    if rank >= smaller:
-        return None
-    side = choose_side(rows, columns, group["proj_type"])
-    seeded = group["basis_method"] if group["basis_method"] in SEEDED_METHODS else None
-    half = parameter.dtype in (torch.bfloat16, torch.float16)
-    basis_bits = group["basis_bits"] or (16 if half else 32)
-    layout = MatrixLayout(
-        name=name,
-        index=index,
-        shape=shape,
-        dtype=dtype,
-        rank=rank,
-        side=side,
-        blocks=blocks,
-        rows=rows,
-        columns=columns,
-        rule=group["rule"],
-        basis=None if seeded else basis_storage_for(basis_bits, group["basis_renorm"]),
-        seeded_basis=seeded,
-        residual=residual_policy(group),
-        product_dtype=torch.bfloat16 if parameter.dtype == torch.bfloat16 and basis_bits <= 16 else dtype,
-        queue_size=group["lazy"]["queue_size"] if group["lazy"] else 0,
-    ).on_side(side, group)
-    if group["proj_type"] == "min_memory" and blocks is None and seeded is None:
-        left, right = (layout.on_side(s, group).nbytes() for s in ("left", "right"))
-        layout = replace(layout, alternative=cheaper_side(side, left, right))
-    return layout
-
-
-def residual_policy(group: Mapping[str, Any]) -> ResidualPolicy:
-    """Return what the options of a parameter group choose for what lies outside of the subspace; one at most."""
-    if group["error_feedback"]:
-        return _ERROR_FEEDBACK
-    if group["full_rank_probability"] > 0:
-        return _FULL_PERIODS
-    return _DROPPED if group["residual"] is None else residual_policies.get(group["residual"])
-
-
-def resolve_rank(rank: int | float, smaller: int) -> int:
-    """Turn a rank that may be a fraction of min(M, N) into a number of columns.
-
-    Example:
-        >>> resolve_rank(0.25, 512), resolve_rank(128, 512)
-        (128, 128)
-    """
-    return max(1, round(rank * smaller)) if isinstance(rank, float) else rank
-
-
-def _matrices_of(name: str, shape: tuple[int, ...], group: Mapping[str, Any]) -> tuple[int | None, int, int]:
-    """Return (blocks, M, N): stacked experts and fused projections give several matrices, convolutions one.
-
-    A fused projection of stacked experts is split inside each expert.
-    """
-    if len(shape) < 2:
-        return None, 1, math.prod(shape)
-    stack = shape[0] if len(shape) == 3 and group.get("stacked", True) else None
-    rows, columns = (shape[0], math.prod(shape[1:])) if stack is None else shape[1:]
-    split = split_of(name, group.get("split"))
-    if split == 1:
-        return stack, rows, columns
-    if rows % split:
-        raise ShapeError(
-            f"param group: split={split} does not divide the {rows} rows of '{name}' {shape}; "
-            "expected a divisor. Project it whole by leaving it out of split."
-        )
-    return (1 if stack is None else stack) * split, rows // split, columns
-
-
-def split_of(name: str, split: Mapping[str, int] | None) -> int:
-    """Return in how many row blocks a parameter is split; a key of `split` begins or ends a component of the name.
-
-    Example:
-        >>> split_of("layers.0.attn.qkv_proj.weight", {"qkv": 3}), split_of("layers.0.mlp.weight", {"qkv": 3})
-        (3, 1)
-    """
-    for key, count in (split or {}).items():
-        if any(component.startswith(key) or component.endswith(key) for component in name.split(".")):
-            return count
-    return 1

@@ -14,10 +14,8 @@ import torch
 from torch import Tensor
 
 from featherweight.linalg.tucker_ranks import greedy_ranks
-from featherweight.optim import state as states
 from featherweight.optim.policies.rules import ComplexAdamWRule, Rule, rules
-from featherweight.optim.step.layout import DenseLayout, Layout
-from featherweight.optim.step.state_check import compute_dtype
+from featherweight.optim.step.layout import DenseLayout, Layout, State, compute_dtype
 from featherweight.optim.tucker.plan import TensorPlan, plan_tensor
 from featherweight.quant.storage import basis_storage_for, storage_for
 
@@ -67,7 +65,7 @@ class TensorLayout(_PairLayout):
         """Bytes of indices, of the captured energy, and of ranks that a gradient has decided."""
         return self.plan.other_bytes()
 
-    def create_state(self, state: states.State, device: torch.device) -> None:
+    def create_state(self, state: State, device: torch.device) -> None:
         """Add the zero state of this parameter."""
         super().create_state(state, device)
         self.plan.create_others(state, device)

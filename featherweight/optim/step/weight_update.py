@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from featherweight import kernels
+from featherweight.kernels import native
 from featherweight.linalg.subspace import MatrixSubspace
 from featherweight.quant.int8_update import add_to_int8_
 from featherweight.quant.int8_weight import Int8Weight, int8_weight_of
@@ -66,7 +67,8 @@ def write_factors(group: Mapping[str, Any]) -> tuple[float, float]:
 
 def weight_of(parameter: Tensor) -> Tensor | Int8Weight:
     """Return what a step of a parameter writes: its data, or a contiguous copy for `copy_back`, or its int8 weight."""
-    int8 = int8_weight_of(parameter)
+    # What stands for an int8 weight is of another class, in a simulation too.
+    int8 = None if type(parameter) is nn.Parameter else int8_weight_of(parameter)
     if int8 is not None:
         return int8
     return parameter.detach() if parameter.is_contiguous() else parameter.detach().contiguous()
@@ -106,14 +108,14 @@ def add_core_(
         _add_core_to_int8_(weight, subspace, core, alpha, beta, rounding, offset, extra)
         return
     dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
-    columns = weight.shape[1]
-    height = weight.shape[0] if weight.dtype == dtype else max(1, TILE_ELEMENTS // columns)
+    length, columns = weight.shape
     is_half = weight.dtype == torch.bfloat16 and _is_half(subspace)
     if core is not None and is_half:
         core = (core * alpha).bfloat16()  # rounds the update, not the weight, by 2^-9 of its own size
-    for start, stop in tiles(weight.shape[0], height):
+    is_wide = weight.dtype == dtype
+    for start, stop in [(0, length)] if is_wide else tiles(length, max(1, TILE_ELEMENTS // columns)):
         rows = weight[start:stop]
-        wide = rows if rows.dtype == dtype else rows.to(dtype)
+        wide = rows if is_wide else rows.to(dtype)
         if core is None:
             wide.mul_(beta)
         else:
@@ -124,7 +126,7 @@ def add_core_(
                 part.add_back_(wide, core_part, alpha=alpha, beta=beta)
         if extra is not None:
             wide.add_(extra[start:stop], alpha=alpha)
-        if wide is not rows:
+        if not is_wide:
             write_(rows, wide, rounding, offset + start * columns)
 
 
@@ -193,8 +195,8 @@ def _rounding_kernel(weight: Tensor, direction: Tensor) -> Any:
     """Return the module whose `add_direction_` serves these tensors, or None."""
     if weight.dtype != torch.bfloat16 or direction.dtype != torch.float32 or not weight.is_contiguous():
         return None
-    if kernels.native_on(weight) and kernels.native_on(direction):
-        return kernels.native
+    if native.runs_on(weight) and native.runs_on(direction):
+        return native
     return kernels.rounding if kernels.run_on(weight) else None
 
 

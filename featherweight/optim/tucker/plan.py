@@ -6,7 +6,7 @@ Shapes: tensor (n_1, .., n_D), core (r_1, .., r_D) or, by frequency, (F, r, n_2)
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,7 +16,6 @@ from torch import Tensor
 from featherweight.errors import ConfigError
 from featherweight.linalg.tucker import upcast
 from featherweight.linalg.tucker_ranks import tucker_ranks
-from featherweight.optim.state import State
 
 TensorKind = Literal["tucker", "tucker_channels", "matrix", "slices", "select"]
 """What `proj_type` may be: all modes; the first two; one side of an unfolding; each frequency by itself; the first two
@@ -145,7 +144,7 @@ class TensorPlan:
         ranks = 0 if self.budget is None else len(self.shape) * torch.int64.itemsize
         return indices + ranks + (torch.float32.itemsize if self.may_skip else 0)
 
-    def create_others(self, state: State, device: torch.device) -> None:
+    def create_others(self, state: MutableMapping[str, Tensor], device: torch.device) -> None:
         """Add indices, the captured energy and decided ranks to a new state."""
         for name, shape in self.index_shapes().items():
             state[name] = torch.zeros(shape, dtype=self.index_dtype, device=device)

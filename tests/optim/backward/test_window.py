@@ -26,7 +26,7 @@ from featherweight.optim import (
     layerwise,
     param_groups,
 )
-from featherweight.optim.step.sketch import NORM_COLUMNS
+from featherweight.optim.backward.sketch import NORM_COLUMNS
 
 
 class TestClipping:

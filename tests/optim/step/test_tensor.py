@@ -10,7 +10,7 @@ from torch import nn
 from featherweight.linalg.tucker import squared_norm
 from featherweight.linalg.tucker_fit import fit_tucker
 from featherweight.optim import AdamW, TensorGaLoreAdamW, layerwise
-from featherweight.optim.step.projected_tensor import ProjectedTensor
+from featherweight.optim.step.tensor import ProjectedTensor
 
 
 @pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128, torch.float32, torch.float64])

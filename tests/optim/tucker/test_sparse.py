@@ -7,7 +7,7 @@ import torch
 from tensor_steps import SHAPE, build, gradients, train, weight_of
 
 from featherweight.optim import AdamW, TensorGRaD
-from featherweight.optim.step.projected_tensor import ProjectedTensor
+from featherweight.optim.step.tensor import ProjectedTensor
 from featherweight.optim.tucker.sparse import scattered_entries
 
 

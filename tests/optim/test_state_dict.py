@@ -8,7 +8,7 @@ from torch import nn
 
 import featherweight as fw
 from featherweight.errors import CheckpointError
-from featherweight.optim.step.state_identity import KIND
+from featherweight.optim.state_dict import KIND
 
 SHAPE = (600, 80)
 """Cores of rank 8 are just large enough to be stored in codes."""

@@ -8,10 +8,11 @@ from low_rank_twins import gradients
 from torch import nn
 
 from featherweight.optim import AdamW, GaLoreAdamW
-from featherweight.optim.step.core_sum import core_sum_bytes
-from featherweight.optim.step.finite import sizes_of
-from featherweight.optim.step.sketch import NORM_COLUMNS
-from featherweight.optim.step.step import Summing
+from featherweight.optim.backward.core_sum import core_sum_bytes
+from featherweight.optim.backward.sketch import NORM_COLUMNS
+from featherweight.optim.backward.step_sum import Summing
+from featherweight.optim.backward.window import sum_of
+from featherweight.optim.step.check import sizes_of
 
 SHAPES = [(7, 11), (11, 7), (8, 8)]
 SIDES = ["left", "right", "full"]
@@ -34,7 +35,7 @@ def begin(optimizer, weight, grads, *, is_only=False, estimates_norm=True, due=F
     if due:
         optimizer.state[weight]["next_refresh"].copy_(optimizer.state[weight]["step"])
     member = optimizer.member(weight, optimizer.param_groups[0])
-    total = optimizer.step_of(weight).begin_sum(member, grads[0], Summing(is_only, estimates_norm))
+    total = sum_of(optimizer.step_of(weight), member, grads[0], Summing(is_only, estimates_norm))
     for grad in grads:
         total.add(grad.clone())
     return total, total.matrices
@@ -265,7 +266,7 @@ class TestNorm:
         assert size.squared_norm == pytest.approx(16 * 60000.0**2, rel=1e-6)
         weight = nn.Parameter(torch.zeros(3))
         optimizer = AdamW([weight])
-        total = optimizer.step_of(weight).begin_sum(optimizer.member(weight, {}), None, Summing())
+        total = sum_of(optimizer.step_of(weight), optimizer.member(weight, {}), None, Summing())
         total.add(torch.ones(3))
         total.add(torch.ones(3))
         assert total.squared_norm() == pytest.approx(12, rel=1e-6)

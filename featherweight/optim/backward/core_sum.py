@@ -19,11 +19,7 @@ from torch import Tensor
 from featherweight.errors import NumericsError
 from featherweight.linalg.outer_product import Gradient, OuterProduct
 from featherweight.linalg.subspace import MatrixSubspace
-from featherweight.optim.policies.refresh import align
-from featherweight.optim.step.finite import sizes_of
-from featherweight.optim.step.layout import MatrixLayout
-from featherweight.optim.step.projected_matrix import ProjectedMatrix
-from featherweight.optim.step.sketch import (
+from featherweight.optim.backward.sketch import (
     NORM_COLUMNS,
     basis_of_sketch,
     begin_sketch,
@@ -32,7 +28,12 @@ from featherweight.optim.step.sketch import (
     remembers,
     sketch_key,
 )
-from featherweight.optim.step.step import AllReduce, CommonSketch, Member, Step, Summing
+from featherweight.optim.backward.step_sum import AllReduce, CommonSketch, Summing
+from featherweight.optim.policies.refresh import align
+from featherweight.optim.step.check import sizes_of
+from featherweight.optim.step.layout import MatrixLayout, Member
+from featherweight.optim.step.matrix import ProjectedMatrix
+from featherweight.optim.step.step import Step
 from featherweight.optim.step.weight_update import copy_back, weight_of
 
 
@@ -103,7 +104,7 @@ class CoreSum:
             total = self.sums[index] = self._begin(matrix, grad_MN)
         if not total.has_basis:
             return
-        total.core += matrix.product_subspace().project(grad_MN)
+        total.core += matrix.subspace(self.layout.product_dtype).project(grad_MN)
         for side, omega in total.sketch_matrices.items():
             total.sketches[side] += _times(grad_MN if side == "left" else grad_MN.mT, omega)
         if total.norm_sketch is not None:
@@ -129,7 +130,7 @@ class CoreSum:
                 "expected each backward pass before the next step. Run forward and backward of a batch in turn."
             )
         rank = self.layout.rank
-        left = matrix.product_subspace().left if self.layout.side == "both" else None
+        left = matrix.subspace(self.layout.product_dtype).left if self.layout.side == "both" else None
         if left is None:  # one product for both: the few columns of the norm alone take half the time of a core
             both = left_TM.mT @ thin_TK
             core, norm_sketch = both[:, :rank], both[:, rank:]
@@ -243,7 +244,7 @@ class CoreSum:
             if not verdict.is_usable:
                 skipped += 1
                 continue
-            matrix, subspace = total.matrix, total.matrix.product_subspace()
+            matrix, subspace = total.matrix, total.matrix.subspace(self.layout.product_dtype)
             step = matrix.counter("step")
             core = total.core if factor == 1.0 else total.core * factor
             matrix.update_(weights[index], core, subspace, None)

@@ -12,7 +12,7 @@ from featherweight.linalg.basis import fit_left_basis, fix_signs
 from featherweight.linalg.orthonormal import orthonormalize
 from featherweight.linalg.random import keyed_generator, random_normal
 from featherweight.optim.step.layout import MatrixLayout
-from featherweight.optim.step.projected_matrix import ProjectedMatrix
+from featherweight.optim.step.matrix import ProjectedMatrix
 
 NORM_COLUMNS = 8
 """Random columns that estimate the norm of what lies outside the subspace."""

@@ -1,4 +1,4 @@
-"""Sizes and finiteness, and how often a step waits for its device to learn them."""
+"""Nothing reaches a kernel that was not compared, sizes and finiteness are right, and few waits tell all of it."""
 
 import copy
 
@@ -6,9 +6,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import featherweight as fw
+from featherweight.errors import ConfigError, DeviceError, ShapeError
 from featherweight.optim import AdamW, Fira, GaLoreAdamW, QGaLoreAdamW, layerwise
-from featherweight.optim.step import together
-from featherweight.optim.step.finite import TILE_ELEMENTS, are_finite, norm_of, sizes_of
+from featherweight.optim.step import adam
+from featherweight.optim.step.check import TILE_ELEMENTS, are_finite, norm_of, sizes_of
 from featherweight.quant import rounding
 
 WAITS = ("item", "tolist", "__bool__", "__float__", "__int__", "__index__", "cpu", "numpy")
@@ -113,7 +115,7 @@ def without_refreshes(optimizer):
 def test_a_step_waits_once_for_all_tensors(monkeypatch, build, is_batched, dtype):
     # Mutations: is_used read for each stack of experts, finiteness for each tensor, a step count moved for each.
     if is_batched:
-        monkeypatch.setattr(together, "pays_on", lambda device: True)
+        monkeypatch.setattr(adam, "IN_PLACE_DEVICES", ())
     monkeypatch.setattr(rounding, "device_kind", lambda device: "cuda")  # on a CPU it looks at the values first
     weights = parameters(dtype)
     optimizer = build(weights)
@@ -198,3 +200,107 @@ def test_experts_that_are_not_used_are_left_out_layerwise_too():
         assert torch.equal(one, other)
     assert ordinary.state[weights[3]]["step"].tolist() == [3, 0, 3, 0]
     assert inside.state[twins[3]]["step"].tolist() == [3, 0, 3, 0]
+
+
+# ---- parameter, plan, gradient and state belong together
+
+CHECKED = {
+    "adamw": fw.optim.AdamW,
+    "adamw 8-bit": lambda params: fw.optim.AdamW(params, state_bits=8),
+    "galore": lambda params: fw.optim.GaLoreAdamW(params, rank=8),
+    "galore, full rank": lambda params: fw.optim.GaLoreAdamW([{"params": list(params), "low_rank": False}]),
+    "apollo": lambda params: fw.optim.Apollo(params, rank=8),
+    "tensor_galore": lambda params: fw.optim.TensorGaLoreAdamW(params),
+}
+
+
+def step(optimizer, *parameters):
+    for parameter in parameters:
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+@pytest.mark.parametrize("name", CHECKED)
+@pytest.mark.parametrize("shape", [(400, 64), (64, 400), (16, 64), (64,), (4, 16, 64)])
+def test_a_parameter_that_changes_its_shape_between_steps_is_refused_and_nothing_is_written(name, shape):
+    # Mutation: without the comparison torch's fused kernel writes 340 KB beyond each moment.
+    parameter, other = nn.Parameter(torch.ones(64, 64)), nn.Parameter(torch.ones(64, 64))
+    optimizer = CHECKED[name]([parameter, other])
+    step(optimizer, parameter, other)
+    before = [copy.deepcopy(dict(optimizer.state[p])) for p in (parameter, other)]
+    parameter.data = torch.ones(shape)
+    weight = other.detach().clone()
+    with pytest.raises(ShapeError, match=r"parameter 0.*expected \(64, 64\).*adopt_new_rows"):
+        step(optimizer, parameter, other)
+    assert torch.equal(other, weight) and torch.equal(parameter, torch.ones(shape))
+    for state, p in zip(before, (parameter, other), strict=True):
+        assert all(torch.equal(value, optimizer.state[p][key]) for key, value in state.items())
+
+
+@pytest.mark.parametrize("name", CHECKED)
+def test_a_shape_that_changes_before_the_first_step_is_no_fault(name):
+    parameter = nn.Parameter(torch.ones(64, 64))
+    optimizer = CHECKED[name]([parameter])
+    optimizer.report()
+    parameter.data = torch.ones(80, 64)
+    step(optimizer, parameter)
+    assert not torch.equal(parameter, torch.ones(80, 64))
+
+
+def test_a_gradient_from_before_the_change_is_refused():
+    parameter = nn.Parameter(torch.ones(8, 8))
+    parameter.grad = torch.ones(8, 8)
+    optimizer = fw.optim.AdamW([parameter])
+    parameter.data = torch.ones(100, 8)
+    with pytest.raises(ShapeError, match=r"gradient of shape \(8, 8\)"):
+        optimizer.step()
+
+
+@pytest.mark.parametrize("name", CHECKED)
+def test_a_parameter_put_into_a_group_by_hand_is_refused(name):
+    parameter = nn.Parameter(torch.ones(64, 64))
+    optimizer = CHECKED[name]([parameter])
+    step(optimizer, parameter)
+    stranger = nn.Parameter(torch.ones(64, 64))
+    optimizer.param_groups[0]["params"][0] = stranger
+    with pytest.raises(ConfigError, match="by hand"):
+        step(optimizer, stranger)
+
+
+@pytest.mark.parametrize("name", CHECKED)
+def test_a_step_on_the_meta_device_is_refused(name):
+    parameter = nn.Parameter(torch.ones(64, 64, device="meta"))
+    with pytest.raises(DeviceError, match="meta device and has no values"):
+        step(CHECKED[name]([parameter]), parameter)
+
+
+@pytest.mark.parametrize("name", CHECKED)
+def test_double_precision_after_the_first_step_is_refused_and_half_precision_works(name):
+    for dtype in (torch.bfloat16, torch.float16):
+        parameter = nn.Parameter(torch.ones(64, 64))
+        optimizer = CHECKED[name]([parameter])
+        step(optimizer, parameter)
+        parameter.data = parameter.data.to(dtype)
+        before = parameter.detach().clone()
+        for _ in range(20):
+            step(optimizer, parameter)
+        assert not torch.equal(parameter, before) and bool(parameter.isfinite().all())
+    parameter.data = parameter.data.double()
+    with pytest.raises(ConfigError, match=r"torch.float64 and its state was made for torch.float32"):
+        step(optimizer, parameter)
+
+
+@pytest.mark.parametrize("key", ["exp_avg", "exp_avg_sq"])
+@pytest.mark.parametrize("wrong", [torch.zeros(7, 8), torch.zeros(8, 8).double(), torch.zeros(1).expand(8, 8)])
+def test_a_moment_that_does_not_fit_never_reaches_the_fused_kernel(key, wrong):
+    parameter = nn.Parameter(torch.ones(8, 8))
+    optimizer = fw.optim.AdamW([parameter])
+    step(optimizer, parameter)
+    optimizer.state[parameter][key] = wrong
+    parameter.grad = torch.ones(8, 8)
+    with pytest.raises(ShapeError, match="Do not write into optimizer.state"):
+        adam.step_fused_([optimizer.member(parameter, optimizer.param_groups[0])], [parameter.grad])
+
+
+# ---- new rows
