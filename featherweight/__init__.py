@@ -19,6 +19,7 @@ _LAZY = {
     "training": "featherweight.training",
     "text": "featherweight.text",
     "pde": "featherweight.pde",
+    "bev": "featherweight.bev",
     "robot": "featherweight.robot",
     "measure_memory": "featherweight.memory.measure",
     "plan": "featherweight.planner.plan",

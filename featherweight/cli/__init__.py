@@ -16,6 +16,7 @@ import typer
 
 import featherweight
 from featherweight.cli import adapter as _adapter
+from featherweight.cli import bev as _bev
 from featherweight.cli import chat as _chat
 from featherweight.cli import classify as _classify
 from featherweight.cli import compare as _compare
@@ -56,6 +57,7 @@ app.command("generate")(_generate.generate)
 app.command("evaluate")(_evaluate.evaluate)
 app.add_typer(_data.app)
 app.add_typer(_pde.app, name="pde")
+app.add_typer(_bev.app, name="bev")
 app.add_typer(_robot.app, name="robot")
 app.command("compress")(_compress.compress)
 app.add_typer(_adapter.app)

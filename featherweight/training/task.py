@@ -218,3 +218,4 @@ tasks.register("preference", "featherweight.text.preference_task:PreferenceTask"
 tasks.register("classification", "featherweight.text.classification_task:ClassificationTask")
 tasks.register("instructions", "featherweight.text.instruction_task:InstructionTask")
 tasks.register("pde", "featherweight.pde.task:PdeTask")
+tasks.register("bev", "featherweight.bev.task:BEVTask")

@@ -15,6 +15,7 @@ tasks.register("regression", "regression_task:RegressionTask")
 
 SMALL = {
     "regression": {},
+    "bev": {"data": "world", "limit_sequences": 1},
     "pde": {"data": "darcy", "resolution": 12, "n_train": 12, "n_test": 4, "n_modes": [4, 4], "hidden_channels": 4},
     "text": {"model": "tiny", "seq_len": 32, "max_train_tokens": 1000, "max_held_out_tokens": 200},
     "chat": {"model": "tiny", "data": "questions.json", "held_out": 0.3, "template": "chatml"},
@@ -27,9 +28,21 @@ SMALL = {
 every_task = pytest.mark.parametrize("name", tasks.names())
 
 
+@pytest.fixture(scope="session")
+def drawn_world(tmp_path_factory):
+    """A drawn world for the task `bev`: every drive of nuScenes' small download, two frames each."""
+    from featherweight.bev.synthetic.rig import WorldConfig
+    from featherweight.bev.synthetic.world import write_world
+
+    options = WorldConfig(scenes=10, frames=2, image_width=96, image_height=54)
+    return write_world(tmp_path_factory.mktemp("contract") / "world", options)
+
+
 @pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch):
+def folder(tmp_path, monkeypatch, drawn_world):
     """Work in a folder with a file of questions."""
+    (tmp_path / "world").symlink_to(drawn_world)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     rows = [{"question": f"{number} + 1 = ?", "answer": f"It is {number + 1}."} for number in range(12)]
     (tmp_path / "questions.json").write_text(json.dumps(rows))
     pairs = [

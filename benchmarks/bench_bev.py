@@ -1,0 +1,181 @@
+"""What each part of the ground segmentation is worth, at equal processor time on drives that nobody trained on.
+
+    scripts/bench bev --rows column,ipm --seeds 0 --minutes 10     # rows that are in the CSV already are skipped
+    scripts/bench bev --table
+
+World: `fw bev synth`, 42 drives of 40 frames at 224 x 128 (seed 0), pitch known; labels exact at 0.5 m. The "pon" split
+leaves 34 drives to train on and 8 (320 frames) to judge. Network: tiny. AdamW 1e-3, warm-up of 50 steps, linear decay,
+weight decay 0.01, clip 1, batch 4, no augmentation. Every row takes as many steps as fit into the minutes of one core,
+by the cost of its own steps. `prior` predicts in each cell what the training labels hold there most of the time.
+"""
+
+import argparse
+import csv
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from measurement import RESULTS, write_rows
+
+import featherweight as fw
+from featherweight.bev.data.classes import NUSCENES
+from featherweight.bev.metrics import BEVConfusion
+from featherweight.bev.options import BEVConfig
+from featherweight.bev.synthetic.rig import WorldConfig
+from featherweight.bev.synthetic.world import write_world
+from featherweight.bev.task import BEVTask
+
+CSV = RESULTS / "bev.csv"
+BATCH, DRIVES = 4, 42
+PLAIN = {"bce": 1.0, "iou": 0.0, "cycle": 0.0, "relevance": 0.0}
+ROWS: dict[str, dict[str, Any]] = {
+    "prior": {},
+    "column": {"limit_sequences": 8},
+    "ipm": {"limit_sequences": 8, "model": {"view_transform": "ipm"}},
+    "mlp": {"limit_sequences": 8, "model": {"view_transform": "mlp"}},
+    "column_pooled": {"limit_sequences": 8, "loss": {"iou_over": "micro_batch"}},
+    "column_bce": {"limit_sequences": 8, "loss": PLAIN},
+    "column_cycle": {"limit_sequences": 8, "model": {"use_cycle": True}},
+    "column_16": {"limit_sequences": 16},
+    "column_32": {"limit_sequences": 32},
+    "ipm_32": {"limit_sequences": 32, "model": {"view_transform": "ipm"}},
+    "column_flip": {"limit_sequences": 8, "flip": 0.5, "color_jitter": 0.2},
+}
+SHOWN = ("drivable_area", "ped_crossing", "walkway", "carpark", "car", "truck", "bus", "pedestrian")
+
+
+def world(folder: Path) -> Path:
+    """Return the folder of the world, drawn if it is not there."""
+    target = folder / "world"
+    if not target.exists():
+        write_world(target, WorldConfig(scenes=DRIVES, frames=40, image_width=224, image_height=128))
+    return target
+
+
+def recipe(data: Path, row: str, seed: int, steps: int) -> dict[str, Any]:
+    """Return the recipe of a row."""
+    task = {"name": "bev", "data": str(data), "flip": 0.0, "color_jitter": 0.0, **ROWS[row]}
+    return {
+        "task": task,
+        "optimizer": {"name": "adamw", "lr": 1e-3, "weight_decay": 0.01},
+        "schedule": {"name": "linear", "warmup_steps": 50},
+        "steps": steps,
+        "micro_batch_size": BATCH,
+        "max_grad_norm": 1.0,
+        "evaluate_every": steps,
+        "seed": seed,
+    }
+
+
+def steps_in(data: Path, row: str, minutes: float) -> tuple[int, float]:
+    """Return how many steps fit into the minutes, and the processor seconds of one."""
+    task = BEVTask(BEVConfig.parse(_without_name(recipe(data, row, 0, 1)["task"])), seed=0)
+    model = task.build_model()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6)
+    batch = next(task.batches("train", micro_batch_size=BATCH, seed=0))
+    costs = []
+    for _ in range(12):
+        start = time.process_time()
+        optimizer.zero_grad()
+        task.loss(model, batch)[0].backward()
+        optimizer.step()
+        costs.append(time.process_time() - start)
+    cost = statistics.median(costs[2:])
+    return max(60, int(60 * minutes / cost)), cost
+
+
+def _without_name(options: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in options.items() if key != "name"}
+
+
+def prior_scores(data: Path) -> dict[str, float]:
+    """Return the scores of the most frequent answer of every cell."""
+    options = _without_name(recipe(data, "column", 0, 1)["task"])
+    task = BEVTask(BEVConfig.parse(options), seed=0)
+    held, seen = 0.0, 0.0
+    for number in range(len(task.samples["train"])):
+        sample = task.samples["train"][number]
+        held = held + torch.from_numpy(sample.labels & sample.seen).double()
+        seen = seen + torch.from_numpy(sample.seen).double()
+    probability = (held / seen.clamp(min=1)).float()
+    scores = BEVConfusion(task.source.classes.names, task.model_config.bev_grid)
+    for number in range(len(task.samples["val"])):
+        sample = task.samples["val"][number]
+        scores.update(
+            torch.logit(probability[None]), torch.from_numpy(sample.labels)[None], torch.from_numpy(sample.seen)[None]
+        )
+    return {"miou": scores.mean_iou(), **{f"iou_{name}": value for name, value in scores.iou().items()}}
+
+
+def run(data: Path, row: str, seed: int, minutes: float) -> dict[str, Any]:
+    """Train one row and return what it scored."""
+    if row == "prior":
+        return {"row": row, "seed": seed, "minutes": 0, "steps": 0, "step_s": 0, **_rounded(prior_scores(data))}
+    steps, cost = steps_in(data, row, minutes)
+    with tempfile.TemporaryDirectory() as folder:
+        fw.train(recipe(data, row, seed, steps), out=Path(folder, "run"))
+        lines = [json.loads(line) for line in Path(folder, "run", "metrics.jsonl").read_text().splitlines()]
+    last = [line for line in lines if "miou" in line][-1]
+    scores = {key: value for key, value in last.items() if key == "miou" or key.startswith("iou_")}
+    return {"row": row, "seed": seed, "minutes": minutes, "steps": steps, "step_s": round(cost, 4), **_rounded(scores)}
+
+
+def _rounded(scores: dict[str, float]) -> dict[str, Any]:
+    """Return the scores of every class, so that all rows of the CSV have the same columns."""
+    keys = ["miou", *(f"iou_{name}" for name in NUSCENES.names)]
+    return {key: round(scores[key], 4) if key in scores else "" for key in keys}
+
+
+def known() -> list[dict[str, str]]:
+    """Return the rows of the CSV."""
+    return list(csv.DictReader(CSV.open())) if CSV.exists() else []
+
+
+def print_table() -> None:
+    """Print means over seeds, with the largest distance from them."""
+    rows = known()
+    print("| row | steps | seeds | mIoU | " + " | ".join(SHOWN) + " |")
+    print("|---" * (4 + len(SHOWN)) + "|")
+    for name in ROWS:
+        own = [row for row in rows if row["row"] == name]
+        if not own:
+            continue
+        cells = []
+        for key in ("miou", *(f"iou_{shown}" for shown in SHOWN)):
+            values = [float(row[key] or 0) for row in own]
+            mean = statistics.mean(values)
+            spread = max(abs(value - mean) for value in values)
+            cells.append(f"{mean:.3f}" + (f" ± {spread:.3f}" if len(values) > 1 else ""))
+        print(f"| {name} | {own[0]['steps']} | {len(own)} | " + " | ".join(cells) + " |")
+
+
+def main() -> None:
+    """Run what the CSV lacks, or print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", default=",".join(ROWS))
+    parser.add_argument("--seeds", default="0")
+    parser.add_argument("--minutes", type=float, default=10)
+    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir(), "featherweight-bev"))
+    parser.add_argument("--table", action="store_true")
+    arguments = parser.parse_args()
+    if arguments.table:
+        print_table()
+        return
+    torch.set_num_threads(1)
+    data = world(arguments.folder)
+    for seed in map(int, arguments.seeds.split(",")):
+        for row in arguments.rows.split(","):
+            minutes = 0 if row == "prior" else arguments.minutes
+            wanted = (row, seed, minutes)
+            if wanted not in [(one["row"], int(one["seed"]), float(one["minutes"])) for one in known()]:
+                found = run(data, row, seed, arguments.minutes)
+                print(found, flush=True)
+                write_rows(CSV.stem, [found])
+
+
+if __name__ == "__main__":
+    main()

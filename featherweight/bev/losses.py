@@ -1,0 +1,131 @@
+"""Losses of ground segmentation; every sum is taken in float32, whatever the autocast.
+
+Sources: weighted binary cross-entropy and the uncertainty term of arXiv 2003.13402; the IoU loss realises the idea of
+arXiv 2410.15932, whose formula is not public: each class counts once, whatever number of cells it has, and a small
+displacement costs less than a miss.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d, binary_cross_entropy_with_logits, max_pool2d
+
+from featherweight.config import Config
+
+TOLERANCE_WEIGHTS = (0.6, 0.3, 0.1)
+"""Weight of the IoU at a tolerance of 0, 1 and 2 cells."""
+
+
+class LossWeights(Config):
+    """Weights of the terms."""
+
+    bce: float = Field(default=1.0, ge=0)
+    """Weighted binary cross-entropy."""
+    iou: float = Field(default=1.0, ge=0)
+    """Occupancy-agnostic IoU."""
+    uncertainty: float = Field(default=0.001, ge=0)
+    """Pull of unseen cells to the prior."""
+    cycle: float = Field(default=0.1, ge=0)
+    """Restored against true image features."""
+    relevance: float = Field(default=0.1, ge=0)
+    """Relevance of pixels against their geometry."""
+    pitch: float = Field(default=1.0, ge=0)
+    """Estimated against true pitch and roll."""
+    iou_over: Literal["frame", "micro_batch"] = "frame"
+    """Where cells are summed before IoUs are taken: in each frame, so that losses add up over micro-batches and
+    processes, or in a micro-batch, whose size then matters."""
+
+    def total(self, terms: dict[str, Tensor]) -> Tensor:
+        """Return the weighted sum of terms that have a weight."""
+        return sum((getattr(self, name) * term for name, term in terms.items()), start=torch.zeros(()))
+
+
+def segmentation_losses(
+    logits: Tensor, labels: Tensor, seen: Tensor, priors: Sequence[float], *, pooled: bool = False
+) -> dict[str, Tensor]:
+    """Return the terms of logits (B, K, h, w) against labels alike, where `seen` (B, h, w) is true.
+
+    All are means over frames, so that they add up, but for the IoU if it is pooled over the micro-batch.
+    """
+    return {
+        "bce": weighted_bce(logits, labels, seen, priors),
+        "iou": iou_loss(logits, labels, seen, pooled=pooled),
+        "uncertainty": uncertainty_loss(logits, seen, priors),
+    }
+
+
+def weighted_bce(logits: Tensor, labels: Tensor, seen: Tensor, priors: Sequence[float]) -> Tensor:
+    """Return the mean over all cells of the cross-entropy, positives weighted by 1 / sqrt(prior), unseen cells by 0."""
+    labels, seen = labels.float(), seen.float()[:, None]
+    rarity = torch.tensor([max(prior, 1e-5) ** -0.5 for prior in priors], device=logits.device)[:, None, None]
+    weight = ((rarity - 1) * labels + 1) * seen
+    return binary_cross_entropy_with_logits(logits.float(), labels, weight=weight, reduction="mean")
+
+
+def uncertainty_loss(logits: Tensor, seen: Tensor, priors: Sequence[float]) -> Tensor:
+    """Return the mean over a frame's unseen cells of the cross-entropy against the prior; 0 where all are seen."""
+    prior = torch.tensor(list(priors), device=logits.device)[:, None, None].expand_as(logits)
+    unseen = ~seen[:, None].expand_as(logits)
+    loss = binary_cross_entropy_with_logits(logits.float(), prior, reduction="none")
+    return ((loss * unseen).sum((1, 2, 3)) / unseen.sum((1, 2, 3)).clamp(min=1)).mean()
+
+
+def iou_loss(
+    logits: Tensor,
+    labels: Tensor,
+    seen: Tensor,
+    *,
+    tolerance_weights: Sequence[float] = TOLERANCE_WEIGHTS,
+    eps: float = 1.0,
+    pooled: bool = False,
+) -> Tensor:
+    """Return 1 - IoU, averaged over classes and frames, at several tolerances.
+
+    Args:
+        logits: (B, K, h, w).
+        labels: (B, K, h, w) 0 or 1.
+        seen: (B, h, w).
+        tolerance_weights: weight of each tolerance in cells, from 0 on: both masks are dilated by it.
+        eps: cells added to intersection and union: a class that is nowhere and nowhere predicted has IoU 1.
+        pooled: sum the cells of all frames first; such losses do not add up over micro-batches.
+    Returns:
+        A scalar; frames of which no cell was seen cost nothing.
+    """
+    seen_f = seen.float()[:, None]
+    p, y = torch.sigmoid(logits.float()) * seen_f, labels.float() * seen_f
+    total, cells = p.new_zeros(()), (0, 2, 3) if pooled else (2, 3)
+    for tolerance, share in enumerate(tolerance_weights):
+        if tolerance:
+            window = 2 * tolerance + 1
+            p_wide, y_wide = (max_pool2d(one, window, stride=1, padding=tolerance) for one in (p, y))
+        else:
+            p_wide, y_wide = p, y
+        both = (seen_f * p_wide * y_wide).sum(cells)
+        either = (seen_f * (p_wide + y_wide - p_wide * y_wide)).sum(cells)
+        total = total + share * (1 - (both + eps) / (either + eps)).mean(-1)
+    exists = seen.any() if pooled else seen.flatten(1).any(1)
+    return (total * exists.float()).mean()
+
+
+def cycle_loss(features: Tensor, restored: Tensor, relevance: Tensor) -> Tensor:
+    """Return the mean absolute difference of restored (B, C, h, w) and true features, weighted by the relevance.
+
+    Gradients reach neither the features nor the relevance: else both would shrink to nothing.
+    """
+    weight = torch.sigmoid(relevance.detach().float())
+    away = (restored.float() - features.detach().float()).abs().sum(1, keepdim=True)
+    return ((weight * away).sum((1, 2, 3)) / (features.shape[1] * weight.sum((1, 2, 3)) + 1e-6)).mean()
+
+
+def relevance_loss(relevance: Tensor, target: Tensor) -> Tensor:
+    """Return the cross-entropy of logits (B, 1, h, w) against shares (B, 1, height, width) of a finer picture."""
+    soft = adaptive_avg_pool2d(target.float(), (relevance.shape[2], relevance.shape[3]))
+    return binary_cross_entropy_with_logits(relevance.float(), soft)
+
+
+def pitch_loss(pitch: Tensor, target: Tensor) -> Tensor:
+    """Return the mean absolute error of (B, 2) angles, in degrees."""
+    return torch.rad2deg(pitch.float() - target.float()).abs().mean()

@@ -1,0 +1,1 @@
+"""The network: backbone, view transform by columns, cycle, memory, decoder."""

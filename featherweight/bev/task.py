@@ -1,0 +1,253 @@
+"""Segmentation of the ground as a task: frames of a data set in nuScenes' format to maps of classes.
+
+A `featherweight.training.task.Task`; recipes reach it by `task: {name: bev, ...}`. The same folder format holds the
+real download and what `fw bev synth` draws. An item is a frame.
+"""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from featherweight.bev.data.frames import Frame
+from featherweight.bev.data.nuscenes import NuScenesIndex
+from featherweight.bev.data.splits import sequences_of
+from featherweight.bev.image_processing_focusbev import FocusBEVImageProcessor
+from featherweight.bev.metrics import BEVConfusion, protocol
+from featherweight.bev.model.configuration_focusbev import FocusBEVConfig
+from featherweight.bev.model.modeling_focusbev import FocusBEVForSegmentation
+from featherweight.bev.options import BEVConfig, new_model_config
+from featherweight.bev.samples import (
+    Sample,
+    Samples,
+    batch_of,
+    memory_of,
+    mirrored,
+    recolored,
+    seen_with_past,
+    tilted,
+)
+from featherweight.bev.skeleton import BEVSkeleton
+from featherweight.bev.step import forward
+from featherweight.errors import ConfigError
+from featherweight.training.order import micro_batch_numbers, shuffled_rows
+from featherweight.training.task import Batch, Split, Task, Words
+
+
+class BEVTask(Task):
+    """Learn maps of the ground from single calibrated pictures, with or without a memory.
+
+    Args:
+        config: options.
+        seed: of the weights.
+    Raises:
+        ConfigError: if the data cannot be found, or a part of the split has no drive in them.
+    """
+
+    Config = BEVConfig
+    words = Words("frames", "loss/frame", ("miou",))
+
+    def __init__(self, config: BEVConfig, *, seed: int) -> None:
+        self.config, self.seed = config, seed
+        self.source = NuScenesIndex(config.data, config.version, cameras=config.cameras)
+        frames = {part: self._frames(part) for part in ("train", "val")}
+        if config.limit_sequences:
+            names = sorted({frame.sequence for frame in frames["train"]})[: config.limit_sequences]
+            frames["train"] = [frame for frame in frames["train"] if frame.sequence in names]
+        self.sequences = {part: sorted({frame.sequence for frame in chosen}) for part, chosen in frames.items()}
+        self.model_config = self._model_config()
+        self.processor = FocusBEVImageProcessor(self.model_config.image_size)
+        self.samples = {part: self._samples(chosen) for part, chosen in frames.items()}
+
+    @classmethod
+    def skeleton(cls, config: BEVConfig, *, seed: int, layers: int | None = None) -> BEVSkeleton:
+        """Return a task with the shapes of this one, without data and weights; see `Skeleton`."""
+        return BEVSkeleton(config)
+
+    @classmethod
+    def is_pretrained(cls, config: BEVConfig) -> bool:
+        """Tell whether a checkpoint is gone on with."""
+        return config.checkpoint is not None
+
+    def _frames(self, part: str) -> list[Frame]:
+        config = self.config
+        wanted = sequences_of(config.split, part, mini=self.source.version.endswith("mini"))
+        chosen = [frame for frame in self.source.frames if frame.sequence in wanted]
+        if not chosen:
+            raise ConfigError(
+                f"bev task: data='{config.data}' has no drive of the {part} part of split='{config.split}'; expected "
+                "at least one. Draw or unpack more drives, or choose the other split."
+            )
+        return chosen
+
+    def _model_config(self) -> FocusBEVConfig:
+        config = self.config
+        if config.checkpoint:
+            kept: FocusBEVConfig = FocusBEVConfig.from_pretrained(config.checkpoint)
+            if kept.label_mode != config.label_mode:
+                raise ConfigError(
+                    f"bev task: label_mode='{config.label_mode}', but the checkpoint was trained with "
+                    f"'{kept.label_mode}'; expected the same. Labels of the two modes differ by up to half of their "
+                    "cells."
+                )
+            kept.trained_sequences = sorted({*kept.trained_sequences, *self.sequences["train"]})
+            return kept
+        return new_model_config(config, self.sequences["train"])
+
+    def _samples(self, frames: Sequence[Frame]) -> Samples:
+        model = self.model_config
+        return Samples(
+            self.source,
+            frames,
+            self.processor,
+            model.bev_grid,
+            model.feature_grid,
+            self.config.label_mode,
+            lidar_mask=self.config.lidar_mask,
+        )
+
+    def build_model(self) -> nn.Module:
+        """Return the network in float32 on the CPU; random weights follow from the task's seed."""
+        if self.config.checkpoint:
+            return FocusBEVForSegmentation.from_pretrained(self.config.checkpoint, config=self.model_config).train()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            return FocusBEVForSegmentation(self.model_config).train()
+
+    def train_rows(self) -> int:
+        """Return the frames of one epoch."""
+        return len(self.samples["train"])
+
+    def batches(
+        self,
+        split: Split,
+        *,
+        micro_batch_size: int,
+        seed: int,
+        process_rank: int = 0,
+        world_size: int = 1,
+        start: int = 0,
+    ) -> Iterator[dict[str, Tensor]]:
+        """Yield micro-batches of pixels, cameras, labels, and past frames where there is a memory; see `Task.batches`.
+
+        An epoch visits each frame once, in an order given by (seed, epoch); how it is mirrored, tilted and coloured
+        follows from (seed, number of the micro-batch). "held_out" is every frame of the judging drives, unchanged.
+        """
+        turns = micro_batch_numbers(
+            micro_batch_size=micro_batch_size,
+            process_rank=process_rank,
+            world_size=world_size,
+            start=start,
+            where="bev task",
+        )
+        if split == "train":
+            first, second = itertools.tee(turns)
+            rows_of = shuffled_rows(
+                second, micro_batch_size=micro_batch_size, row_count=len(self.samples["train"]), seed=seed
+            )
+            for turn, rows in zip(first, rows_of, strict=True):
+                yield self._batch("train", rows, np.random.default_rng([seed, turn, 7]))
+            return
+        count = len(self.samples["val"])
+        for turn in itertools.takewhile(lambda turn: turn * micro_batch_size < count, turns):
+            yield self._batch("val", range(turn * micro_batch_size, min((turn + 1) * micro_batch_size, count)), None)
+
+    def _batch(self, part: str, rows: Sequence[int], random: np.random.Generator | None) -> dict[str, Tensor]:
+        samples, length, grid = self.samples[part], self.model_config.memory_length, self.model_config.bev_grid
+        present, past = [], []
+        for row in rows:
+            change = self._changes(random)
+            present.append(change(samples[row]))
+            drop = random is not None and random.uniform() < self.config.memory_dropout
+            past.append([] if drop or not length else [change(samples[before]) for before in samples.past(row, length)])
+        batch = batch_of(present)
+        if length:
+            batch |= memory_of(present, past, length, grid)
+            if self.config.supervise_memory:
+                seen = [seen_with_past(now, earlier, grid) for now, earlier in zip(present, past, strict=True)]
+                batch["seen"] = torch.from_numpy(np.stack(seen))
+        return batch
+
+    def _changes(self, random: np.random.Generator | None):  # type: ignore[no-untyped-def]
+        """Return a change that the frames of one sample share, drawn once."""
+        if random is None:
+            return lambda sample: sample
+        config, grid = self.config, self.model_config.bev_grid
+        is_mirrored = random.uniform() < config.flip
+        low, high = 1 - config.color_jitter, 1 + config.color_jitter
+        brightness, contrast = random.uniform(low, high), random.uniform(low, high)
+
+        def change(sample: Sample) -> Sample:
+            if config.pitch_jitter_deg:
+                pitch, roll = np.deg2rad(config.pitch_jitter_deg) * random.standard_normal(2) * (1.0, 0.5)
+                sample = tilted(sample, float(pitch), float(roll))
+            if config.color_jitter:
+                sample = recolored(sample, brightness, contrast)
+            return mirrored(sample, grid) if is_mirrored else sample
+
+        return change
+
+    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
+        """Return the weighted sum of the terms, times the frames, and the number of frames."""
+        output = forward(model, batch, self.config.loss)
+        assert output.loss is not None
+        return output.loss.float() * len(batch["pixels"]), len(batch["pixels"])
+
+    def evaluate(self, model: nn.Module, *, micro_batch_size: int) -> dict[str, float]:
+        """Return held_out_loss, miou and the IoU of each class that exists, over all held-out frames."""
+        scores, loss_sum = self.judge(model, micro_batch_size=micro_batch_size)
+        metrics = {"held_out_loss": loss_sum / scores.frames, "miou": scores.mean_iou()}
+        return metrics | {f"iou_{name}": value for name, value in scores.iou().items()}
+
+    def judge(self, model: nn.Module, *, micro_batch_size: int) -> tuple[BEVConfusion, float]:
+        """Return the counts over all held-out frames and the sum of their losses; the model's mode is left alone."""
+        scores = BEVConfusion(self.source.classes.names, self.model_config.bev_grid)
+        device, was_training, loss_sum = next(model.parameters()).device, model.training, 0.0
+        model.eval()
+        try:
+            with torch.inference_mode():
+                for batch in self.batches("held_out", micro_batch_size=micro_batch_size, seed=0):
+                    moved = {name: value.to(device) for name, value in batch.items()}
+                    output = forward(model, moved, self.config.loss)
+                    assert output.loss is not None and output.logits is not None
+                    loss_sum += float(output.loss) * len(batch["pixels"])
+                    scores.update(output.logits, moved["labels"], moved["seen"])
+        finally:
+            model.train(was_training)
+        return scores, loss_sum
+
+    def save_model(self, model: nn.Module, folder: Path) -> None:
+        """Write config.json, model.safetensors and preprocessor_config.json."""
+        assert isinstance(model, FocusBEVForSegmentation)
+        model.save_pretrained(folder)
+        self.processor.save_pretrained(folder)
+
+    def describe(self) -> dict[str, object]:
+        """Return names and exact counts for the report."""
+        config, model = self.config, self.model_config
+        return {
+            "data": config.data,
+            "preset": config.preset,
+            "view_transform": model.view_transform,
+            "parameters": sum(parameter.numel() for parameter in self.build_model().parameters()),
+            "train_frames": len(self.samples["train"]),
+            "train_drives": len(self.sequences["train"]),
+            "held_out_frames": len(self.samples["val"]),
+            "held_out_drives": len(self.sequences["val"]),
+            "protocol": self.protocol(),
+        }
+
+    def protocol(self) -> str:
+        """Return the line that says what the scores mean."""
+        config, model = self.config, self.model_config
+        return protocol(
+            self.source.classes.name,
+            model.bev_grid,
+            len(config.cameras),
+            config.label_mode,
+            lidar_mask=config.lidar_mask,
+            split=config.split,
+        )

@@ -1,0 +1,136 @@
+"""A drive as a picture that moves: camera, map of each frame, and the map of all frames together."""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from featherweight.bev.accumulation import MapAccumulator
+from featherweight.bev.geometry import planar_pose
+from featherweight.bev.image_processing_focusbev import read_image, to_rgb
+from featherweight.bev.pictures import Panel, class_colors, legend, map_picture, sheet
+from featherweight.bev.prediction import camera_of, ground_map, load
+from featherweight.bev.streaming import StreamingSegmenter, level_camera
+from featherweight.config.files import new_file
+from featherweight.errors import ConfigError, MissingExtraError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+FRAME_MS = 250
+
+
+def draw_video(
+    checkpoint: str | Path,
+    frames: str | Path,
+    out: str | Path,
+    *,
+    intrinsics: str | Path | np.ndarray | None,
+    poses: str | Path | None = None,
+) -> Path:
+    """Segment a folder of pictures in order and draw them.
+
+    Args:
+        checkpoint: folder of a run, or of its model.
+        frames: folder of pictures; the order is that of their names.
+        out: .gif, or .mp4 with imageio-ffmpeg.
+        intrinsics: K, or a file with it.
+        poses: file of JSON lines, one a picture, {"t", "x", "y", "yaw"} or {"t", "pose": 4 x 4}; None: single frames.
+    Raises:
+        ConfigError: if there are no pictures, or another number of poses.
+    """
+    target = Path(out)
+    if target.suffix not in (".gif", ".mp4"):
+        raise ConfigError(f"bev video: out='{out}' has no known suffix; expected .gif or .mp4. Change it.")
+    files = sorted(path for path in Path(frames).glob("*") if path.suffix.lower() in PICTURES)
+    if not files:
+        raise ConfigError(
+            f"bev video: frames='{frames}' holds no picture ({', '.join(PICTURES)}); expected at least one. Check the "
+            "folder."
+        )
+    places = _read_poses(Path(poses), len(files)) if poses is not None else [(None, None)] * len(files)
+    drawn = list(_draw(checkpoint, files, places, intrinsics))
+    with new_file(target) as place:
+        if target.suffix == ".gif":
+            _write_gif(drawn, place)
+        else:
+            _write_mp4(drawn, place)
+    return target
+
+
+def _draw(
+    checkpoint: str | Path,
+    files: Sequence[Path],
+    places: Sequence[tuple[float | None, np.ndarray | None]],
+    intrinsics: str | Path | np.ndarray | None,
+) -> Iterator["Image"]:
+    model, processor = load(checkpoint)
+    first = read_image(files[0])
+    matrix, camera = camera_of(first, intrinsics)
+    camera = camera if camera is not None else level_camera(model.config.camera_height)
+    stream = StreamingSegmenter(model, matrix, camera, processor)
+    accumulated = MapAccumulator(len(model.config.id2label), model.config.bev_grid)
+    names = [model.config.id2label[k] for k in range(len(model.config.id2label))]
+    below = legend(names, 1100)
+    for path, (time, pose) in zip(files, places, strict=True):
+        picture = to_rgb(read_image(path))
+        output = stream.step(picture, pose=pose, timestamp=time)
+        assert output.logits is not None
+        found = ground_map(model, output.logits[0], None, picture, matrix, camera)
+        panels = [Panel(path.stem[:40], found.camera), Panel("Map of this frame", found.map)]
+        if pose is not None:
+            accumulated.add(found.probabilities, found.in_view, pose @ camera)
+            together, grid = accumulated.picture_around(pose @ camera)
+            panels.append(Panel("Map of the drive", map_picture(class_colors(together, names), grid)))
+        yield sheet(panels, below)
+
+
+def _read_poses(path: Path, count: int) -> list[tuple[float | None, np.ndarray | None]]:
+    found: list[tuple[float | None, np.ndarray | None]] = []
+    try:
+        for line in path.read_text(encoding="utf-8").splitlines():
+            if line.strip():
+                record = json.loads(line)
+                if "pose" in record:
+                    pose = np.array(record["pose"], dtype=np.float64).reshape(4, 4)
+                else:
+                    pose = planar_pose(float(record["x"]), float(record["y"]), float(record["yaw"]))
+                found.append((float(record["t"]), pose))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"bev video: poses='{path}', line {len(found) + 1} cannot be read ({type(error).__name__}: {error}); "
+            "expected "
+            'JSON such as {"t": 0.5, "x": 3.0, "y": 0.1, "yaw": 0.02}. Correct it.'
+        ) from error
+    if len(found) != count:
+        raise ConfigError(
+            f"bev video: poses='{path}' has {len(found)} lines for {count} pictures; expected one a picture. Complete "
+            "it."
+        )
+    return found
+
+
+def _write_gif(images: Sequence["Image"], path: Path) -> None:
+    small = [image.resize((round(image.width * 0.75), round(image.height * 0.75))) for image in images]
+    small[0].save(path, format="GIF", save_all=True, append_images=small[1:], duration=FRAME_MS, loop=0)
+
+
+def _write_mp4(images: Sequence["Image"], path: Path) -> None:
+    try:
+        import imageio_ffmpeg
+    except ImportError as error:
+        raise MissingExtraError(
+            "bev video: .mp4 needs imageio-ffmpeg; expected it to be installed. Run: pip install "
+            "'featherweight[bev]', or write a .gif."
+        ) from error
+    size = images[0].width // 2 * 2, images[0].height // 2 * 2  # the coder takes even sizes alone
+    writer = imageio_ffmpeg.write_frames(
+        str(path), size, fps=1000 / FRAME_MS, macro_block_size=2, output_params=["-f", "mp4"]
+    )
+    writer.send(None)
+    for image in images:
+        writer.send(np.ascontiguousarray(np.asarray(image.crop((0, 0, *size)))))
+    writer.close()
