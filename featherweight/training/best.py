@@ -11,7 +11,7 @@ from pydantic import Field
 from featherweight.config import Config
 from featherweight.errors import ConfigError, did_you_mean
 
-_RISING = ("accuracy", "f1", "matthews", "reward_margin", "margin")
+_RISING = ("accuracy", "f1", "matthews", "margin", "iou", "precision", "recall")
 _FALLING = ("loss", "perplexity", "error", "l2", "h1", "mse", "mae")
 """Words in the names of metrics that say which direction is the good one."""
 
