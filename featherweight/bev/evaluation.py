@@ -8,7 +8,6 @@ from featherweight.bev.metrics import BANDS_M, BEVConfusion
 from featherweight.bev.options import BEVConfig
 from featherweight.bev.prediction import load
 from featherweight.bev.task import BEVTask
-from featherweight.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -53,22 +52,25 @@ class Judgement:
 
 
 def evaluate(
-    checkpoint: str | Path, data: str | Path, *, split: str = "pon", allow_leak: bool = False, micro_batch_size: int = 4
+    checkpoint: str | Path,
+    data: str | Path,
+    *,
+    split: str | None = None,
+    allow_leak: bool = False,
+    micro_batch_size: int = 4,
 ) -> Judgement:
     """Return the scores of a network on the drives that a split keeps for judging.
 
     Args:
         checkpoint: folder of a run, or of its model.
         data: folder in nuScenes' format.
-        split: published split.
+        split: published split; None takes the default of the data set.
         allow_leak: judge although drives were used in training; the result says so.
         micro_batch_size: frames at once.
     Raises:
         ConfigError: if drives were used in training, or the split is unknown.
     """
     model, _ = load(checkpoint)
-    if split not in ("pon", "official"):
-        raise ConfigError(f"bev eval: split='{split}' is unknown; expected pon or official. Choose one.")
     folder = Path(checkpoint)
     folder = folder / "model" if (folder / "model").is_dir() else folder
     options = BEVConfig.parse(

@@ -6,17 +6,13 @@ pedestrian by 1.8; a model that is perfect in one mode scores 50 % on them in th
 Source of "pon": the label scripts of Roddick and Cipolla, arXiv 2003.13402.
 """
 
-from collections.abc import Sequence
-from typing import Any, Literal
-
 import numpy as np
 
-from featherweight.bev.data.frames import Boxes, Frame, Polygons, Source
+from featherweight.bev.data.frames import Boxes, Frame, Source
+from featherweight.bev.data.layers import LabelMode, footprint, to_cells, to_corners
 from featherweight.bev.geometry import ground_matrix, in_view
 from featherweight.bev.grid import BEVGridConfig
 from featherweight.bev.raster import fill_convex, fill_exact
-
-LabelMode = Literal["exact", "pon"]
 
 
 def make_labels(
@@ -36,10 +32,8 @@ def make_labels(
     """
     to_world = ground_matrix(frame.camera_to_world, grid.plane)
     bits = np.zeros(grid.shape, np.uint16)
-    draw = _draw_exact if mode == "exact" else _draw_published
-    ground = source.ground(frame)
-    for name, polygons in ground.items():
-        bits |= draw(polygons, grid, to_world).astype(np.uint16) << source.classes.names.index(name)
+    for name, layer in source.ground(frame).items():
+        bits |= layer.mask(grid, to_world, mode).astype(np.uint16) << source.classes.names.index(name)
     _draw_boxes(bits, source.boxes(frame), grid, to_world, mode)
     hidden = ~in_view(grid, frame.intrinsics, frame.width)
     points = source.lidar_points(frame) if lidar_mask else None
@@ -74,65 +68,18 @@ def occluded(points: np.ndarray, grid: BEVGridConfig, spread: int = 0) -> np.nda
     return reach < grid.depths()[:, None]
 
 
-def _to_cells(points: np.ndarray, grid: BEVGridConfig, from_world: np.ndarray) -> np.ndarray:
-    """Return world points (n, 2) in cells (column, row)."""
-    return grid.index(points @ from_world[:2, :2].T + from_world[:2, 2])
-
-
-def _footprint(grid: BEVGridConfig, to_world: np.ndarray) -> np.ndarray:
-    corners = [(grid.x_min, grid.z_min), (grid.x_max, grid.z_min), (grid.x_max, grid.z_max), (grid.x_min, grid.z_max)]
-    return np.array(corners) @ to_world[:2, :2].T + to_world[:2, 2]
-
-
-def _draw_exact(polygons: Polygons, grid: BEVGridConfig, to_world: np.ndarray) -> np.ndarray:
-    footprint, from_world = _footprint(grid, to_world), np.linalg.inv(to_world)
-    mask = np.zeros(grid.shape, bool)
-    for number in polygons.near(footprint.min(axis=0), footprint.max(axis=0)):
-        for rings in polygons.valid(number):
-            mask |= fill_exact(grid.shape, [_to_cells(ring, grid, from_world) for ring in rings])
-    return mask
-
-
-def _draw_published(polygons: Polygons, grid: BEVGridConfig, to_world: np.ndarray) -> np.ndarray:
-    import shapely
-    from shapely import affinity
-
-    footprint = shapely.Polygon(_footprint(grid, to_world))
-    inverse = np.linalg.inv(to_world)
-    back = [*inverse[0, :2], *inverse[1, :2], inverse[0, 2], inverse[1, 2]]
-    mask = np.zeros(grid.shape, np.uint8)
-    tree, shapes = polygons.tree
-    for number in tree.query(footprint):
-        clipped = affinity.affine_transform(shapes[number].intersection(footprint), back)
-        for part in _parts(clipped):
-            for ring, value in ((part.exterior, 1), *((hole, 0) for hole in part.interiors)):
-                fill_convex(mask, _rounded(np.array(ring.coords), grid), value)
-    return mask.astype(bool)
-
-
-def _parts(shape: Any) -> Sequence[Any]:
-    parts = shape.geoms if hasattr(shape, "geoms") else [shape]
-    return [part for part in parts if part.geom_type == "Polygon" and not part.is_empty]
-
-
-def _rounded(points: np.ndarray, grid: BEVGridConfig) -> np.ndarray:
-    """Return (n, 2) ground points in whole cells, halves to even, counted from the grid's corner."""
-    return np.round((points[:, :2] - np.array([grid.x_min, grid.z_min])) / grid.resolution).astype(np.int64)
-
-
 def _draw_boxes(bits: np.ndarray, boxes: Boxes, grid: BEVGridConfig, to_world: np.ndarray, mode: LabelMode) -> None:
-    from_world = np.linalg.inv(to_world)
-    footprint = _footprint(grid, to_world)
+    from_world, corners_of_grid = np.linalg.inv(to_world), footprint(grid, to_world)
     reach = np.linalg.norm(boxes.sizes[:, :2], axis=1)[:, None]
-    near = (boxes.centers[:, :2] + reach >= footprint.min(axis=0)) & (
-        boxes.centers[:, :2] - reach <= footprint.max(axis=0)
+    near = (boxes.centers[:, :2] + reach >= corners_of_grid.min(axis=0)) & (
+        boxes.centers[:, :2] - reach <= corners_of_grid.max(axis=0)
     )
     chosen = np.flatnonzero(near.all(axis=1))
     for corners, kind in zip(boxes.corners(chosen)[:, :4, :2], boxes.classes[chosen], strict=True):
         if mode == "exact":
-            mask = fill_exact(grid.shape, [_to_cells(corners, grid, from_world)])
+            mask = fill_exact(grid.shape, [to_cells(corners, grid, to_world)])
         else:
             canvas = np.zeros(grid.shape, np.uint8)
-            fill_convex(canvas, _rounded(corners @ from_world[:2, :2].T + from_world[:2, 2], grid), 1)
+            fill_convex(canvas, to_corners(corners @ from_world[:2, :2].T + from_world[:2, 2], grid), 1)
             mask = canvas.astype(bool)
         bits |= mask.astype(np.uint16) << np.uint16(kind)

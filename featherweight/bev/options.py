@@ -21,8 +21,9 @@ class BEVConfig(Config):
     """Folder of tables, such as v1.0-trainval; None takes the only one."""
     cameras: list[str] = ["CAM_FRONT"]
     """Channels, each a sample of its own; published scores use all six."""
-    split: Literal["pon", "official"] = "pon"
-    """Which drives train and which judge; "pon" shares no street between them."""
+    split: str | None = None
+    """Which drives train and which judge; None takes the default of the data set. Of nuScenes: "pon", which shares no
+    street between the two, or "official", which does."""
     limit_sequences: int | None = Field(default=None, ge=1)
     """Train on so many of the drives, the first by name."""
     label_mode: Literal["exact", "pon"] = "exact"

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from featherweight.bev.data.frames import Frame, Source
+from featherweight.bev.data.layers import LabelMode
 from featherweight.bev.geometry import flip_intrinsics, ground_motion, in_view, tilt_homography
 from featherweight.bev.grid import BEVGridConfig
 from featherweight.bev.image_processing_focusbev import FocusBEVImageProcessor, read_image
-from featherweight.bev.labels import LabelMode, make_labels
+from featherweight.bev.labels import make_labels
 
 LARGEST_GAP_S, LARGEST_JUMP_M = 2.0, 20.0
 """A memory does not reach over more than this between two frames."""
@@ -104,7 +105,9 @@ class Samples:
 
     def _make(self, frame: Frame) -> Sample:
         pixels, intrinsics = self.processor.fit(read_image(frame.image), frame.intrinsics)
-        bits = make_labels(self.source, frame, self.grid, self.mode, lidar_mask=self.lidar_mask)
+        bits = self.source.stored_labels(frame, self.grid)
+        if bits is None:
+            bits = make_labels(self.source, frame, self.grid, self.mode, lidar_mask=self.lidar_mask)
         labels, seen = self.source.classes.split_bits(bits)
         return Sample(
             pixels=pixels,

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from featherweight.bev.data.frames import Frame
-from featherweight.bev.data.nuscenes import NuScenesIndex
-from featherweight.bev.data.splits import sequences_of
+from featherweight.bev.data.sources import open_source
 from featherweight.bev.image_processing_focusbev import FocusBEVImageProcessor
 from featherweight.bev.metrics import BEVConfusion, protocol
 from featherweight.bev.model.configuration_focusbev import FocusBEVConfig
@@ -52,7 +51,13 @@ class BEVTask(Task):
 
     def __init__(self, config: BEVConfig, *, seed: int) -> None:
         self.config, self.seed = config, seed
-        self.source = NuScenesIndex(config.data, config.version, cameras=config.cameras)
+        self.source = open_source(config.data, config.version, config.cameras)
+        self.split = config.split or self.source.splits[0]
+        if self.split not in self.source.splits:
+            raise ConfigError(
+                f"bev task: split='{self.split}' is none of this data set; expected {' or '.join(self.source.splits)}. "
+                "Choose one, or none."
+            )
         frames = {part: self._frames(part) for part in ("train", "val")}
         if config.limit_sequences:
             names = sorted({frame.sequence for frame in frames["train"]})[: config.limit_sequences]
@@ -74,11 +79,11 @@ class BEVTask(Task):
 
     def _frames(self, part: str) -> list[Frame]:
         config = self.config
-        wanted = sequences_of(config.split, part, mini=self.source.version.endswith("mini"))
+        wanted = self.source.sequences(self.split, part)
         chosen = [frame for frame in self.source.frames if frame.sequence in wanted]
         if not chosen:
             raise ConfigError(
-                f"bev task: data='{config.data}' has no drive of the {part} part of split='{config.split}'; expected "
+                f"bev task: data='{config.data}' has no drive of the {part} part of split='{self.split}'; expected "
                 "at least one. Draw or unpack more drives, or choose the other split."
             )
         return chosen
@@ -249,5 +254,5 @@ class BEVTask(Task):
             len(config.cameras),
             config.label_mode,
             lidar_mask=config.lidar_mask,
-            split=config.split,
+            split=self.split,
         )

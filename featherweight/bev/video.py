@@ -1,6 +1,5 @@
 """A drive as a picture that moves: camera, map of each frame, and the map of all frames together."""
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from featherweight.bev.accumulation import MapAccumulator
-from featherweight.bev.geometry import planar_pose
+from featherweight.bev.data.folder import pictures_of, read_poses
 from featherweight.bev.image_processing_focusbev import read_image, to_rgb
 from featherweight.bev.pictures import Panel, class_colors, legend, map_picture, sheet
 from featherweight.bev.prediction import camera_of, ground_map, load
@@ -19,7 +18,6 @@ from featherweight.errors import ConfigError, MissingExtraError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 FRAME_MS = 250
 
 
@@ -45,13 +43,8 @@ def draw_video(
     target = Path(out)
     if target.suffix not in (".gif", ".mp4"):
         raise ConfigError(f"bev video: out='{out}' has no known suffix; expected .gif or .mp4. Change it.")
-    files = sorted(path for path in Path(frames).glob("*") if path.suffix.lower() in PICTURES)
-    if not files:
-        raise ConfigError(
-            f"bev video: frames='{frames}' holds no picture ({', '.join(PICTURES)}); expected at least one. Check the "
-            "folder."
-        )
-    places = _read_poses(Path(poses), len(files)) if poses is not None else [(None, None)] * len(files)
+    files = pictures_of(Path(frames), where="bev video")
+    places = read_poses(Path(poses), len(files)) if poses is not None else [(None, None)] * len(files)
     drawn = list(_draw(checkpoint, files, places, intrinsics))
     with new_file(target) as place:
         if target.suffix == ".gif":
@@ -86,31 +79,6 @@ def _draw(
             together, grid = accumulated.picture_around(pose @ camera)
             panels.append(Panel("Map of the drive", map_picture(class_colors(together, names), grid)))
         yield sheet(panels, below)
-
-
-def _read_poses(path: Path, count: int) -> list[tuple[float | None, np.ndarray | None]]:
-    found: list[tuple[float | None, np.ndarray | None]] = []
-    try:
-        for line in path.read_text(encoding="utf-8").splitlines():
-            if line.strip():
-                record = json.loads(line)
-                if "pose" in record:
-                    pose = np.array(record["pose"], dtype=np.float64).reshape(4, 4)
-                else:
-                    pose = planar_pose(float(record["x"]), float(record["y"]), float(record["yaw"]))
-                found.append((float(record["t"]), pose))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(
-            f"bev video: poses='{path}', line {len(found) + 1} cannot be read ({type(error).__name__}: {error}); "
-            "expected "
-            'JSON such as {"t": 0.5, "x": 3.0, "y": 0.1, "yaw": 0.02}. Correct it.'
-        ) from error
-    if len(found) != count:
-        raise ConfigError(
-            f"bev video: poses='{path}' has {len(found)} lines for {count} pictures; expected one a picture. Complete "
-            "it."
-        )
-    return found
 
 
 def _write_gif(images: Sequence["Image"], path: Path) -> None:

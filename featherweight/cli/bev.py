@@ -116,7 +116,9 @@ def labels(
 def evaluate(
     checkpoint: Checkpoint,
     data: Data = None,
-    split: Annotated[str, typer.Option(help="pon or official.")] = "pon",
+    split: Annotated[
+        str | None, typer.Option(help="Of nuScenes: pon or official; default: pon.", show_default=False)
+    ] = None,
     allow_leak: Annotated[bool, typer.Option("--allow-leak", help="Judge on drives that trained it; says so.")] = False,
     as_json: AsJson = False,
 ) -> None:

@@ -23,5 +23,5 @@ def test_judging_on_drives_that_trained_the_network_is_refused_unless_said(run, 
 
 
 def test_an_unknown_split_is_refused(run, world):
-    with pytest.raises(ConfigError, match="split='pom'"):
+    with pytest.raises(ConfigError, match="split='pom' is none of this data set"):
         evaluate(run.folder, world, split="pom")

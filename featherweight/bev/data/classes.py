@@ -20,7 +20,7 @@ class ClassList:
     categories: dict[str, str] = field(repr=False)
     """Category of an annotated box -> class; every other category hides its cells."""
     priors: tuple[float, ...]
-    """Share of seen cells in the published training set."""
+    """Share of seen cells in the training set; where biases and weights of a new network begin."""
 
     @property
     def ignore_bit(self) -> int:
@@ -99,7 +99,56 @@ NUSCENES = ClassList(
     ),
 )
 
-CLASS_LISTS = {one.name: one for one in (NUSCENES,)}
+ARGOVERSE1 = ClassList(
+    name="argo8",
+    names=("drivable_area", "vehicle", "pedestrian", "large_vehicle", "bicycle", "bus", "trailer", "motorcycle"),
+    layers=("drivable_area",),
+    categories={
+        "VEHICLE": "vehicle",
+        "EMERGENCY_VEHICLE": "vehicle",
+        "PEDESTRIAN": "pedestrian",
+        "LARGE_VEHICLE": "large_vehicle",
+        "BICYCLE": "bicycle",
+        "BICYCLIST": "bicycle",
+        "BUS": "bus",
+        "TRAILER": "trailer",
+        "MOTORCYCLE": "motorcycle",
+        "MOTORCYCLIST": "motorcycle",
+        "MOPED": "motorcycle",
+    },
+    priors=(0.5, 0.03, 0.002, 0.005, 0.0005, 0.003, 0.001, 0.0003),
+)
+
+ARGOVERSE2 = ClassList(
+    name="av2-10",
+    names=(
+        "drivable_area",
+        "ped_crossing",
+        "vehicle",
+        "large_vehicle",
+        "bus",
+        "trailer",
+        "bicycle",
+        "motorcycle",
+        "pedestrian",
+        "construction",
+    ),
+    layers=("drivable_area", "ped_crossing"),
+    categories={
+        "REGULAR_VEHICLE": "vehicle",
+        **dict.fromkeys(("LARGE_VEHICLE", "BOX_TRUCK", "TRUCK", "TRUCK_CAB"), "large_vehicle"),
+        **dict.fromkeys(("BUS", "SCHOOL_BUS", "ARTICULATED_BUS"), "bus"),
+        "VEHICULAR_TRAILER": "trailer",
+        **dict.fromkeys(("BICYCLE", "BICYCLIST"), "bicycle"),
+        **dict.fromkeys(("MOTORCYCLE", "MOTORCYCLIST"), "motorcycle"),
+        "PEDESTRIAN": "pedestrian",
+        **dict.fromkeys(("CONSTRUCTION_CONE", "CONSTRUCTION_BARREL", "BOLLARD"), "construction"),
+    },
+    priors=(0.5, 0.02, 0.03, 0.003, 0.002, 0.001, 0.0005, 0.0003, 0.002, 0.0005),
+)
+# The priors of Argoverse are guesses of a size, not counts: they decide where biases and weights begin, no score.
+
+CLASS_LISTS = {one.name: one for one in (NUSCENES, ARGOVERSE1, ARGOVERSE2)}
 
 
 def find_classes(name: str) -> ClassList:

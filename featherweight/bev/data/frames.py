@@ -1,16 +1,16 @@
 """One picture of one calibrated camera at one moment, and what is known about the world around it."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from featherweight.bev.data.classes import ClassList
+from featherweight.bev.data.layers import GroundMap
 from featherweight.bev.geometry import pose, transform
+from featherweight.bev.grid import BEVGridConfig
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,11 @@ class Boxes:
     visibility: np.ndarray
     """(n,) 1 (hidden) to 4 (fully seen), 0 for unknown."""
 
+    @classmethod
+    def none(cls) -> "Boxes":
+        """Return no boxes."""
+        return cls(np.zeros((0, 3)), np.zeros((0, 3)), np.zeros((0, 4)), np.zeros(0, np.int8), np.zeros(0, np.int8))
+
     def __len__(self) -> int:
         return len(self.centers)
 
@@ -74,72 +79,30 @@ class Boxes:
         return result
 
 
-class Polygons:
-    """The polygons of one layer of a map: each a list of rings (n, 2) in world coordinates, the exterior first."""
-
-    def __init__(self, polygons: Sequence[Sequence[np.ndarray]]) -> None:
-        self.polygons = [list(rings) for rings in polygons]
-        exteriors = [rings[0] for rings in self.polygons]
-        self._valid: dict[int, list[list[np.ndarray]]] = {}
-        self._low = np.array([ring.min(axis=0) for ring in exteriors]).reshape(-1, 2)
-        self._high = np.array([ring.max(axis=0) for ring in exteriors]).reshape(-1, 2)
-
-    def __len__(self) -> int:
-        return len(self.polygons)
-
-    def near(self, low: np.ndarray, high: np.ndarray) -> list[int]:
-        """Return numbers of the polygons whose bounding box meets the box from `low` to `high`."""
-        meets = (self._low <= high).all(axis=1) & (self._high >= low).all(axis=1)
-        return np.flatnonzero(meets).tolist()
-
-    def valid(self, number: int) -> list[list[np.ndarray]]:
-        """Return a polygon as one or more valid ones: published maps have some whose outline crosses itself."""
-        if number not in self._valid:
-            self._valid[number] = _repaired(self.polygons[number])
-        return self._valid[number]
-
-    @cached_property
-    def tree(self) -> tuple[Any, list[Any]]:
-        """A search tree and the shapes in it, without the invalid ones, as published labels are made."""
-        import shapely
-
-        shapes = [shapely.Polygon(rings[0], rings[1:]) for rings in self.polygons]
-        shapes = [shape for shape in shapes if shape.is_valid and not shape.is_empty]
-        return shapely.STRtree(shapes), shapes
-
-
-def _repaired(rings: list[np.ndarray]) -> list[list[np.ndarray]]:
-    import shapely
-
-    shape = shapely.Polygon(rings[0], rings[1:])
-    if shape.is_valid:
-        return [rings]
-    shape = shapely.make_valid(shape)
-    parts = getattr(shape, "geoms", [shape])
-    return [
-        [np.array(ring.coords) for ring in (part.exterior, *part.interiors)]
-        for part in parts
-        if part.geom_type == "Polygon" and not part.is_empty
-    ]
-
-
-GroundMap = Mapping[str, Polygons]
-"""Polygons of every layer of a map, by the name of the class that it draws into."""
-
-
 class Source(ABC):
     """A data set: frames in order of drive, camera and time, and what is known of the world around each."""
 
     classes: ClassList
     frames: Sequence[Frame]
 
-    @abstractmethod
-    def ground(self, frame: Frame) -> GroundMap:
-        """Return the map around a frame."""
+    splits: tuple[str, ...]
+    """Names of the ways in which its drives may be parted; the first is the default."""
 
     @abstractmethod
+    def sequences(self, split: str, part: str) -> Collection[str]:
+        """Return the names of the drives of a part ("train" or "val") of a split."""
+
+    def ground(self, frame: Frame) -> GroundMap:
+        """Return the map around a frame; default: there is none."""
+        return {}
+
     def boxes(self, frame: Frame) -> Boxes:
-        """Return the objects at the moment of a frame."""
+        """Return the objects at the moment of a frame; default: none."""
+        return Boxes.none()
+
+    def stored_labels(self, frame: Frame, grid: BEVGridConfig) -> np.ndarray | None:
+        """Return labels kept beside the frame, (rows, columns) sums of 2^k; None: map and boxes tell them."""
+        return None
 
     def lidar_points(self, frame: Frame) -> np.ndarray | None:
         """Return (n, 3) laser points in the frame's camera coordinates; None: there are none."""

@@ -17,9 +17,11 @@ from typing import Any
 import numpy as np
 
 from featherweight.bev.data.classes import NUSCENES
-from featherweight.bev.data.frames import Boxes, Frame, GroundMap, Source
+from featherweight.bev.data.frames import Boxes, Frame, Source
+from featherweight.bev.data.layers import GroundMap
 from featherweight.bev.data.nuscenes_map import read_map
 from featherweight.bev.data.records import iterate_records
+from featherweight.bev.data.splits import sequences_of
 from featherweight.bev.geometry import inverse_pose, pose, transform
 from featherweight.config.files import cache_folder, new_file
 from featherweight.errors import CheckpointError, ConfigError, did_you_mean
@@ -56,6 +58,7 @@ class NuScenesIndex(Source):
     """
 
     classes = NUSCENES
+    splits = ("pon", "official")
 
     def __init__(
         self,
@@ -86,6 +89,10 @@ class NuScenesIndex(Source):
     def location(self, frame: Frame) -> str:
         """Return the name of the place whose map holds the frame."""
         return self._words("scene_location")[self._arrays["scene"][frame.index]]
+
+    def sequences(self, split: str, part: str) -> frozenset[str]:
+        """Return the drives of a part of a published split; "official" has an own one for the small download."""
+        return sequences_of(split, part, mini=self.version.endswith("mini"))
 
     def ground(self, frame: Frame) -> GroundMap:
         """Return the map of the frame's place; read once a place."""

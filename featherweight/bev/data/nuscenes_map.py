@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from featherweight.bev.data.frames import GroundMap, Polygons
+from featherweight.bev.data.layers import GroundMap, Polygons
 from featherweight.errors import CheckpointError
 
 LAYERS = {

@@ -1,10 +1,7 @@
 import numpy as np
-import pytest
 
-from featherweight.bev.data.frames import Boxes, Polygons
+from featherweight.bev.data.frames import Boxes
 from featherweight.bev.geometry import quaternion_of_yaw
-
-shapely = pytest.importorskip("shapely")
 
 
 def test_the_bottom_corners_of_a_box_lie_around_its_centre():
@@ -22,16 +19,5 @@ def test_the_bottom_corners_of_a_box_lie_around_its_centre():
     np.testing.assert_allclose(corners[4:, 2], 1.75)
 
 
-def test_an_outline_that_crosses_itself_is_repaired_once_and_left_out_of_published_labels():
-    bow = np.array([(0, 0), (2, 2), (2, 0), (0, 2)], float)
-    square = np.array([(5, 5), (6, 5), (6, 6), (5, 6)], float)
-    polygons = Polygons([[bow], [square]])
-    assert sum(shapely.Polygon(rings[0]).area for rings in polygons.valid(0)) == pytest.approx(2.0)
-    assert polygons.valid(1) == [[square]]
-    assert len(polygons.tree[1]) == 1
-
-
-def test_only_polygons_near_by_are_looked_at():
-    ring = np.array([(0, 0), (1, 0), (1, 1)], float)
-    polygons = Polygons([[ring], [ring + 100]])
-    assert polygons.near(np.array([-5, -5]), np.array([5, 5])) == [0]
+def test_no_boxes_have_no_corners():
+    assert len(Boxes.none()) == 0 and Boxes.none().corners().shape == (0, 8, 3)
