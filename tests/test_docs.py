@@ -95,9 +95,10 @@ def test_every_option_of_a_method_stands_on_its_page(name):
 def test_the_page_of_the_data_says_of_every_key_what_its_docstring_says():
     from featherweight.text.chat_task import ChatConfig
     from featherweight.text.formats import FORMATS
+    from featherweight.text.preference_task import PreferenceConfig
 
     page = " ".join((ROOT / "docs" / "data.md").read_text().split())
-    for key, field in ChatConfig.model_fields.items():
+    for key, field in [*ChatConfig.model_fields.items(), *PreferenceConfig.model_fields.items()]:
         meaning = " ".join(field.description.replace("None", "null").split())
         assert f"| `{key}` |" in page and f"| {meaning} |" in page, key
     assert all(f"| `{one.name}` |" in page for one in FORMATS)

@@ -28,6 +28,8 @@ Template = Annotated[
     str | None, typer.Option("--template", help="Chat template of a base model: chatml or alpaca.", show_default=False)
 ]
 
+TrainOn = Annotated[str, typer.Option("--train-on", help="assistant (all its turns), last, or roles: assistant,tool.")]
+
 
 @app.callback()
 def _describe() -> None:
@@ -43,7 +45,7 @@ def inspect(
     template: Template = None,
     column: Columns = None,
     ignore_column: IgnoredColumns = None,
-    train_on: Annotated[str, typer.Option("--train-on", help="assistant (all its turns) or last.")] = "assistant",
+    train_on: TrainOn = "assistant",
     max_tokens: Annotated[int, typer.Option("--max-tokens", min=8, help="Rows longer than this are counted.")] = 1024,
     examples: Annotated[int, typer.Option("--examples", min=0, help="Rows to show.")] = 3,
     as_json: AsJson = False,
@@ -59,18 +61,20 @@ def inspect(
     fw data inspect fragen.csv --column prompt=frage --column response=antwort --ignore-column quelle
     """
     columns = columns_of(column)
-    require_choice("--train-on", train_on, ("assistant", "last"))
+    roles = roles_of(train_on)
     require_data(data)
     from featherweight.text.survey import survey, understand_source
 
-    understand_source(data, columns=columns, ignore_columns=ignore_column or [])  # before the tokenizer is loaded
-    tokenizer = None if model is None else tokenizer_of(model, template)
+    # What is not understood is refused before the tokenizer is loaded.
+    read = understand_source(data, columns=columns, ignore_columns=ignore_column or [])
+    has_turns = read.format.name not in ("classification", "text")
+    tokenizer = None if model is None else tokenizer_of(model, template, has_turns=has_turns)
     found = survey(
         data,
         tokenizer,
         columns=columns,
         ignore_columns=ignore_column or [],
-        last_only=train_on == "last",
+        train_on=roles,
         examples=examples,
     )
     if as_json:
@@ -98,10 +102,21 @@ def columns_of(pairs: list[str] | None) -> dict[str, str]:
     return dict(pair.split("=", 1) for pair in pairs or [])
 
 
-def require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    """Refuse a word that is none of the choices."""
-    if value not in choices:
-        raise ConfigError(f"fw data: {name}={value} is unknown; expected {' or '.join(choices)}. Choose one.")
+def roles_of(train_on: str) -> str | list[str]:
+    """Return what `--train-on` says, as a recipe writes it.
+
+    Raises:
+        ConfigError: for a word that is no role.
+    """
+    if train_on in ("assistant", "last"):
+        return train_on
+    roles = [one.strip() for one in train_on.strip("[]").split(",")]
+    if not set(roles) <= {"assistant", "user", "tool", "system"}:
+        raise ConfigError(
+            f"fw data: --train-on={train_on} is unknown; expected assistant or last, or roles such as assistant,tool. "
+            "Choose one."
+        )
+    return roles
 
 
 def require_data(data: str) -> None:
@@ -112,13 +127,14 @@ def require_data(data: str) -> None:
         next(read_rows(data))
 
 
-def tokenizer_of(model: str, template: str | None) -> Any:
-    """Return a model's tokenizer with the template that is asked for."""
+def tokenizer_of(model: str, template: str | None, *, has_turns: bool = True) -> Any:
+    """Return a model's tokenizer, for data with turns with the template that is asked for."""
     from featherweight.models.load import load_tokenizer
     from featherweight.models.templates import choose_template
 
     tokenizer = load_tokenizer(model)
-    choose_template(tokenizer, template, where="fw data")
+    if has_turns:
+        choose_template(tokenizer, template, where="fw data")
     return tokenizer
 
 
@@ -132,6 +148,7 @@ def as_dictionary(found: "Survey", max_tokens: int) -> dict[str, Any]:
         "ignored_columns": list(found.ignored),
         "rows": found.rows,
         "turns": dict(found.turns),
+        "classes": dict(found.classes),
         "rows_with_system": found.with_system,
         "rows_with_tools": found.with_tools,
     }
@@ -157,19 +174,29 @@ def facts_table(found: "Survey", max_tokens: int) -> Table:
     if found.ignored:
         table.add_row("left out", ", ".join(found.ignored))
     table.add_row("rows", f"{found.rows:,}")
-    table.add_row("turns", ", ".join(f"{count:,} {role}" for role, count in found.turns.items()) or "none")
+    if found.classes:
+        table.add_row("classes", classes_in_words(found))
+    else:
+        table.add_row("turns", ", ".join(f"{count:,} {role}" for role, count in found.turns.items()) or "none")
     for name, count in (("with a system turn", found.with_system), ("with tools", found.with_tools)):
         if count:
             table.add_row(name, f"{count:,} rows")
     if found.lengths:
-        share = sum(found.learnt) / sum(found.lengths)
-        table.add_row("tokens", f"{sum(found.lengths):,}, of which {sum(found.learnt):,} are learnt ({share:.0%})")
+        learnt = f", of which {sum(found.learnt):,} are learnt ({sum(found.learnt) / sum(found.lengths):.0%})"
+        table.add_row("tokens", f"{sum(found.lengths):,}{learnt if found.learnt else ''}")
         table.add_row(
             "length", f"median {found.quantile(0.5):,}, 95 % {found.quantile(0.95):,}, longest {max(found.lengths):,}"
         )
-        longer = found.longer_than(max_tokens)
-        table.add_row(f"longer than {max_tokens:,}", f"{longer:,} rows" + (" lose their last turns" if longer else ""))
+        table.add_row(f"longer than {max_tokens:,}", f"{found.longer_than(max_tokens):,} rows")
     return table
+
+
+def classes_in_words(found: "Survey") -> str:
+    """Return how many classes there are, the most frequent and the rarest ones with their rows."""
+    ordered = found.classes.most_common()
+    shown = ordered if len(ordered) <= 8 else [*ordered[:4], ("...", 0), *ordered[-3:]]
+    words = ", ".join(f"{name} ({count:,})" if count else name for name, count in shown)
+    return f"{len(ordered):,}: {words}"
 
 
 def drawn(example: "Example") -> Text:

@@ -10,6 +10,7 @@ from featherweight.cli.data import (
     Columns,
     IgnoredColumns,
     Template,
+    TrainOn,
     columns_of,
     facts_table,
 )
@@ -37,10 +38,12 @@ def init(
     template: Template = None,
     column: Columns = None,
     ignore_column: IgnoredColumns = None,
-    train_on: Annotated[str, typer.Option("--train-on", help="assistant (all its turns) or last.")] = "assistant",
+    train_on: TrainOn = "assistant",
     force: Annotated[bool, typer.Option("--force", help="Replace the file if it is there.")] = False,
 ) -> None:
-    """Write a recipe that fine-tunes a model on chat data, with comments on what was understood.
+    """Write a recipe that fine-tunes a model on your data, with comments on what was understood.
+
+    Conversations, preferences and labelled texts are told apart by their columns.
 
     [bold]Examples[/bold]
 

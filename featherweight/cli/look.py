@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from featherweight.cli.data import require_choice, require_data, tokenizer_of
+from featherweight.cli.data import require_data, roles_of, tokenizer_of
 from featherweight.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -57,11 +57,11 @@ def look(
         columns: field to column.
         ignore_columns: left out on purpose.
         template: chat template of a base model.
-        train_on: assistant or last.
+        train_on: assistant, last, or roles with commas between.
     Raises:
-        ConfigError: if the data are not there, are no conversations or not understood, or the model has no weights.
+        ConfigError: if the data are not there, are documents or not understood, or the model has no weights.
     """
-    require_choice("--train-on", train_on, ("assistant", "last"))
+    roles_of(train_on)
     require_data(data)
     from featherweight.text.survey import survey, understand_source
 
@@ -73,12 +73,18 @@ def look(
         )
     from featherweight.models.facts import model_facts
     from featherweight.models.weights import check_weights
+    from featherweight.text.classifier import classifier_facts
+    from featherweight.text.labelled import class_names
     from featherweight.text.starter import Choices
 
     check_weights(model, None, where=command)
-    tokenizer = tokenizer_of(model, template)
-    facts = model_facts(model, tokenizer=tokenizer)
+    is_classified = read.format.name == "classification"
+    tokenizer = tokenizer_of(model, template, has_turns=not is_classified)
     found = survey(
-        data, tokenizer, columns=columns, ignore_columns=ignore_columns, last_only=train_on == "last", examples=0
+        data, tokenizer, columns=columns, ignore_columns=ignore_columns, train_on=roles_of(train_on), examples=0
     )
-    return Look(model, facts, found, Choices(columns, tuple(ignore_columns), template, train_on))
+    if is_classified:
+        facts = classifier_facts(model, class_names(found.classes), tokenizer)
+    else:
+        facts = model_facts(model, tokenizer=tokenizer)
+    return Look(model, facts, found, Choices(columns, tuple(ignore_columns), template, roles_of(train_on)))

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from featherweight.cli.data import Columns, IgnoredColumns, Template, columns_of
+from featherweight.cli.data import Columns, IgnoredColumns, Template, TrainOn, columns_of
 from featherweight.cli.given import (
     PLAN_TAGS,
     PLAN_UNKNOWNS,
@@ -72,7 +72,7 @@ def plan(
     template: Template = None,
     column: Columns = None,
     ignore_column: IgnoredColumns = None,
-    train_on: Annotated[str, typer.Option("--train-on", help="assistant (all its turns) or last.")] = "assistant",
+    train_on: TrainOn = "assistant",
     budget: Annotated[
         str | None, typer.Option("--budget", "-b", help="Memory to use, such as 12GB or 24GiB.", show_default=False)
     ] = None,

@@ -62,6 +62,11 @@ def train(
 
     fw train recipe.yaml --plan 16GB
     """
+    if not resume:
+        from featherweight.config import read_mapping
+        from featherweight.text.first_look import look_first
+
+        look_first(read_mapping(recipe), changes)  # what cannot be trained on is said before anything heavy is imported
     from featherweight.cli.plan import print_plan
     from featherweight.planner.train import train_planned, train_with_advice
 

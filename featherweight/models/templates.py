@@ -105,9 +105,14 @@ def choose_template(tokenizer: Any, name: str | None, *, where: str = "template"
 
 
 def render(
-    tokenizer: Any, messages: Sequence[Message], *, tools: Sequence[Any] = (), add_generation_prompt: bool = False
+    tokenizer: Any,
+    messages: Sequence[Message],
+    *,
+    tools: Sequence[Any] = (),
+    add_generation_prompt: bool = False,
+    where: str = "template",
 ) -> str:
-    """Return the text of a conversation.
+    """Return the text of a conversation; `where`, such as file and line, opens messages.
 
     Raises:
         ConfigError: if the template refuses the messages (it raises, or knows no such role).
@@ -119,10 +124,14 @@ def render(
     except Exception as error:  # Jinja runs whatever a template says
         roles = ", ".join(str(message["role"]) for message in messages)
         raise ConfigError(
-            f"template: the chat template of {tokenizer.name_or_path!r} refuses turns of {roles}: {error}; expected "
-            "turns that it knows. Change the rows, or choose another template."
+            f"{where}: the chat template of {tokenizer.name_or_path!r} refuses turns of {_shortened(roles)}: {error}; "
+            "expected turns that it knows. Change the row, or choose another template."
         ) from error
     return str(text)
+
+
+def _shortened(roles: str) -> str:
+    return roles if len(roles) <= 60 else f"{roles[:57]}..."
 
 
 def encode_conversation(
@@ -131,6 +140,7 @@ def encode_conversation(
     *,
     tools: Sequence[Any] = (),
     last_only: bool = False,
+    roles: Sequence[str] = ("assistant",),
     where: str = "conversation",
 ) -> EncodedConversation:
     """Return the token ids of a conversation and where its answers stand.
@@ -140,6 +150,7 @@ def encode_conversation(
         messages: turns, as `apply_chat_template` takes them.
         tools: schemas of functions.
         last_only: look for the last answer alone, as for a template that rewrites earlier ones.
+        roles: whose turns count as answers. Of others than the assistant the content counts with the mark that ends it.
         where: file and line, for messages.
     Returns:
         ids are those of ``apply_chat_template(messages, tokenize=True)``, but where one of its tokens reaches from a
@@ -147,13 +158,17 @@ def encode_conversation(
     Raises:
         ConfigError: if the template raises, or rewrites an earlier turn when later ones come and marks nothing.
     """
-    text = render(tokenizer, messages, tools=tools)
-    spans = _marked_spans(tokenizer, messages, tools) if has_marks(tokenizer) else None
-    if spans is None:
-        answers = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
-        spans = _rendered_spans(tokenizer, messages, answers[-1:] if last_only else answers, tools, text, where)
-    elif last_only:
-        spans = spans[-1:]
+    text = render(tokenizer, messages, tools=tools, where=where)
+    spans: list[tuple[int, int]] = []
+    if "assistant" in roles:
+        marked = _marked_spans(tokenizer, messages, tools) if has_marks(tokenizer) else None
+        if marked is None:
+            answers = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
+            spans = _rendered_spans(tokenizer, messages, answers[-1:] if last_only else answers, tools, text, where)
+        else:
+            spans = marked[-1:] if last_only else marked
+    others = [i for i, message in enumerate(messages) if message["role"] in roles and message["role"] != "assistant"]
+    spans = sorted(spans + [_content_span(tokenizer, messages, index, tools, text, where) for index in others])
     ids, offsets = _tokens(tokenizer, text, [start for start, _ in spans])
     return EncodedConversation(tuple(ids), tuple(_token_span(offsets, *span, where) for span in spans))
 
@@ -248,6 +263,27 @@ def _rendered_spans(
             )
         spans.append((len(before), len(before) + _end_of_answer(through[len(before) :], messages[index])))
     return spans
+
+
+def _content_span(
+    tokenizer: Any, messages: Sequence[Message], index: int, tools: Sequence[Any], text: str, where: str
+) -> tuple[int, int]:
+    """Return the span of characters of what a turn of another role than the assistant says, with its end mark."""
+    role, content = messages[index]["role"], str(messages[index].get("content") or "").strip()
+    try:
+        # Some templates know no conversation that begins with nothing; then the turn is looked for from the start.
+        before = render(tokenizer, messages[:index], tools=tools, where=where) if index else ""
+        through = render(tokenizer, messages[: index + 1], tools=tools, where=where)
+    except ConfigError:
+        before = through = ""
+    said = through[len(before) :] if through.startswith(before) and text.startswith(through) else ""
+    if not content or content not in said:
+        raise ConfigError(
+            f"{where}: the chat template does not write turn {index + 1}, of '{role}', as it stands, so its tokens "
+            "cannot be told from others; expected a template that does. Learn the assistant's turns alone (train_on: "
+            "assistant), or choose another template."
+        )
+    return len(before) + said.rfind(content), len(before) + _end_of_answer(said, messages[index])
 
 
 def _end_of_answer(rendered: str, message: Message) -> int:

@@ -3,8 +3,7 @@
 The presets choose policies of one core, `LowRankOptimizer`; `param_groups` says which weights are projected.
 """
 
-from featherweight.optim.backward.handle import LayerwiseHandle
-from featherweight.optim.backward.layerwise import layerwise
+from featherweight.optim.backward.layerwise import LayerwiseHandle, layerwise
 from featherweight.optim.backward.updates import Layerwise
 from featherweight.optim.build import OptimizerConfig, build_optimizer, optimizers, parse_optimizer
 from featherweight.optim.exchange import adopt_new_rows

@@ -379,6 +379,7 @@ def _assumptions(target: Target, rows: list[PlanRow]) -> list[str]:
     lines = [f"margin of {target.margin:.0%} of the budget is left free"]
     if target.calibration is None:
         lines.append("CPU: time by customary rates, good for the order of the rows alone")
+        lines.append("CPU: 8-bit moments take twice the time of 16 bits; with memory to spare, state_bits=16")
     else:
         lines += [target.calibration.statement, "fw plan --calibrate measures this machine's GPU"]
         if target.is_assumed:

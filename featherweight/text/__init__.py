@@ -5,7 +5,7 @@ from typing import Any
 from featherweight.lazy_names import load_name
 
 _LAZY = {
-    "ChatConfig": "featherweight.text.chat_task",
+    "ChatConfig": "featherweight.text.chat_options",
     "ChatTask": "featherweight.text.chat_task",
     "ModelFacts": "featherweight.models.facts",
     "TextConfig": "featherweight.text.task",

@@ -5,6 +5,7 @@ decoder of transformers gets a new head; LoRA and S2FT train that head whole, be
 Shapes: B texts of a micro-batch, L tokens of its longest one, C classes.
 """
 
+import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
@@ -27,17 +28,17 @@ from featherweight.models.classifier import (
 from featherweight.models.facts import model_configuration
 from featherweight.models.load import load_tokenizer
 from featherweight.models.quiet import quiet_transformers
-from featherweight.models.save import save_model_folder
-from featherweight.models.weights import begins_pretrained, check_weights
 from featherweight.text.classification_metrics import classification_metrics, confusions
 from featherweight.text.classifier import EncodedText, TextEncoder, class_logits, has_kinds
-from featherweight.text.conversation_data import RowsConfig, split_records
+from featherweight.text.conversation_data import Part, RowsConfig, order_of, split_records
 from featherweight.text.corpus import HUB_PREFIX
 from featherweight.text.labelled import LabelledText, class_names, labelled_texts
+from featherweight.text.language_task import LanguageTask
+from featherweight.text.row_order import RowOrder
 from featherweight.text.rows import read_rows
 from featherweight.text.skeleton import TextSkeleton
-from featherweight.training.order import micro_batch_numbers, shuffled_rows
-from featherweight.training.task import Batch, Split, Task, Words
+from featherweight.text.sources import Data, data_name, sources_of
+from featherweight.training.task import Batch, Split, Words
 
 WHERE = "task classification"
 WORDS = Words("texts", "nats/text", ("accuracy", "macro_f1", "matthews"))
@@ -63,8 +64,11 @@ class ClassificationConfig(RowsConfig):
         return weights
 
 
-class ClassificationTask(Task):
+class ClassificationTask(LanguageTask):
     """Tell classes of texts apart.
+
+    Micro-batches hold "input_ids" and "attention_mask" (B, L) int64, padded behind the end to the longest text,
+    "token_type_ids" (B, L) where the model knows kinds of tokens, and "labels" (B,) int64.
 
     Args:
         config: options.
@@ -75,7 +79,7 @@ class ClassificationTask(Task):
     """
 
     Config = ClassificationConfig
-    length_key = "max_tokens"
+    where = WHERE
     words = WORDS
 
     @classmethod
@@ -85,16 +89,6 @@ class ClassificationTask(Task):
         """Return a task whose texts all have `max_tokens`, without weights; of the data only classes are counted."""
         return ClassificationSkeleton(config, layers=layers)
 
-    @classmethod
-    def is_pretrained(cls, config: ClassificationConfig) -> bool:
-        """Tell whether training begins with the weights of a trained model, be it under a new head."""
-        return begins_pretrained(config.model, config.weights)
-
-    @classmethod
-    def check_weights(cls, config: ClassificationConfig, adapters: Sequence[str] = ()) -> None:
-        """Refuse a shape without weights, and adapters on random ones; see `featherweight.models.weights`."""
-        check_weights(config.model, config.weights, adapters=adapters, where=WHERE)
-
     def __init__(self, config: ClassificationConfig, *, seed: int) -> None:
         self.config = config
         self.seed = seed
@@ -102,7 +96,7 @@ class ClassificationTask(Task):
         tokenizer: Any = load_tokenizer(config.tokenizer or config.model)
         known = trained_classes(model_configuration(config.model))
         self.classes = class_names((row.label for row in self._all), known)
-        self._check_classes(training, held_out)
+        self._check_classes(training.rows, held_out.rows)
         self.tokenizer = tokenizer
         configuration = classifier_configuration(config.model, self.classes, tokenizer=tokenizer)
         self.model_type: str = configuration.model_type
@@ -115,7 +109,7 @@ class ClassificationTask(Task):
         self.left_out: dict[Split, int] = {"train": 0, "held_out": 0}
         self._rows: dict[Split, list[EncodedText]] = {}
         self._labels: dict[Split, Tensor] = {}
-        self._encode("train", training)
+        self._sources = self._encode("train", training)
         self._encode("held_out", held_out)
         self._weights = self._class_weights()
 
@@ -129,40 +123,19 @@ class ClassificationTask(Task):
             random_weights=self.config.weights == "random",
         )
 
-    def train_rows(self) -> int:
-        """Return the rows of one epoch."""
-        return len(self._rows["train"])
+    def row_count(self, split: Split) -> int:
+        """Return the texts of a split."""
+        return len(self._rows[split])
 
-    def batches(
-        self,
-        split: Split,
-        *,
-        micro_batch_size: int,
-        seed: int,
-        process_rank: int = 0,
-        world_size: int = 1,
-        start: int = 0,
-    ) -> Iterator[dict[str, Tensor]]:
-        """Yield micro-batches of texts that are padded behind their end to the longest one.
+    def row_order(self) -> RowOrder:
+        """Mix sources by their weights, and group by length, where asked for."""
+        return order_of(self.config, self._sources, [len(row.ids) for row in self._rows["train"]])
 
-        "input_ids" and "attention_mask" (B, L) int64, "token_type_ids" (B, L) where the model knows kinds of tokens,
-        "labels" (B,) int64. Arguments: see `Task.batches`.
-
-        Raises:
-            ConfigError: if a number is out of range.
-        """
-        numbers = micro_batch_numbers(
-            micro_batch_size=micro_batch_size,
-            process_rank=process_rank,
-            world_size=world_size,
-            start=start,
-            where=WHERE,
-        )
-        count = len(self._rows[split])
-        if split == "train":
-            orders = shuffled_rows(numbers, micro_batch_size=micro_batch_size, row_count=count, seed=seed)
-            return (self._batch(split, chosen) for chosen in orders)
-        return self._held_out_batches(numbers, micro_batch_size, count)
+    def collate(self, split: Split, rows: Sequence[int]) -> dict[str, Tensor]:
+        """Return texts of a split as a micro-batch."""
+        chosen = list(rows)
+        batch = self._encoder.batch([self._rows[split][number] for number in chosen])
+        return batch | {"labels": self._labels[split][chosen]}
 
     def item_count(self, batch: Batch) -> int:
         """Return the number of texts."""
@@ -193,14 +166,6 @@ class ClassificationTask(Task):
         count = int(table_CC.sum())
         return {"held_out_loss": total / count, **classification_metrics(table_CC), "texts": count}
 
-    def save_model(self, model: nn.Module, folder: Path) -> None:
-        """Write model (class names in its configuration) and tokenizer as a folder that `transformers` opens.
-
-        Raises:
-            ConfigError: if the folder holds something else, or cannot be written.
-        """
-        save_model_folder(model, self.tokenizer, Path(folder))
-
     def describe(self) -> dict[str, object]:
         """Return names and exact counts for the report."""
         config = self.config
@@ -209,7 +174,7 @@ class ClassificationTask(Task):
             "weights": "pretrained" if self.is_pretrained(config) else "random",
             "model_type": self.model_type,
             "parameters": self.parameters,
-            "data": config.data,
+            "data": data_name(config.data),
             "classes": len(self.classes),
             "class_names": list(self.classes),
             "classes_without_training_texts": len(self.classes) - len(self._labels["train"].unique()),
@@ -225,29 +190,30 @@ class ClassificationTask(Task):
 
     # ---- data --------------------------------------------------------------------------------------------------------
 
-    def _split(self) -> tuple[list[LabelledText], list[LabelledText]]:
+    def _split(self) -> tuple[Part[LabelledText], Part[LabelledText]]:
         config = self.config
-        self._all = load_texts(config.data, config)
+        found = load_texts(config.data, config)
+        self._all = found.rows
         named = config.held_out if isinstance(config.held_out, str) else None
         held_out = None if named is None else load_texts(named, config)
-        training, held_out = split_records(self._all, held_out, config, lambda row: row.content, WHERE)
-        self._known_from_held_out = len(self._all) - len(training) if named is not None else 0
-        return training[: config.max_train_rows], held_out[: config.max_held_out_rows]
+        training, held_out = split_records(found, held_out, config, lambda row: row.content, WHERE)
+        self._known_from_held_out = len(found.rows) - len(training.rows) if named is not None else 0
+        return training.limited(config.max_train_rows), held_out.limited(config.max_held_out_rows)
 
     def _check_classes(self, training: Sequence[LabelledText], held_out: Sequence[LabelledText]) -> None:
-        config = self.config
+        config, name = self.config, data_name(self.config.data)
         if len(self.classes) < 2 or len({row.label for row in training}) < 2:
             first = training[0]
             limit = "" if len(self.classes) < 2 else f" that are trained on (max_train_rows={config.max_train_rows})"
             raise ConfigError(
-                f"{WHERE}: data={config.data} has the one class '{first.label}' in all rows{limit}, the first at "
+                f"{WHERE}: data={name} has the one class '{first.label}' in all rows{limit}, the first at "
                 f"{first.where}; expected 2 or more. Add rows of another class, or shuffle the rows."
             )
         if len(self.classes) > len(training):
             counts = Counter(row.label for row in self._all)
             alone = next((row for row in self._all if counts[row.label] == 1), self._all[0])
             raise ConfigError(
-                f"{WHERE}: data={config.data} has {len(self.classes)} classes and only {len(training)} rows to train "
+                f"{WHERE}: data={name} has {len(self.classes)} classes and only {len(training)} rows to train "
                 f"on, '{alone.label}' at {alone.where} among them; expected several rows of each class. Is the column "
                 "of labels the right one? Name it: columns: {label: ...}; or add rows."
             )
@@ -255,15 +221,16 @@ class ClassificationTask(Task):
         for row in held_out:
             if row.label not in known:
                 raise ConfigError(
-                    f"{row.where}: label='{row.label}' is no class of data={config.data}; expected one of its "
+                    f"{row.where}: label='{row.label}' is no class of data={name}; expected one of its "
                     f"{len(known)}, such as {', '.join(self.classes[:3])}. "
                     f"{did_you_mean(row.label, list(self.classes), otherwise='Correct or remove the row.')}"
                 )
 
-    def _encode(self, split: Split, texts: Sequence[LabelledText]) -> None:
+    def _encode(self, split: Split, part: Part[LabelledText]) -> list[int]:
+        """Take in the texts of a split, and return the number of the source of each that stays."""
         numbers = {name: number for number, name in enumerate(self.classes)}
-        rows, labels = [], []
-        for one, row in zip(texts, self._encoder.encode(texts), strict=True):
+        rows, labels, sources = [], [], []
+        for one, row, source in zip(part.rows, self._encoder.encode(part.rows), part.sources, strict=True):
             if row.is_cut and self.config.long_rows == "refuse":
                 raise ConfigError(
                     f"{one.where}: {row.length} tokens are more than max_tokens={self._encoder.max_tokens}; expected "
@@ -275,12 +242,14 @@ class ClassificationTask(Task):
             self.cut[split] += row.is_cut
             rows.append(row)
             labels.append(numbers[one.label])
-        if not rows:
+            sources.append(source)
+        if set(sources) != set(part.sources):
             raise ConfigError(
-                f"{WHERE}: max_tokens={self._encoder.max_tokens} leaves out all {len(texts)} texts of one split; "
-                "expected a length that some have. Raise max_tokens, or set long_rows: cut."
+                f"{WHERE}: max_tokens={self._encoder.max_tokens} leaves out all {len(part.rows)} texts of one split or "
+                "source; expected a length that some have. Raise max_tokens, or set long_rows: cut."
             )
         self._rows[split], self._labels[split] = rows, torch.tensor(labels)
+        return sources
 
     def _class_weights(self) -> Tensor | None:
         """Return the weight of each class, (C,) float32; None if all are 1."""
@@ -294,22 +263,10 @@ class ClassificationTask(Task):
         unknown = next((name for name in chosen if name not in self.classes), None)
         if unknown is not None:
             raise ConfigError(
-                f"{WHERE}: class_weights={unknown!r} is no class of data={self.config.data}; expected some of "
-                f"{', '.join(self.classes[:5])}. {did_you_mean(unknown, list(self.classes))}"
+                f"{WHERE}: class_weights={unknown!r} is no class of data={data_name(self.config.data)}; expected some "
+                f"of {', '.join(self.classes[:5])}. {did_you_mean(unknown, list(self.classes))}"
             )
         return torch.tensor([float(chosen.get(name, 1.0)) for name in self.classes])
-
-    def _batch(self, split: Split, numbers: Sequence[int]) -> dict[str, Tensor]:
-        chosen = list(numbers)
-        batch = self._encoder.batch([self._rows[split][number] for number in chosen])
-        return batch | {"labels": self._labels[split][chosen]}
-
-    def _held_out_batches(self, numbers: Iterator[int], size: int, count: int) -> Iterator[dict[str, Tensor]]:
-        for number in numbers:
-            chosen = range(count)[number * size : (number + 1) * size]
-            if not chosen:
-                return
-            yield self._batch("held_out", chosen)
 
 
 class ClassificationSkeleton(TextSkeleton):
@@ -350,9 +307,14 @@ class ClassificationSkeleton(TextSkeleton):
         return F.cross_entropy(logits_BC, batch["labels"], weight=weights_C, reduction="sum"), self.item_count(batch)
 
 
-def load_texts(source: str, config: RowsConfig) -> list[LabelledText]:
-    """Return the rows of a source; see `labelled_texts`."""
-    return list(labelled_texts(read_rows(source), columns=config.columns, ignore_columns=config.ignore_columns))
+def load_texts(data: Data, config: RowsConfig) -> Part[LabelledText]:
+    """Return the rows of the data; see `labelled_texts`."""
+    found: Part[LabelledText] = Part([], [])
+    for number, (source, reading) in enumerate(sources_of(data, config.columns, config.ignore_columns, where=WHERE)):
+        rows = list(labelled_texts(read_rows(source.path), **reading))
+        found.rows.extend(rows)
+        found.sources.extend([number] * len(rows))
+    return found
 
 
 def class_count(config: ClassificationConfig) -> int:
@@ -361,15 +323,15 @@ def class_count(config: ClassificationConfig) -> int:
     Raises:
         ConfigError: if the data are there and cannot be read.
     """
-    path = Path(config.data).expanduser()
-    if config.data.startswith(HUB_PREFIX) or not path.exists():
+    sources = sources_of(config.data, config.columns, config.ignore_columns, where=WHERE)
+    paths = [Path(source.path).expanduser() for source, _ in sources]
+    if any(source.path.startswith(HUB_PREFIX) for source, _ in sources) or not all(path.exists() for path in paths):
         return 2
-    columns = tuple(sorted(config.columns.items()))
-    return _count_classes(str(path), path.stat().st_mtime_ns, columns, tuple(config.ignore_columns))
+    return _count_classes(json.dumps(config.to_dict()), tuple(path.stat().st_mtime_ns for path in paths))
 
 
 @lru_cache(maxsize=8)
-def _count_classes(path: str, modified: int, columns: tuple[tuple[str, str], ...], ignored: tuple[str, ...]) -> int:
+def _count_classes(settings: str, modified: tuple[int, ...]) -> int:
     """Count once: a plan builds many skeletons of one recipe."""
-    rows = labelled_texts(read_rows(path), columns=dict(columns), ignore_columns=ignored)
-    return max(2, len({row.label for row in rows}))
+    config = ClassificationConfig.parse(json.loads(settings))
+    return max(2, len({row.label for row in load_texts(config.data, config).rows}))

@@ -12,9 +12,17 @@ import torch
 from torch import Tensor, nn
 
 from featherweight.errors import ConfigError
-from featherweight.models.classifier import load_classifier, longest_text, trained_classes
+from featherweight.models.classifier import (
+    classifier_configuration,
+    load_classifier,
+    longest_text,
+    new_classifier,
+    trained_classes,
+)
+from featherweight.models.facts import ModelFacts
 from featherweight.models.load import load_tokenizer
 from featherweight.models.quiet import quiet_transformers
+from featherweight.models.sources import ModelSource
 from featherweight.text.labelled import LabelledText
 from featherweight.training.task import Batch
 from featherweight.unwrap import unwrap_model
@@ -105,6 +113,24 @@ class TextEncoder:
         return EncodedText(
             tuple(whole["input_ids"]), tuple(kinds) if self.has_kinds and kinds is not None else None, length
         )
+
+
+def classifier_facts(source: ModelSource, classes: Sequence[str], tokenizer: Any) -> ModelFacts:
+    """Return what is known of a model with a head for these classes, without its weights.
+
+    Raises:
+        ConfigError: if the source does not exist, or has no architecture with such a head.
+    """
+    configuration = classifier_configuration(source, classes, tokenizer=tokenizer)
+    with quiet_transformers(), torch.device("meta"):
+        model = new_classifier(configuration)
+    return ModelFacts(
+        name=source if isinstance(source, str) else configuration.model_type,
+        model_type=configuration.model_type,
+        parameters=sum(one.numel() for one in model.parameters()),
+        vocab_size=configuration.get_text_config().vocab_size,
+        max_position_embeddings=longest_text(configuration),
+    )
 
 
 def has_kinds(configuration: Any) -> bool:

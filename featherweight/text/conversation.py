@@ -4,7 +4,7 @@ Nothing here knows about files, columns or tokens: `formats` makes these records
 `featherweight.models.templates` makes tokens of them. Texts stand as they were brought; nothing is stripped.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -92,6 +92,25 @@ class Document:
 
 
 Record = Conversation | Preference | Judgement | Document
+TASKS_OF_KINDS = {"conversation": "chat", "preference": "preference", "judgement": "preference", "document": "text"}
+"""Which task trains on which kind of record."""
+
+
+def of_kind(found: Iterator[Record], source: str, kinds: tuple[type[Record], ...], where: str) -> Iterator[Any]:
+    """Yield records that a task learns from.
+
+    Raises:
+        ConfigError: for one of another kind, with the task that learns from it.
+    """
+    for one in found:
+        if not isinstance(one, kinds):
+            kind = type(one).__name__.lower()
+            wanted = " or ".join(f"{one.__name__.lower()}s" for one in kinds)
+            raise ConfigError(
+                f"{where}: data={source} holds rows of the kind '{kind}'; expected {wanted}. Use the task "
+                f"{TASKS_OF_KINDS[kind]} for them."
+            )
+        yield one
 
 
 def check(conversation: Conversation) -> None:

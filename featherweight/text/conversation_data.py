@@ -1,36 +1,30 @@
 """What tasks on rows with columns share: options of model and data, reading, and the split."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, TypeVar
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
-from featherweight.config import Config
 from featherweight.errors import ConfigError
-from featherweight.text.conversation import Conversation, Record, Turn
+from featherweight.text.conversation import Conversation, Record, Turn, of_kind
 from featherweight.text.corpus import split_documents
 from featherweight.text.formats import records
+from featherweight.text.language_task import RowLimits
+from featherweight.text.row_order import RowOrder
 from featherweight.text.rows import read_rows
+from featherweight.text.sources import Data, data_name, sources_of, weights_of
 
 One = TypeVar("One")
-TASKS_OF_KINDS = {"conversation": "chat", "preference": "preference", "judgement": "preference", "document": "text"}
-"""Which task trains on which kind of record."""
 
 
-class RowsConfig(Config):
+class RowsConfig(RowLimits):
     """Options of every task that learns from a model and rows with columns."""
 
-    model: str | dict[str, Any] = "smollm2"
-    """smollm2, tiny, a shape such as llama-60m, a model folder, a .gguf or .json file, a name of the Hugging Face hub,
-    or the configuration of a new model."""
-    weights: Literal["pretrained", "random"] | None = None
-    """With which weights training begins. None: those of the model; a name of a shape, such as llama-3-8b, has none and
-    is refused. random: new ones, also for a model that has some."""
-    tokenizer: str | None = None
-    """Whose tokenizer: any source of a model, or bytes. None: the model's own; a new model has bytes."""
-    data: str
+    data: Data
     """A file (.jsonl, .json, .csv, .tsv, .parquet, .arrow; texts also compressed), a folder of them, or
-    hf:name[:config][:split]. The formats stand in the docs of `featherweight.text.formats`."""
+    hf:name[:config][:split]; or a list of such sources, which may have weights: [{path: a.jsonl, weight: 2}, ...]."""
     columns: dict[str, str] = Field(default_factory=dict)
     """Names of the file's columns for the fields of a row: {prompt: frage, response: antwort}."""
     ignore_columns: list[str] = Field(default_factory=list)
@@ -38,24 +32,11 @@ class RowsConfig(Config):
     held_out: float | str = 0.05
     """Share of the rows to hold out, 0 < share < 1; or a file of its own (rows that begin as one of its rows are not
     trained on)."""
-    held_out_seed: int = 0
-    """Seed of the held-out split; apart from the run's seed, so that runs with different seeds are compared on the same
-    rows."""
     max_tokens: int = Field(default=1024, ge=8)
     """Longest row in tokens."""
-    max_train_rows: int | None = Field(default=None, ge=1)
-    """Use only the first so many training rows; None uses all."""
-    max_held_out_rows: int | None = Field(default=None, ge=1)
-    """Use only the first so many held-out rows; None uses all."""
-
-    @field_validator("held_out")
-    @classmethod
-    def _is_a_share(cls, held_out: float | str) -> float | str:
-        if isinstance(held_out, float | int) and not 0 < held_out < 1:
-            raise ValueError(
-                "is out of range; expected 0 < held_out < 1, or the path of a file. Set it to 0.05, for example."
-            )
-        return held_out
+    group_by_length: bool = False
+    """True: rows of like length stand in one micro-batch, which saves padding; the longest come first. False: rows come
+    in an order of chance."""
 
 
 class ConversationConfig(RowsConfig):
@@ -65,67 +46,120 @@ class ConversationConfig(RowsConfig):
     """Chat template: chatml, alpaca, or a text of Jinja. None: the tokenizer's own. It is saved with the model."""
 
 
-def load_records(source: str, config: ConversationConfig, kinds: tuple[type[Record], ...], where: str) -> list[Any]:
-    """Return what the rows of a source say.
+@dataclass(frozen=True)
+class Part(Generic[One]):
+    """The rows of one split, by source."""
+
+    rows: list[One]
+    sources: list[int]
+    """Of each row, the number of its source."""
+
+    def limited(self, count: int | None) -> "Part[One]":
+        """Return the first so many rows, of each source its share; None keeps all."""
+        if count is None or count >= len(self.rows):
+            return self
+        seen: Counter[int] = Counter()
+        ranks = []
+        for source in self.sources:
+            ranks.append(seen[source])
+            seen[source] += 1
+        # The first row of every source, then the second of every one, until there are enough.
+        chosen = sorted(sorted(range(len(ranks)), key=lambda place: (ranks[place], place))[:count])
+        return Part([self.rows[place] for place in chosen], [self.sources[place] for place in chosen])
+
+
+def load_records(data: Data, config: ConversationConfig, kinds: tuple[type[Record], ...], where: str) -> "Part[Any]":
+    """Return what the rows of the data say.
 
     Args:
-        source: see `read_rows`.
-        config: how its columns are read.
+        data: of the task, or what it holds out.
+        config: how columns are read.
         kinds: of records that the task learns from.
         where: opens messages: "task chat".
     Raises:
         ConfigError: for a row that is not understood, or is of another kind.
     """
-    found = []
-    for one in records(read_rows(source), columns=config.columns, ignore_columns=config.ignore_columns):
-        if not isinstance(one, kinds):
-            kind = type(one).__name__.lower()
-            wanted = " or ".join(f"{one.__name__.lower()}s" for one in kinds)
-            raise ConfigError(
-                f"{where}: data={source} holds rows of the kind '{kind}'; expected {wanted}. Use the task "
-                f"{TASKS_OF_KINDS[kind]} for them."
-            )
-        found.append(one)
+    found: Part[Any] = Part([], [])
+    for number, (source, reading) in enumerate(sources_of(data, config.columns, config.ignore_columns, where=where)):
+        for one in of_kind(records(read_rows(source.path), **reading), source.path, kinds, where):
+            found.rows.append(one)
+            found.sources.append(number)
     return found
 
 
 def split_records(
-    rows: Sequence[One],
-    held_out: Sequence[One] | None,
+    found: Part[One],
+    held_out: Part[One] | None,
     config: RowsConfig,
     beginning: Callable[[One], str],
     where: str,
-) -> tuple[list[One], list[One]]:
+) -> tuple[Part[One], Part[One]]:
     """Return training and held-out rows; rows that begin alike stand on one side.
 
     Args:
-        rows: of the data.
-        held_out: of the file to hold out, if one is named.
+        found: rows of the data.
+        held_out: rows of the file to hold out, if one is named.
         config: share and seed.
         beginning: what a row begins with, in words.
         where: opens messages.
     Raises:
-        ConfigError: if nothing is left to train on or to hold out.
+        ConfigError: if nothing is left to train on, of one of the sources either, or to hold out.
     """
-    beginnings = [beginning(row) for row in rows]
+    name = data_name(config.data)
+    beginnings = [beginning(row) for row in found.rows]
     if held_out is not None:
-        known = {beginning(row) for row in held_out}
-        training = [row for row, text in zip(rows, beginnings, strict=True) if text not in known]
-        if not training:
+        known = {beginning(row) for row in held_out.rows}
+        training = _chosen(found, [text not in known for text in beginnings])
+        if not training.rows:
             raise ConfigError(
-                f"{where}: data={config.data} holds no row that does not begin as one of held_out={config.held_out}; "
+                f"{where}: data={name} holds no row that does not begin as one of held_out={config.held_out}; "
                 "expected some to train on. Hold out another file, or a share such as 0.05."
             )
-        return training, list(held_out)
-    if len(set(beginnings)) < 2:
+    else:
+        if len(set(beginnings)) < 2:
+            raise ConfigError(
+                f"{where}: data={name} holds rows that all begin alike; expected 2 or more, one of them to hold "
+                "out. Add rows, or name a second file in held_out."
+            )
+        assert isinstance(config.held_out, float)
+        trained = set(split_documents(beginnings, config.held_out, config.held_out_seed)[0])
+        training = _chosen(found, [text in trained for text in beginnings])
+        held_out = _chosen(found, [text not in trained for text in beginnings])
+    _require_every_source(training, config, where)
+    return training, held_out
+
+
+def _chosen(found: Part[One], is_chosen: Sequence[bool]) -> Part[One]:
+    places = [place for place, chosen in enumerate(is_chosen) if chosen]
+    return Part([found.rows[place] for place in places], [found.sources[place] for place in places])
+
+
+def _require_every_source(training: Part[Any], config: RowsConfig, where: str) -> None:
+    if isinstance(config.data, str):
+        return
+    left = set(range(len(config.data))) - set(training.sources)
+    if left:
+        name = data_name([config.data[min(left)]])
         raise ConfigError(
-            f"{where}: data={config.data} holds rows that all begin alike; expected 2 or more, one of them to hold "
-            "out. Add rows, or name a second file in held_out."
+            f"{where}: data={name} has no row left to train on beside what is held out; expected one or more of every "
+            "source. Leave the source out, or add rows to it."
         )
-    assert isinstance(config.held_out, float)
-    chosen = set(split_documents(beginnings, config.held_out, config.held_out_seed)[0])
-    training = [row for row, text in zip(rows, beginnings, strict=True) if text in chosen]
-    return training, [row for row, text in zip(rows, beginnings, strict=True) if text not in chosen]
+
+
+def order_of(config: RowsConfig, sources: Sequence[int], lengths: Sequence[int]) -> RowOrder:
+    """Return how training rows are drawn.
+
+    Args:
+        config: weights of sources, and whether rows of like length stand together.
+        sources: of each row, the number of its source.
+        lengths: of each row, in tokens.
+    """
+    grouped = lengths if config.group_by_length else None
+    weights = weights_of(config.data)
+    if weights is None:
+        return RowOrder([range(len(sources))], None, grouped)
+    rows = [[row for row, of in enumerate(sources) if of == number] for number in range(len(weights))]
+    return RowOrder(rows, weights, grouped)
 
 
 def beginning_of(turns: Sequence[Turn]) -> str:

@@ -84,7 +84,7 @@ def split_documents(documents: Iterable[str], held_out_fraction: float, seed: in
             "example."
         )
     documents = list(documents)
-    places = {document: _place(document, seed) for document in documents}
+    places = {document: place_of(document, seed) for document in documents}
     if len(places) < 2:
         raise ConfigError(
             f"corpus: documents={len(places)} after removing copies, too few to split; expected at least 2, one "
@@ -118,7 +118,7 @@ def cut_document(document: str, pieces: int = 20) -> list[str]:
     return ["".join(lines[start:stop]) for start, stop in itertools.pairwise(edges)]
 
 
-def _place(document: str, seed: int) -> float:
+def place_of(document: str, seed: int) -> float:
     """Return a number in [0, 1) that is uniform over texts."""
     text = document.encode("utf-8", "surrogatepass")
     digest = hashlib.blake2b(text, digest_size=8, salt=seed.to_bytes(8, "little", signed=True)).digest()
@@ -321,11 +321,12 @@ def _from_datasets(source: str, text_key: str) -> Iterator[str]:
         yield _checked_text(value, text_key, f"{source}, row {number}")
 
 
-def load_hub_rows(source: str) -> Any:
+def load_hub_rows(source: str, *, is_streamed: bool = False) -> Any:
     """Return a data set of the hub, or of a local folder, as the package `datasets` does.
 
     Args:
         source: ``hf:name[:config][:split]``.
+        is_streamed: read rows as they are asked for, instead of bringing all of them here first.
     Raises:
         ConfigError: if it cannot be loaded.
     """
@@ -339,8 +340,8 @@ def load_hub_rows(source: str) -> Any:
         if (folder / "dataset_dict.json").exists():
             return datasets.load_from_disk(str(folder))[split]
         if folder.is_dir():
-            return datasets.load_dataset(str(folder), configuration, split=split)
-        return _from_hub(name, configuration, split)
+            return datasets.load_dataset(str(folder), configuration, split=split, streaming=is_streamed)
+        return _from_hub(name, configuration, split, is_streamed)
     except Exception as error:
         # The package raises a dozen classes of its own, and those of four libraries below it.
         raise ConfigError(
@@ -349,7 +350,7 @@ def load_hub_rows(source: str) -> Any:
         ) from error
 
 
-def _from_hub(name: str, configuration: str | None, split: str) -> Any:
+def _from_hub(name: str, configuration: str | None, split: str, is_streamed: bool) -> Any:
     import datasets
 
     try:
@@ -358,12 +359,12 @@ def _from_hub(name: str, configuration: str | None, split: str) -> Any:
         # What was loaded before is in the package's cache, to which it turns at once if it knows that it is offline.
         was_offline, datasets.config.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE, True
         try:
-            return datasets.load_dataset(name, configuration, split=split)
+            return datasets.load_dataset(name, configuration, split=split, streaming=is_streamed)
         except Exception:
             raise unreachable from None
         finally:
             datasets.config.HF_HUB_OFFLINE = was_offline
-    return datasets.load_dataset(name, configuration, split=split)
+    return datasets.load_dataset(name, configuration, split=split, streaming=is_streamed)
 
 
 def _parse_hub_name(source: str) -> tuple[str, str | None, str]:

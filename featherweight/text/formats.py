@@ -42,7 +42,7 @@ ROLE_NAMES: dict[str, Role] = {
     **dict.fromkeys(("tool", "function", "observation", "ipython", "function_response"), "tool"),
 }
 """What the sides of a conversation are called in files."""
-IDENTIFIERS = ("id", "idx", "index", "uuid", "guid", "hash", "conversation_id", "prompt_id")
+IDENTIFIERS = ("id", "idx", "index", "", "unnamed: 0", "uuid", "guid", "hash", "conversation_id", "prompt_id")
 """Columns that name a row and carry none of its text, as long as they hold a single word."""
 _ALIASES: dict[str, tuple[str, ...]] = {
     "messages": ("messages", "conversations", "conversation", "dialog", "dialogue"),
@@ -128,7 +128,7 @@ def understand(
                 f"{did_you_mean(column, [str(name) for name in row])}"
             )
     present = {name: value for name, value in row.items() if name not in ignore_columns and not _is_missing(value)}
-    found = _fields(present, columns)
+    found = fields_of(present, columns)
     for one in FORMATS:
         if all(field in found for field in one.needed):
             used = {field: column for field, column in found.items() if field in one.fields}
@@ -136,6 +136,14 @@ def understand(
             understood = Understanding(one, used, left)
             refuse_lost_text(row, understood, where, ignore_columns)
             return understood
+    empty = {field: column for field, column in fields_of(row, columns).items() if field not in found}
+    for one in FORMATS:
+        lacking = [empty[field] for field in one.needed if field in empty]
+        if lacking and all(field in found or field in empty for field in one.needed):
+            raise ConfigError(
+                f"{where}: column={lacking[0]!r} is empty; expected a value, as rows of the format '{one.name}' have. "
+                "Fill or remove the row."
+            )
     raise ConfigError(
         f"{where}: columns={', '.join(map(str, row)) or 'none'} are of no known format; expected one of "
         f"{'; '.join(f'{one.name} ({_spelled(one)})' for one in FORMATS)}. Name them: columns: {{prompt: "
@@ -143,7 +151,7 @@ def understand(
     )
 
 
-def _fields(row: Row, columns: Mapping[str, str]) -> dict[str, str]:
+def fields_of(row: Row, columns: Mapping[str, str]) -> dict[str, str]:
     """Return the column of each field that a row has."""
     taken = set(columns.values())
     by_name = {str(name).lower(): str(name) for name in row if name not in taken}
@@ -224,7 +232,7 @@ def records(
 
 def _with_optional(understood: Understanding, row: Row) -> Understanding:
     """Return how a row is read that has optional fields which the rows before did not have."""
-    found = _fields({name: value for name, value in row.items() if not _is_missing(value)}, {})
+    found = fields_of({name: value for name, value in row.items() if not _is_missing(value)}, {})
     more = {f: c for f, c in found.items() if f in understood.format.optional and f not in understood.columns}
     if not more:
         return understood
@@ -374,7 +382,7 @@ def _text(value: Any, column: str, where: str) -> str:
         return value
     if isinstance(value, list | tuple) and value and all(isinstance(p, Mapping) and "type" in p for p in value):
         other = next(
-            (part["type"] for part in value if part["type"] != "text" or not isinstance(part["text"], str)), None
+            (part["type"] for part in value if part["type"] != "text" or not isinstance(part.get("text"), str)), None
         )
         if other is None:
             return "".join(part["text"] for part in value)
@@ -401,6 +409,8 @@ def _tools(tools: Any, where: str) -> tuple[Mapping[str, Any], ...]:
 
 
 def _truth(label: Any, where: str) -> bool:
+    if isinstance(label, str) and label.strip().lower() in ("true", "false", "1", "0"):
+        return label.strip().lower() in ("true", "1")  # tables of text know nothing else
     if isinstance(label, bool) or label in (0, 1):
         return bool(label)
     raise ConfigError(f"{where}: label={label!r} is neither true nor false; expected one of them. Correct the row.")

@@ -25,6 +25,9 @@ Template = Literal["alpaca", "official"]
 _PREAMBLE = "Below is an instruction that describes a task. Write a response that appropriately completes the request."
 _ANSWER_FORMAT = re.compile(r"Answer format:\s*(.+?)\s*$", re.IGNORECASE)
 
+_GSM8K_ANSWER = re.compile(r"\n#### ?(-?[$\d][\d.,]*)\s*\Z")
+"""The last line of a solution of GSM8K."""
+
 CONTAMINATED_BY_MATH_10K = ("AddSub", "MultiArith", "SingleEq")
 """Test sets whose questions stand in MAWPS, which math_10k trains on; report them apart, if at all."""
 
@@ -53,11 +56,11 @@ def load_instructions(path: str | os.PathLike[str]) -> list[Instruction]:
 
     Args:
         path: JSON or JSON lines. The question may stand under input (if not empty), instruction, prompt, question,
-            Problem or problem; the response under output, chosen, answer (up to "####"), Rationale, rationale,
-            solution.
+            Problem or problem; the response under output, answer, Rationale, rationale, solution. Both stay as they
+            stand, but for a last line of GSM8K ("#### 72"), which is the answer and no part of the response.
     Raises:
-        ConfigError: if the file cannot be read, is empty, or a row has no question or response; rows count from 1,
-            blank lines are none.
+        ConfigError: if the file cannot be read, is empty, or a row has no question or response, or text that this task
+            would not train on; rows count from 1, blank lines are none.
     """
     try:
         text = Path(path).expanduser().read_text(encoding="utf-8-sig")
@@ -85,27 +88,41 @@ def _parse(text: str, path: Any, first_line: int) -> Any:
         ) from error
 
 
+_QUESTIONS = ("input", "instruction", "prompt", "question", "Problem", "problem", "original_text")
+_RESPONSES = ("output", "answer", "Rationale", "rationale", "solution", "ans")
+_FACTS = ("segmented_text", "equation", "Equation", "options", "correct", "category", "id")
+"""Columns of the sets of LLM-Adapters that say nothing that a model should read."""
+
+
 def _instruction(entry: Any, number: int, path: Any) -> Instruction:
+    where = f"load_instructions: row={number} of {path}"
     if not isinstance(entry, Mapping):
         raise ConfigError(
-            f"load_instructions: row={number} of {path} is a {type(entry).__name__}; expected an object with an "
-            "instruction and an output. Correct the row."
+            f"{where} is a {type(entry).__name__}; expected an object with an instruction and an output. Correct the "
+            "row."
         )
-    question = _first(entry, ("input", "instruction", "prompt", "question", "Problem", "problem", "original_text"))
+    lost = [key for key, value in entry.items() if key not in (*_QUESTIONS, *_RESPONSES, *_FACTS) and value]
+    if lost and not isinstance(entry[lost[0]], int | float | bool):
+        task = "preference" if {"chosen", "rejected"} & set(entry) else "chat"
+        raise ConfigError(
+            f"{where} has the column {lost[0]!r}, which the task instructions would not train on; expected an "
+            f"instruction and an output alone. Use the task {task}, which knows more formats, or remove the column."
+        )
+    question = _first(entry, _QUESTIONS, where)
     if entry.get("instruction") and entry.get("input"):
         question = f"{entry['instruction']}\n\n{entry['input']}"
-    response = _first(entry, ("output", "chosen", "answer", "Rationale", "rationale", "solution", "ans"))
+    response = _first(entry, _RESPONSES, where)
     if question is None or response is None:
         lacking = "question" if question is None else "response"
         raise ConfigError(
-            f"load_instructions: row={number} of {path} has the keys {sorted(entry)} and no {lacking} among them; "
-            "expected an instruction and an output that are not empty. Rename the keys, or fill or remove the row."
+            f"{where} has the keys {sorted(entry)} and no {lacking} among them; expected an instruction and an output "
+            "that are not empty. Rename the keys, or fill or remove the row."
         )
-    response, _, final = response.partition("####")
     answer = entry.get("answer")
-    return Instruction(
-        question, response.strip(), str(final.strip() or (response if answer is None else answer)).strip()
-    )
+    final = _GSM8K_ANSWER.search(response)
+    if final is not None:
+        return Instruction(question, response[: final.start()], final[1])
+    return Instruction(question, response, str(response if answer is None else answer).strip())
 
 
 def as_cloze(example: Instruction) -> Instruction | None:
@@ -131,8 +148,17 @@ def as_cloze(example: Instruction) -> Instruction | None:
     return Instruction(stem, texts[names.index(example.answer)], example.answer, tuple(texts))
 
 
-def _first(entry: Mapping[str, Any], keys: Sequence[str]) -> str | None:
-    return next((str(entry[key]) for key in keys if entry.get(key) not in (None, "")), None)
+def _first(entry: Mapping[str, Any], keys: Sequence[str], where: str) -> str | None:
+    key = next((key for key in keys if entry.get(key) not in (None, "")), None)
+    if key is None:
+        return None
+    value = entry[key]
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise ConfigError(
+            f"{where} holds a {type(value).__name__} under {key!r}; expected a text. Correct the row, or use the task "
+            "chat, which reads lists of messages."
+        )
+    return str(value)
 
 
 def prompt_of(instruction: str, template: Template = "alpaca", *, for_training: bool = True) -> str:

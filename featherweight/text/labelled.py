@@ -63,7 +63,7 @@ def labelled_texts(
             raise ConfigError(
                 f"{where}: the row is a {type(row).__name__}; expected an object with columns. Correct the row."
             )
-        found = _columns_of(row, where, columns or {}, needs_label)
+        found = columns_of(row, where, columns or {}, needs_label)
         if needs_label:
             refuse_lost_text(row, Understanding(FORMAT, found), where, ignore_columns)
         yield LabelledText(
@@ -111,6 +111,17 @@ def class_names(labels: Iterable[str], known: Sequence[str] | None = None) -> tu
     return tuple(sorted(names, key=lambda name: (int(name), name)) if are_numbers else sorted(names))
 
 
+def is_labelled(row: Row, columns: Mapping[str, str] | None = None) -> bool:
+    """Tell whether a row has a text and a class, as far as its columns say.
+
+    Example:
+        >>> is_labelled({"Sentence": "Hello", "class": 3}), is_labelled({"text": "Hello"})
+        (True, False)
+    """
+    names = {str(name).lower() for name in row}
+    return all(field in (columns or {}) or any(alias in names for alias in ALIASES[field]) for field in FORMAT.needed)
+
+
 def _check_fields(columns: Mapping[str, str]) -> None:
     for field in columns:
         if field not in ALIASES:
@@ -120,7 +131,7 @@ def _check_fields(columns: Mapping[str, str]) -> None:
             )
 
 
-def _columns_of(row: Row, where: str, columns: Mapping[str, str], needs_label: bool) -> dict[str, str]:
+def columns_of(row: Row, where: str, columns: Mapping[str, str], needs_label: bool) -> dict[str, str]:
     """Return the column of each field that a row has."""
     taken = set(columns.values())
     by_name = {str(name).lower(): str(name) for name in row if name not in taken}

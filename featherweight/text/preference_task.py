@@ -8,7 +8,6 @@ Shapes: P pairs or judged answers of a micro-batch, each with 2 rows, R = 2 P ro
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -18,25 +17,28 @@ from torch import Tensor, nn
 from featherweight.errors import ConfigError
 from featherweight.methods.fused_head import causal_logprobs
 from featherweight.models.facts import model_facts
-from featherweight.models.load import load_model, load_tokenizer
+from featherweight.models.load import load_tokenizer
 from featherweight.models.quiet import quiet_transformers
-from featherweight.models.save import save_model_folder
-from featherweight.models.templates import choose_template, encode_conversation, stop_ids
-from featherweight.models.weights import begins_pretrained, check_weights
+from featherweight.models.templates import choose_template, encode_conversation
+from featherweight.text.causal_task import Endings, begin_model
 from featherweight.text.conversation import Conversation, Judgement, Preference, Turn
 from featherweight.text.conversation_data import (
     ConversationConfig,
+    Part,
     beginning_of,
     load_records,
+    order_of,
     split_records,
     template_name,
 )
 from featherweight.text.instructions import pad_batch
+from featherweight.text.language_task import LanguageTask, facts_of, require_length
 from featherweight.text.packing import IGNORED_LABEL
 from featherweight.text.preference_loss import NEEDS_REFERENCE, Outcome, PreferenceMethod, dpo, kto, orpo, simpo
+from featherweight.text.row_order import RowOrder
 from featherweight.text.skeleton import TextSkeleton
-from featherweight.training.order import micro_batch_numbers, shuffled_rows
-from featherweight.training.task import Batch, Split, Task, Words
+from featherweight.text.sources import data_name
+from featherweight.training.task import Batch, Split, Words
 
 WHERE = "task preference"
 BETAS: dict[PreferenceMethod, float] = {"dpo": 0.1, "kto": 0.1, "simpo": 2.0, "orpo": 0.1}
@@ -80,10 +82,11 @@ class Sample:
     is_good: bool = True
 
 
-class PreferenceTask(Task):
+class PreferenceTask(LanguageTask):
     """Prefer what is preferred.
 
-    Rows of a micro-batch are padded behind their end; the two of a sample stand side by side.
+    Micro-batches hold P samples: "input_ids" and "labels" (P, 2, L) int64, padded behind their end, the two rows of a
+    sample side by side; "is_good" (P,) bool; where a reference is needed "reference" (P, 2) float32.
 
     Args:
         config: options.
@@ -93,22 +96,12 @@ class PreferenceTask(Task):
     """
 
     Config = PreferenceConfig
-    length_key = "max_tokens"
+    where = WHERE
 
     @classmethod
     def skeleton(cls, config: PreferenceConfig, *, seed: int, layers: int | None = None) -> "PreferenceSkeleton":
         """Return a task whose rows all have `max_tokens`, without data and weights; see `Skeleton`."""
         return PreferenceSkeleton(config, layers=layers)
-
-    @classmethod
-    def is_pretrained(cls, config: PreferenceConfig) -> bool:
-        """Tell whether training begins with the weights of a trained model."""
-        return begins_pretrained(config.model, config.weights)
-
-    @classmethod
-    def check_weights(cls, config: PreferenceConfig, adapters: Sequence[str] = ()) -> None:
-        """Refuse a shape without weights, and adapters on random ones; see `featherweight.models.weights`."""
-        check_weights(config.model, config.weights, adapters=adapters, where=WHERE)
 
     def __init__(self, config: PreferenceConfig, *, seed: int) -> None:
         self.config = config
@@ -119,34 +112,21 @@ class PreferenceTask(Task):
         choose_template(tokenizer, config.template, where=WHERE)
         training, held_out = self._split()
         self.facts = model_facts(config.model, tokenizer=tokenizer)
-        longest = self.facts.max_position_embeddings
-        if longest is not None and config.max_tokens > longest:
-            raise ConfigError(
-                f"{WHERE}: max_tokens={config.max_tokens} is longer than max_position_embeddings={longest} of model "
-                f"'{self.facts.name}'; expected 8 <= max_tokens <= {longest}. Lower max_tokens or choose another model."
-            )
+        require_length(self, self.facts)
         self.left_out: dict[Split, int] = {"train": 0, "held_out": 0}
+        encoded = self._encode(training.limited(config.max_train_rows), "train")
+        self._sources = encoded.sources
         self._samples: dict[Split, list[Sample]] = {
-            "train": self._encode(training[: config.max_train_rows], "train"),
-            "held_out": self._encode(held_out[: config.max_held_out_rows], "held_out"),
+            "train": encoded.rows,
+            "held_out": self._encode(held_out.limited(config.max_held_out_rows), "held_out").rows,
         }
         self._reference: dict[Split, Tensor] = {}
-        self._stops = stop_ids(tokenizer)
-        pad: int | None = tokenizer.pad_token_id
-        self._pad = pad if pad is not None else (self._stops or [0])[0]
+        self._endings = Endings.of(tokenizer, where=WHERE)
 
     def build_model(self) -> nn.Module:
         """Return the model with float32 weights on the CPU; random weights follow from the task's seed."""
-        model = load_model(
-            self.config.model,
-            tokenizer=self.tokenizer,
-            seed=self.seed,
-            random_weights=self.config.weights == "random",
-        )
-        settings: Any = getattr(model, "generation_config", None)
-        if settings is not None and self._stops:
-            settings.eos_token_id = self._stops if len(self._stops) > 1 else self._stops[0]
-            settings.pad_token_id = self._pad
+        model = begin_model(self)
+        self._endings.write(model)
         return model
 
     def prepare(self, model: nn.Module) -> None:
@@ -158,40 +138,27 @@ class PreferenceTask(Task):
         if self.config.method in NEEDS_REFERENCE:
             self._reference = {split: self._reference_of(model, samples) for split, samples in self._samples.items()}
 
-    def train_rows(self) -> int:
-        """Return the rows of one epoch."""
-        return len(self._samples["train"])
+    def row_count(self, split: Split) -> int:
+        """Return the samples of a split."""
+        return len(self._samples[split])
 
-    def batches(
-        self,
-        split: Split,
-        *,
-        micro_batch_size: int,
-        seed: int,
-        process_rank: int = 0,
-        world_size: int = 1,
-        start: int = 0,
-    ) -> Iterator[dict[str, Tensor]]:
-        """Yield micro-batches of P samples.
+    def row_order(self) -> RowOrder:
+        """Mix sources by their weights, and group by length, where asked for."""
+        lengths = [max(len(one.first.ids), len(one.second.ids)) for one in self._samples["train"]]
+        return order_of(self.config, self._sources, lengths)
 
-        "input_ids" and "labels" (P, 2, L) int64; "is_good" (P,) bool; where a reference is needed "reference" (P, 2)
-        float32. Arguments: see `Task.batches`.
-
-        Raises:
-            ConfigError: if a number is out of range.
-        """
-        numbers = micro_batch_numbers(
-            micro_batch_size=micro_batch_size,
-            process_rank=process_rank,
-            world_size=world_size,
-            start=start,
-            where=WHERE,
-        )
-        count = len(self._samples[split])
-        if split == "train":
-            orders = shuffled_rows(numbers, micro_batch_size=micro_batch_size, row_count=count, seed=seed)
-            return (self._batch(split, chosen) for chosen in orders)
-        return self._held_out_batches(numbers, micro_batch_size, count)
+    def collate(self, split: Split, rows: Sequence[int]) -> dict[str, Tensor]:
+        """Return samples of a split as a micro-batch."""
+        samples = [self._samples[split][number] for number in rows]
+        sides = [side for one in samples for side in (one.first, one.second)]
+        padded = pad_batch([{"input_ids": side.ids, "labels": side.labels} for side in sides], self._endings.pad)
+        batch = {name: padded[name].view(len(samples), 2, -1) for name in ("input_ids", "labels")}
+        batch["is_good"] = torch.tensor([one.is_good for one in samples])
+        if self.config.method in NEEDS_REFERENCE:
+            if not self._reference:
+                self.prepare(self.build_model())
+            batch["reference"] = self._reference[split][list(rows)]
+        return batch
 
     def item_count(self, batch: Batch) -> int:
         """Return the number of pairs, or of judged answers."""
@@ -222,24 +189,11 @@ class PreferenceTask(Task):
             "reward_margin": float(margin.mean()),
         }
 
-    def save_model(self, model: nn.Module, folder: Path) -> None:
-        """Write model and tokenizer, with the template that trained, as a folder that `transformers` opens.
-
-        Raises:
-            ConfigError: if the folder holds something else, or cannot be written.
-        """
-        save_model_folder(model, self.tokenizer, Path(folder))
-
     def describe(self) -> dict[str, object]:
         """Return names and exact counts for the report; tokens are those of the answers."""
         config = self.config
-        facts: dict[str, object] = {
-            "model": self.facts.name,
-            "weights": "pretrained" if self.is_pretrained(config) else "random",
-            "model_type": self.facts.model_type,
-            "parameters": self.facts.parameters,
-            "vocab_size": self.facts.vocab_size,
-            "data": config.data,
+        facts = facts_of(self, self.facts) | {
+            "data": data_name(config.data),
             "template": template_name(config),
             "method": config.method,
             "beta": beta_of(config),
@@ -254,7 +208,7 @@ class PreferenceTask(Task):
 
     # ---- data --------------------------------------------------------------------------------------------------------
 
-    def _split(self) -> tuple[list[Any], list[Any]]:
+    def _split(self) -> tuple[Part[Any], Part[Any]]:
         config = self.config
         kinds = (Preference, Judgement) if config.method == "kto" else (Preference,)
         rows = self._judged(load_records(config.data, config, kinds, WHERE))
@@ -263,30 +217,35 @@ class PreferenceTask(Task):
             held_out = self._judged(load_records(config.held_out, config, kinds, WHERE))
         return split_records(rows, held_out, config, _beginning, WHERE)
 
-    def _judged(self, rows: Sequence[Any]) -> list[Any]:
+    def _judged(self, part: Part[Any]) -> Part[Any]:
         """Return pairs as two judged answers each, where the method takes those."""
         if self.config.method != "kto":
-            return list(rows)
-        return [
-            judged
-            for row in rows
+            return part
+        taken_apart = [
+            (judged, source)
+            for row, source in zip(part.rows, part.sources, strict=True)
             for judged in (
                 [row]
                 if isinstance(row, Judgement)
                 else [Judgement(c, good) for c, good in zip(row.conversations(), (True, False), strict=True)]
             )
         ]
+        return Part([row for row, _ in taken_apart], [source for _, source in taken_apart])
 
-    def _encode(self, rows: Sequence[Any], split: Split) -> list[Sample]:
+    def _encode(self, part: Part[Any], split: Split) -> Part[Sample]:
+        found: Part[Sample] = Part([], [])
         with quiet_transformers():
-            samples = [one for number in range(len(rows)) if (one := self._sample(rows, number)) is not None]
-        self.left_out[split] = len(rows) - len(samples)
-        if not samples:
+            for number, source in enumerate(part.sources):
+                if (one := self._sample(part.rows, number)) is not None:
+                    found.rows.append(one)
+                    found.sources.append(source)
+        self.left_out[split] = len(part.rows) - len(found.rows)
+        if set(found.sources) != set(part.sources):
             raise ConfigError(
-                f"{WHERE}: max_tokens={self.config.max_tokens} leaves out all {len(rows)} rows of one split; expected "
-                "a length that some have. Raise max_tokens."
+                f"{WHERE}: max_tokens={self.config.max_tokens} leaves out all {len(part.rows)} rows of one split or "
+                "source; expected a length that some have. Raise max_tokens."
             )
-        return samples
+        return found
 
     def _sample(self, rows: Sequence[Any], number: int) -> Sample | None:
         """Return a sample; None if it is too long and is to be left out."""
@@ -325,25 +284,6 @@ class PreferenceTask(Task):
         )
         return Encoded(encoded.ids, tuple(encoded.labels(range(-said, 0), ignored=IGNORED_LABEL)))
 
-    def _batch(self, split: Split, numbers: Sequence[int]) -> dict[str, Tensor]:
-        samples = [self._samples[split][number] for number in numbers]
-        rows = [row for one in samples for row in (one.first, one.second)]
-        padded = pad_batch([{"input_ids": row.ids, "labels": row.labels} for row in rows], self._pad)
-        batch = {name: padded[name].view(len(samples), 2, -1) for name in ("input_ids", "labels")}
-        batch["is_good"] = torch.tensor([one.is_good for one in samples])
-        if self.config.method in NEEDS_REFERENCE:
-            if not self._reference:
-                self.prepare(self.build_model())
-            batch["reference"] = self._reference[split][list(numbers)]
-        return batch
-
-    def _held_out_batches(self, numbers: Iterator[int], size: int, count: int) -> Iterator[dict[str, Tensor]]:
-        for number in numbers:
-            chosen = range(count)[number * size : (number + 1) * size]
-            if not chosen:
-                return
-            yield self._batch("held_out", chosen)
-
     def _reference_of(self, model: nn.Module, samples: Sequence[Sample]) -> Tensor:
         """Return the summed log-probabilities of all answers under a model, (samples, 2) float32."""
         device = next(model.parameters()).device
@@ -353,7 +293,7 @@ class PreferenceTask(Task):
         with torch.no_grad():
             for one in samples:
                 batch = pad_batch(
-                    [{"input_ids": r.ids, "labels": r.labels} for r in (one.first, one.second)], self._pad
+                    [{"input_ids": r.ids, "labels": r.labels} for r in (one.first, one.second)], self._endings.pad
                 )
                 labels = batch["labels"].to(device)
                 sums_R = causal_logprobs(model, labels, input_ids=batch["input_ids"].to(device)).sum(dim=1)

@@ -9,10 +9,14 @@ import bz2
 import csv
 import gzip
 import io
+import itertools
 import json
+import logging
 import lzma
 import sys
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO, cast
 
@@ -47,12 +51,13 @@ ENDINGS = (*_LINES, *_LIST, *_DELIMITERS, *_BUILDERS)
 """Of files that are read; texts may be compressed: .gz, .bz2, .xz, .zst."""
 
 
-def read_rows(source: str) -> Iterator[tuple[str, Row]]:
+def read_rows(source: str, *, is_streamed: bool = False) -> Iterator[tuple[str, Row]]:
     """Yield the rows of a source with their places, in a fixed order.
 
     Args:
         source: a file (see `ENDINGS`), a folder of such files, a folder that `datasets` wrote, or
             ``hf:name[:config][:split]``.
+        is_streamed: take the rows of a data set of the hub from there as they are asked for.
     Yields:
         (place, row): "chats.jsonl, line 3" and column to value.
     Raises:
@@ -60,17 +65,29 @@ def read_rows(source: str) -> Iterator[tuple[str, Row]]:
     Cost: one row at a time for JSON lines, CSV and parquet; a .json file is read whole.
     """
     count = 0
-    for place_and_row in _rows(source):
+    for place_and_row in _rows(source, is_streamed):
         count += 1
         yield place_and_row
     if not count:
         raise ConfigError(f"data: data={source} holds no row; expected one or more. Fill the file, or name another.")
 
 
-def _rows(source: str) -> Iterator[tuple[str, Row]]:
+def row_files(source: str) -> list[str]:
+    """Return what a source is read from, in a fixed order: the files of a folder, or the source itself."""
     path = Path(source).expanduser()
+    if source.startswith(HUB_PREFIX) or not path.is_dir() or _is_written_by_datasets(path):
+        return [source]
+    return [str(file) for file in _files_below(path)] or [source]
+
+
+def _rows(source: str, is_streamed: bool) -> Iterator[tuple[str, Row]]:
+    path = Path(source).expanduser()
+    if not source.strip():
+        raise ConfigError(
+            f"data: data={source!r} names nothing; expected a file, a folder, or '{HUB_PREFIX}name'. Write a path."
+        )
     if source.startswith(HUB_PREFIX):
-        yield from _numbered(load_hub_rows(source), source)
+        yield from _numbered(load_hub_rows(source, is_streamed=is_streamed), source)
     elif not path.exists():
         near = [entry.name for entry in path.parent.iterdir()][:200] if path.parent.is_dir() else []
         raise ConfigError(
@@ -79,10 +96,10 @@ def _rows(source: str) -> Iterator[tuple[str, Row]]:
         )
     elif not path.is_dir():
         yield from _file_rows(path)
-    elif (path / "state.json").exists() or (path / "dataset_dict.json").exists():
+    elif _is_written_by_datasets(path):
         yield from _numbered(load_hub_rows(f"{HUB_PREFIX}{path}"), source)
     else:
-        files = [file for file in sorted(path.rglob("*")) if file.is_file() and _kind(file)[0] in ENDINGS]
+        files = _files_below(path)
         if not files:
             raise ConfigError(
                 f"data: data={source} is a folder without readable files; expected files that end in "
@@ -90,6 +107,14 @@ def _rows(source: str) -> Iterator[tuple[str, Row]]:
             )
         for file in files:
             yield from _file_rows(file)
+
+
+def _is_written_by_datasets(folder: Path) -> bool:
+    return (folder / "state.json").exists() or (folder / "dataset_dict.json").exists()
+
+
+def _files_below(folder: Path) -> list[Path]:
+    return [file for file in sorted(folder.rglob("*")) if file.is_file() and _kind(file)[0] in ENDINGS]
 
 
 def _kind(path: Path) -> tuple[str, str]:
@@ -122,7 +147,7 @@ def _file_rows(path: Path) -> Iterator[tuple[str, Row]]:
             f"data: file={path} is no UTF-8 text at byte {error.start}; expected UTF-8. Convert the file, for example "
             "with: iconv -f latin1 -t utf-8"
         ) from error
-    except (OSError, EOFError, lzma.LZMAError) as error:
+    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
         raise ConfigError(
             f"data: file={path} cannot be read ({getattr(error, 'strerror', None) or error}); expected a whole, "
             "readable file. Copy it again, or check its permissions."
@@ -166,18 +191,72 @@ def _listed(value: Any, path: Path) -> Iterator[tuple[str, Row]]:
 
 def _parsed(text: str, path: Path, first_line: int) -> Any:
     try:
-        return json.loads(text)
+        value = json.loads(text, object_pairs_hook=_unique)
+    except _Twice as twice:
+        where = f"{path.name}, line {first_line}" if first_line > 1 or "\n" not in text else path.name
+        raise ConfigError(
+            f"{where}: key={str(twice)!r} stands there twice in one object; expected each key once, as one value would "
+            "be lost. Correct the row."
+        ) from None
+    except RecursionError:
+        raise ConfigError(
+            f"{path.name}, line {first_line}: the row is nested too deep to be read; expected columns with texts or "
+            "lists of messages. Correct the row."
+        ) from None
     except json.JSONDecodeError as error:
         raise ConfigError(
             f"data: file={path} is no JSON at line {first_line + error.lineno - 1}, column {error.colno} "
             f"({error.msg}); expected a list of objects, or one object on each line. Correct the line."
         ) from error
+    except ValueError as error:  # a whole number of thousands of digits
+        raise ConfigError(
+            f"{path.name}, line {first_line}: a value cannot be read ({error}); expected texts and ordinary numbers. "
+            "Correct the row."
+        ) from error
+    _require_text(value, text, path, first_line)
+    return value
+
+
+class _Twice(ValueError):
+    """A key that an object has twice."""
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise _Twice(next(name for name in names if names.count(name) > 1))
+    return found
+
+
+def _require_text(value: Any, text: str, path: Path, line: int) -> None:
+    """Refuse halves of characters, which JSON can write and no tokenizer reads."""
+    if "\\ud" not in text.lower():
+        return
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(
+            f"{path.name}, line {line}: the row holds half a character ({error.object[error.start]!a}, a surrogate "
+            "alone), which is no text; expected whole characters. Correct the row."
+        ) from None
 
 
 def _table_rows(text: TextIO, path: Path, delimiter: str) -> Iterator[tuple[str, Row]]:
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # a document is longer than the default of 128 KiB
-    rows = csv.DictReader(text, delimiter=delimiter, strict=True)
+    lines = iter(text)
+    first = next(lines, "")
+    if delimiter == "," and "," not in first:
+        delimiter = next((one for one in ";\t" if one in first), ",")  # as programs write them where 1,5 is a number
+    rows = csv.DictReader(itertools.chain([first] if first else [], lines), delimiter=delimiter, strict=True)
     try:
+        names = rows.fieldnames or []
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ConfigError(
+                f"{path.name}, line 1: column={twice!r} stands there twice; expected each name once, as one of the two "
+                "would be lost. Rename one of them."
+            )
         for row in rows:
             where = f"{path.name}, line {rows.line_num}"
             if None in row or None in row.values():
@@ -197,26 +276,54 @@ def _table_rows(text: TextIO, path: Path, delimiter: str) -> Iterator[tuple[str,
 def _table(path: Path, ending: str) -> Any:
     """Return the rows of a table, one at a time, as the builders of `datasets` read them."""
     import datasets
+    from pyarrow import parquet
 
     try:
-        return datasets.load_dataset(_BUILDERS[ending], data_files=str(path), split="train", streaming=True)
+        if ending == ".parquet" and parquet.read_metadata(path).num_rows == 0:
+            return ()
+        with _quiet_datasets():
+            return datasets.load_dataset(_BUILDERS[ending], data_files=str(path), split="train", streaming=True)
     except Exception as error:  # of a dozen classes, its own and those of the libraries below
         raise _unreadable(path, error) from error
 
 
 def _numbered(rows: Any, source: str) -> Iterator[tuple[str, Row]]:
     name = source if source.startswith(HUB_PREFIX) else Path(source).name
+    classes = _class_names(rows)
     iterator = iter(rows)
     number = 0
     while True:
         number += 1
         try:
-            row = next(iterator)
+            with _quiet_datasets():
+                row = next(iterator)
         except StopIteration:
             return
         except Exception as error:  # as above: streaming reads late
             raise _unreadable(Path(source), error) from error
+        for column, names in classes.items():
+            # Data sets of the hub write labels as numbers and keep their names apart; -1 is no label.
+            if isinstance(row[column], int):
+                row = {**row, column: names[row[column]] if 0 <= row[column] < len(names) else None}
         yield f"{name}, row {number}", row
+
+
+@contextmanager
+def _quiet_datasets() -> Iterator[None]:
+    """Let the package log nothing inside the block: what it logs is raised, too, and becomes one sentence."""
+    logger = logging.getLogger("datasets")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _class_names(rows: Any) -> dict[str, list[str]]:
+    """Return the names of the classes of columns that hold their numbers, of a table of `datasets`."""
+    features = getattr(rows, "features", None) or {}
+    return {column: kind.names for column, kind in features.items() if type(kind).__name__ == "ClassLabel"}
 
 
 def _unreadable(path: Path, error: Exception) -> ConfigError:

@@ -1,6 +1,6 @@
-"""What a file of chat data holds and what a model would learn from it: counts, lengths, and examples token by token.
+"""What a file of data holds and what a model would learn from it: counts, lengths, and examples token by token.
 
-Used by `fw data inspect` and `fw init`. It reads and encodes as `ChatTask` does, so that what it shows is what trains.
+Used by `fw data inspect` and `fw init`. It reads and encodes as the tasks do, so that what it shows is what trains.
 """
 
 from collections import Counter
@@ -10,8 +10,10 @@ from typing import Any
 
 from featherweight.errors import ConfigError
 from featherweight.text.conversation import Conversation, Document, Judgement, Preference, Record
-from featherweight.text.formats import Understanding, records, understand
-from featherweight.text.rows import read_rows
+from featherweight.text.formats import FORMATS, Understanding, fields_of, records, understand
+from featherweight.text.labelled import FORMAT as CLASSIFICATION
+from featherweight.text.labelled import columns_of, is_labelled, labelled_texts
+from featherweight.text.rows import Row, read_rows
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Survey:
     """Field to column."""
     ignored: tuple[str, ...]
     kind: str = ""
-    """conversation, preference, judgement or document."""
+    """conversation, preference, judgement, classification or document."""
     rows: int = 0
     turns: Counter[str] = field(default_factory=Counter)
     """Role to its number of turns."""
@@ -53,6 +55,8 @@ class Survey:
     """Tokens of each conversation that was encoded."""
     learnt: list[int] = field(default_factory=list)
     """Of these, the tokens that are learnt."""
+    classes: Counter[str] = field(default_factory=Counter)
+    """Of labelled texts, the rows of each class."""
     examples: list[Example] = field(default_factory=list)
 
     def longer_than(self, max_tokens: int) -> int:
@@ -70,6 +74,8 @@ def understand_source(
 ) -> Understanding:
     """Return how the first row of a source is read; quick, as nothing else is looked at.
 
+    A row with a text and a class, and of no format of conversations, is one for the task classification.
+
     Raises:
         ConfigError: if it is missing, empty or of no known format.
     """
@@ -78,7 +84,18 @@ def understand_source(
         raise ConfigError(
             f"{where}: the row is a {type(row).__name__}; expected an object with columns. Correct the row."
         )
+    if is_labelled(row, columns) and not _is_conversation(row, columns):
+        found = columns_of(row, where, columns or {}, needs_label=True)
+        left = tuple(str(name) for name in row if name not in found.values())
+        return Understanding(CLASSIFICATION, found, left)
     return understand(row, where, columns=columns, ignore_columns=ignore_columns)
+
+
+def _is_conversation(row: Row, columns: Mapping[str, str] | None) -> bool:
+    """Tell whether a row has the columns of a format other than documents."""
+    return any(
+        one.name != "text" and all(field in fields_of(row, columns or {}) for field in one.needed) for one in FORMATS
+    )
 
 
 def survey(
@@ -87,7 +104,7 @@ def survey(
     *,
     columns: Mapping[str, str] | None = None,
     ignore_columns: Sequence[str] = (),
-    last_only: bool = False,
+    train_on: str | list[str] = "assistant",
     examples: int = 3,
     max_encoded: int = 2000,
 ) -> Survey:
@@ -98,17 +115,21 @@ def survey(
         tokenizer: with its template; None counts rows and turns alone.
         columns: see `understand`.
         ignore_columns: see `understand`.
-        last_only: the last answer of a conversation is learnt alone.
+        train_on: assistant, last, or a list of roles, as in the task chat; of preferences and judgements the last
+            answers are learnt in any case.
         examples: how many rows to show, the first ones.
         max_encoded: rows to encode; lengths of more are those of these.
     Raises:
         ConfigError: for a row that is not understood or that the template refuses, with its place.
     """
-    found: Survey | None = None
+    read = understand_source(source, columns=columns, ignore_columns=ignore_columns)
+    found = Survey(source, read.format.name, read.columns, read.ignored)
+    if read.format is CLASSIFICATION:
+        found.kind = "classification"
+        _survey_texts(found, tokenizer, columns, ignore_columns, examples, max_encoded)
+        return found
     for record in records(read_rows(source), columns=columns, ignore_columns=ignore_columns):
-        if found is None:
-            read = understand_source(source, columns=columns, ignore_columns=ignore_columns)
-            found = Survey(source, read.format.name, read.columns, read.ignored, type(record).__name__.lower())
+        found.kind = type(record).__name__.lower()
         found.rows += 1
         conversations = _conversations(record)
         for _, conversation in conversations:
@@ -119,9 +140,27 @@ def survey(
             found.with_tools += bool(first.tools)
         if tokenizer is not None and found.rows <= max_encoded:
             for label, conversation in conversations:
-                _encode(found, tokenizer, conversation, label, last_only, show=found.rows <= examples)
-    assert found is not None, "read_rows refuses a source without rows"
+                last_or_roles = train_on if isinstance(record, Conversation) else "last"
+                _encode(found, tokenizer, conversation, label, last_or_roles, show=found.rows <= examples)
     return found
+
+
+def _survey_texts(
+    found: Survey,
+    tokenizer: Any,
+    columns: Mapping[str, str] | None,
+    ignore_columns: Sequence[str],
+    examples: int,
+    max_encoded: int,
+) -> None:
+    for one in labelled_texts(read_rows(found.source), columns=columns, ignore_columns=ignore_columns):
+        found.rows += 1
+        found.classes[one.label] += 1
+        if found.rows <= examples:
+            text = one.text if one.pair is None else f"{one.text}\n{one.pair}"
+            found.examples.append(Example(one.where, (Piece(text, False, 0),), one.label))
+        if tokenizer is not None and found.rows <= max_encoded:
+            found.lengths.append(len(tokenizer(one.text, one.pair)["input_ids"]))
 
 
 def _conversations(record: Record) -> list[tuple[str, Conversation]]:
@@ -133,12 +172,17 @@ def _conversations(record: Record) -> list[tuple[str, Conversation]]:
 
 
 def _encode(
-    found: Survey, tokenizer: Any, conversation: Conversation, label: str, last_only: bool, *, show: bool
+    found: Survey, tokenizer: Any, conversation: Conversation, label: str, train_on: str | list[str], *, show: bool
 ) -> None:
     from featherweight.models.templates import encode_conversation
 
     encoded = encode_conversation(
-        tokenizer, conversation.messages(), tools=conversation.tools, last_only=last_only, where=conversation.where
+        tokenizer,
+        conversation.messages(),
+        tools=conversation.tools,
+        last_only=train_on == "last",
+        roles=train_on if isinstance(train_on, list) else ("assistant",),
+        where=conversation.where,
     )
     found.lengths.append(len(encoded.ids))
     found.learnt.append(sum(stop - start for start, stop in encoded.answer_spans))

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -165,14 +166,21 @@ def with_model(recipe: Recipe, model: Any) -> Recipe:
     if model is None:
         return recipe
     source: Any = getattr(model, "config", model) if isinstance(model, nn.Module) else model
+    more: dict[str, Any] = {}
     if hasattr(source, "to_diff_dict"):
-        source = {"model_type": source.model_type, **source.to_dict()}
+        folder = str(getattr(source, "_name_or_path", "") or "")
+        if isinstance(model, nn.Module) and folder and Path(folder).is_dir():
+            source = folder
+        else:
+            # The recipe must not train new weights where a model with weights was planned for.
+            more = {"weights": "pretrained"} if "weights" in recipe.task_class.Config.model_fields else {}
+            source = {"model_type": source.model_type, **source.to_dict()}
     if not isinstance(source, str | Mapping):
         raise ConfigError(
             f"estimate_memory: model={type(model).__name__} is no model; expected a name, a folder, a configuration, "
             "or a transformers model. Give one of these, or None for the recipe's own."
         )
-    return Recipe.parse({**recipe.to_dict(), "task": {**recipe.task, "model": source}}, where="recipe")
+    return Recipe.parse({**recipe.to_dict(), "task": {**recipe.task, "model": source, **more}}, where="recipe")
 
 
 def skeleton_of(recipe: Recipe, layers: int | None = None) -> Skeleton:

@@ -38,6 +38,17 @@ def test_inspect_counts_for_programs(chat_folder, capsys):
     assert facts["longer_than_max_tokens"] == 40
 
 
+def test_inspect_shows_classes_and_preferences(chat_folder, capsys):
+    (chat_folder / "texts.csv").write_text("text,label\n" + "".join(f"t{n},{'ab'[n % 2]}\n" for n in range(9)))
+    assert run(["data", "inspect", "texts.csv"]) == 0
+    text = capsys.readouterr().out
+    assert "classification (text, label)" in text and "2: a (5), b (4)" in text
+    (chat_folder / "pairs.jsonl").write_text('{"prompt": "q", "chosen": "yes", "rejected": "no"}\n')
+    assert run(["data", "inspect", "pairs.jsonl", "--model", "tiny", "--template", "chatml"]) == 0
+    text = capsys.readouterr().out
+    assert "line 1 (chosen)" in text and "yes<|im_end|>" in text and "line 1 (rejected)" in text
+
+
 def test_columns_of_other_names(chat_folder, capsys):
     words = ["data", "inspect", "fragen.csv", "--column", "prompt=Frage", "--column", "response=Antwort"]
     assert run(words) == 2
@@ -50,7 +61,7 @@ def test_columns_of_other_names(chat_folder, capsys):
     ("words", "message"),
     [
         (["data", "inspect", "none.jsonl"], "does not exist"),
-        (["data", "inspect", "chats.jsonl", "--train-on", "first"], "expected assistant or last"),
+        (["data", "inspect", "chats.jsonl", "--train-on", "first"], "expected assistant or last, or roles"),
         (["data", "inspect", "chats.jsonl", "--column", "prompt"], "expected field=column"),
         (["init", "chat.json", "--model", "tiny", "--data", "chats.jsonl"], "expected .yaml"),
         (["init", "chat.yaml", "--model", "tiny", "--data", "none.jsonl"], "does not exist"),

@@ -31,6 +31,23 @@ def test_documents_name_the_task_that_trains_on_them(tmp_path):
         look("fw plan", "tiny", write(tmp_path, [{"text": "t"}]), **OPTIONS)
 
 
+def test_labelled_texts_give_a_recipe_of_classification_for_an_encoder_without_a_template(tmp_path):
+    from featherweight.models.classifier import load_classifier
+    from featherweight.models.save import save_model_folder
+    from featherweight.models.tokenizer import byte_tokenizer
+
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    settings = {"model_type": "bert", "max_position_embeddings": 64, **sizes}
+    tokenizer = byte_tokenizer()
+    save_model_folder(load_classifier(settings, ("a", "b"), tokenizer=tokenizer), tokenizer, tmp_path / "bert")
+    data = write(tmp_path, [{"sentence": f"t {n}", "label": n % 3} for n in range(30)])
+    seen = look("fw init", str(tmp_path / "bert"), data, **{**OPTIONS, "template": None})
+    assert seen.facts.model_type == "bert" and seen.facts.max_position_embeddings == 64
+    task = seen.recipe(None)["task"]
+    assert task == {"name": "classification", "model": str(tmp_path / "bert"), "data": data, "max_tokens": 16}
+    assert "30 texts of 3 classes" in "\n".join(seen.comments(16))
+
+
 def test_a_shape_without_weights_is_refused(tmp_path):
     data = write(tmp_path, [{"prompt": "q", "completion": "a"}])
     with pytest.raises(ConfigError, match="fw init: model=llama-60m is a shape"):

@@ -9,7 +9,7 @@ from chat_formats import tokenizer_with
 
 from featherweight.errors import ConfigError
 from featherweight.models.templates import encode_conversation
-from featherweight.text.chat_task import ChatConfig, ChatRow, ChatTask, packed, positions
+from featherweight.text.chat_task import ChatConfig, ChatTask
 from featherweight.text.conversation import Conversation, Turn
 
 SMALL = {"model": "tiny", "template": "chatml", "held_out": 0.3, "max_tokens": 400}
@@ -104,14 +104,6 @@ def test_packed_rows_lose_no_token_and_do_not_see_each_other(chats):
     assert packed_loss == pytest.approx(plain_loss, rel=1e-5)
 
 
-def test_packing_fills_rows_and_numbers_positions_from_each_start():
-    rows = [ChatRow(tuple(range(n)), tuple(range(n))) for n in (5, 3, 3, 2, 1)]
-    joined = packed(rows, 7)
-    assert sorted(len(row.ids) for row in joined) == [7, 7]
-    assert positions(joined, 7).eq(0).sum() == 5
-    assert all(row.labels[start] == -100 for row in joined for start in row.starts)
-
-
 def test_the_template_that_trained_is_saved_with_its_stop_tokens(tmp_path, chats):
     task = build(chats, template="alpaca")
     task.save_model(task.build_model(), tmp_path / "model")
@@ -147,7 +139,7 @@ def test_other_kinds_of_rows_name_their_task(tmp_path):
 def test_what_does_not_fit_together_is_one_sentence(tmp_path, chats):
     with pytest.raises(ConfigError, match="max_tokens=99999 is longer than max_position_embeddings"):
         build(chats, max_tokens=99999)
-    with pytest.raises(ConfigError, match="leaves out all .* conversations of one split, the longest of"):
+    with pytest.raises(ConfigError, match="leaves out all .* conversations of one split or source, the longest of"):
         build(chats, max_tokens=8)
     with pytest.raises(ConfigError, match="all begin alike"):
         build(write(tmp_path, [chat("q", "a")] * 3, "alike.jsonl"))

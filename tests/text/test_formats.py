@@ -137,6 +137,11 @@ def test_a_judged_answer_and_a_document():
     assert read({"text": " t\n"}) == [Document(" t\n", "chats.jsonl, line 1")]
 
 
+@pytest.mark.parametrize(("label", "wanted"), [("True", True), ("false", False), ("1", True), (0, False)])
+def test_a_table_of_text_says_true_and_false_in_words(label, wanted):
+    assert read({"prompt": "q", "completion": "a", "label": label})[0].is_good is wanted
+
+
 def test_columns_of_other_names_are_mapped():
     row = {"Frage": "q", "Antwort": "a", "Quelle": "a book"}
     columns = {"prompt": "Frage", "response": "Antwort"}
@@ -180,7 +185,8 @@ REFUSED = {
     "a tool that nobody called": (messages(("user", "q"), ("tool", "t")), "no assistant has called it"),
     "no answer": (messages(("user", "q")), "hold no turn of the assistant"),
     "unknown role": (messages(("usr", "q")), r"messages\[0\]: role='usr' is unknown.*Did you mean 'user'"),
-    "no turn": ({"messages": []}, "of no known format"),
+    "no turn": ({"messages": []}, "column='messages' is empty.*format 'messages'"),
+    "no answer in the first row": ({"prompt": "q", "completion": ""}, "column='completion' is empty"),
     "an image": (
         {
             "messages": [
@@ -189,6 +195,10 @@ REFUSED = {
             ]
         },
         "part of type='image'",
+    ),
+    "a part without text": (
+        {"messages": [{"role": "user", "content": [{"type": "text"}]}, {"role": "assistant", "content": "a"}]},
+        "part of type='text'",
     ),
     "equal answers": ({"prompt": "q", "chosen": "a", "rejected": "a"}, "chosen and rejected are equal"),
     "preference without a prompt": ({"chosen": "a", "rejected": "b"}, "no prompt stands beside them"),

@@ -33,7 +33,10 @@ ARC = (
             (ARC, "the correct answer is answer2", "answer2"),
         ),
         ({"question": "2+3?", "answer": "It is 5.\n#### 5"}, ("2+3?", "It is 5.", "5")),
-        ({"prompt": "Say hi", "chosen": "hi"}, ("Say hi", "hi", "hi")),
+        (
+            {"prompt": "Say hi", "answer": "    hi\n\n#### Step 1\n"},
+            ("Say hi", "    hi\n\n#### Step 1\n", "hi\n\n#### Step 1"),
+        ),
         ({"instruction": "Translate.", "input": "Hund", "output": "dog"}, ("Translate.\n\nHund", "dog", "dog")),
         ({"original_text": "4 + 4 ?", "ans": "8.0"}, ("4 + 4 ?", "8.0", "8.0")),
     ],
@@ -52,6 +55,22 @@ def test_files_of_every_known_form_are_read(entry, expected, lines, tmp_path):
 def test_a_wrong_file_is_one_sentence(text, tmp_path):
     (tmp_path / "data.json").write_text(text)
     with pytest.raises(ConfigError, match="load_instructions: .*expected"):
+        load_instructions(tmp_path / "data.json")
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"instruction": "q", "output": "a", "system": "pirate"}, "column 'system'.*Use the task chat"),
+        ({"instruction": "q", "output": "a", "history": [["b", "c"]]}, "column 'history'"),
+        ({"prompt": "q", "chosen": "a", "rejected": "b"}, "column 'chosen'.*Use the task preference"),
+        ({"instruction": "q", "output": ["a", "b"]}, "holds a list under 'output'"),
+    ],
+    ids=["system", "history", "preference", "list"],
+)
+def test_what_this_task_would_drop_or_stringify_is_refused(row, message, tmp_path):
+    (tmp_path / "data.json").write_text(json.dumps([row]))
+    with pytest.raises(ConfigError, match=f"row=1 of .*{message}"):
         load_instructions(tmp_path / "data.json")
 
 

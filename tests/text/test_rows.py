@@ -8,7 +8,7 @@ import lzma
 import pytest
 
 from featherweight.errors import ConfigError
-from featherweight.text.rows import read_rows
+from featherweight.text.rows import read_rows, row_files
 
 ROWS = [{"prompt": f"q{n}\n  é🎉", "completion": f"a{n}"} for n in range(3)]
 
@@ -105,3 +105,37 @@ def test_a_missing_file_names_its_neighbour(tmp_path):
     (tmp_path / "chats.jsonl").write_text("{}")
     with pytest.raises(ConfigError, match="chat.jsonl does not exist.*Did you mean 'chats.jsonl'"):
         list(read_rows(str(tmp_path / "chat.jsonl")))
+
+
+def test_classes_of_data_sets_are_named_not_numbered(tmp_path):
+    import datasets
+
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])})
+    table = datasets.Dataset.from_dict({"text": ["a", "b", "c"], "label": [1, 0, -1]}, features=features)
+    table.save_to_disk(tmp_path / "saved")
+    table.to_parquet(tmp_path / "t.parquet")
+    for source in (tmp_path / "saved", tmp_path / "t.parquet"):
+        assert [row["label"] for _, row in read_rows(str(source))] == ["yes", "no", None], source
+
+
+def test_the_files_of_a_folder_are_those_that_its_rows_come_from(tmp_path):
+    for name in ("b.jsonl", "a.csv", "notes.md"):
+        (tmp_path / name).write_text("x")
+    assert row_files(str(tmp_path)) == [str(tmp_path / "a.csv"), str(tmp_path / "b.jsonl")]
+    assert row_files(str(tmp_path / "b.jsonl")) == [str(tmp_path / "b.jsonl")] and row_files("hf:x") == ["hf:x"]
+
+
+def test_a_table_without_rows_and_a_source_without_a_name_hold_no_row(tmp_path, capfd):
+    import pyarrow
+    from pyarrow import parquet
+
+    empty = pyarrow.table({"prompt": pyarrow.array([], pyarrow.string())})
+    parquet.write_table(empty, tmp_path / "a.parquet")
+    with pytest.raises(ConfigError, match="holds no row"):
+        list(read_rows(str(tmp_path / "a.parquet")))
+    with pytest.raises(ConfigError, match="data='' names nothing"):
+        list(read_rows(""))
+    (tmp_path / "b.parquet").write_bytes(b"PAR1")
+    with pytest.raises(ConfigError, match="b.parquet cannot be read"):
+        list(read_rows(str(tmp_path / "b.parquet")))
+    assert capfd.readouterr().err == ""

@@ -44,6 +44,26 @@ def test_the_length_holds_98_of_100_rows_within_what_the_model_reads():
 
 def test_what_was_asked_for_stands_in_the_task():
     choices = Choices({"prompt": "Frage"}, ("Quelle",), "chatml", "last")
-    task = yaml.safe_load(starter_recipe("tiny", TINY, found([10], kind="preference"), choices, name="c"))["task"]
-    assert task["name"] == "preference" and task["columns"] == {"prompt": "Frage"} and task["train_on"] == "last"
+    task = yaml.safe_load(starter_recipe("tiny", TINY, found([10]), choices, name="c"))["task"]
+    assert task["name"] == "chat" and task["columns"] == {"prompt": "Frage"} and task["train_on"] == "last"
     assert task["ignore_columns"] == ["Quelle"] and task["template"] == "chatml"
+
+
+def test_labelled_texts_begin_with_the_rates_of_encoders():
+    classes = Counter({"yes": 90, "no": 60})
+    survey_of = found([20] * 150, kind="classification", turns=Counter(), classes=classes)
+    text = starter_recipe("encoder", TINY, survey_of, Choices({"text": "Frage"}), name="c")
+    recipe = yaml.safe_load(text)
+    task = {"name": "classification", "model": "encoder", "data": "chats.jsonl", "max_tokens": 32}
+    assert recipe["task"] == {**task, "columns": {"text": "Frage"}}
+    assert recipe["optimizer"] == {"name": "adamw", "lr": 5e-5} and recipe["steps"] == round(150 * 0.95 * 3 / 32)
+    assert recipe["micro_batch_size"] * recipe["accumulation_steps"] == 32
+    assert "# Understood: 150 texts of 2 classes, the most frequent yes (90), no (60)." in text
+
+
+@pytest.mark.parametrize(("facts", "lr"), [(TINY, 5e-6), (LARGE, 5e-5)])
+def test_preferences_begin_with_smaller_steps_than_chats(facts, lr):
+    text = starter_recipe("m", facts, found([40] * 64, kind="preference"), Choices({}), name="c")
+    recipe = yaml.safe_load(text)
+    assert recipe["optimizer"]["lr"] == lr and recipe["task"]["name"] == "preference"
+    assert "the chosen answer is better" in text and "train_on" not in recipe["task"]

@@ -127,17 +127,8 @@ def plan_matrix(
     """Decide how a parameter is projected; None if nothing would be saved.
 
     A parameter keeps full-rank moments if its group is not low-rank, if it is empty or has fewer than two dimensions,
-    or if the rank would save nothing (R >= min(M, N)).
-
-    Args:
-        name: full parameter name, for messages.
-        parameter: any device, meta included.
-        group: options of its parameter group.
-        index: its position in the optimizer.
-        dtype: of the arithmetic.
-    Raises:
-        ConfigError: for an unknown side.
-        ShapeError: if `split` does not divide the rows.
+    or if the rank would save nothing (R >= min(M, N)). Arguments are those of `plan_step`, and the dtype of the
+    arithmetic.
     """
     shape = tuple(parameter.shape)
     blocks, rows, columns = _matrices_of(name, shape, group)

@@ -99,14 +99,7 @@ class TensorLayout(_PairLayout):
 def plan_pairs(
     name: str, parameter: Tensor, group: Mapping[str, Any], index: int
 ) -> TensorLayout | ComplexLayout | None:
-    """Decide how a tensor, or a complex parameter, is treated; None for all others.
-
-    Args:
-        name: full parameter name, for messages.
-        parameter: any device, meta included.
-        group: options of its parameter group.
-        index: its position in the optimizer.
-    """
+    """Decide how a tensor, or a complex parameter, is treated; None for all others. Arguments as for `plan_step`."""
     plan = plan_tensor(name, parameter, group)
     if plan is None:
         return None
