@@ -25,11 +25,13 @@ from featherweight.cli import data as _data
 from featherweight.cli import evaluate as _evaluate
 from featherweight.cli import export as _export
 from featherweight.cli import generate as _generate
+from featherweight.cli import guard as _guard
 from featherweight.cli import init as _init
 from featherweight.cli import measure as _measure
 from featherweight.cli import pde as _pde
 from featherweight.cli import plan as _plan
 from featherweight.cli import robot as _robot
+from featherweight.cli import serve as _serve
 from featherweight.cli import sweep as _sweep
 from featherweight.cli import train as _train
 from featherweight.cli.screen import print_error
@@ -55,7 +57,9 @@ app.command("chat")(_chat.chat)
 app.command("export")(_export.export)
 app.command("generate")(_generate.generate)
 app.command("evaluate")(_evaluate.evaluate)
+app.command("serve")(_serve.serve)
 app.add_typer(_data.app)
+app.add_typer(_guard.app, name="guard")
 app.add_typer(_pde.app, name="pde")
 app.add_typer(_bev.app, name="bev")
 app.add_typer(_robot.app, name="robot")
@@ -98,6 +102,8 @@ def _describe(
     fw compress ./model --rank-reduction 0.5 --out ./small
 
     fw chat runs/chat/model
+
+    fw serve runs/chat/model --guard ./guard
     """
 
 
