@@ -260,32 +260,36 @@ def bench_longest(only: list[str], models: list[str]) -> list[dict[str, Any]]:
 def plot() -> None:
     """Draw the longest sequences and the curves of the committed rows."""
     import matplotlib
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter
 
-    matplotlib.use("agg")
-    from matplotlib import pyplot
+    from featherweight.report.pictures import PALETTE, settings
 
     longest = list(csv.DictReader((RESULTS / "long_sequence_longest.csv").open()))
     curves = list(csv.DictReader((RESULTS / "long_sequence_curve.csv").open()))
     bars = {row["setup"]: int(row["tokens"]) for row in longest if row["what"].startswith("SmolLM2")}
     bars = {setup.name: bars[setup.name] for setup in reversed(setups()) if setup.name in bars}
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 3.4), width_ratios=(1.15, 1), layout="constrained")
-    left.barh(list(bars), list(bars.values()), color="#4878a8")
-    left.set_xscale("log")
-    left.set_xlim(1000, 3 * max(bars.values()))
-    for index, tokens in enumerate(bars.values()):
-        left.text(tokens * 1.08, index, f"{tokens:,}", va="center", fontsize=8)
-    left.set_xlabel("tokens of one sequence (log scale)")
-    left.set_title("SmolLM2-135M in float32, AdamW: what fits 8 GiB", fontsize=10)
-    left.tick_params(labelsize=8)
-    for name, style in zip(CURVES, ("-", "--", ":"), strict=True):
-        points = [(int(row["step"]), float(row["loss"])) for row in curves if row["setup"] == name]
-        right.plot(*zip(*points, strict=True), style, label=name, linewidth=1 if style == "-" else 1.8)
-    right.set_xlabel("step")
-    right.set_ylabel("loss (nats per byte)")
-    right.set_title("Byte-level Llama: three ways, one curve", fontsize=10)
-    right.legend(fontsize=8)
-    partial = IMAGE.with_suffix(".partial.png")
-    figure.savefig(partial, dpi=100)
+    with matplotlib.rc_context(settings("long sequence")):
+        figure = Figure(figsize=(9, 3.6), layout="constrained", dpi=160)
+        left, right = figure.subplots(1, 2, width_ratios=(1.3, 1))
+        left.barh(list(bars), list(bars.values()), color=PALETTE[0][0])
+        left.set_xscale("log")
+        left.xaxis.set_major_formatter(EngFormatter(sep=""))
+        left.set_xlim(1000, 8 * max(bars.values()))
+        for index, tokens in enumerate(bars.values()):
+            left.text(tokens * 1.08, index, f"{tokens:,}", va="center", fontsize=9)
+        left.set_xlabel("tokens of one sequence (log scale)")
+        left.set_title("SmolLM2-135M, AdamW: what fits 8 GiB", fontsize=10, fontweight="bold")
+        for name, style in zip(CURVES, ("-", "--", ":"), strict=True):
+            points = [(int(row["step"]), float(row["loss"])) for row in curves if row["setup"] == name]
+            right.plot(*zip(*points, strict=True), style, label=name, linewidth=1 if style == "-" else 1.8)
+        right.set_xlabel("step")
+        right.set_ylabel("loss (nats/byte)")
+        right.set_title("Three ways, one curve", fontsize=10, fontweight="bold")
+        right.grid(axis="y")
+        right.legend(fontsize=9)
+        partial = IMAGE.with_suffix(".partial.png")
+        figure.savefig(partial)
     partial.replace(IMAGE)
     print(IMAGE)
 

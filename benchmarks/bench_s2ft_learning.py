@@ -222,18 +222,20 @@ def draw(losses: dict[str, dict[float, float]]) -> None:
     import matplotlib
     from matplotlib.figure import Figure
 
-    matplotlib.rcParams["svg.hashsalt"] = "s2ft_learning"  # else equal pictures are files that differ
-    figure = Figure(figsize=(8, 4), layout="constrained", facecolor="white")
-    axes = figure.add_subplot()
-    for (name, points), marker in zip(losses.items(), "osD^", strict=False):
-        axes.plot(list(points), list(points.values()), marker=marker, markersize=5, label=name)
-    axes.set_xscale("log")
-    axes.set_xlabel("learning rate")
-    axes.set_ylabel("held-out loss (nats/token)")
-    axes.grid(linewidth=0.5, color="#dddddd")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
-    figure.savefig(PICTURE, metadata={"Date": None})
+    from featherweight.report.pictures import settings
+
+    with matplotlib.rc_context(settings("s2ft_learning")):
+        figure = Figure(figsize=(9, 4.5), layout="constrained")
+        axes = figure.add_subplot()
+        for (name, points), marker in zip(losses.items(), "osD^", strict=False):
+            axes.plot(list(points), list(points.values()), marker=marker, markersize=5, label=name)
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.set_xlabel("learning rate")
+        axes.set_ylabel("held-out loss (nats/token)")
+        axes.grid(axis="y")
+        axes.legend()
+        figure.savefig(PICTURE, metadata={"Date": None})
 
 
 def main() -> None:

@@ -43,7 +43,6 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
-    add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("init")(_init.init)
@@ -120,6 +119,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code; see `main`."""
     warnings.formatwarning = _format_warning
     without_kernel_advice()
+    if sys.platform == "darwin":
+        # Apple's GPUs lack some decompositions of matrices; torch reads this once and then computes them on the CPU.
+        os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A character that the terminal does not know becomes "?" and must not end a run.
         sys.stdout.reconfigure(errors="replace")

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from featherweight.cli.optimizer_names import FormerSpelling, Optimizers, given_names
+from featherweight.cli.recipe_check import check_recipe
 from featherweight.cli.screen import (
     AsJson,
     Imports,
@@ -48,6 +49,7 @@ def compare(
 
     fw compare recipe.yaml --out runs/first --resume
     """
+    check_recipe(recipe, changes)
     from featherweight.report import Note
     from featherweight.training.compare import compare as run_comparison
     from featherweight.training.compare import failure_title

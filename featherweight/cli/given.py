@@ -2,10 +2,13 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
-from featherweight.config import read_mapping
+from featherweight.config import parse_bytes, read_mapping
 from featherweight.errors import LISTED, CheckpointError, ConfigError, did_you_mean, nearest
+from featherweight.memory.cards import find_card
 from featherweight.models.place import ALIASES
+from featherweight.models.shapes import BYTE_LLAMA, SHAPES
 from featherweight.models.sources import find_place
 
 PLAN_TAGS = ("bf16-weights", "8-bit-states", "low-rank", "int8-weights", "4bit-weights", "few-parameters")
@@ -113,6 +116,54 @@ def require_tags(tags: str) -> str:
                 f"{did_you_mean(tag, PLAN_TAGS, otherwise=LISTED)}"
             )
     return tags
+
+
+def require_size(size: str | None) -> str | None:
+    """Return a size of memory if it is one with a unit; None stays None.
+
+    Raises:
+        ConfigError: if it is not.
+    """
+    if size is not None:
+        parse_bytes(size)
+    return size
+
+
+def require_device(device: str | None) -> str | None:
+    """Return the name of a device if torch or the table of cards knows it; None stays None.
+
+    Raises:
+        ConfigError: if neither does.
+    """
+    if device is not None and device != "cpu" and not device.startswith("cuda"):
+        find_card(device)
+    return device
+
+
+def require_length(model: str | None, seq_len: int | None) -> None:
+    """Refuse a row that is longer than the model reads, where a name or a file tells how long that is.
+
+    Raises:
+        ConfigError: if it is too long.
+    """
+    longest = None if model is None else _longest_row(model)
+    if longest is not None and seq_len is not None and seq_len > longest:
+        raise ConfigError(
+            f"plan: --seq-len={seq_len} is longer than max_position_embeddings={longest} of the model {model}; "
+            f"expected 2 <= seq_len <= {longest}. Lower it, or choose another model."
+        )
+
+
+def _longest_row(model: str) -> int | None:
+    settings: Any = {"tiny": BYTE_LLAMA, "byte-llama": BYTE_LLAMA, **SHAPES}.get(model)
+    path = Path(model).expanduser()
+    if settings is None and path.suffix != ".gguf" and path.exists():
+        try:
+            settings = json.loads((path / "config.json" if path.is_dir() else path).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None  # named as damaged when the model is loaded
+    longest = settings.get("max_position_embeddings") if isinstance(settings, dict) else None
+    return longest if isinstance(longest, int) else None
 
 
 def require_unknown(unknown: str | None) -> str | None:

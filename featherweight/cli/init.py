@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from featherweight.cli import completion
 from featherweight.cli.data import (
     Columns,
     IgnoredColumns,
@@ -29,11 +30,20 @@ def init(
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option("--model", help="The model to fine-tune: a folder, smollm2, or hf name.", show_default=False),
+        typer.Option(
+            "--model",
+            help="The model to fine-tune: a folder, smollm2, or hf name.",
+            show_default=False,
+            autocompletion=completion.models,
+        ),
     ] = None,
     example: Annotated[
         str | None,
-        typer.Option("--example", help="Write this example instead, such as demo, to RECIPE or NAME.yaml."),
+        typer.Option(
+            "--example",
+            help="Write this example instead, such as demo, to RECIPE or NAME.yaml.",
+            autocompletion=completion.examples,
+        ),
     ] = None,
     template: Template = None,
     column: Columns = None,

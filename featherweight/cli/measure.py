@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from featherweight.cli.recipe_check import check_recipe
 from featherweight.cli.screen import AsJson, Imports, Overrides, RecipeFile, leave_cleanly, print_json, print_result
 
 
@@ -24,6 +25,7 @@ def measure(
 
     fw measure recipe.yaml optimizer=galore_8bit optimizer.rank=64 micro_batch_size=1
     """
+    check_recipe(recipe, changes)
     from featherweight.training.dry_run import measure as make_steps
 
     with leave_cleanly("measure", [str(recipe)]):

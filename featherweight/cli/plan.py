@@ -11,12 +11,16 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from featherweight.cli import completion
 from featherweight.cli.data import Columns, IgnoredColumns, Template, TrainOn, columns_of
 from featherweight.cli.given import (
     PLAN_TAGS,
     PLAN_UNKNOWNS,
+    require_device,
+    require_length,
     require_model,
     require_recipe,
+    require_size,
     require_tags,
     require_unknown,
 )
@@ -24,19 +28,15 @@ from featherweight.cli.look import look
 from featherweight.cli.screen import AsJson, leave_cleanly, print_json
 from featherweight.errors import ConfigError
 from featherweight.report import format_bytes
+from featherweight.report.pictures import colour_of
 
 if TYPE_CHECKING:
     from featherweight.planner import Plan, PlanRow
     from featherweight.planner.answers import Answers
 
-_COLOURS = {
-    "weights": "blue",
-    "gradients": "yellow",
-    "optimizer_state": "magenta",
-    "activations": "green",
-    "temporaries": "cyan",
-    "rest": "bright_black",
-}
+_TERMS = ("weights", "gradients", "optimizer_state", "activations", "temporaries", "rest")
+_COLOURS = {name: colour_of(name, is_dark=True) for name in _TERMS}
+"""Of the letters of a bar: those of the reports."""
 _LETTERS = {name: name[0] if name != "optimizer_state" else "s" for name in _COLOURS}
 _BAR = 24
 _PATIENCE_S = 10.0
@@ -61,6 +61,7 @@ def plan(
             help="Name, folder or config.json of the model.",
             show_default=False,
             callback=require_model,
+            autocompletion=completion.models,
         ),
     ] = None,
     data: Annotated[
@@ -74,11 +75,21 @@ def plan(
     ignore_column: IgnoredColumns = None,
     train_on: TrainOn = "assistant",
     budget: Annotated[
-        str | None, typer.Option("--budget", "-b", help="Memory to use, such as 12GB or 24GiB.", show_default=False)
+        str | None,
+        typer.Option(
+            "--budget", "-b", help="Memory to use, such as 12GB or 24GiB.", show_default=False, callback=require_size
+        ),
     ] = None,
     device: Annotated[
         str | None,
-        typer.Option("--device", "-d", help="A card such as rtx4090, cuda, or cpu.", show_default=False),
+        typer.Option(
+            "--device",
+            "-d",
+            help="A card such as rtx4090, cuda, or cpu.",
+            show_default=False,
+            callback=require_device,
+            autocompletion=completion.cards,
+        ),
     ] = None,
     seq_len: Annotated[int | None, typer.Option("--seq-len", help="Tokens of a row.", show_default=False)] = None,
     tokens_per_step: Annotated[
@@ -90,6 +101,7 @@ def plan(
             "--exclude",
             help=f"What must not be given up: {', '.join(PLAN_TAGS)}.",
             callback=require_tags,
+            autocompletion=completion.list_of(PLAN_TAGS),
         ),
     ] = "",
     solve: Annotated[
@@ -99,6 +111,13 @@ def plan(
             help=f"Ask for {', '.join(PLAN_UNKNOWNS[:-1])} or {PLAN_UNKNOWNS[-1]}.",
             show_default=False,
             callback=require_unknown,
+            autocompletion=completion.one_of(PLAN_UNKNOWNS),
+        ),
+    ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            "--limit", min=1, help="Stop once so many recipes fit, the most faithful ones first.", show_default=False
         ),
     ] = None,
     why: Annotated[bool, typer.Option("--why", help="Say what fills the memory and what to change.")] = False,
@@ -129,6 +148,7 @@ def plan(
     fw plan recipe.yaml --budget 16GB --why
     """
     _require_question(recipe, model, seq_len, tokens_per_step, data)
+    require_length(model, seq_len)
     seen = None
     if data is not None and model is not None:
         seen = look(
@@ -145,7 +165,7 @@ def plan(
     with leave_cleanly("plan", []):
         if calibrate:
             _calibrate(device)
-        with _status() as tell:
+        with simulation_status() as tell:
             answers = answer(
                 model,
                 budget,
@@ -153,6 +173,7 @@ def plan(
                 device=device,
                 seq_len=seq_len,
                 tokens_per_step=tokens_per_step,
+                limit=limit,
                 exclude=[tag.strip() for tag in exclude.split(",") if tag.strip()],
                 unknown=solve,
                 why=why,
@@ -280,7 +301,7 @@ def _calibrate(device: str | None) -> None:
 
 
 @contextmanager
-def _status() -> Iterator[Callable[[str], None]]:
+def simulation_status() -> Iterator[Callable[[str], None]]:
     """Show on standard error what is being done: all of it on a terminal, elsewhere a line now and then."""
     console = Console(stderr=True)
     if console.is_terminal:

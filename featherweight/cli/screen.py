@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from featherweight.cli import completion
 from featherweight.cli.given import require_recipe
 from featherweight.cli.own_code import import_files
 
@@ -32,7 +33,12 @@ RecipeFile = Annotated[
 ]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="KEY=VALUE", help="Changes of the recipe, such as optimizer.rank=64.", show_default=False),
+    typer.Argument(
+        metavar="KEY=VALUE",
+        help="Changes of the recipe, such as optimizer.rank=64.",
+        show_default=False,
+        autocompletion=completion.recipe_keys,
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 Resume = Annotated[

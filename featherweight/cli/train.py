@@ -1,10 +1,13 @@
 """`fw train`: run a recipe."""
 
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from featherweight.cli.given import require_size
+from featherweight.cli.recipe_check import check_recipe
 from featherweight.cli.screen import (
     AsJson,
     Imports,
@@ -17,6 +20,9 @@ from featherweight.cli.screen import (
     print_notice,
     print_result,
 )
+
+if TYPE_CHECKING:
+    from featherweight.planner import Plan
 
 
 def train(
@@ -33,6 +39,7 @@ def train(
             "--plan",
             help="Memory that the run may take, such as 16GB: plan the recipe for it first, then train the best one.",
             show_default=False,
+            callback=require_size,
         ),
     ] = None,
     predict: Annotated[
@@ -62,12 +69,13 @@ def train(
 
     fw train recipe.yaml --plan 16GB
     """
+    check_recipe(recipe, changes)
     if not resume:
         from featherweight.config import read_mapping
         from featherweight.text.first_look import look_first
 
         look_first(read_mapping(recipe), changes)  # what cannot be trained on is said before anything heavy is imported
-    from featherweight.cli.plan import print_plan
+    from featherweight.cli.plan import print_plan, simulation_status
     from featherweight.planner.train import train_planned, train_with_advice
 
     callbacks: list[Any] | None = [] if as_json else None
@@ -81,10 +89,24 @@ def train(
                 recipe, overrides=changes or [], predict=predict, out=out, resume=resume, callbacks=callbacks
             )
         else:
-            show = None if as_json else print_plan
-            run = train_planned(
-                recipe, plan, overrides=changes or [], out=out, resume=resume, callbacks=callbacks, on_plan=show
-            )
+            with ExitStack() as planning:
+                tell = planning.enter_context(simulation_status())
+
+                def show(found: "Plan") -> None:
+                    planning.close()  # the bar of the training comes now
+                    if not as_json:
+                        print_plan(found)
+
+                run = train_planned(
+                    recipe,
+                    plan,
+                    overrides=changes or [],
+                    out=out,
+                    resume=resume,
+                    callbacks=callbacks,
+                    on_plan=show,
+                    on_progress=tell,
+                )
         if as_json:
             print_json({"folder": str(run.folder), **run.summary.to_dict()})
         else:

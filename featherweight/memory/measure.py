@@ -182,7 +182,7 @@ class MemoryMeasurement:
                 {
                     f"peak allocated ({unit})": self.allocator_peak_bytes / unit_bytes,
                     f"peak reserved ({unit})": self.reserved_peak_bytes / unit_bytes,
-                    "counted / allocated (%)": 100 * self.peak_bytes / max(self.allocator_peak_bytes, 1),
+                    "share of the allocated bytes that is counted": self.peak_bytes / max(self.allocator_peak_bytes, 1),
                 },
                 title="CUDA allocator",
             )

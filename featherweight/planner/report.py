@@ -20,7 +20,7 @@ def add_rows(report: Report, rows: Sequence[PlanRow], budget_bytes: int) -> None
                 row.keeping,
                 ", ".join(row.tags) or "nothing",
                 round(row.need.total_bytes / _GIB, 2),
-                round(row.need.total_bytes / budget_bytes, 2),
+                row.need.total_bytes / budget_bytes,
                 round(row.tokens_per_s),
             ]
         )

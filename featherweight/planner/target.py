@@ -1,19 +1,16 @@
 """What a plan is made for: a kind of device, its memory, and how fast it is."""
 
 import os
-import re
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
+from featherweight.config import parse_bytes
 from featherweight.errors import ConfigError
 from featherweight.memory import AllocatorOptions, Calibration, find_card, load_calibration
 from featherweight.memory.cards import CARDS
 from featherweight.simulated import SimulatedDevice
 
-_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
-_UNITS |= {"kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40, "k": 2**10, "m": 2**20, "g": 2**30}
 _CPU_MARGIN = 0.08
 _TYPICAL = {8: "RTX 4060", 10: "RTX 3080", 12: "RTX 4070", 16: "RTX 4080", 24: "RTX 4090", 32: "RTX 5090"}
 _TYPICAL |= {48: "L40S", 80: "H100", 141: "H200"}
@@ -93,27 +90,6 @@ class Target:
         return cls(known.card, "cuda", size or total, known, options, is_assumed)
 
 
-def parse_bytes(size: str | int) -> int:
-    """Return a size in bytes.
-
-    Args:
-        size: a number of bytes, or text with a unit: KB, MB, GB, TB are powers of 1000; KiB, MiB, GiB, TiB of 1024.
-    Raises:
-        ConfigError: if it is no positive size.
-    Example:
-        >>> parse_bytes("12GB"), parse_bytes("1.5 GiB")
-        (12000000000, 1610612736)
-    """
-    found = re.fullmatch(r"\s*(\d[\d_]{0,30}(?:\.\d+)?)\s*([a-zA-Z]*)\s*", str(size))
-    count = int(float(found[1].replace("_", "")) * _UNITS.get(found[2].lower(), 0)) if found else 0
-    if count < 1:
-        raise ConfigError(
-            f"plan: budget={size!r} is no size; expected a positive number with a unit such as 12GB or 24GiB. "
-            "Correct it."
-        )
-    return count
-
-
 def _typical(size: int) -> str:
     gib = size / 2**30
     fitting = [name for limit, name in sorted(_TYPICAL.items()) if limit >= gib - 0.01]
@@ -121,12 +97,6 @@ def _typical(size: int) -> str:
 
 
 def _host_bytes() -> int:
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    except OSError as error:
-        raise ConfigError(
-            "plan: budget=None, and this system does not tell the size of its memory; expected a budget such as 16GB. "
-            "Name one."
-        ) from error
-    total = next(line for line in lines if line.startswith("MemTotal:"))
-    return int(total.split()[1]) * 1024
+    import psutil
+
+    return int(psutil.virtual_memory().total)

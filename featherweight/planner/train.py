@@ -23,6 +23,7 @@ def train_planned(
     device: str | None = None,
     resume: bool = False,
     on_plan: Callable[[Plan], None] | None = None,
+    on_progress: Callable[[str], None] | None = None,
     **options: Any,
 ) -> Run:
     """Plan a recipe for a budget, and train it.
@@ -37,6 +38,7 @@ def train_planned(
         device: as for `fw.plan`; None takes the device on which training runs.
         resume: must be False: a run goes on with the recipe in its folder, by `fw.train`.
         on_plan: is shown the plan before the training begins.
+        on_progress: told what is being simulated.
         options: as for `fw.train`.
     Raises:
         ConfigError: if nothing fits.
@@ -46,7 +48,7 @@ def train_planned(
     base = load_recipe(recipe, overrides)
     # The name of the file, which the planned recipe does not come from.
     base = Recipe.parse({**base.to_dict(), "name": run_name(recipe, base)})
-    found, best = plan_recipe(base, budget, device=device)
+    found, best = plan_recipe(base, budget, device=device, on_progress=on_progress)
     if on_plan is not None:
         on_plan(found)
     with _advice(best, found.target):
@@ -83,7 +85,12 @@ def train_with_advice(
 
 
 def plan_recipe(
-    recipe: RecipeSource, budget: str | int | None = None, *, device: str | None = None, exclude: Collection[str] = ()
+    recipe: RecipeSource,
+    budget: str | int | None = None,
+    *,
+    device: str | None = None,
+    exclude: Collection[str] = (),
+    on_progress: Callable[[str], None] | None = None,
 ) -> tuple[Plan, Recipe]:
     """Return a plan for the data, model and batch of a recipe, and the recipe with the plan's best choices.
 
@@ -94,7 +101,9 @@ def plan_recipe(
         ConfigError: if nothing fits.
     """
     base = load_recipe(recipe)
-    found = plan(None, budget, device=device or _present_device(), recipe=base, exclude=exclude)
+    found = plan(
+        None, budget, device=device or _present_device(), recipe=base, exclude=exclude, on_progress=on_progress
+    )
     best = found.best.recipe
     if best.optimizer["name"] == base.optimizer["name"] and "lr" in base.optimizer:
         best = Recipe.parse({**best.to_dict(), "optimizer": {**best.optimizer, "lr": base.optimizer["lr"]}})

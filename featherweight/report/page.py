@@ -5,7 +5,7 @@ import re
 import zlib
 from collections.abc import Sequence
 
-from featherweight.report.formatting import format_column, is_numeric
+from featherweight.report.formatting import format_column, format_facts, stands_right
 from featherweight.report.pictures import GRID, INK, PALETTE, PAPER, draw_picture
 from featherweight.report.sections import Bars, Curves, Facts, Note, Section, Table, as_table
 
@@ -57,10 +57,34 @@ th { color: var(--soft); font-weight: 600; text-align: left; vertical-align: bot
   border-bottom: 2px solid var(--grid); }
 th, td { padding: .4rem 1rem .4rem 0; }
 tr + tr td { border-top: 1px solid var(--grid); }
-.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+td { vertical-align: top; }
+th:last-child, td:last-child { padding-right: 0; }
+.number { text-align: right; font-variant-numeric: tabular-nums; }
+td.number { white-space: nowrap; }
+.none { text-align: right; }
 .name { color: var(--soft); white-space: nowrap; }
 figure { margin: 0; }
 figure svg { display: block; width: 100%; height: auto; }
+.narrow { display: none; }
+.value { overflow-wrap: anywhere; min-width: 8rem; }
+@media (max-width: 640px) {
+  main { padding: 1.25rem .75rem 3rem; }
+  h1 { font-size: 1.4rem; overflow-wrap: anywhere; }
+  section { padding: 1rem; border-radius: .6rem; }
+  .name { white-space: normal; }
+  .cards thead { display: none; }
+  .cards, .cards tbody, .cards tr, .cards td { display: block; }
+  .cards tr { padding: .5rem 0; border-top: 1px solid var(--grid); }
+  .cards tr:first-child { border-top: 0; }
+  .cards td { display: flex; justify-content: space-between; gap: 1rem; padding: .15rem 0; border: 0;
+    text-align: right; overflow-wrap: anywhere; }
+  .cards td:first-child { font-weight: 600; text-align: left; }
+  .cards td:not(:first-child)::before { content: attr(data-label); color: var(--soft); text-align: left;
+    white-space: normal; }
+  .cards td.none { display: none; }
+  .wide { display: none; }
+  .narrow { display: block; }
+}
 details { margin-top: .75rem; }
 summary { color: var(--soft); cursor: pointer; font-size: .85rem; }
 .empty { color: var(--soft); }
@@ -71,43 +95,60 @@ def _page_section(section: Section) -> str:
     heading = f"<h2>{html.escape(section.title)}</h2>"
     if isinstance(section, Note):
         return f"<section>{heading}<p>{html.escape(section.text)}</p></section>"
-    body = _page_table(as_table(section), has_header=not isinstance(section, Facts))
+    body = _page_facts(section) if isinstance(section, Facts) else _page_table(as_table(section))
     if isinstance(section, Curves | Bars):
         label = html.escape(f"{section.title}: {section.y_label}", quote=True)
         body = (
-            f'<figure role="img" aria-label="{label}">{_inline_svg(section)}</figure>'
+            f'<figure class="wide" role="img" aria-label="{label}">{_inline_svg(section, is_narrow=False)}</figure>'
+            f'<figure class="narrow" role="img" aria-label="{label}">{_inline_svg(section, is_narrow=True)}</figure>'
             f"<details><summary>Numbers</summary>{body}</details>"
         )
     return f"<section>{heading}{body}</section>"
 
 
-def _page_table(table: Table, has_header: bool) -> str:
+def _page_facts(section: Facts) -> str:
+    if not section.facts:
+        return '<p class="empty">no data</p>'
+    pairs = zip(section.facts, format_facts(section.facts), strict=True)
+    rows = "".join(
+        f'<tr><td class="name">{html.escape(name)}</td><td class="value">{html.escape(text)}</td></tr>'
+        for name, text in pairs
+    )
+    return f'<div class="scroll"><table class="table facts"><tbody>{rows}</tbody></table></div>'
+
+
+def _page_table(table: Table) -> str:
     if not table.rows or not table.columns:
         return '<p class="empty">no data</p>'
     columns = list(zip(*table.rows, strict=True))
-    classes = ["number" if is_numeric(column) else "" for column in columns]
-    if not has_header:
-        classes = ["name", ""]
-    texts = [format_column(column) for column in columns]
+    classes = ["number" if stands_right(column) else "" for column in columns]
+    texts = [format_column(column, name) for name, column in zip(table.columns, columns, strict=True)]
     head = "".join(
         f'<th class="{kind}">{html.escape(name)}</th>' for name, kind in zip(table.columns, classes, strict=True)
     )
     rows = "".join(
         "<tr>"
-        + "".join(f'<td class="{kind}">{html.escape(text)}</td>' for text, kind in zip(row, classes, strict=True))
+        + "".join(
+            f'<td class="{"none" if text == "-" else kind}" data-label="{html.escape(name, quote=True)}">'
+            f"{html.escape(text)}</td>"
+            for text, kind, name in zip(row, classes, table.columns, strict=True)
+        )
         + "</tr>"
         for row in zip(*texts, strict=True)
     )
-    header = f"<thead><tr>{head}</tr></thead>" if has_header else ""
-    return f'<div class="scroll"><table class="table">{header}<tbody>{rows}</tbody></table></div>'
+    # On a telephone a few wide rows become cards; a long table stays one, which is moved sideways.
+    shape = "table cards" if len(columns) > 3 and len(table.rows) <= 12 else "table"
+    return (
+        f'<div class="scroll"><table class="{shape}"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+    )
 
 
-def _inline_svg(section: Curves | Bars) -> str:
+def _inline_svg(section: Curves | Bars, is_narrow: bool) -> str:
     """Draw a section as SVG whose colours are the page's variables, so that one picture fits both themes."""
-    text = draw_picture(section, "svg").decode()
+    text = draw_picture(section, "svg", is_narrow=is_narrow).decode()
     text = re.sub("<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
     # A page may hold an id once, and every picture of matplotlib has an "axes_1".
-    prefix = f"p{zlib.crc32(section.title.encode()):08x}-"
+    prefix = f"{'n' if is_narrow else 'p'}{zlib.crc32(section.title.encode()):08x}-"
     text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}", text)
     for color, variable in (
         (INK, "ink"),

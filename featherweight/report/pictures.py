@@ -1,5 +1,7 @@
 """Pictures of curves and stacked bars: one style, and a palette for a light and a dark page.
 
+Each is drawn for one of two widths, so that its letters stay as large as those of the text around it.
+
 matplotlib is imported when the first picture is drawn.
 Source of the palette: Okabe and Ito, Color Universal Design, 2008 (distinguishable with every common colour blindness).
 """
@@ -10,9 +12,10 @@ import math
 import textwrap
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from featherweight.report.formatting import Number, format_number
+from featherweight.report.formatting import Number, format_column, is_share
 from featherweight.report.sections import Bars, Curves
 
 if TYPE_CHECKING:
@@ -33,18 +36,52 @@ PALETTE = (
 
 _CATEGORIES = ("weights", "gradients", "optimizer state", "activations", "temporaries", "inputs", "other", "buffers")
 """Terms of memory, in the order of the palette: each has one colour in all pictures."""
+_REST = 6  # the grey of the palette: what is no tensor of ours, or stands for comparison
+_OWN_PLACES = {name: place for place, name in enumerate(_CATEGORIES)} | {
+    "allocator, workspaces, context": _REST,
+    "rest": _REST,
+    "budget": _REST + len(PALETTE),  # grey, too, but hatched
+}
+_ROWS_WITHIN = 4
+"""Rows of a legend for which every picture has room; it grows for more."""
 _DASHES = ("-", "--", ":", "-.")
 # Beyond this, sums and axis margins overflow in matplotlib; such a number means a diverged run anyway.
 _LARGEST_DRAWN = 1e100
 
 
-def draw_picture(section: Curves | Bars, file_format: str) -> bytes:
-    """Draw a section; a PNG carries its title, an SVG stands under a heading of the page."""
-    import matplotlib
-    from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
+@dataclass(frozen=True)
+class Width:
+    """How much room a picture has."""
 
-    settings = {
+    size: tuple[float, float]
+    """Width and height in inches, at letters of 10 points."""
+    letters: int
+    """About so many fit side by side."""
+    level_names: int
+    """So many bars at most have their names level below them."""
+
+
+_WIDE = Width((9, 4.5), letters=100, level_names=8)
+_NARROW = Width((3.8, 3.9), letters=35, level_names=3)  # for a telephone, of 390 points
+
+
+def settings(seed: str) -> dict[str, Any]:
+    """Return the settings of matplotlib that make the style, for a block under `matplotlib.rc_context`.
+
+    Args:
+        seed: another one for each picture of a page: equal ids in two of them would make them share clip paths.
+    """
+    from cycler import cycler
+
+    return {
+        "axes.prop_cycle": cycler(color=[light for light, _ in PALETTE]),
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.axisbelow": True,
+        "figure.facecolor": PAPER,
+        "axes.facecolor": PAPER,
+        "legend.frameon": False,
+        "grid.linewidth": 0.8,
         "font.family": "DejaVu Sans",
         "font.size": 10,
         "text.color": INK,
@@ -57,23 +94,39 @@ def draw_picture(section: Curves | Bars, file_format: str) -> bytes:
         # Names of users may hold dollar signs, which are no formulas.
         "text.parse_math": False,
         "text.usetex": False,
-        # Equal ids in two pictures of one page would make them share clip paths.
-        "svg.hashsalt": section.title,
+        "svg.hashsalt": seed,
         "svg.fonttype": "path",
     }
-    with matplotlib.rc_context(settings), warnings.catch_warnings():
+
+
+def draw_picture(section: Curves | Bars, file_format: str, *, is_narrow: bool = False) -> bytes:
+    """Draw a section; a PNG carries its title, an SVG stands under a heading of the page.
+
+    Args:
+        section: what to draw.
+        file_format: png or svg.
+        is_narrow: for a telephone.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    width = _NARROW if is_narrow else _WIDE
+    with matplotlib.rc_context(settings(section.title)), warnings.catch_warnings():
         # A name in a script that the font does not have is drawn as boxes; the table below the picture shows it.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12)  # inches
-        figure = Figure(figsize=(9, 4.5), dpi=160, layout=layout, facecolor=PAPER)
-        axes = figure.add_subplot(facecolor=PAPER)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.set_axisbelow(True)
+        pad = 0.04 if is_narrow else 0.12  # inches
+        layout = ConstrainedLayoutEngine(w_pad=pad, h_pad=pad)
+        figure = Figure(figsize=width.size, dpi=160, layout=layout)
+        axes = figure.add_subplot()
         if isinstance(section, Curves):
-            _draw_curves(axes, section)
+            _draw_curves(axes, section, width)
         else:
-            _draw_bars(axes, section)
-        legend_rows = _add_legend(axes)
+            _draw_bars(axes, section, width)
+        legend_rows = _add_legend(axes, width)
+        if legend_rows > _ROWS_WITHIN:
+            # A long legend must not take the room of the curves.
+            figure.set_figheight(width.size[1] + 0.2 * (legend_rows - _ROWS_WITHIN))
         if file_format == "png":
             axes.set_title(_clip(section.title, 80), loc="left", fontweight="bold", pad=12 + 16 * legend_rows)
         buffer = io.BytesIO()
@@ -83,12 +136,13 @@ def draw_picture(section: Curves | Bars, file_format: str) -> bytes:
     return buffer.getvalue()
 
 
-def _draw_curves(axes: "Axes", section: Curves) -> None:
+def _draw_curves(axes: "Axes", section: Curves, width: Width) -> None:
     from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
     drawn_x: list[Number] = []
     drawn_y: list[Number] = []
-    for index, (name, (xs, ys)) in enumerate(section.curves.items()):
+    places = places_in_palette(list(section.curves))
+    for index, (name, (xs, ys)) in zip(places, section.curves.items(), strict=True):
         visible = [
             math.isfinite(x) and abs(x) < _LARGEST_DRAWN and abs(y) < _LARGEST_DRAWN and (y > 0 or not section.log_y)
             for x, y in zip(xs, ys, strict=True)
@@ -105,11 +159,11 @@ def _draw_curves(axes: "Axes", section: Curves) -> None:
             # Few points are worth seeing one by one, and a single one has no line.
             marker="o" if sum(visible) <= 25 else "",
             markersize=4,
-            label=_clip(name, 60),
+            label=_clip(name, 60 if width is _WIDE else 34),
         )
-    axes.grid(axis="y", linewidth=0.8)
-    axes.set_xlabel(section.x_label)
-    axes.set_ylabel(section.y_label)
+    axes.grid(axis="y")
+    axes.set_xlabel(_wrapped(section.x_label, width.letters))
+    axes.set_ylabel(_wrapped(section.y_label, 40))
     if not drawn_y:
         _say_no_data(axes)
         return
@@ -118,13 +172,14 @@ def _draw_curves(axes: "Axes", section: Curves) -> None:
         decades = math.log10(max(drawn_y)) - math.log10(min(drawn_y))
         axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if decades < 3 else (1.0,)))
         axes.yaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=all(isinstance(x, int) for x in drawn_x)))
-    axes.xaxis.set_major_formatter(_tick_formatter(drawn_x))
-    axes.yaxis.set_major_formatter(_tick_formatter(drawn_y))
+    ticks = 8 if width is _WIDE else 5
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=ticks, integer=all(isinstance(x, int) for x in drawn_x)))
+    axes.xaxis.set_major_formatter(_tick_formatter(drawn_x, section.x_label))
+    axes.yaxis.set_major_formatter(_tick_formatter(drawn_y, section.y_label, is_log=section.log_y))
     axes.margins(x=0.02)
 
 
-def _draw_bars(axes: "Axes", section: Bars) -> None:
+def _draw_bars(axes: "Axes", section: Bars, width: Width) -> None:
     groups = list(section.bars)
     categories = list(dict.fromkeys(name for values in section.bars.values() for name in values))
     above, below = [0.0] * len(groups), [0.0] * len(groups)
@@ -146,34 +201,37 @@ def _draw_bars(axes: "Axes", section: Bars) -> None:
             hatch=("", "///", "...", "xxx")[index // len(PALETTE) % 4],
             edgecolor=PAPER,
             linewidth=0.8,
-            label=_clip(category, 60),
+            label=_clip(category, 60 if width is _WIDE else 34),
         )
-    axes.grid(axis="y", linewidth=0.8)
-    axes.set_ylabel(section.y_label)
+    axes.grid(axis="y")
+    axes.set_ylabel(_wrapped(section.y_label, 40))
     if not groups or not categories:
         _say_no_data(axes)
         return
-    for place, group in enumerate(groups):
-        total = sum(value for value in section.bars[group].values() if abs(value) < _LARGEST_DRAWN)
+    totals = [
+        sum(float(one) for one in values.values() if abs(one) < _LARGEST_DRAWN) for values in section.bars.values()
+    ]
+    for place, total in enumerate(format_column(totals, section.y_label)):
         axes.annotate(
-            format_number(float(total)),
+            total,
             (place, above[place]),
             xytext=(0, 4),
             textcoords="offset points",
             ha="center",
             fontweight="bold",
+            fontsize=10 if len(groups) <= width.level_names else 8,
         )
     # Names stand level while they fit, because slanted text is hard to read.
-    room = max(8, 84 // len(groups))
+    room = max(8, int(0.8 * width.letters) // len(groups))
     wrapped = [textwrap.fill(_clip(group, 48), room, break_on_hyphens=False) for group in groups]
-    if len(groups) <= 8:
+    if len(groups) <= width.level_names:
         axes.set_xticks(range(len(groups)), wrapped)
     else:
         names = [_clip(group, 32) for group in groups]
         axes.set_xticks(range(len(groups)), names, rotation=40, ha="right", rotation_mode="anchor")
     axes.tick_params(axis="x", length=0)
     axes.set_xlim(-0.6, max(len(groups), 2) - 0.4)
-    axes.yaxis.set_major_formatter(_tick_formatter([*above, *below]))
+    axes.yaxis.set_major_formatter(_tick_formatter([*above, *below], section.y_label))
     axes.margins(y=0.1)
     if any(below):
         axes.axhline(0, color=INK, linewidth=0.8)
@@ -186,29 +244,64 @@ def places_in_palette(categories: Sequence[str]) -> list[int]:
         >>> places_in_palette(["activations", "weights", "cache"])
         [3, 0, 1]
     """
-    own = {name: place for place, name in enumerate(_CATEGORIES)}
-    known = [own.get(name.replace("_", " ")) for name in categories]
+    known = [_OWN_PLACES.get(name.replace("_", " ")) for name in categories]
     free = (place for place in itertools.count() if place not in known)
     return [next(free) if place is None else place for place in known]
 
 
-def _tick_formatter(values: Sequence[Number]) -> Any:
-    """Label ticks in plain numbers, from ten thousand on with k, M, G; never with a factor beside the axis."""
-    from matplotlib.ticker import EngFormatter, FuncFormatter
+def colour_of(category: str, *, is_dark: bool = False) -> str:
+    """Return the colour of a term of memory, as pictures and terminals show it; grey for what is none.
 
+    Example:
+        >>> colour_of("optimizer_state"), colour_of("weights", is_dark=True)
+        ('#009e73', '#4ba3e0')
+    """
+    return PALETTE[_OWN_PLACES.get(category.replace("_", " "), _REST) % len(PALETTE)][is_dark]
+
+
+def _tick_formatter(values: Sequence[Number], label: str, *, is_log: bool = False) -> Any:
+    """Label ticks in plain numbers of equal decimals, from ten thousand on with k, M, G; shares as percentages."""
+    from matplotlib.ticker import EngFormatter, Formatter, PercentFormatter
+
+    if is_share(label, list(values)):
+        return PercentFormatter(xmax=1, symbol=" %")
     if 1e4 <= max(abs(value) for value in values) < 1e13:
         return EngFormatter(sep="")
-    return FuncFormatter(lambda value, _: f"{value:,.6g}".replace("-", "\N{MINUS SIGN}"))
+
+    class Plain(Formatter):
+        def __call__(self, value: float, pos: int | None = None) -> str:
+            return _plain(value, None)
+
+        def format_ticks(self, values: Sequence[float]) -> list[str]:
+            # On a logarithmic axis equal decimals would be a row of zeros, and a huge number has too many digits.
+            exact = (n for n in range(7) if all(_is_whole(value, n) for value in values))
+            decimals = None if is_log or max(map(abs, values), default=0) > 1e9 else next(exact, None)
+            return [_plain(value, decimals) for value in values]
+
+    return Plain()
 
 
-def _add_legend(axes: "Axes") -> int:
+def _plain(value: float, decimals: int | None) -> str:
+    text = f"{value:,.6g}" if decimals is None else f"{value:,.{decimals}f}"
+    return text.replace("-", "\N{MINUS SIGN}")
+
+
+def _is_whole(value: float, decimals: int) -> bool:
+    return math.isclose(round(value, decimals), value, rel_tol=1e-6, abs_tol=1e-9)
+
+
+def _wrapped(text: str, letters: int) -> str:
+    return textwrap.fill(_clip(text, 2 * letters), letters)
+
+
+def _add_legend(axes: "Axes", width: Width) -> int:
     """Put the names in rows above the picture, where they hide no curve; return the number of rows."""
     handles, labels = axes.get_legend_handles_labels()
     if not handles:
         return 0
-    # About 100 characters fit side by side; a name's line or box takes as much room as six.
-    is_one_row = sum(len(label) + 6 for label in labels) <= 100
-    columns = len(labels) if is_one_row else max(1, 95 // (max(map(len, labels)) + 6))
+    # A name's line or box takes as much room as six letters.
+    is_one_row = sum(len(label) + 6 for label in labels) <= width.letters
+    columns = len(labels) if is_one_row else max(1, (width.letters - 5) // (max(map(len, labels)) + 6))
     axes.legend(
         handles,
         labels,

@@ -216,6 +216,15 @@ class Report:
             )
         write_atomically(path, csv_text(as_table(section)))
 
+    def _repr_html_(self) -> str:
+        """Show the page in a notebook, in a frame, so that its style stays its own."""
+        import html
+
+        from featherweight.report.page import html_page
+
+        page = html.escape(html_page(self.title, self.sections), quote=True)
+        return f'<iframe srcdoc="{page}" style="width: 100%; height: 36rem; border: 0"></iframe>'
+
     def save_picture(self, path: str | os.PathLike[str], section_title: str) -> None:
         """Write the picture of a section as a PNG file of 1440 pixels width.
 

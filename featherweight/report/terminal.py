@@ -8,7 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from featherweight.report.formatting import Number, finite_values, format_column, is_numeric
+from featherweight.report.formatting import Number, finite_values, format_column, format_facts, stands_right
 from featherweight.report.sections import Curves, Facts, Note, Section, as_table
 
 
@@ -27,8 +27,11 @@ def terminal_section(section: Section, width: int, can_draw: bool) -> Renderable
     if not table.rows or not table.columns:
         return Group(heading, Text("no data", style="dim"))
     values = list(zip(*table.rows, strict=True))
-    columns = [[name, *format_column(column)] for name, column in zip(table.columns, values, strict=True)]
-    is_right = [is_numeric(column) for column in values]
+    if isinstance(section, Facts):
+        columns = [["fact", *section.facts], ["value", *format_facts(section.facts)]]
+    else:
+        columns = [[name, *format_column(column, name)] for name, column in zip(table.columns, values, strict=True)]
+    is_right = [stands_right(column) for column in values]
     if isinstance(section, Curves) and can_draw:
         columns.append(["course", *[_sparkline(ys) for _, ys in section.curves.values()]])
         is_right.append(False)

@@ -177,7 +177,8 @@ class TextClassifier:
 
     def __init__(self, source: str, *, max_tokens: int | None = None, device: str | None = None) -> None:
         tokenizer: Any = load_tokenizer(source)
-        self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        self.device = device or (found.type if found is not None else "cpu")
         self.model = load_classifier(source).eval().to(self.device)
         configuration: Any = self.model.config
         self.classes = trained_classes(configuration) or ()

@@ -62,7 +62,8 @@ def starter_recipe(model: str, facts: ModelFacts, found: Survey, choices: Choice
     max_tokens = usual_length(found, facts)
     steps = usual_steps(found)
     micro_batch_size = min(habit.rows_per_step, 32 if max_tokens <= 128 and found.classes else 4)
-    micro_batch_size = micro_batch_size if max_tokens <= 1024 else 1
+    # Data of a few rows fill no micro-batch of four.
+    micro_batch_size = micro_batch_size if max_tokens <= 1024 and found.rows >= 8 else 1
     is_large = facts.parameters > LARGE_PARAMETERS
     lines = [
         f"# Fine-tunes {facts.name} ({facts.parameters / 1e6:,.0f} M parameters) on {found.source}.",

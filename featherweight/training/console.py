@@ -8,7 +8,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
-from featherweight.report import format_number
+from featherweight.report.formatting import format_value
 from featherweight.training.events import Callback, Event
 from featherweight.training.summary import metric_words
 
@@ -69,7 +69,9 @@ class ConsoleProgress(Callback):
 
     def on_evaluate(self, event: Event) -> None:
         """Print the metrics of an evaluation."""
-        numbers = "  ".join(f"{metric_words(name)} {format_number(value)}" for name, value in event.metrics.items())
+        numbers = "  ".join(
+            f"{metric_words(name)} {format_value(name, value)}" for name, value in event.metrics.items()
+        )
         self._print(f"evaluated after step {event.step}: {numbers}")
 
     def on_checkpoint(self, event: Event) -> None:
@@ -107,6 +109,8 @@ def memory_in_use_bytes() -> int:
     """Return what the process holds now: tensors on the GPU if one is in use, else resident memory."""
     if torch.cuda.is_available() and torch.cuda.memory_allocated():
         return torch.cuda.memory_allocated()
+    if torch.backends.mps.is_available() and (held := torch.mps.current_allocated_memory()):
+        return held
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
     except OSError:

@@ -25,7 +25,7 @@ def describe_environment() -> dict[str, Any]:
         "cpu_cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "memory_bytes": _memory_bytes(),
-        "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
+        "gpus": _gpus(),
         "cuda": torch.version.cuda,
     }
 
@@ -35,6 +35,12 @@ def machine_name(environment: dict[str, Any]) -> str:
     if environment["gpus"]:
         return ", ".join(environment["gpus"])
     return f"{environment['processor']}, {environment['threads']} of {environment['cpu_cores']} cores used"
+
+
+def _gpus() -> list[str]:
+    if torch.backends.mps.is_available():
+        return [f"{_processor()} (MPS)"]
+    return [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
 
 
 def _version(package: str) -> str | None:
@@ -55,8 +61,7 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def _memory_bytes() -> int | None:
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return None
+def _memory_bytes() -> int:
+    import psutil
+
+    return int(psutil.virtual_memory().total)

@@ -177,7 +177,8 @@ class Loop:
                 f"training: {self.task.words.count_key}=0 in step {self.progress.step + 1}, so its loss is undefined; "
                 "expected at least 1. Check the labels of the data, or raise micro_batch_size or accumulation_steps."
             )
-        total = torch.zeros((), device=self.device, dtype=torch.float64)
+        # Apple's GPUs know no float64.
+        total = torch.zeros((), device=self.device, dtype=torch.float32 if self.device.type == "mps" else torch.float64)
         lr = float(self.scheduler.get_last_lr()[0])
         for index, batch in enumerate(micro_batches):
             with self._autocast():

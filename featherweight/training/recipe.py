@@ -136,8 +136,6 @@ class Recipe(Config):
         ``optimizer=NAME`` keeps the options that the named optimizer shares with the present one (`inherited_options`);
         it acts first, so that ``optimizer.rank=64`` counts wherever it stands.
         """
-        from featherweight.optim.build import inherited_options
-
         named, others = [], []
         assignments = list(assignments)
         keys = {assignment.partition("=")[0].strip() for assignment in assignments}
@@ -147,6 +145,8 @@ class Recipe(Config):
         for assignment in assignments:
             key, _, name = (part.strip() for part in assignment.partition("="))
             if key == "optimizer" and name.isidentifier():
+                from featherweight.optim.build import inherited_options
+
                 named.append(f"optimizer={json.dumps(inherited_options(name, self.optimizer))}")
             else:
                 others.append(assignment)

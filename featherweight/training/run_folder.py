@@ -1,11 +1,11 @@
 """The folder of a run: a new name, and a claim that no other process can make at the same time."""
 
-import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+from featherweight.config.lock import locked_folder
 from featherweight.errors import CheckpointError, ConfigError
 
 
@@ -62,34 +62,21 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
         ConfigError: if it is in use, or cannot be made.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder, os.O_RDONLY)
-    except OSError as error:
-        raise ConfigError(
-            f"run: out={folder} cannot be written ({error.strerror}); expected the path of a folder, there or to be "
-            "made. Choose another one."
-        ) from error
-    try:
-        _lock(descriptor, folder)
+    with ExitStack() as held:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            held.enter_context(locked_folder(folder))
+        except BlockingIOError:
+            raise ConfigError(
+                f"run: out={folder} is in use by another process; expected a folder of its own. Wait for that process, "
+                "or choose another folder."
+            ) from None
+        except OSError as error:
+            raise ConfigError(
+                f"run: out={folder} cannot be written ({error.strerror}); expected the path of a folder, there or to "
+                "be made. Choose another one."
+            ) from error
         yield
-    finally:
-        os.close(descriptor)
-
-
-def _lock(descriptor: int, folder: Path) -> None:
-    try:
-        import fcntl
-
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise ConfigError(
-            f"run: out={folder} is in use by another process; expected a folder of its own. Wait for that process, or "
-            "choose another folder."
-        ) from None
-    except (ImportError, OSError):
-        # No locks on this system or network drive: two runs in one folder then remain the user's care.
-        pass
 
 
 def _forget(folder: Path, is_new: bool) -> None:

@@ -144,10 +144,11 @@ def comparison_report(title: str, runs: Mapping[str, tuple[Summary, Lines]], mac
     if before:
         losses = [None, *map(before.get, names)]
         rows.append(["before training", *losses, *[None] * (len(columns) - len(losses) - 1)])
+    decimals = {name: _decimals([one.footprint for one in summaries.values()], name, divisor) for name in CATEGORIES}
     for method, one in summaries.items():
         footprint = one.footprint
         row: list[Any] = [method, one.training_loss, *map(one.held_out.get, names)]
-        row += [_predicted_and_measured(footprint, category, divisor) for category in CATEGORIES]
+        row += [_predicted_and_measured(footprint, name, divisor, decimals[name]) for name in CATEGORIES]
         peak = _share({"all": footprint.peak_bytes}, "all", divisor) if footprint.measured else None
         rows.append([*row, peak, one.items_per_s])
     report.add_table("Methods", columns, rows)
@@ -250,11 +251,21 @@ def _share(counts: Mapping[str, int], name: str, divisor: int) -> float | None:
     return round(counts[name] / divisor, 3 if divisor == 2**30 else 2) if name in counts else None
 
 
-def _predicted_and_measured(footprint: Footprint, category: str, divisor: int) -> str | None:
-    """Return both figures of a category as one cell."""
+def _figures(footprint: Footprint, category: str, divisor: int) -> list[float]:
+    """Return what was predicted and measured of a category, as far as it is known."""
     figures = (_share(part, category, divisor) for part in (footprint.predicted, footprint.measured))
-    known = [figure for figure in figures if figure is not None]
-    return " / ".join(f"{figure:,.0f}" if figure >= 100 else f"{figure:.1f}" for figure in known) or None
+    return [figure for figure in figures if figure is not None]
+
+
+def _decimals(footprints: Sequence[Footprint], category: str, divisor: int) -> int:
+    """Return the decimals that all figures of a category share."""
+    figures = [figure for one in footprints for figure in _figures(one, category, divisor)]
+    return 0 if figures and min(filter(None, figures), default=0) >= 10 else 1
+
+
+def _predicted_and_measured(footprint: Footprint, category: str, divisor: int, decimals: int) -> str | None:
+    """Return both figures of a category as one cell."""
+    return " / ".join(f"{figure:,.{decimals}f}" for figure in _figures(footprint, category, divisor)) or None
 
 
 def _unit(footprints: Any) -> tuple[str, int]:

@@ -8,15 +8,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
-
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from featherweight.config import Config as StrictConfig
 from featherweight.errors import ConfigError
 from featherweight.registry import Registry
 
-Batch = Mapping[str, Tensor]
+if TYPE_CHECKING:
+    # A recipe is judged before torch is imported.
+    from torch import Tensor, nn
+
+Batch = Mapping[str, "Tensor"]
 """One micro-batch: names to tensors whose first axis counts the samples."""
 
 Split = Literal["train", "held_out"]
@@ -63,7 +65,7 @@ class Task(ABC):
         """Read the data and prepare the splits; `config` is an instance of `self.Config`."""
 
     @abstractmethod
-    def build_model(self) -> nn.Module:
+    def build_model(self) -> "nn.Module":
         """Return the model in float32 on the CPU, the same under the same seed; the loop casts and moves it."""
 
     @abstractmethod
@@ -90,22 +92,22 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
+    def loss(self, model: "nn.Module", batch: Batch) -> "tuple[Tensor, int]":
         """Return the float32 sum of the item losses, with its graph, and the number of items."""
 
     @abstractmethod
-    def evaluate(self, model: nn.Module, *, micro_batch_size: int) -> dict[str, float]:
+    def evaluate(self, model: "nn.Module", *, micro_batch_size: int) -> dict[str, float]:
         """Return the metrics of the held-out split, "held_out_loss" among them; the model's mode is left as it was."""
 
     @abstractmethod
-    def save_model(self, model: nn.Module, folder: Path) -> None:
+    def save_model(self, model: "nn.Module", folder: Path) -> None:
         """Write the model as a folder that its ecosystem opens without featherweight (Hugging Face for text)."""
 
     @abstractmethod
     def describe(self) -> dict[str, object]:
         """Return names and exact counts for the report: model, parameters, samples or tokens of each split."""
 
-    def prepare(self, model: nn.Module) -> None:  # noqa: B027 - most tasks have nothing to ask
+    def prepare(self, model: "nn.Module") -> None:  # noqa: B027 - most tasks have nothing to ask
         """Look at the model as it begins to train: methods applied, on its device, no checkpoint restored yet.
 
         What a task compares with the start is computed here. The model's mode and weights are left as they are.
@@ -122,7 +124,7 @@ class Task(ABC):
         """Return the samples of one epoch of the training split; default: None, nobody knows them (a stream)."""
         return None
 
-    def illustrate(self, model: nn.Module, folder: Path) -> list[Path]:
+    def illustrate(self, model: "nn.Module", folder: Path) -> list[Path]:
         """Draw what the trained model does, as files in the folder of the run, and return those made; default: none.
 
         The model's mode is left as it was.
@@ -190,11 +192,11 @@ class Skeleton(Task):
         """Return more rows than any schedule asks for: a simulation has no data, and its rates change no byte."""
         return 2**48
 
-    def evaluate(self, model: nn.Module, *, micro_batch_size: int) -> dict[str, float]:
+    def evaluate(self, model: "nn.Module", *, micro_batch_size: int) -> dict[str, float]:
         """Refuse: there is nothing to evaluate on."""
         raise self._has_no_data("evaluated")
 
-    def save_model(self, model: nn.Module, folder: Path) -> None:
+    def save_model(self, model: "nn.Module", folder: Path) -> None:
         """Refuse: there are no weights."""
         raise self._has_no_data("saved")
 

@@ -129,6 +129,16 @@ def test_wrong_input_has_exit_code_2_and_one_sentence(tiny_recipe, wrong, capsys
     assert out == "" and err.startswith("error: ") and "expected" in err
 
 
+def test_a_limit_ends_the_search_at_the_most_faithful_recipe(tiny_recipe, capsys):
+    two_families = ["--exclude", "8-bit-states,low-rank,int8-weights,4bit-weights,few-parameters"]
+    arguments = ["plan", tiny_recipe, "-b", "1GB", "-d", "cpu", "--json", *two_families]
+    assert run(arguments) == 0
+    assert len(json.loads(capsys.readouterr().out)["alternatives"]) == 1
+    assert run([*arguments, "--limit", "1"]) == 0
+    content = json.loads(capsys.readouterr().out)
+    assert content["alternatives"] == [] and content["refused"] == {}
+
+
 def test_neither_model_nor_recipe_is_an_error(capsys):
     assert run(["plan", "--budget", "12GB", "--device", "cpu"]) == 2
     assert "expected one of them" in capsys.readouterr().err

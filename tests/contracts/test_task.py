@@ -48,7 +48,7 @@ def folder(tmp_path, monkeypatch, drawn_world):
     rows = [{"question": f"{number} + 1 = ?", "answer": f"It is {number + 1}."} for number in range(12)]
     (tmp_path / "questions.json").write_text(json.dumps(rows))
     pairs = [
-        {"prompt": f"{number} + 1 = ?", "chosen": "right", "rejected": "wrong" * number} for number in range(1, 13)
+        {"prompt": f"{number} + 1 = ?", "chosen": "right", "rejected": "wrong" * number} for number in range(1, 25)
     ]
     (tmp_path / "pairs.json").write_text(json.dumps(pairs))
     write_scene_episodes(tmp_path / "demos", episodes=4, frames=6)

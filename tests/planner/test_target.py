@@ -10,30 +10,6 @@ def no_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
 
-@pytest.mark.parametrize(
-    ("size", "expected"),
-    [
-        ("12GB", 12 * 10**9),
-        ("24 GiB", 24 * 2**30),
-        (" 1.5gib ", 3 * 2**29),
-        ("16g", 2**34),
-        (1000, 1000),
-        ("1_000", 1000),
-        ("2TB", 2 * 10**12),
-    ],
-)
-def test_sizes_are_read_in_powers_of_1000_and_1024(size, expected):
-    assert parse_bytes(size) == expected
-
-
-@pytest.mark.parametrize(
-    "size", ["", "GB", "_GB", "-1GB", "0", 0, -5, "0.1B", "12 parsecs", "nan", "inf", "9" * 400, "1e9", "1.2.3GB", True]
-)
-def test_what_is_no_positive_size_is_an_error_with_an_example(size):
-    with pytest.raises(ConfigError, match="is no size; expected a positive number with a unit such as 12GB"):
-        parse_bytes(size)
-
-
 def test_a_named_card_brings_its_memory_and_a_budget_overrides_it():
     whole, part = Target.of(device="4090"), Target.of("12GB", "rtx4090")
     assert (whole.name, whole.kind, whole.budget_bytes) == ("RTX 4090", "cuda", 24 * 2**30)

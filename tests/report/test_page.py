@@ -38,12 +38,13 @@ def test_page_is_well_formed_and_needs_nothing_from_outside(report, awkward_repo
     assert "&lt;b&gt;Awkward&lt;/b&gt;" in page
 
 
-def test_page_holds_one_picture_per_curves_and_bars_in_colours_of_the_theme(report, tmp_path):
+def test_page_holds_a_wide_and_a_narrow_picture_per_curves_and_bars_in_colours_of_the_theme(report, tmp_path):
     report.save_html(tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
 
     pictures = re.findall("<svg.*?</svg>", page, re.DOTALL)
-    assert len(pictures) == 2
+    assert len(pictures) == 4
+    assert page.count('class="wide"') == page.count('class="narrow"') == 2
     for picture in pictures:
         xml.dom.minidom.parseString(picture)
         assert "var(--series-0)" in picture and "var(--ink)" in picture
@@ -74,3 +75,17 @@ def test_page_that_cannot_be_written_is_one_clear_sentence(report, tmp_path):
 
     with pytest.raises(ConfigError, match="cannot be written"):
         report.save_html(tmp_path / "file" / "report.html")
+
+
+def test_a_wide_table_of_few_rows_becomes_cards_on_a_telephone(report, tmp_path):
+    report.add_table("Wide", ["method", "a (MiB)", "b <&>", "c"], [["adamw", 1.5, None, "x"]])
+    report.add_table("Long", ["method", "a", "b", "c"], [[str(i), i, i, i] for i in range(13)])
+    report.save_html(tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    shapes = dict(re.findall(r'<h2>(Wide|Long)</h2>.*?<table class="([^"]*)"', page))
+    assert shapes == {"Wide": "table cards", "Long": "table"} and 'data-label="b &lt;&amp;&gt;"' in page
+
+
+def test_a_notebook_shows_the_page_in_a_frame(report):
+    shown = report._repr_html_()
+    assert shown.startswith("<iframe srcdoc=") and "&lt;!DOCTYPE html&gt;" in shown and "<section>" not in shown

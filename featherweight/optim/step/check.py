@@ -116,8 +116,10 @@ def sizes_of(tensors: Sequence[Tensor], flags: Sequence[Tensor] = ()) -> tuple[l
         Sizes, and the elements of all flags one after another.
     """
     dtypes = [torch.promote_types(tensor.dtype, torch.float32) for tensor in tensors]
-    norms = [norm_of(one).double() for one in tensors]
-    parts = [*(norm.reshape(1) for norm in norms), *(flag.reshape(-1).double() for flag in flags)]
+    norms = [norm_of(one) for one in tensors]
+    # Apple's GPUs know no float64, in which alone the norms of float64 gradients would keep their digits.
+    wide = torch.float32 if all(norm.device.type == "mps" for norm in norms) else torch.float64
+    parts = [*(norm.to(wide).reshape(1) for norm in norms), *(flag.reshape(-1).to(wide) for flag in flags)]
     values = torch.cat(parts).tolist() if parts else []
     sizes = [_size(*each) for each in zip(tensors, dtypes, values[: len(tensors)], strict=True)]
     return sizes, [value != 0 for value in values[len(tensors) :]]
@@ -142,7 +144,8 @@ def _size(tensor: Tensor, dtype: torch.dtype, norm: float) -> Size:
     if math.isnan(norm):
         return Size(norm, False)
     if dtype == torch.float32 and not 1e-15 < norm < 1e15:  # squares may have left float32 on the way
-        norm = float(torch.linalg.vector_norm(tensor, dtype=torch.float64))
+        exact = tensor.cpu() if tensor.device.type == "mps" else tensor
+        norm = float(torch.linalg.vector_norm(exact, dtype=torch.float64))
     squared = norm * norm
     return Size(squared, norm < LARGEST or (math.isfinite(squared) and is_usable(tensor)))
 

@@ -1,0 +1,78 @@
+"""What can be said of a recipe before torch is imported: its own keys, whether model and data are there, and enough."""
+
+from collections.abc import Iterable, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from featherweight.cli.given import require_model
+from featherweight.errors import ConfigError
+
+_ROWS = ("chat", "preference", "classification", "instructions")
+"""Tasks whose key `data` names rows."""
+_LINES = (".jsonl", ".ndjson", ".csv", ".tsv")
+"""Files of at most one row a line."""
+
+
+def check_recipe(path: Path, changes: Iterable[str] | None) -> None:
+    """Judge a recipe and what it names, as far as half a second reaches; options of task and optimizer come later.
+
+    Args:
+        path: of the recipe.
+        changes: "key=value" assignments.
+    Raises:
+        ConfigError: if a key of the recipe itself is wrong, its model or data are not there, or no micro-batch can be
+            filled.
+    """
+    from featherweight.training.recipe import load_recipe
+
+    recipe = load_recipe(path, changes or [])
+    task = recipe.task
+    if isinstance(model := task.get("model"), str):
+        require_model(model)
+    if task["name"] in _ROWS:
+        _require_rows(task, recipe.micro_batch_size)
+    elif task["name"] == "text":
+        _require_text(task, recipe.micro_batch_size)
+
+
+def _require_rows(task: Mapping[str, Any], micro_batch_size: int) -> None:
+    from featherweight.text.rows import read_rows
+
+    for key in ("data", "held_out"):
+        source = task.get(key)
+        if isinstance(source, str) and _is_missing(source):
+            next(iter(read_rows(source)))
+    file = Path(str(task.get("data"))).expanduser()
+    if file.suffix in _LINES and file.is_file():
+        with open(file, "rb") as lines:
+            count = sum(1 for _ in islice(lines, micro_batch_size))
+        _require_enough(micro_batch_size, count, f"{task['data']} holds {count} lines")
+    _require_enough(micro_batch_size, task.get("max_train_rows"), f"max_train_rows={task.get('max_train_rows')}")
+
+
+def _require_text(task: Mapping[str, Any], micro_batch_size: int) -> None:
+    from featherweight.text.corpus import CORPORA, load_documents
+
+    for key in ("corpus", "held_out"):
+        source = task.get(key)
+        if isinstance(source, str) and source not in CORPORA and _is_missing(source):
+            load_documents(source)
+    file = Path(str(task.get("corpus"))).expanduser()
+    length = task.get("seq_len")
+    if file.suffix == ".txt" and file.is_file() and isinstance(length, int) and length > 0:
+        # A token has a byte or more, and a document, which has one at least, ends in a token of its own.
+        rows = 2 * file.stat().st_size // length
+        _require_enough(micro_batch_size, rows, f"{task['corpus']} has {file.stat().st_size:,} bytes")
+
+
+def _require_enough(micro_batch_size: int, rows: Any, reason: str) -> None:
+    if isinstance(rows, int) and rows < micro_batch_size:
+        raise ConfigError(
+            f"recipe: micro_batch_size={micro_batch_size} is more than the data can fill ({reason}); expected at most "
+            f"{max(rows, 1)}. Lower it, and raise accumulation_steps if a step should hold as many rows."
+        )
+
+
+def _is_missing(source: str) -> bool:
+    return not source.startswith("hf:") and not Path(source).expanduser().exists()
