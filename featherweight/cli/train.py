@@ -63,18 +63,13 @@ def train(
 
     fw train recipe.yaml optimizer=galore_8bit optimizer.rank=64 steps=500 --out runs/rank64
 
-    fw train recipe.yaml --out runs/rank64 --resume
-
     fw train recipe.yaml --resume steps=2000
 
     fw train recipe.yaml --plan 16GB
     """
     check_recipe(recipe, changes)
     if not resume:
-        from featherweight.config import read_mapping
-        from featherweight.text.first_look import look_first
-
-        look_first(read_mapping(recipe), changes)  # what cannot be trained on is said before anything heavy is imported
+        _look_first(recipe, changes)
     from featherweight.cli.plan import print_plan, simulation_status
     from featherweight.planner.train import train_planned, train_with_advice
 
@@ -111,6 +106,14 @@ def train(
             print_json({"folder": str(run.folder), **run.summary.to_dict()})
         else:
             print_result(run.report, run.folder)
+
+
+def _look_first(recipe: Path, changes: list[str] | None) -> None:
+    """Say what cannot be trained on before anything heavy is imported."""
+    from featherweight.config import read_mapping
+    from featherweight.text.first_look import look_first
+
+    look_first(read_mapping(recipe), changes)
 
 
 def _run_to_resume(recipe: Path, changes: list[str], out: Path | None) -> Path:
