@@ -3,7 +3,9 @@
 import asyncio
 import base64
 import json
+import os
 import shutil
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -102,7 +104,9 @@ def test_a_person_chats_by_keyboard_and_sees_answers_and_refusals(tmp_path):
     with running(*load_fixture(), guard, page=True, name="stand-in", guard_details=True, max_new_tokens=24) as server:
         command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--remote-debugging-port=0"]
         process = subprocess.Popen(
-            [*command, f"--user-data-dir={tmp_path / 'profile'}", "about:blank"], stderr=subprocess.DEVNULL
+            [*command, f"--user-data-dir={tmp_path / 'profile'}", "about:blank"],
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
         )
         try:
             place = tmp_path / "profile" / "DevToolsActivePort"
@@ -111,5 +115,6 @@ def test_a_person_chats_by_keyboard_and_sees_answers_and_refusals(tmp_path):
                 time.sleep(0.1)
             asyncio.run(visit(server.url + "/", place.read_text().split()[0]))
         finally:
-            process.terminate()
+            # The command is a script on some systems, so all that it has started ends with it.
+            os.killpg(process.pid, signal.SIGKILL)
             process.wait(30)
