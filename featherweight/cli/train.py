@@ -54,8 +54,8 @@ def train(
     of the recipe stays. The run stops after its second step if it needs more than 10 % beyond the plan.
 
     The run folder holds report.html, metrics.jsonl, recipe.yaml, summary.json, checkpoints and the trained model.
-    Ctrl-C finishes the current step, writes a checkpoint and shows the command that goes on from there. --resume goes
-    on, without --out with the newest run of the recipe; with other steps or epochs a finished run gets longer.
+    Ctrl-C finishes the step, writes a checkpoint and shows the command that goes on. --resume without --out goes on with
+    the newest run of the recipe; with other steps or epochs a finished run gets longer.
 
     [bold]Examples[/bold]
 
@@ -80,9 +80,8 @@ def train(
         out = _run_to_resume(recipe, changes or [], out)
     with leave_cleanly("train", words, lambda interruption: interruption.checkpoint.parents[1]):
         if plan is None:
-            run = train_with_advice(
-                recipe, overrides=changes or [], predict=predict, out=out, resume=resume, callbacks=callbacks
-            )
+            common: dict[str, Any] = {"out": out, "resume": resume, "callbacks": callbacks}
+            run = train_with_advice(recipe, overrides=changes or [], predict=predict, **common)
         else:
             with ExitStack() as planning:
                 tell = planning.enter_context(simulation_status())
