@@ -54,8 +54,8 @@ def train(
     of the recipe stays. The run stops after its second step if it needs more than 10 % beyond the plan.
 
     The run folder holds report.html, metrics.jsonl, recipe.yaml, summary.json, checkpoints and the trained model.
-    Ctrl-C finishes the step, writes a checkpoint and shows the command that goes on. --resume without --out goes on with
-    the newest run of the recipe; with other steps or epochs a finished run gets longer.
+    Ctrl-C finishes the step, writes a checkpoint and shows the command that goes on. --resume without --out takes the
+    newest run of the recipe; with other steps or epochs a finished run gets longer.
 
     [bold]Examples[/bold]
 
