@@ -46,14 +46,14 @@ def make_leader(name: str, port: str, robot: "UMIRobot | None") -> "Teleoperator
     raise ConfigError(unknown_choice("fw robot", "leader", name, LEADERS))
 
 
-def make_follower(name: str, port: str) -> "UMIRobot":
-    """Return the follower of a name."""
+def make_follower(name: str, port: str, cameras: tuple[str, ...] = ()) -> "UMIRobot":
+    """Return the follower of a name; cameras are those of the simulator."""
     from featherweight import robot as fwr
 
     if name == "umirobot":
         return fwr.UMIRobot(fwr.UMIRobotConfig(port=port))
     if name == "sim":
-        return fwr.SimRobot()
+        return fwr.SimRobot(fwr.SimRobotConfig(cameras=cameras))
     raise ConfigError(unknown_choice("fw robot", "follower", name, FOLLOWERS))
 
 

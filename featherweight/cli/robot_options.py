@@ -16,3 +16,8 @@ ClassFolder = Annotated[
 LeaderName = Annotated[str, typer.Option("--leader", help="keyboard, pots, gamepad, expert or sine.")]
 RobotName = Annotated[str, typer.Option("--robot", help="Name of the robot in the room.")]
 Fps = Annotated[float, typer.Option(min=5, max=200, help="Control steps a second.")]
+RelayAddress = Annotated[str, typer.Option("--relay", help="wss://host:port or tls/host:port.")]
+MemberName = Annotated[str | None, typer.Option("--as", help="Which member of the room.", show_default=False)]
+Cameras = Annotated[
+    list[str] | None, typer.Option("--camera", help="Of the simulator: front, top, wrist.", show_default=False)
+]

@@ -7,7 +7,17 @@ from typing import Annotated, Any
 import typer
 
 from featherweight.cli.robot_devices import check_room, make_follower, make_leader, timer, unknown_choice, wait
-from featherweight.cli.robot_options import ClassFolder, Duration, LeaderName, Port, RobotName, Room
+from featherweight.cli.robot_options import (
+    Cameras,
+    ClassFolder,
+    Duration,
+    LeaderName,
+    MemberName,
+    Port,
+    RelayAddress,
+    RobotName,
+    Room,
+)
 from featherweight.cli.screen import AsJson, print_json
 from featherweight.errors import ConfigError
 
@@ -40,11 +50,12 @@ def relay(
 
 def serve(
     room: Room,
-    address: Annotated[str, typer.Option("--relay", help="wss://host:port or tls/host:port.")] = "wss://127.0.0.1:7443",
+    address: RelayAddress = "wss://127.0.0.1:7443",
     class_folder: ClassFolder = Path("class"),
     name: Annotated[str | None, typer.Option("--robot", help="Which robot of the room.", show_default=False)] = None,
     follower: Annotated[str, typer.Option(help="umirobot (a kit) or sim (MuJoCo).")] = "umirobot",
     port: Port = "auto",
+    camera: Cameras = None,
     duration: Duration = None,
     as_json: AsJson = False,
 ) -> None:
@@ -55,7 +66,7 @@ def serve(
 
     member = find_membership(class_folder, name, "robot")
     check_room(room, member.room)
-    robot = make_follower(follower, port)
+    robot = make_follower(follower, port, tuple(camera or ()))
     with robot:
         transport = connect(address, member)
         try:
@@ -69,9 +80,9 @@ def serve(
 
 def join(
     room: Room,
-    address: Annotated[str, typer.Option("--relay", help="wss://host:port or tls/host:port.")] = "wss://127.0.0.1:7443",
+    address: RelayAddress = "wss://127.0.0.1:7443",
     class_folder: ClassFolder = Path("class"),
-    name: Annotated[str | None, typer.Option("--as", help="Which member of the room.", show_default=False)] = None,
+    name: MemberName = None,
     robot: RobotName = "arm1",
     leader: LeaderName = "keyboard",
     port: Port = "auto",

@@ -211,3 +211,4 @@ tasks.register("classification", "featherweight.text.classification_task:Classif
 tasks.register("instructions", "featherweight.text.instruction_task:InstructionTask")
 tasks.register("pde", "featherweight.pde.task:PdeTask")
 tasks.register("bev", "featherweight.bev.task:BEVTask")
+tasks.register("robot", "featherweight.robot.learning.task:RobotTask")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from robot_demos import write_scene_episodes
 
 from featherweight.errors import ConfigError
 from featherweight.training.recipe import Recipe
@@ -22,6 +23,7 @@ SMALL = {
     "preference": {"model": "tiny", "data": "pairs.json", "held_out": 0.3, "template": "chatml"},
     "classification": {"model": "tiny", "data": "labelled.csv", "held_out": 0.3},
     "instructions": {"model": "tiny", "data": "questions.json", "held_out": 0.3},
+    "robot": {"data": "demos", "chunk": 4, "hidden": 8, "layers": 1, "held_out": 0.3},
 }
 """Options that make each task small enough for these tests."""
 
@@ -49,6 +51,7 @@ def folder(tmp_path, monkeypatch, drawn_world):
         {"prompt": f"{number} + 1 = ?", "chosen": "right", "rejected": "wrong" * number} for number in range(1, 13)
     ]
     (tmp_path / "pairs.json").write_text(json.dumps(pairs))
+    write_scene_episodes(tmp_path / "demos", episodes=4, frames=6)
     words = ("ship", "boat", "tree")
     labelled = [f"the {words[number % 3]} of {number},{words[number % 3]}" for number in range(24)]
     (tmp_path / "labelled.csv").write_text("\n".join(["text,label", *labelled]))

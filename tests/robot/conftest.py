@@ -30,3 +30,13 @@ def kit():
     from featherweight import robot as fwr
 
     return fwr.EmulatedKit(boot_s=0.05)
+
+
+@pytest.fixture(scope="session")
+def expert_demos(tmp_path_factory):
+    """A data set of four demonstrations of the expert, without pictures."""
+    from featherweight.robot.recording.demonstrations import demonstrate, expert_writer
+
+    root = tmp_path_factory.mktemp("expert") / "demos"
+    assert demonstrate(expert_writer(root), range(4)) == 4
+    return root

@@ -48,6 +48,8 @@ class OperatorSide:
         self.clock = ClockEstimate()
         self.delays = DelayStatistics()
         self.counters: Counter[str] = Counter()
+        self.sent_deg: tuple[float, ...] | None = None
+        """(6,) degrees of the newest command; None while the leader commands nothing."""
         self.has_driven = False
         """Whether the robot has been this operator's at any time."""
         self.pictures: dict[str, bytes] = {}
@@ -121,7 +123,8 @@ class OperatorSide:
         except (FeatherweightError, OSError):
             # Nothing is sent, so the robot's side holds the arm.
             self.counters["faulty leader"] += 1
-            return
+            angles_deg = None
+        self.sent_deg = angles_deg
         if angles_deg is None:
             return
         self._sequence += 1

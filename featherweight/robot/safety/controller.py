@@ -216,6 +216,7 @@ class Controller:
             return
         if self.safety.guard and not way_is_free(reported_deg, goal):
             self.counters["guard"] += 1
+            self.counters["guard trips"] += not self.modes.reason.startswith("the guard")
             self.limits_hit = True
             self.modes.reason = "the guard keeps the arm from table or itself"
             return

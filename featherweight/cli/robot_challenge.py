@@ -1,0 +1,87 @@
+"""`fw robot challenge`: cubes into the bin, over a bad network, judged."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from featherweight.cli.screen import AsJson, print_json
+from featherweight.errors import ConfigError
+
+
+def challenge(
+    operator: Annotated[
+        str, typer.Option(help="hand (a model of a person), policy, or shared (the hand, helped by the policy).")
+    ] = "hand",
+    policy: Annotated[Path | None, typer.Option(help="Folder of a run of fw robot train.", show_default=False)] = None,
+    impair: Annotated[
+        str, typer.Option(help="lan, continent, tokyo-dhaka, satellite, or words like 150ms+-30,1%.")
+    ] = "lan",
+    runs: Annotated[int, typer.Option(min=1, help="Layouts.")] = 10,
+    cubes: Annotated[int, typer.Option(min=1, max=6, help="On the table.")] = 1,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of the first layout.", show_default=False)] = None,
+    log: Annotated[
+        Path | None, typer.Option(help="Folder of the judge's logs, one for each layout.", show_default=False)
+    ] = None,
+    score: Annotated[
+        Path | None, typer.Option(help="Score this log again and do nothing else.", show_default=False)
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Put cubes into the bin over a network with delay and loss, in virtual time, and be judged.
+
+    The judge stands on the robot's side. Its log can be scored again by anybody, to the same number.
+
+    [bold]Examples[/bold]
+
+    fw robot challenge --impair tokyo-dhaka
+
+    fw robot challenge --operator policy --policy runs/robot --impair 300ms+-30,1% --log logs
+
+    fw robot challenge --score logs/10000.jsonl
+    """
+    from featherweight.robot.challenge.log import read_log
+    from featherweight.robot.challenge.run import parse_impairment, run_challenge
+    from featherweight.robot.challenge.score import score_log
+
+    if score is not None:
+        told = asdict(score_log(read_log(score)))
+        if as_json:
+            print_json(told)
+        else:
+            print("\n".join(f"{name}: {value}" for name, value in told.items()))
+        return
+    if policy is not None and operator == "hand":
+        raise ConfigError(
+            "fw robot challenge: policy is given to the hand; expected --operator policy or shared. Choose."
+        )
+    network, loaded = parse_impairment(impair), None
+    if policy is not None:
+        from featherweight.robot.learning.policy import ChunkPolicy
+
+        loaded = ChunkPolicy.load(policy)
+    first, scores = 10_000 if seed is None else seed, []
+    for number in range(first, first + runs):
+        path = None if log is None else log / f"{number}.jsonl"
+        one = run_challenge(operator, loaded, number, network, cubes, path)
+        scores.append(one)
+        if not as_json:
+            print(
+                f"layout {number}: {one.points:.1f} points, {one.placed} of {one.cubes} in {one.time_s:.1f} s, "
+                f"{one.drops} drops, {one.collisions} collisions",
+                flush=True,
+            )
+    mean = {
+        "points": sum(one.points for one in scores) / runs,
+        "placed": sum(one.placed for one in scores),
+        "cubes": sum(one.cubes for one in scores),
+        "time_s": sum(one.time_s for one in scores) / runs,
+        "round_trip_ms": sum(one.round_trip_ms for one in scores) / runs,
+    }
+    if as_json:
+        print_json({"mean": mean, "runs": [asdict(one) for one in scores]})
+    else:
+        print(
+            f"mean {mean['points']:.1f} points, {mean['placed']} of {mean['cubes']} cubes, {mean['time_s']:.1f} s each"
+        )

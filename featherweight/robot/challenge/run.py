@@ -1,0 +1,90 @@
+"""Runs of the challenge: who operates, over which network, and what came out."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from featherweight.errors import ConfigError, did_you_mean
+from featherweight.robot.challenge.log import write_log
+from featherweight.robot.challenge.operators import Clock, HandModel, SharedLeader
+from featherweight.robot.challenge.remote import RemoteRun, first_free_cube
+from featherweight.robot.challenge.score import TIME_LIMIT_S, Score, score_log
+from featherweight.robot.contract import Teleoperator
+from featherweight.robot.kinematics.dh import Array
+from featherweight.robot.network.impaired import Impairment
+from featherweight.robot.sim.session import VirtualSession
+
+if TYPE_CHECKING:
+    from featherweight.robot.learning.policy import ChunkPolicy
+
+OPERATORS = ("hand", "policy", "shared")
+
+
+def parse_impairment(text: str) -> Impairment:
+    """Return a network from a preset's name, or from words like "150ms+-30,1%": round trip, its spread, loss each way.
+
+    Raises:
+        ConfigError: if the words are neither.
+
+    Example:
+        >>> network = parse_impairment("150ms+-30,1%")
+        >>> network.delay_s, network.jitter_s, network.loss
+        (0.075, 0.015, 0.01)
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)ms(?:(?:\+-|±)(\d+(?:\.\d+)?))?(?:,(\d+(?:\.\d+)?)%)?", text.strip())
+    if found is None:
+        return Impairment.preset(text)
+    delay_ms, spread_ms, loss = (float(group or 0) for group in found.groups())
+    return Impairment(delay_s=delay_ms / 2000, jitter_s=spread_ms / 2000, loss=loss / 100)
+
+
+def run_challenge(
+    operator: str,
+    policy: "ChunkPolicy | None",
+    seed: int,
+    impairment: Impairment,
+    cubes: int = 1,
+    log: Path | None = None,
+    longest_s: float = TIME_LIMIT_S,
+) -> Score:
+    """Run the challenge once, in virtual time.
+
+    Args:
+        operator: "hand" (a model of a person), "policy", or "shared" (the hand, helped by the policy).
+        policy: trained; for the last two.
+        seed: of layout, hand and network.
+        impairment: of the network, each way.
+        cubes: on the table.
+        log: where the judge's log goes; None for nowhere.
+        longest_s: time limit.
+    Raises:
+        ConfigError: if the operator is unknown, or there is no policy for it.
+    """
+    if operator not in OPERATORS:
+        raise ConfigError(
+            f"challenge: operator={operator} is unknown; expected one of {', '.join(OPERATORS)}. "
+            f"{did_you_mean(operator, OPERATORS)}"
+        )
+    if operator != "hand" and policy is None:
+        raise ConfigError(f"challenge: operator={operator} needs a policy; expected --policy RUN. Train one.")
+    runs: list[RemoteRun] = []
+
+    def round_trip_s() -> float:
+        return runs[0].operator_side.delays.round_trip_ms.p50 / 1000
+
+    def make_leader(see: Callable[[], Array], clock: Clock) -> Teleoperator:
+        if policy is None or operator == "hand":
+            return HandModel(see, clock, seed)
+        from featherweight.robot.learning.policy_leader import PolicyLeader
+
+        helper = PolicyLeader(policy, see, clock, in_thread=False, delay=round_trip_s)
+        return helper if operator == "policy" else SharedLeader(HandModel(see, clock, seed), helper)
+
+    session = VirtualSession(seed, cubes=cubes)
+    network = impairment.model_copy(update={"seed": 2 * seed})
+    runs.append(RemoteRun(session, make_leader, network, seed, first_free_cube))
+    records = runs[0].run(longest_s)
+    if log is not None:
+        write_log(log, records)
+    return score_log(records)

@@ -1,0 +1,81 @@
+"""How often a policy, or the expert, puts the cube into the bin, over layouts that nobody learnt from."""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from featherweight.robot.learning.policy import ChunkPolicy
+from featherweight.robot.learning.policy_leader import PolicyLeader
+from featherweight.robot.recording.demonstrations import run_expert
+from featherweight.robot.safety.controller import Controller
+from featherweight.robot.sim.session import VirtualSession
+
+LONGEST_S = 20.0
+FIRST_UNSEEN_SEED = 10_000
+"""Demonstrations take seeds from 0 on, evaluations from here on."""
+
+
+@dataclass
+class Evaluation:
+    """What came out."""
+
+    seeds: list[int] = field(default_factory=list)
+    placed: list[bool] = field(default_factory=list)
+    times_s: list[float] = field(default_factory=list)
+    """Virtual seconds of the runs that succeeded."""
+    processor_s: float = 0.0
+
+    @property
+    def successes(self) -> int:
+        """Cubes in the bin."""
+        return sum(self.placed)
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Wilson's interval of the share of successes, at 95 %."""
+        n = max(1, len(self.placed))
+        share, z = self.successes / n, 1.96
+        middle, half = share + z * z / (2 * n), z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+        return max(0.0, (middle - half) / (1 + z * z / n)), min(1.0, (middle + half) / (1 + z * z / n))
+
+
+def evaluate(
+    policy: ChunkPolicy | None, seeds: Sequence[int], on_run: Callable[[int, bool], None] | None = None
+) -> Evaluation:
+    """Run a policy, or the expert if it is None, once for each seed, in virtual time through the safety pipeline.
+
+    Args:
+        policy: trained.
+        seeds: of the layouts.
+        on_run: called with each seed and whether its cube is in the bin.
+    """
+    session, result, start_s = VirtualSession(), Evaluation(), time.process_time()
+    for seed in seeds:
+        session.reset(seed)
+        begin_s = session.clock()
+        is_placed = run_expert(session) if policy is None else run_policy(session, policy)
+        result.seeds.append(seed)
+        result.placed.append(is_placed)
+        if is_placed:
+            result.times_s.append(session.clock() - begin_s)
+        if on_run is not None:
+            on_run(seed, is_placed)
+    result.processor_s = time.process_time() - start_s
+    return result
+
+
+def run_policy(session: VirtualSession, policy: ChunkPolicy, longest_s: float = LONGEST_S) -> bool:
+    """Let a policy lead in a fresh session; return whether the cube lies in the bin, let go."""
+    leader = PolicyLeader(policy, session.scene, session.clock, in_thread=False)
+    placed_since: float | None = None
+
+    def on_step(_: Controller) -> bool:
+        nonlocal placed_since
+        is_placed = session.world.is_placed() and session.robot.reported_deg()[5] > 0
+        placed_since = (placed_since or session.clock()) if is_placed else None
+        return placed_since is None or session.clock() - placed_since < 1.0
+
+    session.run(leader, longest_s, on_step)
+    session.robot.sleep(0.5)
+    return session.world.is_placed()

@@ -1,0 +1,119 @@
+"""A policy as the operator: it leads through the same safety pipeline as a hand."""
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featherweight.robot.contract import Action, Teleoperator, keyed_angles, ordered_angles
+from featherweight.robot.learning.ensemble import ChunkEnsemble
+from featherweight.robot.learning.policy import ChunkPolicy
+from featherweight.robot.learning.state import state_features
+
+Observe = Callable[[], NDArray[np.float64]]
+"""Returns (7,) where the cube and the bin are."""
+
+
+class PolicyLeader(Teleoperator):
+    """Asks a policy at its own rate and blends its chunks.
+
+    In real time the policy runs in a thread; when it is too slow and every chunk is over, there is no action, so the
+    arm is held. Otherwise (`in_thread=False`) it is asked in place, which gives the same run each time.
+
+    Args:
+        policy: trained.
+        observe: of the scene.
+        clock: time in seconds.
+        in_thread: whether the policy runs beside the control loop.
+        delay: returns how old the state is that the policy sees, in seconds; the actions of that time are skipped.
+        id: name.
+    """
+
+    name = "policy"
+
+    def __init__(
+        self,
+        policy: ChunkPolicy,
+        observe: Observe,
+        clock: Callable[[], float] = time.monotonic,
+        in_thread: bool = True,
+        delay: Callable[[], float] = lambda: 0.0,
+        id: str = "policy",
+    ) -> None:
+        self.id = id
+        self._policy, self._observe, self._clock, self._in_thread = policy, observe, clock, in_thread
+        self._delay = delay
+        self._ensemble = ChunkEnsemble(policy.config.fps)
+        self._lock = threading.Lock()
+        self._state_deg: tuple[float, ...] | None = None
+        self._asked_s = -np.inf
+        self._action: tuple[float, ...] | None = None
+        self._wanted = threading.Event()
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._is_connected = False
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether the policy leads."""
+        return self._is_connected
+
+    @property
+    def feedback_features(self) -> dict[str, object]:
+        """The follower's angles, which the policy sees."""
+        return self.action_features
+
+    def connect(self, calibrate: bool = True) -> None:
+        """Begin to lead."""
+        if self._is_connected:
+            return
+        self._is_connected = True
+        if self._in_thread:
+            self._stop.clear()
+            self._thread = threading.Thread(target=self._run, name="policy", daemon=True)
+            self._thread.start()
+
+    def disconnect(self) -> None:
+        """Stop leading."""
+        self._is_connected = False
+        self._stop.set()
+        self._wanted.set()
+        if self._thread is not None:
+            self._thread.join(timeout=2)
+            self._thread = None
+
+    def send_feedback(self, feedback: Mapping[str, float]) -> None:
+        """Say where the follower is."""
+        self._state_deg = ordered_angles("PolicyLeader.send_feedback", feedback)
+
+    def get_action(self) -> Action | None:
+        """Return the action of now; None before the first prediction, and while every chunk is over."""
+        self._require_connection("get_action")
+        if self._state_deg is None:
+            return None
+        now_s = self._clock()
+        if now_s - self._asked_s >= 1 / self._policy.config.fps - 1e-6:
+            # After a pause, what was planned before it is over.
+            self._asked_s = now_s
+            if self._in_thread:
+                self._wanted.set()
+            else:
+                self._ask(now_s, self._state_deg)
+            with self._lock:
+                self._action = self._ensemble.at(now_s)
+        return None if self._action is None else keyed_angles(self._action)
+
+    def _ask(self, time_s: float, state_deg: tuple[float, ...]) -> None:
+        state = np.array(state_deg)
+        chunk = self._policy.act(state_features(state, self._observe()), state)
+        with self._lock:
+            self._ensemble.put(time_s - self._delay(), chunk)
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            self._wanted.wait()
+            self._wanted.clear()
+            if not self._stop.is_set() and self._state_deg is not None:
+                self._ask(self._asked_s, self._state_deg)

@@ -1,0 +1,69 @@
+"""`fw robot record|replay|dataset|train|eval`."""
+
+import json
+
+import pytest
+
+from featherweight.cli import run
+
+pytest.importorskip("mujoco")
+
+
+def test_demonstrations_are_recorded_checked_replayed_learnt_and_evaluated(tmp_path, capsys):
+    demos, folder = str(tmp_path / "demos"), str(tmp_path / "run")
+    assert run(["robot", "record", "--leader", "expert", "--episodes", "3", "--out", demos, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"saved": 3, "tried": 3, "total": 3}
+    assert run(["robot", "dataset", "check", demos, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["whole"] == 3
+    assert run(["robot", "dataset", "info", demos, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["robot"] == "umirobot"
+    assert run(["robot", "replay", demos, "1", "--dry-run", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["end_error_deg"] <= 1
+    changes = [f"task.data={demos}", "steps=20", "task.hidden=16", "evaluate_at_start=false"]
+    assert run(["robot", "train", "examples/recipes/robot_bc.yaml", *changes, "--out", folder, "--json"]) == 0
+    capsys.readouterr()
+    assert run(["robot", "eval", folder, "--runs", "1", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["runs"] == 1
+
+
+def test_a_damaged_set_is_told_repaired_and_then_clean(tmp_path, capsys):
+    from robot_demos import new_writer, write_episode
+
+    writer = new_writer(tmp_path / "demos")
+    for _ in range(3):
+        write_episode(writer, 4)
+    (tmp_path / "demos" / "data" / "chunk-000" / "file-001.parquet").write_bytes(b"")
+    assert run(["robot", "dataset", "check", str(tmp_path / "demos")]) == 1
+    assert "1 of 3 episodes are whole" in capsys.readouterr().out
+    assert run(["robot", "dataset", "repair", str(tmp_path / "demos")]) == 0
+    assert "1 of 1 episodes are whole" in capsys.readouterr().out
+
+
+def test_a_hand_is_recorded_on_an_emulated_kit_for_as_long_as_told(tmp_path, capsys):
+    arguments = ["--leader", "sine", "--follower", "umirobot", "--port", "sim", "--seconds", "0.5", "--out"]
+    assert run(["robot", "record", *arguments, str(tmp_path / "waves"), "--task", "wave"]) == 0
+    assert "1 of 1 episodes saved" in capsys.readouterr().out
+    assert run(["robot", "dataset", "info", str(tmp_path / "waves"), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["frames"] == 15 and told["tasks"] == ["wave"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["replay", "/nowhere"], "has no meta/info.json"),
+        (["dataset", "check", "/nowhere"], "has no meta/info.json"),
+        (["record", "--leader", "expert", "--fps", "20", "--out", "demos"], "fps=20 is not the expert's"),
+        (
+            ["record", "--leader", "sine", "--follower", "umirobot", "--camera", "top", "--out", "d"],
+            "camera needs the sim",
+        ),
+        (["eval", "/nowhere"], "holds no policy.json"),
+        (["eval", "--scene", "student"], "scene=student has no cube"),
+    ],
+)
+def test_every_mistake_is_one_sentence(arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run(["robot", *arguments]) in (1, 2)
+    errors = " ".join(capsys.readouterr().err.split())
+    assert message in errors and "Traceback" not in errors

@@ -1,0 +1,34 @@
+"""Episodes of `fw robot record`, one after the other."""
+
+import pytest
+from robot_demos import frame, new_writer
+
+from featherweight import robot as fwr
+from featherweight.cli.robot_episodes import Length, record_episodes, record_in_room
+from featherweight.errors import ConfigError
+
+
+def test_an_episode_that_is_broken_off_is_forgotten_and_ends_the_recording(tmp_path, capsys):
+    writer = new_writer(tmp_path / "demos")
+    lengths = iter([15, 15, 7])
+
+    def run_episode(is_going_on):
+        for i in range(next(lengths)):
+            assert is_going_on()
+            writer.add(frame(i, 0)[0])
+
+    leader = fwr.ScriptedLeader(lambda t: (0,) * 6)
+    told = record_episodes(writer, leader, Length(5, 0.5, 30, "wave"), run_episode)
+    assert told == {"saved": 2, "tried": 3, "total": 2} and writer.frames == 0
+    assert "Episode 3 of 5" in capsys.readouterr().out
+
+
+def test_the_files_of_another_room_are_refused(tmp_path, monkeypatch):
+    pytest.importorskip("cryptography")
+    from featherweight.robot.network.certificates import create_room
+
+    folder = create_room(tmp_path / "class", "lab2", {"alice": "operator"})
+    with pytest.raises(ConfigError, match="room=lab1 is not the room of these files; expected lab2"):
+        record_in_room(
+            "lab1", "wss://127.0.0.1:1", folder, None, "arm1", "sine", "sim", tmp_path / "d", [], Length(1, 1, 30, "x")
+        )

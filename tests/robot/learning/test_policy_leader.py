@@ -1,0 +1,50 @@
+"""A policy leads through the pipeline, and is silent when it is too slow."""
+
+import time
+
+import numpy as np
+
+from featherweight.robot.contract import keyed_angles
+from featherweight.robot.learning.policy import ChunkPolicy, PolicyConfig
+from featherweight.robot.learning.policy_leader import PolicyLeader
+
+
+class Constant(ChunkPolicy):
+    """Goes on from the state by 0, 1, 2, ... degrees; takes its time."""
+
+    pause_s = 0.0
+
+    def act(self, features, state_deg):
+        time.sleep(self.pause_s)
+        return np.asarray(state_deg) + np.arange(self.config.chunk)[:, None]
+
+
+def lead(leader, seconds):
+    """Ask at 60 Hz in real time; return (whether there was an action) at each step."""
+    found, end_s = [], time.monotonic() + seconds
+    while time.monotonic() < end_s:
+        leader.send_feedback(keyed_angles((0.0,) * 6))
+        found.append(leader.get_action() is not None)
+        time.sleep(1 / 60)
+    return found
+
+
+def test_a_policy_in_place_answers_at_once_and_the_same_each_time():
+    now_s = [0.0]
+    policy = Constant(PolicyConfig(chunk=4, hidden=8, layers=1))
+    with PolicyLeader(policy, lambda: np.zeros(7), lambda: now_s[0], in_thread=False) as leader:
+        assert leader.get_action() is None  # it does not know where the arm is
+        leader.send_feedback(keyed_angles((5.0,) * 6))
+        assert leader.get_action()["gripper.pos"] == 5.0
+        now_s[0] = 1 / 30
+        # Two chunks, from 5 degrees each: the older one says 6, the newer one 5.
+        assert 5.0 < leader.get_action()["gripper.pos"] < 6.0
+
+
+def test_a_policy_that_is_too_slow_gives_no_action_beyond_its_chunk():
+    policy = Constant(PolicyConfig(chunk=10, hidden=8, layers=1))
+    with PolicyLeader(policy, lambda: np.zeros(7)) as leader:
+        assert any(lead(leader, 0.3))
+        policy.pause_s = 1.2
+        found = lead(leader, 0.9)
+        assert found[0] and not any(found[-10:])  # the last chunk is over after a third of a second

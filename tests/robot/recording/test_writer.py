@@ -1,0 +1,146 @@
+"""Episodes are whole or not there, whatever happens to their writer."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from robot_demos import frame, new_writer, write_episode
+
+from featherweight.errors import ConfigError
+from featherweight.robot.recording.check import check
+from featherweight.robot.recording.demo_dataset import DemoDataset
+from featherweight.robot.recording.layout import robot_features
+from featherweight.robot.recording.writer import DemoWriter
+
+pytest.importorskip("av")
+
+
+def test_episodes_are_appended_by_later_writers_of_the_same_kind(tmp_path):
+    assert write_episode(new_writer(tmp_path / "demos", cameras=True), 7) == 0
+    assert write_episode(new_writer(tmp_path / "demos", cameras=True), 5, "rest") == 1
+
+    info = json.loads((tmp_path / "demos" / "meta" / "info.json").read_text())
+    assert (info["total_episodes"], info["total_frames"], info["total_tasks"]) == (2, 12, 2)
+    assert info["splits"] == {"train": "0:2"} and info["codebase_version"] == "v3.0"
+    assert check(tmp_path / "demos").problems == []
+
+
+def test_sets_of_another_kind_and_folders_with_other_things_are_left_alone(tmp_path):
+    write_episode(new_writer(tmp_path / "demos"), 5)
+    with pytest.raises(ConfigError, match="features=.* differs from that"):
+        new_writer(tmp_path / "demos", cameras=True)
+    with pytest.raises(ConfigError, match="fps=10 differs from that of .* 30; expected a set of the same kind"):
+        DemoWriter(tmp_path / "demos", 10, "umirobot", robot_features())
+    with pytest.raises(ConfigError, match="robot_type=so101 differs"):
+        DemoWriter(tmp_path / "demos", 30, "so101", robot_features())
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.txt").write_text("mine")
+    with pytest.raises(ConfigError, match="holds files that are no data set"):
+        new_writer(tmp_path / "thesis")
+
+
+def test_a_frame_that_is_not_finite_or_has_no_picture_is_refused_and_the_episode_goes_on(tmp_path):
+    writer = new_writer(tmp_path / "demos", cameras=True)
+    values, picture = frame(0, 0)
+    writer.add(values, {"front": picture})
+    with pytest.raises(ConfigError, match="action=.* cannot be stored"):
+        writer.add({**values, "action": [np.nan] * 6}, {"front": picture})
+    with pytest.raises(ConfigError, match="picture of front=None is wrong"):
+        writer.add(values, {})
+    assert writer.frames == 1 and writer.save("wave") == 0
+    with pytest.raises(ConfigError, match="frames=0 make no episode"):
+        writer.save("wave")
+
+
+def test_a_discarded_episode_leaves_nothing(tmp_path):
+    writer = new_writer(tmp_path / "demos", cameras=True)
+    write_episode(writer, 5)
+    before = sorted(path for path in (tmp_path / "demos").rglob("*") if path.is_file())
+    writer.add(*(lambda f: (f[0], {"front": f[1]}))(frame(0, 1)))
+    writer.discard()
+    assert sorted(path for path in (tmp_path / "demos").rglob("*") if path.is_file()) == before
+
+
+@pytest.mark.parametrize("step", range(9))
+def test_a_writer_that_dies_between_any_two_renames_loses_one_episode_at_most(tmp_path, monkeypatch, step):
+    root = tmp_path / "demos"
+    writer = new_writer(root, cameras=True)
+    write_episode(writer, 6)
+    renames, really = [], os.replace
+
+    def replace(source, target):
+        if len(renames) == step:
+            raise KeyboardInterrupt
+        renames.append(target)
+        really(source, target)
+
+    monkeypatch.setattr(os, "replace", replace)
+    try:
+        write_episode(writer, 6, "another")
+        saved = 2
+    except KeyboardInterrupt:
+        saved = 1
+    monkeypatch.undo()
+
+    assert len(DemoDataset(root).episodes) >= saved
+    write_episode(new_writer(root, cameras=True), 4)
+    data = DemoDataset(root)
+    assert len(data.episodes) in (saved + 1, 3) and data[len(data) - 1]["frame_index"] == 3
+    assert check(root).problems == []
+    assert len({row["data/file_index"] for row in data.episodes}) == len(data.episodes)
+
+
+def test_a_full_disk_is_one_sentence_and_every_finished_episode_is_kept(tmp_path, monkeypatch):
+    writer = new_writer(tmp_path / "demos", cameras=True)
+    write_episode(writer, 6)
+
+    def full(source, target):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", full)
+        with pytest.raises(ConfigError, match="No space left on device.*Episode 1 is lost, the 1 before it are whole"):
+            write_episode(writer, 6)
+    assert write_episode(writer, 4) == 1
+    assert check(tmp_path / "demos").problems == [] and len(DemoDataset(tmp_path / "demos")) == 10
+
+
+PROGRAM = """
+import sys
+sys.path.insert(0, sys.argv[2])
+from robot_demos import new_writer, write_episode
+writer = new_writer(sys.argv[1], cameras=True)
+print("ready", len(writer.rows), flush=True)
+while True:
+    print("saved", write_episode(writer, 10), flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_fifty_killed_writers_lose_no_finished_episode(tmp_path):
+    root, chance, saved = tmp_path / "demos", random.Random(0), 0
+    for _ in range(50):
+        reference = os.path.dirname(sys.modules["robot_demos"].__file__)
+        writer = subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, str(root), reference], stdout=subprocess.PIPE, text=True
+        )
+        assert int(writer.stdout.readline().split()[1]) >= saved
+        for _ in range(chance.randint(0, 2)):
+            saved = int(writer.stdout.readline().split()[1]) + 1
+        time.sleep(chance.uniform(0.0, 0.2))
+        os.kill(writer.pid, signal.SIGKILL)
+        words = writer.communicate()[0].split()
+        saved = max([saved, *(int(word) + 1 for word in words[1::2])])
+        data = DemoDataset(root)
+        assert len(data.episodes) >= saved
+        assert len(data) == 0 or data[len(data) - 1]["observation.images.front"].shape == (3, 32, 48)
+
+    write_episode(new_writer(root, cameras=True), 3)
+    result = check(root)
+    assert result.problems == [] and result.whole == result.episodes > saved > 20
