@@ -50,6 +50,9 @@ _LAZY = {
     "compress": "featherweight.text.compress",
     "load_low_rank": "featherweight.methods.low_rank_model",
     "merge_low_rank": "featherweight.methods.low_rank_model",
+    "guard": "featherweight.guard",
+    "PrefixGuard": "featherweight.guard.guard",
+    "GuardedModel": "featherweight.guard.guarded_model",
     "TokenStats": "featherweight.nn.cross_entropy",
 }
 

@@ -1,5 +1,6 @@
 """What every test shares: one thread, no network, no display, and a seeded generator."""
 
+import gc
 import os
 
 # Before the first import of the packages, which read these once. No default test may reach for the network.
@@ -21,3 +22,10 @@ torch.set_num_threads(1)
 def generator() -> torch.Generator:
     """A generator on the CPU with a fixed seed, fresh for every test."""
     return torch.Generator().manual_seed(20240607)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish() -> None:
+    """Take what the imports made (a million objects that stay) out of the garbage collector's rounds."""
+    gc.collect()
+    gc.freeze()

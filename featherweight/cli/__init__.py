@@ -24,11 +24,13 @@ from featherweight.cli import compress as _compress
 from featherweight.cli import data as _data
 from featherweight.cli import export as _export
 from featherweight.cli import generate as _generate
+from featherweight.cli import guard as _guard
 from featherweight.cli import init as _init
 from featherweight.cli import measure as _measure
 from featherweight.cli import pde as _pde
 from featherweight.cli import plan as _plan
 from featherweight.cli import robot as _robot
+from featherweight.cli import serve as _serve
 from featherweight.cli import train as _train
 from featherweight.cli.screen import print_error
 from featherweight.errors import ConfigError, FeatherweightError, MissingExtraError
@@ -51,7 +53,9 @@ app.command("classify")(_classify.classify)
 app.command("chat")(_chat.chat)
 app.command("export")(_export.export)
 app.command("generate")(_generate.generate)
+app.command("serve")(_serve.serve)
 app.add_typer(_data.app)
+app.add_typer(_guard.app, name="guard")
 app.add_typer(_pde.app, name="pde")
 app.add_typer(_bev.app, name="bev")
 app.add_typer(_robot.app, name="robot")
@@ -92,6 +96,8 @@ def _describe(
     fw compress ./model --rank-reduction 0.5 --out ./small
 
     fw chat runs/chat/model
+
+    fw serve runs/chat/model --guard ./guard
     """
 
 

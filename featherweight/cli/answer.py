@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -13,7 +14,7 @@ from featherweight.cli.given import require_model
 from featherweight.errors import ConfigError
 
 if TYPE_CHECKING:
-    from featherweight.models.chat import AnswerFacts, AnswerOptions
+    from featherweight.models.chat import AnswerFacts, AnswerOptions, Gate
 
 Model = Annotated[
     str,
@@ -35,6 +36,11 @@ Seed = Annotated[int, typer.Option("--seed", min=0, help="Of the random numbers:
 MaxNewTokens = Annotated[int, typer.Option("--max-new-tokens", min=1, help="An answer has at most so many tokens.")]
 Dtype = Annotated[
     str | None, typer.Option("--dtype", help="fp32, bf16 or fp16; default: fp32 on a CPU, bf16 elsewhere.")
+]
+
+GuardFolder = Annotated[
+    Path | None,
+    typer.Option("--guard", help="Refuse what the guard in this folder flags; see fw guard.", show_default=False),
 ]
 
 
@@ -70,6 +76,26 @@ def load(source: str, dtype: str | None) -> tuple[Any, Any]:
     tokenizer = load_tokenizer(source)
     model = load_model(source, dtype=names[dtype] if dtype else default, tokenizer=tokenizer)
     return model.to(device).eval(), tokenizer
+
+
+def gate_of(folder: Path | None, model: Any, tokenizer: Any, *, text: str | None = None) -> "Gate | None":
+    """Return what is asked before each answer: the guard of a folder, or None.
+
+    Args:
+        folder: of the guard.
+        model: of the guard.
+        tokenizer: its own.
+        text: to be continued without a chat template; it is judged as the turn of a user.
+
+    Raises:
+        CheckpointError: if it is damaged, or of another model.
+    """
+    if folder is None:
+        return None
+    from featherweight.guard.gate import Gate
+    from featherweight.guard.guard import PrefixGuard
+
+    return Gate(PrefixGuard.from_pretrained(folder).bind(model, tokenizer), model, tokenizer, text=text)
 
 
 @contextmanager

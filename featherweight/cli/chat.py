@@ -34,6 +34,7 @@ def chat(
     seed: answer.Seed = 0,
     max_new_tokens: answer.MaxNewTokens = 512,
     dtype: answer.Dtype = None,
+    guard: answer.GuardFolder = None,
 ) -> None:
     """Talk to a model. It sees its own chat template, and its answers end where the template ends them.
 
@@ -56,7 +57,8 @@ def chat(
         loaded, tokenizer = answer.load(model, dtype)
         choose_template(tokenizer, template, where="fw chat")
         options = answer.options_of(temperature, top_p, seed, max_new_tokens)
-        conversation = Chat(loaded, tokenizer, system=system, options=options)
+        gate = answer.gate_of(guard, loaded, tokenizer)
+        conversation = Chat(loaded, tokenizer, system=system, options=options, gate=gate)
         Session(conversation, is_terminal=sys.stdin.isatty() and sys.stdout.isatty()).run(model)
 
 

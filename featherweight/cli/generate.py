@@ -20,6 +20,7 @@ def generate(
     seed: answer.Seed = 0,
     max_new_tokens: answer.MaxNewTokens = 128,
     dtype: answer.Dtype = None,
+    guard: answer.GuardFolder = None,
 ) -> None:
     """Continue a text, as it stands: without a chat template, which fw chat puts around it.
 
@@ -43,7 +44,8 @@ def generate(
 
     with leave_cleanly("generate", [model]), answer.quiet_pipe():
         loaded, tokenizer = answer.load(model, dtype)
-        writer = Writer(loaded, tokenizer, answer.options_of(temperature, top_p, seed, max_new_tokens))
+        gate = answer.gate_of(guard, loaded, tokenizer, text=text)
+        writer = Writer(loaded, tokenizer, answer.options_of(temperature, top_p, seed, max_new_tokens), gate=gate)
         plain = not sys.stdout.isatty()
         answer.show(writer.write(encode_text(tokenizer, text)), plain=plain)
         if not plain:

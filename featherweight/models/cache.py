@@ -5,7 +5,7 @@ sliding windows forget what a crop needs, recurrent states cannot go back at all
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -95,6 +95,56 @@ def take_rows(cache: "Cache", rows: Tensor) -> None:
         rows: (any number,) int64, indices below B.
     """
     cache.reorder_cache(rows)
+
+
+def can_pad(cache: "Cache") -> bool:
+    """Tell whether a row may have padding behind tokens: every layer is plain attention over all of them.
+
+    A sliding window counts places, not tokens, and a recurrent state would read the padding.
+    """
+    from transformers.cache_utils import DynamicLayer
+
+    return bool(cache.layers) and all(type(layer) is DynamicLayer for layer in cache.layers)
+
+
+def take_columns(cache: "Cache", columns: Tensor) -> None:
+    """Keep some of the tokens of every row, in place.
+
+    Args:
+        cache: that `can_pad`.
+        columns: (any number,) int64, in order.
+    """
+    for layer in _plain_layers(cache):
+        layer.keys = layer.keys.index_select(-2, columns)
+        layer.values = layer.values.index_select(-2, columns)
+
+
+def join_caches(caches: Sequence["Cache"]) -> "Cache":
+    """Return one cache with the rows of several, whose tokens end at the same place.
+
+    Args:
+        caches: that `can_pad`, of one model; the first one becomes the result.
+    """
+    first, *others = (_plain_layers(cache) for cache in caches)
+    length = max(layers[0].keys.shape[-2] for layers in (first, *others))
+    for place, layer in enumerate(first):
+        rows = [layer, *(layers[place] for layers in others)]
+        layer.keys = torch.cat([_lengthened(one.keys, length) for one in rows])
+        layer.values = torch.cat([_lengthened(one.values, length) for one in rows])
+    return caches[0]
+
+
+def _plain_layers(cache: "Cache") -> list[Any]:
+    if not can_pad(cache):
+        raise ShapeError(
+            f"cache: layers={sorted({type(one).__name__ for one in cache.layers})} count places, not tokens; expected "
+            "attention over all tokens. Decode the rows one by one."
+        )
+    return list(cache.layers)
+
+
+def _lengthened(states: Tensor, length: int) -> Tensor:
+    return torch.nn.functional.pad(states, (0, 0, length - states.shape[-2], 0))
 
 
 def copy_cache(cache: "Cache") -> "Cache":

@@ -9,7 +9,7 @@ import time
 from collections.abc import Collection, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from pydantic import Field
@@ -51,6 +51,19 @@ class AnswerFacts:
         return self.new_tokens / self.seconds if self.seconds > 0 else 0.0
 
 
+class Gate(Protocol):
+    """What may refuse a prompt before its answer begins, such as a guard."""
+
+    @property
+    def needs_hidden(self) -> bool:
+        """Whether the prompt must be read with hidden states."""
+        ...
+
+    def __call__(self, decoding: Decoding) -> str | None:
+        """Return the reply of a prompt that was read and is refused, otherwise None; the decoding stays as it is."""
+        ...
+
+
 class Writer:
     """A model that continues token ids as text, and knows what it has read before.
 
@@ -59,6 +72,7 @@ class Writer:
         tokenizer: its own.
         options: how tokens are chosen.
         stops: the tokens that end a text.
+        gate: asked before each answer.
 
     Example:
         >>> from featherweight.models import load_model, load_tokenizer
@@ -68,9 +82,16 @@ class Writer:
     """
 
     def __init__(
-        self, model: Any, tokenizer: Any, options: AnswerOptions | None = None, *, stops: Collection[int] = ()
+        self,
+        model: Any,
+        tokenizer: Any,
+        options: AnswerOptions | None = None,
+        *,
+        stops: Collection[int] = (),
+        gate: Gate | None = None,
     ) -> None:
         self.options = options or AnswerOptions()
+        self._gate = gate
         self.facts = AnswerFacts(0, 0, 0.0, False)
         self._model = model.eval()
         self._tokenizer = tokenizer
@@ -79,13 +100,14 @@ class Writer:
         self._generator = torch.Generator(next(model.parameters()).device).manual_seed(self.options.seed)
         self._decoding: Decoding | None = None
 
-    def write(self, prompt_ids: Sequence[int]) -> Generator[str]:
+    def write(self, prompt_ids: Sequence[int], begun_ids: Sequence[int] = ()) -> Generator[str]:
         """Continue a prompt.
 
         What was read and written before is not read again where the prompt begins with it.
 
         Args:
             prompt_ids: at least one token.
+            begun_ids: how the answer begins, which the gate does not see.
 
         Yields:
             Pieces of text, none empty, of whole characters, special tokens left out. `facts` tells afterwards, also
@@ -98,7 +120,7 @@ class Writer:
         self.facts = AnswerFacts(len(prompt_ids), 0, 0.0, False)
         room = self.options.max_new_tokens
         if self._context is not None:
-            room = min(room, self._context - len(prompt_ids))
+            room = min(room, self._context - len(prompt_ids) - len(begun_ids))
         if room < 1:
             raise ConfigError(
                 f"generate: prompt={len(prompt_ids)} tokens fill the model's context of {self._context} tokens; "
@@ -107,9 +129,15 @@ class Writer:
         begin, count, is_cut = time.perf_counter(), 0, True
         # Kept again only when all of this went well: an interrupt may have left half a token in the cache.
         decoding, self._decoding = self._decoding, None
-        text = _Text(self._tokenizer)
+        text = GrowingText(self._tokenizer)
         try:
             decoding = self._read(decoding, prompt_ids)
+            if self._gate is not None and (refusal := self._gate(decoding)) is not None:
+                count, is_cut, self._decoding = len(self._tokenizer(refusal)["input_ids"]), False, decoding
+                yield refusal
+                return
+            if begun_ids:
+                extend(decoding, torch.tensor(list(begun_ids)))
             tokens = stream(
                 decoding,
                 max_new_tokens=room,
@@ -135,12 +163,13 @@ class Writer:
         self._generator.manual_seed(self.options.seed)
 
     def _read(self, known: Decoding | None, prompt_ids: list[int]) -> Decoding:
+        hidden = self._gate is not None and self._gate.needs_hidden
         if known is not None:
             before = known.token_ids[0].tolist()
             if len(before) < len(prompt_ids) and prompt_ids[: len(before)] == before:
-                extend(known, torch.tensor(prompt_ids[len(before) :]))
+                extend(known, torch.tensor(prompt_ids[len(before) :]), output_hidden_states=hidden)
                 return known
-        return prefill(self._model, torch.tensor([prompt_ids]), chunk_size=PREFILL_TOKENS)
+        return prefill(self._model, torch.tensor([prompt_ids]), chunk_size=PREFILL_TOKENS, output_hidden_states=hidden)
 
 
 class Chat:
@@ -151,18 +180,25 @@ class Chat:
         tokenizer: its own, with a chat template.
         system: the text of the system turn; None: whatever the template puts there.
         options: how answers are made.
+        gate: asked before each answer.
 
     Raises:
         ConfigError: if the tokenizer has no template.
     """
 
     def __init__(
-        self, model: Any, tokenizer: Any, *, system: str | None = None, options: AnswerOptions | None = None
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        system: str | None = None,
+        options: AnswerOptions | None = None,
+        gate: Gate | None = None,
     ) -> None:
         choose_template(tokenizer, None, where="chat")
         self._tokenizer = tokenizer
         self._system = system
-        self._writer = Writer(model, tokenizer, options, stops=stop_ids(tokenizer))
+        self._writer = Writer(model, tokenizer, options, stops=stop_ids(tokenizer), gate=gate)
         self.messages: list[dict[str, str]] = self._opening()
 
     @property
@@ -221,7 +257,7 @@ def encode_text(tokenizer: Any, text: str) -> list[int]:
     return ids
 
 
-class _Text:
+class GrowingText:
     """Text that grows by tokens and is handed out in whole characters.
 
     A token is decoded behind the ones before it, as many tokenizers write a blank only between words; what was handed

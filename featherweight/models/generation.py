@@ -16,7 +16,15 @@ import torch
 from torch import Tensor, nn
 
 from featherweight.errors import ConfigError, ShapeError
-from featherweight.models.cache import branch_cache, copy_cache, crop_cache, new_cache, take_rows
+from featherweight.models.cache import (
+    branch_cache,
+    copy_cache,
+    crop_cache,
+    join_caches,
+    new_cache,
+    take_columns,
+    take_rows,
+)
 from featherweight.models.sampling import GREEDY, Generators, Sampling, choose
 from featherweight.unwrap import unwrap_model
 
@@ -25,6 +33,8 @@ if TYPE_CHECKING:
 
 Processor = Callable[[Tensor, Tensor], Tensor]
 """(token ids (B, L), logits (B, V)) -> logits (B, V), as the logits processors of transformers."""
+Criterion = Callable[[Tensor], Tensor]
+"""(token ids with the newest (B, L)) -> (B,) bool: which rows end here."""
 
 
 @dataclass
@@ -103,19 +113,27 @@ def prefill(
 
 
 @torch.no_grad()
-def extend(decoding: Decoding, token_ids: Tensor, *, output_hidden_states: bool = False) -> Tensor:
+def extend(
+    decoding: Decoding,
+    token_ids: Tensor,
+    attention_mask: Tensor | None = None,
+    *,
+    output_hidden_states: bool = False,
+) -> Tensor:
     """Read further tokens in one forward pass, such as a forced prefix; the decoding goes on behind them.
 
     Args:
         decoding: changed in place.
-        token_ids: (P,) for all rows alike, or (B, P); no padding.
+        token_ids: (P,) for all rows alike, or (B, P).
+        attention_mask: (B, P), 0 on padding, which a row has in front of its new tokens where it gets fewer of them
+            than others; None if there is none. Sliding windows would count it as tokens; see `can_pad`.
         output_hidden_states: keep the hidden states of the last token.
 
     Returns:
         (B, P, V): the logits after each of these tokens; those after the last are also `decoding.logits`.
 
     Raises:
-        ShapeError: if there are no tokens, or not as many rows.
+        ShapeError: if there are no tokens, not as many rows, or a row without a token.
     """
     token_ids = token_ids.to(decoding.token_ids.device)
     token_ids_BP = token_ids.expand(decoding.rows, -1) if token_ids.ndim == 1 else token_ids
@@ -124,8 +142,13 @@ def extend(decoding: Decoding, token_ids: Tensor, *, output_hidden_states: bool 
             f"extend: token_ids={tuple(token_ids.shape)} do not fit a batch of {decoding.rows} rows; expected (P,) or "
             f"({decoding.rows}, P) with P >= 1. Give every row as many tokens."
         )
-    mask = None if decoding.attention_mask is None else torch.ones_like(token_ids_BP)
-    return _read(decoding, token_ids_BP, mask, 0, output_hidden_states)
+    if attention_mask is not None:
+        attention_mask = _checked_mask(token_ids_BP, attention_mask)
+    if attention_mask is None and decoding.attention_mask is not None:
+        attention_mask = torch.ones_like(token_ids_BP)
+    elif attention_mask is not None and decoding.attention_mask is None:
+        decoding.attention_mask = torch.ones_like(decoding.token_ids)
+    return _read(decoding, token_ids_BP, attention_mask, 0, output_hidden_states)
 
 
 def stream(
@@ -137,6 +160,7 @@ def stream(
     stop_token_ids: Collection[int] = (),
     pad_token_id: int | None = None,
     processors: Sequence[Processor] = (),
+    criteria: Sequence[Criterion] = (),
 ) -> Iterator[Tensor]:
     """Choose one token after the other, and hand each out as soon as it is chosen.
 
@@ -151,6 +175,7 @@ def stream(
         stop_token_ids: a row ends behind one of these; see `stop_token_ids_of`.
         pad_token_id: what a row that has ended gets while others go on; None takes the token that ended it.
         processors: change the logits before the choice, in this order.
+        criteria: end rows for other reasons than a stop token.
 
     Yields:
         (B,) int64: the next token of each row. The stream ends when all rows have.
@@ -167,8 +192,10 @@ def stream(
         yield chosen_B
         if len(stops):
             has_ended |= torch.isin(chosen_B, stops)
-            if bool(has_ended.all()):
-                return
+        for criterion in criteria:
+            has_ended |= criterion(torch.cat([decoding.token_ids, chosen_B[:, None]], dim=1)).to(has_ended)
+        if (len(stops) or criteria) and bool(has_ended.all()):
+            return
         if count + 1 < max_new_tokens:
             extend(decoding, chosen_B[:, None])
 
@@ -228,6 +255,51 @@ def keep_rows(decoding: Decoding, rows: Sequence[int] | Tensor) -> None:
         decoding.attention_mask = decoding.attention_mask[indices]
     if decoding.hidden_states is not None:
         decoding.hidden_states = tuple(state[indices] for state in decoding.hidden_states)
+
+
+def drop_columns(decoding: Decoding, columns: Sequence[int] | Tensor) -> None:
+    """Take tokens out of every row, in place: padding of all rows that stands where it need not.
+
+    Args:
+        decoding: whose cache `can_pad`.
+        columns: places in `token_ids`, on which all rows have padding.
+    """
+    gone = torch.as_tensor(columns, dtype=torch.int64, device=decoding.token_ids.device)
+    kept = torch.ones(decoding.length, dtype=torch.bool, device=decoding.token_ids.device)
+    kept[gone] = False
+    places = kept.nonzero().squeeze(1)
+    take_columns(decoding.cache, places)
+    decoding.token_ids = decoding.token_ids[:, places]
+    if decoding.attention_mask is not None:
+        mask = decoding.attention_mask[:, places]
+        decoding.attention_mask = None if bool(mask.all()) else mask
+
+
+def join(decodings: Sequence[Decoding]) -> Decoding:
+    """Return one batch of the rows of several, with padding in front of the shorter ones.
+
+    Args:
+        decodings: of one model, with caches that `can_pad`; used up.
+
+    Cost: the bytes of the caches.
+    """
+    first, length = decodings[0], max(one.length for one in decodings)
+    if len(decodings) == 1:
+        return first
+    ids, masks = [], []
+    for one in decodings:
+        ahead = length - one.length
+        mask = torch.ones_like(one.token_ids) if one.attention_mask is None else one.attention_mask
+        ids.append(nn.functional.pad(one.token_ids, (ahead, 0)))
+        masks.append(nn.functional.pad(mask, (ahead, 0)))
+    mask = torch.cat(masks)
+    return Decoding(
+        first.model,
+        torch.cat(ids),
+        None if bool(mask.all()) else mask,
+        join_caches([one.cache for one in decodings]),
+        torch.cat([one.logits for one in decodings]),
+    )
 
 
 def generate_arguments(decoding: Decoding) -> dict[str, Any]:

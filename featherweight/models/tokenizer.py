@@ -104,13 +104,16 @@ def encode_documents(tokenizer: Tokenizer, documents: Sequence[str], *, batch_si
     Args:
         tokenizer: any tokenizer.
         documents: texts.
-        batch_size: how many documents to encode at once (fast tokenizers share them out to threads).
+        batch_size: how many documents to encode at once at most (fast tokenizers share them out to threads). The first
+            batches are smaller, so that whoever needs a few tokens does not wait for many.
     Yields:
         The token ids of each document, in order.
     """
-    for start in range(0, len(documents), batch_size):
+    start, size = 0, min(4, batch_size)
+    while start < len(documents):
         # Quiet: a document may be longer than the model's context, because packing cuts it.
         with quiet_transformers():
-            token_ids_of_batch = tokenizer(list(documents[start : start + batch_size]))["input_ids"]
+            token_ids_of_batch = tokenizer(list(documents[start : start + size]))["input_ids"]
+        start, size = start + size, min(2 * size, batch_size)
         for token_ids in token_ids_of_batch:
             yield token_ids[:-1] if token_ids and token_ids[-1] == tokenizer.eos_token_id else token_ids

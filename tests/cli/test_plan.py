@@ -1,7 +1,7 @@
+import io
 import json
-import os
-import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -13,24 +13,51 @@ from featherweight.models import load_model, load_tokenizer, save_model_folder
 from featherweight.training.estimate import estimate_memory
 from featherweight.training.recipe import Recipe, load_recipe
 
+pytestmark = pytest.mark.xdist_group("plans of the command line")  # they share two plans
+
 EXCLUDE = ["--exclude", "bf16-weights, 8-bit-states,low-rank,int8-weights,few-parameters"]
 
 
-@pytest.fixture
-def tiny_recipe(tmp_path):
+def write_recipe(path):
     model = {"model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1}
     model |= {"num_attention_heads": 2, "max_position_embeddings": 512}
     task = {"name": "text", "model": model, "corpus": "english", "seq_len": 64}
-    path = tmp_path / "tiny.yaml"
     path.write_text(yaml.safe_dump({"task": task, "optimizer": "adamw", "steps": 2, "micro_batch_size": 1}))
     return str(path)
 
 
-def test_text_shows_the_verdict_the_row_and_how_to_train_it(tiny_recipe, tmp_path, capsys):
-    out, page = tmp_path / "best [1].yaml", tmp_path / "plan [1].html"
-    arguments = ["plan", tiny_recipe, "--budget", "1GB", "-d", "cpu", *EXCLUDE, "--out", str(out)]
-    assert run([*arguments, "--report", str(page)]) == 0
-    text = capsys.readouterr().out
+@pytest.fixture
+def tiny_recipe(tmp_path):
+    return write_recipe(tmp_path / "tiny.yaml")
+
+
+def planned(arguments, patience_s):
+    """Return what a plan that fits prints on standard output and on standard error."""
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.setattr("featherweight.cli.plan._PATIENCE_S", patience_s)
+        assert run(["plan", *arguments, "-b", "1GB", "-d", "cpu", *EXCLUDE]) == 0, err.getvalue()
+    return out.getvalue(), err.getvalue()
+
+
+@pytest.fixture(scope="module")
+def text_plan(tmp_path_factory):
+    """One plan in words, with everything that can be asked for: its folder, output and complaints."""
+    folder = tmp_path_factory.mktemp("plan")
+    wishes = ["--why", "--out", str(folder / "best [1].yaml"), "--report", str(folder / "plan [1].html")]
+    return folder, *planned([write_recipe(folder / "tiny.yaml"), *wishes], 60.0)
+
+
+@pytest.fixture(scope="module")
+def json_plan(tmp_path_factory):
+    """One plan for programs, whose user has no patience."""
+    recipe = write_recipe(tmp_path_factory.mktemp("plan") / "tiny.yaml")
+    return planned([recipe, "--json", "--solve", "min_memory", "--why"], 0.0)
+
+
+def test_text_shows_the_verdict_the_row_and_how_to_train_it(text_plan):
+    folder, text, _ = text_plan
+    out, page = folder / "best [1].yaml", folder / "plan [1].html"
     assert (
         text.startswith("Fits: 501.40 MiB of 953.67 MiB") and "AdamW, float32 weights" in text and "Assumed: " in text
     )
@@ -38,22 +65,26 @@ def test_text_shows_the_verdict_the_row_and_how_to_train_it(tiny_recipe, tmp_pat
     assert load_recipe(out).precision == "bf16_autocast" and page.exists()
 
 
-def test_json_is_one_object_with_solution_and_reasons(tiny_recipe, capsys):
-    arguments = ["plan", tiny_recipe, "-b", "1GB", "-d", "cpu", *EXCLUDE, "--json", "--solve", "min_memory", "--why"]
-    assert run(arguments) == 0
-    content = json.loads(capsys.readouterr().out)
+def test_json_is_one_object_with_solution_and_reasons(json_plan):
+    content = json.loads(json_plan[0])
     assert content["verdict"] == "fits" and content["alternatives"] == []
     assert content["solution"]["value"] > content["solution"]["total_bytes"] > 0
     assert content["why"]["name"] == "the recipe as it stands"
     assert content["why"]["largest"][0]["bytes"] > 0 and content["why"]["changes"][0]["saved_bytes"] > 0
 
 
-def test_reasons_name_largest_allocations_and_changes_of_the_recipe_that_is_asked_about(tiny_recipe, capsys):
-    assert run(["plan", tiny_recipe, "-b", "1GB", "-d", "cpu", *EXCLUDE, "--why"]) == 0
-    text = capsys.readouterr().out
+def test_reasons_name_largest_allocations_and_changes_of_the_recipe_that_is_asked_about(text_plan):
+    _, text, _ = text_plan
     assert text.count("Largest at the peak") == 1 and "Largest at the peak of the recipe as it stands (" in text
     assert "weights: 257x64 model.embed_tokens.weight" in text
     assert text.index("Largest at the peak") < text.index("Changes that save memory, the cheapest first\n  ")
+
+
+def test_a_long_search_says_now_and_then_on_standard_error_what_it_does(text_plan, json_plan):
+    out, err = json_plan
+    assert json.loads(out)["verdict"] == "fits"
+    assert "s: simulating LoRA, rank 16, all kept, 1 x 1\n" in err
+    assert text_plan[2] == ""
 
 
 def test_the_exit_code_is_1_where_nothing_fits(tiny_recipe, tmp_path, capsys):
@@ -64,6 +95,7 @@ def test_the_exit_code_is_1_where_nothing_fits(tiny_recipe, tmp_path, capsys):
     assert not out.exists()
 
 
+@pytest.mark.slow  # tests/planner/test_plan.py asks the same of the plan
 def test_where_nothing_fits_the_nearest_recipe_is_explained(tiny_recipe, tmp_path, capsys):
     model = tmp_path / "config.json"
     model.write_text(json.dumps(load_recipe(tiny_recipe).task["model"]))
@@ -77,17 +109,6 @@ def test_where_nothing_fits_the_nearest_recipe_is_explained(tiny_recipe, tmp_pat
     assert content["nearest"]["total_bytes"] > content["usable_bytes"]
     assert content["solution"]["value"] is None
     assert "micro_batch_size=1 already needs 0.49 GiB of 0.09" in content["solution"]["reason"]
-
-
-def test_a_long_search_says_now_and_then_on_standard_error_what_it_does(tiny_recipe, capsys, monkeypatch):
-    monkeypatch.setattr("featherweight.cli.plan._PATIENCE_S", 0.0)
-    assert run(["plan", tiny_recipe, "-b", "1GB", "-d", "cpu", *EXCLUDE, "--json"]) == 0
-    out, err = capsys.readouterr()
-    assert json.loads(out)["verdict"] == "fits"
-    assert "s: simulating LoRA, rank 16, all kept, 1 x 1\n" in err
-    monkeypatch.setattr("featherweight.cli.plan._PATIENCE_S", 60.0)
-    assert run(["plan", tiny_recipe, "-b", "1GB", "-d", "cpu", *EXCLUDE]) == 0
-    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize(
@@ -113,13 +134,13 @@ def test_neither_model_nor_recipe_is_an_error(capsys):
     assert "expected one of them" in capsys.readouterr().err
 
 
-def test_a_narrow_terminal_without_unicode_shows_the_plan(tiny_recipe):
-    code = "import sys; from featherweight.cli import main; main(sys.argv[1:])"
-    environment = os.environ | {"COLUMNS": "60", "PYTHONIOENCODING": "ascii"}
-    command = [sys.executable, "-c", code, "plan", tiny_recipe, "-b", "1GB", "-d", "cpu", *EXCLUDE]
-    done = subprocess.run(command, capture_output=True, env=environment, timeout=120, check=False)
-    assert done.returncode == 0 and "Traceback" not in done.stderr.decode()
-    assert max(map(len, done.stdout.decode("ascii").splitlines()[:4])) <= 60
+def test_a_narrow_terminal_without_unicode_shows_the_plan(tiny_recipe, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", terminal)
+    assert run(["plan", tiny_recipe, "-b", "1GB", "-d", "cpu", *EXCLUDE]) == 0
+    terminal.flush()
+    assert max(map(len, terminal.buffer.getvalue().decode("ascii").splitlines()[:4])) <= 60
 
 
 SMALL = {"model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1}
@@ -189,9 +210,23 @@ def test_data_that_cannot_be_planned_for_are_refused(model_and_chats, words, mes
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow  # tests/planner/test_recipe_text.py looks at the text alone
 def test_a_plan_for_a_shape_says_in_the_recipe_what_is_missing_and_does_not_train(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    words = ["plan", "--model", "llama-60m", "-b", "4GB", "-d", "cpu", "--seq-len", "64", *EXCLUDE]
+    words = [
+        "plan",
+        "--model",
+        "llama-60m",
+        "-b",
+        "4GB",
+        "-d",
+        "cpu",
+        "--seq-len",
+        "64",
+        "--tokens-per-step",
+        "64",
+        *EXCLUDE,
+    ]
     assert run([*words, "--out", "plan.yaml"]) == 0
     assert "Not ready: text task: model=llama-60m is a shape" in " ".join(capsys.readouterr().out.split())
     text = (tmp_path / "plan.yaml").read_text()

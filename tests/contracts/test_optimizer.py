@@ -49,7 +49,10 @@ def train(model, optimizer, steps):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize(
+    "dtype",
+    [torch.bfloat16, *(pytest.param(dtype, marks=pytest.mark.slow) for dtype in (torch.float32, torch.float64))],
+)
 def test_it_descends_on_a_quadratic_and_stays_finite(name, dtype):
     # 120 steps of 0.05 reach targets of size 1 in every coordinate that is followed; a subspace of 20 of 60
     # directions at a scale of 0.25 reaches less, and moves on at each refresh. A sign that is wrong anywhere climbs.

@@ -14,6 +14,8 @@ from featherweight.quant.int8_weight import int8_weight_of
 from featherweight.training.footprint import predict_bytes
 
 NAMES = optimizers.names()
+# Others of their families train in every run; all that is quick is asked of all.
+SIBLINGS = {"adamw", "adamw_4bit", "galore", "galore_4bit", "galore_8bit", "apollo", "tensor_galore", "tensorgrad"}
 EVERYTHING = ["embedding", "tall", "wide", "head"]
 
 
@@ -73,7 +75,9 @@ def assert_equal(a, b):
         assert torch.equal(a[name], b[name]), name
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name", [name if name not in SIBLINGS else pytest.param(name, marks=pytest.mark.slow) for name in NAMES]
+)
 def test_it_trains_int8_weights_and_every_tensor_moves(name):
     model = network(torch.bfloat16)
     before = contents(model)

@@ -238,6 +238,7 @@ def test_a_simulated_step_of_a_cpu_takes_the_memory_of_the_kernel_and_computes_n
     assert not moments[0].any()
 
 
+@pytest.mark.slow  # a fresh process
 def test_the_first_question_may_come_from_inside_a_simulation():
     # Mutation: the check on the simulation's tensors, which have no numbers: the process dies.
     code = """

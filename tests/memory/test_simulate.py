@@ -291,6 +291,7 @@ print(type(dynamic_table(8, signed=True).values).__name__)
 """
 
 
+@pytest.mark.slow  # a fresh process
 def test_tables_that_are_first_used_in_a_simulation_are_real_ones(capsys):
     # In a process of its own: the tables are made once. Here they are real, whoever used them before.
     after = run_alone(TABLES.replace("SIMULATE", "True"))

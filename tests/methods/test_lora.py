@@ -95,7 +95,14 @@ def test_it_computes_what_peft_computes_with_the_same_options(options):
     assert len(lora_layers(model)) == len(lora_layers(expected))
 
 
-@pytest.mark.parametrize("options", [{}, {"use_dora": True}, {"use_rslora": True, "target_modules": ["o_proj"]}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"use_dora": True},
+        {"use_rslora": True, "target_modules": ["o_proj"]},
+        pytest.param({}, marks=pytest.mark.slow),
+    ],
+)
 def test_run_folder_opens_with_transformers_and_with_stock_peft(options, tmp_path):
     run = fw.train(recipe(methods=[{"lora": {"r": 4, **options}}]), out=tmp_path / "run", callbacks=[])
     merged = AutoModelForCausalLM.from_pretrained(run.folder / "model").eval()
@@ -164,7 +171,9 @@ def test_saved_adapter_names_its_modules_and_the_class_of_its_base(tmp_path):
     assert not model.peft_config["default"].inference_mode
 
 
-@pytest.mark.parametrize("options", [{}, {"lora_dropout": 0.2}, {"use_dora": True}])
+@pytest.mark.parametrize(
+    "options", [{"lora_dropout": 0.2}, *(pytest.param(one, marks=pytest.mark.slow) for one in ({}, {"use_dora": True}))]
+)
 def test_a_resumed_run_equals_the_uninterrupted_one_bit_by_bit(options, tmp_path):
     settings = recipe(methods=[{"lora": {"r": 4, **options}}])
     straight = Loop(settings)
@@ -196,7 +205,7 @@ def test_initial_values_follow_from_the_seed_of_the_recipe():
     [
         {"activation_checkpointing": True},
         {"methods": ["mst", {"lora": {"r": 4}}]},
-        {"methods": [{"lora": {"r": 4}}, "mst"]},
+        pytest.param({"methods": [{"lora": {"r": 4}}, "mst"]}, marks=pytest.mark.slow),
         {"methods": [{"mst": {"tokenwise": True, "checkpoint": True}}, {"lora": {"r": 4}}]},
         {"accumulation_steps": 2, "micro_batch_size": 1},
         {"optimizer": {"name": "adamw", "lr": 1e-2, "layerwise": True}, "max_grad_norm": None},
@@ -212,8 +221,12 @@ def test_recipes_that_should_change_nothing_change_nothing(changes):
     assert len(trained_names(found.model)) == 2 * 7 * found.model.config.num_hidden_layers
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "adamw_8bit", "galore"])
-@pytest.mark.parametrize("precision", ["bf16", "bf16_autocast"])
+@pytest.mark.parametrize(
+    ("optimizer", "precision"),
+    [("adamw", "bf16_autocast"), ("adamw_8bit", "bf16"), ("galore", "bf16")]
+    + [pytest.param("adamw", "bf16", marks=pytest.mark.slow)]
+    + [pytest.param(name, "bf16_autocast", marks=pytest.mark.slow) for name in ("adamw_8bit", "galore")],
+)
 def test_it_goes_with_other_optimizers_and_precisions(optimizer, precision):
     rank = {"rank": 2} if optimizer == "galore" else {}
     loop = Loop(recipe(optimizer={"name": optimizer, "lr": 1e-2, **rank}, precision=precision))

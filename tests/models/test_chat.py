@@ -9,7 +9,7 @@ import torch
 from chat_formats import tokenizer_with
 
 from featherweight.errors import ConfigError
-from featherweight.models.chat import AnswerOptions, Chat, Writer, _Text, encode_text
+from featherweight.models.chat import AnswerOptions, Chat, GrowingText, Writer, encode_text
 from featherweight.models.tokenizer import byte_tokenizer
 
 MODELS = runpy.run_path(str(Path(__file__).parents[1] / "reference" / "causal_models.py"))
@@ -110,14 +110,14 @@ def test_a_tokenizer_without_template_is_refused(model):
 @pytest.mark.parametrize("text", ["plain", "né 👩‍🚀 🎉", "שלום", "  two\n\n blanks  "])
 def test_pieces_are_whole_characters_and_make_the_text(text):
     tokenizer = byte_tokenizer()
-    growing = _Text(tokenizer)
+    growing = GrowingText(tokenizer)
     pieces = [growing.add(one) for one in tokenizer(text)["input_ids"]]
     assert "".join(pieces) == text and growing.rest() == ""
     assert not any("\ufffd" in piece for piece in pieces)
 
 
 def test_a_broken_character_at_the_end_is_shown_as_such():
-    growing = _Text(byte_tokenizer())
+    growing = GrowingText(byte_tokenizer())
     assert growing.add(0xC3) == "" and growing.rest() == "\ufffd"
 
 

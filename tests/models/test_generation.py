@@ -7,10 +7,12 @@ from tiny_models import CROPPED, RECURRENT, WINDOW, prompt, tiny_model
 from featherweight.errors import ConfigError, ShapeError
 from featherweight.models.generation import (
     branch,
+    drop_columns,
     extend,
     fork,
     generate,
     generate_arguments,
+    join,
     keep_rows,
     prefill,
     stop_token_ids_of,
@@ -238,3 +240,42 @@ def test_what_cannot_be_read_is_refused():
             prefill(model, prompt())
     finally:
         model.eval()
+
+
+def test_a_row_with_fewer_new_tokens_has_padding_in_front_of_them_and_goes_on_as_alone():
+    model, ids = tiny_model("llama"), prompt(1, 9)
+    forced = prompt(1, 4, seed=3)[0]
+    decoding = prefill(model, ids)
+    keep_rows(decoding, [0, 0])
+    alone = prefill(model, ids)
+    extend(alone, forced[-1:])
+    rows = torch.stack([torch.tensor([0, 0, 0, int(forced[-1])]), forced])
+    extend(decoding, rows, torch.tensor([[0, 0, 0, 1], [1, 1, 1, 1]]))
+    torch.testing.assert_close(decoding.logits[:1], alone.logits, rtol=0, atol=ROUNDING)
+    keep_rows(decoding, [0])
+    drop_columns(decoding, [9, 10, 11])
+    assert decoding.attention_mask is None and torch.equal(decoding.token_ids, alone.token_ids)
+    for layer, expected in zip(decoding.cache.layers, alone.cache.layers, strict=True):
+        torch.testing.assert_close(layer.keys, expected.keys, rtol=0, atol=1e-5)
+    assert torch.equal(generate(decoding, max_new_tokens=8), generate(alone, max_new_tokens=8))
+
+
+def test_decodings_of_different_lengths_join_into_one_batch_and_go_on_as_alone():
+    model = tiny_model("llama")
+    prompts = [prompt(1, 5), prompt(2, 9, seed=1), prompt(1, 2, seed=2)]
+    alone = torch.cat([generate(prefill(model, ids), max_new_tokens=8) for ids in prompts])
+    together = join([prefill(model, ids) for ids in prompts])
+    assert torch.equal(generate(together, max_new_tokens=8), alone)
+
+
+def test_windows_and_recurrent_states_do_not_join():
+    for name in ("mistral", "qwen3_next"):
+        with pytest.raises(ShapeError, match="count places, not tokens"):
+            join([prefill(tiny_model(name), prompt(1, 5)), prefill(tiny_model(name), prompt(1, 7))])
+
+
+def test_criteria_end_rows_as_stop_tokens_do():
+    model, ids = tiny_model("llama"), prompt(2)
+    free = generate(prefill(model, ids), max_new_tokens=9)
+    short = generate(prefill(model, ids), max_new_tokens=9, criteria=[lambda read: read[:, -1] == free[:, 4]])
+    assert torch.equal(short, free[:, : short.shape[1]]) and short.shape[1] <= 5

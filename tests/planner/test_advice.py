@@ -18,7 +18,6 @@ def test_changes_are_exact_before_others_and_save_what_they_say(tiny):
     assert {one.is_exact for one in found} == {True, False}
     assert [one.is_exact for one in found] == sorted((one.is_exact for one in found), reverse=True)
     assert all(one.saved_bytes > 0 and one.time_ratio > 0 for one in found)
-    assert changes(recipe, target, limit=1) == found[:1]
     before = estimate_memory(None, recipe, device="cpu").peak_bytes
     after = estimate_memory(None, recipe.override(found[0].overrides), device="cpu").peak_bytes
     assert before - after == found[0].saved_bytes

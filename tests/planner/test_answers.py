@@ -12,6 +12,7 @@ def recipe(tiny):
     return {"task": task, "optimizer": {"name": "galore", "rank": 8}, "steps": 2, "micro_batch_size": 1}
 
 
+@pytest.mark.slow  # tests/cli/test_plan.py asks the same of the command
 def test_questions_are_about_the_recipe_as_it_stands(recipe):
     answers = answer(None, "1GB", recipe=recipe, device="cpu", exclude=EXCLUDE, unknown="min_memory", why=True)
     assert answers.solution.recipe.optimizer["name"] == "galore"  # that of the plan is AdamW

@@ -67,6 +67,7 @@ def test_where_nothing_fits_the_nearest_is_simulated_and_explained(tiny):
     assert f"Nearest: {nearest.family}, activations: {nearest.keeping}, needs " in str(nothing.report())
 
 
+@pytest.mark.slow
 def test_the_nearest_miss_is_the_leanest_of_all(tiny, tiny_plan):
     nothing = plan(tiny, "100MB", device="cpu", seq_len=64, tokens_per_step=256, exclude=["low-rank", "int8-weights"])
     assert nothing.nearest.need.total_bytes <= min(row.need.total_bytes for row in tiny_plan.rows)

@@ -14,6 +14,7 @@ LLAMA_65B |= {"num_attention_heads": 64, "vocab_size": 32000, "max_position_embe
 LLAMA_65B |= {"tie_word_embeddings": False}
 
 
+@pytest.mark.slow
 def test_65_billion_parameters_fit_48_gb():
     # Rank 64 on every linear layer, rows of 512 tokens, 16 rows a step, as there. The paper pages 32-bit moments to the
     # host; here they stay on the card in 8 bits.

@@ -78,6 +78,7 @@ def test_the_smallest_memory_holds_the_recipe_and_less_does_not(recipe):
     assert not answer.need.fits(Target.of(answer.value - 4, CARD))
 
 
+@pytest.mark.slow
 def test_every_rank_fits_a_large_card(recipe):
     answer = solve("rank", None, recipe, device=CARD)
     assert answer.value == answer.recipe.optimizer["rank"] >= 64

@@ -1,10 +1,12 @@
-"""What may be done to an optimizer, one function for each operation; each cell runs in a fork of its own.
+"""What may be done to an optimizer, one function for each operation; the cells of an operation run in one fork.
 
 `test_optimizer_operations.py` runs this file once and reads what came of each cell: "works" if the function's claims
-hold, "refused: ..." for a sentence of ours, "died by signal ..." or "failed: ..." for everything else.
+hold, "refused: ..." for a sentence of ours, "died by signal ..." or "failed: ..." for everything else. Where a fork
+dies, each cell that it leaves open runs in a fork of its own.
 """
 
 import copy
+import gc
 import io
 import json
 import os
@@ -409,32 +411,50 @@ def cells():
 
 
 def outcome_of(operation, name):
-    """Run a cell in a fork and say what came of it."""
+    """Run a cell and say what came of it, in this process."""
+    signal.alarm(120)
+    try:
+        operation(name)
+    except FeatherweightError as error:
+        return f"refused: {error}"
+    except BaseException as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        return f"failed: {type(error).__name__}: {error} ({os.path.basename(place.filename)}:{place.lineno})"
+    return "works"
+
+
+def outcomes_of(operation, names):
+    """Run cells in one fork and yield what came of each; a fork that dies leaves the rest to forks of their own."""
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
         os.close(reading)
-        signal.alarm(120)
-        try:
-            operation(name)
-            found = "works"
-        except FeatherweightError as error:
-            found = f"refused: {error}"
-        except BaseException as error:
-            place = traceback.extract_tb(error.__traceback__)[-1]
-            found = f"failed: {type(error).__name__}: {error} ({os.path.basename(place.filename)}:{place.lineno})"
-        os.write(writing, found.encode()[:4000])
+        with os.fdopen(writing, "w") as pipe:
+            for name in names:
+                print(json.dumps([name, outcome_of(operation, name)]), file=pipe, flush=True)  # noqa: T201
         os._exit(0)
     os.close(writing)
-    with os.fdopen(reading, "rb") as pipe:
-        found = pipe.read().decode(errors="replace")
+    with os.fdopen(reading) as pipe:
+        found = dict(json.loads(line) for line in pipe if line.endswith("\n"))
     _, status = os.waitpid(child, 0)
-    return f"died by signal {os.WTERMSIG(status)}" if os.WIFSIGNALED(status) else found
+    yield from found.items()
+    rest = [name for name in names if name not in found]
+    if len(names) == 1 and rest:
+        yield names[0], f"died by signal {os.WTERMSIG(status)}"
+    elif rest:
+        for name in rest:
+            yield from outcomes_of(operation, [name])
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     for harmless in (deep_copy, int8_weights, bfloat16_between_steps):
         harmless("galore")  # what torch imports at its first step (a second) is there for all forks
+    gc.collect()
+    gc.freeze()  # a collection in a fork would copy the pages of everything that was imported
+    table = {}
     for operation, name, _ in cells():
-        print(json.dumps([f"{operation.__name__}-{name}", outcome_of(operation, name)]), flush=True)  # noqa: T201
+        table.setdefault(operation, []).append(name)
+    for operation, names in table.items():
+        for name, found in outcomes_of(operation, names):
+            print(json.dumps([f"{operation.__name__}-{name}", found]), flush=True)  # noqa: T201

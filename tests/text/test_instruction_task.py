@@ -236,7 +236,9 @@ def test_without_logits_the_loss_is_the_same(data):
     assert task.loss(model, batch)[0].item() == pytest.approx(plain, rel=1e-5)
 
 
-@pytest.mark.parametrize("methods", [[], [{"s2ft": {"r_equivalent": 4, "multiple_of": 1}}]])
+@pytest.mark.parametrize(
+    "methods", [pytest.param([], marks=pytest.mark.slow), [{"s2ft": {"r_equivalent": 4, "multiple_of": 1}}]]
+)
 def test_a_run_learns_and_resumes_bit_by_bit(data, methods, tmp_path):
     one = recipe(data, methods=methods, steps=30, checkpoint_every=20)
     whole = train(one, out=tmp_path / "whole", callbacks=[])

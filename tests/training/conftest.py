@@ -10,7 +10,7 @@ from featherweight.training.task import tasks
 tasks.register("regression", "regression_task:RegressionTask")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def recipe() -> Any:
     """Return a function that builds a small recipe with some keys changed."""
 

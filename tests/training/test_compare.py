@@ -1,5 +1,6 @@
 import os
 import signal
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,16 +13,19 @@ from featherweight.training.interrupt import TrainingInterrupted
 from featherweight.training.metrics import read_metrics
 from featherweight.training.recipe import load_recipe
 
+pytestmark = pytest.mark.xdist_group("comparisons")  # several look at one
+
 METHODS = ["adamw", "galore", "small"]
+
+
+def of_several(recipe, **changes):
+    options = {"adamw": {"lr": 0.02}, "small": {"name": "galore_8bit", "rank": 2, "lr": 0.03}}
+    return recipe(task={"name": "regression", "hidden": 80}, memory_steps=[2], compare=options, **changes)
 
 
 @pytest.fixture
 def several(recipe):
-    def build(**changes):
-        options = {"adamw": {"lr": 0.02}, "small": {"name": "galore_8bit", "rank": 2, "lr": 0.03}}
-        return recipe(task={"name": "regression", "hidden": 80}, memory_steps=[2], compare=options, **changes)
-
-    return build
+    return partial(of_several, recipe)
 
 
 class Record(Callback):
@@ -36,8 +40,15 @@ class Record(Callback):
             os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_one_table_shows_every_method_beside_the_untrained_model(several, tmp_path):
-    report = compare(several(), METHODS, out=tmp_path / "all", callbacks=[])
+@pytest.fixture(scope="module")
+def compared(recipe, tmp_path_factory):
+    """Every method, compared once: the folder, the report, and what the runs were."""
+    folder, record = tmp_path_factory.mktemp("compare") / "all", Record()
+    return folder, compare(of_several(recipe), METHODS, out=folder, callbacks=[record]), record.runs
+
+
+def test_one_table_shows_every_method_beside_the_untrained_model(compared):
+    folder, report, _ = compared
     table = report.section("Methods")
     rows = {row[0]: dict(zip(table.columns, row, strict=True)) for row in table.rows}
     assert list(rows) == ["before training", *METHODS]
@@ -56,20 +67,19 @@ def test_one_table_shows_every_method_beside_the_untrained_model(several, tmp_pa
     assert len({curves[method][1][0] for method in METHODS}) == 1 and all(
         curves[method][0][0] == 0 for method in METHODS
     )
-    assert [line["step"] for line in read_metrics(tmp_path / "all" / "galore" / "metrics.jsonl")][0] == 1
-    assert Report.from_json((tmp_path / "all" / "report.json").read_text()) == report
-    assert "<svg" in (tmp_path / "all" / "report.html").read_text()
+    assert [line["step"] for line in read_metrics(folder / "galore" / "metrics.jsonl")][0] == 1
+    assert Report.from_json((folder / "report.json").read_text()) == report
+    assert "<svg" in (folder / "report.html").read_text()
 
 
-def test_each_method_has_its_own_options_and_the_same_start(several, tmp_path):
-    record = Record()
-    compare(several(), METHODS, out=tmp_path / "all", callbacks=[record])
-    assert record.runs == [
+def test_each_method_has_its_own_options_and_the_same_start(compared):
+    folder, _, runs = compared
+    assert runs == [
         {"name": "adamw", "lr": 0.02},
         {"name": "galore", "rank": 4, "lr": 0.01, "update_proj_gap": 5},
         {"name": "galore_8bit", "rank": 2, "lr": 0.03},
     ]
-    first = {method: read_metrics(tmp_path / "all" / method / "metrics.jsonl") for method in METHODS}
+    first = {method: read_metrics(folder / method / "metrics.jsonl") for method in METHODS}
     losses = {next(line["loss"] for line in lines if line["event"] == "step") for lines in first.values()}
     assert len(losses) == 1
 
@@ -80,8 +90,8 @@ def test_an_override_reaches_one_method(several, tmp_path):
     assert record.runs[0]["rank"] == 3
 
 
-def test_an_interruption_keeps_what_is_done_and_a_resume_makes_the_rest(several, tmp_path):
-    whole = compare(several(), METHODS, out=tmp_path / "whole", callbacks=[])
+def test_an_interruption_keeps_what_is_done_and_a_resume_makes_the_rest(several, compared, tmp_path):
+    _, whole, _ = compared
     with pytest.raises(TrainingInterrupted):
         compare(several(), METHODS, out=tmp_path / "parts", callbacks=[Record(interrupt=(2, 3))])
     partial = Report.from_json((tmp_path / "parts" / "report.json").read_text())
@@ -116,9 +126,9 @@ def test_a_method_that_diverges_is_a_note_and_the_others_keep_their_results(seve
             if event.optimizer.defaults["lr"] == 0.02:
                 next(event.model.parameters()).data.fill_(float("nan"))
 
-    report = compare(several(), METHODS, out=tmp_path / "all", callbacks=[Break()])
+    report = compare(several(), ["adamw", "small"], out=tmp_path / "all", callbacks=[Break()])
     rows = [row[0] for row in report.section("Methods").rows]
-    assert rows == ["before training", "galore", "small"]
+    assert rows == ["before training", "small"]
     assert "loss=nan is not finite in step 2" in report.section("adamw did not finish").text
     assert Report.from_json((tmp_path / "all" / "report.json").read_text()) == report
     with pytest.raises(NumericsError, match="loss=nan"):

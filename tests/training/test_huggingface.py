@@ -109,8 +109,15 @@ def test_the_true_norm_of_the_gradient_is_logged_and_clipping_acts(tmp_path):
     assert losses(clipped) != pytest.approx(losses(ours), rel=1e-4)
 
 
-@pytest.mark.parametrize("is_layerwise", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("is_layerwise", "dtype"),
+    [
+        (False, torch.float32),
+        (True, torch.bfloat16),
+        pytest.param(True, torch.float32, marks=pytest.mark.slow),
+        pytest.param(False, torch.bfloat16, marks=pytest.mark.slow),
+    ],
+)
 def test_resume_in_the_trainer_is_bitwise_identical_in_the_middle_of_a_refresh_interval(is_layerwise, dtype, tmp_path):
     options = {"rank": 8, "update_proj_gap": 4, "layerwise": is_layerwise}
     settings = {"save_strategy": "steps", "save_steps": 2, "save_total_limit": 1, "max_steps": 6, "num_train_epochs": 1}

@@ -1,3 +1,7 @@
+import json
+from functools import cache
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -5,14 +9,29 @@ import featherweight as fw
 from featherweight.training.loop import Loop
 from featherweight.training.recipe import Recipe
 
+pytestmark = pytest.mark.xdist_group("methods in a recipe")  # what they are compared with is trained once
+
+LAYERS = 2
+MODEL = {"model_type": "llama", "hidden_size": 64, "intermediate_size": 176, "num_hidden_layers": LAYERS}
+MODEL |= {"num_attention_heads": 4, "max_position_embeddings": 128}
 SETTINGS = {
-    "task": {"name": "text", "model": "tiny", "seq_len": 64, "max_train_tokens": 4000, "max_held_out_tokens": 500},
+    "task": {"name": "text", "model": MODEL, "seq_len": 64, "max_train_tokens": 4000} | {"max_held_out_tokens": 500},
     "optimizer": {"name": "adamw", "lr": 1e-3},
     "steps": 3,
     "micro_batch_size": 2,
     "accumulation_steps": 2,
     "memory_steps": [],
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def english(tmp_path_factory):
+    """A text that does not change, and is short: each run encodes all of it."""
+    file = tmp_path_factory.mktemp("corpus") / "english.txt"
+    file.write_text((Path(__file__).parents[2] / "LICENSE").read_text())
+    SETTINGS["task"]["corpus"] = str(file)
+
+
 MST = {"mst": {"chunk_size": 16, "head_chunk_size": 16, "head_in_eval": True}}
 
 
@@ -21,8 +40,18 @@ def losses(**changes):
     return loop, [loop.step()["loss"] for _ in range(3)] + [loop.evaluate()["held_out_loss"]]
 
 
+def expected_losses(**changes):
+    """Return the losses of a run that several tests are compared with; it is made once."""
+    return _expected_losses(json.dumps(changes))
+
+
+@cache
+def _expected_losses(changes):
+    return losses(**json.loads(changes))[1]
+
+
 def test_a_recipe_with_mst_learns_the_same():
-    _, expected = losses()
+    expected = expected_losses()
 
     loop, found = losses(methods=[MST])
 
@@ -36,7 +65,7 @@ def test_a_recipe_with_mst_learns_the_same():
 @pytest.mark.parametrize("checkpoint", [True, "selective", "offload"])
 def test_mst_goes_with_galore_bf16_weights_and_checkpointing(checkpoint):
     settings = {"optimizer": {"name": "galore", "lr": 1e-3, "rank": 8}, "precision": "bf16"}
-    _, expected = losses(**settings)
+    expected = expected_losses(**settings)
 
     _, found = losses(**settings, methods=[{"mst": {**MST["mst"], "checkpoint": checkpoint}}])
 
@@ -52,7 +81,7 @@ def test_mst_goes_with_layerwise_updates_and_accumulation(optimizer, checkpoint)
     options |= {"rank": 8, "update_proj_gap": 2} if optimizer == "galore_8bit" else {}
     for accumulation_steps in (1, 2):
         settings = {"optimizer": options, "accumulation_steps": accumulation_steps, "max_grad_norm": None}
-        _, expected = losses(**settings)
+        expected = expected_losses(**settings)
 
         loop, found = losses(**settings, methods=[{"mst": {**MST["mst"], "checkpoint": checkpoint}}])
 
@@ -68,7 +97,7 @@ def test_the_shortest_of_memory_goes_with_layerwise_updates_and_accumulation(lay
     options = {"name": optimizer, "lr": 1e-3, "layerwise": layerwise}
     options |= {"rank": 8, "update_proj_gap": 2} if optimizer == "galore_8bit" else {}
     settings = {"optimizer": options, "max_grad_norm": None}
-    _, expected = losses(**settings)
+    expected = expected_losses(**settings)
     method = {"mst": {**MST["mst"], "tokenwise": True, "checkpoint": "offload"}}
 
     _, found = losses(**settings, methods=[method])
@@ -89,7 +118,7 @@ def test_layerwise_gradients_go_layer_by_layer_with_regions_too():
         return memory.max_by_category["gradients"]
 
     # The output projection belongs to the same region as the feed-forward layer; the rest are norms.
-    assert largest(tokenwise=True, checkpoint="offload") <= largest() + (128 * 128 + 8 * 128) * 4
+    assert largest(tokenwise=True, checkpoint="offload") <= largest() + (64 * 64 + 4 * 64) * 4
 
 
 @pytest.mark.parametrize(
@@ -108,14 +137,14 @@ def test_everything_together_learns_as_without_chunks(mst, options, tolerance):
     optimizer = {**options, "lr": 1e-3, "layerwise": True, "rank": 8, "update_proj_gap": 2}
     methods = ["int8", {"core_gradient": {"prefer": "memory"}}]
     settings = {"optimizer": optimizer, "max_grad_norm": None}
-    _, expected = losses(**settings, methods=methods)
+    expected = expected_losses(**settings, methods=methods)
 
     loop, found = losses(**settings, methods=[*methods, {"mst": {**MST["mst"], **mst}}])
 
     assert [type(method) for method in loop.methods] == [fw.Int8, fw.CoreGradient, fw.MsT]
     assert found == pytest.approx(expected, abs=tolerance)
-    assert sum(name.endswith("weight_codes") for name in loop.model.state_dict()) == 28
-    assert expected[0] - found[-1] > 0.2
+    assert sum(name.endswith("weight_codes") for name in loop.model.state_dict()) == 7 * LAYERS
+    assert expected[0] - found[-1] > 0.05  # three updates at a small rate; measured: 0.10 to 0.12
 
 
 def test_two_runs_with_mst_are_equal_bit_by_bit():
@@ -140,13 +169,13 @@ def test_q_galore_brings_int8_weights_unless_the_recipe_lists_them_itself():
 def test_everything_goes_together(accumulation_steps):
     """Int8 weights, core gradients, chunks, offloaded checkpoints and layer-wise updates in one recipe."""
     settings = {"optimizer": Q_GALORE, "accumulation_steps": accumulation_steps, "max_grad_norm": None}
-    _, expected = losses(**settings)
+    expected = expected_losses(**settings)
     chunked = {"mst": {**MST["mst"], "checkpoint": "offload"}}
 
     loop, found = losses(**settings, methods=["core_gradient", chunked])
 
     rows = loop.optimizer.report().section("Core gradients").rows
-    assert len(rows) == 7 * 4 and all("core" in row[1] for row in rows)
+    assert len(rows) == 7 * LAYERS and all("core" in row[1] for row in rows)
     assert all(int(state["step"].max()) == 3 for state in loop.optimizer.state.values())
     # Codes of 8 bits are rounded by the same random numbers; what differs are sums in another order, and with
     # accumulation 1 the time at which the first basis of the chunked layers takes effect.
@@ -159,12 +188,15 @@ def test_shared_bases_go_with_everything_too(accumulation_steps):
     settings = {"optimizer": optimizer, "accumulation_steps": accumulation_steps, "max_grad_norm": None}
     shared = {"core_gradient": {"share_basis": True}}
     chunked = {"mst": {**MST["mst"], "checkpoint": "offload"}}
-    _, expected = losses(**settings, methods=[shared])
+    expected = expected_losses(**settings, methods=[shared])
 
     loop, found = losses(**settings, methods=[shared, chunked])
 
     rows = [row[1] for row in loop.optimizer.report().section("Core gradients").rows]
-    assert sum("of 3 weights" in row for row in rows) == 3 * 4 and sum("of 2 weights" in row for row in rows) == 2 * 4
+    assert (
+        sum("of 3 weights" in row for row in rows) == 3 * LAYERS
+        and sum("of 2 weights" in row for row in rows) == 2 * LAYERS
+    )
     assert found == pytest.approx(expected, abs=0.02) and found[2] < found[0]
 
 
@@ -208,7 +240,8 @@ def test_a_run_with_inrank_reports_ranks_over_time_and_saves_a_low_rank_model(tm
 
 
 def test_a_recipe_with_welore_trains_the_low_rank_components_alone(tmp_path):
-    settings = {**SETTINGS, "methods": [{"welore": {"train": "lrc", "rank_reduction": 0.9, "train_norms": False}}]}
+    task = {**SETTINGS["task"], "model": "tiny"}
+    settings = {"task": task, "methods": [{"welore": {"train": "lrc", "rank_reduction": 0.9, "train_norms": False}}]}
     loop, found = losses(**settings)
     twin, same = losses(**settings)
 
@@ -227,7 +260,8 @@ def test_tuning_of_low_rank_components_resumes_bit_by_bit(optimizer, tmp_path):
 
     options = {"name": optimizer, "lr": 1e-3} | ({"rank": 8} if optimizer == "galore" else {})
     welore = {"welore": {"train": "lrc", "rank_reduction": 0.9}}
-    recipe = Recipe.parse({**SETTINGS, "methods": [welore], "optimizer": options, "steps": 4})
+    task = {**SETTINGS["task"], "model": "tiny"}
+    recipe = Recipe.parse({**SETTINGS, "task": task, "methods": [welore], "optimizer": options, "steps": 4})
     whole = Loop(recipe)
     first = {name: parameter.detach().clone() for name, parameter in whole.model.named_parameters()}
     for _ in range(2):
@@ -246,7 +280,7 @@ def test_tuning_of_low_rank_components_resumes_bit_by_bit(optimizer, tmp_path):
 
 
 def test_mst_goes_with_inrank():
-    _, expected = losses(methods=[GROWING])
+    expected = expected_losses(methods=[GROWING])
 
     _, found = losses(methods=[GROWING, MST])
 

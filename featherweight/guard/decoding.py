@@ -1,0 +1,252 @@
+"""Guarded generation: the prompt is read once, the probe is a branch of it, and the answer waits for the verdict.
+
+Two ways: one after the other (`sequential`), or the answer as a second row beside the probe (`parallel`), held back
+until the verdict, which costs no extra step. A request that passes gets the tokens that it would get without a guard.
+Shapes: B requests, L tokens of a prompt with padding on the left, P forced tokens, T tokens of an answer.
+"""
+
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from featherweight.guard.options import READ_AT
+from featherweight.guard.probe import Judge, Probe
+from featherweight.guard.room import require_room
+from featherweight.guard.verdict import Costs, Verdict
+from featherweight.models.cache import can_pad
+from featherweight.models.generation import (
+    Criterion,
+    Decoding,
+    Processor,
+    branch,
+    drop_columns,
+    extend,
+    keep_rows,
+    prefill,
+    stream,
+)
+from featherweight.models.sampling import GREEDY, Generators, Sampling, choose
+
+
+@dataclass(frozen=True)
+class AnswerRules:
+    """How answers are chosen and where they end; the probe knows nothing of it."""
+
+    max_new_tokens: int
+    """At most so many for each request."""
+    sampling: Sampling = GREEDY
+    """How a token is chosen."""
+    generators: Generators | None = None
+    """Of random numbers, one or one for each request; None takes torch's global one."""
+    stop_token_ids: Collection[int] = ()
+    """They end an answer, and a probe."""
+    pad_token_id: int | None = None
+    """Fills rows that have ended."""
+    processors: Sequence[Processor] = ()
+    """Change the logits of answers."""
+    criteria: Sequence[Criterion] = ()
+    """End answers."""
+
+    def for_rows(self, rows: list[int], new_tokens: int) -> dict[str, Any]:
+        """Return the arguments of `stream` for some of the requests."""
+        several = isinstance(self.generators, Sequence)
+        return {
+            "max_new_tokens": new_tokens,
+            "sampling": self.sampling,
+            "generators": [self.generators[row] for row in rows] if several else self.generators,  # type: ignore[index]
+            "stop_token_ids": self.stop_token_ids,
+            "pad_token_id": self.pad_token_id,
+            "processors": self.processors,
+            "criteria": self.criteria,
+        }
+
+
+@dataclass
+class Judged:
+    """Prompts with their verdicts, at the place where the answers go on."""
+
+    decoding: Decoding
+    """Of the requests that get an ordinary answer, in order."""
+    verdicts: list[Verdict]
+    """One for each request."""
+    answered: list[int]
+    """Which requests those rows are."""
+    begun: list[Tensor] = field(default_factory=list)
+    """Tokens of their answers that were written beside the probe, each (rows,)."""
+    costs: Costs = field(default_factory=Costs)
+    """Token-forwards so far."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Phase -> time."""
+
+
+def judge_prompts(
+    judge: Judge,
+    model: nn.Module,
+    token_ids: Tensor,
+    attention_mask: Tensor | None,
+    rules: AnswerRules,
+    *,
+    parallel: bool = False,
+) -> Judged:
+    """Read prompts and probe them.
+
+    Args:
+        judge: a guard.
+        model: a causal language model in evaluation mode.
+        token_ids: (B, L)
+        attention_mask: (B, L), 0 on padding; None if there is none.
+        rules: of the answers.
+        parallel: begin the answers beside the probe, where the cache allows it.
+
+    Raises:
+        ConfigError: if a prompt leaves no room for prefix and probe.
+    """
+    require_room(model, token_ids.shape[1] if attention_mask is None else int(attention_mask.sum(dim=1).max()), judge)
+    start = time.perf_counter()
+    probe = Probe(judge, len(token_ids), rules.stop_token_ids)
+    decoding = prefill(model, token_ids, attention_mask, output_hidden_states=probe.needs_hidden)
+    probe.read_prompt(decoding.logits, decoding.hidden_states)
+    read = decoding.token_ids.numel() if decoding.attention_mask is None else int(decoding.attention_mask.sum())
+    judged = Judged(decoding, [], list(range(decoding.rows)), costs=Costs(prompt_tokens=read))
+    prefilled = time.perf_counter()
+    if not probe.is_decided:
+        parallel = parallel and can_pad(decoding.cache) and READ_AT[judge.options.deciding.tier] == 2
+        (_probe_beside if parallel else _probe_before)(judged, probe, judge, rules)
+    judged.verdicts = probe.verdicts
+    judged.seconds = {"prefill": prefilled - start, "probe": time.perf_counter() - prefilled}
+    if judge.options.on_flag != "annotate":
+        kept = [row for row, verdict in enumerate(judged.verdicts) if not verdict.flagged]
+        _keep_answers(judged, kept)
+    return judged
+
+
+def answers(judged: Judged, rules: AnswerRules) -> Iterator[Tensor]:
+    """Yield the tokens of the answers, each (rows,) for the requests in `judged.answered`; none if all are flagged."""
+    if not judged.answered:
+        return
+    rows, place = list(range(len(judged.answered))), 0
+    stops = torch.tensor(sorted(rules.stop_token_ids), dtype=torch.int64)
+    has_ended = torch.zeros(len(rows), dtype=torch.bool)
+    last = torch.zeros(len(rows), dtype=torch.int64)
+    for last in judged.begun:
+        place += 1
+        has_ended |= torch.isin(last.cpu(), stops)
+        yield last
+    rows = [row for row in rows if not has_ended[row]]
+    if not rows or place >= rules.max_new_tokens:
+        return
+    if len(rows) < len(has_ended):
+        keep_rows(judged.decoding, rows)
+    pads = last if rules.pad_token_id is None else torch.full_like(last, rules.pad_token_id)
+    sources = [judged.answered[row] for row in rows]
+    before = judged.decoding.length
+    for tokens in stream(judged.decoding, **rules.for_rows(sources, rules.max_new_tokens - place)):
+        if len(rows) == len(has_ended):
+            yield tokens
+        else:
+            yield pads.clone().index_copy_(0, torch.tensor(rows, device=pads.device), tokens)
+    judged.costs.answer_tokens += (judged.decoding.length - before) * len(rows)
+
+
+def read_probe(decoding: Decoding, probe: Probe, forced_ids: Sequence[int]) -> int:
+    """Read forced tokens and probe to the verdict, or to the end.
+
+    Args:
+        decoding: where the prompts end; it goes on behind the probe.
+        probe: takes what is read.
+        forced_ids: preamble and prefix.
+
+    Returns:
+        Probe tokens that were read, of each row.
+    """
+    forced = torch.tensor(forced_ids, device=decoding.token_ids.device)
+    probe.read_prefix(extend(decoding, forced, output_hidden_states=probe.needs_hidden), decoding.hidden_states)
+    read = 0
+    while (tokens := probe.next_tokens()) is not None:
+        extend(decoding, tokens[:, None], output_hidden_states=probe.needs_hidden)
+        probe.read_token(decoding.logits, decoding.hidden_states)
+        read += 1
+    return read
+
+
+def _probe_before(judged: Judged, probe: Probe, judge: Judge, rules: AnswerRules) -> None:
+    forced = judge.options.forced_ids
+    with branch(judged.decoding) as trial:
+        read = read_probe(trial, probe, forced)
+    rows = judged.decoding.rows
+    judged.costs.prefix_tokens += len(forced) * rows
+    judged.costs.probe_tokens += read * rows
+    judged.costs.extra_steps += 1 + read
+
+
+def _probe_beside(judged: Judged, probe: Probe, judge: Judge, rules: AnswerRules) -> None:
+    """Read prefix and probe in rows of their own, while the answers go on in theirs."""
+    decoding, forced = judged.decoding, judge.options.forced_ids
+    rows, start = decoding.rows, decoding.length
+    answer = _Answers(judged, rules)
+    chosen = answer.choose(decoding.logits, decoding.token_ids)
+    keep_rows(decoding, [*range(rows), *range(rows)])
+    forced_BP = torch.tensor(forced, device=chosen.device).expand(rows, -1)
+    ahead = len(forced) - 1
+    beside_BP = nn.functional.pad(chosen[:, None], (ahead, 0), value=int(forced[0]))
+    mask_BP = torch.ones((2 * rows, len(forced)), dtype=torch.int64, device=chosen.device)
+    mask_BP[:rows, :ahead] = 0
+    hidden = probe.needs_hidden
+    logits = extend(decoding, torch.cat([beside_BP, forced_BP]), mask_BP, output_hidden_states=hidden)
+    probe.read_prefix(logits[rows:], _rows_from(decoding.hidden_states, rows))
+    dead = list(range(start, start + ahead))
+    read = 0
+    while (tokens := probe.next_tokens()) is not None:
+        seen = torch.cat([decoding.token_ids[:rows, :start], decoding.token_ids[:rows, start + ahead :]], dim=1)
+        chosen = answer.choose(decoding.logits[:rows], seen)
+        extend(decoding, torch.cat([chosen, tokens])[:, None], output_hidden_states=hidden)
+        probe.read_token(decoding.logits[rows:], _rows_from(decoding.hidden_states, rows))
+        read += 1
+    keep_rows(decoding, list(range(rows)))
+    if dead:
+        drop_columns(decoding, dead)
+    judged.costs.prefix_tokens += len(forced) * rows
+    judged.costs.padding_tokens += ahead * rows
+    judged.costs.probe_tokens += read * rows
+    judged.costs.answer_tokens += (1 + read) * rows
+
+
+class _Answers:
+    """The first tokens of answers, kept back until the verdict."""
+
+    def __init__(self, judged: Judged, rules: AnswerRules) -> None:
+        self._begun, self._rules = judged.begun, rules
+        self._has_ended = torch.zeros(judged.decoding.rows, dtype=torch.bool)
+
+    def choose(self, logits: Tensor, seen: Tensor) -> Tensor:
+        rules = self._rules
+        if len(self._begun) >= rules.max_new_tokens or bool(self._has_ended.all()):
+            return self._begun[-1]  # read beside the probe for nothing, and never shown
+        for processor in rules.processors:
+            logits = processor(seen, logits)
+        chosen = choose(logits, rules.sampling, rules.generators)
+        if self._begun:
+            pads = self._begun[-1] if rules.pad_token_id is None else torch.full_like(chosen, rules.pad_token_id)
+            chosen = torch.where(self._has_ended.to(chosen.device), pads, chosen)
+        self._begun.append(chosen)
+        self._has_ended |= torch.isin(chosen.cpu(), torch.tensor(sorted(rules.stop_token_ids), dtype=torch.int64))
+        return chosen
+
+
+def _rows_from(states: tuple[Tensor, ...] | None, start: int) -> tuple[Tensor, ...] | None:
+    return None if states is None else tuple(state[start:] for state in states)
+
+
+def _keep_answers(judged: Judged, kept: list[int]) -> None:
+    judged.answered = kept
+    if kept and len(kept) < judged.decoding.rows:
+        keep_rows(judged.decoding, kept)
+        judged.begun = [tokens[kept] for tokens in judged.begun]
+
+
+Callback = Callable[[Any, Verdict], str | None]
+"""(request, verdict) -> text of the reply, or None for the refusal text."""

@@ -1,0 +1,117 @@
+"""What a guard knows of requests: hidden states, likelihoods and the text that the model writes after the prefix.
+
+Each tier turns one part of it into features, which a linear classifier scores:
+
+    hidden         hidden states at the last token of the prompt
+    logprob        log-likelihood of the forced prefix
+    next_token     log-probabilities of the likeliest tokens after the prefix
+    prefix_hidden  hidden states at the last token of the prefix
+    probe          the text that the model writes after the prefix
+    probe_hidden   mean hidden states over the tokens that it writes there
+
+Shapes: B requests, P tokens of the prefix, V vocabulary, H layers times hidden size.
+Source: Prefix Guidance, arXiv 2408.08924, is the tier `probe`.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from featherweight.errors import ConfigError
+
+NEXT_TOKENS = 64
+"""So many of the likeliest next tokens are kept of each request."""
+
+
+@dataclass
+class Evidence:
+    """What is known of B requests; None where it was not read."""
+
+    prompt_hidden: Tensor | None = None
+    """(B, H) float32"""
+    prefix_logprob: Tensor | None = None
+    """(B,) float32: of the whole prefix, each token after those before it."""
+    prefix_hidden: Tensor | None = None
+    """(B, H) float32"""
+    next_ids: Tensor | None = None
+    """(B, NEXT_TOKENS) int64: the likeliest tokens after the prefix."""
+    next_logprobs: Tensor | None = None
+    """(B, NEXT_TOKENS) float32"""
+    probe_hidden: Tensor | None = None
+    """(B, H) float32: mean over the probe tokens that were read; of the prefix where there are none."""
+    probe_ids: list[list[int]] = field(default_factory=list)
+    """The probe tokens of each request, without the one that ends a reply."""
+    probe_ended: list[bool] = field(default_factory=list)
+    """Whether the model ended its reply inside of the probe."""
+
+
+def join_evidence(parts: list[Evidence]) -> Evidence:
+    """Return the evidence of several batches as that of one."""
+    tensors = {}
+    for name in ("prompt_hidden", "prefix_logprob", "prefix_hidden", "next_ids", "next_logprobs", "probe_hidden"):
+        values = [getattr(part, name) for part in parts]
+        tensors[name] = None if values[0] is None else torch.cat(values)
+    ids = [one for part in parts for one in part.probe_ids]
+    return Evidence(**tensors, probe_ids=ids, probe_ended=[one for part in parts for one in part.probe_ended])
+
+
+def take_evidence(evidence: Evidence, rows: list[int]) -> Evidence:
+    """Return the evidence of some requests, in the order asked for."""
+    tensors = {name: value[rows] for name, value in vars(evidence).items() if isinstance(value, Tensor)}
+    ids, ended = evidence.probe_ids, evidence.probe_ended
+    return Evidence(
+        **tensors,
+        probe_ids=[ids[row] for row in rows] if ids else [],
+        probe_ended=[ended[row] for row in rows] if ended else [],
+    )
+
+
+def prefix_logprob(before_BV: Tensor, after_BPV: Tensor, prefix_ids: Tensor) -> Tensor:
+    """Return the log-likelihood of a prefix.
+
+    Args:
+        before_BV: logits in front of it.
+        after_BPV: logits after each of its tokens.
+        prefix_ids: (P,)
+
+    Returns:
+        (B,) float32.
+    """
+    logits_BPV = torch.cat([before_BV[:, None], after_BPV[:, :-1]], dim=1).float()
+    chosen_BP = logits_BPV.gather(2, prefix_ids.expand(len(before_BV), -1)[..., None]).squeeze(2)
+    return (chosen_BP - logits_BPV.logsumexp(dim=2)).sum(dim=1)
+
+
+def hidden_features(hidden_states: tuple[Tensor, ...], layers: tuple[int, ...]) -> Tensor:
+    """Return the chosen hidden states of each row side by side: (B, H) float32."""
+    return torch.cat([hidden_states[layer].float() for layer in layers], dim=1)
+
+
+def next_token_features(evidence: Evidence, vocabulary: Tensor) -> Tensor:
+    """Return the log-probabilities of given tokens; where one was not among the likeliest, the least that was kept.
+
+    Args:
+        evidence: with `next_ids`.
+        vocabulary: (F,) int64: the tokens.
+
+    Returns:
+        (B, F) float32.
+    """
+    ids, values = required(evidence, "next_ids"), required(evidence, "next_logprobs")
+    found_BFK = vocabulary[None, :, None] == ids[:, None, :]
+    least_B1 = values.min(dim=1, keepdim=True).values
+    shown_BF = torch.where(found_BFK, values[:, None, :], float("-inf")).max(dim=2).values
+    return torch.maximum(shown_BF, least_B1)
+
+
+def required(evidence: Evidence, name: str) -> Tensor:
+    """Return a part of the evidence.
+
+    Raises:
+        ConfigError: if it was not read.
+    """
+    value = getattr(evidence, name)
+    if value is None:
+        raise ConfigError(f"guard: evidence={name} was not read; expected it for this tier. Read it with the probe.")
+    return value

@@ -1,0 +1,131 @@
+"""Logistic regression on standardised features: the one classifier behind every tier.
+
+Shapes: N rows, F features.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from featherweight.errors import ConfigError
+from featherweight.guard.metrics import auroc
+
+STRENGTHS = (1e-3, 1e-2, 1e-1)
+"""Of the L2 penalty, per row: the best one by cross-validation is taken."""
+USUAL = (1e-2,)
+"""Where the choice is not worth its time."""
+FOLDS = 5
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A linear score, larger for what ought to be refused."""
+
+    mean: Tensor
+    """(F,) float32"""
+    std: Tensor
+    """(F,) float32, above 0"""
+    weight: Tensor
+    """(F,) float32"""
+    bias: Tensor
+    """() float32"""
+
+    def __call__(self, features_NF: Tensor) -> Tensor:
+        """Return (N,) float32 log-odds."""
+        standard = (features_NF.to(self.mean) - self.mean) / self.std
+        return (standard * self.weight).sum(dim=1) + self.bias
+
+
+def fit_linear(
+    features_NF: Tensor,
+    labels_N: Tensor,
+    groups: list[str] | None = None,
+    *,
+    strengths: Sequence[float] = STRENGTHS,
+) -> tuple[Linear, Tensor]:
+    """Fit a score, and choose its penalty by cross-validation.
+
+    Args:
+        features_NF: float.
+        labels_N: 1 for what ought to be refused, 0 for the rest; both count equally, whatever their numbers.
+        groups: rows of one group are never in two folds; None: each row is a group of its own.
+        strengths: of the penalty, among which cross-validation chooses.
+
+    Returns:
+        The score, and (N,) the scores of rows by the folds that had not seen them.
+
+    Raises:
+        ConfigError: if features are not finite, or one class has fewer rows than there are folds.
+    """
+    if not bool(torch.isfinite(features_NF).all()):
+        raise ConfigError(
+            "guard calibrate: features are not finite; expected numbers. Check that the model gives finite logits for "
+            "these prompts (bf16 instead of fp16 often helps)."
+        )
+    counts = [int((labels_N == label).sum()) for label in (0, 1)]
+    if min(counts) < FOLDS:
+        raise ConfigError(
+            f"guard calibrate: rows={min(counts)} of one class are too few to fit a score; expected {FOLDS} or more. "
+            "Add prompts."
+        )
+    fold_N = _folds(labels_N, groups)
+    best: tuple[float, float, Tensor] | None = None
+    for strength in strengths:
+        held_out = torch.empty(len(labels_N), dtype=torch.float32)
+        for fold in range(FOLDS):
+            inside = fold_N != fold
+            held_out[~inside] = _fit(features_NF[inside], labels_N[inside], strength)(features_NF[~inside]).float()
+        quality = auroc(held_out[labels_N == 1], held_out[labels_N == 0])
+        if best is None or quality > best[0] + 1e-9:
+            best = (quality, strength, held_out)
+    assert best is not None
+    return _fit(features_NF, labels_N, best[1]), best[2]
+
+
+def _fit(features_NF: Tensor, labels_N: Tensor, strength: float) -> Linear:
+    features = features_NF.double()
+    mean, std = features.mean(dim=0), features.std(dim=0)
+    # What is the same in all rows says nothing; of hashed words, that is most of them.
+    varies = std > 1e-6 * (1 + mean.abs())
+    std = torch.where(varies, std, torch.ones_like(std))
+    standard, target = ((features - mean) / std)[:, varies], labels_N.double()
+    share = target.mean()
+    row_weights = torch.where(target == 1, 0.5 / share, 0.5 / (1 - share)) / len(target)
+    # Standardised features of width F have inner products of order F: the penalty is measured against those.
+    penalty = strength * math.sqrt(standard.shape[1])
+    weight = torch.zeros(standard.shape[1], dtype=torch.float64, requires_grad=True)
+    bias = torch.zeros((), dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([weight, bias], max_iter=60, line_search_fn="strong_wolfe", tolerance_grad=1e-6)
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        logits = standard @ weight + bias
+        loss = (row_weights * torch.nn.functional.softplus(torch.where(target == 1, -logits, logits))).sum()
+        loss = loss + 0.5 * penalty * (weight**2).sum()
+        loss.backward()
+        return loss
+
+    with torch.enable_grad():
+        optimizer.step(closure)
+    weights = torch.zeros(features.shape[1])
+    weights[varies] = weight.detach().float()
+    return Linear(mean.float(), std.float(), weights, bias.detach().float())
+
+
+def _folds(labels_N: Tensor, groups: list[str] | None) -> Tensor:
+    """Return the fold of each row; each class is spread over all folds, as far as its groups allow it."""
+    fold_N = torch.empty(len(labels_N), dtype=torch.int64)
+    for label in (0, 1):
+        rows = (labels_N == label).nonzero().squeeze(1).tolist()
+        names = [str(row) if groups is None else groups[row] for row in rows]
+        sizes = [0] * FOLDS
+        chosen: dict[str, int] = {}
+        for name in sorted(dict.fromkeys(names), key=lambda name: (-names.count(name), name)):
+            chosen[name] = sizes.index(min(sizes))
+            sizes[chosen[name]] += names.count(name)
+        for row, name in zip(rows, names, strict=True):
+            fold_N[row] = chosen[name]
+    return fold_N

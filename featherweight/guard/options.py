@@ -1,0 +1,143 @@
+"""What a guard is, as one file of settings can hold it: its prefix, its stages and what a flagged request gets."""
+
+import math
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from featherweight.config import Config
+
+Tier = Literal["hidden", "logprob", "next_token", "prefix_hidden", "probe", "probe_hidden"]
+"""What a stage looks at; see `featherweight.guard.evidence`."""
+OnFlag = Literal["message", "truncate", "annotate", "callback"]
+Branching = Literal["auto", "sequential", "parallel"]
+
+READ_AT: dict[str, int] = {
+    "hidden": 0,
+    "logprob": 1,
+    "next_token": 1,
+    "prefix_hidden": 1,
+    "probe": 2,
+    "probe_hidden": 2,
+}
+"""Tier -> what must have been read: 0 the prompt, 1 the forced prefix, 2 the probe."""
+FLAG_ONLY = ("hidden", "logprob")
+"""Tiers that never clear a request: what talks a model out of its policy makes them look safest."""
+REFUSAL = "I'm sorry, but I cannot help with that."
+
+
+class Stage(Config):
+    """One look at a request, and what its score decides."""
+
+    tier: Tier
+    """What it looks at."""
+    flag_above: float | None = None
+    """A request with a higher score is flagged; None flags none."""
+    clear_at_most: float | None = None
+    """A request with this score or a lower one passes, and later stages do not see it; None leaves all to them. The
+    last stage lets everything pass that it does not flag."""
+
+    def flags(self, score: float) -> bool:
+        """Tell whether a score is flagged."""
+        return self.flag_above is not None and score > self.flag_above
+
+    def clears(self, score: float) -> bool:
+        """Tell whether a score passes for good."""
+        return self.clear_at_most is not None and score <= self.clear_at_most
+
+
+class EarlyExit(Config):
+    """A place inside of the probe at which the last stage may decide already."""
+
+    tokens: int = Field(ge=1)
+    """Probe tokens that were written."""
+    flag_above: float | None = None
+    """Decided if higher; None never."""
+    clear_at_most: float | None = None
+    """Decided if not higher; None never."""
+
+
+class GuardOptions(Config):
+    """The settings of a guard."""
+
+    format_version: Literal[1] = 1
+    """Of the folder of a guard."""
+    prefix_text: str
+    """The forced opening of the reply; how a refusal begins, or a topic."""
+    prefix_ids: tuple[int, ...] = Field(min_length=1)
+    """Its tokens, which alone are used."""
+    preamble_text: str = ""
+    """Stands between prompt and prefix, such as a thinking block that is closed at once."""
+    preamble_ids: tuple[int, ...] = ()
+    """Its tokens."""
+    shows_prefix: bool = True
+    """Whether the prefix is one that a user may read: a refusal, not a topic."""
+    probe_tokens: int = Field(default=12, ge=1)
+    """The probe has at most so many tokens behind the prefix."""
+    layers: tuple[int, ...] = ()
+    """Hidden states that the tiers of hidden states read; 0 is the embedding."""
+    stages: tuple[Stage, ...] = Field(min_length=1)
+    """Looked at in this order."""
+    early_exit: tuple[EarlyExit, ...] = ()
+    """Places inside of the probe, in order; only if the last stage reads the probe."""
+    text_classifier: Literal["bow", "encoder"] = "bow"
+    """How the text of a probe becomes numbers: hashed words and pairs of words, or a frozen sentence encoder."""
+    include_prefix: bool = False
+    """Whether the prefix stands in the text that is classified; one function builds it for fit and use."""
+    on_flag: OnFlag = "message"
+    """What a flagged request gets: `refusal_text`; the refusal that the model began, up to its last whole sentence; its
+    ordinary answer, with the verdict only reported; or what a function returns."""
+    refusal_text: str = REFUSAL
+    """For `on_flag: message`, and wherever nothing better is there."""
+    branch: Branching = "auto"
+    """Whether the probe is read before the answer begins, or beside it as a second row; auto takes the second way on
+    accelerators, for one request at a time, if the model's cache allows it."""
+    target_fpr: float | None = Field(default=None, gt=0, lt=1)
+    """The promised rate of false alarms; None if none was promised."""
+    promise: str = ""
+    """The promise in words."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        places = [READ_AT[stage.tier] for stage in self.stages]
+        if places != sorted(places):
+            raise ValueError("stages must stand in the order in which a request is read")
+        for stage in self.stages:
+            if stage.tier in FLAG_ONLY and (stage.clear_at_most is not None or stage is self.stages[-1]):
+                raise ValueError(f"the tier {stage.tier} may flag a request, it may never clear one")
+        if self.early_exit and places[-1] != 2:
+            raise ValueError("early_exit needs a last stage that reads the probe")
+        if self.on_flag == "truncate" and not self.shows_prefix:
+            raise ValueError("on_flag: truncate would show a prefix that is no refusal")
+        return self
+
+    @property
+    def forced_ids(self) -> tuple[int, ...]:
+        """All tokens that are forced: preamble and prefix."""
+        return (*self.preamble_ids, *self.prefix_ids)
+
+    @property
+    def deciding(self) -> Stage:
+        """The last stage."""
+        return self.stages[-1]
+
+    @property
+    def needs_hidden(self) -> bool:
+        """Whether some stage reads hidden states."""
+        return any(stage.tier in ("hidden", "prefix_hidden", "probe_hidden") for stage in self.stages)
+
+    def with_threshold(self, flag_above: float) -> Self:
+        """Return a copy whose last stage alone decides, at another threshold; infinities flag nothing or everything."""
+        limit = None if flag_above == math.inf else max(flag_above, -1e300)
+        stages = [{"tier": self.deciding.tier, "flag_above": limit}]
+        return self.parse({**self.to_dict(), "stages": stages, "early_exit": []})
+
+
+def default_layers(count: int) -> tuple[int, ...]:
+    """Return the hidden states at a half, three quarters and all of the depth of a model of so many layers.
+
+    Example:
+        >>> default_layers(30)
+        (15, 22, 30)
+    """
+    return tuple(dict.fromkeys((max(1, count // 2), max(1, count * 3 // 4), count)))

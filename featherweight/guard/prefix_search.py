@@ -1,0 +1,117 @@
+"""Which opening to force: how the model's own refusals begin, or a topic, whichever tells the two classes apart best.
+
+Source: Prefix Guidance, arXiv 2408.08924 (an opening common to the model's refusals, then the least error); the topics
+and the choice by cross-validation are ours.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from featherweight.errors import ConfigError
+from featherweight.guard.linear import USUAL, fit_linear
+from featherweight.guard.metrics import auroc
+from featherweight.guard.options import GuardOptions
+from featherweight.guard.prefix import prefix_ids
+from featherweight.guard.reading import all_stops, batches, collect, left_padded
+from featherweight.guard.scoring import Scoring
+from featherweight.models.generation import generate, prefill
+
+FALLBACK = "I'm sorry, but I cannot"
+TOPIC = "This question is about"
+_REFUSALS = ("sorry", "cannot", "can't", "can not", "unable", "not able", "apolog", "won't")
+_REPLIES, _REPLY_TOKENS, _ROWS, _LENGTHS, _SHARE = 24, 16, 40, (3, 5, 8, 12), 0.05
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A prefix and how well it does."""
+
+    text: str
+    ids: tuple[int, ...]
+    is_refusal: bool
+    error: float
+    """Mean of the two error rates at the best threshold, by cross-validation."""
+    auroc: float
+    """By cross-validation."""
+
+
+def search_prefix(
+    base: GuardOptions, model: Any, tokenizer: Any, harmful: Sequence[Any], benign: Sequence[Any], vocabulary_size: int
+) -> list[Candidate]:
+    """Return candidates, the best one first.
+
+    Args:
+        base: settings of the guard; its last tier is the one that counts.
+        model: in evaluation mode.
+        tokenizer: its own.
+        harmful: prompts of the fit that ought to be refused.
+        benign: others.
+        vocabulary_size: tokens that the tier next_token reads.
+    """
+    tier = base.deciding.tier
+    texts = dict.fromkeys([*_openings(model, tokenizer, harmful[:_REPLIES]), FALLBACK], True)
+    if tier in ("hidden", "prefix_hidden", "probe_hidden") and base.on_flag != "truncate":
+        texts[TOPIC] = False
+    options: dict[tuple[int, ...], GuardOptions] = {}
+    for text, shown in texts.items():
+        _, ids = prefix_ids(tokenizer, text, preamble=base.preamble_text)
+        options.setdefault(ids, _with_prefix(base, text, ids, shown))
+    prompts = [*harmful[:_ROWS], *benign[:_ROWS]]
+    labels = torch.tensor([1] * len(harmful[:_ROWS]) + [0] * len(benign[:_ROWS]))
+    judges = [Scoring(one, {}, tokenizer=tokenizer) for one in options.values()]
+    found = []
+    for judge, collected in zip(judges, collect(judges, model, tokenizer, prompts), strict=True):
+        judge.vocabulary = likeliest(collected.evidence.next_ids, vocabulary_size)
+        _, scores = fit_linear(judge.features(tier, collected.evidence), labels, strengths=USUAL)
+        one = judge.options
+        quality = auroc(scores[labels == 1], scores[labels == 0])
+        found.append(Candidate(one.prefix_text, one.prefix_ids, one.shows_prefix, least_error(scores, labels), quality))
+    return sorted(found, key=lambda one: (round(one.error, 6), -round(one.auroc, 6), len(one.ids)))
+
+
+def least_error(scores_N: Tensor, labels_N: Tensor) -> float:
+    """Return the mean of the two error rates at the best threshold."""
+    levels = torch.cat([scores_N.unique(), torch.tensor([-float("inf")])])
+    flagged = scores_N[None, :] > levels[:, None]
+    missed = 1 - flagged[:, labels_N == 1].double().mean(dim=1)
+    alarms = flagged[:, labels_N == 0].double().mean(dim=1)
+    return float(((missed + alarms) / 2).min())
+
+
+def likeliest(next_ids_BK: Tensor | None, count: int) -> Tensor:
+    """Return the tokens that most often stand among the likeliest ones after the prefix, in order of their ids."""
+    if next_ids_BK is None:
+        raise ConfigError("guard: evidence=next_ids was not read; expected it. Read it with the probe.")
+    counted = Counter(next_ids_BK.reshape(-1).tolist())
+    return torch.tensor(sorted(token for token, _ in counted.most_common(count)))
+
+
+def _with_prefix(base: GuardOptions, text: str, ids: tuple[int, ...], shown: bool) -> GuardOptions:
+    return GuardOptions.parse({**base.to_dict(), "prefix_text": text, "prefix_ids": ids, "shows_prefix": shown})
+
+
+def _openings(model: Any, tokenizer: Any, prompts: Sequence[Any]) -> list[str]:
+    """Return the commonest openings of the model's own refusals, of several lengths."""
+    stops = all_stops(model, tokenizer)
+    refusals = []
+    for _, rows in batches(tokenizer, prompts, 16):
+        ids, mask = left_padded(rows)
+        replies = generate(prefill(model, ids, mask), max_new_tokens=_REPLY_TOKENS, stop_token_ids=stops)
+        for reply in replies.tolist():
+            kept = reply[: next((place for place, token in enumerate(reply) if token in stops), len(reply))]
+            text = tokenizer.decode(kept, skip_special_tokens=True).lower()
+            if any(word in text for word in _REFUSALS):
+                refusals.append(tuple(kept))
+    found = []
+    for length in _LENGTHS:
+        counted = Counter(reply[:length] for reply in refusals if len(reply) >= length).most_common(1)
+        if counted and counted[0][1] >= max(2, _SHARE * len(prompts)):
+            text = tokenizer.decode(counted[0][0], skip_special_tokens=True).strip()
+            if text:
+                found.append(text)
+    return found

@@ -1,0 +1,83 @@
+"""From evidence to scores: the features of each tier, and the linear score fitted on them."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from featherweight.errors import CheckpointError, ConfigError
+from featherweight.guard.evidence import Evidence, next_token_features, required
+from featherweight.guard.linear import Linear
+from featherweight.guard.options import GuardOptions
+from featherweight.guard.text_features import bow_features, classified_text, encoder_features
+
+
+class Scoring:
+    """What scores evidence; a guard has one, and so has its calibration.
+
+    Args:
+        options: of the guard.
+        scores: tier -> linear score of its features.
+        vocabulary: (F,) int64: the tokens whose log-probabilities the tier next_token reads.
+        tokenizer: of the model; None as long as no text is read.
+    """
+
+    def __init__(
+        self,
+        options: GuardOptions,
+        scores: Mapping[str, Linear],
+        vocabulary: Tensor | None = None,
+        tokenizer: Any = None,
+    ) -> None:
+        self.options, self.scores = options, dict(scores)
+        self.vocabulary, self.tokenizer = vocabulary, tokenizer
+
+    def score(self, tier: str, evidence: Evidence) -> Tensor:
+        """Return (B,) scores of a tier, larger for what ought to be refused.
+
+        Raises:
+            CheckpointError: if the guard was not fitted for this tier.
+        """
+        if tier not in self.scores:
+            raise CheckpointError(
+                f"guard: tier={tier} has no score; expected one of {', '.join(self.scores) or 'none here'}. Calibrate "
+                "the guard for it."
+            )
+        return self.scores[tier](self.features(tier, evidence))
+
+    def features(self, tier: str, evidence: Evidence) -> Tensor:
+        """Return (B, F): what a tier looks at, as numbers."""
+        if tier == "hidden":
+            return required(evidence, "prompt_hidden")
+        if tier == "logprob":
+            return required(evidence, "prefix_logprob")[:, None] / len(self.options.prefix_ids)
+        if tier == "next_token":
+            assert self.vocabulary is not None, "a guard with this tier knows its tokens"
+            return next_token_features(evidence, self.vocabulary.to(required(evidence, "next_ids").device))
+        if tier == "prefix_hidden":
+            return required(evidence, "prefix_hidden")
+        if tier == "probe_hidden":
+            return required(evidence, "probe_hidden")
+        texts = self.texts(evidence)
+        return bow_features(texts) if self.options.text_classifier == "bow" else encoder_features(texts)
+
+    def texts(self, evidence: Evidence) -> list[str]:
+        """Return the texts that the tier `probe` classifies."""
+        options = self.options
+        return [
+            classified_text(
+                options.prefix_text, self.probe_text(ids), ended=ended, include_prefix=options.include_prefix
+            )
+            for ids, ended in zip(evidence.probe_ids, evidence.probe_ended, strict=True)
+        ]
+
+    def probe_text(self, probe_ids: Sequence[int]) -> str:
+        """Return the text of probe tokens; "" if the guard is bound to no tokenizer and needs none."""
+        if self.tokenizer is None:
+            if any(stage.tier == "probe" for stage in self.options.stages):
+                raise ConfigError(
+                    "guard: tokenizer=None, and the tier probe reads text; expected the model's tokenizer. Call "
+                    "guard.bind(model, tokenizer) first."
+                )
+            return ""
+        return str(self.tokenizer.decode(probe_ids, skip_special_tokens=True))

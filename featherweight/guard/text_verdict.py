@@ -1,0 +1,24 @@
+"""The verdict on the words of a probe that another engine wrote."""
+
+import math
+from typing import Any
+
+from featherweight.guard.text_features import bow_features, classified_text, encoder_features
+from featherweight.guard.verdict import Verdict
+
+
+def judge_text(guard: Any, probe: str, *, ended: bool) -> Verdict:
+    """Return the verdict on a probe.
+
+    Args:
+        guard: of the tier probe alone.
+        probe: what was written after the forced prefix.
+        ended: whether the reply ended inside of it.
+    """
+    options = guard.options
+    text = classified_text(options.prefix_text, probe, ended=ended, include_prefix=options.include_prefix)
+    features = bow_features([text]) if options.text_classifier == "bow" else encoder_features([text])
+    score = float(guard.linear("probe")(features)[0])
+    error = None if math.isfinite(score) else "the score is not a finite number"
+    flagged = error is not None or options.deciding.flags(score)
+    return Verdict(flagged, score, "probe", len(probe.split()), probe, error)

@@ -1,0 +1,274 @@
+"""Many requests in one batch: each joins when it comes and leaves when it has ended (continuous batching).
+
+One thread owns the model. A request is read alone, then its probe is a row of the batch, beside the answers of others;
+its own answer joins when the verdict has fallen, so that no token of a flagged request is ever computed. Models whose
+caches cannot be padded (sliding windows, recurrent states) are decoded row by row, in turns.
+Shapes: B rows, V vocabulary.
+"""
+
+import collections
+import logging
+import threading
+import time
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from featherweight.errors import FeatherweightError
+from featherweight.guard.probe import Probe
+from featherweight.guard.room import require_room
+from featherweight.models.cache import can_pad
+from featherweight.models.generation import Decoding, drop_columns, extend, fork, join, keep_rows, prefill
+from featherweight.models.sampling import choose
+from featherweight.serving.job import Ended, Job, TokenWritten, VerdictFell
+
+_log = logging.getLogger("featherweight.serving")
+_TRIMMED = 32
+"""Padding that all rows share is taken out when there is so much of it."""
+
+
+class Busy(FeatherweightError):
+    """The queue is full; the client may come again."""
+
+
+class Closing(FeatherweightError):
+    """The server is about to end."""
+
+
+@dataclass
+class Row:
+    """A row of a batch: the probe of a request, or its answer."""
+
+    job: Job
+    probe: Probe | None
+    generator: torch.Generator
+    parked: Decoding | None = None
+    """Where the answer goes on, while the probe is read."""
+
+
+class Engine:
+    """Answers requests together.
+
+    Args:
+        model: a causal language model; put into evaluation mode.
+        stop_token_ids: they end an answer.
+        guard: bound to the model's tokenizer; None answers everything.
+        max_batch: requests that are answered together.
+        max_queue: requests that wait.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        stop_token_ids: Collection[int],
+        guard: Any = None,
+        max_batch: int = 16,
+        max_queue: int = 64,
+    ) -> None:
+        self._model, self._guard = model.eval(), guard
+        self._stops = frozenset(stop_token_ids)
+        self._max_batch, self._max_queue = max_batch, max_queue
+        self._device = next(model.parameters()).device
+        self._waiting: collections.deque[Job] = collections.deque()
+        self._batches: list[tuple[Decoding, list[Row]]] = []
+        self._ready: list[tuple[Decoding, Row]] = []
+        self._reading = 0
+        self._changed = threading.Condition()
+        self._is_closing = False
+        self._thread = threading.Thread(target=self._run, name="featherweight-engine", daemon=True)
+        self._thread.start()
+
+    @property
+    def waiting(self) -> int:
+        """Requests in the queue."""
+        return len(self._waiting)
+
+    @property
+    def running(self) -> int:
+        """Requests that are read or answered."""
+        return self._reading + sum(len(rows) for _, rows in self._batches) + len(self._ready)
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether requests are still taken."""
+        return self._thread.is_alive() and not self._is_closing
+
+    def submit(self, job: Job) -> None:
+        """Put a request into the queue.
+
+        Raises:
+            Busy: if the queue is full.
+            Closing: if the server is about to end.
+        """
+        with self._changed:
+            if not self.is_alive:
+                raise Closing("serve: the server is closing; expected it to run. Ask another one.")
+            if self.waiting + self.running >= self._max_queue + self._max_batch:
+                raise Busy(f"serve: queue={len(self._waiting)} requests is full; expected room. Ask again in a moment.")
+            self._waiting.append(job)
+            self._changed.notify()
+
+    def close(self, timeout_s: float = 30.0) -> None:
+        """Take no more requests, finish those that are there, and end; after the time-out, drop them."""
+        with self._changed:
+            self._is_closing = True
+            self._changed.notify()
+        self._thread.join(timeout_s)
+        if self._thread.is_alive():
+            for job in [*self._waiting, *(row.job for row in self._rows())]:
+                job.cancel()
+            self._thread.join(timeout_s)
+
+    def _rows(self) -> list[Row]:
+        return [row for _, rows in self._batches for row in rows] + [row for _, row in self._ready]
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while not (self._waiting or self._batches or self._ready or self._is_closing):
+                    self._changed.wait()
+                if self._is_closing and not (self._waiting or self._batches or self._ready):
+                    return
+            try:
+                self._turn()
+            except Exception as error:  # nothing a request does may end the engine
+                _log.exception("a step failed")
+                for row in self._rows():
+                    row.job.tell(Ended("error", f"{type(error).__name__}"))
+                self._batches, self._ready = [], []
+
+    def _turn(self) -> None:
+        """Take in one request that waits, then let every row go on by one token."""
+        while self._waiting and self._waiting[0].is_cancelled:
+            self._waiting.popleft()
+        if self._waiting and self.running < self._max_batch:
+            with self._changed:
+                job, self._reading = self._waiting.popleft(), 1
+            self._begin(job)
+            self._reading = 0
+        self._join_ready()
+        self._batches = [batch for batch in (self._step(*one) for one in self._batches) if batch is not None]
+
+    def _begin(self, job: Job) -> None:
+        """Read a prompt and the forced prefix; a failure is this request's alone."""
+        try:
+            begin = time.monotonic()
+            job.seconds["queue"] = begin - job.started
+            probe = Probe(self._guard, 1, self._stops) if self._guard is not None and job.is_guarded else None
+            read = job.judged_ids if probe is not None and job.judged_ids else job.prompt_ids
+            if probe is not None:
+                require_room(self._model, len(read), self._guard)
+            ids = torch.tensor([read])
+            decoding = prefill(self._model, ids, output_hidden_states=probe is not None and probe.needs_hidden)
+            job.seconds["prefill"] = time.monotonic() - begin
+            generator = torch.Generator(self._device)
+            row = Row(job, probe, generator.manual_seed(job.seed))
+            if probe is None:
+                self._answer(decoding, row)
+                return
+            probe.read_prompt(decoding.logits, decoding.hidden_states)
+            if probe.is_decided:
+                self._judged(row, decoding)
+                return
+            row.parked, trial = decoding, fork(decoding)
+            forced = torch.tensor(self._guard.options.forced_ids, device=self._device)
+            probe.read_prefix(extend(trial, forced, output_hidden_states=probe.needs_hidden), trial.hidden_states)
+            self._ready.append((trial, row))
+        except FeatherweightError as error:
+            job.tell(Ended("error", str(error)))
+        except Exception as error:
+            _log.exception("request %d failed", job.number)
+            job.tell(Ended("error", type(error).__name__))
+
+    def _judged(self, row: Row, decoding: Decoding) -> None:
+        """Tell the verdict, and let the answer begin if the request passes."""
+        assert row.probe is not None
+        verdict, row.probe, row.parked = row.probe.verdicts[0], None, None
+        job = row.job
+        job.seconds["verdict"] = time.monotonic() - job.started
+        job.tell(VerdictFell(verdict))
+        if verdict.flagged and self._guard.options.on_flag != "annotate":
+            job.tell(Ended("content_filter"))
+        else:
+            self._answer(decoding, row)
+
+    def _answer(self, decoding: Decoding, row: Row) -> None:
+        if row.job.max_new_tokens == 0:
+            row.job.tell(Ended("stop"))
+            return
+        if row.job.judged_ids and row.job.is_guarded and self._guard is not None:
+            decoding = prefill(self._model, torch.tensor([row.job.prompt_ids]))
+        if row.job.begun_ids:
+            extend(decoding, torch.tensor(row.job.begun_ids, device=self._device))
+        decoding.hidden_states = None
+        self._ready.append((decoding, row))
+
+    def _join_ready(self) -> None:
+        ready, self._ready = self._ready, []
+        if not ready:
+            return
+        if all(can_pad(decoding.cache) for decoding, _ in ready):
+            together = [*self._batches, *((decoding, [row]) for decoding, row in ready)]
+            rows = [row for _, group in together for row in group]
+            self._batches = [(join([decoding for decoding, _ in together]), rows)]
+        else:
+            self._batches += [(decoding, [row]) for decoding, row in ready]
+
+    def _step(self, decoding: Decoding, rows: list[Row]) -> tuple[Decoding, list[Row]] | None:
+        """Choose the next token of every row, and read those of the rows that go on."""
+        kept, tokens = [], []
+        for place, row in enumerate(rows):
+            token = self._next_token(decoding, place, row)
+            if token is not None:
+                kept.append(place)
+                tokens.append(token)
+        if not kept:
+            return None
+        if len(kept) < len(rows):
+            keep_rows(decoding, kept)
+            rows = [rows[place] for place in kept]
+            self._trim(decoding)
+        hidden = any(row.probe is not None and row.probe.needs_hidden for row in rows)
+        extend(decoding, torch.tensor(tokens, device=self._device)[:, None], output_hidden_states=hidden)
+        for place, row in enumerate(rows):
+            if row.probe is not None:
+                states = decoding.hidden_states
+                own = None if states is None else tuple(one[place : place + 1] for one in states)
+                row.probe.read_token(decoding.logits[place : place + 1], own)
+        return decoding, rows
+
+    def _next_token(self, decoding: Decoding, place: int, row: Row) -> int | None:
+        """Return the token that a row reads next, or None if it leaves the batch."""
+        job = row.job
+        if job.is_cancelled:
+            return None
+        if time.monotonic() > job.deadline:
+            job.tell(Ended("timeout"))
+            return None
+        if row.probe is not None:
+            chosen = row.probe.next_tokens()
+            if chosen is None:
+                assert row.parked is not None
+                self._judged(row, row.parked)
+                return None
+            return int(chosen)
+        token = int(choose(decoding.logits[place : place + 1], job.sampling, row.generator))
+        if token in self._stops:
+            job.tell(Ended("stop"))
+            return None
+        job.written += 1
+        job.tell(TokenWritten(token))
+        if job.written >= job.max_new_tokens:
+            job.tell(Ended("length"))
+            return None
+        return token
+
+    def _trim(self, decoding: Decoding) -> None:
+        if decoding.attention_mask is None or not can_pad(decoding.cache):
+            return
+        shared = int((decoding.attention_mask.sum(dim=0) == 0).long().cumprod(dim=0).sum())
+        if shared >= _TRIMMED:
+            drop_columns(decoding, list(range(shared)))

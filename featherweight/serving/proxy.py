@@ -1,0 +1,216 @@
+"""A guard in front of an engine that runs elsewhere and speaks OpenAI's HTTP interface (llama.cpp, vLLM, our own).
+
+Two requests: the first one ends with the forced prefix as the beginning of an answer, and its continuation is judged;
+only if it passes does the client's own request go upstream. The engine's cache of prompts makes the second one cheap.
+Only words cross HTTP, so the guard must be one of the tier `probe`.
+"""
+
+import contextlib
+import json
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any
+
+from featherweight.errors import ConfigError, MissingExtraError
+from featherweight.guard.guard import PrefixGuard
+from featherweight.guard.prefix import judged_messages
+from featherweight.guard.text_verdict import judge_text
+from featherweight.guard.verdict import Verdict
+from featherweight.serving.meters import Meters
+from featherweight.serving.options import ServeOptions
+from featherweight.serving.reply import Reply
+from featherweight.serving.request import RequestError, parse_chat, parse_json, read_body, require_key
+
+CHAT = "/v1/chat/completions"
+_PASSED_ON = ("content-type", "x-request-id")
+
+
+class Upstream:
+    """The engine behind the proxy.
+
+    Args:
+        url: where it listens, without /v1.
+        key: its bearer token, or None.
+        timeout_s: of one request.
+    """
+
+    def __init__(self, url: str, key: str | None, timeout_s: float) -> None:
+        try:
+            import httpx
+        except ImportError as error:
+            raise MissingExtraError(
+                "guard proxy: httpx is not installed; expected the extra serve. Run pip install 'featherweight[serve]'."
+            ) from error
+        if not url.startswith(("http://", "https://")):
+            raise ConfigError(f"guard proxy: upstream={url} is no address; expected http://HOST:PORT. Correct it.")
+        headers = {} if key is None else {"authorization": f"Bearer {key}"}
+        self.client = httpx.AsyncClient(
+            base_url=url.rstrip("/").removesuffix("/v1"), headers=headers, timeout=timeout_s
+        )
+
+    async def continued(self, messages: Sequence[Mapping[str, Any]], name: str, guard: PrefixGuard) -> tuple[str, bool]:
+        """Return what the engine writes after the forced prefix, and whether its reply ends there.
+
+        Raises:
+            ValueError: if the reply is none.
+        """
+        options = guard.options
+        forced = options.preamble_text + options.prefix_text
+        turns = [*judged_messages(messages), {"role": "assistant", "content": forced}]
+        asked = {
+            "model": name,
+            "messages": turns,
+            "temperature": 0,
+            "max_tokens": options.probe_tokens,
+            "stream": False,
+            "add_generation_prompt": False,
+            "continue_final_message": True,
+        }
+        response = await self.client.post(CHAT, json=asked)
+        response.raise_for_status()
+        choice = response.json()["choices"][0]
+        text = str(choice["message"]["content"] or "")
+        # Some engines repeat the beginning that they were given.
+        text = text.removeprefix(forced)
+        if choice.get("finish_reason") not in ("stop", "length"):
+            raise ValueError(f"finish_reason={choice.get('finish_reason')!r}")
+        return text, choice["finish_reason"] == "stop"
+
+
+class Proxy:
+    """Judges conversations and passes on those that may be answered.
+
+    Args:
+        guard: of the tier probe.
+        upstream: the engine.
+        options: of the server.
+    """
+
+    def __init__(self, guard: PrefixGuard, upstream: Upstream, options: ServeOptions) -> None:
+        self._guard, self._upstream, self._options = guard, upstream, options
+        self.meters = Meters()
+
+    def check_key(self, header: str | None) -> None:
+        """Refuse who does not send the key.
+
+        Raises:
+            RequestError: with status 401.
+        """
+        require_key(self._options.api_key, header)
+
+    async def answer(self, request: Any) -> Any:
+        """Return the engine's answer, or a refusal; whatever goes wrong in judging is a refusal, too."""
+        body = parse_json(await read_body(request, self._options.max_body_bytes))
+        # What else stands there is for the engine to understand or refuse.
+        asked = parse_chat({key: body[key] for key in ("messages", "stream") if key in body}, 1)
+        try:
+            text, ended = await self._upstream.continued(asked.prompt, str(body.get("model") or ""), self._guard)
+            verdict = judge_text(self._guard, text, ended=ended)
+        except Exception as error:  # the engine is away, slow, or says something else
+            verdict = Verdict(True, float("nan"), "none", 0, error=type(error).__name__)
+        is_shadow = self._guard.options.on_flag == "annotate" and verdict.error is None
+        self.meters.count_verdict(verdict, "pass" if not verdict.flagged else "shadow" if is_shadow else "block")
+        if not verdict.flagged or is_shadow:
+            # Written anew: of a key that stands there twice, the engine might read the other one.
+            return await self.passed_on("POST", CHAT, json.dumps(body).encode())
+        return self._refused(verdict, asked.is_stream, str(body.get("model") or ""), asked.prompt)
+
+    async def passed_on(self, method: str, path: str, body: bytes) -> Any:
+        """Return what the engine says to a request, byte by byte as it comes.
+
+        Raises:
+            RequestError: with status 502 if it cannot be reached.
+        """
+        import httpx
+        from fastapi.responses import StreamingResponse
+
+        client = self._upstream.client
+        headers = {"content-type": "application/json"}
+        try:
+            response = await client.send(client.build_request(method, path, content=body, headers=headers), stream=True)
+        except httpx.HTTPError as error:
+            raise RequestError(502, f"guard proxy: the engine cannot be reached ({type(error).__name__}).") from error
+
+        async def parts() -> AsyncIterator[bytes]:
+            try:
+                async for part in response.aiter_bytes():
+                    yield part
+            finally:
+                # Also when the client has gone, which ends the engine's work.
+                await response.aclose()
+
+        kept = {name: value for name, value in response.headers.items() if name in _PASSED_ON}
+        return StreamingResponse(parts(), status_code=response.status_code, headers=kept)
+
+    def _refused(self, verdict: Verdict, is_stream: bool, name: str, messages: Any) -> Any:
+        from fastapi.responses import JSONResponse, StreamingResponse
+
+        reply = Reply(name, is_chat=True, prompt_tokens=0, with_details=self._options.guard_details)
+        refusal = self._guard.refusal(verdict, messages)
+        if not is_stream:
+            content = reply.whole("", "content_filter", 0, verdict, refusal)
+            return JSONResponse(content, headers={"x-guard-verdict": "block"})
+        lines = [
+            reply.piece(is_first=True),
+            reply.piece(refusal, is_refusal=True),
+            reply.end("content_filter", verdict),
+        ]
+        return StreamingResponse(iter([*lines, "data: [DONE]\n\n"]), media_type="text/event-stream")
+
+
+def make_proxy(guard: PrefixGuard, upstream: Upstream, options: ServeOptions) -> Any:
+    """Return the application.
+
+    Args:
+        guard: of the tier probe.
+        upstream: the engine.
+        options: of the server; its limits of batch and queue are the engine's own.
+
+    Raises:
+        ConfigError: if the guard looks at what does not cross HTTP.
+        MissingExtraError: without FastAPI.
+    """
+    try:
+        from fastapi import FastAPI, Request
+        from fastapi.responses import JSONResponse, Response
+    except ImportError as error:
+        raise MissingExtraError(
+            "guard proxy: fastapi is not installed; expected the extra serve. Run pip install 'featherweight[serve]'."
+        ) from error
+    tiers = [stage.tier for stage in guard.options.stages]
+    if tiers != ["probe"]:
+        raise ConfigError(
+            f"guard proxy: tier={', '.join(tiers)} reads hidden states, which do not cross HTTP; expected probe alone. "
+            "Calibrate with --tier probe."
+        )
+    proxy = Proxy(guard, upstream, options)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: Any) -> AsyncIterator[None]:
+        yield
+        await upstream.client.aclose()
+
+    app = FastAPI(title="featherweight guard", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
+
+    async def handle(request: Request) -> Response:
+        try:
+            proxy.check_key(request.headers.get("authorization"))
+            found: Response = await proxy.answer(request)
+            return found
+        except RequestError as error:
+            return JSONResponse(error.body(), status_code=error.status)
+
+    async def models(request: Request) -> Response:
+        try:
+            proxy.check_key(request.headers.get("authorization"))
+            return await proxy.passed_on("GET", "/v1/models", b"")
+        except RequestError as error:
+            return JSONResponse(error.body(), status_code=error.status)
+
+    async def health() -> dict[str, str]:
+        return {"status": "ok"}
+
+    # Nothing else is passed on: what is not judged does not get through.
+    app.add_api_route(CHAT, handle, methods=["POST"], response_model=None)
+    app.add_api_route("/v1/models", models, methods=["GET"], response_model=None)
+    app.add_api_route("/health", health, methods=["GET"])
+    return app

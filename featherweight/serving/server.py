@@ -1,0 +1,69 @@
+"""The start and the end of a server: the model is loaded, requests are taken, running answers are finished."""
+
+from pathlib import Path
+from typing import Any
+
+from featherweight.errors import MissingExtraError
+from featherweight.guard.guard import PrefixGuard
+from featherweight.guard.prefix import require_chat_template
+from featherweight.guard.reading import all_stops
+from featherweight.serving.app import make_app
+from featherweight.serving.options import ServeOptions
+from featherweight.serving.proxy import Upstream, make_proxy
+
+
+def serve(model: Any, tokenizer: Any, options: ServeOptions, *, guard_folder: Path | None = None) -> None:
+    """Serve a model until the process is told to end (SIGINT, SIGTERM); running answers are finished.
+
+    Args:
+        model: a causal language model.
+        tokenizer: its own, with a chat template.
+        options: of the server.
+        guard_folder: a guard of the model; None answers everything.
+
+    Raises:
+        ConfigError: without a chat template.
+        CheckpointError: if the guard is damaged, or of another model.
+        MissingExtraError: without the extra serve.
+    """
+    require_chat_template(tokenizer)
+    guard = None
+    if guard_folder is not None:
+        guard = PrefixGuard.from_pretrained(guard_folder).bind(model, tokenizer)
+    app = make_app(model, tokenizer, options, guard=guard, stop_token_ids=all_stops(model, tokenizer))
+    _run(app, options)
+
+
+def run_proxy(upstream: str, guard_folder: Path, options: ServeOptions, *, upstream_key: str | None = None) -> None:
+    """Run the proxy in front of an engine until the process is told to end.
+
+    Args:
+        upstream: address of the engine.
+        guard_folder: a guard of the tier probe.
+        options: of the server.
+        upstream_key: what the engine asks for.
+
+    Raises:
+        ConfigError: if the guard looks at more than words, or the address is none.
+        CheckpointError: if the guard is damaged.
+        MissingExtraError: without the extra serve.
+    """
+    guard = PrefixGuard.from_pretrained(guard_folder)
+    _run(make_proxy(guard, Upstream(upstream, upstream_key, options.timeout_s), options), options)
+
+
+def _run(app: Any, options: ServeOptions) -> None:
+    try:
+        import uvicorn
+    except ImportError as error:
+        raise MissingExtraError(
+            "serve: uvicorn is not installed; expected the extra serve. Run pip install 'featherweight[serve]'."
+        ) from error
+    uvicorn.run(
+        app,
+        host=options.host,
+        port=options.port,
+        log_level="info",
+        access_log=False,
+        timeout_graceful_shutdown=max(1, round(options.shutdown_s)),
+    )

@@ -1,0 +1,58 @@
+import pytest
+import torch
+
+from featherweight.errors import ConfigError
+from featherweight.guard.linear import fit_linear
+from featherweight.guard.metrics import auroc
+
+
+def classes(count=200, features=20, apart=1.5, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.randn(2 * count, features, generator=generator)
+    rows[:count, 0] += apart
+    rows[:, 3] *= 500  # as large as some hidden states
+    rows[:, 7] = 4.0  # says nothing
+    return rows, torch.tensor([1] * count + [0] * count)
+
+
+def test_scores_tell_classes_apart_whatever_the_size_of_features():
+    rows, labels = classes()
+    score, held_out = fit_linear(rows, labels)
+    fresh, _ = classes(seed=1)
+    assert auroc(score(fresh[:200]), score(fresh[200:])) > 0.8
+    assert auroc(held_out[:200], held_out[200:]) > 0.75
+
+
+def test_scores_of_held_out_rows_are_not_those_of_the_fit():
+    # Labels that mean nothing: a fit remembers them, folds that have not seen a row cannot.
+    rows, labels = classes(count=60, apart=0.0)
+    score, held_out = fit_linear(rows, labels)
+    assert auroc(score(rows)[:60], score(rows)[60:]) > 0.7
+    assert abs(auroc(held_out[:60], held_out[60:]) - 0.5) < 0.2
+
+
+def test_rows_of_one_group_are_never_in_two_folds():
+    # Each row four times: without groups its copies would give away its meaningless label.
+    rows, labels = classes(count=15, features=60, apart=0.0)
+    groups = [str(index) for index in range(30)] * 4
+    _, alone = fit_linear(rows.repeat(4, 1), labels.repeat(4))
+    _, grouped = fit_linear(rows.repeat(4, 1), labels.repeat(4), groups)
+    many = labels.repeat(4)
+    assert auroc(alone[many == 1], alone[many == 0]) > 0.95
+    assert auroc(grouped[many == 1], grouped[many == 0]) < 0.8
+
+
+def test_both_classes_count_equally_whatever_their_numbers():
+    rows, labels = classes()
+    few = torch.cat([rows[:200], rows[200:240]]), torch.cat([labels[:200], labels[200:240]])
+    score, _ = fit_linear(*few)
+    fresh, _ = classes(seed=2)
+    assert float((score(fresh[200:]) > 0).double().mean()) < 0.4
+
+
+def test_what_cannot_be_fitted_is_refused():
+    rows, labels = classes()
+    with pytest.raises(ConfigError, match="features are not finite"):
+        fit_linear(rows.clone().index_fill_(0, torch.tensor([3]), float("nan")), labels)
+    with pytest.raises(ConfigError, match="rows=4 of one class are too few"):
+        fit_linear(rows[196:], labels[196:])

