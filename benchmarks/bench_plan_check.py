@@ -20,7 +20,8 @@ from featherweight.errors import FeatherweightError, OutOfMemoryError
 from featherweight.memory import measure_memory
 from featherweight.planner import Target, need_of
 from featherweight.training.estimate import estimate_memory
-from featherweight.training.loop import Loop, explain_out_of_memory
+from featherweight.training.loop import Loop
+from featherweight.training.out_of_memory import explain_out_of_memory
 from featherweight.training.recipe import Recipe
 
 SMALL = {

@@ -30,6 +30,7 @@ _LAZY = {
     "train": "featherweight.training.run",
     "train_planned": "featherweight.planner.train",
     "compare": "featherweight.training.compare",
+    "sweep": "featherweight.training.sweep",
     "linear_cross_entropy": "featherweight.nn.linear_cross_entropy",
     "linear_logprobs": "featherweight.nn.linear_cross_entropy",
     "LinearCrossEntropyLoss": "featherweight.nn.linear_cross_entropy_loss",

@@ -1,10 +1,12 @@
 """Names for things that a recipe may choose: optimizers, tasks, methods, corpora.
 
 An entry is the thing itself or a string "module:attribute" that is imported when somebody first asks for it. So a table
-of names costs no import, and a row of the house may name what stands in a higher one without depending on it.
+of names costs no import, and a row of the house may name what stands in a higher one without depending on it. Packages
+that a user has installed add entries by entry points, files of a user's own by `register`.
 """
 
 import importlib
+import warnings
 from collections.abc import Iterator
 from typing import Generic, TypeVar, cast
 
@@ -18,6 +20,8 @@ class Registry(Generic[T]):
 
     Args:
         kind: what the entries are, in the singular ("optimizer"); it opens every message.
+        group: of entry points by which installed packages add entries; None: they add none. They are looked for when
+            a name is unknown or all names are asked for, and imported when one is used.
 
     Example:
         >>> counters = Registry("counter")
@@ -28,8 +32,9 @@ class Registry(Generic[T]):
         ['ordered']
     """
 
-    def __init__(self, kind: str) -> None:
-        self.kind = kind
+    def __init__(self, kind: str, group: str | None = None) -> None:
+        self.kind, self.group = kind, group
+        self._has_looked = group is None
         self._entries: dict[str, T | str] = {}
         self._resolved: dict[str, T] = {}
 
@@ -54,6 +59,10 @@ class Registry(Generic[T]):
                 f"{self.kind} registry: name='{name}' is taken by {self._entries[name]!r}; expected a new name for "
                 f"{value!r}. Choose another name."
             )
+        if not isinstance(value, str):
+            # A class that a notebook defines anew takes the place of its former self.
+            self._entries[name] = value
+            self._resolved.pop(name, None)
         self._entries.setdefault(name, value)
 
     def get(self, name: str) -> T:
@@ -63,9 +72,9 @@ class Registry(Generic[T]):
             ConfigError: if the name is unknown (names the nearest one), or its address leads nowhere.
             ImportError: whatever the module itself raises, such as `MissingExtraError`.
         """
-        if name not in self._entries:
+        if name not in self:
             raise ConfigError(
-                f"{self.kind}: name={name!r} is unknown; expected one of {len(self._entries)} registered names. "
+                f"{self.kind}: name={name!r} is unknown; expected one of {len(self)} registered names. "
                 f"{did_you_mean(str(name), self.names())}"
             )
         if name not in self._resolved:
@@ -74,17 +83,37 @@ class Registry(Generic[T]):
         return self._resolved[name]
 
     def names(self) -> list[str]:
-        """Return all names, in the order of registration."""
+        """Return all names, in the order of registration, those of installed packages last."""
+        self._look_for_packages()
         return list(self._entries)
 
     def __contains__(self, name: object) -> bool:
+        if name not in self._entries:
+            self._look_for_packages()
         return name in self._entries
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.names())
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self.names())
+
+    def _look_for_packages(self) -> None:
+        """Take in the entry points of installed packages, once; a name that is taken stays what it was."""
+        if self._has_looked or self.group is None:
+            return
+        self._has_looked = True
+        from importlib.metadata import entry_points
+
+        for found in entry_points(group=self.group):
+            address = f"{found.module}:{found.attr}"
+            if self._entries.setdefault(found.name, address) != address:
+                package = found.dist.name if found.dist is not None else found.module
+                warnings.warn(
+                    f"{self.kind} registry: name='{found.name}' of the package {package} ({address}) is taken and "
+                    "passed over; expected another name. Ask its author to rename it.",
+                    stacklevel=3,
+                )
 
     def _is_same(self, name: str, value: T | str) -> bool:
         known = self._entries[name]

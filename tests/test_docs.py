@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from featherweight.methods.method import methods
+from featherweight.optim import optimizers
 from featherweight.training.recipe import Recipe
+from featherweight.training.task import tasks
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -37,6 +40,8 @@ def test_python_block_runs(code, tmp_path, monkeypatch):
 def test_example_runs_and_is_short(path, tmp_path, monkeypatch):
     if "galore_torch" in path.read_text():
         pytest.importorskip("galore_torch", exc_type=ImportError)
+    for registry in (tasks, methods, optimizers):  # an example may register things of its own
+        monkeypatch.setattr(registry, "_entries", dict(registry._entries))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", [str(path), *ARGUMENTS.get(path.name, [])])
     runpy.run_path(str(path), run_name="__main__")

@@ -127,3 +127,29 @@ def test_what_the_module_itself_lacks_is_reported_as_it_is(module_on_path, regis
     with pytest.raises(error) as caught:
         registry.get("probe")
     assert not isinstance(caught.value, ConfigError)
+
+
+@pytest.fixture
+def installed(tmp_path, monkeypatch):
+    """Install a tiny package: a module and the metadata that pip would write."""
+    (tmp_path / "tiny_package.py").write_text("import math\nclass Thing: pass\nthing = Thing()\n")
+    metadata = tmp_path / "tiny_package-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: tiny-package\nVersion: 1.0\n")
+    points = "[tests.containers]\nthing = tiny_package:thing\nordered = tiny_package:Thing\nlost = no_package:thing\n"
+    (metadata / "entry_points.txt").write_text(points)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield
+    sys.modules.pop("tiny_package", None)
+
+
+def test_an_installed_package_adds_names_and_is_imported_when_one_is_used(installed):
+    registry = Registry("container", "tests.containers")
+    registry.register("ordered", "collections:OrderedDict")
+    assert registry.get("ordered") is OrderedDict
+    with pytest.warns(UserWarning, match="name='ordered' of the package tiny-package .* is taken and passed over"):
+        assert registry.names() == ["ordered", "thing", "lost"]
+    assert "thing" in registry and "tiny_package" not in sys.modules
+    assert type(registry.get("thing")).__name__ == "Thing"
+    with pytest.raises(ConfigError, match="leads to module 'no_package', which does not exist"):
+        registry.get("lost")

@@ -122,6 +122,10 @@ class BEVTask(Task):
             torch.manual_seed(self.seed)
             return FocusBEVForSegmentation(self.model_config).train()
 
+    def train_rows(self) -> int:
+        """Return the frames of one epoch."""
+        return len(self.samples["train"])
+
     def batches(
         self,
         split: Split,

@@ -22,6 +22,7 @@ from featherweight.cli import classify as _classify
 from featherweight.cli import compare as _compare
 from featherweight.cli import compress as _compress
 from featherweight.cli import data as _data
+from featherweight.cli import evaluate as _evaluate
 from featherweight.cli import export as _export
 from featherweight.cli import generate as _generate
 from featherweight.cli import guard as _guard
@@ -31,6 +32,7 @@ from featherweight.cli import pde as _pde
 from featherweight.cli import plan as _plan
 from featherweight.cli import robot as _robot
 from featherweight.cli import serve as _serve
+from featherweight.cli import sweep as _sweep
 from featherweight.cli import train as _train
 from featherweight.cli.screen import print_error
 from featherweight.errors import ConfigError, FeatherweightError, MissingExtraError
@@ -46,12 +48,14 @@ app = typer.Typer(
 app.command("init")(_init.init)
 app.command("train")(_train.train)
 app.command("compare")(_compare.compare)
+app.command("sweep")(_sweep.sweep)
 app.command("measure")(_measure.measure)
 app.command("plan")(_plan.plan)
 app.command("classify")(_classify.classify)
 app.command("chat")(_chat.chat)
 app.command("export")(_export.export)
 app.command("generate")(_generate.generate)
+app.command("evaluate")(_evaluate.evaluate)
 app.command("serve")(_serve.serve)
 app.add_typer(_data.app)
 app.add_typer(_guard.app, name="guard")
@@ -85,6 +89,8 @@ def _describe(
     fw compare examples/recipes/demo.yaml --optimizers adamw,galore_8bit
 
     fw train recipe.yaml optimizer.rank=64 steps=500 --out runs/rank64
+
+    fw sweep recipe.yaml optimizer.lr=1e-4,2e-4 seed=0,1,2
 
     fw measure recipe.yaml optimizer=galore_8bit
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from featherweight.cli.given import require_model
+from featherweight.cli.given import require_exportable
 from featherweight.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -20,9 +20,9 @@ Model = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="A model folder, a .gguf file, or a name such as smollm2.",
+        help="A model folder, an adapter folder, a .gguf file, or a name such as smollm2.",
         show_default=False,
-        callback=require_model,
+        callback=require_exportable,
     ),
 ]
 Temperature = Annotated[
@@ -65,7 +65,7 @@ def options_of(temperature: float, top_p: float | None, seed: int, max_new_token
 
 
 def load(source: str, dtype: str | None) -> tuple[Any, Any]:
-    """Return model and tokenizer, on the accelerator if there is one."""
+    """Return model and tokenizer, on the accelerator if there is one; an adapter is merged into its base model."""
     import torch
 
     from featherweight.models.load import load_model, load_tokenizer
@@ -73,8 +73,14 @@ def load(source: str, dtype: str | None) -> tuple[Any, Any]:
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     names = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     default = torch.float32 if device is None or device.type == "cpu" else torch.bfloat16
+    wanted = names[dtype] if dtype else default
+    if (Path(source).expanduser() / "adapter_config.json").exists():
+        from featherweight.models.export import dense_model
+
+        model, tokenizer = dense_model(source, dtype=wanted)
+        return model.to(device).eval(), tokenizer
     tokenizer = load_tokenizer(source)
-    model = load_model(source, dtype=names[dtype] if dtype else default, tokenizer=tokenizer)
+    model = load_model(source, dtype=wanted, tokenizer=tokenizer)
     return model.to(device).eval(), tokenizer
 
 

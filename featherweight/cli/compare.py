@@ -9,9 +9,11 @@ from featherweight.cli.optimizer_names import FormerSpelling, Optimizers, given_
 from featherweight.cli.recipe_check import check_recipe
 from featherweight.cli.screen import (
     AsJson,
+    Imports,
     Overrides,
     RecipeFile,
     Resume,
+    import_words,
     leave_cleanly,
     print_error,
     print_json,
@@ -28,6 +30,7 @@ def compare(
         typer.Option("--out", "-o", help="The folder; default: runs/<name>-compare-<time>.", show_default=False),
     ] = None,
     resume: Resume = False,
+    imports: Imports = None,
     as_json: AsJson = False,
     methods: FormerSpelling = None,
 ) -> None:
@@ -51,12 +54,13 @@ def compare(
     from featherweight.training.compare import compare as run_comparison
     from featherweight.training.compare import failure_title
     from featherweight.training.recipe import load_recipe
-    from featherweight.training.run import new_run_folder, run_name
+    from featherweight.training.run import run_name
+    from featherweight.training.run_folder import new_run_folder
     from featherweight.training.summary import Summary
 
     names = [name.strip() for name in given_names(optimizers, methods).split(",") if name.strip()]
     folder = out or new_run_folder(f"{run_name(recipe, load_recipe(recipe, changes or []))}-compare")
-    words = [str(recipe), *(changes or []), "--optimizers", ",".join(names)]
+    words = [str(recipe), *(changes or []), "--optimizers", ",".join(names), *import_words(imports)]
     with leave_cleanly("compare", words, lambda _: folder):
         report = run_comparison(
             recipe, names, overrides=changes or [], out=folder, resume=resume, callbacks=[] if as_json else None

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from featherweight.cli.given import require_model
-from featherweight.cli.screen import AsJson, leave_cleanly, print_json, print_result
+from featherweight.cli.screen import AsJson, leave_cleanly, print_json, print_notice, print_result
 
 if TYPE_CHECKING:
     from featherweight.methods.welore.stream import Progress
@@ -51,6 +51,9 @@ def compress(
 ) -> None:
     """Compress a model: each weight matrix gets a rank of its own and is stored in the smallest exact form.
 
+    Perplexity is measured before and after (--evaluate none measures none) and shown, with a warning where the cut
+    takes more than the spectra carry without data, before the result takes its place; the source is never changed.
+
     A folder of safetensors is read matrix by matrix, so it may be larger than the memory; a run that is interrupted
     goes on when it is started again. The result is a Hugging Face folder: fw.load_low_rank loads, fw train trains it.
 
@@ -78,6 +81,7 @@ def compress(
             evaluate=None if evaluate == "none" else evaluate,
             plan_only=plan_only,
             progress=progress,
+            tell=print_notice,
         )
         if as_json:
             facts: dict[str, Any] = {}

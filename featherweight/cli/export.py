@@ -9,7 +9,7 @@ from featherweight.cli.given import require_exportable, require_model
 from featherweight.cli.screen import AsJson, leave_cleanly, print_json, print_result
 from featherweight.errors import ConfigError, did_you_mean
 
-TARGETS = ("hf:fp32", "hf:bf16", "hf:fp16", "gguf:f16", "gguf:q8_0", "gguf:q4_0", "ollama")
+TARGETS = ("hf:fp32", "hf:bf16", "hf:fp16", "gguf:f16", "gguf:q8_0", "gguf:q4_0", "ollama", "adapter")
 _MORE = ("ollama:f16", "ollama:q8_0", "ollama:q4_0")
 
 
@@ -37,13 +37,16 @@ def export(
 
     Layers of low rank become plain matrices, and adapters are merged. hf is a folder of Hugging Face with weights in
     shards; gguf is one file for llama.cpp (llama family), tokenizer and chat template included; ollama is a folder with
-    such a file (q8_0; ollama:f16 and ollama:q4_0 for others) and a Modelfile.
+    such a file (q8_0; ollama:f16 and ollama:q4_0 for others) and a Modelfile. adapter is LoRA in PEFT's layout, of one
+    rank, for vLLM (from LoRA or S2FT, exactly).
 
     [bold]Examples[/bold]
 
     fw export ./small --to hf:bf16 --out ./dense
 
     fw export runs/chat/model --to gguf:q8_0 --out chat.gguf
+
+    fw export runs/chat/adapter --to adapter --out ./served
     """
     known = (*TARGETS, *_MORE)
     if to not in known:
@@ -61,6 +64,15 @@ def export(
             from featherweight.models.export import DTYPES, export_folder
 
             facts = export_folder(model, out, dtype=DTYPES[dtype], base=base)
+        elif kind == "adapter":
+            from featherweight.models.adapter_export import export_adapter
+
+            if base is not None:
+                raise ConfigError(
+                    f"fw export: base={base} is of no use for --to adapter, which merges nothing; expected none. Leave "
+                    "it out."
+                )
+            facts = export_adapter(model, out)
         elif kind == "ollama":
             from featherweight.models.ollama import export_ollama
 

@@ -5,13 +5,14 @@ from typing import Annotated
 import typer
 
 from featherweight.cli.recipe_check import check_recipe
-from featherweight.cli.screen import AsJson, Overrides, RecipeFile, leave_cleanly, print_json, print_result
+from featherweight.cli.screen import AsJson, Imports, Overrides, RecipeFile, leave_cleanly, print_json, print_result
 
 
 def measure(
     recipe: RecipeFile,
     changes: Overrides = None,
     steps: Annotated[int, typer.Option("--steps", min=1, help="Optimizer steps to make.")] = 3,
+    imports: Imports = None,
     as_json: AsJson = False,
 ) -> None:
     """Make a few steps of a recipe on its real model and show their memory by category.

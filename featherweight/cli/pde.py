@@ -90,13 +90,14 @@ def compare(
 ) -> None:
     """Compare optimizers as `fw compare` does, and say where the fields and spectra of all of them are drawn."""
     folder = out or _new_folder(recipe, changes, "-compare")
-    run_compare(recipe, changes, given_names(optimizers, methods), folder, resume, as_json)
+    run_compare(recipe, changes, given_names(optimizers, methods), folder, resume, as_json=as_json)
     _tell_pictures(folder, as_json)
 
 
 def _new_folder(recipe: Path, changes: list[str] | None, suffix: str) -> Path:
     from featherweight.training.recipe import load_recipe
-    from featherweight.training.run import new_run_folder, run_name
+    from featherweight.training.run import run_name
+    from featherweight.training.run_folder import new_run_folder
 
     return new_run_folder(run_name(recipe, load_recipe(recipe, changes or [])) + suffix)
 

@@ -18,6 +18,7 @@ from rich.console import Console
 
 from featherweight.cli import completion
 from featherweight.cli.given import require_recipe
+from featherweight.cli.own_code import import_files
 
 if TYPE_CHECKING:
     from featherweight.report import Report
@@ -44,11 +45,30 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and 
 Resume = Annotated[
     bool, typer.Option("--resume", help="Go on from the newest checkpoint in --out; the result is the same bit by bit.")
 ]
+Imports = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--import",
+        help="A Python file that registers tasks, optimizers or methods of your own; may be given several times.",
+        show_default=False,
+        callback=import_files,
+    ),
+]
+
+
+def import_words(imports: Sequence[Path] | None) -> list[str]:
+    """Return the options that name these files again."""
+    return [word for path in imports or [] for word in ("--import", str(path))]
 
 
 def print_error(sentence: str) -> None:
     """Print what went wrong on standard error."""
     Console(stderr=True).print(f"[bold red]error:[/bold red] {_escape(sentence)}", highlight=False, soft_wrap=True)
+
+
+def print_notice(sentence: str) -> None:
+    """Print what a user should know on standard error."""
+    Console(stderr=True).print(_escape(sentence), highlight=False, soft_wrap=True)
 
 
 def print_result(report: "Report", folder: Path | None) -> None:

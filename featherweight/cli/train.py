@@ -8,7 +8,18 @@ import typer
 
 from featherweight.cli.given import require_size
 from featherweight.cli.recipe_check import check_recipe
-from featherweight.cli.screen import AsJson, Overrides, RecipeFile, Resume, leave_cleanly, print_json, print_result
+from featherweight.cli.screen import (
+    AsJson,
+    Imports,
+    Overrides,
+    RecipeFile,
+    Resume,
+    import_words,
+    leave_cleanly,
+    print_json,
+    print_notice,
+    print_result,
+)
 
 if TYPE_CHECKING:
     from featherweight.planner import Plan
@@ -41,6 +52,7 @@ def train(
             "--nproc", help="Start so many processes on this machine by torchrun, one for each GPU.", show_default=False
         ),
     ] = None,
+    imports: Imports = None,
     as_json: AsJson = False,
 ) -> None:
     """Train a model as a recipe says.
@@ -49,7 +61,8 @@ def train(
     of the recipe stays. The run stops after its second step if it needs more than 10 % beyond the plan.
 
     The run folder holds report.html, metrics.jsonl, recipe.yaml, summary.json, checkpoints and the trained model.
-    Ctrl-C finishes the current step, writes a checkpoint and shows the command that goes on from there.
+    Ctrl-C finishes the step, writes a checkpoint and shows the command that goes on. --resume without --out takes the
+    newest run of the recipe; with other steps or epochs a finished run gets longer.
 
     [bold]Examples[/bold]
 
@@ -57,7 +70,7 @@ def train(
 
     fw train recipe.yaml optimizer=galore_8bit optimizer.rank=64 steps=500 --out runs/rank64
 
-    fw train recipe.yaml --out runs/rank64 --resume
+    fw train recipe.yaml --resume steps=2000
 
     fw train recipe.yaml --plan 16GB
 
@@ -65,27 +78,26 @@ def train(
     """
     check_recipe(recipe, changes)
     if not resume:
-        from featherweight.config import read_mapping
-        from featherweight.text.first_look import look_first
-
-        look_first(read_mapping(recipe), changes)  # what cannot be trained on is said before anything heavy is imported
+        _look_first(recipe, changes)
     if nproc is not None:
         from featherweight.cli.processes import become_processes, words_of
 
         options = {"--out": out, "--plan": plan, "--resume": resume, "--predict": predict, "--json": as_json}
-        become_processes(nproc, ["train", str(recipe), *(changes or []), *words_of(options)])
+        become_processes(nproc, ["train", str(recipe), *(changes or []), *words_of(options), *import_words(imports)])
     from featherweight.distributed import is_first, start, stop
+    from featherweight.distributed.world import World
     from featherweight.planner.train import train_with_advice
 
     start()
     callbacks: list[Any] | None = [] if as_json else None
     # A planned run goes on with what was planned, which stands in its folder.
-    again = [str(recipe), *(changes or [])] if plan is None else None
-    with leave_cleanly("train", again, lambda interruption: interruption.checkpoint.parents[1]):
+    words = [str(recipe), *(changes or []), *import_words(imports)] if plan is None else None
+    if resume and plan is None and not predict:
+        out = World().on_first(lambda: _run_to_resume(recipe, changes or [], out))
+    with leave_cleanly("train", words, lambda interruption: interruption.checkpoint.parents[1]):
         if plan is None:
-            run = train_with_advice(
-                recipe, overrides=changes or [], predict=predict, out=out, resume=resume, callbacks=callbacks
-            )
+            common: dict[str, Any] = {"out": out, "resume": resume, "callbacks": callbacks}
+            run = train_with_advice(recipe, overrides=changes or [], predict=predict, **common)
         else:
             settings = {"overrides": changes or [], "out": out, "resume": resume, "callbacks": callbacks}
             run = _train_planned(recipe, plan, settings, shows=is_first() and not as_json)
@@ -110,3 +122,26 @@ def _train_planned(recipe: Path, plan: str, settings: dict[str, Any], *, shows: 
                 print_plan(found)
 
         return train_planned(recipe, plan, on_plan=show, on_progress=tell, **settings)
+
+
+def _look_first(recipe: Path, changes: list[str] | None) -> None:
+    """Say what cannot be trained on before anything heavy is imported."""
+    from featherweight.config import read_mapping
+    from featherweight.text.first_look import look_first
+
+    look_first(read_mapping(recipe), changes)
+
+
+def _run_to_resume(recipe: Path, changes: list[str], out: Path | None) -> Path:
+    """Return the folder of the run that goes on, and say what stands in it."""
+    from featherweight.training.recipe import load_recipe
+    from featherweight.training.resume import describe_run, find_run
+    from featherweight.training.run import run_name
+
+    chosen = load_recipe(recipe, changes)
+    found = find_run(chosen, run_name(recipe, chosen)) if out is None else describe_run(out)
+    if found is None:
+        assert out is not None
+        return out  # which is refused in a sentence
+    print_notice(f"resume: {found.sentence}")
+    return found.folder

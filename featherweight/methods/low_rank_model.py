@@ -3,12 +3,10 @@
 The record `low_rank_config` stands in `config.json` and says which modules have which rank and storage, so that a
 folder written by `save_pretrained` is complete; `load_low_rank` reads it. WeLore and InRank share the format.
 
-Loaders that know nothing of the record would open such a folder with random weights in place of the factors. So a
-folder that the package writes is sealed: the settings by which they choose a model are moved into the record, and what
-stands in their place makes every one of them refuse.
+Loaders that know nothing of the record would open such a folder with random weights in place of the factors: see
+`sealed_folder`.
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,23 +17,11 @@ from safetensors import SafetensorError
 from torch import nn
 
 from featherweight.errors import CheckpointError, ConfigError
+from featherweight.methods.sealed_folder import RECORD, read_folder_configuration, watch_saving
 from featherweight.nn.low_rank_linear import STORAGES, LowRankLinear, PivotedLinear
 from featherweight.nn.module_tree import replace_module
 
-RECORD = "low_rank_config"
-"""Key in a model's configuration."""
-
 RECORD_VERSION = 1
-
-SEALED_TYPE = "featherweight_low_rank"
-_SEAL: dict[str, Any] = {
-    "model_type": SEALED_TYPE,
-    "architectures": ["FeatherweightLowRankForCausalLM"],
-    # Classes that are named, not chosen (LlamaForCausalLM.from_pretrained), look at no type, but need this number.
-    "num_hidden_layers": "layers of low rank: open them with featherweight.load_low_rank, or copy them with fw export",
-}
-_SEALED = "sealed"
-"""Key in the record: the settings in whose place the seal stands."""
 
 
 def low_rank_modules(model: nn.Module) -> dict[str, LowRankLinear | PivotedLinear]:
@@ -71,55 +57,6 @@ def record_in_config(model: nn.Module) -> None:
         setattr(config, RECORD, low_rank_record(model))
     elif hasattr(config, RECORD):
         delattr(config, RECORD)
-
-
-def sealed(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of a configuration so that only this package opens them; without a record, as they are.
-
-    Args:
-        settings: what stands in config.json.
-    """
-    record = settings.get(RECORD)
-    if not isinstance(record, Mapping) or settings.get("model_type") == SEALED_TYPE:
-        return dict(settings)
-    kept = {name: settings[name] for name in _SEAL if name in settings}
-    return {**settings, **_SEAL, RECORD: {**record, _SEALED: kept}}
-
-
-def unsealed(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings as they were before `sealed`; others as they are."""
-    record = settings.get(RECORD)
-    if settings.get("model_type") != SEALED_TYPE or not isinstance(record, Mapping):
-        return dict(settings)
-    plain = {name: value for name, value in settings.items() if name not in _SEAL}
-    return {**plain, **record.get(_SEALED, {}), RECORD: {key: one for key, one in record.items() if key != _SEALED}}
-
-
-def seal_folder(folder: Path) -> None:
-    """Seal the config.json of a folder that is being written, if it has a record."""
-    path = folder / "config.json"
-    if not path.exists():
-        return
-    settings = json.loads(path.read_text(encoding="utf-8"))
-    if RECORD in settings:
-        path.write_text(json.dumps(sealed(settings), indent=2) + "\n", encoding="utf-8")
-
-
-def read_folder_configuration(folder: str | Path) -> Any:
-    """Return the configuration of transformers of a folder or a name of the hub, whether it is sealed or not."""
-    from transformers import CONFIG_MAPPING, AutoConfig
-
-    path = Path(folder) / "config.json"
-    settings = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-    if not isinstance(settings, dict) or settings.get("model_type") != SEALED_TYPE:
-        return AutoConfig.from_pretrained(str(folder))
-    settings = unsealed(settings)
-    if settings.get("model_type") not in CONFIG_MAPPING:
-        raise CheckpointError(
-            f"{RECORD}: {_SEALED} names model_type={settings.get('model_type')!r}, which transformers does not know; "
-            "expected an architecture. The record is damaged, or transformers too old: write the folder anew."
-        )
-    return CONFIG_MAPPING[settings["model_type"]].from_dict(settings, name_or_path=str(folder))
 
 
 def build_low_rank(model: nn.Module, record: Mapping[str, Any]) -> None:
@@ -219,6 +156,7 @@ def load_low_rank(folder: str | Path, *, dtype: torch.dtype | None = None) -> nn
                 f"them; expected the weights that {RECORD} names. Write the folder anew."
             )
     model.__class__ = kind
+    watch_saving(model)
     return model
 
 

@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 from featherweight.config import Config
 from featherweight.errors import ConfigError
+from featherweight.methods.sealed_folder import unwatch_saving, watch_saving
 from featherweight.methods.stale_optimizer import noting_exchanges
 from featherweight.ownership import Part, refuse_owned
 from featherweight.registry import Registry
@@ -90,7 +91,7 @@ class Method(Config, ABC):
         return nullcontext()
 
 
-methods: Registry[type[Method]] = Registry("method")
+methods: Registry[type[Method]] = Registry("method", "featherweight.methods")
 """Methods by the name that a recipe uses."""
 methods.register("core_gradient", "featherweight.methods.core_gradient:CoreGradient")
 methods.register("mst", "featherweight.methods.mst:MsT")
@@ -132,6 +133,7 @@ def apply(model: nn.Module, method: Method, calibration: Any = None) -> Report:
     with noting_exchanges(model, f"fw.apply of {type(method).__name__}"), _outside_of_inference():
         report = method.apply(model, calibration)
     setattr(model, _ATTRIBUTE, [*applied_methods(model), method])
+    watch_saving(model)
     return report
 
 
@@ -162,6 +164,7 @@ def remove(model: nn.Module, method: Method) -> None:
         setattr(model, _ATTRIBUTE, rest)
     else:
         delattr(model, _ATTRIBUTE)
+        unwatch_saving(model)
 
 
 def _outside_of_inference() -> AbstractContextManager[Any]:

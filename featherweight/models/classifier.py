@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from featherweight.errors import ConfigError
-from featherweight.methods.low_rank_model import RECORD, build_low_rank, load_low_rank, record_in_config
+from featherweight.methods.low_rank_model import build_low_rank, load_low_rank, record_in_config
+from featherweight.methods.sealed_folder import RECORD
 from featherweight.models.configuration import read_configuration
 from featherweight.models.gguf import dequantized
 from featherweight.models.place import Place, check_complete, explained

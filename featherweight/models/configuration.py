@@ -6,7 +6,8 @@ from typing import Any, cast
 from torch import nn
 
 from featherweight.errors import ConfigError, did_you_mean
-from featherweight.methods.low_rank_model import RECORD, build_low_rank, read_folder_configuration
+from featherweight.methods.low_rank_model import build_low_rank
+from featherweight.methods.sealed_folder import RECORD, read_folder_configuration
 from featherweight.models.place import Place
 from featherweight.models.tokenizer import Tokenizer, byte_tokenizer
 

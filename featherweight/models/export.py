@@ -133,7 +133,7 @@ def count_parameters(source: str, base: str | None = None) -> int:
         return model_facts(source).parameters
     from transformers import AutoModelForCausalLM
 
-    from featherweight.methods.low_rank_model import read_folder_configuration
+    from featherweight.methods.sealed_folder import read_folder_configuration
 
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(read_folder_configuration(folder))
@@ -150,7 +150,7 @@ def cannot_write(out: Path, error: Exception) -> ConfigError:
 
 
 def _is_low_rank(folder: Path) -> bool:
-    from featherweight.methods.low_rank_model import RECORD
+    from featherweight.methods.sealed_folder import RECORD
 
     try:
         settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))

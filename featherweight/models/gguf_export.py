@@ -1,4 +1,4 @@
-"""GGUF files for llama.cpp and Ollama: models of the llama family in float16 or in blocks of 8 or 4 bits.
+"""GGUF files for llama.cpp and Ollama: models of the llama and Qwen families in float16 or in blocks of 8 or 4 bits.
 
 One tensor after the other is converted and written, so the file costs no memory beside the model. Vectors (norms) stay
 in float32, as in llama.cpp's own conversion.
@@ -7,6 +7,7 @@ Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md; order of rows
 """
 
 import importlib.util
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,7 +25,8 @@ from featherweight.models.gguf_tokenizer import GgufTokenizer, read_tokenizer
 BYTES_PER_WEIGHT = {"f16": 2.0, "q8_0": 34 / 32, "q4_0": 18 / 32}
 """Types of a file, and what a weight of a matrix takes: a block of 32 has a factor in float16."""
 
-_FAMILY = ("llama", "mistral")
+_FAMILY = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
+"""llama.cpp's name of each architecture of transformers that is written."""
 _NAMES = {
     "model.embed_tokens": "token_embd",
     "model.norm": "output_norm",
@@ -35,6 +37,8 @@ _NAMES = {
     "self_attn.k_proj": "attn_k",
     "self_attn.v_proj": "attn_v",
     "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
     "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
@@ -42,7 +46,7 @@ _NAMES = {
 
 
 def export_gguf(source: str, file: Path, *, kind: str, base: str | None = None) -> dict[str, Any]:
-    """Write a model of the llama family as one GGUF file, which appears complete or not at all.
+    """Write a model of the llama or Qwen family as one GGUF file, which appears complete or not at all.
 
     Args:
         source: as for `featherweight.models.export.dense_model`.
@@ -92,26 +96,31 @@ def require_family(config: Any, source: str) -> None:
     Raises:
         ConfigError: as described.
     """
-    rope = getattr(config, "rope_parameters", None) or {}
-    window = getattr(config, "sliding_window", None)
-    odd = {
-        "rope_type": rope.get("rope_type", "default") != "default" and rope.get("rope_type"),
-        "attention_bias": getattr(config, "attention_bias", False),
-        "mlp_bias": getattr(config, "mlp_bias", False),
-        "hidden_act": getattr(config, "hidden_act", "silu") != "silu" and config.hidden_act,
-        "sliding_window": window is not None and window < config.max_position_embeddings and window,
-    }
     if config.model_type not in _FAMILY:
         raise ConfigError(
             f"export: model_type={config.model_type} of {source} is none that is written as GGUF here; expected one of "
             f"{', '.join(_FAMILY)}. Write a dense copy (--to hf:bf16), which llama.cpp's own converter reads."
         )
+    rope = getattr(config, "rope_parameters", None) or {}
+    window = getattr(config, "sliding_window", None)
+    odd = {
+        "rope_type": rope.get("rope_type", "default") not in _rope_types(config) and rope.get("rope_type"),
+        "attention_bias": getattr(config, "attention_bias", False),
+        "mlp_bias": getattr(config, "mlp_bias", False),
+        "hidden_act": getattr(config, "hidden_act", "silu") != "silu" and config.hidden_act,
+        "sliding_window": window is not None and window < config.max_position_embeddings and window,
+    }
     for name, value in odd.items():
         if value:
             raise ConfigError(
-                f"export: {name}={value} of {source} is not written as GGUF here; expected a llama without it. Write a "
-                "dense copy (--to hf:bf16), which llama.cpp's own converter reads."
+                f"export: {name}={value} of {source} is not written as GGUF here; expected a {config.model_type} "
+                "without it. Write a dense copy (--to hf:bf16), which llama.cpp's own converter reads."
             )
+
+
+def _rope_types(config: Any) -> tuple[str, ...]:
+    """Return the kinds of rotary embeddings that a file can say; longer contexts of Llama 3 are factors in a tensor."""
+    return ("default", "llama3") if _FAMILY[config.model_type] == "llama" else ("default",)
 
 
 def _write(model: Any, words: GgufTokenizer, file: Path, kind: str, name: str) -> None:
@@ -120,7 +129,7 @@ def _write(model: Any, words: GgufTokenizer, file: Path, kind: str, name: str) -
 
     kinds = {"f16": ("MOSTLY_F16", "F16"), "q8_0": ("MOSTLY_Q8_0", "Q8_0"), "q4_0": ("MOSTLY_Q4_0", "Q4_0")}
     file_type, matrix_type = kinds[kind]
-    writer = gguf.GGUFWriter(file, "llama")
+    writer = gguf.GGUFWriter(file, _FAMILY[model.config.model_type])
     try:
         writer.add_name(name)
         writer.add_file_type(gguf.LlamaFileType[file_type])
@@ -183,6 +192,8 @@ def _add_tokenizer(writer: Any, words: GgufTokenizer) -> None:
 
 def _tensors(model: Any) -> Iterator[tuple[str, Tensor]]:
     """Yield each tensor under the name it has in the file; a head that is tied is not written."""
+    if (factors := _rope_factors(model.config)) is not None:
+        yield "rope_freqs.weight", factors
     for name, tensor in model.state_dict().items():
         stem, _, last = name.rpartition(".")
         if stem == "lm_head" and model.config.tie_word_embeddings:
@@ -193,11 +204,29 @@ def _tensors(model: Any) -> Iterator[tuple[str, Tensor]]:
             yield f"{_known(stem, name)}.{last}", tensor
 
 
+def _rope_factors(config: Any) -> Tensor | None:
+    """Return by what llama.cpp divides the frequencies of a head, (K/2,); None where they stay as they are.
+
+    Long waves are stretched by the factor, short ones are not, and those between by a mean of both.
+    Source: rotary embeddings of Llama 3.1, as transformers computes them.
+    """
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") != "llama3":
+        return None
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    exponents = torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim
+    waves = 2 * math.pi * float(rope["rope_theta"]) ** exponents
+    factor, low, high = (float(rope[key]) for key in ("factor", "low_freq_factor", "high_freq_factor"))
+    turns = float(rope["original_max_position_embeddings"]) / waves
+    share = ((turns - low) / (high - low)).clamp(0, 1)
+    return (1 / ((1 - share) / factor + share)).float()
+
+
 def _known(stem: str, name: str) -> str:
     if stem not in _NAMES:
         raise ConfigError(
-            f"export: tensor='{name}' has no place in a GGUF file of the llama family; expected a plain llama. Write a "
-            "dense copy: --to hf:bf16."
+            f"export: tensor='{name}' has no place in a GGUF file of its family; expected a plain llama or Qwen. Write "
+            "a dense copy: --to hf:bf16."
         )
     return _NAMES[stem]
 
@@ -214,12 +243,12 @@ def _type_of(tensor: Tensor, wanted: str) -> Any:
 def _ordered(name: str, tensor: Tensor, config: Any) -> Any:
     """Return the numbers of a tensor in float32, rows of rotary projections in the order of llama.cpp.
 
-    transformers turns entry i of a head with entry i + K/2, llama.cpp with its neighbour: (H, 2, K/2, N) becomes
-    (H, K/2, 2, N).
+    transformers turns entry i of a head with entry i + K/2, llama.cpp that of a llama with its neighbour:
+    (H, 2, K/2, N) becomes (H, K/2, 2, N). For Qwen it turns them as transformers does.
     """
     numbers = tensor.detach().float()
     heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}.get(name.split(".")[-2])
-    if heads is not None:
+    if heads is not None and _FAMILY[config.model_type] == "llama":
         rows = numbers.shape[0]
         numbers = numbers.view(heads, 2, rows // heads // 2, -1).transpose(1, 2).reshape(rows, -1)
     return numbers.contiguous().numpy()

@@ -57,6 +57,8 @@ def read_tokenizer(tokenizer: Any, rows: int, *, where: str) -> GgufTokenizer:
     )
     model, normalizer = content["model"], content.get("normalizer")
     pre = _rule(content.get("pre_tokenizer"))
+    if pre == "qwen2" and normalizer == {"type": "NFC"}:
+        normalizer = None  # llama.cpp leaves it out, too: text is nearly always in this form already
     if model["type"] != "BPE" or pre is None or normalizer is not None or not model.get("merges"):
         found = f"{model['type']}, pre-tokenizer {_describe(content.get('pre_tokenizer'))}"
         raise ConfigError(

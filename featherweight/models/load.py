@@ -5,7 +5,8 @@ from typing import cast
 import torch
 from torch import nn
 
-from featherweight.methods.low_rank_model import RECORD, load_low_rank
+from featherweight.methods.low_rank_model import load_low_rank
+from featherweight.methods.sealed_folder import RECORD
 from featherweight.models.configuration import read_configuration
 from featherweight.models.gguf import dequantized
 from featherweight.models.place import Place, check_complete, explained

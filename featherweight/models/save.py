@@ -7,7 +7,7 @@ from safetensors import SafetensorError
 
 from featherweight.config.files import new_folder
 from featherweight.errors import ConfigError
-from featherweight.methods.low_rank_model import seal_folder
+from featherweight.methods.sealed_folder import seal_folder
 from featherweight.models.quiet import quiet_transformers
 from featherweight.models.tokenizer import Tokenizer
 

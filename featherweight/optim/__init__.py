@@ -8,6 +8,7 @@ from featherweight.optim.backward.updates import Layerwise
 from featherweight.optim.build import OptimizerConfig, build_optimizer, optimizers, parse_optimizer
 from featherweight.optim.exchange import adopt_new_rows
 from featherweight.optim.low_rank import LowRankOptimizer
+from featherweight.optim.own import own_optimizer
 from featherweight.optim.param_groups import param_groups, tensor_param_groups
 from featherweight.optim.policies.lazy import LazyRefresh
 from featherweight.optim.presets.adamw import AdamW
@@ -41,6 +42,7 @@ __all__ = [
     "build_optimizer",
     "layerwise",
     "optimizers",
+    "own_optimizer",
     "param_groups",
     "parse_optimizer",
     "tensor_param_groups",

@@ -87,6 +87,8 @@ class NamedOptimizer(NamedTuple):
     optimizer: PresetClass
     methods: tuple[str, ...] = ()
     """Methods that a recipe with this optimizer applies first, unless it lists them with options of its own."""
+    build: Callable[[nn.Module, Any], Any] | None = None
+    """Builds one of another kind, from a model and its options; see `own.py`."""
 
 
 def _config_of(preset: PresetClass, base: type[OptimizerConfig], others: Mapping[str, Any]) -> type[OptimizerConfig]:
@@ -137,7 +139,7 @@ _OF_RECIPES: dict[PresetClass, dict[str, Any]] = {
 """Where recipes have other defaults than classes: comparisons want like beside like."""
 _METHODS = {"q_galore": ("int8",)}
 
-optimizers: Registry[NamedOptimizer] = Registry("optimizer")
+optimizers: Registry[NamedOptimizer] = Registry("optimizer", "featherweight.optimizers")
 _configs: dict[type, type[OptimizerConfig]] = {}
 for _name, _preset, _values in _TABLE:
     _family = arguments_of(_preset).family
@@ -209,6 +211,9 @@ def build_optimizer(
     Raises:
         ConfigError: if target_modules select nothing.
     """
+    if (build := optimizers.get(config.name).build) is not None:
+        own: LowRankOptimizer = build(model, config)
+        return own
     if isinstance(config, MatrixSelection):
         groups = param_groups(model, config.target_modules, config.exclude_modules)
     elif isinstance(config, TensorSelection):

@@ -63,6 +63,10 @@ class PdeTask(Task):
             network = new_network(self.config, self.train.x.shape[1], self.train.y.shape[1])
         return FieldOperator(network, self.train.x, self.train.y)
 
+    def train_rows(self) -> int:
+        """Return the rows of one epoch."""
+        return len(self.train)
+
     def batches(
         self,
         split: Split,

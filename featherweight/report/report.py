@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 from featherweight.config.files import write_atomically
 from featherweight.errors import ConfigError, did_you_mean
 from featherweight.report import json_text
+from featherweight.report.csv_text import csv_text
 from featherweight.report.sections import (
     Bars,
     Curves,
@@ -20,6 +21,7 @@ from featherweight.report.sections import (
     Note,
     Section,
     Table,
+    as_table,
     plain_cell,
     plain_number,
 )
@@ -192,6 +194,27 @@ class Report:
         from featherweight.report.page import html_page
 
         write_atomically(path, html_page(self.title, self.sections))
+
+    def save_csv(self, path: str | os.PathLike[str], section_title: str | None = None) -> None:
+        """Write the numbers of a section as a CSV file, with all their digits; an empty cell has no value.
+
+        Args:
+            path: the file.
+            section_title: which section; None takes the first table.
+
+        Raises:
+            ConfigError: if no section has this title, it is a note, or the file cannot be written.
+        """
+        if section_title is None:
+            section: Section = next((one for one in self.sections if isinstance(one, Table)), Table("", [], []))
+        else:
+            section = self.section(section_title)
+        if isinstance(section, Note):
+            raise ConfigError(
+                f"Report '{self.title}': section='{section_title}' is a note and has no numbers; expected another "
+                "section. Choose a table."
+            )
+        write_atomically(path, csv_text(as_table(section)))
 
     def _repr_html_(self) -> str:
         """Show the page in a notebook, in a frame, so that its style stays its own."""

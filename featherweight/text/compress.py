@@ -7,7 +7,7 @@ data, holds the model in memory.
 import math
 import os
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,17 +17,18 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from featherweight.config import write_atomically
+from featherweight.config.files import new_folder
 from featherweight.errors import CheckpointError, ConfigError
-from featherweight.methods.low_rank_model import RECORD
 from featherweight.methods.method import apply
+from featherweight.methods.sealed_folder import RECORD
 from featherweight.methods.welore import WeLore
 from featherweight.methods.welore.stream import Progress, compress_folder
 from featherweight.models.facts import model_facts
 from featherweight.models.load import load_model, load_tokenizer
-from featherweight.models.save import save_model_folder
+from featherweight.models.save import write_model_files
 from featherweight.models.sources import has_random_weights
 from featherweight.models.tokenizer import Tokenizer, encode_documents
-from featherweight.report import Facts, Report
+from featherweight.report import Facts, Report, Table
 from featherweight.text.corpus import load_documents
 from featherweight.text.perplexity import describe_protocol, perplexity
 
@@ -46,6 +47,7 @@ def compress(
     evaluate_tokens: int = 4096,
     plan_only: bool = False,
     progress: Progress | None = None,
+    tell: Callable[[str], None] | None = None,
 ) -> Report:
     """Compress a causal language model by WeLore and write it as a Hugging Face folder.
 
@@ -59,6 +61,8 @@ def compress(
         evaluate_tokens: its first so many tokens.
         plan_only: report what would be done and write nothing.
         progress: is told how far the work is, where the model is read from file to file.
+        tell: is told in a sentence each what one should know early: the perplexity before, what the cut loses before
+            anything is written, and the perplexity after before the result takes its place.
     Returns:
         The report; it also stands in `out` as report.html and report.json.
     Raises:
@@ -89,19 +93,24 @@ def compress(
         raise ConfigError(f"compress: out={out} holds files already; expected a new or empty folder. Choose another.")
     if not plan_only:
         _require_writable(out)
-    before = _perplexity(source, source, evaluate, evaluate_tokens) if not plan_only else None
+    shown = _Shown(source, options, None if plan_only else evaluate, evaluate_tokens, tell or _silent)
     if not options.needs_calibration and (folder / "config.json").exists() and not is_low_rank_folder(folder):
-        report = compress_folder(folder, out, options, plan_only=plan_only, progress=progress)
+        report = compress_folder(
+            folder,
+            out,
+            options,
+            plan_only=plan_only,
+            progress=progress,
+            on_plan=shown.plan,
+            on_complete=shown.result,
+        )
     else:
-        report = _in_memory(source, out, options, calibration, plan_only)
+        report = _in_memory(source, out, options, calibration, plan_only, shown)
     if has_random_weights(source):
         report.add_facts({"weights": f"random: {source} is a shape, not a trained model"}, title="Source")
     if plan_only:
         return report
-    after = _perplexity(str(out), source, evaluate, evaluate_tokens)
-    if before is not None and after is not None:
-        facts: dict[str, str | float] = {"perplexity before": before[0], "perplexity after": after[0]}
-        report.sections.insert(1, Facts("Perplexity", {**facts, "measured on": before[1]}))
+    report.sections[1:1] = [Facts("Perplexity", {**shown.facts})] if shown.facts else []
     files = sum(path.stat().st_size for path in out.glob("*.safetensors"))
     report.add_facts({"weights on disk (bytes)": files}, title="Files")
     with _writing(out):
@@ -136,7 +145,84 @@ def token_stream(corpus: str, tokenizer: Tokenizer, count: int) -> Tensor:
     return torch.tensor(stream[:count])
 
 
-def _in_memory(source: str, out: Path, options: WeLore, calibration: str | None, plan_only: bool) -> Report:
+class _Shown:
+    """What a user is told on the way: perplexity before, what the cut loses, perplexity after.
+
+    Args:
+        source: of the model.
+        options: of the cut.
+        corpus: to measure perplexity on; None measures none.
+        tokens: its first so many.
+        tell: is told each sentence.
+    """
+
+    def __init__(
+        self, source: str, options: WeLore, corpus: str | None, tokens: int, tell: Callable[[str], None]
+    ) -> None:
+        self._source, self._options, self._tell = source, options, tell
+        self._corpus, self._tokens = corpus, tokens
+        self.facts: dict[str, str | float] = {}
+        self._before = _perplexity(source, source, corpus, tokens)
+        if self._before is not None:
+            tell(f"perplexity before: {self._before[0]:.4g} ({self._before[1]})")
+
+    def plan(self, report: Report) -> None:
+        """Warn of a cut that takes too much; nothing is written yet."""
+        if warning := cut_warning(report, self._options):
+            report.add_note(warning, title=CUT)
+            self._tell(f"warning: {warning}")
+
+    def result(self, folder: Path) -> None:
+        """Measure the complete result, which has not taken its place yet."""
+        after = _perplexity(str(folder), self._source, self._corpus, self._tokens)
+        if self._before is not None and after is not None:
+            before, protocol = self._before
+            self.facts = {"perplexity before": before, "perplexity after": after[0], "measured on": protocol}
+            self._tell(f"perplexity after: {after[0]:.4g}, before: {before:.4g}")
+
+
+def _silent(sentence: str) -> None:
+    """Tell nobody."""
+
+
+CUT, CARRIED = "What the cut loses", 0.005
+"""Title of a note, and the share of a matrix's energy that a cut without data may lose before it says so. Measured on
+SmolLM2 at rank_reduction=0.2: value and up projections that lose 1.1 and 0.7 % on average, cut alone, multiply the
+perplexity by 59 and 3; query projections lose 2.1 % without harm. The energy alone cannot tell them apart; data can."""
+
+
+def cut_warning(report: Report, options: WeLore) -> str | None:
+    """Return a sentence if ranks go that the spectrum needs, and no data say which directions matter; else None.
+
+    Args:
+        report: of the plan.
+        options: that made it.
+    """
+    if options.needs_calibration:
+        return None
+    table = report.section("Matrices")
+    assert isinstance(table, Table)
+    rows = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
+    lost = {str(row["module"]): float(row["relative error"]) ** 2 for row in rows}  # type: ignore[arg-type]
+    beyond = {name: share for name, share in lost.items() if share > CARRIED}
+    if not beyond:
+        return None
+    worst = max(beyond, key=lambda name: beyond[name])
+    return (
+        f"{len(beyond)} of {len(rows)} matrices lose more than {CARRIED:.1%} of their energy, '{worst}' "
+        f"{beyond[worst]:.1%}: more than their spectra carry without data, and perplexity may rise by orders of "
+        "magnitude. Add --method whitened --calibration english (or a text of yours), or cut less."
+    )
+
+
+def _in_memory(
+    source: str,
+    out: Path,
+    options: WeLore,
+    calibration: str | None,
+    plan_only: bool,
+    shown: "_Shown",
+) -> Report:
     tokenizer = load_tokenizer(source)
     model = load_model(source, tokenizer=tokenizer).eval()
     batches: Iterable[Tensor] | None = None
@@ -146,9 +232,12 @@ def _in_memory(source: str, out: Path, options: WeLore, calibration: str | None,
         rows = stream[: len(stream) // int(length) * int(length)].view(-1, int(length))
         batches = rows.split(8)
     report = apply(model, options, batches)
+    shown.plan(report)
     if not plan_only:
-        with _writing(out):
-            save_model_folder(model, tokenizer, out)
+        with _writing(out), new_folder(out) as temporary:
+            write_model_files(model, tokenizer, temporary)
+            del model
+            shown.result(temporary)
     return report
 
 

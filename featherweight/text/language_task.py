@@ -88,6 +88,10 @@ class LanguageTask(Task):
     def row_count(self, split: Split) -> int:
         """Return the rows of a split."""
 
+    def train_rows(self) -> int | None:
+        """Return the training rows; None of a stream, whose end nobody knows."""
+        return None if getattr(self.config, "stream", False) else self.row_count("train")
+
     @abstractmethod
     def collate(self, split: Split, rows: Sequence[int]) -> dict[str, Tensor]:
         """Return rows of a split as a micro-batch."""

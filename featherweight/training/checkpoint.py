@@ -64,10 +64,10 @@ class Checkpoints:
 
     Args:
         folder: holds the checkpoints; made when the first one is written.
-        keep: how many complete checkpoints stay; an older one goes only after a newer one is complete.
+        keep: how many complete checkpoints stay; an older one goes only after a newer one is complete. None: all.
     """
 
-    def __init__(self, folder: Path, *, keep: int = 2) -> None:
+    def __init__(self, folder: Path, *, keep: int | None = 2) -> None:
         self.folder, self.keep = Path(folder), keep
 
     def save(self, step: int, model: nn.Module, state: Mapping[str, Any], recipe: Mapping[str, Any]) -> Path:
@@ -85,7 +85,7 @@ class Checkpoints:
         Raises:
             CheckpointError: if it cannot be written; the earlier checkpoints are untouched.
         """
-        final = self.folder / f"step-{step:08d}"
+        final = self._folder(step)
         try:
             remove_leftovers(self.folder)
             # One of the same step is damaged, or an equal one of the run before a resume.
@@ -99,8 +99,9 @@ class Checkpoints:
                 (temporary / MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
         except (OSError, RuntimeError, SafetensorError) as error:
             raise self._write_error(final, error) from error
-        for old in self._folders()[: -self.keep]:
-            shutil.rmtree(old, ignore_errors=True)
+        if self.keep is not None:
+            for old in self._folders()[: -self.keep]:
+                shutil.rmtree(old, ignore_errors=True)
         return final
 
     def latest(self) -> Checkpoint | None:
@@ -119,6 +120,31 @@ class Checkpoints:
                     stacklevel=2,
                 )
         return None
+
+    def steps(self) -> list[int]:
+        """Return the steps of which a checkpoint stands here, damaged ones included, in order."""
+        return [int(folder.name.removeprefix("step-")) for folder in self._folders()]
+
+    def at(self, step: int) -> Checkpoint:
+        """Return the checkpoint of a step.
+
+        Raises:
+            CheckpointError: if it is missing or damaged.
+        """
+        folder = self._folder(step)
+        try:
+            return _read(folder)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(
+                f"checkpoint: folder={folder} is damaged ({_reason(error)}); expected a complete one. Delete it."
+            ) from error
+
+    def forget(self, step: int) -> None:
+        """Remove the checkpoint of a step, if there is one."""
+        shutil.rmtree(self._folder(step), ignore_errors=True)
+
+    def _folder(self, step: int) -> Path:
+        return self.folder / f"step-{step:08d}"
 
     def _folders(self) -> list[Path]:
         return sorted(path for path in self.folder.glob("step-*") if path.is_dir())

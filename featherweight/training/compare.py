@@ -1,22 +1,19 @@
 """`compare`: one recipe with one optimizer after the other, and one table of what each costs and reaches."""
 
-import gc
 from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 
-import torch
-
 from featherweight.distributed.group import refuse_several
-from featherweight.errors import CheckpointError, ConfigError, DeviceError, FeatherweightError, NumericsError
+from featherweight.errors import CheckpointError, ConfigError, DeviceError, NumericsError
 from featherweight.report import Report
-from featherweight.training.console import ConsoleProgress
 from featherweight.training.environment import describe_environment, machine_name
 from featherweight.training.events import Callback
-from featherweight.training.metrics import read_metrics
 from featherweight.training.recipe import Recipe, RecipeSource, load_recipe
-from featherweight.training.run import check_free, new_run_folder, run_name, save_report, train
-from featherweight.training.summary import Lines, Summary, comparison_report
+from featherweight.training.row import Outcome, run_row
+from featherweight.training.run import run_name, save_report
+from featherweight.training.run_folder import check_free, new_run_folder
+from featherweight.training.summary import comparison_report
 
 DEFAULT_METHODS = ("adamw", "galore", "galore_8bit")
 """Full-rank AdamW, GaLore, and GaLore with 8-bit moments."""
@@ -74,28 +71,23 @@ def compare(
     if not resume:
         for method in recipes:
             check_free(folder / method)  # now, and not after the methods before it have trained for hours
-    done: dict[str, tuple[Summary, Lines]] = {}
-    failed: dict[str, FeatherweightError] = {}
+    done: dict[str, Outcome] = {}
+    failed: dict[str, Exception] = {}
     report = Report(name)
     for method, one in recipes.items():
-        if done:
-            # All start from the same model; the first has evaluated it.
-            one = one.override(["evaluate_at_start=false"])
-        listeners = [ConsoleProgress(method)] if callbacks is None else callbacks
-        goes_on = resume and (folder / method / "recipe.yaml").is_file()
-        try:
-            summary = train(one, out=folder / method, resume=goes_on, callbacks=listeners).summary
-        except (ConfigError, NumericsError, DeviceError) as error:
-            if isinstance(error, ConfigError) and not done:
-                raise  # nothing is lost yet, and most mistakes of a recipe concern every method
+        # All start from the same model; the first has evaluated it. Nobody goes on with more steps here.
+        one = one.override(["checkpoint_at_end=false", *(["evaluate_at_start=false"] if done else [])])
+        outcome = run_row(method, one, folder / method, resume, callbacks, (ConfigError, NumericsError, DeviceError))
+        if isinstance(outcome, Exception):
+            if isinstance(outcome, ConfigError) and not done:
+                raise outcome  # nothing is lost yet, and most mistakes of a recipe concern every method
             # That one optimizer diverges or does not fit into the memory is a result too.
-            failed[method] = error
+            failed[method] = outcome
         else:
-            done[method] = (summary, read_metrics(folder / method / "metrics.jsonl"))
+            done[method] = outcome
         if done:
             report = _report(f"{name}: {', '.join(done)}", recipes, done, failed)
             save_report(report, folder)
-        _release_memory()
     if not done:
         raise next(iter(failed.values()))
     base.task_class.illustrate_together({method: folder / method for method in done}, folder)
@@ -105,8 +97,8 @@ def compare(
 def _report(
     title: str,
     recipes: Mapping[str, Recipe],
-    done: Mapping[str, tuple[Summary, Lines]],
-    failed: Mapping[str, FeatherweightError],
+    done: Mapping[str, Outcome],
+    failed: Mapping[str, Exception],
 ) -> Report:
     report = comparison_report(title, done, machine_name(describe_environment()))
     if bare := [method for method, each in recipes.items() if each.optimizer.keys() == {"name"}]:
@@ -149,10 +141,3 @@ def method_recipe(recipe: Recipe, method: str) -> Recipe:
         options = inherited_options(method, recipe.optimizer)
     methods = options.pop("methods", recipe.methods)
     return Recipe.parse({**recipe.to_dict(), "optimizer": options, "methods": methods}, where="recipe")
-
-
-def _release_memory() -> None:
-    """Free the model of the method that is done, which reference cycles keep alive, before the next one is built."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

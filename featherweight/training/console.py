@@ -1,6 +1,7 @@
 """The progress of a run on a terminal: a bar that moves; elsewhere: a line now and then."""
 
 import os
+import sys
 from pathlib import Path
 
 import torch
@@ -15,6 +16,17 @@ FULL_WIDTH = 80
 """Columns of a terminal that hold all numbers beside the bar."""
 
 
+class PatientConsole(Console):
+    """A console whose reader may leave: what nobody reads any more (fw train | head) must not end a run."""
+
+    def on_broken_pipe(self) -> None:
+        """Say no more; rich would leave the program."""
+        self.quiet = True
+        if self.file is sys.stdout:
+            # Python would complain at its end of what is still in the buffer.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 class ConsoleProgress(Callback):
     """Shows loss, tokens/s (or what the task counts), memory and the time left.
 
@@ -24,11 +36,13 @@ class ConsoleProgress(Callback):
     """
 
     def __init__(self, label: str = "train", console: Console | None = None) -> None:
-        self.label, self.console = label, console or Console()
+        self.label, self.console = label, console or PatientConsole()
         self._bar: Progress | None = None
 
     def on_start(self, event: Event) -> None:
-        """Show the bar."""
+        """Show the bar; a resumed run says where it goes on."""
+        if event.step:
+            self._print(f"goes on after step {event.step} of {event.recipe.steps}")
         if not self.console.is_terminal:
             return
         self._bar = Progress(
@@ -41,7 +55,7 @@ class ConsoleProgress(Callback):
             TimeRemainingColumn(),
             console=self.console,
         )
-        self._bar.add_task(self.label, total=event.recipe.steps, completed=event.step, numbers="")
+        self._bar.add_task(self.label, total=event.recipe.step_count, completed=event.step, numbers="")
         self._bar.start()
 
     def on_step(self, event: Event) -> None:

@@ -4,7 +4,8 @@ from collections.abc import Iterable
 
 from featherweight.report import Report
 from featherweight.training.footprint import Footprint
-from featherweight.training.loop import Loop, explain_out_of_memory
+from featherweight.training.loop import Loop
+from featherweight.training.out_of_memory import explain_out_of_memory
 from featherweight.training.recipe import RecipeSource, load_recipe
 from featherweight.training.run import run_name
 from featherweight.training.summary import memory_report

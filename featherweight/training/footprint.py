@@ -22,8 +22,8 @@ CATEGORIES = ("weights", "gradients", "optimizer_state", "activations")
 class StatefulOptimizer(Protocol):
     """An optimizer that knows its bytes before its first step, as those of `featherweight.optim` do."""
 
-    def state_bytes(self) -> int:
-        """Return the bytes of all state tensors."""
+    def state_bytes(self) -> int | None:
+        """Return the bytes of all state tensors; None if nobody knows them before the first step."""
         ...
 
     def gradient_bytes(self) -> int:
@@ -38,11 +38,12 @@ def predict_bytes(model: nn.Module, optimizer: StatefulOptimizer) -> dict[str, i
         model: tied parameters count once.
         optimizer: built for this model; it may not have made a step yet.
     """
-    return {
+    found = {
         "weights": sum(_weight_bytes(one) for one in model.parameters()),
         "gradients": optimizer.gradient_bytes(),
         "optimizer_state": optimizer.state_bytes(),
     }
+    return {name: count for name, count in found.items() if count is not None}
 
 
 def _weight_bytes(parameter: Tensor) -> int:

@@ -34,9 +34,12 @@ class TrainingInterrupted(KeyboardInterrupt):
 
 @dataclass
 class StopRequest:
-    """Whether somebody asked for the end of the run."""
+    """Whether somebody asked for the end of the run, and why more steps are not worth it."""
 
     requested: bool = False
+    """Somebody wants it to end now and to go on later."""
+    reason: str = ""
+    """If not empty, the run is done before its last step."""
 
 
 ACKNOWLEDGEMENT = (

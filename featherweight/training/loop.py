@@ -9,29 +9,29 @@ a loss that is not finite; clip; update; move on the schedule. Several processes
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.utils import clip_grads_with_norm_
+from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from featherweight.distributed.group import explain_lost_processes
-from featherweight.distributed.run import begin_sharding, check_replicas_at, clip_rows_, share_gradients, share_model
+from featherweight.distributed.run import begin_sharding, check_replicas_at, share_gradients, share_model
 from featherweight.distributed.whole import WholeModel, is_sharded, whole_state, whole_weights
 from featherweight.distributed.world import World, common
-from featherweight.errors import CheckpointError, NumericsError, OutOfMemoryError
-from featherweight.optim.step.check import norm_of
+from featherweight.errors import CheckpointError, NumericsError
 from featherweight.simulated import simulated_device
 from featherweight.training.checkpoint import Checkpoint, Checkpoints
+from featherweight.training.clipping import clip_
 from featherweight.training.events import Callback, Event
 from featherweight.training.footprint import Footprint, predict_bytes
 from featherweight.training.interrupt import StopRequest, TrainingInterrupted
 from featherweight.training.randomness import continue_rng, preserved_rng, rng_state, seed_everything, seed_of_rank
-from featherweight.training.recipe import Recipe, resume_conflicts
+from featherweight.training.recipe import Recipe
+from featherweight.training.resume import changed_length, resume_conflicts
 from featherweight.training.schedule import lr_factor
 from featherweight.training.start_check import guessing_notice
 from featherweight.training.task import Batch, Task
@@ -87,7 +87,6 @@ class Loop:
         from featherweight.optim import build_optimizer, layerwise
 
         optimizer_config, _ = recipe.optimizer_config(), recipe.task_config()  # both are judged before the data is read
-        self.recipe = recipe
         is_simulated = simulated_device() is not None
         self.world = World(is_alone=is_simulated)
         self.device = self.world.device
@@ -95,6 +94,7 @@ class Loop:
         with self.world.together():
             seed_everything(recipe.seed)
             self.task = recipe.build_task() if task is None else task
+            self.recipe = recipe = recipe.with_steps(self.task.train_rows())
             model, self.methods = build_trained_model(recipe, self.task)
             self.model: nn.Module = model if is_simulated else model.to(self.device)
         share_model(self.world, self.model, recipe)
@@ -110,8 +110,9 @@ class Loop:
                 max_grad_norm=self.max_grad_norm or math.inf,  # the metrics show the norm
                 clip=optimizer_config.clip,
             )
-        self.scheduler = LambdaLR(self.optimizer, lambda step: lr_factor(recipe.schedule, step, recipe.steps))
+        self.scheduler = LambdaLR(self.optimizer, lambda step: lr_factor(recipe.schedule, step, recipe.step_count))
         self.progress = Progress()
+        self.notice = ""
         self.footprint = Footprint(predicted=predict_bytes(self.model, self.optimizer))
         # Once more, so that dropout does not depend on how many numbers the building of the model has drawn.
         seed_everything(seed_of_rank(recipe.seed, self.world.rank))
@@ -225,16 +226,7 @@ class Loop:
         """Scale the gradients down to `max_grad_norm` and return the norm that they had."""
         if self.layerwise is not None:
             return self.layerwise.grad_norm or 0.0
-        trained = [one for one in self.model.parameters() if one.grad is not None]
-        limit = self.max_grad_norm
-        if is_sharded(self.model):
-            return clip_rows_(self.world, trained, limit)
-        norm = gradient_norm([one.grad for one in trained if one.grad is not None])
-        # With an infinite norm the factor would be 0 or NaN everywhere; left alone, the optimizer skips just the
-        # parameters concerned.
-        if limit is not None and bool(torch.isfinite(norm)):
-            clip_grads_with_norm_(trained, limit, norm)
-        return float(norm)
+        return clip_(self.world, self.model, self.max_grad_norm)
 
     def evaluate(self) -> dict[str, float]:
         """Return the task's metrics on the held-out split; the random generators are left as they were."""
@@ -275,8 +267,11 @@ class Loop:
     def resume(self, checkpoint: Checkpoint) -> None:
         """Continue from a checkpoint: from here on every number is the one that the uninterrupted run has.
 
+        A recipe of more (or fewer) steps goes on under its own schedule, as if the run had had it from the start.
+
         Raises:
-            CheckpointError: if the checkpoint is damaged or its recipe computes something else; names what differs.
+            CheckpointError: if the checkpoint is damaged, its recipe computes something else (names what differs), or
+            it has more steps than the recipe.
         """
         conflicts = resume_conflicts(checkpoint.recipe, self.recipe.to_dict())
         if conflicts:
@@ -285,9 +280,16 @@ class Loop:
                 "that wrote it. "
                 "Resume with that recipe, or start a new run in another folder."
             )
+        if checkpoint.step > self.recipe.step_count:
+            raise CheckpointError(
+                f"checkpoint: steps={self.recipe.step_count} of the recipe are fewer than the {checkpoint.step} that "
+                f"{checkpoint.folder} has made; expected at least as many. Raise steps, or start a new run."
+            )
         state = checkpoint.load(self.weights())
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
+        if change := changed_length(checkpoint.recipe, self.recipe.to_dict()):
+            self._follow_new_schedule(change, checkpoint.step)
         self.progress = Progress.from_dict(state["progress"])
         self.footprint = Footprint(**state["footprint"])
         for method, method_state in zip(self.methods, state.get("methods", []), strict=False):
@@ -296,13 +298,28 @@ class Loop:
         self._batches = None
         self._is_first_step = True
 
+    def _follow_new_schedule(self, change: str, step: int) -> None:
+        """Take the learning rate from the schedule of the new length; the optimizer's groups hold the old one's."""
+        before = self.scheduler.get_last_lr()[0]
+        factor = lr_factor(self.recipe.schedule, step, self.recipe.step_count)
+        rates = [base * factor for base in self.scheduler.base_lrs]
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+        self.scheduler.load_state_dict({**self.scheduler.state_dict(), "_last_lr": rates})
+        self.notice = (
+            f"{change}: from step {step + 1} on, the learning rate is that of a run of {self.recipe.step_count} steps, "
+            f"{rates[0]:.3g}; the old schedule had come to {before:.3g}. The {step} steps before keep what they did, "
+            "warm-up included, so this is not quite the run that would have had all steps from the start."
+        )
+
     def run(self, callbacks: Sequence[Callback], checkpoints: Checkpoints, stop: StopRequest) -> None:
         """Make all remaining steps of the recipe, with its evaluations and checkpoints.
 
         Args:
             callbacks: are told what happens, in this order.
             checkpoints: where checkpoints go.
-            stop: when requested, the current step is finished, a checkpoint written, and the run ends.
+            stop: when requested, the current step is finished, a checkpoint written, and the run ends; when more steps
+                are not worth it, it ends as if they were made.
 
         Raises:
             TrainingInterrupted: after a requested stop.
@@ -335,27 +352,36 @@ class Loop:
             if notice := guessing_notice(self.task, loss):
                 tell("on_notice", notice=notice)
 
-        tell("on_start")
+        def tell_and_judge(moment: str, **details: Any) -> None:
+            with self.world.together():
+                tell(moment, **details)
+            stop.reason = self.world.on_first(lambda: stop.reason)  # who judges has read what the first one wrote
+
+        tell_and_judge("on_start")
+        if self.notice:
+            tell("on_notice", notice=self.notice)
         try:
             if progress.step == 0 and recipe.evaluate_at_start:
                 metrics = self.evaluate()
-                tell("on_evaluate", metrics=metrics)
+                tell_and_judge("on_evaluate", metrics=metrics)
                 judge_start(metrics.get("held_out_loss"))
-            while progress.step < recipe.steps and not self._should_stop():
+            while progress.step < recipe.step_count and not (self._should_stop() or stop.reason):
                 metrics = self._step_or_explain(checkpoints)
                 tell("on_step", metrics=metrics)
                 if progress.step == 1 and not recipe.evaluate_at_start:
                     judge_start(metrics["loss"])
                 if _is_due(recipe.evaluate_every, progress.step):
-                    tell("on_evaluate", metrics=self.evaluate())
+                    tell_and_judge("on_evaluate", metrics=self.evaluate())
                     evaluated_at = progress.step
                 if _is_due(recipe.checkpoint_every, progress.step) and not self._should_stop():
                     write_checkpoint()
                 check_replicas_at(progress.step, self.world, self.model, self.optimizer, recipe.sharding.check_every)
             if self._should_stop():
                 raise TrainingInterrupted(progress.step, write_checkpoint())
+            if stop.reason:
+                tell("on_notice", notice=stop.reason)
             if evaluated_at != progress.step:
-                tell("on_evaluate", metrics=self.evaluate())
+                tell_and_judge("on_evaluate", metrics=self.evaluate())
         finally:
             tell("on_end")
 
@@ -398,41 +424,5 @@ class Loop:
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
 
 
-def gradient_norm(gradients: Sequence[Tensor]) -> Tensor:
-    """Return the Euclidean norm over all gradients, accumulated in at least float32.
-
-    Args:
-        gradients: any shapes, one device; bf16 ones are summed in float32, because a bf16 norm has only three digits.
-
-    Returns:
-        A scalar, on the device of the gradients; 0 if there are none.
-    """
-    if not gradients:
-        return torch.zeros(())
-    return torch.linalg.vector_norm(torch.stack([norm_of(one) for one in gradients]))
-
-
 def _is_due(every: int | None, step: int) -> bool:
     return every is not None and step % every == 0
-
-
-@contextmanager
-def explain_out_of_memory(recipe: Recipe) -> Iterator[None]:
-    """Turn the many forms in which memory runs out inside the block into one sentence.
-
-    Raises:
-        OutOfMemoryError: if memory ran out.
-    """
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        # On the CPU torch raises a bare RuntimeError.
-        is_memory = isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
-        if not is_memory:
-            raise
-        raise OutOfMemoryError(
-            f"training: micro_batch_size={recipe.micro_batch_size} with optimizer={recipe.optimizer['name']} and "
-            f"precision={recipe.precision} needs more memory than there is; expected a run that fits. Lower "
-            "micro_batch_size and raise accumulation_steps instead, set activation_checkpointing: true, or choose "
-            "galore_8bit."
-        ) from error

@@ -29,10 +29,12 @@ class MetricsFile(Callback):
     def __init__(self, path: Path) -> None:
         self.path = path
         self._file: IO[str] | None = None
+        self._evaluated: set[int] = set()
 
     def on_start(self, event: Event) -> None:
         """Open the file, without the lines of steps that a resumed run will make again."""
         known = [line for line in read_metrics(self.path) if line["step"] <= event.step] if event.step else []
+        self._evaluated = {line["step"] for line in known if line["event"] == "evaluate"}
         write_atomically(self.path, "".join(f"{json.dumps(line)}\n" for line in known))
         self._file = open(self.path, "a", encoding="utf-8")
 
@@ -42,7 +44,8 @@ class MetricsFile(Callback):
 
     def on_evaluate(self, event: Event) -> None:
         """Append the metrics of an evaluation, unless a resumed run makes it again."""
-        self._append("evaluate", event)
+        if event.step not in self._evaluated:
+            self._append("evaluate", event)
 
     def on_end(self, event: Event) -> None:
         """Close the file."""

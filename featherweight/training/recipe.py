@@ -4,6 +4,7 @@ A recipe is data. What its names stand for is looked up in the registries of tas
 """
 
 import json
+import math
 import os
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
@@ -13,6 +14,7 @@ from pydantic import Field, field_validator, model_validator
 from featherweight.config import Config
 from featherweight.distributed.options import ShardingOptions
 from featherweight.errors import ConfigError
+from featherweight.training.best import BestMetric, EarlyStop
 from featherweight.training.schedule import Schedule
 from featherweight.training.task import Task, tasks
 
@@ -36,8 +38,10 @@ class Recipe(Config):
     optimizer stands for (q_galore: int8) comes first, unless it is listed here with options of its own."""
     schedule: Schedule = Schedule()
     """The learning rate over the steps."""
-    steps: int = Field(gt=0)
-    """Optimizer steps of the whole run."""
+    steps: int | None = Field(default=None, gt=0)
+    """Optimizer steps of the whole run; either these or `epochs` are given."""
+    epochs: float | None = Field(default=None, gt=0)
+    """Passes over the training rows instead; parts of a pass are fine. The run has the steps that see them all."""
     micro_batch_size: int = Field(gt=0)
     """Samples of one forward and backward pass."""
     accumulation_steps: int = Field(default=1, gt=0)
@@ -58,8 +62,14 @@ class Recipe(Config):
     """Optimizer steps between evaluations; None evaluates at the end alone."""
     checkpoint_every: int | None = Field(default=None, gt=0)
     """Optimizer steps between checkpoints; None writes one only on an interruption."""
+    checkpoint_at_end: bool = True
+    """Write one after the last step, too, from which `--resume steps=...` goes on; comparisons and sweeps do not."""
     keep_checkpoints: int = Field(default=2, gt=0)
     """How many of the newest checkpoints stay on the disk."""
+    save_best: bool | BestMetric = False
+    """Keep the weights of the best evaluation, and write those as the model: true, or {metric, direction}."""
+    early_stopping: EarlyStop | None = None
+    """End the run when evaluations stop getting better: {patience, threshold, metric, direction}; null never does."""
     save_model: bool = True
     """Write the trained model into the run folder."""
     log_every: int = Field(default=10, gt=0)
@@ -100,8 +110,28 @@ class Recipe(Config):
         return value
 
     @model_validator(mode="after")
+    def _one_length(self) -> "Recipe":
+        if (self.steps is None) == (self.epochs is None):
+            state = "are both missing" if self.steps is None else "are both given"
+            raise ValueError(
+                f"steps={self.steps} and epochs={self.epochs} {state}; expected one of the two. Set steps=500, or "
+                "epochs=3 (and the other to null)."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _evaluations_come(self) -> "Recipe":
+        for name in ("save_best", "early_stopping"):
+            if getattr(self, name) and self.evaluate_every is None:
+                raise ValueError(
+                    f"{name} compares evaluations, and evaluate_every=None makes only the last one; expected some on "
+                    "the way. Set evaluate_every, for example to a tenth of the steps."
+                )
+        return self
+
+    @model_validator(mode="after")
     def _warmup_fits(self) -> "Recipe":
-        if self.schedule.warmup(self.steps) > self.steps:
+        if self.steps is not None and self.schedule.warmup(self.steps) > self.steps:
             raise ValueError(
                 f"schedule.warmup_steps={self.schedule.warmup_steps} is longer than the run; "
                 f"expected at most steps={self.steps}. Shorten the warm-up."
@@ -109,12 +139,17 @@ class Recipe(Config):
         return self
 
     def override(self, assignments: Iterable[str], *, where: str | None = None) -> Self:
-        """Return a copy with some settings changed; see `Config.override`.
+        """Return a copy with some settings changed; see `Config.override`. steps and epochs replace each other.
 
         ``optimizer=NAME`` keeps the options that the named optimizer shares with the present one (`inherited_options`);
         it acts first, so that ``optimizer.rank=64`` counts wherever it stands.
         """
         named, others = [], []
+        assignments = list(assignments)
+        keys = {assignment.partition("=")[0].strip() for assignment in assignments}
+        for key, other in (("steps", "epochs"), ("epochs", "steps")):
+            if key in keys and other not in keys:
+                named.append(f"{other}=null")
         for assignment in assignments:
             key, _, name = (part.strip() for part in assignment.partition("="))
             if key == "optimizer" and name.isidentifier():
@@ -124,6 +159,36 @@ class Recipe(Config):
             else:
                 others.append(assignment)
         return super().override([*named, *others], where=where)
+
+    @property
+    def step_count(self) -> int:
+        """Optimizer steps of the whole run, of a recipe that `with_steps` has been through."""
+        assert self.steps is not None, "epochs become steps where the data are known"
+        return self.steps
+
+    def with_steps(self, row_count: int | None) -> Self:
+        """Return the recipe with `steps` in the place of `epochs`: the fewest that see so many passes of rows.
+
+        Micro-batches run on over the ends of epochs, so only the last step may see rows beyond them.
+
+        Args:
+            row_count: training rows of one epoch; None if nobody knows them, as of a stream.
+        Raises:
+            ConfigError: if there are epochs to count and no rows.
+        Example:
+            >>> Recipe(task="text", epochs=2, micro_batch_size=4, accumulation_steps=2).with_steps(30).steps
+            8
+        """
+        if self.epochs is None:
+            return self
+        if row_count is None:
+            raise ConfigError(
+                f"recipe: epochs={self.epochs:g} cannot be counted, because task={self.task['name']} reads data "
+                "without a known end; expected rows that can be counted. Set steps instead of epochs."
+            )
+        samples = self.micro_batch_size * self.accumulation_steps
+        steps = max(1, math.ceil(self.epochs * row_count / samples))
+        return self.parse({**self.to_dict(), "steps": steps, "epochs": None}, where="recipe")
 
     def build_methods(self) -> "list[Method]":
         """Return the methods of the recipe, in order: first those that its optimizer stands for, then those it names.
@@ -210,46 +275,6 @@ class Recipe(Config):
         from featherweight.optim import parse_optimizer
 
         return parse_optimizer(self.optimizer)
-
-
-FREE_ON_RESUME = frozenset(
-    {
-        "name",
-        "evaluate_at_start",
-        "evaluate_every",
-        "checkpoint_every",
-        "keep_checkpoints",
-        "save_model",
-        "log_every",
-        "memory_steps",
-        "trackers",
-        "compare",
-        "sharding",
-    }
-)
-"""Keys that change what a run reports and not what it computes; a resumed run may set them anew."""
-
-
-def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Return "key: old -> new" for every setting in which two nested mappings differ.
-
-    Example:
-        >>> differences({"steps": 4, "optimizer": {"lr": 0.1}}, {"steps": 4, "optimizer": {"lr": 0.2, "rank": 8}})
-        ['optimizer.lr: 0.1 -> 0.2', 'optimizer.rank: absent -> 8']
-    """
-    found = []
-    for key in dict.fromkeys([*old, *new]):
-        before, after = old.get(key, "absent"), new.get(key, "absent")
-        if isinstance(before, Mapping) and isinstance(after, Mapping):
-            found += differences(before, after, f"{prefix}{key}.")
-        elif before != after:
-            found.append(f"{prefix}{key}: {before} -> {after}")
-    return found
-
-
-def resume_conflicts(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Return what forbids to continue a run of recipe `old` with recipe `new`; empty if nothing does."""
-    return [line for line in differences(old, new) if line.partition(":")[0].partition(".")[0] not in FREE_ON_RESUME]
 
 
 RecipeSource = Recipe | Mapping[str, Any] | str | os.PathLike[str]

@@ -1,14 +1,14 @@
 """`train`: a recipe becomes a run folder that holds all one needs to judge, use, continue and repeat it.
 
-recipe.yaml  environment.json  metrics.jsonl  summary.json  report.html  report.json  checkpoints/  model/, and what
-the task draws (`Task.illustrate`)
+recipe.yaml  environment.json  metrics.jsonl  summary.json  report.html  report.json  report.csv  checkpoints/  best/
+model/, and what the task draws (`Task.illustrate`)
 """
 
 import json
 import os
-import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+import warnings
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -17,25 +17,32 @@ from typing import Any
 from torch import nn
 
 from featherweight.config import write_atomically
-from featherweight.config.lock import locked_folder
 from featherweight.distributed.group import explain_lost_processes, start
 from featherweight.distributed.run import processes_report
 from featherweight.distributed.world import World, common
-from featherweight.errors import CheckpointError, ConfigError
+from featherweight.errors import CheckpointError
 from featherweight.report import Report
-from featherweight.training.checkpoint import Checkpoints
+from featherweight.training.best import BestMetric
+from featherweight.training.checkpoint import Checkpoint, Checkpoints
 from featherweight.training.console import ConsoleProgress
 from featherweight.training.environment import describe_environment, machine_name
 from featherweight.training.estimate import MemoryEstimate
 from featherweight.training.events import Callback, Event
 from featherweight.training.interrupt import stop_on_signals
-from featherweight.training.loop import Loop, explain_out_of_memory
+from featherweight.training.keep_best import KeepBest, StopEarly
+from featherweight.training.loop import Loop
 from featherweight.training.metrics import MetricsFile, final_training_loss, read_metrics
+from featherweight.training.out_of_memory import explain_out_of_memory
 from featherweight.training.plan_check import PlanCheck
-from featherweight.training.recipe import Recipe, RecipeSource, load_recipe, resume_conflicts
+from featherweight.training.recipe import Recipe, RecipeSource, load_recipe
+from featherweight.training.resume import changed_length, resume_conflicts
+from featherweight.training.run_folder import claimed, new_run_folder
 from featherweight.training.start_check import guessing_notice, start_loss
 from featherweight.training.summary import Summary, finite, run_report
 from featherweight.training.trackers import Trackers
+
+Kept = tuple[nn.Module, dict[str, Any]]
+"""What the last checkpoint of a run holds: its weights and its state, empty if that checkpoint stands already."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +77,8 @@ def train(
         overrides: "key=value" changes of the recipe, such as "optimizer.rank=64".
         out: the run folder; None makes runs/<name>-<time>.
         resume: continue the run in `out` from its newest complete checkpoint, bit by bit; from the start if it has
-            none yet. A finished run is returned as it stands.
+            none yet. A finished run is returned as it stands, unless the recipe has other steps or epochs than it:
+            then it goes on from its checkpoint under the schedule of the new length.
         callbacks: listeners; None shows the progress on standard output, an empty list is silent.
         estimate: from `fw.estimate_memory` for this recipe; the report then shows it beside what was measured, and the
             run stops after its second step if that is more than 10 % above.
@@ -100,11 +108,8 @@ def train(
     folder = world.on_first(lambda: Path(out) if out is not None else new_run_folder(name))
     with ExitStack() as held, explain_lost_processes():
         resume = world.on_first(lambda: _claim(held, folder, resume))
-        if resume:
-            with world.together():
-                _check_same_recipe(folder, parsed)
-            if world.on_first((folder / "summary.json").is_file):
-                return _finished(folder)
+        if resume and world.on_first(lambda: _is_done(folder, parsed)):
+            return _finished(folder)
         with explain_out_of_memory(parsed):
             checks = [] if estimate is None else [PlanCheck(estimate)]
             return _train(parsed, name, folder, resume, callbacks, checks, world)
@@ -118,7 +123,7 @@ def _claim(held: ExitStack, folder: Path, resume: bool) -> bool:
     """
     is_restarted = "TORCHELASTIC_RUN_ID" in os.environ
     resume = resume and not (is_restarted and not (folder / "recipe.yaml").is_file())
-    held.enter_context(_claimed(folder, resume))
+    held.enter_context(claimed(folder, resume))
     return resume
 
 
@@ -145,21 +150,28 @@ def _train(
 ) -> Run:
     evaluations = _Evaluations()
     listeners: list[Callback] = [evaluations]
-    if world.is_first:
-        listeners += [ConsoleProgress(recipe.optimizer_config().name)] if callbacks is None else callbacks
     # Early, so that a folder that cannot be written is found before a model is loaded.
     environment = describe_environment()
-    world.on_first(lambda: _begin_folder(recipe, folder, resume, environment, listeners))
-    listeners += checks  # last, so that the others have seen the step that they end
+    world.on_first(lambda: _begin_folder(recipe, name, folder, resume, environment, listeners))
     loop = Loop(recipe)
+    best = None
+    if world.is_first:
+        if recipe.save_best:
+            options = BestMetric() if recipe.save_best is True else recipe.save_best
+            best = KeepBest(options, loop, folder)
+            listeners.append(best)
+        listeners += [ConsoleProgress(recipe.optimizer_config().name)] if callbacks is None else callbacks
     checkpoints = Checkpoints(folder / "checkpoints", keep=recipe.keep_checkpoints)
-    _continue(loop, checkpoints, resume)
+    latest = _continue(loop, checkpoints, resume)
     if resume:
-        # Late, so that a recipe that does not fit leaves the one of the run in place.
-        world.on_first(lambda: recipe.to_file(folder / "recipe.yaml"))
+        # Late, so that a recipe that does not fit leaves the run as it was.
+        world.on_first(lambda: _reopen(folder, recipe, latest))
     first_step = loop.progress.step
     with stop_on_signals() as stop:
-        loop.run(listeners, checkpoints, stop)
+        if recipe.early_stopping is not None and world.is_first:
+            listeners.append(StopEarly(recipe.early_stopping, stop, folder))
+        # Checks come last, so that the others have seen the step that they end.
+        loop.run([*listeners, *checks], checkpoints, stop)
         # Still inside: a Ctrl-C that comes now must not lose a run that is all but done.
         processes = processes_report(
             world,
@@ -167,32 +179,54 @@ def _train(
             {"peak": loop.footprint.peak_bytes, **loop.footprint.measured},
             loop.progress.step - first_step,
         )
-        state = loop.state_dict() if recipe.save_model else {}
-        whole, weights = loop.whole_model(), loop.weights()
+        is_kept = world.on_first(lambda: loop.progress.step in checkpoints.steps())
+        needs_state = not is_kept and (recipe.save_model or recipe.checkpoint_at_end)
+        kept: Kept = loop.weights(), loop.state_dict() if needs_state else {}
+        whole = loop.whole_model()
 
         def finish() -> tuple[Summary, Report]:
+            if recipe.checkpoint_at_end:
+                _save_end(loop, checkpoints, kept)
+            found = None if best is None else best.restore()
             if recipe.save_model:
-                _save_model(loop, whole, checkpoints, folder / "model", (weights, state))
+                _save_model(loop, whole, checkpoints, folder / "model", kept)
             loop.illustrate(whole, folder)
-            return _conclude(loop, name, folder, evaluations.last, environment, processes)
+            return _conclude(
+                loop, name, folder, evaluations.last, environment, processes, best=found, ended_early=stop.reason
+            )
 
         summary, report = world.on_first(finish)
     return Run(folder, summary, report)
 
 
+def _is_done(folder: Path, recipe: Recipe) -> bool:
+    """Judge a run that is to go on with a recipe: say whether it has no steps left.
+
+    Raises:
+        CheckpointError: if it is another run, or has nothing to go on from.
+    """
+    change = _check_same_recipe(folder, recipe)
+    if not (folder / "summary.json").is_file():
+        return False
+    if change is None and not _ended_early(folder, recipe):
+        return True
+    _check_can_grow(folder, change)
+    return False
+
+
 def _begin_folder(
-    recipe: Recipe, folder: Path, resume: bool, environment: dict[str, object], listeners: list[Callback]
+    recipe: Recipe, name: str, folder: Path, resume: bool, environment: dict[str, object], listeners: list[Callback]
 ) -> None:
     """Write what a run folder begins with, and let the metrics go there."""
     if not resume:
         recipe.to_file(folder / "recipe.yaml")
     write_atomically(folder / "environment.json", f"{json.dumps(environment, indent=2)}\n")
-    written: list[Callback] = [MetricsFile(folder / "metrics.jsonl")]
-    listeners[:0] = [*written, *([Trackers(recipe.trackers, folder)] if recipe.trackers else [])]
+    trackers = [Trackers(recipe.trackers, folder, project=name)] if recipe.trackers else []
+    listeners[:] = [MetricsFile(folder / "metrics.jsonl"), *listeners, *trackers]
 
 
-def _continue(loop: Loop, checkpoints: Checkpoints, resume: bool) -> None:
-    """Go on from the newest checkpoint, the same on all processes, if there is one."""
+def _continue(loop: Loop, checkpoints: Checkpoints, resume: bool) -> Checkpoint | None:
+    """Go on from the newest checkpoint, the same on all processes, if there is one, and return it."""
     with loop.world.together():
         latest = checkpoints.latest() if resume else None
     steps = loop.world.gather(None if latest is None else latest.step)
@@ -207,6 +241,7 @@ def _continue(loop: Loop, checkpoints: Checkpoints, resume: bool) -> None:
     if latest is not None:
         with loop.world.together():
             loop.resume(latest)
+    return latest
 
 
 def _conclude(
@@ -216,6 +251,8 @@ def _conclude(
     held_out: dict[str, float],
     environment: dict[str, object],
     processes: Report | None,
+    best: tuple[int, dict[str, Any]] | None,
+    ended_early: str,
 ) -> tuple[Summary, Report]:
     """Write the report and the summary of a finished run."""
     config = loop.recipe.optimizer_config()
@@ -233,6 +270,9 @@ def _conclude(
         task=loop.task.describe(),
         footprint=loop.footprint,
         words=loop.task.words,
+        best_step=None if best is None else best[0],
+        best={} if best is None else best[1],
+        ended_early=ended_early,
     )
     report = run_report(f"{name}: {config.name}", summary, lines, machine_name(environment))
     if notice := guessing_notice(loop.task, start_loss(lines)):
@@ -247,9 +287,17 @@ def _conclude(
     return summary, report
 
 
-def _save_model(
-    loop: Loop, model: nn.Module, checkpoints: Checkpoints, folder: Path, kept: tuple[nn.Module, dict[str, Any]]
-) -> None:
+def _save_end(loop: Loop, checkpoints: Checkpoints, kept: Kept) -> None:
+    """Write the checkpoint from which more steps go on; a run that is done is not lost for the want of it."""
+    if loop.progress.step in checkpoints.steps():
+        return
+    try:
+        checkpoints.save(loop.progress.step, *kept, loop.recipe.to_dict())
+    except CheckpointError as error:
+        warnings.warn(f"{error} The run itself is done; it cannot go on with more steps.", stacklevel=2)
+
+
+def _save_model(loop: Loop, model: nn.Module, checkpoints: Checkpoints, folder: Path, kept: Kept) -> None:
     """Write the trained model; if that fails, a checkpoint keeps what was trained, and a resume tries again."""
     try:
         with ExitStack() as forms:
@@ -258,7 +306,7 @@ def _save_model(
             loop.task.save_model(model, folder)
     except Exception:
         latest = checkpoints.latest()
-        if latest is None or latest.step != loop.progress.step:
+        if kept[1] and (latest is None or latest.step != loop.progress.step):
             with suppress(CheckpointError):  # on a full disk, where the first reason is the one to tell
                 checkpoints.save(loop.progress.step, *kept, loop.recipe.to_dict())
         raise
@@ -275,9 +323,10 @@ class _Evaluations(Callback):
 
 
 def save_report(report: Report, folder: Path) -> None:
-    """Write report.html and report.json into a folder."""
+    """Write report.html, report.json and report.csv, its first table, into a folder."""
     write_atomically(folder / "report.json", f"{report.to_json()}\n")
     report.save_html(folder / "report.html")
+    report.save_csv(folder / "report.csv")
 
 
 def run_name(source: RecipeSource, recipe: Recipe) -> str:
@@ -288,78 +337,45 @@ def run_name(source: RecipeSource, recipe: Recipe) -> str:
     return recipe.task_class.run_name(recipe.task_config(), name)
 
 
-def new_run_folder(name: str) -> Path:
-    """Return a path runs/<name>-<time> that does not exist yet."""
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    candidate, count = Path("runs") / f"{name}-{stamp}", 1
-    while candidate.exists():
-        count += 1
-        candidate = Path("runs") / f"{name}-{stamp}-{count}"
-    return candidate
-
-
-def check_free(folder: Path) -> None:
-    """Refuse to overwrite a run.
-
-    Raises:
-        ConfigError: if the folder holds one.
-    """
-    if (folder / "metrics.jsonl").exists():
-        raise ConfigError(
-            f"run: out={folder} already holds a run; expected a new or empty folder. Resume it, or choose another "
-            "folder."
-        )
-
-
-@contextmanager
-def _claimed(folder: Path, resume: bool) -> Iterator[None]:
-    """Hold a run folder against other processes; the operating system lets go of it when this process ends.
-
-    It must hold a run to resume, or else none. A run that fails before it begins leaves nothing behind.
-    """
-    if resume and not (folder / "recipe.yaml").is_file():
-        raise CheckpointError(
-            f"run: out={folder} holds no run; expected the folder of the run to resume. Correct the path, or "
-            "start without resume."
-        )
-    is_new = not folder.exists()
-    with ExitStack() as held:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            held.enter_context(locked_folder(folder))
-        except BlockingIOError:
-            raise ConfigError(
-                f"run: out={folder} is in use by another process; expected a folder of its own. Wait for that process, "
-                "or choose another folder."
-            ) from None
-        except OSError as error:
-            raise ConfigError(
-                f"run: out={folder} cannot be written ({error.strerror}); expected the path of a folder, there or to "
-                "be made. Choose another one."
-            ) from error
-        if not resume:
-            check_free(folder)
-        try:
-            yield
-        except BaseException:
-            if not resume and not (folder / "metrics.jsonl").exists():
-                _forget(folder, is_new)
-            raise
-
-
-def _check_same_recipe(folder: Path, recipe: Recipe) -> None:
-    conflicts = resume_conflicts(Recipe.from_file(folder / "recipe.yaml").to_dict(), recipe.to_dict())
+def _check_same_recipe(folder: Path, recipe: Recipe) -> str | None:
+    """Refuse to go on with another recipe; return how the length of the run changes, or None."""
+    began = Recipe.from_file(folder / "recipe.yaml").to_dict()
+    conflicts = resume_conflicts(began, recipe.to_dict())
     if conflicts:
         raise CheckpointError(
             f"run: recipe of {folder} differs ({'; '.join(conflicts)}); expected the recipe that began the run. Resume "
-            "with that recipe, or start a new run in another folder."
+            "with that recipe, or start a new run in another folder. Only steps, epochs and what is reported may "
+            "change."
+        )
+    return changed_length(began, recipe.to_dict())
+
+
+def _ended_early(folder: Path, recipe: Recipe) -> bool:
+    """Tell whether a finished run was ended by rules of early stopping that are no longer those of the recipe."""
+    began = Recipe.from_file(folder / "recipe.yaml")
+    return bool(Summary.load(folder / "summary.json").ended_early) and began.early_stopping != recipe.early_stopping
+
+
+def _check_can_grow(folder: Path, change: str | None) -> None:
+    """Refuse to make a finished run longer that has no checkpoint to go on from."""
+    if not Checkpoints(folder / "checkpoints").steps():
+        raise CheckpointError(
+            f"run: recipe of {folder} differs ({change or 'early_stopping'}), and the run is finished without a "
+            "checkpoint to go on from; expected one. Start a new run from its weights (task.model of that folder), and "
+            "keep checkpoint_at_end: true in it."
         )
 
 
-def _forget(folder: Path, is_new: bool) -> None:
-    """Remove what a run has written that never began; whatever else is in the folder stays."""
-    for name in ("recipe.yaml", "environment.json"):
-        (folder / name).unlink(missing_ok=True)
-    if is_new:
-        with suppress(OSError):
-            folder.rmdir()
+def _reopen(folder: Path, recipe: Recipe, latest: Checkpoint | None) -> None:
+    """Put the summary of a run that goes on aside, whose presence says that it is finished, and note its recipe."""
+    summary = folder / "summary.json"
+    if summary.exists():
+        step = Summary.load(summary).steps
+        summary.replace(folder / f"summary-step-{step}.json")
+        if latest is not None and latest.step < step:
+            warnings.warn(
+                f"run: {folder} was finished after step {step}, and its newest checkpoint is that of step "
+                f"{latest.step}: the steps between are made again.",
+                stacklevel=2,
+            )
+    recipe.to_file(folder / "recipe.yaml")

@@ -40,6 +40,12 @@ class Summary:
     """Memory, predicted and measured."""
     words: Words = field(default_factory=Words)
     """What the task counts and measures."""
+    best_step: int | None = None
+    """Step whose weights are those of the model, with `save_best`; None: the last one."""
+    best: dict[str, float | None] = field(default_factory=dict)
+    """The task's metrics after that step."""
+    ended_early: str = ""
+    """Why the run ended before its last step; empty if it did not."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, as they stand in summary.json."""
@@ -93,7 +99,13 @@ def run_report(title: str, summary: Summary, lines: Lines, machine: str) -> Repo
     names = list(dict.fromkeys([*summary.before_training, *summary.held_out]))
     before, after = ([metrics.get(name) for name in names] for metrics in (summary.before_training, summary.held_out))
     rows = [["before training", None, *before], ["after training", summary.training_loss, *after]]
+    if summary.best_step is not None:
+        rows.append([f"best, after step {summary.best_step}", None, *map(summary.best.get, names)])
     report.add_table("Result", ["weights", "training loss", *map(metric_words, names)], rows)
+    if summary.best_step is not None:
+        report.add_note(f"The model of this run has the weights after step {summary.best_step}.", title="Best")
+    if summary.ended_early:
+        report.add_note(summary.ended_early, title="Ended early")
     _add_memory(report, {summary.optimizer["name"]: summary.footprint})
     _add_curves(report, {summary.optimizer["name"]: lines}, {}, summary.words)
     report.add_facts(

@@ -120,6 +120,10 @@ class Task(ABC):
         """
         return len(next(iter(batch.values())))
 
+    def train_rows(self) -> int | None:
+        """Return the samples of one epoch of the training split; default: None, nobody knows them (a stream)."""
+        return None
+
     def illustrate(self, model: "nn.Module", folder: Path) -> list[Path]:
         """Draw what the trained model does, as files in the folder of the run, and return those made; default: none.
 
@@ -184,6 +188,10 @@ class Skeleton(Task):
     longest: int | None = None
     """Longest row that the model takes; None for no limit."""
 
+    def train_rows(self) -> int:
+        """Return more rows than any schedule asks for: a simulation has no data, and its rates change no byte."""
+        return 2**48
+
     def evaluate(self, model: "nn.Module", *, micro_batch_size: int) -> dict[str, float]:
         """Refuse: there is nothing to evaluate on."""
         raise self._has_no_data("evaluated")
@@ -203,7 +211,7 @@ class Skeleton(Task):
         )
 
 
-tasks: Registry[type[Task]] = Registry("task")
+tasks: Registry[type[Task]] = Registry("task", "featherweight.tasks")
 """Every task by the name that a recipe uses."""
 
 tasks.register("text", "featherweight.text.task:TextTask")

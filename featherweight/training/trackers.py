@@ -14,13 +14,14 @@ class Trackers(Callback):
     Args:
         names: of accelerate's trackers, such as ["tensorboard"].
         folder: where trackers that write files put them.
+        project: what services with projects call this one; the run has the name of the folder there.
 
     Raises:
         ConfigError: if accelerate knows no tracker of a name.
         MissingExtraError: if its package is not installed.
     """
 
-    def __init__(self, names: list[str], folder: Path) -> None:
+    def __init__(self, names: list[str], folder: Path, *, project: str = "tracker") -> None:
         from accelerate import Accelerator
         from accelerate.tracking import get_available_trackers
         from accelerate.utils import LoggerType
@@ -37,11 +38,16 @@ class Trackers(Callback):
                 raise MissingExtraError(
                     f"recipe: trackers={name} is not installed; expected its package. Run: pip install {name}"
                 )
+        # Trackers that write files name a folder in that of the run by it.
+        self._project = "tracker" if {*names} & {"tensorboard", "dvclive"} else project
+        options = {"wandb": {"name": folder.name, "dir": str(folder)}, "trackio": {"name": folder.name}}
+        self._options = {name: one for name, one in options.items() if name in names}
         self._accelerator = Accelerator(mixed_precision="no", log_with=names, project_dir=folder)
 
     def on_start(self, event: Event) -> None:
         """Open the trackers with the recipe as their configuration."""
-        self._accelerator.init_trackers("tracker", config=flatten(event.recipe.to_dict()))
+        config = flatten(event.recipe.to_dict())
+        self._accelerator.init_trackers(self._project, config=config, init_kwargs=self._options)
 
     def on_step(self, event: Event) -> None:
         """Log a step."""

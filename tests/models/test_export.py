@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import featherweight as fw
 from featherweight.errors import CheckpointError, ConfigError
-from featherweight.methods.low_rank_model import seal_folder
+from featherweight.methods.sealed_folder import seal_folder
 from featherweight.models import export
 from featherweight.models.load import load_model, load_tokenizer
 from featherweight.models.save import save_model_folder

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import torch
 from chat_formats import SMOLLM2
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
@@ -58,6 +59,10 @@ def write_model(folder: Path, tokenizer: Any, **changes: Any) -> Any:
     kind = changes.pop("model_type", "llama")
     set_seed(0)
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **{**settings, **changes})).eval()
+    for name, parameter in model.named_parameters():
+        # Biases of zero and norms of one would hide that they are lost.
+        if name.endswith("bias") or name.endswith(("q_norm.weight", "k_norm.weight")):
+            torch.nn.init.normal_(parameter, mean=float(name.endswith("weight")), std=0.3)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return model

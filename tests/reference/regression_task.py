@@ -25,6 +25,7 @@ class RegressionConfig(Config):
     broken_at: int | None = None
     masked: bool = False
     delay_s: float = 0.0
+    is_stream: bool = False
 
 
 class RegressionTask(Task):
@@ -52,6 +53,9 @@ class RegressionTask(Task):
             nn.Linear(hidden, 1),
         )
         return model.to(self.dtype)
+
+    def train_rows(self) -> int | None:
+        return None if self.config.is_stream else self.config.samples
 
     def batches(
         self,

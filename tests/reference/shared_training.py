@@ -77,14 +77,20 @@ def train(
     spoil: Callable[[int, int], float] = lambda step, number: 1.0,
     start: int = 0,
 ) -> None:
-    """Train on micro-batches rank, rank + W, ...; `spoil` multiplies the loss of a micro-batch of a step."""
+    """Train on micro-batches rank, rank + W, ...; `spoil` multiplies the loss of a micro-batch of a step.
+
+    A process that is short of one repeats its last with weight 0, as the loop does: every pass is a collective.
+    """
     mine = [number for number in range(MICRO) if number % world_size == rank]
+    passes = -(-MICRO // world_size)
     handle = None
     if layerwise is not None:
-        handle = fw.optim.layerwise(model, optimizer, accumulation_steps=len(mine), **layerwise)
+        handle = fw.optim.layerwise(model, optimizer, accumulation_steps=passes, **layerwise)
     for step in range(start, start + steps):
-        for number in mine:
-            loss = loss_of(model, step * MICRO + number) * spoil(step, number)
+        for turn in range(passes):
+            number = mine[min(turn, len(mine) - 1)]
+            weight = spoil(step, number) if turn < len(mine) else 0.0
+            loss = loss_of(model, step * MICRO + number) * weight
             (loss * world_size / items_of(step)).backward()
         if before_step is not None:
             before_step()

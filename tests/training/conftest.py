@@ -21,6 +21,7 @@ def recipe() -> Any:
             "steps": 8,
             "micro_batch_size": 4,
             "memory_steps": [],
+            "checkpoint_at_end": False,
         }
         return Recipe.parse({**values, **changes}, where="recipe")
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from rich.console import Console
 
 from featherweight.training import console
-from featherweight.training.console import ConsoleProgress, memory_in_use_bytes
+from featherweight.training.console import ConsoleProgress, PatientConsole, memory_in_use_bytes
 from featherweight.training.recipe import Recipe
 from featherweight.training.run import train
 
@@ -67,3 +67,13 @@ def test_memory_in_use_is_known_without_proc_and_without_the_module_of_unix(monk
     assert abs(memory_in_use_bytes() / expected - 1) < 0.1
     source = Path(console.__file__).read_bytes().decode()
     exec(compile(source, console.__file__, "exec"), {"__name__": "again"})  # imports without `resource`
+
+
+def test_a_reader_that_leaves_does_not_end_the_run(recipe, tmp_path):
+    class Gone(io.StringIO):
+        def write(self, text):
+            raise BrokenPipeError(32, "Broken pipe")
+
+    console = PatientConsole(file=Gone(), force_terminal=False)
+    run = train(recipe(log_every=1), out=tmp_path / "run", callbacks=[ConsoleProgress("demo", console)])
+    assert run.summary.steps == 8 and console.quiet

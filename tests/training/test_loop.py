@@ -6,8 +6,10 @@ import torch
 
 from featherweight.errors import CheckpointError, ConfigError, DeviceError, NumericsError
 from featherweight.training.checkpoint import Checkpoints
+from featherweight.training.clipping import gradient_norm
 from featherweight.training.interrupt import StopRequest
-from featherweight.training.loop import Loop, Progress, explain_out_of_memory, gradient_norm
+from featherweight.training.loop import Loop, Progress
+from featherweight.training.out_of_memory import explain_out_of_memory
 
 
 def weights(loop: Loop) -> dict[str, torch.Tensor]:
@@ -171,7 +173,7 @@ def test_resume_with_another_recipe_names_what_differs(recipe, tmp_path):
     other = recipe(
         steps=3, checkpoint_every=1, optimizer={"name": "galore", "rank": 5, "lr": 1e-2, "update_proj_gap": 5}
     )
-    with pytest.raises(CheckpointError, match="differs \\(optimizer.rank: 4 -> 5; steps: 2 -> 3\\)"):
+    with pytest.raises(CheckpointError, match="differs \\(optimizer.rank: 4 -> 5\\)"):
         Loop(other).resume(latest)
 
 

@@ -1,7 +1,8 @@
 import pytest
 
 from featherweight.errors import ConfigError
-from featherweight.training.recipe import Recipe, differences, load_recipe, resume_conflicts
+from featherweight.training.recipe import Recipe, load_recipe
+from featherweight.training.resume import differences, resume_conflicts
 
 
 def test_a_recipe_survives_its_file(recipe, tmp_path):
@@ -65,7 +66,7 @@ def test_only_keys_that_change_no_number_may_differ_on_resume(recipe):
     old = recipe().to_dict()
     reporting = recipe(log_every=3, evaluate_every=2, checkpoint_every=1, keep_checkpoints=5, trackers=["tensorboard"])
     assert resume_conflicts(old, reporting.to_dict()) == []
-    assert resume_conflicts(old, recipe(steps=9, seed=1).to_dict()) == ["steps: 8 -> 9", "seed: 0 -> 1"]
+    assert resume_conflicts(old, recipe(steps=9, seed=1).to_dict()) == ["seed: 0 -> 1"]
     # A nested key of the same name as a free one is not free.
     assert resume_conflicts({"task": {"name": "a"}}, {"task": {"name": "b"}}) == ["task.name: a -> b"]
 

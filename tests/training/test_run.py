@@ -28,7 +28,15 @@ def test_a_run_folder_holds_all_that_is_needed_to_judge_and_repeat_it(recipe, tm
     one = recipe(evaluate_every=4, checkpoint_every=4, memory_steps=[2])
     run = train(one, out=tmp_path / "run", callbacks=[])
     names = {path.name for path in run.folder.iterdir()}
-    files = {"recipe.yaml", "environment.json", "metrics.jsonl", "summary.json", "report.html", "report.json"}
+    files = {
+        "recipe.yaml",
+        "environment.json",
+        "metrics.jsonl",
+        "summary.json",
+        "report.html",
+        "report.json",
+        "report.csv",
+    }
     assert names == files | {"checkpoints", "model"}
     assert Recipe.from_file(run.folder / "recipe.yaml") == one
     assert json.loads((run.folder / "environment.json").read_text())["packages"]["torch"] == str(torch.__version__)

@@ -1,5 +1,6 @@
 """Other places to log to."""
 
+import importlib.util
 import warnings
 
 import pytest
@@ -28,6 +29,38 @@ def test_tensorboard_gets_losses_and_the_recipe(recipe, tmp_path):
 def test_an_unknown_or_missing_tracker_is_named_before_training(recipe, tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="trackers=tensorbord is unknown.*Did you mean 'tensorboard'"):
         train(recipe(trackers=["tensorbord"]), out=tmp_path / "a", callbacks=[])
-    with pytest.raises(MissingExtraError, match="trackers=aim is not installed.*pip install aim"):
-        train(recipe(trackers=["aim"]), out=tmp_path / "b", callbacks=[])
+    for name in ("aim", "wandb", "trackio"):
+        if importlib.util.find_spec(name) is None:
+            with pytest.raises(
+                MissingExtraError, match=f"^recipe: trackers={name} is not installed.*pip install {name}$"
+            ):
+                train(recipe(trackers=[name]), out=tmp_path / "b", callbacks=[])
+    assert not (tmp_path / "b").exists()
     assert trackers.flatten({"a": {"b": None}}) == {"a.b": "None"}
+
+
+def test_a_service_gets_the_project_and_the_name_of_the_run(recipe, tmp_path, monkeypatch):
+    """W&B itself wants an account or a process of its own; accelerate's tracker is asked what it would be given."""
+    from accelerate import tracking
+
+    seen = {}
+
+    class Service(tracking.GeneralTracker):
+        name, requires_logging_directory, tracker = "wandb", False, None
+
+        def __init__(self, run_name, **options):
+            super().__init__()
+            seen.update(project=run_name, **options)
+
+        def store_init_configuration(self, values):
+            seen["config"] = values
+
+        def log(self, values, step=None, **options):
+            seen.setdefault("logged", []).append((step, sorted(values)))
+
+    monkeypatch.setitem(tracking.LOGGER_TYPE_TO_CLASS, "wandb", Service)
+    monkeypatch.setattr(tracking, "_available_trackers", [*tracking._available_trackers, tracking.LoggerType.WANDB])
+    monkeypatch.setattr(tracking, "get_available_trackers", lambda: tracking._available_trackers)
+    train(recipe(trackers=["wandb"], log_every=4, name="demo"), out=tmp_path / "run", callbacks=[])
+    assert (seen["project"], seen["name"], seen["dir"]) == ("demo", "run", str(tmp_path / "run"))
+    assert seen["config"]["optimizer.lr"] == 0.01 and [step for step, _ in seen["logged"]] == [0, 4, 8, 8]

@@ -9,13 +9,14 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 from torch import nn
 
-from featherweight.methods.low_rank_model import RECORD, record_in_config
+from featherweight.methods.low_rank_model import record_in_config
 from featherweight.methods.method import Method
 from featherweight.methods.peft_adapter import head_settings, head_tensors, require_no_adapter, train_head
 from featherweight.methods.s2ft.adapter import Adapter
 from featherweight.methods.s2ft.config import S2FTConfig
 from featherweight.methods.s2ft.layer import s2ft_layers
 from featherweight.methods.s2ft.model import S2FTModel
+from featherweight.methods.sealed_folder import RECORD
 from featherweight.nn.module_tree import replace_module
 from featherweight.report import Report
 

@@ -23,7 +23,8 @@ from featherweight.config.files import new_file, new_folder, write_atomically
 from featherweight.errors import CheckpointError, ConfigError
 from featherweight.linalg.factors import factorize
 from featherweight.linalg.spectrum import singular_values
-from featherweight.methods.low_rank_model import RECORD, RECORD_VERSION, sealed
+from featherweight.methods.low_rank_model import RECORD_VERSION
+from featherweight.methods.sealed_folder import RECORD, sealed
 from featherweight.methods.welore.method import build_layer
 from featherweight.methods.welore.options import WeLoreOptions
 from featherweight.methods.welore.plan import Entry, Plan, Target, find_targets, make_plan
@@ -61,6 +62,8 @@ def compress_folder(
     *,
     plan_only: bool = False,
     progress: Progress | None = None,
+    on_plan: Callable[[Report], None] | None = None,
+    on_complete: Callable[[Path], None] | None = None,
 ) -> Report:
     """Compress a Hugging Face folder of safetensors into another one, with less memory than the model has bytes.
 
@@ -70,6 +73,8 @@ def compress_folder(
         options: with method="plain"; data need a model in memory.
         plan_only: decide and report, write nothing but the cached spectra.
         progress: is told how far the work is.
+        on_plan: is shown what is decided, before any tensor is written.
+        on_complete: is given the complete folder under its temporary name, before it takes its place.
     Returns:
         The report, which also stands in `out` as report.html and report.json.
     Raises:
@@ -104,11 +109,13 @@ def compress_folder(
         total_bytes=sum(_numel(shape) * weights.itemsizes[key] for key, shape in weights.shapes.items()),
     )
     report = plan_report(plan, f"WeLore of {source.name}")
+    if on_plan is not None:
+        on_plan(report)
     if plan_only:
         return report
     with _writing(partial):
         _write_tensors(plan, keys, weights, modules, partial, progress)
-        _finish(source, out, partial, plan, report)
+        _finish(source, out, partial, plan, report, on_complete)
     return report
 
 
@@ -324,7 +331,9 @@ def _cut(entry: Entry, stem: str, last: str, weights: _Source, module: nn.Module
     return tensors
 
 
-def _finish(source: Path, out: Path, partial: Path, plan: Plan, report: Report) -> None:
+def _finish(
+    source: Path, out: Path, partial: Path, plan: Plan, report: Report, on_complete: Callable[[Path], None] | None
+) -> None:
     """Name the shards, write index, configuration and report, copy the rest, and put the folder in its place."""
     shards = json.loads((partial / "written.json").read_text(encoding="utf-8"))["shards"]
     with new_folder(out) as folder:
@@ -350,6 +359,8 @@ def _finish(source: Path, out: Path, partial: Path, plan: Plan, report: Report) 
                 "storage_pattern": {name: entry.storage for name, entry in stored.items()},
             }
         write_atomically(folder / "config.json", json.dumps(sealed(config), indent=2))
+        if on_complete is not None:
+            on_complete(folder)
         write_atomically(folder / "report.json", report.to_json())
         report.save_html(folder / "report.html")
     shutil.rmtree(partial)

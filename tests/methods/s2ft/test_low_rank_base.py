@@ -9,10 +9,11 @@ from causal_models import batch, causal_model
 
 import featherweight as fw
 from featherweight.errors import ConfigError
-from featherweight.methods.low_rank_model import RECORD, low_rank_modules, merge_low_rank
+from featherweight.methods.low_rank_model import low_rank_modules, merge_low_rank
 from featherweight.methods.s2ft.layer import s2ft_layers
 from featherweight.methods.s2ft.merge import merge_into
 from featherweight.methods.s2ft.method import S2FT
+from featherweight.methods.sealed_folder import RECORD
 from featherweight.models import load_model
 from featherweight.nn.low_rank_linear import LowRankLinear, PivotedLinear
 

@@ -1,0 +1,88 @@
+"""The folder of a run: a new name, and a claim that no other process can make at the same time."""
+
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+from featherweight.config.lock import locked_folder
+from featherweight.errors import CheckpointError, ConfigError
+
+
+def new_run_folder(name: str) -> Path:
+    """Return a path runs/<name>-<time> that does not exist yet."""
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    candidate, count = Path("runs") / f"{name}-{stamp}", 1
+    while candidate.exists():
+        count += 1
+        candidate = Path("runs") / f"{name}-{stamp}-{count}"
+    return candidate
+
+
+def check_free(folder: Path) -> None:
+    """Refuse to overwrite a run.
+
+    Raises:
+        ConfigError: if the folder holds one.
+    """
+    if (folder / "metrics.jsonl").exists():
+        raise ConfigError(
+            f"run: out={folder} already holds a run; expected a new or empty folder. Resume it, or choose another "
+            "folder."
+        )
+
+
+@contextmanager
+def claimed(folder: Path, resume: bool) -> Iterator[None]:
+    """Hold a run folder against other processes, as `locked` does.
+
+    It must hold a run to resume, or else none. A run that fails before it begins leaves nothing behind.
+    """
+    if resume and not (folder / "recipe.yaml").is_file():
+        raise CheckpointError(
+            f"run: out={folder} holds no run; expected the folder of the run to resume. Correct the path, or "
+            "start without resume."
+        )
+    is_new = not folder.exists()
+    with locked(folder):
+        if not resume:
+            check_free(folder)
+        try:
+            yield
+        except BaseException:
+            if not resume and not (folder / "metrics.jsonl").exists():
+                _forget(folder, is_new)
+            raise
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a folder against other processes; the operating system lets go of it when this process ends.
+
+    Raises:
+        ConfigError: if it is in use, or cannot be made.
+    """
+    with ExitStack() as held:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            held.enter_context(locked_folder(folder))
+        except BlockingIOError:
+            raise ConfigError(
+                f"run: out={folder} is in use by another process; expected a folder of its own. Wait for that process, "
+                "or choose another folder."
+            ) from None
+        except OSError as error:
+            raise ConfigError(
+                f"run: out={folder} cannot be written ({error.strerror}); expected the path of a folder, there or to "
+                "be made. Choose another one."
+            ) from error
+        yield
+
+
+def _forget(folder: Path, is_new: bool) -> None:
+    """Remove what a run has written that never began; whatever else is in the folder stays."""
+    for name in ("recipe.yaml", "environment.json"):
+        (folder / name).unlink(missing_ok=True)
+    if is_new:
+        with suppress(OSError):
+            folder.rmdir()
