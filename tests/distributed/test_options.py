@@ -4,7 +4,8 @@ import pytest
 
 from featherweight.distributed.options import ShardingOptions
 from featherweight.errors import ConfigError
-from featherweight.training.recipe import Recipe, resume_conflicts
+from featherweight.training.recipe import Recipe
+from featherweight.training.resume import resume_conflicts
 
 
 def recipe(sharding):
