@@ -57,7 +57,9 @@ def test_the_reference_of_the_command_line_names_every_command_option_and_exampl
         assert f"## fw {name}" in page
         for option in getattr(command, "params", []):
             assert option.hidden or f"`{option.opts[0]}`" in page or option.param_type_name == "argument"
-    assert "\nfw train recipe.yaml --plan 16GB\n```" in page and "| `RECIPE` |" in page and "[bold]" not in page
+    assert (
+        "\nfw train recipe.yaml sharding=ddp --nproc 2\n```" in page and "| `RECIPE` |" in page and "[bold]" not in page
+    )
     assert not re.search(r"<\w", page)
 
 

@@ -39,6 +39,17 @@ def station_of(frame):
     return path.relative_to(PACKAGE).as_posix() if PACKAGE in path.parents else None
 
 
+def is_look(frame):
+    """Say whether a frame belongs to the look at the words of a recipe before the walk begins."""
+    while (name := station_of(frame)) not in STATIONS:
+        if name == "cli/recipe_check.py":
+            return True
+        frame = frame.f_back
+        if frame is None:
+            return False
+    return False
+
+
 def test_a_recipe_visits_twelve_files_one_after_the_other(tmp_path):
     text = tmp_path / "english.txt"
     text.write_text((ROOT / "LICENSE").read_text())
@@ -52,6 +63,8 @@ def test_a_recipe_visits_twelve_files_one_after_the_other(tmp_path):
         if event != "call" or id(frame.f_code) in seen:  # a million calls, so most of them cost a look-up
             return
         name = station_of(frame)
+        if name in STATIONS and is_look(frame.f_back):
+            return
         seen[id(frame.f_code)] = frame.f_code
         if name not in STATIONS or frame.f_code.co_name != STATIONS[name] or name in entered:
             return
@@ -71,7 +84,8 @@ def test_a_recipe_visits_twelve_files_one_after_the_other(tmp_path):
 
     # Mutation: a file more on the way stands between two stations; a stage that moves changes the order.
     assert entered == list(STATIONS) and len(entered) <= 12
-    assert between - {None} <= set(STATIONS)  # None: typer, torch, the standard library
+    # None: typer, torch, the standard library. The world hands on what one of several processes does for all.
+    assert between - {None, "distributed/world.py"} <= set(STATIONS)
 
 
 def test_the_page_of_the_architecture_tells_the_same_walk():

@@ -35,10 +35,11 @@ from featherweight.training.resume import changed_length, resume_conflicts
 from featherweight.training.schedule import lr_factor
 from featherweight.training.start_check import guessing_notice
 from featherweight.training.task import Batch, Task
-from featherweight.training.trained_model import build_trained_model
+from featherweight.training.trained_model import fit_to_recipe
 from featherweight.unwrap import unwrap_model
 
 if TYPE_CHECKING:
+    from featherweight.methods import Method
     from featherweight.optim import LayerwiseHandle
 
 
@@ -95,7 +96,7 @@ class Loop:
             seed_everything(recipe.seed)
             self.task = recipe.build_task() if task is None else task
             self.recipe = recipe = recipe.with_steps(self.task.train_rows())
-            model, self.methods = build_trained_model(recipe, self.task)
+            model, self.methods = self._build_model()
             self.model: nn.Module = model if is_simulated else model.to(self.device)
         share_model(self.world, self.model, recipe)
         self.task.prepare(self.model)
@@ -120,6 +121,17 @@ class Loop:
         self._is_first_step = True
         self._stop = StopRequest()
         self._stops_together = False  # what the last step has agreed on
+
+    def _build_model(self) -> "tuple[nn.Module, list[Method]]":
+        """Return the model of the task as the recipe wants it, on the CPU, with its methods."""
+        from featherweight.methods.method import apply
+
+        model = self.task.build_model()
+        fit_to_recipe(model, self.recipe)
+        methods = self.recipe.build_methods()
+        for method in methods:
+            apply(model, method)
+        return model, methods
 
     def step(self) -> dict[str, float]:
         """Make one optimizer step and return its metrics (see `Event.metrics`).
@@ -246,7 +258,7 @@ class Loop:
         if not self.world.is_first:
             return self.model
         with preserved_rng():
-            model, _ = build_trained_model(self.recipe, self.task)
+            model, _ = self._build_model()
         model.load_state_dict(weights)
         return model.eval()
 

@@ -1,30 +1,22 @@
-"""The model of a recipe as it begins to train: in its precision, with checkpointing and methods."""
+"""What a recipe wants of a model before methods change it: its precision, and activations that are computed again."""
 
 import torch
 from torch import nn
 
 from featherweight.errors import ConfigError
-from featherweight.methods import Method
-from featherweight.methods.method import apply
 from featherweight.training.recipe import Recipe
-from featherweight.training.task import Task
 
 
-def build_trained_model(recipe: Recipe, task: Task) -> tuple[nn.Module, list[Method]]:
-    """Build the model of a task as a recipe wants it, on the CPU, and return it with its methods.
+def fit_to_recipe(model: nn.Module, recipe: Recipe) -> None:
+    """Give a model the precision and the checkpointing of a recipe, in place.
 
     Raises:
         ConfigError: if an option of the recipe does not fit the model.
     """
-    model = task.build_model()
     if recipe.precision == "bf16":
         cast_weights(model, torch.bfloat16)
     if recipe.activation_checkpointing:
         _checkpoint_activations(model)
-    methods = recipe.build_methods()
-    for method in methods:
-        apply(model, method)
-    return model, methods
 
 
 def cast_weights(model: nn.Module, dtype: torch.dtype) -> None:

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from featherweight.cli import processes
+from featherweight.cli import processes, run
 from featherweight.errors import ConfigError
 
 
@@ -17,6 +17,19 @@ def test_the_command_is_torchrun_with_the_same_words(monkeypatch, capsys):
     assert path == sys.executable and words[1:4] == ["-m", "torch.distributed.run", "--standalone"]
     shown = capsys.readouterr().err.strip()
     assert shown == ("torchrun --standalone --nproc-per-node 2 -m featherweight train 'my recipe.yaml' sharding=ddp")
+
+
+def test_all_options_of_the_command_travel(monkeypatch, tmp_path):
+    started = []
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.setattr(processes.os, "execv", lambda path, words: started.append(words) or sys.exit(0))
+    own, recipe = tmp_path / "own.py", tmp_path / "recipe.yaml"
+    own.write_text("")
+    recipe.write_text("{task: {name: text, model: tiny, corpus: english}, steps: 1}")
+    words = ["train", str(recipe), "steps=2", "--out", str(tmp_path / "out"), "--resume", "--json", "--import", str(own)]
+    with pytest.raises(SystemExit):
+        run([*words, "--nproc", "2"])
+    assert started[0][started[0].index("train") :] == words
 
 
 def test_a_process_that_a_launcher_has_started_stays_what_it_is(monkeypatch):

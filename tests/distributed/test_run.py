@@ -10,6 +10,7 @@ from featherweight.distributed.run import begin_sharding
 from featherweight.distributed.world import World
 from featherweight.errors import ConfigError
 from featherweight.training.loop import Loop
+from featherweight.training.run import train
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +48,18 @@ def test_one_run_folder_holds_what_one_process_would_write(found):
     files = found[0]["resumed"]["files"]
     for name in ("recipe.yaml", "metrics.jsonl", "summary.json", "report.html", "model/weights.pt", "checkpoints"):
         assert f"whole/{name}" in files
+
+
+def test_all_processes_end_early_after_the_same_evaluation_and_go_on_together(found, tmp_path):
+    # Mutations: a reason to stop that the first process keeps to itself, weights of the best evaluation on every rank.
+    changes = {"epochs": 4, "steps": None, "evaluate_every": 1, "save_best": True}
+    alone = train(recipe(**changes), out=tmp_path / "alone", callbacks=[]).summary
+    for each in found:
+        judged = each["judged"]
+        assert judged["why"].startswith("early_stopping: held_out_loss has not become better")
+        # The first evaluation is the best so far, two more are waited for; 4 epochs of 24 samples are 8 steps of 12.
+        assert judged["steps"] == [3, 8] == [3, alone.steps]
+        assert judged["best"] == [3, alone.best_step]
 
 
 def test_a_loss_that_is_not_finite_on_one_rank_is_an_error_on_all_before_any_update(found):

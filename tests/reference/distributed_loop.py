@@ -97,12 +97,23 @@ def resumed(folder: Path, **more: Any) -> dict[str, Any]:
     return {"equal": equal, "files": sorted(str(path.relative_to(folder)) for path in (folder / "whole").rglob("*"))}
 
 
+def judged(folder: Path) -> dict[str, Any]:
+    """A run of epochs that keeps its best weights and ends early, resumed with more patience."""
+    stop = {"patience": 2, "threshold": 100.0}
+    changes = {"epochs": 4, "steps": None, "evaluate_every": 1, "save_best": True, "early_stopping": stop}
+    short = fw.train(recipe(**changes), out=folder / "judged", callbacks=[]).summary
+    stop["patience"] = 99
+    longer = fw.train(recipe(**changes), out=folder / "judged", resume=True, callbacks=[]).summary
+    return {"steps": [short.steps, longer.steps], "why": short.ended_early, "best": [short.best_step, longer.best_step]}
+
+
 def main() -> None:
     torch.set_num_threads(1)
     fw.distributed.start(timeout_s=COLLECTIVE_TIMEOUT_S)
     rank, folder = fw.distributed.rank(), Path(sys.argv[2])
     found: dict[str, Any] = {name: trained(changes) for name, changes in VARIANTS.items()}
     found["resumed"] = resumed(folder)
+    found["judged"] = judged(folder)
     layerwise = {"optimizer": {**GALORE, "layerwise": True}}
     broken = {"task": {"name": "regression", "broken_at": 4}, **layerwise}  # of step 2, of rank 0
     loop = Loop(recipe(**broken))

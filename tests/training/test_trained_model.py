@@ -1,17 +1,21 @@
-"""The model of a recipe: its precision, its methods."""
+"""The model of a recipe: its precision, its checkpointing."""
 
+import pytest
 import torch
 
-from featherweight.training.trained_model import build_trained_model, cast_weights
+from featherweight.errors import ConfigError
+from featherweight.training.trained_model import cast_weights, fit_to_recipe
 
 
-def test_the_model_has_the_precision_and_the_methods_of_the_recipe(recipe):
-    one = recipe(
-        precision="bf16", optimizer={"name": "galore", "rank": 4, "layerwise": True}, methods=["core_gradient"]
-    )
-    model, methods = build_trained_model(one, one.build_task())
+def test_the_model_has_the_precision_of_the_recipe(recipe):
+    model = torch.nn.Linear(3, 3)
+    fit_to_recipe(model, recipe(precision="bf16"))
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
-    assert [type(method).__name__ for method in methods] == ["CoreGradient"]
+
+
+def test_a_model_that_cannot_compute_activations_again_is_refused(recipe):
+    with pytest.raises(ConfigError, match="activation_checkpointing=True is unknown to the model Linear"):
+        fit_to_recipe(torch.nn.Linear(3, 3), recipe(activation_checkpointing=True))
 
 
 def test_buffers_keep_their_precision():
