@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 
+from featherweight.distributed.group import refuse_several
 from featherweight.errors import CheckpointError, ConfigError
 from featherweight.report import Report
 from featherweight.training.environment import describe_environment, machine_name
@@ -49,6 +50,7 @@ def sweep(
         TrainingInterrupted: after a requested stop.
     """
     fixed, axes = split_axes(changes)
+    refuse_several("sweep")
     base = load_recipe(recipe, fixed)
     points = grid_points(base.override(["checkpoint_at_end=false"]), axes)
     name = run_name(recipe, base)

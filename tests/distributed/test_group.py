@@ -17,6 +17,8 @@ from featherweight.distributed.group import (
     world_size,
 )
 from featherweight.errors import ConfigError, DeviceError
+from featherweight.training.compare import compare
+from featherweight.training.sweep import sweep
 
 
 @pytest.fixture
@@ -73,6 +75,9 @@ def test_what_one_process_does_is_refused_in_several(launched):
     launched(WORLD_SIZE="2", RANK="1")
     with pytest.raises(ConfigError, match="compare: WORLD_SIZE=2 processes were started; expected one"):
         refuse_several("compare")
+    for one_machine in (compare, sweep):
+        with pytest.raises(ConfigError, match="WORLD_SIZE=2 processes were started; expected one"):
+            one_machine({"task": "text"}, [])
 
 
 def test_a_lost_process_is_one_sentence_and_other_errors_pass():
