@@ -19,7 +19,7 @@ class BEVGridConfig(Config):
 
     Example:
         >>> grid = BEVGridConfig()
-        >>> grid.shape, grid.depths()[0], grid.laterals()[0]
+        >>> grid.shape, float(grid.depths()[0]), float(grid.laterals()[0])
         ((196, 200), 1.0, -25.0)
     """
 

@@ -35,27 +35,30 @@ class BEVSkeleton(Skeleton):
 
     def batches(self, split: Any, *, micro_batch_size: int, **others: Any) -> Iterator[dict[str, Tensor]]:
         """Yield micro-batches of the right shapes for ever; their content means nothing."""
-        model, count = self.model_config, micro_batch_size
-        grid, classes = model.bev_grid, len(model.priors)
         while True:
-            batch = {
-                **_cameras(count, model.image_size),
-                "labels": torch.zeros(count, classes, *grid.shape, dtype=torch.bool),
-                "seen": torch.ones(count, *grid.shape, dtype=torch.bool),
-                "relevance": torch.zeros(count, *model.image_size, dtype=torch.bool),
-                "tilt": torch.zeros(count, 2),
+            yield self._batch(micro_batch_size)
+
+    def _batch(self, count: int) -> dict[str, Tensor]:
+        model = self.model_config
+        grid, classes = model.bev_grid, len(model.priors)
+        batch = {
+            **_cameras(count, model.image_size),
+            "labels": torch.zeros(count, classes, *grid.shape, dtype=torch.bool),
+            "seen": torch.ones(count, *grid.shape, dtype=torch.bool),
+            "relevance": torch.zeros(count, *model.image_size, dtype=torch.bool),
+            "tilt": torch.zeros(count, 2),
+        }
+        if model.memory_length:
+            past = _cameras(count * model.memory_length, model.image_size)
+            shape = (count, model.memory_length)
+            batch |= {f"past_{name}": value.unflatten(0, shape) for name, value in past.items()}
+            batch |= {
+                "past_in_view": torch.ones(*shape, *model.feature_grid.shape, dtype=torch.bool),
+                "motion": torch.eye(3).expand(*shape, 3, 3).contiguous(),
+                "age": torch.ones(*shape),
+                "valid": torch.ones(*shape, dtype=torch.bool),
             }
-            if model.memory_length:
-                past = _cameras(count * model.memory_length, model.image_size)
-                shape = (count, model.memory_length)
-                batch |= {f"past_{name}": value.unflatten(0, shape) for name, value in past.items()}
-                batch |= {
-                    "past_in_view": torch.ones(*shape, *model.feature_grid.shape, dtype=torch.bool),
-                    "motion": torch.eye(3).expand(*shape, 3, 3).contiguous(),
-                    "age": torch.ones(*shape),
-                    "valid": torch.ones(*shape, dtype=torch.bool),
-                }
-            yield batch
+        return batch
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
         """Return the sum of the losses and the number of frames, as the task does."""

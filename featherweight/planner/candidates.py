@@ -5,7 +5,7 @@ same gradients.
 """
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from featherweight.errors import LISTED, ConfigError, did_you_mean
@@ -85,6 +85,20 @@ FAMILIES = (
 """From the most faithful to the smallest."""
 
 
+def _in_16_bits(family: Family) -> Family:
+    """Return a family with moments of 16 bits: twice the bytes of 8, half of the time of the update on a CPU."""
+    name = str(family.optimizer["name"]).removesuffix("_8bit")
+    optimizer = {**family.optimizer, "name": name, "state_bits": 16}
+    if name == "galore":
+        optimizer["basis_bits"] = 16  # what galore_8bit means, too
+    tags = tuple(tag for tag in family.tags if tag != "8-bit-states")
+    return replace(family, name=family.name.replace("8-bit", "16-bit"), optimizer=optimizer, tags=tags)
+
+
+CPU_TWINS = {family.name: _in_16_bits(family) for family in FAMILIES if "8-bit" in family.name}
+"""What a CPU prefers to a family, by its name, where the memory is there."""
+
+
 @dataclass(frozen=True)
 class ActivationStrategy:
     """How activations are kept until the backward pass; exact, so a matter of memory and time alone."""
@@ -120,9 +134,12 @@ def recipe_of(base: Recipe, family: Family, strategy: ActivationStrategy, *, is_
     return Recipe.parse({**base.to_dict(), **changes}, where="recipe")
 
 
-def families_without(exclude: Collection[str]) -> list[Family]:
-    """Return the families that give up nothing of what is listed.
+def families_without(exclude: Collection[str], *, on_cpu: bool = False) -> list[list[Family]]:
+    """Return the families that give up nothing of what is listed, each with what is tried before it.
 
+    Args:
+        exclude: tags.
+        on_cpu: whether moments of 16 bits come before those of 8, whose update takes a CPU twice the time.
     Raises:
         ConfigError: if a tag is unknown.
     """
@@ -132,4 +149,11 @@ def families_without(exclude: Collection[str]) -> list[Family]:
                 f"plan: exclude={tag!r} is no tag; expected some of {', '.join(TAGS)}. "
                 f"{did_you_mean(tag, TAGS, otherwise=LISTED)}"
             )
-    return [family for family in FAMILIES if not set(family.tags) & set(exclude)]
+    tried = [[*([CPU_TWINS[one.name]] if on_cpu and one.name in CPU_TWINS else []), one] for one in FAMILIES]
+    allowed = [[family for family in choices if not set(family.tags) & set(exclude)] for choices in tried]
+    return [choices for choices in allowed if choices]
+
+
+def family_called(name: str) -> Family:
+    """Return a family by the name that tables show."""
+    return next(family for family in (*FAMILIES, *CPU_TWINS.values()) if family.name == name)

@@ -25,6 +25,7 @@ from featherweight.planner.candidates import (
     ActivationStrategy,
     Family,
     families_without,
+    family_called,
     recipe_of,
 )
 from featherweight.planner.need import need_of
@@ -210,25 +211,26 @@ def plan(
     Cost: 20 to 60 s of one core, less than 2 GB of host memory, no weights.
     """
     started = time.monotonic()
-    families = families_without(exclude)
+    families_without(exclude)  # a wrong tag is answered before anything is read
     target = Target.of(budget, device, calibration=calibration)
+    families = families_without(exclude, on_cpu=target.kind == "cpu")
     base = base_recipe(model, recipe, seq_len, tokens_per_step)
     search = _Search(base, target, on_progress or (lambda _: None))
     rows: list[PlanRow] = []
     refused: dict[str, str] = {}
     misses: list[_DoesNotFit] = []
-    for family in families:
+    for choices in families:
         if len(rows) == limit:
             break
-        try:
-            row = search.fastest_fit(family)
-        except _DoesNotFit as miss:
-            refused[family.name] = str(miss)
-            misses.append(miss)
-        except FeatherweightError as error:
-            refused[family.name] = str(error)
-        else:
-            rows.append(row)
+        for family in choices:
+            try:
+                rows.append(search.fastest_fit(family))
+                break
+            except _DoesNotFit as miss:
+                refused[family.name] = str(miss)
+                misses.append(miss)
+            except FeatherweightError as error:
+                refused[family.name] = str(error)
     if rows:
         rows[0] = search.with_larger_micro_batch(rows[0])
     nearest = None if rows else search.nearest(misses)
@@ -354,7 +356,7 @@ class _Search:
 
     def with_larger_micro_batch(self, row: PlanRow) -> PlanRow:
         """Return the row with twice the micro-batch as long as that fits and is faster."""
-        family = next(one for one in FAMILIES if one.name == row.family)
+        family = family_called(row.family)
         strategy = next(one for one in ACTIVATION_STRATEGIES if one.name == row.keeping)
         for _ in range(_DOUBLINGS):
             if row.recipe.accumulation_steps % 2:
@@ -379,7 +381,7 @@ def _assumptions(target: Target, rows: list[PlanRow]) -> list[str]:
     lines = [f"margin of {target.margin:.0%} of the budget is left free"]
     if target.calibration is None:
         lines.append("CPU: time by customary rates, good for the order of the rows alone")
-        lines.append("CPU: 8-bit moments take twice the time of 16 bits; with memory to spare, state_bits=16")
+        lines.append("CPU: moments of 16 bits where they fit: the update in 8 bits takes twice the time")
     else:
         lines += [target.calibration.statement, "fw plan --calibrate measures this machine's GPU"]
         if target.is_assumed:

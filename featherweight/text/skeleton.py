@@ -59,8 +59,8 @@ class TextSkeleton(Skeleton):
     def batches(self, split: Any, *, micro_batch_size: int, **others: Any) -> Iterator[dict[str, Tensor]]:
         """Yield micro-batches of the right shapes for ever; their content means nothing."""
         while True:
-            input_ids_BL = torch.zeros((micro_batch_size, self.seq_len), dtype=torch.int64)
-            yield {"input_ids": input_ids_BL, "labels": input_ids_BL.clone()}
+            # No name here: it would keep a batch alive while the next one is asked for.
+            yield {name: _zeros((micro_batch_size, self.seq_len)) for name in ("input_ids", "labels")}
 
     def item_count(self, batch: Batch) -> int:
         """Return the tokens that full rows predict, with the memory that the task takes to count them."""
@@ -71,6 +71,10 @@ class TextSkeleton(Skeleton):
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
         """Return the sum of the token losses and their number, as the task does."""
         return summed_loss(model, batch)
+
+
+def _zeros(shape: tuple[int, int]) -> Tensor:
+    return torch.zeros(shape, dtype=torch.int64)
 
 
 def _period(kinds: Sequence[str]) -> int:

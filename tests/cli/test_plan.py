@@ -130,10 +130,10 @@ def test_wrong_input_has_exit_code_2_and_one_sentence(tiny_recipe, wrong, capsys
 
 
 def test_a_limit_ends_the_search_at_the_most_faithful_recipe(tiny_recipe, capsys):
-    two_families = ["--exclude", "8-bit-states,low-rank,int8-weights,4bit-weights,few-parameters"]
-    arguments = ["plan", tiny_recipe, "-b", "1GB", "-d", "cpu", "--json", *two_families]
+    a_few_families = ["--exclude", "8-bit-states,low-rank,int8-weights,4bit-weights,few-parameters"]
+    arguments = ["plan", tiny_recipe, "-b", "1GB", "-d", "cpu", "--json", *a_few_families]
     assert run(arguments) == 0
-    assert len(json.loads(capsys.readouterr().out)["alternatives"]) == 1
+    assert len(json.loads(capsys.readouterr().out)["alternatives"]) == 3
     assert run([*arguments, "--limit", "1"]) == 0
     content = json.loads(capsys.readouterr().out)
     assert content["alternatives"] == [] and content["refused"] == {}
@@ -252,5 +252,6 @@ def test_a_plan_for_a_new_model_proposes_no_adapters(tiny_recipe, tmp_path, caps
     exclude = ["--exclude", "8-bit-states,low-rank,int8-weights"]
     assert run(["plan", str(tmp_path / "new.yaml"), "-b", "1GB", "-d", "cpu", *exclude, "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)
-    assert [one["family"] for one in plan["alternatives"]] == ["AdamW"]
+    names = [one["family"] for one in plan["alternatives"]]
+    assert names == ["AdamW", "AdamW 16-bit", "AdamW 16-bit, layer-wise"]
     assert "weights of model=llama are random" in plan["refused"]["LoRA, rank 16"]

@@ -45,6 +45,12 @@ def test_a_smaller_budget_leaves_fewer_or_leaner_rows(tiny_plan, tiny):
     assert all("needs about" in reason and "weights" in reason for reason in tight.refused.values())
 
 
+def test_on_a_cpu_moments_have_16_bits_where_the_memory_is_there(tiny_plan):
+    names = [row.family for row in tiny_plan.rows]
+    assert "AdamW 16-bit" in names and "AdamW 8-bit" not in names
+    assert any("moments of 16 bits" in line for line in tiny_plan.assumptions)
+
+
 def test_the_best_recipe_trains_and_takes_what_was_estimated(tiny_plan):
     footprint, _ = measure(tiny_plan.best.recipe, steps=2)
     assert footprint.peak_bytes == tiny_plan.best.estimate.peak_bytes

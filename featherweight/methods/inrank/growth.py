@@ -74,4 +74,6 @@ def refactor(layer: LowRankLinear, kept: int, optimizer: Optimizer | None) -> No
     transposed = torch.linalg.pinv(right_KN).mT @ new_right.mT
     change_left = Rotation(right=transposed[:, :kept])
     change_right = Rotation(left=inverse[:kept])
-    _exchange(layer, new_left[:, :kept], new_right[:kept], optimizer, change_left, change_right)
+    # Copies: views would keep the storage of what was dropped, and no file takes a part of a storage.
+    left, right = new_left[:, :kept].clone(), new_right[:kept].clone()
+    _exchange(layer, left, right, optimizer, change_left, change_right)
