@@ -132,7 +132,7 @@ class LowRankOptimizer(torch.optim.Optimizer):
         Raises:
             ConfigError, ShapeError, DeviceError: see `check_step`.
         """
-        state, local = self.state.get(parameter, {}), local_of(parameter)
+        state, local = self.state.get(parameter, {}), self._at_hand(parameter, parameter)
         planned = self._planned().get(parameter)
         if planned is not None and not state and local.shape != planned[0].layout.shape:
             self.forget_layouts()  # it changed before its first step
@@ -140,6 +140,11 @@ class LowRankOptimizer(torch.optim.Optimizer):
         check_step(type(self).__name__, None if planned is None else planned[0].layout, local, grad, state)
         assert planned is not None
         return Member(local, self.state[parameter], group, planned[1])
+
+    def _at_hand(self, parameter: Tensor, tensor: Any) -> Any:
+        """Return what this process has of a parameter or its gradient: all of it, unless it is sharded."""
+        planned = self._planned().get(parameter)
+        return tensor if planned is None or planned[0].layout.shard is None else local_of(tensor)
 
     def _planned(self) -> dict[Tensor, Placed]:
         if self._steps is None:
@@ -177,7 +182,8 @@ class LowRankOptimizer(torch.optim.Optimizer):
                     "back; expected bfloat16 or float32 without a scaler. Use bfloat16, or an ordinary optimizer step."
                 )
             self.layerwise.end_window()
-        pending = [(g, p, local_of(p.grad)) for g in self.param_groups for p in g["params"] if p.grad is not None]
+        present = [(g, p) for g in self.param_groups for p in g["params"] if p.grad is not None]
+        pending = [(group, parameter, self._at_hand(parameter, parameter.grad)) for group, parameter in present]
         members = [self.member(parameter, group, grad) for group, parameter, grad in pending]
         steps, grads = [self.step_of(parameter) for _, parameter, _ in pending], [grad for _, _, grad in pending]
         for step, grad in zip(steps, grads, strict=True):
@@ -189,7 +195,8 @@ class LowRankOptimizer(torch.optim.Optimizer):
         together = TogetherInLists()
         flags = [step.used_matrices(grad) for step, grad in zip(steps, grads, strict=True)]
         finite, used = are_finite(grads, flags)
-        finite = agree([parameter for _, parameter, _ in pending], finite)
+        if any(step.layout.shard is not None for step in steps):
+            finite = agree([parameter for _, parameter in present], finite)
         for step, member, grad, is_finite, is_used in zip(steps, members, grads, finite, used, strict=True):
             if is_finite:
                 step.step(member, grad, is_used, together)

@@ -5,6 +5,13 @@ import pytest
 pytest.importorskip("shapely")
 
 
+def pytest_collection_modifyitems(items):
+    """Let one process make the world and the run that several tests look at."""
+    for item in items:
+        if {"world", "run"} & set(getattr(item, "fixturenames", ())) and "tests/bev" in item.path.as_posix():
+            item.add_marker(pytest.mark.xdist_group("bev"))
+
+
 @pytest.fixture(scope="session")
 def world(tmp_path_factory):
     """A drawn world: ten drives of four frames at 224 x 128."""

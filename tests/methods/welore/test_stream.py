@@ -188,6 +188,7 @@ def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path):
     assert len(str(caught.value).splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_sentence_and_the_run_goes_on_when_there_is_space(tmp_path):
     causal_model("llama").save_pretrained(tmp_path / "model")
     # A limit of the size of files acts like a disk that is full in the middle of a file.

@@ -326,6 +326,7 @@ def test_resume_is_bitwise_identical_between_two_windows_of_a_refresh_interval(n
     assert_same_run(*runs)
 
 
+@pytest.mark.slow
 def test_resume_in_a_fresh_process_is_bitwise_identical(tmp_path):
     # bf16 weights with stochastic rounding, 8-bit states, clipping, two micro-batches; stopped within a gap of 4.
     def run(start, stop, name):
