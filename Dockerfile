@@ -3,7 +3,7 @@
 #
 #   docker build -t featherweight .
 #   docker build -t featherweight:cuda --build-arg TORCH_INDEX=https://pypi.org/simple .
-#   docker run --rm -it -v "$PWD:/work" featherweight plan --model llama-7b --budget 12GB
+#   docker run --rm -it -v "$PWD:/project" featherweight plan --model llama-7b --budget 12GB
 #
 # PyPI's wheel of torch is the one for CUDA and brings its own libraries, so that the base stays the small one of Python;
 # the host needs the driver and the NVIDIA container toolkit alone (docker run --gpus all).
@@ -33,10 +33,10 @@ FROM python:${PYTHON}-slim
 COPY --from=build /opt/featherweight /opt/featherweight
 ENV PATH=/opt/featherweight/bin:$PATH \
     PYTHONUNBUFFERED=1 \
-    HF_HOME=/work/.cache/huggingface \
-    FEATHERWEIGHT_CACHE=/work/.cache/featherweight
-RUN useradd --create-home --uid 1000 user && mkdir /work && chown user /work
+    HF_HOME=/project/.cache/huggingface \
+    FEATHERWEIGHT_CACHE=/project/.cache/featherweight
+RUN useradd --create-home --uid 1000 user && mkdir /project && chown user /project
 USER user
-WORKDIR /work
+WORKDIR /project
 ENTRYPOINT ["fw"]
 CMD ["--help"]

@@ -12,17 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from featherweight.bev.data.argoverse1 import boxes_in_world
 from featherweight.bev.data.classes import ARGOVERSE2
-from featherweight.bev.data.frames import Boxes, Frame, Source
+from featherweight.bev.data.frames import Frame
 from featherweight.bev.data.layers import GroundMap, Polygons
-from featherweight.bev.geometry import inverse_pose, pose, transform
+from featherweight.bev.data.sweeps import Calibration, EgoBox, SweepSource
+from featherweight.bev.geometry import pose
 from featherweight.errors import CheckpointError, ConfigError
 
-LARGEST_GAP_NS = 51_000_000
 
-
-class Argoverse2(Source):
+class Argoverse2(SweepSource):
     """Frames of Argoverse 2.
 
     Args:
@@ -37,82 +35,51 @@ class Argoverse2(Source):
     splits = ("official",)
 
     def __init__(self, root: str | Path, *, cameras: Sequence[str] = ("ring_front_center",)) -> None:
-        self.root = Path(root)
-        self._sweeps: list[tuple[Path, int]] = []
-        self._parts: dict[str, set[str]] = {"train": set(), "val": set()}
-        frames: list[Frame] = []
-        for log in sorted(path.parents[1] for path in self.root.glob("*/*/calibration/intrinsics.feather")):
-            if log.parent.name in self._parts:
-                self._parts[log.parent.name].add(log.name)
-            for camera in cameras:
-                frames += self._frames_of(log, camera, len(frames))
-        self.frames: Sequence[Frame] = frames
-        if not frames:
-            raise ConfigError(
-                f"Argoverse2: '{root}' has no sweep with a picture of {', '.join(cameras)}; expected such as "
-                "ring_front_center. Choose other cameras, or download the pictures."
-            )
+        logs = sorted(path.parents[1] for path in Path(root).glob("*/*/calibration/intrinsics.feather"))
+        self._parts = {part: {log.name for log in logs if log.parent.name == part} for part in ("train", "val")}
+        super().__init__(logs, cameras)
 
     def sequences(self, split: str, part: str) -> set[str]:
         """Return the logs that lie in the folder of the part."""
         return self._parts[part]
 
-    def _frames_of(self, log: Path, camera: str, first: int) -> list[Frame]:
-        pictures = {int(path.stem): path for path in (log / "sensors" / "cameras" / camera).glob("*.jpg")}
-        if not pictures:
-            return []
-        found: list[Frame] = []
-        times = np.array(sorted(pictures))
-        intrinsics, camera_to_ego, size = _calibration(log, camera)
-        poses = _poses(log)
-        for sweep in sorted(int(path.stem) for path in (log / "sensors" / "lidar").glob("*.feather")):
-            nearest = int(times[np.abs(times - sweep).argmin()])
-            if abs(nearest - sweep) > LARGEST_GAP_NS or nearest not in poses or sweep not in poses:
-                continue
-            self._sweeps.append((log, sweep))
-            found.append(
-                Frame(
-                    index=first + len(found),
-                    token=f"{log.name}-{camera}-{nearest}",
-                    sequence=log.name,
-                    camera=camera,
-                    image=pictures[nearest],
-                    width=size[0],
-                    height=size[1],
-                    timestamp=nearest / 1e9,
-                    intrinsics=intrinsics,
-                    camera_to_ego=camera_to_ego,
-                    ego_to_world=poses[nearest],
-                )
-            )
-        return found
+    def pictures(self, log: Path, camera: str) -> dict[int, Path]:
+        """Return the pictures of a camera by their time."""
+        return {int(path.stem): path for path in (log / "sensors" / "cameras" / camera).glob("*.jpg")}
+
+    def sweep_times(self, log: Path) -> list[int]:
+        """Return the times of the laser's sweeps."""
+        return [int(path.stem) for path in (log / "sensors" / "lidar").glob("*.feather")]
+
+    def calibration(self, log: Path, camera: str) -> Calibration:
+        """Return what is known of a camera."""
+        return _calibration(log, camera)
+
+    def ego_pose(self, log: Path, time: int) -> np.ndarray | None:
+        """Return the car's pose at a time, at height zero."""
+        return _poses(log).get(time)
 
     def ground(self, frame: Frame) -> GroundMap:
         """Return drivable areas and crossings of the frame's log."""
-        return _map(self._sweeps[frame.index][0])
+        return _map(self.log_of(frame))
 
-    def boxes(self, frame: Frame) -> Boxes:
-        """Return the boxes of the frame's sweep."""
-        log, sweep = self._sweeps[frame.index]
+    def annotations(self, log: Path, time: int) -> list[EgoBox]:
+        """Return the boxes of a sweep."""
         table = _annotations(log)
-        chosen = np.flatnonzero(table["timestamp_ns"] == sweep)
-        found = [
+        return [
             (
                 [table[name][row] for name in ("tx_m", "ty_m", "tz_m")],
                 [table[name][row] for name in ("width_m", "length_m", "height_m")],
                 [table[name][row] for name in ("qw", "qx", "qy", "qz")],
                 self.classes.class_of(table["category"][row]),
             )
-            for row in chosen
+            for row in np.flatnonzero(table["timestamp_ns"] == time)
         ]
-        return boxes_in_world(found, _poses(log)[sweep])
 
-    def lidar_points(self, frame: Frame) -> np.ndarray | None:
-        """Return the laser points of the frame's sweep in its camera coordinates."""
-        log, sweep = self._sweeps[frame.index]
-        table = _read_feather(log / "sensors" / "lidar" / f"{sweep}.feather")
-        points = np.stack([table[axis].astype(np.float64) for axis in "xyz"], axis=1)
-        return transform(inverse_pose(frame.camera_to_world) @ _poses(log)[sweep], points)
+    def points(self, log: Path, time: int) -> np.ndarray:
+        """Return the points of a sweep."""
+        table = _read_feather(log / "sensors" / "lidar" / f"{time}.feather")
+        return np.stack([table[axis].astype(np.float64) for axis in "xyz"], axis=1)
 
 
 @cache
@@ -131,7 +98,7 @@ def _poses(log: Path) -> dict[int, np.ndarray]:
 
 
 @cache
-def _calibration(log: Path, camera: str) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
+def _calibration(log: Path, camera: str) -> Calibration:
     inside, placed = (
         _read_feather(log / "calibration" / name) for name in ("intrinsics.feather", "egovehicle_SE3_sensor.feather")
     )
