@@ -35,6 +35,7 @@ NOTHING = (238, 240, 238)
 """Ground without a class."""
 RIGHT, MISSED, FALSE = (210, 214, 220), (0, 114, 178), (213, 94, 0)
 """Of the picture of errors: agreed, in the truth alone, in the prediction alone."""
+UNSEEN = "not seen"
 _MARGIN = 34
 _PX_PER_M = 8
 
@@ -153,7 +154,7 @@ def legend(names: Sequence[str], width: int) -> "Image":
     from PIL import Image, ImageDraw
 
     font = _font(12)
-    entries = [(name.replace("_", " "), COLORS[name]) for name in names] + [("not seen", GRID_LINE)]
+    entries = [(name.replace("_", " "), COLORS[name]) for name in names] + [(UNSEEN, GRID_LINE)]
     rows: list[list[tuple[str, tuple[int, int, int], int]]] = [[]]
     x = 8
     for text, color in entries:
@@ -167,7 +168,13 @@ def legend(names: Sequence[str], width: int) -> "Image":
     draw = ImageDraw.Draw(sheet)
     for number, row in enumerate(rows):
         for text, color, left in row:
-            draw.rectangle([left, 6 + 20 * number, left + 14, 18 + 20 * number], fill=color, outline=INK)
+            box = [left, 6 + 20 * number, left + 14, 18 + 20 * number]
+            draw.rectangle(box, fill=PAPER if text == UNSEEN else color)
+            if text == UNSEEN:  # hatched, as on the map
+                for shift in (0, 5, 10):
+                    draw.line([(left + shift, box[1]), (left + 14, box[3] - shift)], fill=color, width=2)
+                draw.line([(left, box[1] + 5), (left + 8, box[3])], fill=color, width=2)
+            draw.rectangle(box, outline=INK)
             draw.text((left + 20, 12 + 20 * number), text, fill=INK, font=font, anchor="lm")
     return sheet
 
