@@ -6,12 +6,13 @@
 World: `fw bev synth`, 42 drives of 40 frames at 224 x 128 (seed 0), pitch known; labels exact at 0.5 m. The "pon" split
 leaves 34 drives to train on and 8 (320 frames) to judge. Network: tiny. AdamW 1e-3, warm-up of 50 steps, linear decay,
 weight decay 0.01, clip 1, batch 4, no augmentation. Every row takes as many steps as fit into the minutes of one core,
-by the cost of its own steps. `prior` predicts in each cell what the training labels hold there most of the time.
+by the cost of its own steps; the trained networks are kept beside the world. `prior` predicts in each cell what the training labels hold there most of the time.
 """
 
 import argparse
 import csv
 import json
+import shutil
 import statistics
 import tempfile
 import time
@@ -116,9 +117,10 @@ def run(data: Path, row: str, seed: int, minutes: float) -> dict[str, Any]:
     if row == "prior":
         return {"row": row, "seed": seed, "minutes": 0, "steps": 0, "step_s": 0, **_rounded(prior_scores(data))}
     steps, cost = steps_in(data, row, minutes)
-    with tempfile.TemporaryDirectory() as folder:
-        fw.train(recipe(data, row, seed, steps), out=Path(folder, "run"))
-        lines = [json.loads(line) for line in Path(folder, "run", "metrics.jsonl").read_text().splitlines()]
+    folder = data.parent / "runs" / f"{row}-{seed}"
+    shutil.rmtree(folder, ignore_errors=True)  # of a run that was stopped
+    fw.train(recipe(data, row, seed, steps), out=folder)
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     last = [line for line in lines if "miou" in line][-1]
     scores = {key: value for key, value in last.items() if key == "miou" or key.startswith("iou_")}
     return {"row": row, "seed": seed, "minutes": minutes, "steps": steps, "step_s": round(cost, 4), **_rounded(scores)}

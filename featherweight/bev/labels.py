@@ -6,6 +6,8 @@ pedestrian by 1.8; a model that is perfect in one mode scores 50 % on them in th
 Source of "pon": the label scripts of Roddick and Cipolla, arXiv 2003.13402.
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from featherweight.bev.data.frames import Boxes, Frame, Source
@@ -68,18 +70,36 @@ def occluded(points: np.ndarray, grid: BEVGridConfig, spread: int = 0) -> np.nda
     return reach < grid.depths()[:, None]
 
 
+def visibility_masks(source: Source, frame: Frame, grid: BEVGridConfig, mode: LabelMode = "exact") -> np.ndarray:
+    """Return which cells hold an object of each visibility and class, bool (4, K, rows, columns); 1 (hidden) first."""
+    boxes, classes = source.boxes(frame), len(source.classes.names)
+    masks = np.zeros((4, classes, *grid.shape), bool)
+    for number, mask in _footprints(boxes, grid, ground_matrix(frame.camera_to_world, grid.plane), mode):
+        visibility, kind = boxes.visibility[number], boxes.classes[number]
+        if visibility > 0 and kind < classes:
+            masks[visibility - 1, kind] |= mask
+    return masks
+
+
 def _draw_boxes(bits: np.ndarray, boxes: Boxes, grid: BEVGridConfig, to_world: np.ndarray, mode: LabelMode) -> None:
+    for number, mask in _footprints(boxes, grid, to_world, mode):
+        bits |= mask.astype(np.uint16) << np.uint16(boxes.classes[number])
+
+
+def _footprints(
+    boxes: Boxes, grid: BEVGridConfig, to_world: np.ndarray, mode: LabelMode
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield number and cells of every box near the grid."""
     from_world, corners_of_grid = np.linalg.inv(to_world), footprint(grid, to_world)
     reach = np.linalg.norm(boxes.sizes[:, :2], axis=1)[:, None]
     near = (boxes.centers[:, :2] + reach >= corners_of_grid.min(axis=0)) & (
         boxes.centers[:, :2] - reach <= corners_of_grid.max(axis=0)
     )
     chosen = np.flatnonzero(near.all(axis=1))
-    for corners, kind in zip(boxes.corners(chosen)[:, :4, :2], boxes.classes[chosen], strict=True):
+    for number, corners in zip(chosen.tolist(), boxes.corners(chosen)[:, :4, :2], strict=True):
         if mode == "exact":
-            mask = fill_exact(grid.shape, [to_cells(corners, grid, to_world)])
+            yield number, fill_exact(grid.shape, [to_cells(corners, grid, to_world)])
         else:
             canvas = np.zeros(grid.shape, np.uint8)
             fill_convex(canvas, to_corners(corners @ from_world[:2, :2].T + from_world[:2, 2], grid), 1)
-            mask = canvas.astype(bool)
-        bits |= mask.astype(np.uint16) << np.uint16(kind)
+            yield number, canvas.astype(bool)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from featherweight.bev.breakdown import Breakdown
 from featherweight.bev.data.frames import Frame
 from featherweight.bev.data.sources import open_source
 from featherweight.bev.image_processing_focusbev import FocusBEVImageProcessor
@@ -207,8 +208,16 @@ class BEVTask(Task):
         metrics = {"held_out_loss": loss_sum / scores.frames, "miou": scores.mean_iou()}
         return metrics | {f"iou_{name}": value for name, value in scores.iou().items()}
 
-    def judge(self, model: nn.Module, *, micro_batch_size: int) -> tuple[BEVConfusion, float]:
-        """Return the counts over all held-out frames and the sum of their losses; the model's mode is left alone."""
+    def judge(
+        self, model: nn.Module, *, micro_batch_size: int, breakdown: Breakdown | None = None
+    ) -> tuple[BEVConfusion, float]:
+        """Return the counts over all held-out frames and the sum of their losses; the model's mode is left alone.
+
+        Args:
+            model: to judge.
+            micro_batch_size: frames at once.
+            breakdown: counts the same frames in further ways.
+        """
         scores = BEVConfusion(self.source.classes.names, self.model_config.bev_grid)
         device, was_training, loss_sum = next(model.parameters()).device, model.training, 0.0
         model.eval()
@@ -219,7 +228,9 @@ class BEVTask(Task):
                     output = forward(model, moved, self.config.loss)
                     assert output.loss is not None and output.logits is not None
                     loss_sum += float(output.loss) * len(batch["pixels"])
-                    scores.update(output.logits, moved["labels"], moved["seen"])
+                    for counts in (scores, breakdown):
+                        if counts is not None:
+                            counts.update(output.logits, moved["labels"], moved["seen"])
         finally:
             model.train(was_training)
         return scores, loss_sum

@@ -120,6 +120,9 @@ def evaluate(
         str | None, typer.Option(help="Of nuScenes: pon or official; default: pon.", show_default=False)
     ] = None,
     allow_leak: Annotated[bool, typer.Option("--allow-leak", help="Judge on drives that trained it; says so.")] = False,
+    details: Annotated[
+        bool, typer.Option("--details", help="Also by visibility, weather and threshold, and calibration.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Judge a network on the drives that its split keeps for this: mIoU with its protocol; refuses leaking splits."""
@@ -127,7 +130,7 @@ def evaluate(
 
     if data is None:
         raise ConfigError("fw bev eval: data=None; expected --data with a folder in nuScenes' format. Name it.")
-    result = judge(checkpoint, data, split=split, allow_leak=allow_leak)
+    result = judge(checkpoint, data, split=split, allow_leak=allow_leak, details=details)
     if as_json:
         print(json.dumps(result.to_dict(), indent=2))
         return

@@ -1,3 +1,6 @@
+import subprocess
+import venv
+
 import numpy as np
 import pytest
 
@@ -95,3 +98,59 @@ def test_published_labels_inflate_objects_as_measured(size, ratio):
         fill_convex(canvas, np.round(corners / 0.25).astype(int), 1)
         drawn += canvas.sum() * 0.25**2
     assert drawn / 400 / np.prod(size) == pytest.approx(ratio, rel=0.05)
+
+
+_WITH_OPENCV = """
+import sys
+import cv2, numpy as np
+given = np.load(sys.argv[1])
+counts, points = given["counts"], given["points"]
+canvases = np.zeros((len(counts), 60, 80), np.uint8)
+for canvas, ring in zip(canvases, np.split(points, np.cumsum(counts)[:-1])):
+    cv2.fillConvexPoly(canvas, ring.astype(np.int32), 1)
+np.save(sys.argv[2], canvases)
+print(cv2.__version__)
+"""
+
+
+def any_ring(numbers, kind: int) -> np.ndarray:
+    """Return a ring of one of eight kinds: boxes, stars, tangles, far outside, slivers, collapsed, closed, repeated."""
+    middle = numbers.uniform(0, 80, 2)
+    if kind == 0:
+        angle, size = numbers.uniform(0, 2 * np.pi), numbers.uniform(1, 40, 2)
+        turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+        return np.array([[1, 1], [1, -1], [-1, -1], [-1, 1]]) / 2 * size @ turn.T + middle
+    if kind == 1:
+        return star(numbers, int(numbers.integers(3, 14))) - 15
+    if kind == 2:
+        return numbers.uniform(-10, 90, (int(numbers.integers(3, 10)), 2))
+    if kind == 3:
+        return numbers.uniform(-4000, 4000, (int(numbers.integers(3, 8)), 2))
+    if kind == 4:
+        return middle + numbers.uniform(-30, 30, (3, 2)) * [1, 0.05]
+    if kind == 5:
+        return middle + numbers.uniform(0, 1.5, (int(numbers.integers(1, 5)), 2))
+    ring = star(numbers, int(numbers.integers(3, 9)))
+    return np.concatenate([ring, ring[:1]]) if kind == 6 else np.repeat(ring, 2, axis=0)
+
+
+@pytest.mark.slow
+def test_the_published_fill_is_that_of_opencv_pixel_for_pixel(tmp_path):
+    """4,000 polygons in an environment of its own, since OpenCV is no dependency; needs a package index."""
+    python = tmp_path / "env" / "bin" / "python"
+    venv.create(tmp_path / "env", with_pip=True)
+    install = [python, "-m", "pip", "install", "--quiet", "opencv-python-headless"]
+    if subprocess.run(install, check=False).returncode:
+        pytest.skip("opencv-python-headless cannot be installed here")
+    numbers = np.random.default_rng(7)
+    rings = [np.round(any_ring(numbers, number % 8)).astype(np.int64) for number in range(4000)]
+    np.savez(tmp_path / "rings.npz", points=np.concatenate(rings), counts=[len(ring) for ring in rings])
+    (tmp_path / "fill.py").write_text(_WITH_OPENCV)
+    subprocess.run([python, "fill.py", "rings.npz", "truth.npy"], cwd=tmp_path, check=True)
+    different = []
+    for number, (ring, truth) in enumerate(zip(rings, np.load(tmp_path / "truth.npy"), strict=True)):
+        canvas = np.zeros((60, 80), np.uint8)
+        fill_convex(canvas, ring, 1)
+        if not np.array_equal(canvas, truth):
+            different.append((number % 8, ring.tolist()))
+    assert not different, different[:3]

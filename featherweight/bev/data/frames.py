@@ -1,7 +1,7 @@
 """One picture of one calibrated camera at one moment, and what is known about the world around it."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,6 +87,11 @@ class Source(ABC):
 
     splits: tuple[str, ...]
     """Names of the ways in which its drives may be parted; the first is the default."""
+
+    @property
+    def descriptions(self) -> Mapping[str, str]:
+        """Sentence about each drive, by name: weather and time of day may stand there; default: nothing is known."""
+        return {}
 
     @abstractmethod
     def sequences(self, split: str, part: str) -> Collection[str]:

@@ -81,7 +81,7 @@ class NuScenesIndex(Source):
         self._maps: dict[str, GroundMap] = {}
         self.frames: Sequence[Frame] = _Frames(self.root, self._arrays)
 
-    @cached_property
+    @property
     def descriptions(self) -> dict[str, str]:
         """Sentence about each drive, by name: weather and time of day stand there."""
         return dict(zip(self._words("scene_name"), self._words("scene_description"), strict=True))

@@ -57,6 +57,14 @@ class AutoBackbone(nn.Module):
         self.channels = list(self.network.channels)
         self.strides = (4, 8, 16, 32)[: len(self.channels)] if kind != "dinov2" else (config.patch_size,)
 
+    def set_checkpointing(self, enabled: bool) -> None:
+        """Recompute the layers in backward, or not, where transformers can do it for this kind of network."""
+        if self.network.supports_gradient_checkpointing:
+            if enabled:
+                self.network.activation_checkpointing_enable({"use_reentrant": False})
+            else:
+                self.network.activation_checkpointing_disable()
+
     def forward(self, pixels: Tensor) -> list[Tensor]:
         """Return the features of every stage, finest first."""
         return list(self.network(pixels).feature_maps)

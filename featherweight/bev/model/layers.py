@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import initialization as init
 
 _LARGEST_GROUPS = 32
@@ -39,9 +40,16 @@ class ResidualBlock(nn.Module):
         self.second = conv3x3(channels_out, channels_out)
         is_equal = channels_in == channels_out and stride == 1
         self.shortcut = nn.Identity() if is_equal else nn.Conv2d(channels_in, channels_out, 1, stride=stride)
+        self.use_checkpoint = False
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the features, halved if the stride is 2."""
+        """Return the features, halved if the stride is 2; recomputed in backward if `use_checkpoint` is set."""
+        if self.use_checkpoint and torch.is_grad_enabled():
+            result: Tensor = checkpoint(self._pass, x, use_reentrant=False)
+            return result
+        return self._pass(x)
+
+    def _pass(self, x: Tensor) -> Tensor:
         return torch.relu(self.shortcut(x) + self.second(torch.relu(self.first(x))))
 
 

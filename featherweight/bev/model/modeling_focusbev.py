@@ -14,12 +14,12 @@ from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from featherweight.bev.losses import LossWeights, cycle_loss, pitch_loss, relevance_loss, segmentation_losses
-from featherweight.bev.model.backbone import FeaturePyramid, new_backbone
+from featherweight.bev.model.backbone import AutoBackbone, FeaturePyramid, new_backbone
 from featherweight.bev.model.camera import Camera
 from featherweight.bev.model.configuration_focusbev import FocusBEVConfig
 from featherweight.bev.model.cycle import SelfCalibratedCycle
 from featherweight.bev.model.decoder import GroundDecoder
-from featherweight.bev.model.layers import constant
+from featherweight.bev.model.layers import ResidualBlock, constant
 from featherweight.bev.model.pitch import PitchHead
 from featherweight.bev.model.temporal import TemporalFusion
 from featherweight.bev.model.view_transform import ColumnTransform, FlatGround, FlattenedMlp, ToGround
@@ -140,18 +140,31 @@ class FocusBEVForSegmentation(PreTrainedModel):
         if isinstance(module, _WITH_FIRST_WEIGHTS):
             module.reset_parameters()
 
-    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
-        """Recompute each chunk of columns in backward."""
+    def activation_checkpointing_enable(
+        self,
+        activation_checkpointing_kwargs: dict[str, Any] | None = None,
+        every_n_layers: int = 1,
+        offload: bool = False,
+    ) -> None:
+        """Recompute each chunk of columns and each residual block of backbone and decoder in backward.
+
+        Args:
+            activation_checkpointing_kwargs: of transformers; nothing here needs any.
+            every_n_layers: alike.
+            offload: alike.
+        """
         self._set_checkpointing(True)
 
-    def gradient_checkpointing_disable(self) -> None:
+    def activation_checkpointing_disable(self) -> None:
         """Keep everything for backward."""
         self._set_checkpointing(False)
 
     def _set_checkpointing(self, enabled: bool) -> None:
         for module in self.modules():
-            if isinstance(module, ColumnTransform):
+            if isinstance(module, ColumnTransform | ResidualBlock):
                 module.use_checkpoint = enabled
+            elif isinstance(module, AutoBackbone):
+                module.set_checkpointing(enabled)
 
     def forward(
         self,

@@ -67,12 +67,12 @@ def test_the_pitch_of_the_calibration_moves_the_ground():
         assert (model(pixels, K, camera_to_ego=pose[None]).logits - level).abs().max() > 1e-3
 
 
-def test_recomputing_columns_in_backward_gives_the_same_gradients():
+def test_recomputing_in_backward_gives_the_same_gradients():
     model, pixels = new(use_cycle=True, column_chunk=16), torch.randn(1, 3, 128, 224)
     gradients = []
     for recompute in (False, True):
         if recompute:
-            model.gradient_checkpointing_enable()
+            model.activation_checkpointing_enable()
         model.zero_grad()
         model(pixels, K).logits.square().mean().backward()
         gradients.append([parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None])
@@ -84,6 +84,17 @@ def test_inputs_of_another_shape_are_refused():
         new()(torch.randn(1, 3, 100, 224), K)
     with pytest.raises(ShapeError, match="one K for each"):
         new()(torch.randn(2, 3, 128, 224), K)
+
+
+def test_columns_a_few_at_a_time_change_no_logit_of_the_whole_network():
+    """In float64, to 1e-12 of the largest logit."""
+    pixels, camera = torch.randn(1, 3, 128, 224, dtype=torch.float64), K.double()
+    whole, parts = new().double().eval(), new(column_chunk=7).double().eval()
+    parts.load_state_dict(whole.state_dict())
+    with torch.no_grad():
+        expected, found = whole(pixels, camera).logits, parts(pixels, camera).logits
+    assert expected.dtype == torch.float64
+    assert (found - expected).abs().max() <= 1e-12 * expected.abs().max()
 
 
 @pytest.mark.slow
