@@ -45,6 +45,9 @@ class BEVConfig(Config):
     pitch_jitter_deg: float = Field(default=0.0, ge=0, le=3)
     """Standard deviation of a pitch (and half of it of a roll) that is drawn anew at each visit and hidden from the
     calibration; the pitch head learns it."""
+    ema: float | None = Field(default=None, gt=0, lt=1)
+    """Judge and save an average of the weights in which each step keeps this share of the steps before, such as 0.999;
+    None: the weights themselves."""
     memory_dropout: float = Field(default=0.25, ge=0, le=1)
     """Share of samples that train without their memory."""
     supervise_memory: bool = True

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from featherweight.bev.average import average_of, keep_average
 from featherweight.bev.model.configuration_focusbev import FocusBEVConfig
 from featherweight.bev.model.modeling_focusbev import FocusBEVForSegmentation
 from featherweight.bev.options import BEVConfig, new_model_config
@@ -32,6 +33,16 @@ class BEVSkeleton(Skeleton):
     def build_model(self) -> nn.Module:
         """Return the network, with the weights of whatever device or mode is on."""
         return FocusBEVForSegmentation(self.model_config).train()
+
+    def prepare(self, model: nn.Module) -> None:
+        """Begin the average of the weights, if one is asked for."""
+        if self.config.ema is not None:
+            keep_average(model, self.config.ema)
+
+    def after_step(self, model: nn.Module) -> None:
+        """Take the step into the average of the weights."""
+        if (average := average_of(model)) is not None:
+            average.update_(model)
 
     def batches(self, split: Any, *, micro_batch_size: int, **others: Any) -> Iterator[dict[str, Tensor]]:
         """Yield micro-batches of the right shapes for ever; their content means nothing."""

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from featherweight.bev.average import average_of, averaged, keep_average
 from featherweight.bev.breakdown import Breakdown
 from featherweight.bev.data.frames import Frame
 from featherweight.bev.data.sources import open_source
@@ -35,6 +36,7 @@ from featherweight.bev.step import forward
 from featherweight.errors import ConfigError
 from featherweight.training.order import micro_batch_numbers, shuffled_rows
 from featherweight.training.task import Batch, Split, Task, Words
+from featherweight.unwrap import unwrap_model
 
 
 class BEVTask(Task):
@@ -122,6 +124,16 @@ class BEVTask(Task):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             return FocusBEVForSegmentation(self.model_config).train()
+
+    def prepare(self, model: nn.Module) -> None:
+        """Begin the average of the weights, if one is asked for."""
+        if self.config.ema is not None:
+            keep_average(unwrap_model(model), self.config.ema)
+
+    def after_step(self, model: nn.Module) -> None:
+        """Take the step into the average of the weights."""
+        if (average := average_of(unwrap_model(model))) is not None:
+            average.update_(unwrap_model(model))
 
     def train_rows(self) -> int:
         """Return the frames of one epoch."""
@@ -222,7 +234,7 @@ class BEVTask(Task):
         device, was_training, loss_sum = next(model.parameters()).device, model.training, 0.0
         model.eval()
         try:
-            with torch.inference_mode():
+            with averaged(unwrap_model(model)), torch.inference_mode():
                 for batch in self.batches("held_out", micro_batch_size=micro_batch_size, seed=0):
                     moved = {name: value.to(device) for name, value in batch.items()}
                     output = forward(model, moved, self.config.loss)
@@ -236,9 +248,10 @@ class BEVTask(Task):
         return scores, loss_sum
 
     def save_model(self, model: nn.Module, folder: Path) -> None:
-        """Write config.json, model.safetensors and preprocessor_config.json."""
+        """Write config.json, model.safetensors and preprocessor_config.json; averaged weights, if there are any."""
         assert isinstance(model, FocusBEVForSegmentation)
-        model.save_pretrained(folder)
+        with averaged(model):
+            model.save_pretrained(folder)
         self.processor.save_pretrained(folder)
 
     def describe(self) -> dict[str, object]:

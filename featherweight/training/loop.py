@@ -213,6 +213,7 @@ class Loop:
         self.optimizer.step()
         for method in self.methods:
             method.after_step(self.model, self.optimizer, self.progress.step + 1)
+        self.task.after_step(self.model)
         self.scheduler.step()
         self.optimizer.zero_grad(set_to_none=True)
         return mean_loss, items, lr, grad_norm

@@ -113,6 +113,9 @@ class Task(ABC):
         What a task compares with the start is computed here. The model's mode and weights are left as they are.
         """
 
+    def after_step(self, model: "nn.Module") -> None:  # noqa: B027 - most tasks have nothing to do
+        """Do what is due after an optimizer step; the weights are left as they are. Nothing by default."""
+
     def item_count(self, batch: Batch) -> int:
         """Return how many items (tokens, pixels, ...) the loss of `batch` sums over; known before the forward.
 

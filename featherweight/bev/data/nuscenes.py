@@ -10,7 +10,6 @@ import hashlib
 import json
 from array import array
 from collections.abc import Iterable, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
