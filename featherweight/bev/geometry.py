@@ -6,6 +6,7 @@ covers [j, j + 1) x [i, i + 1). Intrinsics K are 3 x 3 with focal lengths that m
 """
 
 import math
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,6 +14,9 @@ from numpy.typing import ArrayLike
 
 from featherweight.bev.grid import BEVGridConfig, Plane
 from featherweight.errors import ShapeError
+
+_OFF_CENTRE = (0.1, 0.2)
+"""Share of width and height by which an optical centre may lie off the middle; lenses are off by a twentieth."""
 
 
 def rotation_matrix(quaternion: ArrayLike) -> np.ndarray:
@@ -202,6 +206,8 @@ def in_view(grid: BEVGridConfig, intrinsics: np.ndarray, width: int) -> np.ndarr
 def check_intrinsics(intrinsics: ArrayLike, width: int, height: int, *, where: str) -> np.ndarray:
     """Return K as float64 after looking whether it can belong to an image of that size.
 
+    Warns where its centre is so far from the middle that it may belong to another size.
+
     Raises:
         ShapeError: with what to do, if it cannot.
     """
@@ -224,6 +230,13 @@ def check_intrinsics(intrinsics: ArrayLike, width: int, height: int, *, where: s
             f"belongs to another image size; expected a centre near ({width / 2:g}, {height / 2:g}). Scale its first "
             f"row by the ratio of the widths (about {1 / factor:.3g} if the centre is in the middle) and its second by "
             "that of the heights."
+        )
+    if abs(cx / width - 0.5) > _OFF_CENTRE[0] or abs(cy / height - 0.5) > _OFF_CENTRE[1]:
+        warnings.warn(
+            f"{where}: the centre ({cx:g}, {cy:g}) of K lies far from the middle ({width / 2:g}, {height / 2:g}) of an "
+            f"image of {width} x {height} pixels. If K belongs to another image size, distances on the map are wrong: "
+            "scale K with the image. If the image was cut, all is well.",
+            stacklevel=3,
         )
     return matrix
 

@@ -12,6 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, binary_cross_entropy_with_logits, max_pool2d
+from torch.utils.checkpoint import checkpoint
 
 from featherweight.config import Config
 
@@ -32,6 +33,10 @@ class LossWeights(Config):
     """Restored against true image features."""
     relevance: float = Field(default=0.1, ge=0)
     """Relevance of pixels against their geometry."""
+    view: float = Field(default=0.1, ge=0)
+    """Classes of the pixels, told from what the cycle restores of the picture; needs the cycle."""
+    occupancy: float = Field(default=0.0, ge=0)
+    """IoU of cells that hold any object of whatever class: a car taken for a truck costs less than one missed."""
     pitch: float = Field(default=1.0, ge=0)
     """Estimated against true pitch and roll."""
     iou_over: Literal["frame", "micro_batch"] = "frame"
@@ -44,17 +49,39 @@ class LossWeights(Config):
 
 
 def segmentation_losses(
-    logits: Tensor, labels: Tensor, seen: Tensor, priors: Sequence[float], *, pooled: bool = False
+    logits: Tensor,
+    labels: Tensor,
+    seen: Tensor,
+    priors: Sequence[float],
+    *,
+    pooled: bool = False,
+    objects: Sequence[int] = (),
+    recompute: bool = False,
 ) -> dict[str, Tensor]:
     """Return the terms of logits (B, K, h, w) against labels alike, where `seen` (B, h, w) is true.
 
-    All are means over frames, so that they add up, but for the IoU if it is pooled over the micro-batch.
+    All are means over frames, so that they add up, but for the IoU if it is pooled over the micro-batch. With numbers
+    of classes that are objects, "occupancy" is among the terms. `recompute`: see `iou_loss`.
     """
-    return {
+    terms = {
         "bce": weighted_bce(logits, labels, seen, priors),
-        "iou": iou_loss(logits, labels, seen, pooled=pooled),
+        "iou": iou_loss(logits, labels, seen, pooled=pooled, recompute=recompute),
         "uncertainty": uncertainty_loss(logits, seen, priors),
     }
+    if objects:
+        terms["occupancy"] = occupancy_loss(logits, labels, seen, objects, pooled=pooled)
+    return terms
+
+
+def occupancy_loss(
+    logits: Tensor, labels: Tensor, seen: Tensor, objects: Sequence[int], *, pooled: bool = False
+) -> Tensor:
+    """Return 1 - IoU of the cells that hold any object: 1 - prod(1 - p) against any label; see `iou_loss`."""
+    chosen = list(objects)
+    log_free = torch.nn.functional.logsigmoid(-logits[:, chosen].float()).sum(1, keepdim=True)
+    # logit of 1 - exp(log_free), without losing small probabilities.
+    occupied = torch.log(-torch.expm1(log_free).clamp(max=-1e-7)) - log_free
+    return iou_loss(occupied, labels[:, chosen].any(1, keepdim=True), seen, tolerance_weights=(1.0,), pooled=pooled)
 
 
 def weighted_bce(logits: Tensor, labels: Tensor, seen: Tensor, priors: Sequence[float]) -> Tensor:
@@ -81,6 +108,7 @@ def iou_loss(
     tolerance_weights: Sequence[float] = TOLERANCE_WEIGHTS,
     eps: float = 1.0,
     pooled: bool = False,
+    recompute: bool = False,
 ) -> Tensor:
     """Return 1 - IoU, averaged over classes and frames, at several tolerances.
 
@@ -91,6 +119,7 @@ def iou_loss(
         tolerance_weights: weight of each tolerance in cells, from 0 on: both masks are dilated by it.
         eps: cells added to intersection and union: a class that is nowhere and nowhere predicted has IoU 1.
         pooled: sum the cells of all frames first; such losses do not add up over micro-batches.
+        recompute: keep nothing of a tolerance for backward: the same numbers in less memory.
     Returns:
         A scalar; frames of which no cell was seen cost nothing.
     """
@@ -98,16 +127,21 @@ def iou_loss(
     p, y = torch.sigmoid(logits.float()) * seen_f, labels.float() * seen_f
     total, cells = p.new_zeros(()), (0, 2, 3) if pooled else (2, 3)
     for tolerance, share in enumerate(tolerance_weights):
-        if tolerance:
-            window = 2 * tolerance + 1
-            p_wide, y_wide = (max_pool2d(one, window, stride=1, padding=tolerance) for one in (p, y))
-        else:
-            p_wide, y_wide = p, y
-        both = (seen_f * p_wide * y_wide).sum(cells)
-        either = (seen_f * (p_wide + y_wide - p_wide * y_wide)).sum(cells)
-        total = total + share * (1 - (both + eps) / (either + eps)).mean(-1)
+        arguments = (p, y, seen_f, tolerance, eps, cells)
+        lost = checkpoint(_lost, *arguments, use_reentrant=False) if recompute else _lost(*arguments)
+        total = total + share * lost.mean(-1)
     exists = seen.any() if pooled else seen.flatten(1).any(1)
     return (total * exists.float()).mean()
+
+
+def _lost(p: Tensor, y: Tensor, seen: Tensor, tolerance: int, eps: float, cells: tuple[int, ...]) -> Tensor:
+    """Return 1 - IoU of each class (and frame) at a tolerance in cells."""
+    if tolerance:
+        window = 2 * tolerance + 1
+        p, y = (max_pool2d(one, window, stride=1, padding=tolerance) for one in (p, y))
+    both = (seen * p * y).sum(cells)
+    either = (seen * (p + y - p * y)).sum(cells)
+    return 1 - (both + eps) / (either + eps)
 
 
 def cycle_loss(features: Tensor, restored: Tensor, relevance: Tensor) -> Tensor:

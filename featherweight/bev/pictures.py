@@ -3,8 +3,8 @@
 Far is up. Cells that nobody saw are hatched; ticks are metres. Colours: Okabe and Ito's, and tints of them.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -30,11 +30,15 @@ COLORS: dict[str, tuple[int, int, int]] = {
     "bicycle": (86, 180, 233),
     "traffic_cone": (255, 127, 14),
     "barrier": (90, 60, 60),
+    "vehicle": (0, 114, 178),
+    "large_vehicle": (213, 94, 0),
+    "construction": (255, 127, 14),
 }
 NOTHING = (238, 240, 238)
 """Ground without a class."""
 RIGHT, MISSED, FALSE = (210, 214, 220), (0, 114, 178), (213, 94, 0)
 """Of the picture of errors: agreed, in the truth alone, in the prediction alone."""
+ERROR_LEGEND = {"missed": MISSED, "false": FALSE}
 UNSEEN = "not seen"
 _MARGIN = 34
 _PX_PER_M = 8
@@ -46,6 +50,8 @@ class Panel:
 
     title: str
     image: "Image"
+    colors: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
+    """Words with their colours that stand beside the title: what the legend of classes does not say."""
 
 
 def class_colors(masks: np.ndarray, names: Sequence[str]) -> np.ndarray:
@@ -179,7 +185,21 @@ def legend(names: Sequence[str], width: int) -> "Image":
     return sheet
 
 
-def sheet(panels: Sequence[Panel], below: "Image | None" = None, height: int = 300) -> "Image":
+def stack(images: Sequence["Image"]) -> "Image":
+    """Return pictures one below the other."""
+    from PIL import Image
+
+    result = Image.new("RGB", (max(image.width for image in images), sum(image.height for image in images)), PAPER)
+    y = 0
+    for image in images:
+        result.paste(image, (0, y))
+        y += image.height
+    return result
+
+
+def sheet(
+    panels: Sequence[Panel], below: "Image | None" = None, height: int = 300, *, has_titles: bool = True
+) -> "Image":
     """Return pictures side by side under their titles, scaled to one height."""
     from PIL import Image, ImageDraw
 
@@ -188,14 +208,21 @@ def sheet(panels: Sequence[Panel], below: "Image | None" = None, height: int = 3
     ]
     width = sum(image.width for image in scaled) + 10 * (len(panels) + 1)
     bottom = below.height if below is not None else 0
-    result = Image.new("RGB", (max(width, below.width if below is not None else 0), height + 34 + bottom), PAPER)
-    draw, x = ImageDraw.Draw(result), 10
+    top = 28 if has_titles else 0
+    result = Image.new("RGB", (max(width, below.width if below is not None else 0), top + height + 6 + bottom), PAPER)
+    draw, x, font = ImageDraw.Draw(result), 10, _font(14)
     for panel, image in zip(panels, scaled, strict=True):
-        draw.text((x, 8), panel.title, fill=INK, font=_font(14))
-        result.paste(image, (x, 28))
+        if has_titles:
+            draw.text((x, 8), panel.title, fill=INK, font=font)
+            place = x + round(font.getlength(panel.title)) + 12
+            for word, color in panel.colors.items():
+                draw.rectangle([place, 10, place + 12, 22], fill=color, outline=INK)
+                draw.text((place + 17, 8), word, fill=INK, font=font)
+                place += 17 + round(font.getlength(word)) + 10
+        result.paste(image, (x, top))
         x += image.width + 10
     if below is not None:
-        result.paste(below, (0, height + 32))
+        result.paste(below, (0, top + height + 4))
     return result
 
 

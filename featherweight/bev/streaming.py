@@ -25,6 +25,24 @@ class _Kept:
     timestamp: float
 
 
+@dataclass(frozen=True)
+class StepInputs:
+    """What a network gets for one picture of a drive, as an exported file takes it."""
+
+    pixel_values: Tensor
+    """(1, 3, height, width)."""
+    intrinsics: Tensor
+    """(1, 3, 3) of those pixels."""
+    camera_to_ego: Tensor
+    """(1, 4, 4)."""
+    memory: Memory | None
+    """None for networks without one; entries that do not exist are not valid."""
+    camera_to_world: np.ndarray | None
+    """4 x 4, if the pose is known."""
+    timestamp: float
+    """Seconds."""
+
+
 class StreamingSegmenter:
     """Segments a drive picture by picture; each step costs one picture, whatever the memory holds.
 
@@ -87,35 +105,50 @@ class StreamingSegmenter:
             The output of the model for this picture. The memory is forgotten where time does not go on by at most 2 s
             or the camera jumps by more than 20 m.
         """
+        now = self.inputs(frame, pose, timestamp, sequence_id)
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            output: BEVSegmenterOutput = self.model(
+                now.pixel_values, now.intrinsics, camera_to_ego=now.camera_to_ego, memory=now.memory
+            )
+        finally:
+            self.model.train(was_training)
+        if now.camera_to_world is not None and self.model.config.memory_length:
+            assert output.bev_features is not None
+            intrinsics = now.intrinsics[0].double().cpu().numpy()
+            covered = in_view(self.model.config.feature_grid, intrinsics, self.processor.image_size[1])
+            mask = torch.from_numpy(covered).to(output.bev_features.device)
+            kept = output.bev_features[0].clone()
+            self._memory.append(_Kept(kept, mask, now.camera_to_world, now.timestamp))
+        return output
+
+    def inputs(
+        self,
+        frame: "Image",
+        pose: np.ndarray | None = None,
+        timestamp: float | None = None,
+        sequence_id: str | None = None,
+    ) -> StepInputs:
+        """Return what the network (or its exported file) gets for the next picture; see `step`.
+
+        Where the drive does not go on, the memory is forgotten here. Nothing is remembered.
+        """
         inputs = self.processor(frame, self.intrinsics)
         device = next(self.model.parameters()).device
-        camera = torch.from_numpy(self.camera_to_ego).float()[None].to(device)
         to_world = None if pose is None else np.asarray(pose, dtype=np.float64) @ self.camera_to_ego
         now = timestamp if timestamp is not None else (self._memory[-1].timestamp + 0.5 if self._memory else 0.0)
         if to_world is None or sequence_id != self._sequence or not self._goes_on(to_world, now):
             self._memory.clear()
         self._sequence = sequence_id
-        was_training = self.model.training
-        self.model.eval()
-        try:
-            output: BEVSegmenterOutput = self.model(
-                inputs["pixel_values"].to(device),
-                inputs["intrinsics"].to(device),
-                camera_to_ego=camera,
-                memory=self._as_memory(to_world, now)
-                if self.model.config.memory_length and len(self._memory)
-                else None,
-            )
-        finally:
-            self.model.train(was_training)
-        if to_world is not None and self.model.config.memory_length:
-            assert output.bev_features is not None
-            covered = in_view(
-                self.model.config.feature_grid, inputs["intrinsics"][0].double().numpy(), self.processor.image_size[1]
-            )
-            kept = output.bev_features[0].clone()
-            self._memory.append(_Kept(kept, torch.from_numpy(covered).to(device), to_world, now))
-        return output
+        return StepInputs(
+            pixel_values=inputs["pixel_values"].to(device),
+            intrinsics=inputs["intrinsics"].to(device),
+            camera_to_ego=torch.from_numpy(self.camera_to_ego).float()[None].to(device),
+            memory=self._as_memory(to_world, now) if self.model.config.memory_length else None,
+            camera_to_world=to_world,
+            timestamp=now,
+        )
 
     def _goes_on(self, to_world: np.ndarray, now: float) -> bool:
         if not self._memory:
@@ -125,7 +158,9 @@ class StreamingSegmenter:
         return bool(0 < now - last.timestamp <= LARGEST_GAP_S and jump <= LARGEST_JUMP_M)
 
     def _as_memory(self, to_world: np.ndarray | None, now: float) -> Memory:
-        assert to_world is not None
+        if to_world is None or not self._memory:
+            device = next(self.model.parameters()).device
+            return self.model.empty_memory(1, device)
         length, plane = self.model.config.memory_length, self.model.config.bev_grid.plane
         kept = list(reversed(self._memory))
         kept += [kept[0]] * (length - len(kept))

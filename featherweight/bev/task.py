@@ -16,6 +16,7 @@ from featherweight.bev.average import average_of, averaged, keep_average
 from featherweight.bev.breakdown import Breakdown
 from featherweight.bev.data.frames import Frame
 from featherweight.bev.data.sources import open_source
+from featherweight.bev.illustration import illustrate, spread
 from featherweight.bev.image_processing_focusbev import FocusBEVImageProcessor
 from featherweight.bev.metrics import BEVConfusion, protocol
 from featherweight.bev.model.configuration_focusbev import FocusBEVConfig
@@ -253,6 +254,20 @@ class BEVTask(Task):
         with averaged(model):
             model.save_pretrained(folder)
         self.processor.save_pretrained(folder)
+
+    def illustrate(self, model: nn.Module, folder: Path) -> list[Path]:
+        """Draw three held-out frames: camera, map, truth and errors, as held_out.png."""
+        assert isinstance(model, FocusBEVForSegmentation)
+        samples, was_training = self.samples["val"], model.training
+        model.eval()
+        try:
+            with averaged(model):
+                chosen = [samples[number] for number in spread(len(samples), 3)]
+                picture = illustrate(model, chosen, self.source.classes.names)
+        finally:
+            model.train(was_training)
+        picture.save(folder / "held_out.png")
+        return [folder / "held_out.png"]
 
     def describe(self) -> dict[str, object]:
         """Return names and exact counts for the report."""

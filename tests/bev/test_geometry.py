@@ -129,3 +129,9 @@ def test_intrinsics_that_cannot_belong_to_a_picture_are_refused(matrix, message)
 def test_a_quaternion_of_zeros_is_refused():
     with pytest.raises(ShapeError, match="no rotation"):
         g.rotation_matrix([0, 0, 0, 0])
+
+
+def test_a_centre_far_from_the_middle_is_pointed_out_for_it_may_belong_to_a_smaller_image():
+    with pytest.warns(UserWarning, match="another image size"):
+        g.check_intrinsics([[500.0, 0, 240], [0, 500, 135], [0, 0, 1]], 640, 360, where="test")
+    g.check_intrinsics([[1266.4, 0, 816.3], [0, 1266.4, 491.5], [0, 0, 1]], 1600, 900, where="test")

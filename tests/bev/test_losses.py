@@ -5,6 +5,7 @@ from featherweight.bev.losses import (
     LossWeights,
     cycle_loss,
     iou_loss,
+    occupancy_loss,
     pitch_loss,
     relevance_loss,
     uncertainty_loss,
@@ -111,3 +112,13 @@ def test_pitch_errors_are_in_degrees():
 def test_the_total_is_the_weighted_sum():
     terms = {"bce": torch.tensor(2.0), "iou": torch.tensor(0.5), "cycle": torch.tensor(1.0)}
     assert LossWeights().total(terms) == pytest.approx(2.6)
+
+
+def test_a_car_taken_for_a_truck_is_occupied_ground_and_one_that_is_missed_is_not():
+    truth = torch.cat([square(8), torch.zeros(1, 2, 60, 60)], dim=1)  # car, truck, road
+    swapped = truth[:, [1, 0, 2]]
+    costs = [occupancy_loss(logits_of(one), truth, SEEN, (0, 1)) for one in (truth, swapped, 0 * truth)]
+    assert costs[0] <= 1e-5 and costs[1] <= 1e-5 and costs[2] > 0.9
+    logits = torch.full_like(truth, -9.0).requires_grad_()
+    occupancy_loss(logits, truth, SEEN, (0, 1)).backward()
+    assert logits.grad.isfinite().all() and (logits.grad[:, 2] == 0).all()

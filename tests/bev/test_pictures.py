@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 
 from featherweight.bev import pictures
-from featherweight.bev.data.classes import NUSCENES
+from featherweight.bev.data.classes import ARGOVERSE1, ARGOVERSE2, NUSCENES, find_classes
 from featherweight.bev.grid import BEVGridConfig
 from featherweight.bev.streaming import level_camera
 
@@ -17,9 +17,10 @@ def masks(*names: str) -> np.ndarray:
     return result
 
 
-def test_every_class_has_a_colour_of_its_own():
-    colors = [pictures.COLORS[name] for name in NUSCENES.names]
-    assert len(set(colors)) == len(colors)
+@pytest.mark.parametrize("name", [NUSCENES.name, ARGOVERSE1.name, ARGOVERSE2.name])
+def test_every_class_has_a_colour_of_its_own(name):
+    names = find_classes(name).names
+    assert len({pictures.COLORS[one] for one in names}) == len(names)
 
 
 def test_later_classes_lie_over_earlier_ones():

@@ -27,6 +27,11 @@ class ClassList:
         """Bit of cells that nobody could see."""
         return len(self.names)
 
+    @property
+    def objects(self) -> tuple[int, ...]:
+        """Numbers of the classes that do not come from the map."""
+        return tuple(number for number, name in enumerate(self.names) if name not in self.layers)
+
     def class_of(self, category: str) -> int:
         """Return the class number of a category, or `ignore_bit` if the category has no class."""
         name = self.categories.get(category)

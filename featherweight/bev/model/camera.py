@@ -60,6 +60,15 @@ class Camera:
         angle = torch.atan(self.height[:, None] / depths) - self.pitch[:, None]
         return self.center_y[:, None] + self.focal_y[:, None] * torch.tan(angle)
 
+    def ground_points(self, rows: int, columns: int) -> Tensor:
+        """Return (B, h, w, 2) x and z in m where the ray of each feature pixel meets flat ground; infinite above it."""
+        angle = self.elevation(rows)
+        depth = torch.where(angle > 1e-4, self.height[:, None] / torch.tan(angle.clamp(min=1e-4)), torch.inf)
+        u = torch.arange(columns, device=self.focal_x.device) + 0.5
+        slope = (u - self.center_x[:, None]) / self.focal_x[:, None]
+        x = torch.where(depth.isfinite()[:, :, None], slope[:, None] * depth[:, :, None], torch.inf)
+        return torch.stack([x, depth[:, :, None].expand_as(x)], dim=-1)
+
     def column(self, x: Tensor, z: Tensor) -> Tensor:
         """Return the feature column (B, ...) of ground points (...)."""
         shape = (-1, *(1 for _ in x.shape))

@@ -13,12 +13,21 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
-from featherweight.bev.losses import LossWeights, cycle_loss, pitch_loss, relevance_loss, segmentation_losses
+from featherweight.bev.data.classes import find_classes
+from featherweight.bev.losses import (
+    LossWeights,
+    cycle_loss,
+    pitch_loss,
+    relevance_loss,
+    segmentation_losses,
+    weighted_bce,
+)
 from featherweight.bev.model.backbone import AutoBackbone, FeaturePyramid, new_backbone
 from featherweight.bev.model.camera import Camera
 from featherweight.bev.model.configuration_focusbev import FocusBEVConfig
 from featherweight.bev.model.cycle import SelfCalibratedCycle
 from featherweight.bev.model.decoder import GroundDecoder
+from featherweight.bev.model.inverse_view import InverseView, seen_from_camera
 from featherweight.bev.model.layers import ResidualBlock, constant
 from featherweight.bev.model.pitch import PitchHead
 from featherweight.bev.model.temporal import TemporalFusion
@@ -70,7 +79,7 @@ class LevelTransform(nn.Module):
     def __init__(self, config: FocusBEVConfig, stride: int, near: float, far: float) -> None:
         super().__init__()
         grid, channels = config.feature_grid, config.hidden_channels
-        self.stride, self.cycle = stride, None
+        self.stride, self.cycle, self.inverse_view = stride, None, None
         if config.view_transform == "ipm":
             self.direct: nn.Module | None = FlatGround(grid)
         elif config.view_transform == "mlp":
@@ -84,7 +93,9 @@ class LevelTransform(nn.Module):
                 channels, config.num_heads, config.num_layers, depths, column_chunk=config.column_chunk
             )
             self.column = column
-            self.cycle = SelfCalibratedCycle(channels, config.num_heads) if config.use_cycle else None
+            if config.use_cycle:
+                self.cycle = SelfCalibratedCycle(channels, config.num_heads)
+                self.inverse_view = InverseView(channels, config.priors)
             self.to_ground = ToGround(grid, float(depths[0]), config.depth_step, count)
 
     def forward(self, features: Tensor, camera: Camera) -> tuple[Tensor, Tensor | None, Tensor | None]:
@@ -117,6 +128,7 @@ class FocusBEVForSegmentation(PreTrainedModel):
 
     def __init__(self, config: FocusBEVConfig) -> None:
         super().__init__(config)
+        self.use_checkpoint = False
         grid, channels = config.feature_grid, config.hidden_channels
         self.backbone = new_backbone(config.backbone)
         self.pyramid = FeaturePyramid(self.backbone.channels, self.backbone.strides, config.level_strides, channels)
@@ -146,7 +158,7 @@ class FocusBEVForSegmentation(PreTrainedModel):
         every_n_layers: int = 1,
         offload: bool = False,
     ) -> None:
-        """Recompute each chunk of columns and each residual block of backbone and decoder in backward.
+        """Recompute chunks of columns, residual blocks of backbone and decoder, and the IoU's tolerances in backward.
 
         Args:
             activation_checkpointing_kwargs: of transformers; nothing here needs any.
@@ -160,6 +172,7 @@ class FocusBEVForSegmentation(PreTrainedModel):
         self._set_checkpointing(False)
 
     def _set_checkpointing(self, enabled: bool) -> None:
+        self.use_checkpoint = enabled
         for module in self.modules():
             if isinstance(module, ColumnTransform | ResidualBlock):
                 module.use_checkpoint = enabled
@@ -213,7 +226,7 @@ class FocusBEVForSegmentation(PreTrainedModel):
             return BEVSegmenterOutput(bev_features=ground)
         fused, weights = ground, None
         if self.fusion is not None:
-            past = memory if memory is not None else self._no_memory(ground)
+            past = memory if memory is not None else self.empty_memory(len(ground), ground.device, ground.dtype)
             fused, weights = self.fusion(ground, past.features, past.mask, past.motion, past.age, past.valid)
         logits = self.decoder(fused)
         output = BEVSegmenterOutput(
@@ -229,7 +242,8 @@ class FocusBEVForSegmentation(PreTrainedModel):
                 valid_mask,
                 relevance_target,
                 pitch_target,
-                pooled=weights_of_terms.iou_over == "micro_batch",
+                camera,
+                weights_of_terms,
             )
             output.loss_dict = terms
             output.loss = weights_of_terms.total(terms)
@@ -244,30 +258,46 @@ class FocusBEVForSegmentation(PreTrainedModel):
         valid_mask: Tensor | None,
         relevance_target: Tensor | None,
         pitch_target: Tensor | None,
-        *,
-        pooled: bool,
+        camera: Camera,
+        weights: LossWeights,
     ) -> dict[str, Tensor]:
         assert output.logits is not None
         mask = torch.ones_like(labels[:, 0], dtype=torch.bool) if valid_mask is None else valid_mask
-        terms = segmentation_losses(output.logits, labels, mask, self.config.priors, pooled=pooled)
-        for level, (_, restored, relevance) in zip(levels, results, strict=True):
-            if restored is not None and relevance is not None:
-                terms["cycle"] = terms.get("cycle", 0) + cycle_loss(level, restored, relevance) / len(levels)
-                if relevance_target is not None:
-                    terms["relevance"] = terms.get("relevance", 0) + relevance_loss(relevance, relevance_target) / len(
-                        levels
-                    )
+        config = self.config
+        terms = segmentation_losses(
+            output.logits,
+            labels,
+            mask,
+            config.priors,
+            pooled=weights.iou_over == "micro_batch",
+            objects=find_classes(config.classes).objects if weights.occupancy else (),
+            recompute=self.use_checkpoint,
+        )
+        for transform, level, (_, restored, relevance) in zip(self.transforms, levels, results, strict=True):
+            if restored is None or relevance is None:
+                continue
+            assert isinstance(transform, LevelTransform) and transform.inverse_view is not None
+            size = (level.shape[2], level.shape[3])
+            truth, shown = seen_from_camera(labels, mask, camera.at_stride(transform.stride), config.bev_grid, size)
+            found = {
+                "cycle": cycle_loss(level, restored, relevance),
+                "view": weighted_bce(transform.inverse_view(restored), truth, shown, config.priors),
+            }
+            if relevance_target is not None:
+                found["relevance"] = relevance_loss(relevance, relevance_target)
+            for name, term in found.items():
+                terms[name] = terms.get(name, 0) + term / len(levels)
         if output.pitch is not None and pitch_target is not None:
             terms["pitch"] = pitch_loss(output.pitch, pitch_target)
         return terms
 
-    def _no_memory(self, ground: Tensor) -> Memory:
+    def empty_memory(self, batch: int, device: torch.device, dtype: torch.dtype = torch.float32) -> Memory:
         """Return a memory without entries: fusion still runs, so that every parameter gets a gradient."""
-        batch, length = len(ground), self.config.memory_length
-        eye = torch.eye(3, device=ground.device).expand(batch, length, 3, 3)
-        nothing = ground.new_zeros(batch, length, *ground.shape[1:])
-        valid = torch.zeros(batch, length, dtype=torch.bool, device=ground.device)
-        return Memory(nothing, nothing[:, :, 0] > 0, eye, torch.zeros(batch, length, device=ground.device), valid)
+        length, channels = self.config.memory_length, self.config.hidden_channels
+        eye = torch.eye(3, device=device).expand(batch, length, 3, 3)
+        nothing = torch.zeros(batch, length, channels, *self.config.feature_grid.shape, device=device, dtype=dtype)
+        valid = torch.zeros(batch, length, dtype=torch.bool, device=device)
+        return Memory(nothing, nothing[:, :, 0] > 0, eye, torch.zeros(batch, length, device=device), valid)
 
 
 def _check_inputs(pixel_values: Tensor, intrinsics: Tensor, size: tuple[int, int]) -> None:

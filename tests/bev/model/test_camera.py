@@ -36,3 +36,15 @@ def test_rows_at_the_ground_of_a_depth_have_its_elevation():
 def test_a_pitch_down_moves_the_ground_up():
     depths = torch.tensor([10.0])
     assert CAMERA.pitched(torch.tensor([0.01])).ground_row(depths) < CAMERA.ground_row(depths)
+
+
+def test_the_ground_points_of_pixels_are_seen_at_those_pixels():
+    camera = CAMERA.at_stride(25)
+    points = camera.ground_points(36, 64)
+    below = points[0, :, 0, 1].isfinite()
+    assert not below[:19].any() and below[20:].all(), "the horizon stands at row 19.3"
+    depths = points[0, below, 5, 1]
+    rows = torch.arange(36)[below] + 0.5
+    torch.testing.assert_close(camera.ground_row(depths)[0], rows, rtol=1e-3, atol=1e-3)
+    columns = camera.column(points[0, 30, :, 0], points[0, 30, :, 1])[0]
+    torch.testing.assert_close(columns, torch.arange(64) + 0.5, rtol=1e-4, atol=1e-4)
