@@ -45,6 +45,10 @@ class BEVConfig(Config):
     pitch_jitter_deg: float = Field(default=0.0, ge=0, le=3)
     """Standard deviation of a pitch (and half of it of a roll) that is drawn anew at each visit and hidden from the
     calibration; the pitch head learns it."""
+    zoom_jitter: float = Field(default=0.0, ge=0, le=0.5)
+    """Largest change of the focal length as a share, such as 0.2: for cameras other than those of the data."""
+    pose_noise: float = Field(default=0.1, ge=0, le=1)
+    """Share of samples whose past poses get a localiser's error (0.1 m, 0.3 degrees), where there is a memory."""
     ema: float | None = Field(default=None, gt=0, lt=1)
     """Judge and save an average of the weights in which each step keeps this share of the steps before, such as 0.999;
     None: the weights themselves."""

@@ -1,8 +1,8 @@
-"""From frames to tensors: pixels, camera, labels, the past frames of a memory; mirrored and tilted on the way."""
+"""From frames to tensors: pixels, camera, labels, the past frames of a memory."""
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -10,10 +10,11 @@ from torch import Tensor
 
 from featherweight.bev.data.frames import Frame, Source
 from featherweight.bev.data.layers import LabelMode
-from featherweight.bev.geometry import flip_intrinsics, ground_motion, in_view, tilt_homography
+from featherweight.bev.geometry import ground_motion, in_view
 from featherweight.bev.grid import BEVGridConfig
 from featherweight.bev.image_processing_focusbev import FocusBEVImageProcessor, read_image
 from featherweight.bev.labels import make_labels
+from featherweight.errors import ConfigError
 
 LARGEST_GAP_S, LARGEST_JUMP_M = 2.0, 20.0
 """A memory does not reach over more than this between two frames."""
@@ -104,7 +105,14 @@ class Samples:
         return found
 
     def _make(self, frame: Frame) -> Sample:
-        pixels, intrinsics = self.processor.fit(read_image(frame.image), frame.intrinsics)
+        picture = read_image(frame.image)
+        if picture.size != (frame.width, frame.height):
+            raise ConfigError(
+                f"bev: picture '{frame.image}' has {picture.width} x {picture.height} pixels, its record says "
+                f"{frame.width} x {frame.height}; expected the same, for which its K holds. Restore the picture, or "
+                "write its size and K into the records."
+            )
+        pixels, intrinsics = self.processor.fit(picture, frame.intrinsics)
         bits = self.source.stored_labels(frame, self.grid)
         if bits is None:
             bits = make_labels(self.source, frame, self.grid, self.mode, lidar_mask=self.lidar_mask)
@@ -149,55 +157,6 @@ def ground_pixels(
     column, row = np.round(cells).astype(np.int64).transpose(2, 0, 1)
     inside = (down > 1e-6) & (row >= 0) & (row < grid.rows) & (column >= 0) & (column < grid.columns)
     return inside & seen[np.where(inside, row, 0), np.where(inside, column, 0)]
-
-
-def mirrored(sample: Sample, grid: BEVGridConfig) -> Sample:
-    """Return the sample of the mirrored world: pixels, principal point, pose and labels.
-
-    With cells anchored at corners, column j goes to column W - j, and column 0 has no partner: it counts as unseen.
-    """
-    flip = np.diag([-1.0, 1, 1, 1])
-    labels, seen = sample.labels[:, :, ::-1], sample.seen[:, ::-1]
-    if grid.anchor == "corner":
-        labels, seen = np.roll(labels, 1, axis=2), np.roll(seen, 1, axis=1)
-        seen[:, 0] = False
-    mirror_ego = np.diag([1.0, -1, 1, 1])  # left and right of car and world, x of the camera
-    return replace(
-        sample,
-        pixels=sample.pixels[:, :, ::-1],
-        intrinsics=flip_intrinsics(sample.intrinsics, sample.pixels.shape[2]),
-        camera_to_ego=mirror_ego @ sample.camera_to_ego @ flip,
-        camera_to_world=mirror_ego @ sample.camera_to_world @ flip,
-        labels=labels,
-        seen=seen,
-        in_view=sample.in_view[:, ::-1],
-        relevance=sample.relevance[:, ::-1],
-        tilt=(sample.tilt[0], -sample.tilt[1]),
-    )
-
-
-def tilted(sample: Sample, pitch: float, roll: float) -> Sample:
-    """Return the sample of a camera that looks `pitch` radians further down than its calibration says."""
-    from PIL import Image
-
-    # Pillow asks for the way back: where the pixel of the new picture was in the old one.
-    back = np.linalg.inv(tilt_homography(sample.intrinsics, pitch, roll))
-    height, width = sample.pixels.shape[1:]
-    numbers = (back / back[2, 2]).ravel()[:8].tolist()
-    image = Image.fromarray(sample.pixels.transpose(1, 2, 0))
-    turned = image.transform((width, height), Image.Transform.PERSPECTIVE, numbers, resample=2)
-    return replace(
-        sample,
-        pixels=np.asarray(turned).transpose(2, 0, 1),
-        tilt=(sample.tilt[0] + pitch, sample.tilt[1] + roll),
-    )
-
-
-def recolored(sample: Sample, brightness: float, contrast: float) -> Sample:
-    """Return the sample with another brightness and contrast, both 1 for none."""
-    values = sample.pixels.astype(np.float32)
-    values = (values - values.mean()) * contrast + values.mean() * brightness
-    return replace(sample, pixels=np.clip(values, 0, 255).astype(np.uint8))
 
 
 def batch_of(samples: Sequence[Sample]) -> dict[str, Tensor]:

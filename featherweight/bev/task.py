@@ -5,6 +5,7 @@ real download and what `fw bev synth` draws. An item is a frame.
 """
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from featherweight.bev.augmentation import displaced, mirrored, recolored, tilted, zoomed
 from featherweight.bev.average import average_of, averaged, keep_average
 from featherweight.bev.breakdown import Breakdown
 from featherweight.bev.data.frames import Frame
@@ -22,16 +24,7 @@ from featherweight.bev.metrics import BEVConfusion, protocol
 from featherweight.bev.model.configuration_focusbev import FocusBEVConfig
 from featherweight.bev.model.modeling_focusbev import FocusBEVForSegmentation
 from featherweight.bev.options import BEVConfig, new_model_config
-from featherweight.bev.samples import (
-    Sample,
-    Samples,
-    batch_of,
-    memory_of,
-    mirrored,
-    recolored,
-    seen_with_past,
-    tilted,
-)
+from featherweight.bev.samples import Sample, Samples, batch_of, memory_of, seen_with_past
 from featherweight.bev.skeleton import BEVSkeleton
 from featherweight.bev.step import forward
 from featherweight.errors import ConfigError
@@ -181,7 +174,10 @@ class BEVTask(Task):
             change = self._changes(random)
             present.append(change(samples[row]))
             drop = random is not None and random.uniform() < self.config.memory_dropout
-            past.append([] if drop or not length else [change(samples[before]) for before in samples.past(row, length)])
+            earlier = [] if drop or not length else [change(samples[before]) for before in samples.past(row, length)]
+            if random is not None and earlier and random.uniform() < self.config.pose_noise:
+                earlier = [displaced(sample, random) for sample in earlier]
+            past.append(earlier)
         batch = batch_of(present)
         if length:
             batch |= memory_of(present, past, length, grid)
@@ -196,6 +192,7 @@ class BEVTask(Task):
             return lambda sample: sample
         config, grid = self.config, self.model_config.bev_grid
         is_mirrored = random.uniform() < config.flip
+        zoom = math.exp(random.uniform(-1, 1) * math.log1p(config.zoom_jitter))
         low, high = 1 - config.color_jitter, 1 + config.color_jitter
         brightness, contrast = random.uniform(low, high), random.uniform(low, high)
 
@@ -203,6 +200,8 @@ class BEVTask(Task):
             if config.pitch_jitter_deg:
                 pitch, roll = np.deg2rad(config.pitch_jitter_deg) * random.standard_normal(2) * (1.0, 0.5)
                 sample = tilted(sample, float(pitch), float(roll))
+            if config.zoom_jitter:
+                sample = zoomed(sample, zoom, grid, self.model_config.feature_grid)
             if config.color_jitter:
                 sample = recolored(sample, brightness, contrast)
             return mirrored(sample, grid) if is_mirrored else sample

@@ -81,34 +81,64 @@ def train(
 
 
 @app.command()
+def index(
+    folder: Annotated[Path, typer.Argument(help="Folder of a data set.", show_default=False)],
+    version: Annotated[str | None, typer.Option(help="Of nuScenes: the folder of tables.", show_default=False)] = None,
+) -> None:
+    """Read a data set once, keep its index for later, and print what it holds."""
+    from featherweight.bev.data.sources import open_source
+
+    source = open_source(folder, version)
+    drives = {frame.sequence for frame in source.frames}
+    print(f"{len(source.frames)} frames in {len(drives)} drives, classes {source.classes.name}")
+    for split in source.splits:
+        counts = [len(drives & set(source.sequences(split, part))) for part in ("train", "val")]
+        print(f"split {split}: {counts[0]} drives train, {counts[1]} judge")
+
+
+@app.command()
 def labels(
-    folder: Annotated[Path, typer.Argument(help="Folder in nuScenes' format.", show_default=False)],
+    data: Annotated[Path, typer.Argument(help="Folder of a data set, or a picture of label bits.", show_default=False)],
     mode: Annotated[str, typer.Option(help="exact, or pon as published labels.")] = "exact",
     frame: Annotated[int, typer.Option(min=0, help="Number of the frame.")] = 0,
+    priors: Annotated[
+        Path | None,
+        typer.Option(help="Write how frequent each class is in 200 training frames as JSON.", show_default=False),
+    ] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="The picture.")] = Path("labels.png"),
 ) -> None:
-    """Draw the labels of a frame beside its picture, and print how frequent each class is in them."""
-    from featherweight.bev.data.nuscenes import NuScenesIndex
-    from featherweight.bev.grid import BEVGridConfig
-    from featherweight.bev.image_processing_focusbev import read_image
-    from featherweight.bev.labels import make_labels
-    from featherweight.bev.pictures import Panel, class_colors, hatch, legend, map_picture, overlay, sheet
+    """Draw the labels of a frame (or of a file), and count how frequent each class is in them.
+
+    [bold]Example[/bold]
+
+    fw bev labels data/world --frame 7 --priors priors.json
+    """
+    from featherweight.bev.data.classes import NUSCENES
+    from featherweight.bev.data.sources import open_source
+    from featherweight.bev.label_picture import class_shares, draw_file, draw_frame
+    from featherweight.config.files import write_atomically
 
     if mode not in ("exact", "pon"):
         raise ConfigError(f"fw bev labels: mode='{mode}' is unknown; expected exact or pon. Choose one.")
-    index = NuScenesIndex(folder)
-    if frame >= len(index.frames):
-        raise ConfigError(f"fw bev labels: frame={frame} of {len(index.frames)}; expected a smaller number. Lower it.")
-    chosen, grid = index.frames[frame], BEVGridConfig(anchor="center" if mode == "exact" else "corner")
-    masks, seen = index.classes.split_bits(make_labels(index, chosen, grid, mode))  # type: ignore[arg-type]
-    picture = read_image(chosen.image).convert("RGB")
-    laid_over = overlay(picture, masks & seen, index.classes.names, grid, chosen.intrinsics, chosen.camera_to_ego)
-    ground = map_picture(hatch(class_colors(masks, index.classes.names), seen), grid)
-    panels = [Panel("Camera, labels laid over", laid_over), Panel(f"Labels ({mode})", ground)]
-    shown = [name for name, mask in zip(index.classes.names, masks, strict=True) if (mask & seen).any()]
-    sheet(panels, legend(shown, sheet(panels).width)).save(out)
-    for name, mask in zip(index.classes.names, masks, strict=True):
-        print(f"{name:22s} {100 * (mask & seen).sum() / max(1, seen.sum()):7.3f} % of seen cells")
+    if data.is_file():
+        draw_file(data, NUSCENES).save(out)
+        print(out)
+        return
+    source = open_source(data)
+    if frame >= len(source.frames):
+        raise ConfigError(f"fw bev labels: frame={frame} of {len(source.frames)}; expected a smaller number. Lower it.")
+    draw_frame(source, source.frames[frame], mode).save(out)  # type: ignore[arg-type]
+    chosen = [source.frames[frame]]
+    if priors is not None:
+        wanted = set(source.sequences(source.splits[0], "train"))
+        trained = [one for one in source.frames if one.sequence in wanted]
+        chosen = trained[:: max(1, len(trained) // 200)]
+    shares = class_shares(source, chosen, mode)  # type: ignore[arg-type]
+    for name, share in shares.items():
+        print(f"{name:22s} {100 * share:7.3f} % of seen cells")
+    if priors is not None:
+        write_atomically(priors, json.dumps(shares, indent=2))
+        print(f"{priors}: give its numbers as task.model.priors")
     print(out)
 
 
