@@ -72,6 +72,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", default="tiny")
     parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--recipes", nargs="+", default=list(RECIPES), choices=list(RECIPES))
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
@@ -79,7 +80,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         data = write_world(Path(folder, "world"), WorldConfig(scenes=10, frames=2, image_width=224, image_height=128))
-        for name in RECIPES:
+        for name in options.recipes:
             arguments = {"data": str(data), "name": name, "preset": options.preset, "batch": options.batch}
             estimate = estimate_memory(None, recipe_of(**arguments), device="cpu")
             command = [sys.executable, __file__, "--one", json.dumps(arguments)]

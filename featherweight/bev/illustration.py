@@ -45,7 +45,8 @@ def illustrate(model: FocusBEVForSegmentation, samples: Sequence[Sample], names:
         samples: frames with their labels.
         names: of the classes.
     """
-    rows, shown = [], set()
+    rows: list[Image] = []
+    shown: set[str] = set()
     for sample in samples:
         row, found = _row(model, sample, names, has_titles=not rows)
         rows.append(row)

@@ -38,7 +38,7 @@ NOTHING = (238, 240, 238)
 """Ground without a class."""
 RIGHT, MISSED, FALSE = (210, 214, 220), (0, 114, 178), (213, 94, 0)
 """Of the picture of errors: agreed, in the truth alone, in the prediction alone."""
-ERROR_LEGEND = {"missed": MISSED, "false": FALSE}
+ERROR_LEGEND = {"right": RIGHT, "missed": MISSED, "false": FALSE}
 UNSEEN = "not seen"
 _MARGIN = 34
 _PX_PER_M = 8
@@ -72,11 +72,14 @@ def hatch(colors: np.ndarray, seen: np.ndarray) -> np.ndarray:
 
 
 def error_colors(predicted: np.ndarray, truth: np.ndarray, seen: np.ndarray) -> np.ndarray:
-    """Return colours of (K, rows, columns) masks: where any class is missed, where one is false, where all agree."""
+    """Return colours of (K, rows, columns) masks: where any class is missed, where one is false, where all agree.
+
+    Cells that were not seen count neither way, so that they are hatched alone.
+    """
     colors = np.empty((*seen.shape, 3), np.uint8)
     colors[:] = RIGHT
-    colors[(truth & ~predicted).any(axis=0)] = MISSED
-    colors[(predicted & ~truth).any(axis=0)] = FALSE
+    colors[(truth & ~predicted).any(axis=0) & seen] = MISSED
+    colors[(predicted & ~truth).any(axis=0) & seen] = FALSE
     return hatch(colors, seen)
 
 
