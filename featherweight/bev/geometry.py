@@ -116,7 +116,16 @@ def feature_intrinsics(intrinsics: np.ndarray, stride: float) -> np.ndarray:
 
 
 def intrinsics_of_field_of_view(width: int, height: int, horizontal_fov_rad: float) -> np.ndarray:
-    """Return K of an ideal camera from its horizontal field of view."""
+    """Return K of an ideal camera from its horizontal field of view.
+
+    Raises:
+        ShapeError: if no flat picture has such a field of view.
+    """
+    if not 0 < horizontal_fov_rad < math.pi:
+        raise ShapeError(
+            f"intrinsics_of_field_of_view: the field of view of {math.degrees(horizontal_fov_rad):g} degrees is "
+            "impossible; expected more than 0 and less than 180. Look it up in the camera's data sheet."
+        )
     focal = width / 2 / math.tan(horizontal_fov_rad / 2)
     return np.array([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1.0]])
 
@@ -203,10 +212,32 @@ def in_view(grid: BEVGridConfig, intrinsics: np.ndarray, width: int) -> np.ndarr
     return (u_HW >= 0) & (u_HW < width)
 
 
-def check_intrinsics(intrinsics: ArrayLike, width: int, height: int, *, where: str) -> np.ndarray:
+def check_camera(camera_to_ego: ArrayLike, *, where: str) -> np.ndarray:
+    """Return the pose of a camera on its carrier as float64 after looking whether it is one.
+
+    Raises:
+        ShapeError: if it is no rigid 4 x 4 pose, or the camera stands on or below the ground.
+    """
+    matrix = np.asarray(camera_to_ego, dtype=np.float64)
+    turn = matrix[:3, :3] if matrix.shape == (4, 4) else np.full((3, 3), math.nan)
+    is_rigid = np.allclose(turn @ turn.T, np.eye(3), atol=1e-3) and np.linalg.det(turn) > 0
+    if not (is_rigid and np.isfinite(matrix).all() and np.allclose(matrix[3], [0, 0, 0, 1])):
+        raise ShapeError(
+            f"{where}: camera_to_ego={matrix.tolist()} is no pose; expected 4 x 4 with a rotation (orthogonal, "
+            "determinant 1), a translation in m and a last row of 0, 0, 0, 1. Check the calibration."
+        )
+    if matrix[2, 3] <= 0:
+        raise ShapeError(
+            f"{where}: the camera's height of {matrix[2, 3]:g} m is impossible; expected more than 0, above the "
+            "ground. Measure it in m; z points up."
+        )
+    return matrix
+
+
+def check_intrinsics(intrinsics: ArrayLike, width: int, height: int, *, where: str, warns: bool = True) -> np.ndarray:
     """Return K as float64 after looking whether it can belong to an image of that size.
 
-    Warns where its centre is so far from the middle that it may belong to another size.
+    Warns (if `warns`) where its centre is so far from the middle that it may belong to another size.
 
     Raises:
         ShapeError: with what to do, if it cannot.
@@ -231,7 +262,7 @@ def check_intrinsics(intrinsics: ArrayLike, width: int, height: int, *, where: s
             f"row by the ratio of the widths (about {1 / factor:.3g} if the centre is in the middle) and its second by "
             "that of the heights."
         )
-    if abs(cx / width - 0.5) > _OFF_CENTRE[0] or abs(cy / height - 0.5) > _OFF_CENTRE[1]:
+    if warns and (abs(cx / width - 0.5) > _OFF_CENTRE[0] or abs(cy / height - 0.5) > _OFF_CENTRE[1]):
         warnings.warn(
             f"{where}: the centre ({cx:g}, {cy:g}) of K lies far from the middle ({width / 2:g}, {height / 2:g}) of an "
             f"image of {width} x {height} pixels. If K belongs to another image size, distances on the map are wrong: "

@@ -19,8 +19,9 @@ class BEVConfig(Config):
     """Folder in nuScenes' format: a download, or what `fw bev synth` drew."""
     version: str | None = None
     """Folder of tables, such as v1.0-trainval; None takes the only one."""
-    cameras: list[str] = ["CAM_FRONT"]
-    """Channels, each a sample of its own; published scores use all six."""
+    cameras: list[str] | None = None
+    """Channels, each a sample of its own; None: the front camera of the data set. Published scores of nuScenes use all
+    six."""
     split: str | None = None
     """Which drives train and which judge; None takes the default of the data set. Of nuScenes: "pon", which shares no
     street between the two, or "official", which does."""
@@ -58,16 +59,29 @@ class BEVConfig(Config):
     """Whether cells that only past frames saw count as seen, where there is a memory."""
 
 
-def new_model_config(config: BEVConfig, trained_sequences: Sequence[str] = ()) -> "FocusBEVConfig":
+def new_model_config(
+    config: BEVConfig, trained_sequences: Sequence[str] = (), classes: str = "pon14"
+) -> "FocusBEVConfig":
     """Return the options of the network that the task's options ask for.
 
     Args:
         config: options of the task.
         trained_sequences: drives that train it.
+        classes: name of the classes of the data.
     """
     from featherweight.bev.model.configuration_focusbev import PRESETS, FocusBEVConfig
 
     own: dict[str, Any] = {"label_mode": config.label_mode, "trained_sequences": list(trained_sequences)}
+    own["classes"] = classes
     if config.label_mode == "pon":
         own["grid"] = {**PRESETS.get(config.preset, {}).get("grid", {}), "anchor": "corner"}
     return FocusBEVConfig.preset(config.preset, **{**own, **config.model})
+
+
+def continued_model_config(config: BEVConfig) -> "FocusBEVConfig":
+    """Return the options of the checkpoint, with the changes that the task asks for, such as a memory."""
+    from featherweight.bev.model.configuration_focusbev import FocusBEVConfig
+
+    assert config.checkpoint is not None
+    kept: FocusBEVConfig = FocusBEVConfig.from_pretrained(config.checkpoint)
+    return FocusBEVConfig.from_dict({**kept.to_dict(), **config.model}) if config.model else kept

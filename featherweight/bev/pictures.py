@@ -5,11 +5,13 @@ Far is up. Cells that nobody saw are hatched; ticks are metres. Colours: Okabe a
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from featherweight.bev.grid import BEVGridConfig
+from featherweight.errors import ConfigError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -227,6 +229,26 @@ def sheet(
     if below is not None:
         result.paste(below, (0, top + height + 4))
     return result
+
+
+def check_picture_path(path: str | Path, *, where: str) -> Path:
+    """Return a path that a picture can be written to, before anything is computed for it.
+
+    Raises:
+        ConfigError: if its suffix is none of a picture, or its folder does not exist.
+    """
+    from PIL import Image
+
+    target = Path(path)
+    if target.suffix.lower() not in Image.registered_extensions():
+        raise ConfigError(
+            f"{where}: out='{path}' has no suffix of a picture; expected such as .png or .jpg. Change it."
+        )
+    if not target.parent.is_dir():
+        raise ConfigError(
+            f"{where}: out='{path}' lies in a folder that does not exist; expected an existing one. Make it first."
+        )
+    return target
 
 
 def _font(size: int):  # type: ignore[no-untyped-def]

@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from featherweight.bev.geometry import check_intrinsics, in_view, intrinsics_of_field_of_view, resize_intrinsics
+from featherweight.bev.geometry import (
+    check_camera,
+    check_intrinsics,
+    in_view,
+    intrinsics_of_field_of_view,
+    resize_intrinsics,
+)
 from featherweight.bev.grid import BEVGridConfig
 from featherweight.bev.image_processing_focusbev import FocusBEVImageProcessor, read_image, to_rgb
 from featherweight.bev.model.modeling_focusbev import FocusBEVForSegmentation
@@ -94,13 +100,14 @@ def read_calibration(path: str | Path) -> tuple[np.ndarray, np.ndarray | None, t
         pose = content.get("camera_to_ego")
         size = content.get("image_size")
         matrix = None if pose is None else np.array(pose, dtype=np.float64).reshape(4, 4)
-        return intrinsics, matrix, None if size is None else (int(size[0]), int(size[1]))
+        size = None if size is None else (int(size[0]), int(size[1]))
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
         raise ConfigError(
             f"bev: intrinsics='{path}' cannot be read as a calibration ({type(error).__name__}: {error}); expected "
             "JSON "
             'such as {"K": [[fx, 0, cx], [0, fy, cy], [0, 0, 1]]}. Write the matrix of your camera there.'
         ) from error
+    return intrinsics, None if matrix is None else check_camera(matrix, where=f"bev: '{path}'"), size
 
 
 def guess_intrinsics(image: "Image") -> np.ndarray | None:
@@ -133,10 +140,10 @@ def segment(
     model, processor = load(checkpoint)
     picture = read_image(image) if isinstance(image, str | Path) else image
     matrix, pose = camera_of(picture, intrinsics, hfov_deg)
-    if camera_height is not None or pose is None:
-        pose = level_camera(camera_height or model.config.camera_height) if pose is None else pose.copy()
-        if camera_height is not None:
-            pose[2, 3] = camera_height
+    pose = level_camera(model.config.camera_height) if pose is None else pose.copy()
+    if camera_height is not None:
+        pose[2, 3] = camera_height
+    pose = check_camera(pose, where="bev")
     output = StreamingSegmenter(model, matrix, pose, processor).step(picture)
     assert output.logits is not None
     return ground_map(model, output.logits[0], output.relevance, picture, matrix, pose)
@@ -149,7 +156,7 @@ def camera_of(
     if intrinsics is None:
         matrix = (
             intrinsics_of_field_of_view(picture.width, picture.height, math.radians(hfov_deg))
-            if hfov_deg
+            if hfov_deg is not None
             else guess_intrinsics(picture)
         )
         if matrix is None:
@@ -159,7 +166,7 @@ def camera_of(
             )
         return matrix, None
     if isinstance(intrinsics, np.ndarray):
-        return check_intrinsics(intrinsics, *picture.size, where="bev"), None
+        return check_intrinsics(intrinsics, *picture.size, where="bev", warns=False), None
     matrix, pose, size = read_calibration(intrinsics)
     if size is not None and size != picture.size:
         factors = picture.width / size[0], picture.height / size[1]
@@ -170,7 +177,8 @@ def camera_of(
                 "or do not crop."
             )
         matrix = resize_intrinsics(matrix, *factors)
-    return check_intrinsics(matrix, *picture.size, where=f"bev: '{intrinsics}'"), pose
+    # The processor warns of a centre that is far off, once.
+    return check_intrinsics(matrix, *picture.size, where=f"bev: '{intrinsics}'", warns=False), pose
 
 
 def ground_map(

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from featherweight.bev.average import average_of, keep_average
 from featherweight.bev.model.configuration_focusbev import FocusBEVConfig
 from featherweight.bev.model.modeling_focusbev import FocusBEVForSegmentation
-from featherweight.bev.options import BEVConfig, new_model_config
+from featherweight.bev.options import BEVConfig, continued_model_config, new_model_config
 from featherweight.bev.step import forward
 from featherweight.training.task import Batch, Skeleton, Words
 
@@ -27,7 +27,7 @@ class BEVSkeleton(Skeleton):
     def __init__(self, config: BEVConfig) -> None:
         self.config = config
         self.model_config: FocusBEVConfig = (
-            FocusBEVConfig.from_pretrained(config.checkpoint) if config.checkpoint else new_model_config(config)
+            continued_model_config(config) if config.checkpoint else new_model_config(config)
         )
 
     def build_model(self) -> nn.Module:

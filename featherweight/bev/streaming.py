@@ -1,5 +1,6 @@
 """Frame after frame of one drive: the memory, its motion and its ends are kept here."""
 
+import warnings
 from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -154,8 +155,16 @@ class StreamingSegmenter:
         if not self._memory:
             return True
         last = self._memory[-1]
-        jump = np.linalg.norm(to_world[:3, 3] - last.camera_to_world[:3, 3])
-        return bool(0 < now - last.timestamp <= LARGEST_GAP_S and jump <= LARGEST_JUMP_M)
+        jump, gap = float(np.linalg.norm(to_world[:3, 3] - last.camera_to_world[:3, 3])), now - last.timestamp
+        if 0 < gap <= LARGEST_GAP_S and jump <= LARGEST_JUMP_M:
+            return True
+        warnings.warn(
+            f"StreamingSegmenter: {gap:g} s after the last picture the camera stands {jump:.3g} m away; a memory goes "
+            f"on over 0 to {LARGEST_GAP_S:g} s and {LARGEST_JUMP_M:g} m, so that it is forgotten. Check the units of "
+            "poses (m) and times (s), or give another sequence_id where another drive begins.",
+            stacklevel=4,
+        )
+        return False
 
     def _as_memory(self, to_world: np.ndarray | None, now: float) -> Memory:
         if to_world is None or not self._memory:

@@ -23,7 +23,7 @@ from featherweight.bev.image_processing_focusbev import FocusBEVImageProcessor
 from featherweight.bev.metrics import BEVConfusion, protocol
 from featherweight.bev.model.configuration_focusbev import FocusBEVConfig
 from featherweight.bev.model.modeling_focusbev import FocusBEVForSegmentation
-from featherweight.bev.options import BEVConfig, new_model_config
+from featherweight.bev.options import BEVConfig, continued_model_config, new_model_config
 from featherweight.bev.samples import Sample, Samples, batch_of, memory_of, seen_with_past
 from featherweight.bev.skeleton import BEVSkeleton
 from featherweight.bev.step import forward
@@ -88,7 +88,12 @@ class BEVTask(Task):
     def _model_config(self) -> FocusBEVConfig:
         config = self.config
         if config.checkpoint:
-            kept: FocusBEVConfig = FocusBEVConfig.from_pretrained(config.checkpoint)
+            kept = continued_model_config(config)
+            if kept.classes != self.source.classes.name:
+                raise ConfigError(
+                    f"bev task: data='{config.data}' has the classes {self.source.classes.name}, but the checkpoint "
+                    f"was trained with {kept.classes}; expected the same. Train a network with these data."
+                )
             if kept.label_mode != config.label_mode:
                 raise ConfigError(
                     f"bev task: label_mode='{config.label_mode}', but the checkpoint was trained with "
@@ -97,7 +102,7 @@ class BEVTask(Task):
                 )
             kept.trained_sequences = sorted({*kept.trained_sequences, *self.sequences["train"]})
             return kept
-        return new_model_config(config, self.sequences["train"])
+        return new_model_config(config, self.sequences["train"], self.source.classes.name)
 
     def _samples(self, frames: Sequence[Frame]) -> Samples:
         model = self.model_config
@@ -289,7 +294,7 @@ class BEVTask(Task):
         return protocol(
             self.source.classes.name,
             model.bev_grid,
-            len(config.cameras),
+            len({frame.camera for frame in self.samples["val"].frames}),
             config.label_mode,
             lidar_mask=config.lidar_mask,
             split=self.split,

@@ -43,6 +43,10 @@ def draw_video(
     target = Path(out)
     if target.suffix not in (".gif", ".mp4"):
         raise ConfigError(f"bev video: out='{out}' has no known suffix; expected .gif or .mp4. Change it.")
+    if not target.parent.is_dir():
+        raise ConfigError(
+            f"bev video: out='{out}' lies in a folder that does not exist; expected an existing one. Make it first."
+        )
     files = pictures_of(Path(frames), where="bev video")
     places = read_poses(Path(poses), len(files)) if poses is not None else [(None, None)] * len(files)
     drawn = list(_draw(checkpoint, files, places, intrinsics))

@@ -116,10 +116,12 @@ def labels(
     from featherweight.bev.data.classes import NUSCENES
     from featherweight.bev.data.sources import open_source
     from featherweight.bev.label_picture import class_shares, draw_file, draw_frame
+    from featherweight.bev.pictures import check_picture_path
     from featherweight.config.files import write_atomically
 
     if mode not in ("exact", "pon"):
         raise ConfigError(f"fw bev labels: mode='{mode}' is unknown; expected exact or pon. Choose one.")
+    check_picture_path(out, where="fw bev labels")
     if data.is_file():
         draw_file(data, NUSCENES).save(out)
         print(out)
@@ -177,8 +179,10 @@ def predict(
     out: Annotated[Path, typer.Option("--out", "-o", help="The picture.")] = Path("map.png"),
 ) -> None:
     """Draw the map before one picture of any calibrated camera."""
+    from featherweight.bev.pictures import check_picture_path
     from featherweight.bev.prediction import segment
 
+    check_picture_path(out, where="fw bev predict")
     found = segment(image, checkpoint, intrinsics=intrinsics, hfov_deg=hfov, camera_height=camera_height)
     found.picture.save(out)
     for name, mask in zip(found.names, found.masks, strict=True):

@@ -135,3 +135,22 @@ def test_a_centre_far_from_the_middle_is_pointed_out_for_it_may_belong_to_a_smal
     with pytest.warns(UserWarning, match="another image size"):
         g.check_intrinsics([[500.0, 0, 240], [0, 500, 135], [0, 0, 1]], 640, 360, where="test")
     g.check_intrinsics([[1266.4, 0, 816.3], [0, 1266.4, 491.5], [0, 0, 1]], 1600, 900, where="test")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [((0, 0, 2.0), "is no pose"), ((3, 0, 1.0), "is no pose"), ((2, 3, 0.0), "height of 0 m"), ((2, 3, -1.0), "-1 m")],
+)
+def test_what_is_no_pose_of_a_camera_is_refused(change, message):
+    row, column, value = change
+    matrix = np.array([[0, 0, 1, 0], [-1, 0, 0, 0], [0, -1, 0, 1.4], [0, 0, 0, 1.0]])
+    np.testing.assert_array_equal(g.check_camera(matrix, where="test"), matrix)
+    matrix[row, column] = value
+    with pytest.raises(ShapeError, match=message):
+        g.check_camera(matrix, where="test")
+
+
+@pytest.mark.parametrize("degrees", [0, -10, 180, 200])
+def test_impossible_fields_of_view_are_refused(degrees):
+    with pytest.raises(ShapeError, match="expected more than 0 and less than 180"):
+        g.intrinsics_of_field_of_view(640, 480, np.radians(degrees))

@@ -6,6 +6,7 @@ from featherweight.bev import pictures
 from featherweight.bev.data.classes import ARGOVERSE1, ARGOVERSE2, NUSCENES, find_classes
 from featherweight.bev.grid import BEVGridConfig
 from featherweight.bev.streaming import level_camera
+from featherweight.errors import ConfigError
 
 GRID = BEVGridConfig(resolution=0.5, anchor="center")
 
@@ -76,3 +77,11 @@ def test_what_the_network_reads_stays_bright():
     share[:, 5:] = 1
     shown = np.asarray(pictures.heat(image, share)).astype(int)
     assert shown[:, -5:].mean() > 1.5 * shown[:, :5].mean()
+
+
+def test_what_no_picture_can_be_written_to_is_refused_before_anything_is_computed(tmp_path):
+    assert pictures.check_picture_path(tmp_path / "map.png", where="test") == tmp_path / "map.png"
+    with pytest.raises(ConfigError, match="no suffix of a picture"):
+        pictures.check_picture_path(tmp_path / "map.xyz", where="test")
+    with pytest.raises(ConfigError, match="does not exist"):
+        pictures.check_picture_path(tmp_path / "no" / "map.png", where="test")

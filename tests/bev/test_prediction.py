@@ -81,3 +81,10 @@ def test_folders_without_a_network_of_this_kind_are_refused(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     with pytest.raises(CheckpointError, match="is a 'llama'"):
         load(tmp_path)
+
+
+def test_a_height_of_nothing_is_refused_and_another_one_counts(checkpoint, photo):
+    with pytest.raises(ShapeError, match="height of 0 m"):
+        segment(photo, checkpoint, intrinsics=np.array(K), camera_height=0)
+    low, high = (segment(photo, checkpoint, intrinsics=np.array(K), camera_height=height) for height in (0.4, 1.5))
+    assert np.abs(low.probabilities - high.probabilities).max() > 1e-3

@@ -11,7 +11,7 @@ def test_every_term_that_the_network_has_is_asked_for_and_the_past_learns_nothin
     skeleton = BEVSkeleton(BEVConfig(data="nowhere", model=options))
     model, batch = skeleton.build_model(), next(skeleton.batches("train", micro_batch_size=1))
     output = forward(model, batch, LossWeights())
-    assert set(output.loss_dict) == {"bce", "iou", "uncertainty", "cycle", "relevance", "pitch"}
+    assert set(output.loss_dict) == {"bce", "iou", "uncertainty", "cycle", "view", "relevance", "pitch"}
     memory = remember(model, batch)
     assert not memory.features.requires_grad and memory.features.shape[:2] == (1, 1) and model.training
     assert torch.isfinite(output.loss)

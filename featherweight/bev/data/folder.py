@@ -13,7 +13,7 @@ import numpy as np
 
 from featherweight.bev.data.classes import find_classes
 from featherweight.bev.data.frames import Frame, Source
-from featherweight.bev.geometry import planar_pose
+from featherweight.bev.geometry import check_camera, planar_pose
 from featherweight.bev.grid import BEVGridConfig
 from featherweight.errors import ConfigError
 
@@ -54,10 +54,15 @@ class FolderSource(Source):
         camera: np.ndarray,
         poses: list[tuple[float, np.ndarray]] | None,
     ) -> Frame:
-        from PIL import Image
+        from PIL import Image, UnidentifiedImageError
 
-        with Image.open(path) as image:
-            width, height = image.size
+        try:
+            with Image.open(path) as image:  # reads the head alone
+                width, height = image.size
+        except (OSError, UnidentifiedImageError) as error:
+            raise ConfigError(
+                f"bev: frame '{path}' cannot be read as a picture ({error}); expected JPEG or PNG. Remove it."
+            ) from error
         # Without poses each frame stands alone: times too far apart for a memory.
         time, ego = poses[number] if poses else (1000.0 * number, np.eye(4))
         return Frame(number, path.stem, sequence, "camera", path, width, height, time, intrinsics, camera, ego)
@@ -95,12 +100,13 @@ class FolderSource(Source):
             content = json.loads(path.read_text(encoding="utf-8"))
             intrinsics = np.array(content["K"], dtype=np.float64).reshape(3, 3)
             camera = np.array(content["camera_to_ego"], dtype=np.float64).reshape(4, 4)
-            return intrinsics, camera, str(content.get("classes", "pon14"))
+            classes = str(content.get("classes", "pon14"))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ConfigError(
                 f"bev: '{path}' cannot be read as a calibration ({type(error).__name__}: {error}); expected "
                 '{"K": 3 x 3, "camera_to_ego": 4 x 4}. Correct it.'
             ) from error
+        return intrinsics, check_camera(camera, where=f"bev: '{path}'"), classes
 
 
 def pictures_of(folder: Path, *, where: str) -> list[Path]:

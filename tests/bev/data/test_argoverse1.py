@@ -1,6 +1,7 @@
 """A log made here in Argoverse 1's layout: what is placed in the world must come out where it was placed."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ from featherweight.bev.data.sources import open_source
 from featherweight.bev.geometry import planar_pose
 from featherweight.bev.grid import BEVGridConfig
 from featherweight.bev.labels import make_labels
+from featherweight.bev.options import BEVConfig
+from featherweight.bev.task import BEVTask
 from featherweight.errors import CheckpointError, ConfigError
 
 LOG = "3d20ae25-5b29-320d-8bae-f03e9dc177b9"
@@ -110,3 +113,14 @@ def test_what_is_damaged_is_named(root):
         read_ply(path)
     with pytest.raises(CheckpointError, match="binary PLY"):
         read_ply(root / "train1" / LOG / "city_info.json")
+
+
+def test_a_task_trains_on_its_classes_and_front_camera_without_being_told(root):
+    judged = sorted(Argoverse1(root).sequences("argoverse1", "val"))[0]
+    shutil.copytree(root / "train1" / LOG, root / "val" / judged)
+    task = BEVTask(BEVConfig(data=str(root), flip=0), seed=0)
+    assert task.model_config.classes == "argo8" and task.protocol().endswith(
+        "/1cam/fov+lidar/thr0.5/pooled/split=argoverse1"
+    )
+    loss, frames = task.loss(task.build_model(), next(task.batches("train", micro_batch_size=2, seed=0)))
+    assert frames == 2 and loss.isfinite()
