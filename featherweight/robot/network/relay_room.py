@@ -123,7 +123,11 @@ class RelayRoom:
             return
         if isinstance(pattern, str) and len(client.patterns) < 100:
             client.patterns.append(pattern)
-        if isinstance(alive, str) and may_publish(client.role, alive, self.name, client.name) and len(client.alive) < 10:
+        if (
+            isinstance(alive, str)
+            and may_publish(client.role, alive, self.name, client.name)
+            and len(client.alive) < 10
+        ):
             client.alive.append(alive)
             self.tell_roster()
 

@@ -17,8 +17,8 @@ export class Classroom {
   }
 
   show(told, visitor) {
-    at("classroom").hidden = !told;
     if (!told) return;
+    at("classroom").hidden = false;
     this.told = told; this.visitor = visitor;
     this.speak();
   }
