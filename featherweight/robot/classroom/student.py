@@ -6,6 +6,7 @@ outlives the server that started it, however that one died.
 
 import argparse
 import json
+import os
 import sys
 import threading
 import time
@@ -115,7 +116,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _wait_for_end(stop: threading.Event) -> None:
-    while sys.stdin.buffer.read(1024):
+    # Past Python's own buffer, whose lock a waiting thread would still hold when the interpreter ends.
+    while os.read(sys.stdin.fileno(), 1024):
         pass
     stop.set()
 
