@@ -72,13 +72,12 @@ function show() {
   const trip = roundTrip();
   write("trip", trip === null ? "–" : `${trip < 10 ? Math.round(trip) : Math.round(trip / 5) * 5} ms`);
   showCameras(newest ? newest.cameras : []);
-  if (newest && newest.q) {
-    const tool = armPoints(newest.q)[4], centimetres = (metres) => Math.round(metres * 100);
-    write("tool", `${centimetres(Math.hypot(tool[0], tool[1]))} cm, ↑ ${centimetres(tool[2])} cm`);
-    const label = say("drawing", { r: centimetres(Math.hypot(tool[0], tool[1])), z: centimetres(tool[2]),
-      a: Math.round(newest.q[0]), g: Math.round(newest.q[5]) });
-    if (at("drawing").getAttribute("aria-label") !== label) at("drawing").setAttribute("aria-label", label);
-  }
+  const isKnown = newest && newest.q, centimetres = (metres) => Math.round(metres * 100);
+  const tool = isKnown ? armPoints(newest.q)[4] : [0, 0, 0], reach = centimetres(Math.hypot(tool[0], tool[1]));
+  write("tool", isKnown ? `${reach} cm, ↑ ${centimetres(tool[2])} cm` : "–");
+  const label = !isKnown ? say("silent")
+    : say("drawing", { r: reach, z: centimetres(tool[2]), a: Math.round(newest.q[0]), g: Math.round(newest.q[5]) });
+  if (at("drawing").getAttribute("aria-label") !== label) at("drawing").setAttribute("aria-label", label);
 }
 
 function modeText(mode) {
