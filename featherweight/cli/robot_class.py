@@ -84,9 +84,11 @@ def class_serve(
     from featherweight.robot.classroom.server import ClassServer
 
     server = ClassServer(folders, host, port, turn, cubes, camera or ()).start()
-    print(f"{server.uri} serves {', '.join(server.rooms)}. Ctrl-C ends.", flush=True)
     try:
+        print(f"{server.uri} serves {', '.join(server.rooms)}. Ctrl-C ends.", flush=True)
         wait(duration)
+    except KeyboardInterrupt:
+        pass  # before the waiting began
     finally:
         server.close()
 

@@ -44,7 +44,7 @@ def expert_demos(tmp_path_factory):
     return root
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # not longer: Playwright keeps an event loop in this thread, and other tests run theirs
 def chromium():
     """A headless Chromium, or a skip that names the install lines."""
     program = shutil.which("chromium") or shutil.which("google-chrome")

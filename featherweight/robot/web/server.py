@@ -139,7 +139,7 @@ class WebServer:
             return connection.respond(403, "This address belongs to another page.\n")
         path = request.path.split("?", 1)[0].lstrip("/")
         room, _, file = path.rpartition("/")
-        if file in self._rooms and not room:
+        if file and not room and file in self._rooms:
             response = connection.respond(308, "")
             response.headers["Location"] = f"/{file}/"
             return response
