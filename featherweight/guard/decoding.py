@@ -117,7 +117,11 @@ def judge_prompts(
         parallel = parallel and can_pad(decoding.cache) and READ_AT[judge.options.deciding.tier] == 2
         (_probe_beside if parallel else _probe_before)(judged, probe, judge, rules)
     judged.verdicts = probe.verdicts
-    judged.seconds = {"prefill": prefilled - start, "probe": time.perf_counter() - prefilled}
+    judged.seconds = {
+        "prefill": prefilled - start,
+        "probe": time.perf_counter() - prefilled - probe.score_seconds,
+        "classify": probe.score_seconds,
+    }
     if judge.options.on_flag != "annotate":
         kept = [row for row, verdict in enumerate(judged.verdicts) if not verdict.flagged]
         _keep_answers(judged, kept)

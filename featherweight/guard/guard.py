@@ -8,7 +8,7 @@ from typing import Any, Self
 from torch import Tensor, nn
 
 from featherweight.errors import ConfigError
-from featherweight.guard.calibration import calibrate
+from featherweight.guard.calibration import calibrate, fit_guard
 from featherweight.guard.decoding import Callback
 from featherweight.guard.decoding_loop import decoding_loop
 from featherweight.guard.evidence import Evidence
@@ -16,8 +16,10 @@ from featherweight.guard.fingerprint import check_fingerprint
 from featherweight.guard.linear import Linear
 from featherweight.guard.options import GuardOptions
 from featherweight.guard.reading import judge_all
+from featherweight.guard.readings import read_readings
 from featherweight.guard.scoring import Scoring
 from featherweight.guard.storage import GuardFiles, read_guard, write_guard
+from featherweight.guard.thresholds import Goal
 from featherweight.guard.verdict import Verdict
 from featherweight.report import Report
 
@@ -70,6 +72,39 @@ class PrefixGuard:
     def calibrate(cls, model: nn.Module, tokenizer: Any, **arguments: Any) -> Self:
         """Make a guard from labelled prompts; see `featherweight.guard.calibration.calibrate` for the arguments."""
         guard = cls._from_files(calibrate(model, tokenizer, **arguments))
+        guard._scoring.tokenizer = tokenizer
+        return guard
+
+    @classmethod
+    def refit(
+        cls,
+        folders: Sequence[str | PathLike[str]],
+        tokenizer: Any,
+        *,
+        tier: str = "probe_hidden",
+        target_fpr: float = 0.01,
+        target_tpr: float | None = None,
+        cost_ratio: float | None = None,
+        confidence: float | None = None,
+    ) -> Self:
+        """Make a guard from what a calibration kept of the model, without running it.
+
+        Args:
+            folders: written by `calibrate(..., keep_readings=FOLDER)`; several are joined.
+            tokenizer: of the model.
+            tier: what decides.
+            target_fpr: as in `calibrate`, like the others.
+            target_tpr: see there.
+            cost_ratio: see there.
+            confidence: see there.
+
+        Raises:
+            CheckpointError: if a folder is damaged.
+            ConfigError: if the classes were probed with different prefixes, or the folders are of different models.
+        """
+        goal = Goal(target_fpr, target_tpr, cost_ratio, confidence)
+        readings = read_readings([Path(folder).expanduser() for folder in folders])
+        guard = cls._from_files(fit_guard(readings, tokenizer, tier=tier, goal=goal))
         guard._scoring.tokenizer = tokenizer
         return guard
 

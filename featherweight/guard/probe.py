@@ -6,6 +6,7 @@ Shapes: B requests, P forced tokens, V vocabulary.
 """
 
 import math
+import time
 from collections.abc import Collection
 from typing import Any, Protocol
 
@@ -55,6 +56,8 @@ class Probe:
         self._hidden_counts = [0] * rows
         self._written = 0
         self._position = 0
+        self.score_seconds = 0.0
+        """Time that the classifiers took."""
         self.snapshots: dict[int, Tensor | None] = {}
         """Probe tokens -> the mean hidden states at that place; only where nothing is decided."""
 
@@ -150,11 +153,14 @@ class Probe:
                 self._verdicts[row] = self._verdict(row, True, math.nan, "none", reason)
 
     def _scores(self, tier: str) -> list[float]:
+        begin = time.perf_counter()
         try:
             found: list[float] = self._judge.score(tier, self.evidence).tolist()
         except Exception as error:  # whatever goes wrong in a classifier, nothing passes unjudged
             self.fail(f"{type(error).__name__}: {error}")
             return []
+        finally:
+            self.score_seconds += time.perf_counter() - begin
         return found
 
     def _decide(self) -> None:

@@ -12,10 +12,17 @@ from torch import Tensor
 from featherweight.config.files import new_folder
 from featherweight.errors import CheckpointError, ConfigError
 from featherweight.guard.linear import Linear
+from featherweight.guard.markdown import markdown_report
 from featherweight.guard.options import GuardOptions
 from featherweight.report import Report
 
-SETTINGS, WEIGHTS, REPORT, PAGE = "guard_config.json", "classifier.safetensors", "report.json", "report.html"
+SETTINGS, WEIGHTS, REPORT, PAGE, TEXT = (
+    "guard_config.json",
+    "classifier.safetensors",
+    "report.json",
+    "report.html",
+    "report.md",
+)
 _PARTS = ("mean", "std", "weight", "bias")
 
 
@@ -61,6 +68,7 @@ def write_guard(folder: Path, files: GuardFiles) -> None:
             if files.report is not None:
                 (temporary / REPORT).write_text(files.report.to_json(), encoding="utf-8")
                 files.report.save_html(temporary / PAGE)
+                (temporary / TEXT).write_text(markdown_report(files.report), encoding="utf-8")
     except OSError as error:
         raise ConfigError(
             f"guard: out={folder} cannot be written ({error.strerror}); expected a writable folder with space. Choose "
