@@ -14,6 +14,7 @@ from featherweight.guard.decoding_loop import decoding_loop
 from featherweight.guard.evidence import Evidence
 from featherweight.guard.fingerprint import check_fingerprint
 from featherweight.guard.linear import Linear
+from featherweight.guard.monitor import NAME, Monitor
 from featherweight.guard.options import GuardOptions
 from featherweight.guard.reading import judge_all
 from featherweight.guard.readings import read_readings
@@ -168,6 +169,21 @@ class PrefixGuard:
     def linear(self, tier: str) -> Linear:
         """Return the linear score of a tier."""
         return self._scoring.scores[tier]
+
+    def new_monitor(self, rows: int) -> Monitor | None:
+        """Return what watches the answers of so many rows, or None if none are watched."""
+        return self._scoring.new_monitor(rows)
+
+    def with_monitor(self, model: nn.Module, tokenizer: Any, **arguments: Any) -> Self:
+        """Return a guard that also watches answers; see `featherweight.guard.monitor_fit.fit_monitor`."""
+        from featherweight.guard.monitor_fit import fit_monitor
+
+        score, options, report = fit_monitor(self, model, tokenizer, **arguments)
+        other = self.with_options(monitor=options.to_dict())
+        other._scoring.scores = {**self._scoring.scores, NAME: score}
+        if other.report is not None:
+            other.report.sections.extend(report.sections)
+        return other
 
     def probe_text(self, probe_ids: Sequence[int]) -> str:
         """Return the text of probe tokens; "" if the guard is bound to no tokenizer and needs none."""

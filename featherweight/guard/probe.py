@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from featherweight.guard.evidence import NEXT_TOKENS, Evidence, hidden_features, prefix_logprob
+from featherweight.guard.monitor import Monitor
 from featherweight.guard.options import READ_AT, GuardOptions
 from featherweight.guard.verdict import Verdict
 
@@ -32,6 +33,10 @@ class Judge(Protocol):
 
     def probe_text(self, probe_ids: list[int]) -> str:
         """Return the text of a probe."""
+        ...
+
+    def new_monitor(self, rows: int) -> Monitor | None:
+        """Return what watches answers, or None if none are watched."""
         ...
 
 
@@ -203,4 +208,5 @@ class Probe:
     def _verdict(self, row: int, flagged: bool, score: float, tier: str, error: str | None) -> Verdict:
         ids: list[int] = self.evidence.probe_ids[row] if self.evidence.probe_ids else []
         text: Any = self._judge.probe_text(ids) if ids else ""
-        return Verdict(flagged, score, tier, len(ids), text, error)
+        ended = bool(self.evidence.probe_ended) and self.evidence.probe_ended[row]
+        return Verdict(flagged, score, tier, len(ids), text, error, tuple(ids), ended)

@@ -13,6 +13,7 @@ from featherweight.config.files import new_folder
 from featherweight.errors import CheckpointError, ConfigError
 from featherweight.guard.linear import Linear
 from featherweight.guard.markdown import markdown_report
+from featherweight.guard.monitor import NAME
 from featherweight.guard.options import GuardOptions
 from featherweight.report import Report
 
@@ -98,7 +99,8 @@ def read_guard(folder: Path) -> GuardFiles:
         tensors = load(weights)
         tiers = sorted({name.split(".")[0] for name in tensors if "." in name})
         scores = {tier: Linear(*(tensors[f"{tier}.{part}"] for part in _PARTS)) for tier in tiers}
-        missing = {stage.tier for stage in options.stages} - scores.keys()
+        wanted = {stage.tier for stage in options.stages} | ({NAME} if options.monitor else set())
+        missing = wanted - scores.keys()
         if missing:
             raise ValueError(f"no weights for {', '.join(sorted(missing))}")
         report = None
