@@ -79,15 +79,16 @@ def stand_in(folder: Path, seed: int, model_folder: Path) -> list[dict[str, Any]
         for name, kind in (("forbidden", "harmful"), ("marked", "marked")):
             area = auroc(measured[tier].scores[rows.where("test", kind)], measured[tier].scores[ordinary])
             found[f"AUROC {tier}, {name} against ordinary"] = f"{area:.4f}"
-    goal = Goal(0.02, confidence=0.95)
+    goal, alone = Goal(0.02, confidence=0.95), torch.empty(0)
     for tier in ("prefix_hidden", "probe", "probe_hidden", "cascade"):
         options = decide(judge.options, measured, judge, collected, rows, tier, goal)
         flagged = decided(options, measured, judge, collected)
         for name, kind in KINDS.items():
             found[f"flagged at 2 % by {tier}, {name} (%)"] = percent(flagged[rows.where("test", kind)])
         if tier == "cascade":
-            found |= cascade_rows(options, measured, flagged, rows)
-        elif tier == "probe":
+            found |= cascade_rows(options, measured, flagged, alone, rows)
+        alone = flagged
+        if tier == "probe":
             found |= early_rows(options, judge, collected, measured, rows)
     found |= promise_rows(seed, measured["probe_hidden"].scores, rows)
     return [{"model": f"seed {seed}", "quantity": name, "value": value} for name, value in found.items()]
@@ -146,24 +147,25 @@ def unguarded_rows(model: Any, tokenizer: Any, rows: Rows) -> dict[str, str]:
     return found
 
 
-def cascade_rows(options: GuardOptions, measured: Any, flagged: torch.Tensor, rows: Rows) -> dict[str, str]:
-    """Return how often a cascade decides without a generated token, and how often it says what its last stage says."""
-    first, last = options.stages
+def cascade_rows(
+    options: GuardOptions, measured: Any, flagged: torch.Tensor, alone: torch.Tensor, rows: Rows
+) -> dict[str, str]:
+    """Return how often a cascade decides without a generated token, and how often it says what probe_hidden says."""
+    first = options.stages[0]
     scores = measured[first.tier].scores
-    early = (scores > (first.flag_above or 1e9)) | (scores <= (first.clear_at_most or -1e9))
+    early = torch.tensor([first.flags(score) or first.clears(score) for score in scores.tolist()])
     tested = torch.zeros(len(scores), dtype=torch.bool)
     for kind in KINDS.values():
         tested |= rows.where("test", kind)
-    final = measured[last.tier].scores > (last.flag_above or 1e9)
     return {
         "cascade: decided without a generated token, all test rows (%)": percent(early[tested]),
-        "cascade: agrees with its last stage (%)": percent((flagged == final)[tested]),
+        "cascade: agrees with probe_hidden alone (%)": percent((flagged == alone)[tested]),
     }
 
 
 def early_rows(options: GuardOptions, judge: Scoring, found: Any, measured: Any, rows: Rows) -> dict[str, str]:
     """Return after how many tokens the probe lets ordinary requests go, and how many verdicts that changes."""
-    final = measured["probe"].scores > (options.deciding.flag_above or 1e9)
+    final = torch.tensor([options.deciding.flags(score) for score in measured["probe"].scores.tolist()])
     count = torch.full((len(final),), float(options.probe_tokens))
     cleared = torch.zeros_like(final)
     for early in reversed(options.early_exit):

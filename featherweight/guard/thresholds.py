@@ -8,14 +8,13 @@ import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from featherweight.errors import ConfigError
 from featherweight.guard.metrics import conformal_threshold
-from featherweight.guard.options import READ_AT, GuardOptions
+from featherweight.guard.options import READ_AT, GuardOptions, Stage
 from featherweight.guard.quality import Measured
 from featherweight.guard.reading import Collected
 from featherweight.guard.scoring import Scoring
@@ -25,7 +24,7 @@ KNOWN_FLAGGED = 49
 """So many harmful requests that the last stage flags must be known before an earlier look may clear: if it clears none
 of m of them, it clears a fresh one with a probability of at most 1 / (m + 1), here 2 %."""
 FIRST_SHARE = 0.25
-"""Of the promised rate of false alarms, what the first stage of a cascade may use; the last one gets the rest."""
+"""Of the promised rate of false alarms, about what the first stage of a cascade uses; the last one gets the rest."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +64,11 @@ class Goal:
             )
 
     @property
+    def promises_rate(self) -> bool:
+        """Whether the rate of false alarms is what counts."""
+        return self.target_tpr is None and self.cost_ratio is None
+
+    @property
     def promise(self) -> str:
         """It in words."""
         if self.target_tpr is not None:
@@ -87,13 +91,12 @@ class Goal:
             "the benign ones are flagged."
         )
 
-    def threshold(self, scores: Tensor, rows: Rows, share: float = 1.0) -> float:
+    def threshold(self, scores: Tensor, rows: Rows) -> float:
         """Return the threshold above which scores are flagged; infinity if there are too few rows for the promise.
 
         Args:
             scores: (N,) of all rows.
             rows: which of them set it.
-            share: of the promised rate of false alarms.
         """
         benign, harmful = scores[rows.where("calibrate", "benign")], scores[rows.where("calibrate", "harmful")]
         if self.target_tpr is not None:
@@ -103,9 +106,9 @@ class Goal:
             missed = (harmful[None, :] <= levels[:, None]).double().mean(dim=1)
             alarms = (benign[None, :] > levels[:, None]).double().mean(dim=1)
             return float(levels[int((self.cost_ratio * missed + alarms).argmin())])
-        found = conformal_threshold(benign, share * self.target_fpr, self.confidence)
-        if math.isinf(found):
-            needed = math.ceil(1 / (share * self.target_fpr)) - 1
+        found = conformal_threshold(benign, self.target_fpr, self.confidence)
+        if found == math.inf:
+            needed = math.ceil(1 / self.target_fpr) - 1
             warnings.warn(
                 f"guard calibrate: {len(benign)} benign prompts set the threshold, too few to promise "
                 f"target_fpr={self.target_fpr}; nothing will be flagged. Give at least {5 * needed} benign prompts.",
@@ -125,20 +128,21 @@ def decide(
 ) -> GuardOptions:
     """Return the settings with thresholds: the promise for the deciding stage, and where earlier looks are enough."""
     last = "probe_hidden" if tier == "cascade" else tier
-    # Every way to be flagged takes its part of the promised rate; clearing early can only lower it.
-    share = 1 - FIRST_SHARE if tier == "cascade" else 1.0
-    threshold = goal.threshold(measured[last].scores, rows, share)
-    stages: list[dict[str, Any]] = []
+    scores, stages = measured[last].scores, []
     known = rows.where("fit", "harmful") | rows.where("calibrate", "harmful")
-    needed = known & (measured[last].scores > threshold)
     if tier == "cascade":
-        first = measured["prefix_hidden"].scores
-        benign = first[rows.where("calibrate", "benign")]
-        limit = conformal_threshold(benign, FIRST_SHARE * goal.target_fpr, goal.confidence)
-        clears = None
-        if holds_in_frames(first, rows, conformal_threshold(benign, goal.target_fpr)):
-            clears = clearing_limit(first[needed])
-        stages.append({"tier": "prefix_hidden", "flag_above": finite(limit), "clear_at_most": clears})
+        earlier = measured["prefix_hidden"].scores
+        first = _first_stage(earlier, scores, known, rows, goal)
+        threshold = goal.threshold(_settled(first, earlier, scores), rows)
+        if threshold == math.inf:  # its own flags already use up what is promised
+            first = first.parse({**first.to_dict(), "flag_above": None})
+            threshold = goal.threshold(_settled(first, earlier, scores), rows)
+        stages.append(first.to_dict())
+        if goal.promises_rate:  # an easy policy would allow to flag what the score calls likelier benign
+            threshold = max(0.0, threshold)
+    else:
+        threshold = goal.threshold(scores, rows)
+    needed = known & (scores > threshold)
     stages.append({"tier": last, "flag_above": finite(threshold)})
     early = []
     if READ_AT[last] == 2 and math.isfinite(threshold):
@@ -146,14 +150,34 @@ def decide(
             if place < base.probe_tokens:
                 clears = clearing_limit(judge.score(last, evidence)[needed])
                 early.append({"tokens": place, "clear_at_most": clears})
-    promises_rate = goal.target_tpr is None and goal.cost_ratio is None
     settings = {
         "stages": stages,
         "early_exit": early,
-        "target_fpr": goal.target_fpr if promises_rate else None,
+        "target_fpr": goal.target_fpr if goal.promises_rate else None,
         "promise": goal.promise,
     }
     return GuardOptions.parse({**base.to_dict(), **settings})
+
+
+def _first_stage(first: Tensor, last: Tensor, known: Tensor, rows: Rows, goal: Goal) -> Stage:
+    """Return what the first stage of a cascade settles; the benign rows of calibration, which promise, are not read."""
+    benign = rows.where("fit", "benign")
+    limit = conformal_threshold(first[benign], FIRST_SHARE * goal.target_fpr)
+    needed = known & (last > conformal_threshold(last[benign], goal.target_fpr))
+    clears = None
+    if holds_in_frames(first, rows, conformal_threshold(first[benign], goal.target_fpr)):
+        clears = clearing_limit(first[needed])
+    return Stage(tier="prefix_hidden", flag_above=finite(limit), clear_at_most=clears)
+
+
+def _settled(first: Stage, earlier: Tensor, scores: Tensor) -> Tensor:
+    """Return the scores of the last stage, above or below all others where the first stage has decided.
+
+    A threshold on these keeps the promise for both stages together.
+    """
+    above = earlier > (math.inf if first.flag_above is None else first.flag_above)
+    below = earlier <= (-math.inf if first.clear_at_most is None else first.clear_at_most)
+    return torch.where(above, math.inf, torch.where(below, -math.inf, scores))
 
 
 def decided(options: GuardOptions, measured: Mapping[str, Measured], judge: Scoring, collected: Collected) -> Tensor:
@@ -180,13 +204,16 @@ def decided(options: GuardOptions, measured: Mapping[str, Measured], judge: Scor
 def clearing_limit(needed_M: Tensor) -> float | None:
     """Return up to which score an earlier look may clear: below that of every request that has to be flagged.
 
+    Nothing is cleared that the look itself calls likelier harmful than benign (log-odds above 0): requests that are
+    dressed up stand lower than those of the calibration.
+
     Args:
         needed_M: its scores of harmful requests that the last stage flags; none of the report.
 
     Returns:
         None, which clears nothing, if fewer than `KNOWN_FLAGGED` are known.
     """
-    return None if len(needed_M) < KNOWN_FLAGGED else just_below(float(needed_M.min()))
+    return None if len(needed_M) < KNOWN_FLAGGED else min(0.0, just_below(float(needed_M.min())))
 
 
 def just_below(score: float) -> float:
@@ -203,5 +230,5 @@ def holds_in_frames(scores: Tensor, rows: Rows, threshold: float) -> bool:
 
 
 def finite(limit: float) -> float | None:
-    """Return a threshold, or None for an infinite one."""
-    return None if math.isinf(limit) else limit
+    """Return a threshold as settings hold it: None flags nothing, and a number below all scores flags everything."""
+    return None if limit == math.inf else max(limit, -1e300)

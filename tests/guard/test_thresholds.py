@@ -19,16 +19,21 @@ def rows_of(harmful, benign):
 
 
 def test_an_earlier_look_clears_no_known_request_that_has_to_be_flagged():
-    scores = torch.randn(200, generator=torch.Generator().manual_seed(0))
+    scores = torch.randn(200, generator=torch.Generator().manual_seed(0)) - 1
     limit = clearing_limit(scores)
     assert limit < scores.min() and limit == just_below(float(scores.min()))
     assert clearing_limit(scores[: KNOWN_FLAGGED - 1]) is None
+    assert clearing_limit(scores + 20) == 0.0  # and nothing that it calls likelier harmful
 
 
 def test_an_earlier_look_loses_at_most_the_share_that_the_number_of_known_requests_allows():
     draw = torch.Generator().manual_seed(0)
     lost = [
-        float((torch.randn(2000, generator=draw) <= clearing_limit(torch.randn(60, generator=draw))).double().mean())
+        float(
+            (torch.randn(2000, generator=draw) - 9 <= clearing_limit(torch.randn(60, generator=draw) - 9))
+            .double()
+            .mean()
+        )
         for _ in range(200)
     ]
     found = torch.tensor(lost)
