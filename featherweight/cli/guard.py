@@ -89,15 +89,9 @@ def calibrate(
 
     fw guard calibrate --model ./chat --harmful forbidden.jsonl --benign ordinary.jsonl --target-fpr 0.01 --out ./guard
     """
-    _require_files(harmful, benign, borderline)
-    if harmful.samefile(benign):
-        raise ConfigError(f"fw guard: benign={benign} is the file of --harmful; expected another one. Check the paths.")
+    _require_prompts(harmful, benign, borderline)
     from featherweight.guard.guard import PrefixGuard
-    from featherweight.guard.prompt_files import read_prompts
 
-    for path, name in ((harmful, "harmful"), (benign, "benign"), (borderline, "borderline")):
-        if path is not None:
-            read_prompts(path, name)  # what cannot be read is refused before a model is loaded
     with leave_cleanly("guard calibrate", None), _warnings_shown():
         loaded, tokenizer = _load(model)
         options: dict[str, Any] = {} if refusal is None else {"refusal_text": refusal}
@@ -244,6 +238,18 @@ def proxy(
 app.command("refit")(guard_folder.refit)
 app.command("report")(guard_folder.report)
 app.command("export")(guard_folder.export)
+
+
+def _require_prompts(harmful: Path, benign: Path, borderline: Path | None) -> None:
+    """Refuse what cannot be read before a model is loaded."""
+    _require_files(harmful, benign, borderline)
+    if harmful.samefile(benign):
+        raise ConfigError(f"fw guard: benign={benign} is the file of --harmful; expected another one. Check the paths.")
+    from featherweight.guard.prompt_files import read_prompts
+
+    for path, name in ((harmful, "harmful"), (benign, "benign"), (borderline, "borderline")):
+        if path is not None:
+            read_prompts(path, name)
 
 
 def _require_files(*paths: Path | None) -> None:

@@ -98,10 +98,7 @@ def calibrate(
     _check(tier)
     goal.check()
     model.eval()
-    sets = [read_prompts(harmful, "harmful"), read_prompts(benign, "benign")]
-    sets += [] if borderline is None else [read_prompts(borderline, "borderline")]
-    _check_counts(sets)
-    refuse_shared(sets)
+    sets = _read_sets(harmful, benign, borderline)
     rows = make_rows(sets, grouped=grouped, frames=frames, seed=seed)
     base = _base_options(
         model, tokenizer, tier, prefix, preamble_text, probe_tokens, text_classifier, on_flag, refusal_text
@@ -113,17 +110,12 @@ def calibrate(
     collected = collect(
         [Scoring(base, {}, tokenizer=tokenizer)], model, tokenizer, rows.messages, batch_size=batch_size, progress=count
     )[0]
-    encoded = [encode_judged(tokenizer, one) for one in rows.messages[:50]]
-    tokens = round(sum(len(one) for one in encoded) / len(encoded))
-    dropped = sum(one.dropped for one in sets)
+    tokens, dropped = _mean_tokens(tokenizer, rows), sum(one.dropped for one in sets)
     readings = Readings(base, rows, collected, fingerprint(model, tokenizer), tokens, candidates, dropped)
     if keep_readings is not None:
         write_readings(Path(keep_readings).expanduser(), readings)
     files = fit_guard(readings, tokenizer, tier=tier, goal=goal)
-    assert files.report is not None
-    timed = [rows.messages[row] for row in rows.where("test", "benign").nonzero().squeeze(1).tolist()[:TIMED]]
-    scoring = Scoring(files.options, files.scores, files.vocabulary, tokenizer)
-    add_latency(files.report, scoring, model, tokenizer, timed)
+    _time_phases(files, model, tokenizer, rows)
     return files
 
 
@@ -184,6 +176,26 @@ def make_rows(sets: Sequence[PromptSet], *, grouped: bool, frames: bool, seed: i
             prompt = one.prompts[place]
             rows.add(framed(prompt.messages, REPORT_FRAME, draw), prompt.key, one.name, "framed", prompt.category)
     return rows
+
+
+def _read_sets(harmful: PromptSource, benign: PromptSource, borderline: PromptSource | None) -> list[PromptSet]:
+    sets = [read_prompts(harmful, "harmful"), read_prompts(benign, "benign")]
+    sets += [] if borderline is None else [read_prompts(borderline, "borderline")]
+    _check_counts(sets)
+    refuse_shared(sets)
+    return sets
+
+
+def _mean_tokens(tokenizer: Any, rows: Rows) -> int:
+    encoded = [encode_judged(tokenizer, one) for one in rows.messages[:50]]
+    return round(sum(len(one) for one in encoded) / len(encoded))
+
+
+def _time_phases(files: GuardFiles, model: Any, tokenizer: Any, rows: Rows) -> None:
+    assert files.report is not None
+    timed = [rows.messages[row] for row in rows.where("test", "benign").nonzero().squeeze(1).tolist()[:TIMED]]
+    scoring = Scoring(files.options, files.scores, files.vocabulary, tokenizer)
+    add_latency(files.report, scoring, model, tokenizer, timed)
 
 
 def last_tier(tier: str) -> str:

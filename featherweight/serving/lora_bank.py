@@ -96,12 +96,13 @@ class LoraBank:
 
 
 def _read(base: nn.Module, name: str, folder: Path) -> dict[str, LoraChange]:
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
         config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
         tensors = load_file(folder / WEIGHTS_FILE)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise CheckpointError(
             f"serve: adapter={name} cannot be read ({error}); expected {CONFIG_FILE} and {WEIGHTS_FILE}. Copy it again."
         ) from error
