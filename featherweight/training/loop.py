@@ -19,7 +19,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from featherweight.distributed.group import explain_lost_processes
-from featherweight.distributed.run import begin_sharding, check_replicas_at, share_gradients, share_model
+from featherweight.distributed.run import begin_sharding, bytes_at_hand, check_replicas_at, share_gradients, share_model
 from featherweight.distributed.whole import WholeModel, is_sharded, whole_state, whole_weights
 from featherweight.distributed.world import World, common
 from featherweight.errors import CheckpointError, NumericsError
@@ -396,6 +396,13 @@ class Loop:
                 tell_and_judge("on_evaluate", metrics=self.evaluate())
         finally:
             tell("on_end")
+
+    def bytes_of_process(self) -> dict[str, int]:
+        """Return the bytes of this process by category: measured; counted, beside the plan, where it holds rows."""
+        if not is_sharded(self.model):
+            return {"peak": self.footprint.peak_bytes, **self.footprint.measured}
+        planned = {f"planned_{name}": count for name, count in self.footprint.predicted.items()}
+        return {**bytes_at_hand(self.model, self.optimizer), **planned}
 
     def weights(self) -> nn.Module:
         """Return what checkpoints read and write; a collective."""
