@@ -33,6 +33,7 @@ from featherweight.training.randomness import continue_rng, preserved_rng, rng_s
 from featherweight.training.recipe import Recipe
 from featherweight.training.resume import changed_length, resume_conflicts
 from featherweight.training.schedule import lr_factor
+from featherweight.training.share import Share
 from featherweight.training.start_check import guessing_notice
 from featherweight.training.task import Batch, Task
 from featherweight.training.trained_model import fit_to_recipe
@@ -95,6 +96,7 @@ class Loop:
         with self.world.together():
             seed_everything(recipe.seed)
             self.task = recipe.build_task() if task is None else task
+            self.task.share = Share(self.world)
             self.recipe = recipe = recipe.with_steps(self.task.train_rows())
             model, self.methods = self._build_model()
             self.model: nn.Module = model if is_simulated else model.to(self.device)

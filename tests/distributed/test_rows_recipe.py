@@ -33,6 +33,8 @@ def test_processes_that_hold_rows_train_a_recipe_as_one(found, name):
     loop = Loop(recipe(**VARIANTS[name], accumulation_steps=5))
     assert one["losses"] == pytest.approx([loop.step()["loss"] for _ in range(8)], rel=EXACT)
     assert largest_difference(one["weights"], loop.model.state_dict()) < EXACT
+    # Six micro-batches of the held-out split, on four processes with two passes each.
+    assert one["held_out"] == pytest.approx(loop.evaluate(), rel=EXACT)
 
 
 def test_a_resumed_run_on_rows_is_the_uninterrupted_one_and_its_page_tells_bytes_and_traffic(found):
