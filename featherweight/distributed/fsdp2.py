@@ -6,7 +6,6 @@ processes, and registers the shards with the optimizers (`featherweight.optim.sh
 """
 
 import os
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from featherweight.distributed.ddp import give_weights
 from featherweight.distributed.int8_rows import register_int8_rows, store_codes_as_parameters
+from featherweight.distributed.layer_groups import repeated_layers
 from featherweight.distributed.mesh import CountedGather, CountedReduceScatter, MeshCollectives
 from featherweight.distributed.reduce import TorchReducer
 from featherweight.distributed.world import World
@@ -129,21 +129,6 @@ def _watch_engine(model: nn.Module, collectives: MeshCollectives) -> None:
                 register_unsharded(whole, parameter)
         group.reshard()
     collectives.engine_traffic.forget()
-
-
-def repeated_layers(model: nn.Module) -> Iterator[nn.Module]:
-    """Yield the layers of a model that come several times, such as the decoder layers of a transformer.
-
-    Example:
-        >>> model = nn.ModuleDict({"embed": nn.Embedding(4, 2), "layers": nn.ModuleList(nn.Linear(2, 2) for _ in "ab")})
-        >>> [type(layer).__name__ for layer in repeated_layers(model)]
-        ['Linear', 'Linear']
-    """
-    inside: set[nn.Module] = set()
-    for module in model.modules():
-        if isinstance(module, nn.ModuleList) and module not in inside and len({type(one) for one in module}) == 1:
-            inside.update(one for layer in module for one in layer.modules())
-            yield from module
 
 
 def collectives_of(model: nn.Module) -> Any:
