@@ -28,6 +28,6 @@ def layer_groups(model: nn.Module) -> list[list[Tensor]]:
         >>> [len(group) for group in layer_groups(model)]
         [2, 2, 1]
     """
-    groups = [list(layer.parameters()) for layer in repeated_layers(model)]
+    groups: list[list[Tensor]] = [list(layer.parameters()) for layer in repeated_layers(model)]
     known = {id(parameter) for group in groups for parameter in group}
     return [*groups, [parameter for parameter in model.parameters() if id(parameter) not in known]]

@@ -200,7 +200,7 @@ def _kept_bytes(estimate: MemoryEstimate, target: Target) -> dict[str, int]:
     """Return what a process holds whatever the sharding: activations and temporaries at the peak, and the rest."""
     need = need_of(estimate, target)
     by_category = estimate.peak_by_category
-    sharded = sum(by_category.get(name, 0) for name in ("weights", "gradients", "optimizer_state"))  # type: ignore[call-overload]
+    sharded = sum(by_category.get(name, 0) for name in ("weights", "gradients", "optimizer_state"))
     return {
         "activations": need.allocated_bytes - sharded,
         "others": need.total_bytes - need.allocated_bytes + COMMUNICATOR_BYTES,

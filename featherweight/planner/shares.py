@@ -73,24 +73,24 @@ def shares_of(loop: Loop, shard_size: int) -> dict[str, int]:
             stand_in = parameter.detach()[:rows] if is_int8 else None
             shard = ParameterShard(tuple(parameter.shape), 0, rows, _Counted(shard_size), rows=stand_in)
             register_shard(parameter, shard)
-        optimizer.forget_layouts()  # type: ignore[attr-defined]
-    layouts: dict[Tensor, Layout] = optimizer.layouts  # type: ignore[attr-defined]
+        optimizer.forget_layouts()
+    layouts: dict[Tensor, Layout] = optimizer.layouts
     cored = {parameter for parameter, layout in layouts.items() if leaves_core(loop, parameter, layout)}
     sizes = {"projected": 0, "cores": 0, "left_cores": 0, "others": 0}
-    for parameter, layout in layouts.items():
-        if parameter in cored:
+    for one, layout in layouts.items():
+        if one in cored:
             assert isinstance(layout, MatrixLayout)
             count = layout.count * layout.whole.core_shape[0] * layout.whole.core_shape[1]
-            sizes["projected"] += parameter.numel()
+            sizes["projected"] += one.numel()
             sizes["cores"] += count
             sizes["left_cores"] += count if layout.side == "left" else 0
         else:
-            sizes["others"] += parameter.numel()
+            sizes["others"] += one.numel()
     groups = [[_weight_bytes(parameter) for parameter in group] for group in layer_groups(model)]
     largest, rest = max([sum(group) for group in groups[:-1]], default=0), sum(groups[-1])
     return {
         "weights": sum(_weight_bytes(parameter, shard_size) for parameter in model.parameters()),
-        "optimizer_state": optimizer.state_bytes(),  # type: ignore[attr-defined]
+        "optimizer_state": optimizer.state_bytes(),
         "gradients": _gradient_bytes(loop, layouts, cored, shard_size),
         "gathered": rest + 2 * largest if shard_size > 1 else 0,  # one in use, one on its way
         "weight_bytes": sum(map(sum, groups)),
@@ -118,7 +118,7 @@ def _gradient_bytes(loop: Loop, layouts: dict[Tensor, Layout], cored: set[Tensor
     """Return the bytes of gradients, cores and their buffers at the peak of a step."""
     formed = [[p for p in group if p in layouts and p not in cored] for group in layer_groups(loop.model)]
     if shard_size == 1:
-        return int(loop.optimizer.gradient_bytes())  # type: ignore[attr-defined]
+        return int(loop.optimizer.gradient_bytes())
     # The gradients of a group are whole until they are summed, beside the buffer in which they are.
     largest = max(sum(p.numel() * (p.element_size() + WIRE_BYTES) for p in group) for group in formed)
     handle = loop.layerwise
