@@ -233,23 +233,26 @@ class BEVTask(Task):
         Args:
             model: to judge.
             micro_batch_size: frames at once.
-            breakdown: counts the same frames in further ways.
+            breakdown: counts the same frames in further ways; where one process judges all of them.
         """
         scores = BEVConfusion(self.source.classes.names, self.model_config.bev_grid)
         device, was_training, loss_sum = next(model.parameters()).device, model.training, 0.0
         model.eval()
         try:
             with averaged(unwrap_model(model)), torch.inference_mode():
-                for batch in self.batches("held_out", micro_batch_size=micro_batch_size, seed=0):
+                for batch, counts in self.held_out_share(micro_batch_size):
                     moved = {name: value.to(device) for name, value in batch.items()}
                     output = forward(model, moved, self.config.loss)
                     assert output.loss is not None and output.logits is not None
-                    loss_sum += float(output.loss) * len(batch["pixels"])
-                    for counts in (scores, breakdown):
-                        if counts is not None:
-                            counts.update(output.logits, moved["labels"], moved["seen"])
+                    if counts:
+                        loss_sum += float(output.loss) * len(batch["pixels"])
+                        scores.update(output.logits, moved["labels"], moved["seen"])
+                        if breakdown is not None:
+                            breakdown.update(output.logits, moved["labels"], moved["seen"])
         finally:
             model.train(was_training)
+        frames, loss_sum = self.share.sums(scores.frames, loss_sum)
+        scores.frames, scores.counts = int(frames), self.share.sum(scores.counts)
         return scores, loss_sum
 
     def save_model(self, model: nn.Module, folder: Path) -> None:
