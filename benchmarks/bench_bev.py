@@ -1,6 +1,6 @@
 """What each part of the ground segmentation is worth, at equal processor time on drives that nobody trained on.
 
-    scripts/bench bev --rows column,ipm --seeds 0 --minutes 10     # rows that are in the CSV already are skipped
+    scripts/bench bev --rows column,ipm --seeds 0 --minutes 10     # rows in the CSV are skipped, stopped ones go on
     scripts/bench bev --table
 
 World: `fw bev synth`, 42 drives of 40 frames at 224 x 128 (seed 0), pitch known; labels exact at 0.5 m. The "pon" split
@@ -13,7 +13,6 @@ training labels hold there most of the time.
 import argparse
 import csv
 import json
-import shutil
 import statistics
 import tempfile
 import time
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from measurement import RESULTS, write_rows
 
 import featherweight as fw
@@ -117,10 +117,14 @@ def run(data: Path, row: str, seed: int, minutes: float) -> dict[str, Any]:
     """Train one row and return what it scored."""
     if row == "prior":
         return {"row": row, "seed": seed, "minutes": 0, "steps": 0, "step_s": 0, **_rounded(prior_scores(data))}
-    steps, cost = steps_in(data, row, minutes)
     folder = data.parent / "runs" / f"{row}-{seed}"
-    shutil.rmtree(folder, ignore_errors=True)  # of a run that was stopped
-    fw.train(recipe(data, row, seed, steps), out=folder)
+    begun = folder / "recipe.yaml"
+    if begun.exists():  # stopped, with a checkpoint
+        steps = int(yaml.safe_load(begun.read_text())["steps"])
+        cost = 60 * minutes / steps
+    else:
+        steps, cost = steps_in(data, row, minutes)
+    fw.train(recipe(data, row, seed, steps), out=folder, resume=begun.exists())
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     last = [line for line in lines if "miou" in line][-1]
     scores = {key: value for key, value in last.items() if key == "miou" or key.startswith("iou_")}
