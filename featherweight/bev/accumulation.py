@@ -46,21 +46,27 @@ class MapAccumulator:
             before = self._cells.get(cell, 0.0)
             self._cells[cell] = np.clip(before + value, -_LARGEST, _LARGEST)
 
-    def picture_around(self, camera_to_world: np.ndarray) -> tuple[np.ndarray, BEVGridConfig]:
-        """Return (K, rows, columns) masks of the world 60 m around a camera, north up, and their grid."""
+    def picture_around(self, camera_to_world: np.ndarray) -> tuple[np.ndarray, np.ndarray, BEVGridConfig]:
+        """Return the world 60 m around a camera, north (y of the world) up.
+
+        Returns:
+            Masks (K, rows, columns), the cells (rows, columns) that were ever in view, and the grid; the camera stands
+            in its middle.
+        """
         count = round(2 * _AROUND_M / self.grid.resolution)
         x, y = camera_to_world[:2, 3] / self.grid.resolution
         first = int(x) - count // 2, int(y) - count // 2
-        masks = np.zeros((self._classes, count, count), bool)
+        masks, known = np.zeros((self._classes, count, count), bool), np.zeros((count, count), bool)
         for (column, row), odds in self._cells.items():
             at = row - first[1], column - first[0]
             if 0 <= at[0] < count and 0 <= at[1] < count:
                 masks[:, at[0], at[1]] = odds > 0
+                known[at] = True
         half = count // 2 * self.grid.resolution
         grid = BEVGridConfig(
             x_min=-half, x_max=half, z_min=1, z_max=1 + 2 * half, resolution=self.grid.resolution, anchor="center"
         )
-        return masks, grid
+        return masks, known, grid
 
     def save(self, path: str | Path) -> Path:
         """Write cells (n, 2), their log-odds (n, K) and the resolution as .npz, and return the path."""

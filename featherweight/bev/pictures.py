@@ -85,27 +85,39 @@ def error_colors(predicted: np.ndarray, truth: np.ndarray, seen: np.ndarray) -> 
     return hatch(colors, seen)
 
 
-def map_picture(colors: np.ndarray, grid: BEVGridConfig) -> "Image":
-    """Return a picture of (rows, columns, 3) cells with ticks in metres and the camera's place; far is up."""
+def map_picture(colors: np.ndarray, grid: BEVGridConfig, camera_z: float = 0.0) -> "Image":
+    """Return a picture of (rows, columns, 3) cells with ticks in metres from the camera, and its place; far is up.
+
+    Args:
+        colors: of the cells.
+        grid: the cells.
+        camera_z: where the camera stands in the grid's depth; below its first row it looks up from there.
+    """
     from PIL import Image, ImageDraw
 
-    scale = max(1, round(grid.resolution * _PX_PER_M))
+    is_wide = grid.z_max - grid.z_min > 60
+    scale, step = max(1, round(grid.resolution * _PX_PER_M / (2 if is_wide else 1))), 20 if is_wide else 10
     cells = Image.fromarray(colors[::-1]).resize((grid.columns * scale, grid.rows * scale), Image.Resampling.NEAREST)
     width, height = cells.size
     sheet = Image.new("RGB", (width + _MARGIN + 8, height + _MARGIN), PAPER)
     sheet.paste(cells, (_MARGIN, 4))
     draw, font = ImageDraw.Draw(sheet), _font(11)
-    for z in range(int(-(-grid.z_min // 10) * 10), int(grid.z_max) + 1, 10):
-        y = 4 + height - round((z - grid.z_min) / grid.resolution * scale)
+    for z in range(int(-(-(grid.z_min - camera_z) // step) * step), int(grid.z_max - camera_z) + 1, step):
+        y = 4 + height - round((z + camera_z - grid.z_min) / grid.resolution * scale)
         draw.line([(_MARGIN - 4, y), (_MARGIN, y)], fill=INK)
         draw.text((_MARGIN - 7, y), f"{z}", fill=INK, font=font, anchor="rm")
-    for x in range(int(grid.x_min // 10 * 10), int(grid.x_max) + 1, 10):
+    for x in range(int(grid.x_min // step * step), int(grid.x_max) + 1, step):
         if x >= grid.x_min:
             place = _MARGIN + round((x - grid.x_min) / grid.resolution * scale)
             draw.line([(place, height + 4), (place, height + 8)], fill=INK)
             draw.text((place, height + 10), f"{x}", fill=INK, font=font, anchor="ma")
     middle = _MARGIN + round(-grid.x_min / grid.resolution * scale)
-    draw.polygon([(middle - 6, height + 4), (middle + 6, height + 4), (middle, height - 9)], fill=INK, outline=PAPER)
+    if camera_z < grid.z_min:
+        bottom = height + 4
+        draw.polygon([(middle - 6, bottom), (middle + 6, bottom), (middle, bottom - 13)], fill=INK, outline=PAPER)
+    else:
+        y = 4 + height - round((camera_z - grid.z_min) / grid.resolution * scale)
+        draw.ellipse([middle - 6, y - 6, middle + 6, y + 6], fill=INK, outline=PAPER)
     draw.text((_MARGIN + width + 6, height + 20), "m", fill=INK, font=font, anchor="rm")
     return sheet
 

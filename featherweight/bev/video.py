@@ -9,7 +9,18 @@ import numpy as np
 from featherweight.bev.accumulation import MapAccumulator
 from featherweight.bev.data.folder import pictures_of, read_poses
 from featherweight.bev.image_processing_focusbev import read_image, to_rgb
-from featherweight.bev.pictures import Panel, class_colors, legend, map_picture, sheet
+from featherweight.bev.pictures import (
+    COLORS,
+    INK,
+    NOTHING,
+    PAPER,
+    Panel,
+    class_colors,
+    hatch,
+    legend,
+    map_picture,
+    sheet,
+)
 from featherweight.bev.prediction import camera_of, ground_map, load
 from featherweight.bev.streaming import StreamingSegmenter, level_camera
 from featherweight.config.files import new_file
@@ -80,14 +91,34 @@ def _draw(
         panels = [Panel(path.stem[:40], found.camera), Panel("Map of this frame", found.map)]
         if pose is not None:
             accumulated.add(found.probabilities, found.in_view, pose @ camera)
-            together, grid = accumulated.picture_around(pose @ camera)
-            panels.append(Panel("Map of the drive", map_picture(class_colors(together, names), grid)))
+            together, known, grid = accumulated.picture_around(pose @ camera)
+            colors = hatch(class_colors(together, names), known)
+            whole = map_picture(colors, grid, camera_z=(grid.z_min + grid.z_max) / 2)
+            panels.append(Panel("Map of the drive, north up", whole))
         yield sheet(panels, below)
 
 
 def _write_gif(images: Sequence["Image"], path: Path) -> None:
+    from PIL import Image
+
     small = [image.resize((round(image.width * 0.75), round(image.height * 0.75))) for image in images]
-    small[0].save(path, format="GIF", save_all=True, append_images=small[1:], duration=FRAME_MS, loop=0)
+    palette = _palette(small)
+    indexed = [image.quantize(palette=palette, dither=Image.Dither.NONE) for image in small]
+    indexed[0].save(path, format="GIF", save_all=True, append_images=indexed[1:], duration=FRAME_MS, loop=0)
+
+
+def _palette(images: Sequence["Image"]) -> "Image":
+    """Return 256 colours: those of the classes as they are, so that maps keep their meaning, and frequent others."""
+    from PIL import Image
+
+    fixed = [*dict.fromkeys([*COLORS.values(), INK, NOTHING, PAPER])]
+    sample = Image.new("RGB", (images[0].width, images[0].height * min(3, len(images))))
+    for number in range(min(3, len(images))):
+        sample.paste(images[number * (len(images) - 1) // 2], (0, number * images[0].height))
+    others = sample.quantize(256 - len(fixed)).getpalette() or []
+    palette = Image.new("P", (1, 1))
+    palette.putpalette([*(value for color in fixed for value in color), *others][:768])
+    return palette
 
 
 def _write_mp4(images: Sequence["Image"], path: Path) -> None:

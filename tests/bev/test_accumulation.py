@@ -15,8 +15,8 @@ def test_frames_that_agree_outvote_one_that_does_not(tmp_path):
     for _ in range(3):
         maps.add(road, np.ones(GRID.shape, bool), camera)
     maps.add(1 - road, np.ones(GRID.shape, bool), camera)
-    masks, _ = maps.picture_around(camera)
-    assert masks[0].sum() == len(maps) > 0.6 * GRID.rows * GRID.columns and not masks[1].any()
+    masks, known, _ = maps.picture_around(camera)
+    assert known.sum() == masks[0].sum() == len(maps) > 0.6 * GRID.rows * GRID.columns and not masks[1].any()
     stored = np.load(maps.save(tmp_path / "map.npz"))
     assert len(stored["cells"]) == len(maps) and stored["resolution"] == 0.5
 
@@ -28,6 +28,6 @@ def test_places_are_places_of_the_world_whatever_the_heading():
     for yaw in (0.0, 1.0, 2.5):
         x, y = 200 - 10 * np.cos(yaw), 80 - 10 * np.sin(yaw)
         maps.add(spot, spot[0] > 0.5, planar_pose(x, y, yaw) @ level_camera(1.5))
-    masks, grid = maps.picture_around(planar_pose(200, 80, 0))
+    masks, _, grid = maps.picture_around(planar_pose(200, 80, 0))
     row, column = np.argwhere(masks[0]).T
     assert np.hypot(column - grid.columns / 2, row - grid.rows / 2).max() * 0.5 < 2

@@ -8,6 +8,7 @@ from PIL import Image
 from featherweight.bev.image_processing_focusbev import FocusBEVImageProcessor
 from featherweight.bev.model.configuration_focusbev import FocusBEVConfig
 from featherweight.bev.model.modeling_focusbev import FocusBEVForSegmentation
+from featherweight.bev.pictures import COLORS
 from featherweight.bev.video import draw_video
 from featherweight.errors import ConfigError
 
@@ -38,6 +39,8 @@ def test_a_drive_becomes_a_moving_picture_with_as_many_frames(checkpoint, frames
     path = draw_video(checkpoint, frames, tmp_path / "drive.gif", intrinsics=K, poses=poses)
     with Image.open(path) as image:
         assert image.n_frames == 3
+        colors = {color for _, color in image.convert("RGB").getcolors(1 << 24)}
+    assert {COLORS["truck"], COLORS["bus"], COLORS["pedestrian"]} <= colors, "the legend keeps the colours of classes"
 
 
 def test_a_drive_becomes_a_film(checkpoint, frames, tmp_path):
