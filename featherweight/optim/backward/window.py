@@ -348,7 +348,8 @@ def sum_of(step: Step, member: Member, grad: Tensor | OuterProduct | None, how: 
             return CoreSum(step, member, matrices, how)
     # Ranks that follow a gradient wait for a whole one. Bases that are due must be those of all processes: they are
     # fitted to the mean of the whole gradients, as an ordinary step fits them; between refreshes cores are exchanged.
-    if isinstance(step, TensorStep) and not step.waits_for_gradient():
+    # So does a residual: what lies outside of the subspace is in no core.
+    if isinstance(step, TensorStep) and not step.waits_for_gradient() and step.layout.plan.residual is None:
         if not (how.is_shared and step.refresh_is_due(member.state)):
             return TensorSum(step, member, step.tensor(member))
     return FullSum(step, member)
@@ -357,7 +358,7 @@ def sum_of(step: Step, member: Member, grad: Tensor | OuterProduct | None, how: 
 def _core_bytes(step: Step, estimates_norm: bool) -> int | None:
     """Return the bytes of the sum of a step without refresh; None for a sum of whole gradients."""
     if isinstance(step, TensorStep):
-        return step.layout.plan.sum_bytes(step.layout.dtype)
+        return None if step.layout.plan.residual else step.layout.plan.sum_bytes(step.layout.dtype)
     if not isinstance(step, MatrixStep) or not (step.layout.residual.is_plain or step.layout.residual.is_often_plain):
         return None
     return core_sum_bytes(step.layout, is_sketched=False, estimates_norm=estimates_norm)
