@@ -179,8 +179,8 @@ def report(path: Path) -> None:
             h1 = [float(run["h1"]) for run in runs]
             error = statistics.stdev(h1) / len(h1) ** 0.5
             print(
-                f"| {name} | {runs[0]['lr']} | {mean(runs, 'h1'):.4f} | {error:.4f} | {mean(runs, 'h1') / base_h1 - 1:+.1%} "
-                f"| {mean(runs, 'l2'):.4f} | {mean(runs, 'validation_h1'):.4f} "
+                f"| {name} | {runs[0]['lr']} | {mean(runs, 'h1'):.4f} | {error:.4f} "
+                f"| {mean(runs, 'h1') / base_h1 - 1:+.1%} | {mean(runs, 'l2'):.4f} | {mean(runs, 'validation_h1'):.4f} "
                 f"| {float(runs[0]['state_bytes']) / base_bytes:.2f} |"
             )
 

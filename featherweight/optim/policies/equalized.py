@@ -53,7 +53,7 @@ def _rms(numbers: Tensor, dims: tuple[int, ...]) -> Tensor:
 class EqualizedResidual(ResidualPolicy):
     """Follow the sign of what lies outside of a matrix's subspace, beside the inner rule's direction inside.
 
-    ``W <- W - lr (scale P D + residual_weight sign(G - P C))``, with ``C`` the core and ``D`` what the rule makes of it.
+    ``W <- W - lr (scale P D + residual_weight sign(G - P C))``, C the core and D what the rule makes of it.
     """
 
     is_plain = False
