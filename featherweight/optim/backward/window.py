@@ -8,6 +8,7 @@ import math
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,6 +28,19 @@ from featherweight.optim.step.tensor import TensorStep
 
 MAX_GROWTH = 1.01
 """Largest ratio of the norms of one tensor's successive gradients under `clip="norm_growth"` (Fira's limit)."""
+
+
+class Part(NamedTuple):
+    """What the next backward pass brings of an optimizer step whose passes reach different parameters."""
+
+    is_first: bool
+    """Whether nothing has come before for the parameters that it reaches."""
+    is_last: bool
+    """Whether nothing comes after for them."""
+    begun: frozenset[Tensor] = frozenset()
+    """Parameters to which an earlier part has brought something all the same, as to a tied embedding."""
+    unfinished: frozenset[Tensor] = frozenset()
+    """Parameters to which a later part brings something all the same."""
 
 
 class Window:
@@ -62,6 +76,8 @@ class Window:
         """See `Layerwise.grad_norm`."""
         self.micro_step = 0
         """Backward passes of the present step that are complete."""
+        self.part: Part | None = None
+        """What the next backward pass brings, where the passes of a step are told apart; see `LayerwiseHandle.parts`."""
         self.is_closed = False
         """Whether the layer-wise updates were removed."""
         self._sums: dict[Tensor, StepSum] = {}
@@ -122,10 +138,17 @@ class Window:
         """Whether one process has all gradients."""
         return self.reducer.world_size == 1
 
-    @property
-    def is_single(self) -> bool:
-        """Whether the gradient of one backward pass is that of the step."""
+    def is_single(self, parameter: Tensor) -> bool:
+        """Whether the gradient that one backward pass brings to a parameter is that of the step."""
+        if self.part is not None:
+            return self.part.is_first and parameter not in self.part.begun and self.is_last(parameter) and self.is_alone
         return self.accumulation_steps == 1 and self.is_alone
+
+    def is_last(self, parameter: Tensor) -> bool:
+        """Whether nothing comes to a parameter in this step after the present backward pass."""
+        if self.part is not None:
+            return self.part.is_last and parameter not in self.part.unfinished
+        return self.micro_step + 1 == self.accumulation_steps
 
     @property
     def estimates_norm(self) -> bool:
@@ -167,13 +190,12 @@ class Window:
         """
         if grad is not None:
             total = self._sums.get(parameter)
-            if total is None and self.is_single and not self.waits_for_all and common is None:
+            if total is None and self.is_single(parameter) and not self.waits_for_all and common is None:
                 total = self._sums[parameter] = FullSum(self.step_of(parameter), self.member(parameter))
             elif total is None:
-                total = self.begin_sum(parameter, grad, is_only=self.is_single, common=common)
+                total = self.begin_sum(parameter, grad, is_only=self.is_single(parameter), common=common)
             total.add(grad)
-        is_last = self.micro_step + 1 == self.accumulation_steps
-        if not is_last or parameter not in self._sums or self.waits_for_all:
+        if not self.is_last(parameter) or parameter not in self._sums or self.waits_for_all:
             return
         if self.is_alone:
             self._update(parameter, self._sums.pop(parameter), None)
@@ -195,7 +217,14 @@ class Window:
             common: see `Summing`.
         """
         how = Summing(is_only, self.estimates_norm, not self.is_alone, common)
-        total = self._sums[parameter] = sum_of(self.step_of(parameter), self.member(parameter), grad, how)
+        step, member = self.step_of(parameter), self.member(parameter)
+        total: StepSum
+        if self.part is not None and isinstance(grad, Tensor) and _refresh_is_due(step, member):
+            # All parts of a parameter come one after the other, so that its whole sum is there alone: an exact basis.
+            total = FullSum(step, member)
+        else:
+            total = sum_of(step, member, grad, how)
+        self._sums[parameter] = total
         return total
 
     def core_sum_of(self, parameter: Tensor) -> CoreSum | None:
@@ -294,7 +323,7 @@ class Window:
         self._ready.clear()
         self._norms.clear()
         self._ready_bytes = 0
-        self.micro_step, self._has_skipped = 0, False
+        self.micro_step, self._has_skipped, self.part = 0, False, None
 
     def _total_norm(self) -> float:
         return math.sqrt(sum(self._norms))
@@ -352,6 +381,15 @@ def sum_of(step: Step, member: Member, grad: Tensor | OuterProduct | None, how: 
         if not (how.is_shared and step.refresh_is_due(member.state)):
             return TensorSum(step, member, step.tensor(member))
     return FullSum(step, member)
+
+
+def _refresh_is_due(step: Step, member: Member) -> bool:
+    """Say whether the sum of this step asks for bases that are fitted to it."""
+    if isinstance(step, MatrixStep):
+        state = member.state
+        fits = step.layout.seeded_basis is None
+        return fits and (not state or bool((state["step"] >= state["next_refresh"]).any()))
+    return isinstance(step, TensorStep) and step.refresh_is_due(member.state)
 
 
 def _core_bytes(step: Step, estimates_norm: bool) -> int | None:
