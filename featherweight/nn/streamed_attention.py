@@ -11,7 +11,7 @@ Source: Dao, FlashAttention-2, arXiv 2307.08691 (online softmax and its backward
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -35,8 +35,8 @@ class Visibility:
     documents: Tensor
     window: int | None = None
 
-    def between(self, queries: tuple[int, int], keys: tuple[int, int]) -> bool | Tensor:
-        """Return whether these queries see these keys: True for all, False for none, else a (T, N) mask.
+    def between(self, queries: tuple[int, int], keys: tuple[int, int]) -> bool | Literal["causal"] | Tensor:
+        """Return which of these keys these queries see: True for all, False for none, "causal", or a (T, N) mask.
 
         Args:
             queries: first position and the one behind the last.
@@ -48,8 +48,10 @@ class Visibility:
         asking, asked = self.documents[first:behind], self.documents[key_first:key_behind]
         ends = [int(one) for one in torch.stack([asking[0], asking[-1], asked[0], asked[-1]])]
         is_inside = self.window is None or (behind - 1) - key_first < self.window
-        if ends[0] >= 0 and len(set(ends)) == 1 and key_behind <= first and is_inside and not (asked < 0).any():
-            return True
+        # Documents are contiguous: with equal ends there is but one, unless padding lies inside.
+        is_one = ends[0] >= 0 and len(set(ends)) == 1 and not bool((asked < 0).any() or (asking < 0).any())
+        if is_one and is_inside and (key_behind <= first or queries == keys):
+            return True if key_behind <= first else "causal"
         mask = (asking[:, None] == asked[None, :]) & (asking[:, None] >= 0)
         position = torch.arange(first, behind, device=mask.device)[:, None]
         key_position = torch.arange(key_first, key_behind, device=mask.device)[None, :]
@@ -146,7 +148,7 @@ def streamed_attention(
     Cost: on top of the products a score matrix of `TILE` queries, or none where torch's flash kernel for CPUs runs.
     """
     work = _Work(store, chunk, visibility, scale, softcap)
-    output: Tensor = _StreamedAttention.apply(query, key, value, work)  # type: ignore[no-untyped-call]
+    output: Tensor = _StreamedAttention.apply(query, key, value, work)
     return output
 
 
@@ -158,8 +160,8 @@ class _Work:
     scale: float
     softcap: float | None
 
-    def blocks(self, count: int, device: torch.device) -> Iterator[tuple[int, slice, slice, Tensor | None]]:
-        """Yield (chunk of the keys, queries, keys, mask) of every block in which something is seen.
+    def blocks(self, count: int, device: torch.device) -> Iterator["_Block"]:
+        """Yield every block in which something is seen.
 
         Args:
             count: T.
@@ -168,65 +170,100 @@ class _Work:
         first = self.store.bounds[self.chunk][0]
         for chunk in range(self.chunk + 1):
             key_first, key_behind = self.store.bounds[chunk]
-            whole = self.visibility.between((first, first + count), (key_first, key_behind))
-            if isinstance(whole, bool):
-                if whole:
-                    yield chunk, slice(0, count), slice(0, key_behind - key_first), None
+            seen = self.visibility.between((first, first + count), (key_first, key_behind))
+            if seen is False:
+                continue
+            if not isinstance(seen, Tensor):
+                yield _Block(chunk, slice(0, count), slice(0, key_behind - key_first), None, seen == "causal")
                 continue
             for start in range(0, count, TILE):
-                stop = min(start + TILE, count)
-                seen = whole[start:stop]
-                columns = seen.any(0).nonzero()
+                rows = slice(start, min(start + TILE, count))
+                columns = seen[rows].any(0).nonzero()
                 if len(columns):  # keys behind the last one that is seen, or before the first, are left out
                     keys = slice(int(columns[0]), int(columns[-1]) + 1)
-                    mask = seen[:, keys]
-                    yield chunk, slice(start, stop), keys, None if bool(mask.all()) else mask.to(device)
+                    mask = seen[rows, keys]
+                    yield _Block(chunk, rows, keys, None if bool(mask.all()) else mask.to(device), False)
+
+
+class _Block(NamedTuple):
+    """Some queries of the chunk and some keys."""
+
+    chunk: int
+    """Of the keys."""
+    rows: slice
+    """Of the queries."""
+    keys: slice
+    """Inside of their chunk."""
+    mask: Tensor | None
+    """(T, N), True for what is seen; None for all, or what is causal."""
+    is_causal: bool
+    """Whether these are the chunk's own keys, of which each query sees those before it and its own."""
+
+    def of_queries(self, folded: Tensor) -> Tensor:
+        """Return the queries of (B, K, G, T, h) that take part, as (B, K, G T, h), or (B, H, T, h) for causal ones."""
+        taken = folded[:, :, :, self.rows]
+        return (taken.flatten(1, 2) if self.is_causal else taken.flatten(2, 3)).contiguous()
+
+    def of_keys(self, states: Tensor, groups: int) -> Tensor:
+        """Return the keys of (B, K, N, h) that take part; causal ones once for each head of queries."""
+        taken = states[:, :, self.keys]
+        return taken.repeat_interleave(groups, 1) if self.is_causal and groups > 1 else taken
+
+    def gathered(self, gradient: Tensor, groups: int) -> Tensor:
+        """Return the gradient of what `of_keys` gave as that of (B, K, N, h)."""
+        return gradient.unflatten(1, (-1, groups)).sum(2) if self.is_causal and groups > 1 else gradient
+
+    def seen(self, query: Tensor, groups: int) -> Tensor | None:
+        """Return the mask of all rows of queries, for products that know no causality."""
+        if self.is_causal:
+            count = query.shape[2]
+            return torch.ones(count, count, dtype=torch.bool, device=query.device).tril()
+        return None if self.mask is None else self.mask.repeat(groups, 1)
 
 
 class _StreamedAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, work: _Work) -> Tensor:
         work.store.put(work.chunk, key, value)
-        folded = _fold(query, key.shape[1])
-        wide = _wide(query.dtype)
+        folded = query.unflatten(1, (key.shape[1], -1))  # (B, K, G, T, h): queries that share a head of keys
+        groups, wide = folded.shape[2], _wide(query.dtype)
         output = torch.zeros(folded.shape[:-1] + value.shape[-1:], dtype=wide, device=query.device)
         logsumexp = torch.full(folded.shape[:-1], float("-inf"), dtype=wide, device=query.device)
-        for chunk, rows, keys, mask in work.blocks(query.shape[2], query.device):
-            key_block, value_block = (one[:, :, keys] for one in work.store.pair(chunk))
-            part, part_lse = _forward(
-                _merged(folded[:, :, :, rows]), key_block, value_block, mask, work, folded.shape[2]
-            )
-            _merge_(output[:, :, :, rows], logsumexp[:, :, :, rows], part, part_lse)
-        result = _unfold(output).to(query.dtype)
+        for block in work.blocks(query.shape[2], query.device):
+            pair = (block.of_keys(one, groups) for one in work.store.pair(block.chunk))
+            part, part_lse = _forward(block.of_queries(folded), *pair, block, work, groups)
+            _merge_(output[:, :, :, block.rows], logsumexp[:, :, :, block.rows], part, part_lse)
+        output = output.to(query.dtype)
         ctx.work = work
-        ctx.save_for_backward(query, key, value, output.to(query.dtype), logsumexp)
-        return result
+        ctx.save_for_backward(query, key, value, output, logsumexp)
+        return output.flatten(1, 2)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
         query, key, value, output, logsumexp = ctx.saved_tensors
         work: _Work = ctx.work
-        folded, gradient = _fold(query, key.shape[1]), _fold(gradients[0], key.shape[1])
-        wide = _wide(query.dtype)
+        folded, gradient = (one.unflatten(1, (key.shape[1], -1)) for one in (query, gradients[0]))
+        groups, wide = folded.shape[2], _wide(query.dtype)
         query_sum = torch.zeros(folded.shape, dtype=wide, device=query.device)
         own = torch.zeros(key.shape, dtype=wide, device=key.device), torch.zeros_like(value, dtype=wide)
-        for chunk, rows, keys, mask in work.blocks(query.shape[2], query.device):
-            key_block, value_block = (one[:, :, keys] for one in work.store.pair(chunk))
-            taken = [_merged(one[:, :, :, rows]) for one in (folded, gradient, output)]
-            lse = _merged(logsumexp[:, :, :, rows].unsqueeze(-1)).squeeze(-1)
-            # A query that sees nothing has no sum; any finite one gives it no weight on masked keys.
-            lse = torch.where(lse == float("-inf"), torch.zeros_like(lse), lse)
-            found = _backward(*taken, lse, key_block, value_block, mask, work, folded.shape[2])
-            query_sum[:, :, :, rows] += found[0].view_as(query_sum[:, :, :, rows])
-            if chunk == work.chunk:
-                own[0][:, :, keys] += found[1]
-                own[1][:, :, keys] += found[2]
+        # A query that sees nothing has no sum; any finite one gives it no weight on masked keys.
+        lse = torch.where(logsumexp == float("-inf"), torch.zeros_like(logsumexp), logsumexp).unsqueeze(-1)
+        for block in work.blocks(query.shape[2], query.device):
+            pair = (block.of_keys(one, groups) for one in work.store.pair(block.chunk))
+            asking, due, whole, total = (block.of_queries(one) for one in (folded, gradient, output, lse))
+            found = _backward(asking, due, whole, total.squeeze(-1), *pair, block, work, groups)
+            query_part = query_sum[:, :, :, block.rows]
+            query_part += found[0].view_as(query_part)
+            key_part, value_part = (block.gathered(one, groups) for one in found[1:])
+            if block.chunk == work.chunk:
+                own[0][:, :, block.keys] += key_part
+                own[1][:, :, block.keys] += value_part
             else:
-                _add_block(work.store, chunk, keys, found[1], found[2])
+                _add_block(work.store, block.chunk, block.keys, key_part, value_part)
         later = work.store.take(work.chunk)
         if later is not None:
             own = own[0] + later[0], own[1] + later[1]
-        return _unfold(query_sum).to(query.dtype), own[0].to(key.dtype), own[1].to(value.dtype), None
+        return query_sum.flatten(1, 2).to(query.dtype), own[0].to(key.dtype), own[1].to(value.dtype), None
 
 
 def _add_block(store: KeyValueStore, chunk: int, keys: slice, key_gradient: Tensor, value_gradient: Tensor) -> None:
@@ -243,21 +280,20 @@ def _add_block(store: KeyValueStore, chunk: int, keys: slice, key_gradient: Tens
 
 
 def _forward(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, work: _Work, groups: int
+    query: Tensor, key: Tensor, value: Tensor, block: _Block, work: _Work, groups: int
 ) -> tuple[Tensor, Tensor]:
-    """Return output and log-sum-exp of (B, K, G T, h) queries over one block of keys."""
+    """Return output and log-sum-exp of queries over one block of keys."""
     wide = _wide(query.dtype)
-    seen = None if mask is None else mask.repeat(groups, 1)
     if _runs_flash(query, work):
-        bias = None if seen is None else _bias(seen, query.dtype)
+        seen = None if block.is_causal else block.seen(query, groups)
         output, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            query, key, value, 0.0, False, attn_mask=bias, scale=work.scale
+            query, key, value, 0.0, block.is_causal, attn_mask=_bias(seen, query.dtype), scale=work.scale
         )
         lse = lse.to(wide)
         if seen is not None:  # the kernel says 0 where nothing is seen
             lse = torch.where(seen.any(1), lse, torch.full_like(lse, float("-inf")))
         return output.to(wide), lse
-    scores, _ = _scores(query, key, seen, work)
+    scores, _ = _scores(query, key, block.seen(query, groups), work)
     lse = torch.logsumexp(scores, -1)
     weights = torch.exp(scores - torch.where(lse == float("-inf"), torch.zeros_like(lse), lse).unsqueeze(-1))
     return weights @ value.to(wide), lse
@@ -270,23 +306,19 @@ def _backward(
     lse: Tensor,
     key: Tensor,
     value: Tensor,
-    mask: Tensor | None,
+    block: _Block,
     work: _Work,
     groups: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of queries, keys and values of one block; `output` and `lse` are those over all blocks."""
-    seen = None if mask is None else mask.repeat(groups, 1)
     if _runs_flash(query, work):
-        bias = None if seen is None else _bias(seen, query.dtype)
-        found: tuple[Tensor, Tensor, Tensor] = (
-            torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-                gradient, query, key, value, output, lse.to(_lse_dtype(query)), 0.0, False, attn_mask=bias,
-                scale=work.scale,
-            )
-        )  # fmt: skip
+        bias = None if block.is_causal else _bias(block.seen(query, groups), query.dtype)
+        found: tuple[Tensor, Tensor, Tensor] = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+            gradient, query, key, value, output, lse, 0.0, block.is_causal, attn_mask=bias, scale=work.scale
+        )
         return found
     wide = _wide(query.dtype)
-    scores, slope = _scores(query, key, seen, work)
+    scores, slope = _scores(query, key, block.seen(query, groups), work)
     weights = torch.exp(scores - lse.unsqueeze(-1))
     gradient, value = gradient.to(wide), value.to(wide)
     total = (gradient * output.to(wide)).sum(-1, keepdim=True)
@@ -322,26 +354,11 @@ def _runs_flash(query: Tensor, work: _Work) -> bool:
     return query.device.type == "cpu" and work.softcap is None
 
 
-def _lse_dtype(query: Tensor) -> torch.dtype:
-    return torch.float64 if query.dtype == torch.float64 else torch.float32
-
-
-def _bias(seen: Tensor, dtype: torch.dtype) -> Tensor:
+def _bias(seen: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """Return what is added to the scores."""
+    if seen is None:
+        return None
     return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, float("-inf"))
-
-
-def _fold(states: Tensor, heads: int) -> Tensor:
-    """Return (B, H, T, h) as (B, K, G, T, h): the queries that share a head of keys."""
-    return states.unflatten(1, (heads, -1))
-
-
-def _merged(states: Tensor) -> Tensor:
-    """Return (B, K, G, T, h) as (B, K, G T, h)."""
-    return states.flatten(2, 3).contiguous()
-
-
-def _unfold(states: Tensor) -> Tensor:
-    return states.flatten(1, 2)
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

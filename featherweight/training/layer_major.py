@@ -187,7 +187,8 @@ class LayerMajor:
             row.boundaries.append([self._kept(hidden[:, first:behind].clone()) for first, behind in row.bounds])
         for index in range(len(self.separate.layers)):
             for number, row in enumerate(rows):
-                stream, found = row.stream(), []
+                found: list[Tensor | None] = []
+                stream = row.stream()
                 for chunk, kept in enumerate(row.boundaries[index]):
                     stream.chunk = chunk
                     noise.note((index, number, chunk))
@@ -223,7 +224,7 @@ class LayerMajor:
             done += 1
             with torch.enable_grad():
                 loss = self.separate.loss(hidden, row.cut(row.tokens, chunk), targets, items)
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss.backward()
             total += loss.detach().float()
             gradient = hidden.grad if hidden.grad is not None else torch.zeros_like(hidden)
             row.gradients.append(self._kept(gradient))
@@ -245,7 +246,7 @@ class LayerMajor:
                 done += 1
                 with torch.enable_grad(), noise.again((index, number, chunk)):
                     output = self.separate.run(index, hidden, arguments, stream)
-                    output.backward(self._taken(row.gradients[chunk]))  # type: ignore[no-untyped-call]
+                    output.backward(self._taken(row.gradients[chunk]))
                 assert hidden.grad is not None
                 row.gradients[chunk] = self._kept(hidden.grad)
 
@@ -260,14 +261,14 @@ class LayerMajor:
                 for (first, behind), part in zip(row.bounds, row.gradients, strict=True):
                     gradient[:, first:behind] = self._taken(part)
                 tell(Part(is_first=number == 0, is_last=number + 1 == len(rows), begun=tied))
-                hidden.backward(gradient)  # type: ignore[no-untyped-call]
+                hidden.backward(gradient)
 
 
 class _Noise:
     """States of the random numbers, so that a repeated computation draws the dropout of the first one."""
 
     def __init__(self, model: Any) -> None:
-        options = getattr(model.config, "to_dict", dict)()
+        options: dict[str, Any] = model.config.to_dict()
         drops = any("drop" in name and isinstance(p, float) and p > 0 for name, p in options.items())
         drops = drops or any(isinstance(m, nn.Dropout) and m.p > 0 for m in model.modules())
         self._is_needed = model.training and drops

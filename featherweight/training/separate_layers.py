@@ -13,7 +13,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from featherweight.errors import ConfigError
@@ -106,8 +105,8 @@ class SeparateLayers:
         for reason, holds in reasons.items():
             if holds:
                 raise ConfigError(
-                    f"LayerMajor: model={type(model).__name__} cannot be run layer by layer, because {reason}; expected "
-                    "a causal model of ordinary decoder layers. Use fw.MsT for this model."
+                    f"LayerMajor: model={type(model).__name__} cannot be run layer by layer, because {reason}; "
+                    "expected a causal model of ordinary decoder layers. Use fw.MsT for this model."
                 )
 
     def outside(self) -> list[nn.Parameter]:

@@ -103,6 +103,7 @@ def test_blocks_out_of_sight_are_not_touched():
     assert visibility.between((16, 24), (0, 8)) is False  # another document
     assert visibility.between((22, 24), (8, 16)) is False  # beyond the window
     assert visibility.between((12, 14), (10, 12)) is True
+    assert visibility.between((8, 12), (8, 12)) == "causal"
     assert visibility.between((16, 24), (8, 16)).sum() == 5 + 4 + 3 + 2 + 1
 
 

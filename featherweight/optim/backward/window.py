@@ -77,7 +77,7 @@ class Window:
         self.micro_step = 0
         """Backward passes of the present step that are complete."""
         self.part: Part | None = None
-        """What the next backward pass brings, where the passes of a step are told apart; see `LayerwiseHandle.parts`."""
+        """What the next backward pass brings, where those of a step are told apart; see `LayerwiseHandle.parts`."""
         self.is_closed = False
         """Whether the layer-wise updates were removed."""
         self._sums: dict[Tensor, StepSum] = {}
