@@ -32,5 +32,4 @@ def test_smollm2_trains_layer_by_layer_with_the_gradients_of_the_whole_sequence_
         error = float((parameter.grad - expected[name]).norm() / expected[name].norm())
         assert error < 2e-3, (name, error)  # float32, amplified by 30 layers
     # Logits of 1024 x 49,152 are chunks of 256 here; both hold 513 MiB of weights and as many of gradients.
-    print(f"peak: MsT {whole.peak_bytes / 2**20:.0f} MiB, layer by layer {streamed.peak_bytes / 2**20:.0f} MiB")
     assert streamed.peak_bytes < 1.15 * whole.peak_bytes
