@@ -20,7 +20,7 @@ NUMBERS = 256
 """Lines are numbered modulo this."""
 WATCHDOG_S = 0.2
 """Silence of the host after which the kit holds its arm."""
-MAX_ACCELERATION_DEG_S2 = 1500.0
+MAX_ACCELERATION_DEG_S2 = 2500.0
 """Of the kit's own profile; stopping is at once."""
 
 _STATUS = re.compile(rb"(.*5(?: [01]){5}) 4 (\d{1,3}) (\d{1,3}) (\d{1,3}) ([01]) UM2 ([A-P]{4})\r?\n?")

@@ -23,7 +23,7 @@
    later, so it acts one loop earlier. */
 #define WATCHDOG_MS 200UL
 #define MAX_SPEED_DEG_S 88L
-#define MAX_ACCELERATION_DEG_S2 1500L
+#define MAX_ACCELERATION_DEG_S2 2500L
 
 /* Ticks of timer 1: half a microsecond. */
 #define TICKS_PER_US 2UL

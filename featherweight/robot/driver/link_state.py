@@ -29,6 +29,8 @@ REOPEN_AFTER_S = 7.5
 port resets an Uno, and its servos then jump to zero."""
 SYNC_TOLERANCE_DEG = 5.0
 """A joint within this of its goal has caught up, and the soft start ends."""
+ANSWER_LINES = 8
+"""Status lines for which an announcement waits for its answer; a plain command meanwhile would take it back."""
 BACKOFF_S = (0.2, 3.0)
 """First and largest wait between attempts to open a port."""
 
@@ -132,6 +134,7 @@ class LinkCore:
         self._echo: tuple[int, float, tuple[int, ...]] | None = None
         self._still_lines = 0
         self._must_announce = False
+        self._unanswered_lines = 0
         self._number = 0
 
     # ---- from any thread --------------------------------------------------------------------------------------------
@@ -208,11 +211,15 @@ class LinkCore:
         if self.state is not LinkState.STREAMING:
             self.state, self.reason, self._attempts = LinkState.STREAMING, "", 0
             self._forget_goal()
-        self.statistics.commands += 1
         if self._must_announce:
-            self._must_announce, self._number = False, 0
+            self._must_announce, self._number, self._unanswered_lines = False, 0, ANSWER_LINES
+            self.statistics.commands += 1
             return format_announcement(self.target.latch(newest.q_deg))
+        if self.checked is None and self._unanswered_lines > 0:
+            self._unanswered_lines -= 1
+            return b""
         target = self._next_target(newest, now_s)
+        self.statistics.commands += 1
         if self.checked is None:
             return format_command(target)
         self._number += 1
