@@ -104,8 +104,23 @@ static void run(double until_us, const char *hex) {
   output_count = pulse_count = 0;
 }
 
-static void set_digital(int i, int level) {
-  avr_raise_irq(avr_io_getirq(avr, AVR_IOCTL_IOPORT_GETIRQ(digitals[i].port), digitals[i].bit), (uint32_t)level);
+/* As pulls from outside: what drives a pin alone is undone when the firmware writes the pull-ups of its port. */
+static void set_digitals(const int levels[5]) {
+  for (const char *port = "DB"; *port; port++) {
+    avr_ioport_external_t outside = {.name = (unsigned long)*port};
+    for (int i = 0; i < 5; i++) {
+      if (digitals[i].port != *port) continue;
+      outside.mask |= 1u << digitals[i].bit;
+      outside.value |= (unsigned)levels[i] << digitals[i].bit;
+    }
+    avr_ioctl(avr, AVR_IOCTL_IOPORT_SET_EXTERNAL(*port), &outside);
+  }
+  for (int i = 0; i < 5; i++) {
+    /* Told twice, as only a change is heard, and a reset has cleared the register of the pins. */
+    avr_irq_t *pin = avr_io_getirq(avr, AVR_IOCTL_IOPORT_GETIRQ(digitals[i].port), digitals[i].bit);
+    avr_raise_irq(pin, !levels[i]);
+    avr_raise_irq(pin, (uint32_t)levels[i]);
+  }
 }
 
 static void set_pot(int i, int reading) {
@@ -136,7 +151,8 @@ int main(int count, char **arguments) {
   for (int i = 0; i < 6; i++)
     avr_irq_register_notify(avr_io_getirq(avr, AVR_IOCTL_IOPORT_GETIRQ(servos[i].port), servos[i].bit), on_servo,
                             (void *)(intptr_t)i);
-  for (int i = 0; i < 5; i++) set_digital(i, 1);
+  int levels[5] = {1, 1, 1, 1, 1};
+  set_digitals(levels);
   for (int i = 0; i < 6; i++) set_pot(i, 512);
 
   fflush(stdout);
@@ -153,13 +169,14 @@ int main(int count, char **arguments) {
       queue_start = queue_end = 0;
       avr_cycle_timer_cancel(avr, next_byte, NULL);
       memset(risen, 0, sizeof risen);
-      for (int i = 0; i < 5; i++) set_digital(i, 1);
+      set_digitals(levels);
       printf("ok\n");
     } else if (sscanf(line, "pots %d %d %d %d %d %d", v, v + 1, v + 2, v + 3, v + 4, v + 5) == 6) {
       for (int i = 0; i < 6; i++) set_pot(i, v[i]);
       printf("ok\n");
     } else if (sscanf(line, "digitals %d %d %d %d %d", v, v + 1, v + 2, v + 3, v + 4) == 5) {
-      for (int i = 0; i < 5; i++) set_digital(i, v[i]);
+      memcpy(levels, v, sizeof levels);
+      set_digitals(levels);
       printf("ok\n");
     } else if (strncmp(line, "stack", 5) == 0) {
       printf("%d\n", 0x08ff - lowest);

@@ -61,7 +61,7 @@ void servo_enable(void) { is_enabled = true; }
 
 void servo_write(uint8_t joint, int16_t angle_256) {
   /* Whole microseconds at whole degrees, rounded down as the Arduino Servo library does; half ones in between. */
-  uint32_t from_min = (uint32_t)(angle_256 + LIMIT_DEG * 256);
+  uint32_t from_min = (uint32_t)((int32_t)angle_256 + LIMIT_DEG * 256L);
   uint16_t ticks;
   if ((angle_256 & 0xff) == 0) {
     ticks = (uint16_t)(((from_min >> 8) * (PULSE_MAX_US - PULSE_MIN_US) / (2 * LIMIT_DEG) + PULSE_MIN_US) * TICKS_PER_US);

@@ -136,6 +136,7 @@ STRICT = [
 def test_the_strict_reader_takes_whole_lines_alone_and_never_stands_still(kit):
     for data, target in STRICT:
         kit.open(kit.firmware.now_us if isinstance(kit, fwr.EmulatedKit) else kit.now_us)
+        feed(kit, b"", 0.1)  # a byte that comes within 0.1 ms of the reset is lost
         silence, output = feed(kit, data, 1.3)
         assert angles(output)[-1] == target, data
         assert silence < 0.03, data
@@ -244,7 +245,7 @@ def test_readings_and_inputs_come_through_and_open_inputs_read_one(avr):
 def test_pulses_on_the_pins_are_those_of_the_servo_library_within_four_microseconds(avr, name):
     target = (-90, -45, 0, 45, 89, 90)
     with avr(name) as board:
-        talk(board, [b"%d %d %d %d %d %d\n" % target] * 200, 2.3)
+        talk(board, [b"%d %d %d %d %d %d\n" % target], 2.1)
         for servo, angle in enumerate(target):
             pulses = [pulse for pulse in board.pulses if pulse.servo == servo][-40:]
             widths = [pulse.width_us for pulse in pulses]
@@ -279,7 +280,8 @@ def test_the_firmware_fits_with_half_of_flash_and_ram_to_spare(avr, build_folder
         output = subprocess.run(
             ["avr-size", "-A", str(build_folder / name / "firmware.elf")], capture_output=True, text=True, check=True
         ).stdout
-        size = {words[0]: int(words[1]) for line in output.splitlines() if len(words := line.split()) == 3}
+        lines = [line.split() for line in output.splitlines() if line.startswith(".")]
+        size = {words[0]: int(words[1]) for words in lines}
         flash = size[".text"] + size[".data"]
         ram = size[".data"] + size[".bss"] + size.get(".noinit", 0) + stack
         print(f"{name}: flash {flash} of 32768 bytes, RAM {ram} of 2048 bytes with a stack of {stack}")
