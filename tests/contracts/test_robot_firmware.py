@@ -5,6 +5,7 @@ The binaries take half a second of processor time for each second of theirs, so 
 
 import random
 import subprocess
+import sys
 
 import pytest
 from avr_board import AvrBoard, build, build_board, build_oracle, require_avr
@@ -284,7 +285,7 @@ def test_the_firmware_fits_with_half_of_flash_and_ram_to_spare(avr, build_folder
         size = {words[0]: int(words[1]) for words in lines}
         flash = size[".text"] + size[".data"]
         ram = size[".data"] + size[".bss"] + size.get(".noinit", 0) + stack
-        print(f"{name}: flash {flash} of 32768 bytes, RAM {ram} of 2048 bytes with a stack of {stack}")
+        sys.stdout.write(f"{name}: flash {flash} of 32768, RAM {ram} of 2048 bytes with a stack of {stack}\n")
         assert flash <= 32768 // 2 and ram <= 2048 // 2
 
 

@@ -75,7 +75,11 @@ class AvrBoard:
 
     def __init__(self, program, elf, resets_on_open=True):
         self._process = subprocess.Popen(
-            [str(program), str(elf)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+            [str(program), str(elf)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
         )
         self._resets_on_open = resets_on_open
         self._unsent, self._unread = b"", b""

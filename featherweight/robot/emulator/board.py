@@ -1,7 +1,7 @@
 """The board under a firmware, in virtual time: its receive ring, its clock, its servos.
 
-A discrete-event model: `advance` runs the firmware's program up to an instant, so that an hour passes in seconds and the
-same bytes at the same instants always give the same output. Times are whole microseconds.
+A discrete-event model: `advance` runs the firmware's program up to an instant, so that an hour passes in seconds and
+the same bytes at the same instants always give the same output. Times are whole microseconds.
 """
 
 from abc import ABC, abstractmethod

@@ -7,8 +7,8 @@ hour pass in seconds.
 from collections import deque
 from typing import Literal
 
-from featherweight.robot.emulator.faults import FaultConfig, Faults
 from featherweight.robot.emulator.board import Board, PulseHook
+from featherweight.robot.emulator.faults import FaultConfig, Faults
 from featherweight.robot.emulator.firmware import Firmware
 from featherweight.robot.emulator.inputs import Inputs
 from featherweight.robot.emulator.kit_firmware import KitFirmware

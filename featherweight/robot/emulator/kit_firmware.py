@@ -1,8 +1,8 @@
-"""Our own firmware as a program in virtual time: whole lines alone, and the checked protocol; firmware/ is its twin in C.
+"""Our own firmware as a program in virtual time: whole lines alone, and the checked protocol.
 
-Differs from the published firmware: only whole lines count, so nothing stalls and no damaged line moves the arm; a reset
-that leaves the power on leaves the arm where it is; once the host has announced itself, silence holds the arm, speed and
-acceleration are limited, and lines have a number and a checksum.
+Its twin in C stands in firmware/. Differs from the published firmware: only whole lines count, so nothing stalls and no
+damaged line moves the arm; a reset that leaves the power on leaves the arm where it is; once the host has announced
+itself, silence holds the arm, speed and acceleration are limited, and lines have a number and a checksum.
 """
 
 import math
@@ -106,7 +106,7 @@ class KitFirmware(Board):
         self._is_overlong = False
 
     def _obey(self, line: bytes) -> bool:
-        if (pose := parse_announcement(line)) is not None:
+        if parse_announcement(line) is not None:
             self.is_checked, self._accepted, self._refused = True, 0, 0
             self._stay()
             return True

@@ -2,8 +2,8 @@
 
 Body i turns with joint i about its z axis; body 0 stands on the table. Seen from behind the arm at zero: the turret
 carries servo 2 across, the upper arm is a plate on its right side, so that the forearm passes the upper arm and folds
-fully; servo 3 sits outside of that plate, servo 4 lies in the forearm's axis, servo 5 at its end. A servo's case belongs
-to the body before its joint.
+fully; servo 3 sits outside of that plate, servo 4 lies in the forearm's axis, servo 5 at its end. A servo's case
+belongs to the body before its joint.
 """
 
 from featherweight.robot.hardware.dimensions import Dimensions
@@ -71,9 +71,7 @@ def base(d: Dimensions) -> Solid:
     top = BASE - s.horn_top + s.ear_bottom
     x, y = (s.shaft_offset - s.ear_length + 2, 30.0), (-25.0, 25.0)
     wall = d.wall
-    house = box(x, y, (0, top)) - box(
-        (x[0] + wall, x[1] - wall), (y[0] + wall, y[1] - wall), (-1, top - d.plate)
-    )
+    house = box(x, y, (0, top)) - box((x[0] + wall, x[1] - wall), (y[0] + wall, y[1] - wall), (-1, top - d.plate))
     foot = hull(cylinder("z", 9, 0, 5, (a, b)) for a in (-50, 36) for b in (-33, 33))
     foot -= box((x[0] + wall, x[1] - wall), (y[0] + wall, y[1] - wall), (-1, 6))
     for a in (-50, 36):
@@ -117,7 +115,9 @@ def forearm_bracket(d: Dimensions) -> Solid:
     cheek = box((-14, 41), (-ears, 14), (ELBOW_SIDE - d.plate, ELBOW_SIDE))
     cheek = hull([cheek ^ box((-14, 20), (-ears, 14), (-50, 50)), cheek ^ box((-14, 41), (-ears, -4), (-50, 50))])
     wall = box((-20, 41), (-ears, -ears + d.plate), (-13, ELBOW_SIDE))
-    gusset = hull([box((-20, -17), (-ears, -ears + 6), (-13, ELBOW_SIDE)), box((-20, -14), (-ears, 2), (12, ELBOW_SIDE))])
+    gusset = hull(
+        [box((-20, -17), (-ears, -ears + 6), (-13, ELBOW_SIDE)), box((-20, -14), (-ears, 2), (12, ELBOW_SIDE))]
+    )
     body = union([cheek, wall, gusset]) - _pocket(d, 3)
     return body - horn_holes(s, d.screw, 0, ELBOW_SIDE + 1)
 
@@ -134,4 +134,4 @@ def forearm(d: Dimensions) -> Solid:
     body = union([flange, channel, tongue]) - _pocket(d, 4)
     # A long screwdriver reaches the flange's screws through the block.
     body -= horn_holes(s, d.screw, start - 1, start + d.plate + 1)
-    return body - horn_holes(s, 4.6, end - 12, end + 1)
+    return body - horn_holes(s, 4.6, end - 12, end + 0.1)

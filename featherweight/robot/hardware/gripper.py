@@ -1,7 +1,8 @@
 """The geared two-finger gripper: link 5 with servo 6, a pinion, two racks with fingers, and a lid.
 
 In the frame of body 5: -y is the direction of the tool, z the axis of the wrist along which the fingers open, x up at
-zero. The pinion's pitch radius is 8 mm, so half a turn of the servo opens the fingers by 50 mm; at -90 degrees they touch.
+zero. The pinion's pitch radius is 8 mm, so half a turn of the servo opens the fingers by 50 mm; at -90 degrees they
+touch.
 """
 
 import math
@@ -153,21 +154,22 @@ def build_gripper(d: Dimensions) -> Gripper:
     m = d.micro
     servo_pose = shift(DECK - m.ear_bottom - m.ear_thickness, -REACH, 0) @ _servo_turn()
     pocket = placed(
-        union([servo_solid(m, d.clearance), ear_holes(m, d.screw_small, m.ear_bottom - 2, m.ear_bottom + 12)]), servo_pose
+        union([servo_solid(m, d.clearance), ear_holes(m, d.screw_small, m.ear_bottom - 2, m.ear_bottom + 12)]),
+        servo_pose,
     )
     top = DECK + 3.5
-    plate = union([box((-9, 9), front(0, 26), (WRIST_HORN, WRIST_HORN + 3)), cylinder("z", 9, WRIST_HORN, WRIST_HORN + 3)])
-    plate -= horn_holes(m, 1.6, WRIST_HORN - 1, WRIST_HORN + 4, count=2)
-    deck = box((DECK, top), front(22, 57.5), (-24, 24))
-    wall = box((-9, top), front(22, 26), (-24, WRIST_HORN + 3))
-    guide_back = box((top, GEAR[1] + 0.4), front(22, 25.6), (-10, 22))
-    guide_front = box((top, GEAR[1] + 0.4), front(54.4, 57.5), (-22, 10))
-    palm = union([plate, deck, wall, guide_back, guide_front]) - pocket
-    holes = union(
-        cylinder("x", d.screw_small / 2, DECK - 2, 30, center) for center in ((-23.8, 0.0), (-56.0, 0.0))
+    plate = union(
+        [box((-9, 9), front(0, 26), (WRIST_HORN, WRIST_HORN + 3)), cylinder("z", 9, WRIST_HORN, WRIST_HORN + 3)]
     )
+    plate -= horn_holes(m, 1.6, WRIST_HORN - 1, WRIST_HORN + 4, count=2)
+    deck = box((DECK, top), front(20.8, 58.6), (-24, 24))
+    wall = box((-9, top), front(20.8, 26), (-24, WRIST_HORN + 3))
+    guide_back = box((top, GEAR[1] + 0.4), front(20.8, 25.6), (-10, 22))
+    guide_front = box((top, GEAR[1] + 0.4), front(54.4, 58.6), (-22, 10))
+    palm = union([plate, deck, wall, guide_back, guide_front]) - pocket
+    holes = union(cylinder("x", d.screw_small / 2, DECK - 2, 30, center) for center in ((-23.2, 0.0), (-56.5, 0.0)))
     shaft = cylinder("x", 5, GEAR[1], ARM[0], (-REACH, 0.0))
-    lid = box((GEAR[1] + 0.5, ARM[0] - 0.4), front(22, 57.5), (-9.5, 9.5)) - holes - shaft
+    lid = box((GEAR[1] + 0.5, ARM[0] - 0.4), front(20.8, 58.6), (-9.5, 9.5)) - holes - shaft
     # The hub of the pinion sits on the servo's shaft.
     pinion = involute_gear(d.gear_module, d.gear_teeth, GEAR[1] - GEAR[0]) - cylinder("z", 2.45, -1, 10)
     pinion = placed(pinion, shift(GEAR[0], -REACH, 0) @ _servo_turn())

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from featherweight.robot.hardware.solids import Solid, placed
-from featherweight.robot.hardware.stl import stl_bytes
+from featherweight.robot.hardware.solids import Solid, placed, triangles
+from featherweight.robot.hardware.stl import stl_of
 from featherweight.robot.kinematics.dh import Array
 from featherweight.robot.sim.graphics import import_mujoco, require_graphics
 
@@ -16,10 +16,15 @@ PRINTED, SERVO, GRIPPER, PALE = "0.23 0.51 0.74 1", "0.16 0.18 0.22 1", "0.85 0.
 
 @dataclass(frozen=True)
 class Shown:
-    """A solid in a picture; `color` is red, green, blue and opacity."""
+    """A solid in a picture, or (corners, triangles) of one; `color` is red, green, blue and opacity."""
 
     solid: Solid
     color: str = PRINTED
+
+    @property
+    def mesh(self) -> tuple[Array, Any]:
+        """(V, 3) corners in mm and (F, 3) indices."""
+        return self.solid if isinstance(self.solid, tuple) else triangles(self.solid)
 
 
 def draw(
@@ -40,10 +45,11 @@ def draw(
     mujoco = import_mujoco()
     assets: dict[str, bytes] = {}
     meshes, geoms = [], []
-    boxes = np.array([np.array(one.solid.bounding_box()).reshape(2, 3) for one in shown])
-    low, high = boxes[:, 0].min(0), boxes[:, 1].max(0)
-    for i, one in enumerate(shown):
-        assets[f"{i}.stl"] = stl_bytes(one.solid)
+    drawn = [one.mesh for one in shown]
+    low = np.min([vertices.min(0) for vertices, _ in drawn], axis=0)
+    high = np.max([vertices.max(0) for vertices, _ in drawn], axis=0)
+    for i, (one, mesh) in enumerate(zip(shown, drawn, strict=True)):
+        assets[f"{i}.stl"] = stl_of(*mesh)
         meshes.append(f'<mesh name="m{i}" file="{i}.stl" scale="0.001 0.001 0.001" inertia="shell"/>')
         geoms.append(f'<geom type="mesh" mesh="m{i}" rgba="{one.color}" contype="0" conaffinity="0"/>')
     ground = f'<geom type="plane" size="2 2 0.1" pos="0 0 {low[2] / 1000 - 1e-4}" rgba="0.88 0.87 0.84 1"/>'
