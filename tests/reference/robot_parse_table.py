@@ -1,8 +1,7 @@
 """How the published firmware reads: (what comes, targets afterwards, accepted, rejected, silence in s).
 
-A line of 20 bytes takes 1.7 ms on the wire, a loop 11.4 ms: hence 0.02 s for "no "
-"silence", and 0.1 s around the seconds of
-the time-outs. Every row is decided by the real Arduino core in a simulated ATmega328P, too
+A line of 20 bytes takes 1.7 ms on the wire, a loop 11.4 ms: hence 0.02 s for "no silence", and 0.1 s around the seconds
+of the time-outs. Every row is decided by the real Arduino core in a simulated ATmega328P, too
 (tests/contracts/test_robot_firmware.py).
 """
 

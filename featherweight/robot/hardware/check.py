@@ -1,5 +1,4 @@
-"""The judge's pre-flight: does a gripper, or a part from a file, print, fit the arm, and leave the servos their
-strength?
+"""The judge's pre-flight: does a gripper, or a part from a file, print, fit the arm, and spare the servos?
 
 A gripper is a Python file with a function ``build(dimensions)`` that returns a `Gripper`; a part is a file of triangles
 (STL, 3MF, OBJ, PLY, OFF) in millimetres. Every fault has a short name, a sentence with numbers, and places for
@@ -200,8 +199,8 @@ def _check_fit(result: Checked, gripper: Gripper, d: Dimensions) -> None:
         end = -finger.bounding_box()[1]
         if abs(end - FINGER_END) > 12:
             text = (
-                f"the finger ends {end:.0f} mm from the wrist; expected {FINGER_END - 12:.0f} to {FINGER_END + "
-                f"12:.0f}, as the kinematics have it. Change its length."
+                f"the finger ends {end:.0f} mm from the wrist; expected {FINGER_END:.0f} +- 12, as the kinematics have "
+                "it. Change its length."
             )
             add((name, Fault("reach", text, NOWHERE)))
     opening = gripper.travel_mm_rad * np.pi

@@ -80,8 +80,8 @@ def _hand(texts: list[str]) -> str:
     for name, side, text in (("left", 1, texts[7]), ("right", -1, texts[8])):
         fingers += (
             f'<body name="finger_{name}"><joint name="{name}" type="slide" axis="0 0 {side}" range="-0.001 0.027" '
-            f'damping="2" armature="0.02"/>{text}<geom name="pad_{name}" type="mesh" mesh="pad_{name}" mass="0" group="3" '
-            f'contype="1" conaffinity="2" {_CONTACT}/></body>'
+            f'damping="2" armature="0.02"/>{text}<geom name="pad_{name}" type="mesh" mesh="pad_{name}" mass="0" '
+            f'group="3" contype="1" conaffinity="2" {_CONTACT}/></body>'
         )
     return (
         f'<site name="tool0" pos="0 {-TOOL_M} 0" size="0.003" rgba="0 1 0 0"/>'

@@ -26,8 +26,7 @@ Point = tuple[float, float, float]
 
 
 def clearance(q_deg: Sequence[float], tool_m: float = TOOL_M) -> float:
-    """Return the smallest distance of the arm from the table, from its base and from its own turret and upper arm, in
-    metres.
+    """Return the smallest distance of the arm from table, base, its own turret and its own upper arm, in metres.
 
     Args:
         q_deg: five or six joint angles in degrees.
