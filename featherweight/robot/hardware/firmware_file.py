@@ -62,9 +62,27 @@ def build_firmware(reader: str = "strict") -> bytes:
         return Path(folder, "firmware.hex").read_bytes()
 
 
-def read_hex(data: bytes) -> dict[int, int]:
+def write_hex(memory: dict[int, int]) -> bytes:
+    """Return address -> byte as Intel hex; the inverse of `read_hex`."""
+    lines = []
+    for start in sorted({address // 16 * 16 for address in memory}):
+        run: list[int] = []
+        for address in range(start, start + 17):
+            if address in memory and address < start + 16:
+                run.append(address)
+            elif run:
+                record = bytes([len(run), *run[0].to_bytes(2, "big"), 0, *(memory[at] for at in run)])
+                lines.append(f":{record.hex().upper()}{-sum(record) % 256:02X}")
+                run = []
+    return "\n".join([*lines, ":00000001FF", ""]).encode("ascii")
+
+
+def read_hex(data: bytes, most_bytes: int = FLASH_BYTES) -> dict[int, int]:
     """Return address -> byte of an Intel hex file.
 
+    Args:
+        data: of the file.
+        most_bytes: largest memory that it may fill.
     Raises:
         ConfigError: if it is none, a checksum is wrong, or it does not fit beside the boot loader.
     """
@@ -88,9 +106,9 @@ def read_hex(data: bytes) -> dict[int, int]:
         raise ConfigError(
             f"robot: firmware={error} is no line of Intel hex; expected a firmware.hex. Build it again."
         ) from error
-    if not memory or not is_ended or max(memory) >= FLASH_BYTES:
+    if not memory or not is_ended or max(memory) >= most_bytes:
         raise ConfigError(
-            f"robot: firmware of {len(memory)} bytes is incomplete or too large; expected 1 to {FLASH_BYTES}. "
+            f"robot: firmware of {len(memory)} bytes is incomplete or too large; expected 1 to {most_bytes}. "
             f"Build it again."
         )
     return memory

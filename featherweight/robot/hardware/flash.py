@@ -15,11 +15,13 @@ from featherweight.config.files import write_atomically
 from featherweight.errors import ConfigError, DeviceError
 from featherweight.robot.calibration_file import cache_folder
 from featherweight.robot.driver.ports import list_ports, open_serial
-from featherweight.robot.hardware.firmware_file import read_hex
+from featherweight.robot.hardware.firmware_file import FLASH_BYTES, read_hex, write_hex
 
 INSTALL_AVRDUDE = "apt-get install -y avrdude (macOS: brew install avrdude; Windows: winget install AVRDudes.AVRDUDE)"
 BAUDS = (115200, 57600)
 """Of the boot loaders of an Uno, and of older boards and clones of a Nano."""
+PATIENCE_S = 60.0
+"""With one run of avrdude; reading and writing take a few seconds each."""
 SIGNATURE = "1e950f"
 """Of an ATmega328P."""
 Ask = Callable[[str], bool]
@@ -108,7 +110,10 @@ def flash(port: str, firmware: Path, ask: Ask, avrdude: str | None = None) -> Fl
 
 def _run(program: str, port: str, baud: int, *arguments: str) -> "subprocess.CompletedProcess[str]":
     command = [program, "-q", "-p", "m328p", "-c", "arduino", "-P", port, "-b", str(baud), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=180)
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S)
+    except subprocess.TimeoutExpired:
+        return subprocess.CompletedProcess(command, 1, "", f"error: the board said nothing for {PATIENCE_S:g} s")
 
 
 def _look(program: str, port: str) -> int:
@@ -141,6 +146,13 @@ def _keep(program: str, port: str, baud: int) -> Path | None:
     if done.returncode or not path.stat().st_size:
         path.unlink(missing_ok=True)
         return None
+    # Without the boot loader, which stays, and without what was never written: so the file can be written back.
+    memory = {at: byte for at, byte in read_hex(path.read_bytes(), 1 << 16).items() if at < FLASH_BYTES}
+    last = max((at for at, byte in memory.items() if byte != 0xFF), default=-1)
+    if last < 0:
+        path.unlink()
+        return None
+    write_atomically(path, write_hex({at: byte for at, byte in memory.items() if at <= last}))
     return path
 
 

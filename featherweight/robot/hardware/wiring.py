@@ -32,7 +32,7 @@ def wiring_svg() -> str:
 
     # Rails: ground and servo power run down the right side, the board's own 5 V down the left one.
     ground, power, board_5v, left_ground = 620.0, 650.0, 300.0, 270.0
-    for i, (pin, joint) in enumerate(zip(SERVO_PINS, JOINTS, strict=True)):
+    for i, (number, joint) in enumerate(zip(SERVO_PINS, JOINTS, strict=True)):
         y = 110 + 70 * i
         frame(730, y, 200, 50, "#e8f1fa", f"servo J{i + 1}", joint)
         wire(SIGNAL, (560, y + 12), (730, y + 12))
@@ -40,7 +40,7 @@ def wiring_svg() -> str:
         wire(BLACK, (ground, y + 40), (730, y + 40))
         dot(RED, power, y + 26)
         dot(BLACK, ground, y + 40)
-        label(552, y + 17, f"pin {pin}", "end")
+        label(552, y + 17, f"pin {number}", "end")
     for i, pin in enumerate(POT_PINS):
         y = 110 + 70 * i
         kind = "slide" if i < 3 else "rotary"

@@ -6,7 +6,7 @@ import subprocess
 import pytest
 
 from featherweight.errors import ConfigError, DeviceError
-from featherweight.robot.hardware.firmware_file import build_firmware, read_hex, shipped_firmware
+from featherweight.robot.hardware.firmware_file import build_firmware, read_hex, shipped_firmware, write_hex
 
 COMPILER = "5.4.0"
 """Version of avr-gcc that made the file that ships."""
@@ -15,6 +15,11 @@ COMPILER = "5.4.0"
 def test_the_file_that_ships_is_whole_and_small():
     memory = read_hex(shipped_firmware())
     assert min(memory) == 0 and 3000 < len(memory) == max(memory) + 1 < 8192
+
+
+def test_hex_files_come_back_with_their_gaps():
+    memory = {0: 1, 1: 2, 17: 255, 40: 0, 32255: 7}
+    assert read_hex(write_hex(memory)) == memory
 
 
 def test_the_file_that_ships_is_what_the_sources_make():
