@@ -112,7 +112,7 @@ def load_mesh(path: Path) -> tuple[Array, Any]:
             "robot: package=trimesh is not installed; expected it to read meshes. Run pip install featherweight[kit]."
         ) from error
     try:
-        mesh: Any = trimesh.load(path, force="mesh", process=False)
+        mesh = trimesh.load(path, force="mesh", process=False)
         vertices, faces = np.asarray(mesh.vertices, np.float64), np.asarray(mesh.faces, np.int64)
     except Exception as error:  # each reader of trimesh raises its own kinds
         raise ConfigError(
