@@ -58,9 +58,9 @@ def challenge(
         )
     network, loaded = parse_impairment(impair), None
     if policy is not None:
-        from featherweight.robot.learning.policy import ChunkPolicy
+        from featherweight.robot.learning.policy import load_policy
 
-        loaded = ChunkPolicy.load(policy)
+        loaded = load_policy(policy)
     first, scores = 10_000 if seed is None else seed, []
     for number in range(first, first + runs):
         path = None if log is None else log / f"{number}.jsonl"

@@ -16,7 +16,7 @@ from featherweight.robot.network.impaired import Impairment
 from featherweight.robot.sim.session import VirtualSession
 
 if TYPE_CHECKING:
-    from featherweight.robot.learning.policy import ChunkPolicy
+    from featherweight.robot.learning.policy import Policy
 
 OPERATORS = ("hand", "policy", "shared")
 
@@ -41,7 +41,7 @@ def parse_impairment(text: str) -> Impairment:
 
 def run_challenge(
     operator: str,
-    policy: "ChunkPolicy | None",
+    policy: "Policy | None",
     seed: int,
     impairment: Impairment,
     cubes: int = 1,
@@ -76,9 +76,10 @@ def run_challenge(
     def make_leader(see: Callable[[], Array], clock: Clock) -> Teleoperator:
         if policy is None or operator == "hand":
             return HandModel(see, clock, seed)
+        from featherweight.robot.learning.policy import Seen
         from featherweight.robot.learning.policy_leader import PolicyLeader
 
-        helper = PolicyLeader(policy, see, clock, in_thread=False, delay=round_trip_s)
+        helper = PolicyLeader(policy, lambda: Seen(see()), clock, in_thread=False, delay=round_trip_s)
         return helper if operator == "policy" else SharedLeader(HandModel(see, clock, seed), helper)
 
     session = VirtualSession(seed, cubes=cubes)
