@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from featherweight.errors import ConfigError, did_you_mean
+from featherweight.robot.challenge.hand import Clock, HandModel
 from featherweight.robot.challenge.log import write_log
-from featherweight.robot.challenge.operators import Clock, HandModel, SharedLeader
 from featherweight.robot.challenge.remote import RemoteRun, first_free_cube
 from featherweight.robot.challenge.score import TIME_LIMIT_S, Score, score_log
+from featherweight.robot.challenge.shared import SharedLeader
 from featherweight.robot.contract import Teleoperator
 from featherweight.robot.kinematics.dh import Array
 from featherweight.robot.network.impaired import Impairment

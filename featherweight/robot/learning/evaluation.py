@@ -1,11 +1,11 @@
 """How often a policy, or the expert, puts the cube into the bin, over layouts that nobody learnt from."""
 
 import contextlib
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+from featherweight.robot.intervals import wilson_interval
 from featherweight.robot.learning.policy import Policy, Seen
 from featherweight.robot.learning.policy_leader import PolicyLeader
 from featherweight.robot.recording.demonstrations import run_expert
@@ -36,10 +36,7 @@ class Evaluation:
     @property
     def interval(self) -> tuple[float, float]:
         """Wilson's interval of the share of successes, at 95 %."""
-        n = max(1, len(self.placed))
-        share, z = self.successes / n, 1.96
-        middle, half = share + z * z / (2 * n), z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-        return max(0.0, (middle - half) / (1 + z * z / n)), min(1.0, (middle + half) / (1 + z * z / n))
+        return wilson_interval(self.successes, len(self.placed))
 
 
 def evaluate(
