@@ -2,6 +2,7 @@
 
 import typer
 
+from featherweight.cli.robot_camera import calibrate_camera
 from featherweight.cli.robot_challenge import challenge
 from featherweight.cli.robot_demos import dataset_app, evaluate, record, replay, train
 from featherweight.cli.robot_kit import calibrate, doctor, ports
@@ -15,6 +16,7 @@ class_app = typer.Typer(no_args_is_help=True, help="Rooms: who may do what.")
 for command in (sim, emulate, teleop, relay, serve, join, ports, doctor, calibrate, record, replay, train, challenge):
     app.command()(command)
 app.command("eval")(evaluate)
+app.command("calibrate-camera")(calibrate_camera)
 class_app.command("init")(class_init)
 app.add_typer(class_app, name="class")
 app.add_typer(dataset_app, name="dataset")
