@@ -1,5 +1,7 @@
 """ACT as a task; `tests/contracts` holds it to what every task must do."""
 
+import shutil
+
 import pytest
 import torch
 from robot_demos import new_writer, write_episode
@@ -61,3 +63,18 @@ def test_cameras_that_are_not_there_are_one_sentence(demos, tmp_path):
     write_episode(new_writer(tmp_path / "blind"), 5)
     with pytest.raises(ConfigError, match=r"camera=front of .* is not there; expected one of ..; *|Record with"):
         make(tmp_path / "blind")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("videos/observation.images.front/chunk-000/file-001.mp4", "video=.* cannot be read .*expected a whole video"),
+        ("data/chunk-000/file-001.parquet", "expected a whole parquet file"),
+        ("meta/episodes/chunk-000/file-001.parquet", "expected a whole parquet file"),
+    ],
+)
+def test_a_truncated_file_ends_the_task_with_one_sentence(demos, tmp_path, name, message):
+    copy = shutil.copytree(demos, tmp_path / "demos")
+    (copy / name).write_bytes((copy / name).read_bytes()[:200])
+    with pytest.raises(ConfigError, match=message):
+        make(copy)

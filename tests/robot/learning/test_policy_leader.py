@@ -10,6 +10,9 @@ from featherweight.robot.contract import keyed_angles
 from featherweight.robot.learning.bc import BCConfig, BCPolicy
 from featherweight.robot.learning.policy import Seen
 from featherweight.robot.learning.policy_leader import PolicyLeader
+from featherweight.robot.safety.mode import Mode
+from featherweight.robot.teleoperation import run_loop
+from featherweight.robot.virtual_robot import VirtualRobot
 
 
 class Constant(BCPolicy):
@@ -70,3 +73,12 @@ def test_a_policy_that_carries_out_several_actions_is_asked_that_rarely():
             now_s[0] = i / 30
             angles.append(leader.get_action()["gripper.pos"])
     assert asked == [0.0, 3 / 30, 6 / 30] and angles == [5, 6, 7, 5, 6, 7, 5]
+
+
+def test_an_arm_whose_policy_sees_nothing_is_held_and_the_reason_is_told():
+    arm = VirtualRobot()
+    arm.sleep(0.1)
+    leader = PolicyLeader(BCPolicy(BCConfig(hidden=8, layers=1)), Seen, lambda: arm.now_s, in_thread=False)
+    with leader:
+        result = run_loop(leader, arm, 60.0, None, 1.0, None, lambda: arm.now_s, arm.sleep)
+    assert result.mode is not Mode.ACTIVE and result.counters["faulty leader"] > 10 and arm.reported_deg() == (0.0,) * 6
