@@ -50,7 +50,7 @@ def calibrate_camera(
         angles, found = read_pictures(pictures)
         result = calibrate(angles, found, fovy)
     else:
-        from featherweight.robot.camera.simulated import calibration_poses, model_errors_m, take_pictures
+        from featherweight.robot.sim.photographs import calibration_poses, model_errors_m, take_pictures
         from featherweight.robot.sim.world import World
 
         wrong = _read_offsets(offsets)

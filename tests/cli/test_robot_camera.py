@@ -18,7 +18,7 @@ def test_pictures_of_a_kit_give_its_offsets_and_are_saved(tmp_path, capsys, monk
     if working_graphics() is None:
         pytest.skip("no off-screen graphics here")
     from featherweight.robot.calibration_file import load_calibration
-    from featherweight.robot.camera.simulated import calibration_poses, take_pictures
+    from featherweight.robot.sim.photographs import calibration_poses, take_pictures
     from featherweight.robot.sim.world import World
 
     monkeypatch.setenv("FEATHERWEIGHT_ROBOT_HOME", str(tmp_path / "home"))

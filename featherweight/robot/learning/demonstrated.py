@@ -83,6 +83,11 @@ class DemonstratedTask(Task):
             rows[f"picture.{name}"] = pictures
         return rows
 
+    @classmethod
+    def is_pretrained(cls, config: Any) -> bool:
+        """See `Task`."""
+        return config.start_from is not None
+
     @abstractmethod
     def new_policy(self) -> Policy:
         """Return the policy with new weights."""

@@ -7,7 +7,7 @@ from featherweight.errors import ConfigError
 from featherweight.robot.camera.calibrate import MIN_PICTURES, calibrate_camera, fit, gripper_dots
 from featherweight.robot.camera.fiducial import TABLE_CARD
 from featherweight.robot.camera.pinhole import Pinhole, rotation
-from featherweight.robot.camera.simulated import calibration_poses
+from featherweight.robot.sim.photographs import calibration_poses
 
 CAMERA = Pinhole(640, 480, 42.0)
 OFFSETS = np.array([3.0, -3.0, 4.0, -2.0, 5.0])

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from featherweight.robot.camera.calibrate import calibrate_camera
-from featherweight.robot.camera.simulated import LOWEST_M, calibration_poses, model_errors_m, take_pictures
 from featherweight.robot.kinematics.dh import tool_point
+from featherweight.robot.sim.photographs import LOWEST_M, calibration_poses, model_errors_m, take_pictures
 from featherweight.robot.sim.world import World
 
 pytest.importorskip("mujoco")
