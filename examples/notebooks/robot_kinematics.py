@@ -1,5 +1,5 @@
 # %% [markdown]
-# # Weeks 2 to 4: where the hand is, and how it gets there
+# # Weeks 5 to 7: where the hand is, and how it gets there
 #
 # Five angles say where the tool of the arm is (forward kinematics); a place says which angles (inverse kinematics). No hardware, a few seconds.
 

@@ -1,5 +1,5 @@
 # %% [markdown]
-# # Weeks 11 to 13: a policy learns from demonstrations
+# # Week 12: a policy learns from demonstrations
 #
 # Three demonstrations and 100 steps teach a little in seconds; fifty and 15,000 steps (a minute and a half of one core) put nearly every cube into the bin:
 # `docs/tutorials/robot_policy.md` is the whole job.

@@ -1,5 +1,5 @@
 # %% [markdown]
-# # Weeks 9 and 10: demonstrations that survive
+# # Week 11: demonstrations that survive
 #
 # What an operator does becomes a data set that the ecosystem reads (LeRobot v3.0). Every finished episode is whole, whatever happens to the writer.
 

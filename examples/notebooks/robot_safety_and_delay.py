@@ -1,5 +1,5 @@
 # %% [markdown]
-# # Weeks 5 to 8: what the arm does when something fails, and what delay does to a person
+# # Weeks 4 and 9: what the arm does when something fails, and what delay does to a person
 #
 # Everything runs in virtual time: the firmware, the driver, the safety pipeline and the physics are the real code.
 

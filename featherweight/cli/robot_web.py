@@ -81,9 +81,11 @@ def _cameras(follower: str, wanted: list[str] | None) -> tuple[str, ...]:
 
 def _serve(server: "WebServer", key: str, duration: float | None, as_json: bool) -> None:
     server.start()
-    print(f"{server.uri}#key={key}", flush=True)
     try:
+        print(f"{server.uri}#key={key}", flush=True)
         wait(duration)
+    except KeyboardInterrupt:
+        pass  # before the waiting began
     finally:
         server.close()
     if as_json:

@@ -150,15 +150,18 @@ class DemonstratedTask(Task):
         model.eval()
         try:
             with torch.inference_mode():
-                for rows in self.batches("held_out", micro_batch_size=micro_batch_size, seed=0):
+                for rows, counts in self.held_out_share(micro_batch_size):
                     batch = {name: values.to(device) for name, values in rows.items()}
                     value, items = self.loss(model, batch)
+                    if not counts:
+                        continue
                     total, count = total + float(value), count + items
                     off = (policy.predict(batch) - batch["targets"]).abs().mean(dim=-1) * batch["weights"]
                     error_deg, weight = error_deg + float(off.sum()), weight + float(batch["weights"].sum())
         finally:
             model.train(was_training)
-        return {"held_out_loss": total / count, "error_deg": error_deg / weight}
+        total, frames, error_deg, weight = self.share.sums(total, count, error_deg, weight)
+        return {"held_out_loss": total / frames, "error_deg": error_deg / weight}
 
     def save_model(self, model: nn.Module, folder: Path) -> None:
         """Write `policy.safetensors` and `policy.json`."""

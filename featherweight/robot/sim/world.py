@@ -50,6 +50,16 @@ class World:
                 self._lay_out(np.random.default_rng(seed))
             self._mujoco.mj_forward(self.model, self.data)
 
+    def lay_out(self, seed: int) -> None:
+        """Put cubes and bin where the seed says; arm and time go on."""
+        with self.lock:
+            for body in self.cubes:
+                start = self.model.jnt_dofadr[self.model.body_jntadr[body]]
+                self.data.qvel[start : start + 6] = 0
+            if self.cubes:
+                self._lay_out(np.random.default_rng(seed))
+            self._mujoco.mj_forward(self.model, self.data)
+
     def pulse(self, now_us: int, angles_deg: tuple[int, ...]) -> None:
         """Run the physics up to an instant, then give the servos new angles; the firmware calls this in every loop."""
         with self.lock:

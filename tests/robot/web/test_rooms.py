@@ -1,5 +1,7 @@
 """Where pages come from."""
 
+import asyncio
+
 import pytest
 
 from featherweight import robot as fwr
@@ -22,10 +24,10 @@ def test_pages_of_a_network_room_have_the_role_of_its_member():
     room = RemoteRoom("lab1", "arm2", "observer", "key", lambda: broker.join("eve", "observer"))
     visitor = room.admit("key")
     assert visitor.role == "observer" and not visitor.may_drive and room.robots(visitor) == ["arm2"]
-    assert room.join(visitor).role == "observer"
+    assert asyncio.run(room.join(visitor)).role == "observer"
 
     def fail():
         raise DeviceError("robot: relay=x cannot be reached; expected one. Start it.")
 
     with pytest.raises(DeviceError):
-        RemoteRoom("lab1", "arm2", "operator", "key", fail).join(visitor)
+        asyncio.run(RemoteRoom("lab1", "arm2", "operator", "key", fail).join(visitor))

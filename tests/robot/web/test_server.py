@@ -79,6 +79,8 @@ def test_what_is_no_page_of_ours_is_refused(page_server, visit):
         with pytest.raises(urllib.error.HTTPError, match="404"):
             urllib.request.urlopen(server.uri + path, timeout=5)
 
+    with urllib.request.urlopen(server.uri, timeout=5) as page:
+        assert page.status == 200 and b"<main" in page.read()
     link = visit(server)
     link.recv(timeout=5)
     for junk in ("{", "[]", '{"t": "x"}', b"\x00", "[" * 2000):
