@@ -2,6 +2,7 @@
 
 import typer
 
+from featherweight.cli.robot_camera import calibrate_camera
 from featherweight.cli.robot_challenge import challenge
 from featherweight.cli.robot_class import class_app
 from featherweight.cli.robot_demos import dataset_app, evaluate, record, replay, train
@@ -31,5 +32,6 @@ for command in (
 ):
     app.command()(command)
 app.command("eval")(evaluate)
+app.command("calibrate-camera")(calibrate_camera)
 app.add_typer(class_app, name="class")
 app.add_typer(dataset_app, name="dataset")
