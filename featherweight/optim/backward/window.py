@@ -8,6 +8,7 @@ import math
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,10 +17,12 @@ from featherweight.errors import ConfigError
 from featherweight.linalg.outer_product import OuterProduct
 from featherweight.optim.backward.backward_pass import BackwardPass
 from featherweight.optim.backward.core_sum import CoreSum, core_sum_bytes
+from featherweight.optim.backward.row_exchange import exchange_rows
 from featherweight.optim.backward.step_sum import CommonSketch, FullSum, StepSum, Summing, TensorSum
 from featherweight.optim.low_rank import LowRankOptimizer
 from featherweight.optim.options import NORM_KEY
 from featherweight.optim.reduce import BUCKET_BYTES, Reducer
+from featherweight.optim.sharding import at_hand, shard_of
 from featherweight.optim.step.layout import Group, Layout, Member
 from featherweight.optim.step.matrix import MatrixStep, ProjectedMatrix
 from featherweight.optim.step.step import Step
@@ -27,6 +30,19 @@ from featherweight.optim.step.tensor import TensorStep
 
 MAX_GROWTH = 1.01
 """Largest ratio of the norms of one tensor's successive gradients under `clip="norm_growth"` (Fira's limit)."""
+
+
+class Part(NamedTuple):
+    """What the next backward pass brings of an optimizer step whose passes reach different parameters."""
+
+    is_first: bool
+    """Whether nothing has come before for the parameters that it reaches."""
+    is_last: bool
+    """Whether nothing comes after for them."""
+    begun: frozenset[Tensor] = frozenset()
+    """Parameters to which an earlier part has brought something all the same, as to a tied embedding."""
+    unfinished: frozenset[Tensor] = frozenset()
+    """Parameters to which a later part brings something all the same."""
 
 
 class Window:
@@ -62,6 +78,8 @@ class Window:
         """See `Layerwise.grad_norm`."""
         self.micro_step = 0
         """Backward passes of the present step that are complete."""
+        self.part: Part | None = None
+        """What the next backward pass brings, where those of a step are told apart; see `LayerwiseHandle.parts`."""
         self.is_closed = False
         """Whether the layer-wise updates were removed."""
         self._sums: dict[Tensor, StepSum] = {}
@@ -122,10 +140,17 @@ class Window:
         """Whether one process has all gradients."""
         return self.reducer.world_size == 1
 
-    @property
-    def is_single(self) -> bool:
-        """Whether the gradient of one backward pass is that of the step."""
+    def is_single(self, parameter: Tensor) -> bool:
+        """Whether the gradient that one backward pass brings to a parameter is that of the step."""
+        if self.part is not None:
+            return self.part.is_first and parameter not in self.part.begun and self.is_last(parameter) and self.is_alone
         return self.accumulation_steps == 1 and self.is_alone
+
+    def is_last(self, parameter: Tensor) -> bool:
+        """Whether nothing comes to a parameter in this step after the present backward pass."""
+        if self.part is not None:
+            return self.part.is_last and parameter not in self.part.unfinished
+        return self.micro_step + 1 == self.accumulation_steps
 
     @property
     def estimates_norm(self) -> bool:
@@ -167,13 +192,14 @@ class Window:
         """
         if grad is not None:
             total = self._sums.get(parameter)
-            if total is None and self.is_single and not self.waits_for_all and common is None:
+            if total is None and self.is_single(parameter) and not self.waits_for_all and common is None:
                 total = self._sums[parameter] = FullSum(self.step_of(parameter), self.member(parameter))
             elif total is None:
-                total = self.begin_sum(parameter, grad, is_only=self.is_single, common=common)
+                shard, is_only = shard_of(parameter), self.is_single(parameter)
+                is_whole = shard is not None and shard.rows is not None
+                total = self.begin_sum(parameter, grad, is_only=is_only, common=common, brings_cores=is_whole)
             total.add(grad)
-        is_last = self.micro_step + 1 == self.accumulation_steps
-        if not is_last or parameter not in self._sums or self.waits_for_all:
+        if not self.is_last(parameter) or parameter not in self._sums or self.waits_for_all:
             return
         if self.is_alone:
             self._update(parameter, self._sums.pop(parameter), None)
@@ -184,7 +210,13 @@ class Window:
             self._exchange()
 
     def begin_sum(
-        self, parameter: Tensor, grad: Tensor | OuterProduct | None, *, is_only: bool, common: CommonSketch | None
+        self,
+        parameter: Tensor,
+        grad: Tensor | OuterProduct | None,
+        *,
+        is_only: bool,
+        common: CommonSketch | None,
+        brings_cores: bool = False,
     ) -> StepSum:
         """Begin to sum up the gradients of one parameter over a step.
 
@@ -193,16 +225,23 @@ class Window:
             grad: the first one; None if it needs no basis.
             is_only: see `Summing`.
             common: see `Summing`.
+            brings_cores: see `Summing`.
         """
-        how = Summing(is_only, self.estimates_norm, not self.is_alone, common)
-        total = self._sums[parameter] = sum_of(self.step_of(parameter), self.member(parameter), grad, how)
+        how = Summing(is_only, self.estimates_norm, not self.is_alone, brings_cores, common)
+        step, member = self.step_of(parameter), self.member(parameter)
+        total: StepSum
+        if self.part is not None and isinstance(grad, Tensor) and _refresh_is_due(step, member):
+            # All parts of a parameter come one after the other, so that its whole sum is there alone: an exact basis.
+            total = FullSum(step, member)
+        else:
+            total = sum_of(step, member, grad, how)
+        self._sums[parameter] = total
         return total
 
     def core_sum_of(self, parameter: Tensor) -> CoreSum | None:
         """Return the present sum of a parameter's cores."""
         total = self._sums.get(parameter)
-        assert total is None or isinstance(total, CoreSum)
-        return total
+        return total if isinstance(total, CoreSum) else None
 
     # ---- updates
 
@@ -236,6 +275,7 @@ class Window:
         tensors = [tensor for total in totals.values() for tensor in total.shared_tensors()]
         if tensors:
             self.reducer.mean_(tensors)
+        exchange_rows(totals)
 
     def _factor(self, parameter: Tensor, squared: float) -> float:
         """Return what the gradient of a tensor is multiplied with before its step."""
@@ -294,7 +334,7 @@ class Window:
         self._ready.clear()
         self._norms.clear()
         self._ready_bytes = 0
-        self.micro_step, self._has_skipped = 0, False
+        self.micro_step, self._has_skipped, self.part = 0, False, None
 
     def _total_norm(self) -> float:
         return math.sqrt(sum(self._norms))
@@ -322,7 +362,7 @@ class Window:
         for parameter in self:
             if not parameter.requires_grad:
                 continue
-            size_bytes = parameter.numel() * parameter.element_size()
+            size_bytes = at_hand(parameter).numel() * parameter.element_size()
             core_bytes = _core_bytes(self.step_of(parameter), self.estimates_norm)
             if is_kept:
                 kept += size_bytes if core_bytes is None else core_bytes
@@ -342,7 +382,8 @@ def sum_of(step: Step, member: Member, grad: Tensor | OuterProduct | None, how: 
         grad: the first gradient, or its factors; None if it needs no basis.
         how: what the step asks of the sum.
     """
-    if isinstance(step, MatrixStep):
+    comes_in_rows = step.layout.shard is not None and not how.brings_cores
+    if isinstance(step, MatrixStep) and not comes_in_rows:
         matrices = step.matrices(member, grad)
         if not any(matrix.needs_gradient() for matrix in matrices):
             return CoreSum(step, member, matrices, how)
@@ -355,13 +396,22 @@ def sum_of(step: Step, member: Member, grad: Tensor | OuterProduct | None, how: 
     return FullSum(step, member)
 
 
+def _refresh_is_due(step: Step, member: Member) -> bool:
+    """Say whether the sum of this step asks for bases that are fitted to it."""
+    if isinstance(step, MatrixStep):
+        state = member.state
+        fits = step.layout.seeded_basis is None
+        return fits and (not state or bool((state["step"] >= state["next_refresh"]).any()))
+    return isinstance(step, TensorStep) and step.refresh_is_due(member.state)
+
+
 def _core_bytes(step: Step, estimates_norm: bool) -> int | None:
     """Return the bytes of the sum of a step without refresh; None for a sum of whole gradients."""
     if isinstance(step, TensorStep):
         return None if step.layout.plan.residual else step.layout.plan.sum_bytes(step.layout.dtype)
     if not isinstance(step, MatrixStep) or not (step.layout.residual.is_plain or step.layout.residual.is_often_plain):
         return None
-    return core_sum_bytes(step.layout, is_sketched=False, estimates_norm=estimates_norm)
+    return core_sum_bytes(step.layout.whole, is_sketched=False, estimates_norm=estimates_norm)
 
 
 @contextmanager
