@@ -142,14 +142,23 @@ def streamed_attention(
         scale: of the scores.
         softcap: c of ``c tanh(score / c)``, or None.
     Returns:
-        (B, H, T, h) in the dtype of `query`; zero for queries that see nothing.
+        (B, H, T, h) in the dtype of `query`, or of autocast; zero for queries that see nothing.
     Raises:
         ShapeError: if a chunk before is missing.
     Cost: on top of the products a score matrix of `TILE` queries, or none where torch's flash kernel for CPUs runs.
     """
     work = _Work(store, chunk, visibility, scale, softcap)
+    query, key, value = in_autocast(query, key, value)
     output: Tensor = _StreamedAttention.apply(query, key, value, work)
     return output
+
+
+def in_autocast(*states: Tensor) -> tuple[Tensor, ...]:
+    """Return queries, keys or values in the dtype of autocast where that is on, as torch's own attention does."""
+    kind = states[0].device.type
+    if not torch.is_autocast_enabled(kind) or states[0].dtype == torch.float64:
+        return states
+    return tuple(one.to(torch.get_autocast_dtype(kind)) for one in states)
 
 
 @dataclass(frozen=True)
