@@ -129,6 +129,50 @@ def test_the_dead_mans_button_the_space_bar_and_arrow_keys_drive_for_as_long_as_
     assert page.problems == []
 
 
+GAMEPAD = """() => { window.pad = {id: "pad", axes: [0, 0, 0, 0],
+    buttons: Array.from({length: 17}, () => ({pressed: false}))};
+  navigator.getGamepads = () => [null, window.pad]; }"""
+
+
+@pytest.mark.slow
+def test_the_pad_moves_the_tool_and_a_gamepad_drives_while_its_shoulder_button_is_held(page_server, open_page):
+    server, robot = page_server()
+    page = open_page(server)
+    ready(page)
+    box = page.locator("#pad").bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 5, box["y"] + box["height"] / 2)  # to the left: the arm turns there
+    wait_for(lambda: robot.reported_deg()[0] > 4)
+    page.mouse.up()
+    page.wait_for_selector("#mode[data-mode=HOLD]")
+
+    page.evaluate(GAMEPAD)
+    page.evaluate("window.pad.axes = [1, 0, 0, 0]")
+    page.wait_for_timeout(300)
+    before = robot.reported_deg()[0]
+    assert mode(page) == "HOLD" and page.inner_text("#gamepad").startswith("Gamepad: hold")
+    page.evaluate("window.pad.buttons[4].pressed = true")
+    wait_for(lambda: robot.reported_deg()[0] < before - 4)
+    page.evaluate("window.pad.buttons[4].pressed = false")
+    page.wait_for_selector("#mode[data-mode=HOLD]")
+    page.evaluate("window.pad.buttons[1].pressed = true")
+    page.wait_for_selector("#mode[data-mode=ESTOP]")
+    page.evaluate("window.pad.buttons[9].pressed = true")
+    page.wait_for_selector("#mode[data-mode=IDLE]")
+
+
+@pytest.mark.slow
+def test_on_a_line_that_is_too_slow_the_page_says_so_and_nothing_moves(page_server, open_page):
+    server, robot = page_server(impairment=Impairment.preset("satellite"))
+    page = open_page(server)
+    page.wait_for_selector("#mode[data-mode=IDLE]")
+    page.wait_for_timeout(1500)
+    hold_slider(page, "shoulder_pan", 0.9)
+    page.wait_for_timeout(5000)
+    assert "arrives too late (over 250 ms)" in page.inner_text("#mode") and robot.reported_deg() == (0.0,) * 6
+
+
 @pytest.mark.slow
 def test_stop_and_escape_stop_and_the_reset_leads_back_to_a_held_arm(page_server, open_page):
     server, robot = page_server()

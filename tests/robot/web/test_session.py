@@ -98,6 +98,10 @@ def test_wishes_older_than_a_command_may_be_are_dropped():
     page.one_way_s = 0.4  # from now on; the clocks know the old way
     page.run(1.0)
     assert page.session.counters["old"] > 10 and page.mode is Mode.HOLD
+    assert page.last["late"] == 250
+    page.wish = None
+    page.run(1.5)
+    assert "late" not in page.last
 
 
 def test_a_stop_needs_a_reset_which_works_long_after_the_place_was_lost(page):

@@ -86,6 +86,7 @@ function modeText(mode) {
   if (newest.lost) return say("lostRobot");
   if (isBack) return say("background");
   const isOthers = newest.by && !newest.mine && (mode === "SYNC" || mode === "ACTIVE");
+  if (newest.late && controls.isHeld) return say("late", { ms: newest.late });
   const parts = [isOthers ? say("other", { name: newest.by }) : say(mode)];
   const reason = explain(newest.why || "");
   if (reason) parts.push(reason);
