@@ -95,7 +95,8 @@ class PageSession:
         self._picture: bytes | None = None
         self._told: dict[str, Any] = {}
         self._camera = ""
-        self._round_trip_ms = 0.0
+        self._round_trip_ms, self._loss_percent = 0.0, 0
+        self._age_ms: float | None = None
         self._slow_s = self._began_s = self._late_s = -math.inf
 
     @property
@@ -153,7 +154,9 @@ class PageSession:
             return None
         now_s, state = self._clock(), self.side.state
         if now_s - self._slow_s > SLOW_PERIOD_S:
-            self._slow_s, self._round_trip_ms = now_s, self.side.delays.round_trip_ms.p50
+            delays = self.side.delays
+            self._slow_s, self._round_trip_ms = now_s, delays.round_trip_ms.p50
+            self._loss_percent = round(100 * delays.lost / max(1, delays.lost + delays.received))
         self._sent += 1
         message: dict[str, Any] = {"s": self._sent, "t": round(now_s * 1000, 1)}
         if self._newest_ms is not None:
@@ -171,6 +174,9 @@ class PageSession:
             }
         status = self.side.status
         message |= {"why": status.get("reason", ""), "by": status.get("holder"), "mine": self.side.has_robot}
+        if self.leader.is_leading and self._age_ms is not None:
+            message["age"] = round(self._age_ms + self.side.clock.round_trip_min_ns / 2e6)
+        message["loss"] = self._loss_percent
         if now_s - self._late_s < LATE_S:
             message["late"] = round(self._max_age_s * 1000)
         if self.side.sent_deg is not None:
@@ -225,6 +231,7 @@ class PageSession:
         if age_ns is None:
             self.counters["unsynchronised"] += 1
             return False
+        self._age_ms = age_ns / 1e6
         if age_ns / 1e9 + self.side.clock.round_trip_min_ns / 2e9 > self._max_age_s:
             self.counters["old"] += 1
             self._late_s = now_ns / 1e9

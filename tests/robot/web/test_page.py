@@ -120,6 +120,13 @@ def test_the_dead_mans_button_the_space_bar_and_arrow_keys_drive_for_as_long_as_
     page.keyboard.up("Space")
     page.wait_for_selector("#mode[data-mode=HOLD]")
 
+    page.focus("#move-close")
+    page.keyboard.down("Space")
+    wait_for(lambda: robot.reported_deg()[5] < -4)
+    page.keyboard.up("Space")
+    page.wait_for_selector("#mode[data-mode=HOLD]")
+    assert page.get_attribute("#light", "data-light") == "still"
+
     page.focus("#move-up")
     before = robot.reported_deg()
     page.keyboard.down("Enter")
@@ -326,6 +333,7 @@ def test_beyond_300_ms_a_ghost_shows_where_the_arm_will_be(page_server, open_pag
     hold_slider(page, "shoulder_pan", 0.75)
     page.wait_for_selector("#mode[data-mode=ACTIVE]")
     page.wait_for_selector("#ghost:not([hidden])")
+    assert page.get_attribute("#light", "data-light") == "bad" and page.inner_text("#line") == "bad"
     ahead = [float(word) for word in page.get_attribute("#drawing", "data-ghost").split()]
     assert len(ahead) == 6 and ahead[0] > 5
     wait_for(lambda: robot.reported_deg()[0] > 35, 10)

@@ -67,6 +67,7 @@ def test_a_held_control_drives_within_200_ms_and_letting_go_holds_at_once(page):
     assert page.run(0.2, until=lambda: page.arm.reported_deg()[0] > 0)
     assert page.run(3.0, until=lambda: page.mode is Mode.ACTIVE)
     assert page.last["mine"] and page.last["by"] == "alice" and page.last["goal"][0] == 30
+    assert 0 <= page.last["age"] <= 20 and page.last["loss"] == 0
 
     page.wish = None
     assert page.run(0.1, until=lambda: page.mode is Mode.HOLD)

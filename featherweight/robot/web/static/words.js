@@ -3,10 +3,11 @@
 export const WORDS = {
   en: {
     title: "Arm", language: "Language", robot: "Robot", state: "State", driver: "Driver", trip: "Round trip", tool: "Tool",
+    line: "Line", good: "good", slow: "slow", bad: "bad", still: "held", age: "Age", loss: "Lost", rate: "Pictures", open: "Open", close: "Close",
     view: "View", camera: "Camera", controls: "Controls", nobody: "nobody", you: "you", side: "side", above: "above",
     ghost: "Dashed: where the arm will be", stop: "EMERGENCY STOP", reset: "Clear the stop", hold: "Hold to drive",
     help: "The arm moves only while you hold a control or the space bar. Escape stops it.",
-    move: "Move the tool", forward: "Forward", back: "Back", left: "Left", right: "Right", up: "Up", down: "Down",
+    move: "Move tool and gripper", forward: "Forward", back: "Back", left: "Left", right: "Right", up: "Up", down: "Down",
     noGamepad: "No gamepad: press one of its buttons.", gamepad: "Gamepad: hold its left shoulder button and use the sticks.",
     shoulder_pan: "Turn", shoulder_lift: "Shoulder", elbow_flex: "Elbow", forearm_roll: "Forearm", wrist_flex: "Wrist",
     gripper: "Gripper", picture: "Picture of the robot's camera",
@@ -28,10 +29,11 @@ export const WORDS = {
   },
   ja: {
     title: "アーム", language: "言語", robot: "ロボット", state: "状態", driver: "操縦者", trip: "往復遅延", tool: "手先",
+    line: "回線", good: "良好", slow: "遅い", bad: "悪い", still: "静止", age: "古さ", loss: "損失", rate: "映像", open: "開く", close: "閉じる",
     view: "映像", camera: "カメラ", controls: "操作", nobody: "なし", you: "あなた", side: "横から", above: "上から",
     ghost: "破線: これからアームが来る位置", stop: "非常停止", reset: "停止を解除", hold: "押している間だけ動く",
     help: "操作部かスペースキーを押している間だけアームが動きます。Escキーで停止します。",
-    move: "手先を動かす", forward: "前", back: "後ろ", left: "左", right: "右", up: "上", down: "下",
+    move: "手先とグリッパを動かす", forward: "前", back: "後ろ", left: "左", right: "右", up: "上", down: "下",
     noGamepad: "ゲームパッドなし: ボタンを一つ押してください。", gamepad: "ゲームパッド: 左肩ボタンを押しながらスティックを使います。",
     shoulder_pan: "旋回", shoulder_lift: "肩", elbow_flex: "肘", forearm_roll: "前腕", wrist_flex: "手首",
     gripper: "グリッパ", picture: "ロボットのカメラの映像",
@@ -53,10 +55,11 @@ export const WORDS = {
   },
   bn: {
     title: "বাহু", language: "ভাষা", robot: "রোবট", state: "অবস্থা", driver: "চালক", trip: "যাওয়া-আসার সময়", tool: "অগ্রভাগ",
+    line: "সংযোগ", good: "ভালো", slow: "ধীর", bad: "খারাপ", still: "স্থির", age: "বয়স", loss: "হারানো", rate: "ছবি", open: "খুলুন", close: "বন্ধ করুন",
     view: "দৃশ্য", camera: "ক্যামেরা", controls: "নিয়ন্ত্রণ", nobody: "কেউ না", you: "আপনি", side: "পাশ থেকে", above: "উপর থেকে",
     ghost: "ভাঙা রেখা: বাহু যেখানে পৌঁছাবে", stop: "জরুরি থামান", reset: "থামা তুলে নিন", hold: "চালাতে চেপে ধরুন",
     help: "কোনো নিয়ন্ত্রণ বা স্পেস বার চেপে ধরে রাখলেই কেবল বাহু নড়ে। Esc চাপলে থামে।",
-    move: "অগ্রভাগ সরান", forward: "সামনে", back: "পিছনে", left: "বামে", right: "ডানে", up: "উপরে", down: "নিচে",
+    move: "অগ্রভাগ ও গ্রিপার সরান", forward: "সামনে", back: "পিছনে", left: "বামে", right: "ডানে", up: "উপরে", down: "নিচে",
     noGamepad: "গেমপ্যাড নেই: তার একটি বোতাম চাপুন।", gamepad: "গেমপ্যাড: বাম কাঁধের বোতাম চেপে ধরে স্টিক ব্যবহার করুন।",
     shoulder_pan: "ঘোরা", shoulder_lift: "কাঁধ", elbow_flex: "কনুই", forearm_roll: "অগ্রবাহু", wrist_flex: "কবজি",
     gripper: "গ্রিপার", picture: "রোবটের ক্যামেরার ছবি",
