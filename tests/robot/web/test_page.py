@@ -63,8 +63,9 @@ def hold_slider(page, joint, share):
     middle = box["y"] + box["height"] / 2
     page.mouse.move(box["x"] + box["width"] / 2, middle)
     page.mouse.down()
+    began_s = time.monotonic()
     page.mouse.move(box["x"] + box["width"] * share, middle)
-    return time.monotonic()
+    return began_s
 
 
 def mode(page):
