@@ -235,3 +235,4 @@ tasks.register("instructions", "featherweight.text.instruction_task:InstructionT
 tasks.register("pde", "featherweight.pde.task:PdeTask")
 tasks.register("bev", "featherweight.bev.task:BEVTask")
 tasks.register("robot", "featherweight.robot.learning.task:RobotTask")
+tasks.register("robot_act", "featherweight.robot.learning.act_task:ACTTask")
