@@ -43,7 +43,9 @@ def test_a_random_member_judges_each_request_as_it_does_alone(members):
     seen = set()
     for _ in range(4):
         for place, verdict in enumerate(judged(GuardEnsemble(members, "random"))):
-            places = [index for index, one in enumerate(each) if one[place].score == pytest.approx(verdict.score)]
+            # A batch of other company sums in another order, in float32.
+            same = pytest.approx(verdict.score, abs=1e-4)
+            places = [index for index, one in enumerate(each) if one[place].score == same]
             assert places
             seen |= set(places) if place in differing else set()
     assert seen == {0, 1}
