@@ -19,7 +19,7 @@ from featherweight.errors import ConfigError
 from featherweight.methods.fused_head import find_causal_model
 from featherweight.methods.layer_arguments import CACHES, bound_arguments, per_token, rebuilt
 from featherweight.methods.layer_structure import decoder_layers, find_layer
-from featherweight.nn.streamed_attention import KeyValueStore, Visibility, streamed_attention
+from featherweight.nn.streamed_attention import KeyValueStore, Visibility, in_autocast, streamed_attention
 
 _NAME = "featherweight_streamed"  # of the attention function, for transformers
 _WORK = "_featherweight_stream"  # where an attention module finds what it works on
@@ -265,7 +265,7 @@ def _attend(
             "fw.MsT for this model."
         )
     if stream.fills:
-        stream.store.put(stream.chunk, key, value)
+        stream.store.put(stream.chunk, *in_autocast(key, value))
         raise _Filled
     scale = options.get("scaling")
     output = streamed_attention(

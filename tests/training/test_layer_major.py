@@ -269,6 +269,17 @@ def test_memory_of_a_step_grows_by_what_is_kept_for_a_token_alone(built):
     assert by_token < 1.5 * kept
 
 
+def test_in_autocast_it_learns_as_one_pass_does(built):
+    model, ids = built("llama", initializer_range=0.05).float(), tokens()
+    batch = {"input_ids": ids, "labels": ids}
+    with torch.autocast("cpu", torch.bfloat16):
+        whole = copy.deepcopy(model)
+        whole(**batch).loss.backward()
+        LayerMajor(model, chunk_tokens=8).step(batch)
+    for one, other in zip(model.parameters(), whole.parameters(), strict=True):
+        assert float((one.grad - other.grad).norm()) < 0.05 * float(other.grad.norm())  # bfloat16 has three digits
+
+
 # ---- refusals
 
 
