@@ -110,6 +110,22 @@ def test_a_link_that_leads_nowhere_is_found(tmp_path):
     assert external == {"https://a.org/x"}
 
 
+def test_sections_of_a_docstring_do_not_run_together():
+    pytest.importorskip("griffe", reason="pip install 'featherweight[docs]'")
+    import griffe
+
+    text = "One.\n\nFormula::\n\n    y = x\n\nArgs:\n    x: it.\nReturns:\n    A pair:\n    two.\nRaises:\n    ShapeError: no."
+    text += "\nCost: 2 FLOPs.\nSource: a page.\nExample:\n    >>> 1\n    1"
+    options = {"returns_multiple_items": False, "warnings": False}
+    sections = griffe.Docstring(load("sections").spaced(text)).parse("google", **options)
+    kinds = [section.kind.value for section in sections]
+    assert kinds == ["text", "parameters", "returns", "raises", "text", "examples"]
+    assert sections[0].value.startswith("One.\n\nFormula:\n")
+    assert [one.description for one in sections[2].value] == ["A pair:\ntwo."]
+    assert sections[4].value == "**Cost:** 2 FLOPs.\n\n**Source:** a page."
+    assert load("sections").spaced("```\nReturns:\n```") == "```\nReturns:\n```"
+
+
 @pytest.mark.slow
 def test_the_site_is_built_without_a_warning_and_without_a_broken_link(tmp_path):
     pytest.importorskip("mkdocs")
