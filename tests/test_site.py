@@ -91,9 +91,11 @@ def test_links_to_files_of_the_repository_become_pages_or_names(hooks, monkeypat
     assert mended("[a](../data.md#formats)") == "[a](../data.md#formats)"
     assert mended("[a](../../CHANGELOG.md)") == "[a](../changelog.md)"
     assert mended("[a](../../examples/plain_loop.py)") == "a (`examples/plain_loop.py`)"
+    assert mended("[`LICENSE`](../../LICENSE)") == "`LICENSE`"
     assert mended("[a](docs/data.md)", "changelog.md") == "[a](data.md)"
     assert mended("![a](../images/x.png) [b](https://c.org)") == "![a](../images/x.png) [b](https://c.org)"
     assert mended("```\n[a](../../README.md)\n```") == "```\n[a](../../README.md)\n```"
+    assert mended("```python no-run\nx\n```") == "```python\nx\n```"
     monkeypatch.setattr(hooks, "REPOSITORY", "https://host/blob/main")
     assert mended("[a](../../LICENSE)") == "[a](https://host/blob/main/LICENSE)"
 
@@ -108,6 +110,8 @@ def test_a_link_that_leads_nowhere_is_found(tmp_path):
     broken, external = load("check").broken_links(tmp_path.resolve())
     assert [line.split()[1] for line in broken] == ["absent.html", "sub/#gone", "no.png"]
     assert external == {"https://a.org/x"}
+    (tmp_path / "sub" / "index.html").write_text("<h2 id='there'>y</h2><p>```python x</p><pre><code>```</code></pre>")
+    assert load("check").broken_links(tmp_path.resolve())[0][0].startswith("sub/index.html: ``` stands on the page")
 
 
 def test_sections_of_a_docstring_do_not_run_together():
