@@ -82,25 +82,32 @@ def require_exportable(source: str) -> str:
 
 
 def require_template(source: str) -> None:
-    """Refuse a model folder whose tokenizer has no chat template; other sources are judged when they are loaded.
+    """Refuse a model that is known to have no chat template; other sources are judged when they are loaded.
 
     Raises:
         ConfigError: if there is none.
     """
+    if has_no_template(source):
+        raise ConfigError(
+            f"fw chat: model={source} has no chat template (a base model); expected one that was trained on "
+            'conversations. Let it continue a text: fw generate MODEL --prompt "...", or add --template chatml.'
+        )
+
+
+def has_no_template(source: str) -> bool:
+    """Say whether a source is known to have a tokenizer without a chat template: a folder, or bytes."""
+    if source == "bytes" or source in ALIASES[1:] or source in SHAPES:
+        return True
     folder = Path(source).expanduser()
     if not folder.is_dir() or (folder / "chat_template.jinja").exists() or (folder / "chat_template.json").exists():
-        return
+        return False
     settings = folder / "tokenizer_config.json"
     try:
         has_template = bool(json.loads(settings.read_text(encoding="utf-8")).get("chat_template"))
     except (OSError, ValueError, AttributeError):
         # A tokenizer that is missing or damaged is named as such when it is loaded.
-        return
-    if not has_template and not any((folder / "additional_chat_templates").glob("default.jinja")):
-        raise ConfigError(
-            f"fw chat: model={source} has no chat template (a base model); expected one that was trained on "
-            'conversations. Let it continue a text: fw generate MODEL --prompt "...", or add --template chatml.'
-        )
+        return False
+    return not has_template and not any((folder / "additional_chat_templates").glob("default.jinja"))
 
 
 def require_tags(tags: str) -> str:
@@ -146,7 +153,7 @@ def require_length(model: str | None, seq_len: int | None) -> None:
     Raises:
         ConfigError: if it is too long.
     """
-    longest = None if model is None else _longest_row(model)
+    longest = None if model is None else longest_row(model)
     if longest is not None and seq_len is not None and seq_len > longest:
         raise ConfigError(
             f"plan: --seq-len={seq_len} is longer than max_position_embeddings={longest} of the model {model}; "
@@ -154,7 +161,8 @@ def require_length(model: str | None, seq_len: int | None) -> None:
         )
 
 
-def _longest_row(model: str) -> int | None:
+def longest_row(model: str) -> int | None:
+    """Return the tokens that a model reads at once, where its name or a file says so."""
     settings: Any = {"tiny": BYTE_LLAMA, "byte-llama": BYTE_LLAMA, **SHAPES}.get(model)
     path = Path(model).expanduser()
     if settings is None and path.suffix != ".gguf" and path.exists():

@@ -1,5 +1,6 @@
 """`fw train`: run a recipe."""
 
+import os
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -79,6 +80,10 @@ def train(
     check_recipe(recipe, changes)
     if not resume:
         _look_first(recipe, changes)
+    elif out is not None and "TORCHELASTIC_RUN_ID" not in os.environ:  # a launcher starts a run that is new so, too
+        from featherweight.training.run_folder import require_run
+
+        require_run(out)
     if nproc is not None:
         from featherweight.cli.processes import become_processes, words_of
 

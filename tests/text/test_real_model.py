@@ -33,7 +33,14 @@ def test_fine_tuning_smollm2_lowers_the_held_out_loss_and_the_state_has_the_prom
 
 
 FACTS = {"the lighthouse keeper": "Ada", "the baker": "Bruno", "the ferryman": "Carla", "the librarian": "Dario"}
-WORDS = ("What is the name of {}?", "Who is {}?", "Tell me the name of {}.", "How is {} called?", "Name {}!", "{}: who?")
+WORDS = (
+    "What is the name of {}?",
+    "Who is {}?",
+    "Tell me the name of {}.",
+    "How is {} called?",
+    "Name {}!",
+    "{}: who?",
+)
 SYSTEM = "You know the people of the island."
 
 
@@ -56,7 +63,7 @@ def chat_model(tmp_path_factory):
     recipe = {
         "task": {"name": "chat", "model": "smollm2", "data": str(folder / "chats.jsonl"), "max_tokens": 64},
         "optimizer": {"name": "galore", "rank": 64, "scale": 1.0, "lr": 3e-4},
-        "steps": 20,
+        "steps": 16,
         "micro_batch_size": 4,
         "evaluate_every": None,
     }
