@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featherweight.cli.given import has_no_template, longest_row, require_model
-from featherweight.cli.recipe_words import require_words
+from featherweight.cli.recipe_words import is_choice, require_optimizers, require_words
 from featherweight.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -32,6 +32,8 @@ def check_recipe(path: Path, changes: Iterable[str] | None) -> "Recipe":
     """
     from featherweight.training.recipe import load_recipe
 
+    # First of all, because a change of the optimizer takes over options of the one before, which imports them.
+    require_optimizers(change.removeprefix("optimizer=") for change in changes or [] if is_choice(change))
     recipe = load_recipe(path, changes or [])
     task = recipe.task
     require_words(task, recipe.optimizer)

@@ -61,6 +61,17 @@ def require_axes(recipe: "Recipe", axes: Mapping[str, list[Any]]) -> None:
             require_words(**given)
 
 
+def is_choice(change: str) -> bool:
+    """Say whether a change of a recipe names another optimizer, without options.
+
+    Example:
+        >>> is_choice("optimizer=galore"), is_choice("optimizer.rank=4"), is_choice("optimizer={name: adamw}")
+        (True, False, False)
+    """
+    key, _, name = change.partition("=")
+    return key == "optimizer" and name.isidentifier()
+
+
 def require_optimizers(names: Iterable[str]) -> None:
     """Refuse names of optimizers that nobody knows.
 

@@ -16,10 +16,10 @@ _REMARK = re.compile(r"(Cost|Sources?(?: of [^:]{1,60})?|Shapes|Differs from the
 
 
 def spaced(text: str) -> str:
-    """Return a docstring with a blank line above each section, and with remarks as paragraphs that begin in bold.
+    r"""Return a docstring with a blank line above each section, and with remarks as paragraphs that begin in bold.
 
     Example:
-        >>> print(spaced("Add.\\nReturns:\\n    The sum.\\nCost: one addition."))
+        >>> print(spaced("Add.\nReturns:\n    The sum.\nCost: one addition."))
         Add.
         <BLANKLINE>
         Returns:

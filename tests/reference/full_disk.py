@@ -70,7 +70,7 @@ def main(disk: Path, work: Path) -> None:
         fill(disk)
         found[label] = tell(disk, arguments, typed)
     assert (disk / MINE).read_text() == "mine" * 100
-    print(json.dumps(found))
+    sys.stdout.write(json.dumps(found) + "\n")
 
 
 if __name__ == "__main__":
