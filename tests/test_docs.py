@@ -76,6 +76,28 @@ def test_every_named_command_and_script_exists():
     assert all((ROOT / "scripts" / name).exists() for name in re.findall(r"scripts/([a-z]+)", text))
 
 
+def test_every_named_benchmark_and_test_exists():
+    text = "\n".join(page.read_text() for page in PAGES)
+    named = {f"benchmarks/bench_{topic}.py" for topic in re.findall(r"scripts/bench ([a-z0-9_]+)", text)}
+    named |= set(re.findall(r"\b(?:tests|benchmarks)/[\w/]+\.py", text))
+    assert not [path for path in named if not (ROOT / path).is_file()]
+
+
+PAPERS = sorted(path for path in (ROOT / "docs" / "papers").glob("*.md") if path.name != "index.md")
+
+
+def test_every_paper_has_its_citation_its_claims_and_where_ours_differs():
+    index = (ROOT / "docs" / "papers" / "index.md").read_text()
+    for path in PAPERS:
+        page = path.read_text()
+        assert "](https://arxiv.org/abs/" in page and "\n## Where ours differs\n" in page, path.name
+        rows = [line for line in page.splitlines() if line.startswith("| ")]
+        assert len(rows) > 5 and {line.count(" | ") for line in rows} == {3}, path.name
+        assert all("| **" in line for line in rows[1:]), path.name  # a verdict in each
+        assert f"]({path.name})" in index, path.name
+    assert len(PAPERS) == 10
+
+
 def test_every_public_name_of_the_optimizers_is_documented():
     import featherweight as fw
 

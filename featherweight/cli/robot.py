@@ -7,12 +7,28 @@ from featherweight.cli.robot_demos import dataset_app, evaluate, record, replay,
 from featherweight.cli.robot_kit import calibrate, doctor, ports
 from featherweight.cli.robot_local import emulate, sim, teleop
 from featherweight.cli.robot_room import class_init, join, relay, serve
+from featherweight.cli.robot_web import web
 
 app = typer.Typer(
     no_args_is_help=True, rich_markup_mode="rich", help="A desktop arm: simulate, teleoperate, record, learn."
 )
 class_app = typer.Typer(no_args_is_help=True, help="Rooms: who may do what.")
-for command in (sim, emulate, teleop, relay, serve, join, ports, doctor, calibrate, record, replay, train, challenge):
+for command in (
+    sim,
+    emulate,
+    teleop,
+    relay,
+    serve,
+    join,
+    web,
+    ports,
+    doctor,
+    calibrate,
+    record,
+    replay,
+    train,
+    challenge,
+):
     app.command()(command)
 app.command("eval")(evaluate)
 class_app.command("init")(class_init)

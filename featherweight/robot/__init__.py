@@ -25,6 +25,7 @@ _LAZY = {
     "GamepadLeader": "leaders.gamepad",
     "GamepadLeaderConfig": "leaders.gamepad",
     "ScriptedLeader": "leaders.scripted",
+    "WebLeader": "web.leader",
     "SafetyConfig": "safety.config",
     "TaskController": "control.task",
     "Mode": "safety.mode",

@@ -120,7 +120,7 @@ class Teleoperator(_Device):
         """Return where the follower shall go, in degrees; None if the operator commands nothing now."""
 
     def poll_events(self) -> tuple[str, ...]:
-        """Return what the operator asked for since the last call: "stop", "reset"; nothing by default."""
+        """Return what the operator asked for since the last call: "stop", "reset", "pause"; nothing by default."""
         return ()
 
     def send_feedback(self, feedback: Mapping[str, float]) -> None:

@@ -121,6 +121,8 @@ def _ask_leader(leader: Teleoperator, follower: SteeredArm, controller: Controll
                 controller.stop("stopped by the operator")
             elif event == "reset":
                 controller.request_reset()
+            elif event == "pause":
+                controller.forget_command("the operator let go")
         action = leader.get_action()
         if action is not None:
             controller.command(ordered_angles("teleoperate", action), clock())

@@ -168,11 +168,14 @@ class FollowerSide:
                 self._forget_operator()
         elif request["type"] == "release" and self.lease.release(session):
             self._forget_operator()
+        elif request["type"] == "pause" and self.lease.owns(session, now_s):
+            self.receiver.skip(session, request.get("sequence"))
+            self._forget_operator("the operator let go")
         elif request["type"] == "reset" and (is_instructor or self.lease.owns(session, now_s)):
             self.controller.request_reset()
 
-    def _forget_operator(self) -> None:
-        self.controller.forget_command()
+    def _forget_operator(self, reason: str = "the leader left") -> None:
+        self.controller.forget_command(reason)
         self.playout.clear()
 
     def _publish_state(self, now_ns: int) -> None:

@@ -77,13 +77,21 @@ class OperatorSide:
         now_ns = self._clock_ns()
         if now_ns - self._request_ns >= REQUEST_PERIOD_NS:
             self._request_ns = now_ns
-            retired = self.status.get("retired_tags")
-            if isinstance(retired, list) and session_tag(self.session) in retired:
-                # This session lost the robot and will not get it again; a new one may ask.
-                self.session, self._sequence = new_session(), 0
+            self.renew_session()
             if not self.has_robot:
                 self.ask("request")
         self._lead(now_ns)
+
+    def renew_session(self) -> None:
+        """Take a new session if this one lost the robot: it will not get it again, and a new one may ask."""
+        retired = self.status.get("retired_tags")
+        if isinstance(retired, list) and session_tag(self.session) in retired:
+            self.session, self._sequence = new_session(), 0
+
+    @property
+    def state_ns(self) -> int:
+        """When the newest state came; 0 before the first."""
+        return self._state_ns
 
     def take_states(self) -> None:
         """Take the states that have come."""
@@ -91,8 +99,8 @@ class OperatorSide:
             self._take_state(*self._states.popleft())
 
     def ask(self, kind: str) -> None:
-        """Send a request to the robot: "request", "release", "stop" or "reset"."""
-        message = {"type": kind, "session": self.session, "name": self._name}
+        """Send a request to the robot: "request", "release", "pause", "stop" or "reset"."""
+        message = {"type": kind, "session": self.session, "name": self._name, "sequence": self._sequence}
         self._transport.publish(self._control, json.dumps(message).encode())
 
     def run(

@@ -88,6 +88,11 @@ class CommandReceiver:
         self.accepted, self.accepted_ns, self.accepted_age_ns = frame, now_ns, age_ns
         return frame.angles_deg
 
+    def skip(self, session: int, sequence: object) -> None:
+        """Drop the session's frames up to a number, which may still be on their way: the operator let go after them."""
+        if session == self._session and isinstance(sequence, int):
+            self._highest = max(self._highest, sequence)
+
     def _begin(self, session: int) -> None:
         self._session, self._highest = session, -1
         self._echo_s_ns = -SYNCHRONISED_NS

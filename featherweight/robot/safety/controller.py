@@ -145,9 +145,9 @@ class Controller:
             self.counters["holds"] += 1
             self._goal_deg = None
 
-    def forget_command(self) -> None:
-        """The leader is gone on purpose: hold, and wait for a new command."""
-        self.hold("the leader left")
+    def forget_command(self, reason: str = "the leader left") -> None:
+        """The leader is gone or let go on purpose: hold, and wait for a new command."""
+        self.hold(reason)
         self._command_s = -math.inf
 
     def tick(self, now_s: float) -> Mode:

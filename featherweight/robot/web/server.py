@@ -1,0 +1,236 @@
+"""The server of the page: its files and its sockets on one port, in one thread, with what the robot's network uses.
+
+A page opens ``/`` (or ``/<room>/``) and a socket at ``page`` beside it, and says its token there first.
+"""
+
+import asyncio
+import json
+import ssl
+import threading
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from featherweight.errors import ConfigError, DeviceError
+from featherweight.robot.network.topics import Topics
+from featherweight.robot.network.websocket import import_websockets
+from featherweight.robot.safety.config import SafetyConfig
+from featherweight.robot.web.files import HEADERS, is_own_host, read_page
+from featherweight.robot.web.rooms import PageRoom
+from featherweight.robot.web.session import MAX_MESSAGE_BYTES, PageSession
+
+HELLO_S = 10.0
+"""Time for the token."""
+STATE_S = 1 / 20
+"""Between states."""
+MAX_PAGES = 100
+
+
+class WebServer:
+    """Pages of one or more rooms; `start` and `close` it.
+
+    Args:
+        rooms: path -> room; "" for the room at the root.
+        host: address to listen on.
+        port: 0 takes a free one.
+        context: TLS settings; None only on this computer.
+        hosts: names under which browsers reach it; empty for any.
+        safety: limits of age.
+    Raises:
+        DeviceError: if the port cannot be used.
+    """
+
+    def __init__(
+        self,
+        rooms: Mapping[str, PageRoom],
+        host: str = "127.0.0.1",
+        port: int = 0,
+        context: ssl.SSLContext | None = None,
+        hosts: frozenset[str] = frozenset({"127.0.0.1", "localhost"}),
+        safety: SafetyConfig | None = None,
+    ) -> None:
+        self._websockets = import_websockets()
+        self.counters: Counter[str] = Counter()
+        self._rooms, self._host, self._port, self._context = dict(rooms), host, port, context
+        self._hosts, self._safety, self._files = hosts, safety, read_page()
+        self._sessions: set[PageSession] = set()
+        self._ready = threading.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._done: asyncio.Event | None = None
+        self._failure: Exception | None = None
+        self._thread = threading.Thread(target=self._run, name="pages", daemon=True)
+
+    @property
+    def port(self) -> int:
+        """Where it listens."""
+        return self._port
+
+    @property
+    def uri(self) -> str:
+        """Address of the page."""
+        return f"{'https' if self._context else 'http'}://{self._host}:{self._port}/"
+
+    def start(self) -> "WebServer":
+        """Listen."""
+        self._thread.start()
+        self._ready.wait(10)
+        if self._failure is not None:
+            raise DeviceError(
+                f"robot: port={self._port} of {self._host} cannot be used ({self._failure}); expected a free one. "
+                "End the other server, or choose another port."
+            ) from self._failure
+        return self
+
+    def close(self) -> None:
+        """End all pages; every arm that one led is held."""
+        if self._loop is not None and self._done is not None:
+            self._loop.call_soon_threadsafe(self._done.set)
+            self._thread.join(timeout=5)
+
+    # ---- the server's thread ----------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            asyncio.run(self._serve())
+        except Exception as error:  # told to the thread that started the server
+            self._failure = error
+        finally:
+            self._ready.set()
+
+    async def _serve(self) -> None:
+        self._loop, self._done = asyncio.get_running_loop(), asyncio.Event()
+        server = await self._websockets.asyncio.server.serve(
+            self._talk,
+            self._host,
+            self._port,
+            ssl=self._context,
+            process_request=self._check,
+            compression=None,
+            max_size=MAX_MESSAGE_BYTES,
+            ping_interval=2,
+            ping_timeout=10,
+            close_timeout=0.5,
+        )
+        async with server:
+            self._port = next(iter(server.sockets)).getsockname()[1]
+            self._ready.set()
+            await self._done.wait()
+
+    def _check(self, connection: Any, request: Any) -> Any:
+        """Answer a request of a file; let a socket of our own page through."""
+        if not is_own_host(request.headers, self._hosts):
+            self.counters["foreign"] += 1
+            return connection.respond(403, "This address belongs to another page.\n")
+        path = request.path.split("?", 1)[0].lstrip("/")
+        room, _, file = path.rpartition("/")
+        if room not in self._rooms:
+            return connection.respond(404, "Nothing is here.\n")
+        if file == "page" and request.headers.get("Upgrade", "").lower() == "websocket":
+            connection.room = self._rooms[room]
+            return None
+        if file not in self._files:
+            return connection.respond(404, "Nothing is here.\n")
+        kind, data = self._files[file]
+        response = connection.respond(200, "")
+        response.body = data
+        del response.headers["Content-Type"], response.headers["Content-Length"]
+        for name, value in {**HEADERS, "Content-Type": kind, "Content-Length": str(len(data))}.items():
+            response.headers[name] = value
+        return response
+
+    async def _talk(self, socket: Any) -> None:
+        try:
+            welcomed = await self._welcome(socket)
+            if welcomed is not None:
+                await self._run_session(socket, *welcomed)
+        except (self._websockets.exceptions.ConnectionClosed, TimeoutError):
+            pass
+
+    async def _welcome(self, socket: Any) -> tuple[PageRoom, PageSession, str] | None:
+        """Take the token; return the session, or None after a sentence."""
+        room: PageRoom = socket.room
+        hello = parse(await asyncio.wait_for(socket.recv(), HELLO_S))
+        visitor = room.admit(str(hello.get("hello", "")))
+        if visitor is None:
+            self.counters["wrong token"] += 1
+            await asyncio.sleep(0.2)  # guessing is slow
+            await self._refuse(socket, "token", "The key of this page is wrong or old.")
+            return None
+        robots = room.robots(visitor)
+        robot = str(hello.get("robot") or (robots[0] if robots else ""))
+        if robot not in robots:
+            await self._refuse(socket, "robot", f"There is no robot {robot or 'here'} for you.")
+            return None
+        if len(self._sessions) >= MAX_PAGES:
+            await self._refuse(socket, "full", "Too many pages are open.")
+            return None
+        try:
+            transport = await asyncio.to_thread(room.join, visitor)
+        except (DeviceError, ConfigError) as error:
+            await self._refuse(socket, "room", str(error))
+            return None
+        session = PageSession(visitor, transport, Topics(room.name, robot), self._safety)
+        told = {"hello": visitor.name, "role": visitor.role, "robots": robots, "robot": robot, "room": room.name}
+        await socket.send(json.dumps(told))
+        return room, session, robot
+
+    async def _refuse(self, socket: Any, key: str, text: str) -> None:
+        await socket.send(json.dumps({"error": key, "text": text}))
+        await socket.close(4000, key)
+
+    async def _run_session(self, socket: Any, room: PageRoom, session: PageSession, robot: str) -> None:
+        self._sessions.add(session)
+        tasks = [
+            asyncio.create_task(self._step(session)),
+            asyncio.create_task(self._send(socket, room, session, robot)),
+        ]
+        try:
+            async for text in socket:
+                self._take(room, session, robot, text)
+        except self._websockets.exceptions.ConnectionClosed:
+            pass
+        finally:
+            self._sessions.discard(session)
+            for task in tasks:
+                task.cancel()
+            session.close_control()
+            # A transport may wait for its last messages; the other pages must not.
+            await asyncio.shield(asyncio.to_thread(session.close_transport))
+
+    def _take(self, room: PageRoom, session: PageSession, robot: str, text: str | bytes) -> None:
+        try:
+            message = parse(text)
+            if "class" in message:
+                room.ask(session.visitor, robot, message["class"])
+            else:
+                session.take(message)
+        except ConfigError:
+            self.counters["malformed"] += 1
+
+    async def _step(self, session: PageSession) -> None:
+        while True:
+            session.step()
+            await asyncio.sleep(session.pause_s)
+
+    async def _send(self, socket: Any, room: PageRoom, session: PageSession, robot: str) -> None:
+        while True:
+            state, picture = session.state_message(room.told(session.visitor, robot)), session.picture_message()
+            for message in (state, picture):
+                if message is not None:
+                    await socket.send(message)
+            await asyncio.sleep(STATE_S)
+
+
+def parse(text: str | bytes) -> dict[str, Any]:
+    """Return the object of a message.
+
+    Raises:
+        ConfigError: if it is none.
+    """
+    try:
+        message = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"web: message={str(text)[:80]!r} is no JSON; expected an object. Load the page.") from error
+    if not isinstance(message, dict):
+        raise ConfigError(f"web: message={str(text)[:80]!r} is no object; expected one. Load the page again.")
+    return message

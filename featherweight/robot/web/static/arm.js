@@ -1,0 +1,67 @@
+// The arm's geometry, as the package's kinematics have it, and its drawing from the side and from above.
+
+const BASE = 0.0606, SHOULDER = 0.0245, UPPER = 0.0813, FORE = 0.16519, TOOL = 0.085, RAD = Math.PI / 180;
+
+/** Return the points of the arm in metres, world frame, for six degrees: foot, shoulder, elbow, wrist, tool. */
+export function armPoints(degrees) {
+  const [q1, q2, q3, q4, q5] = degrees.map((angle) => angle * RAD);
+  const out = [Math.cos(q1), Math.sin(q1)], left = [-Math.sin(q1), Math.cos(q1)];
+  const z0 = BASE + SHOULDER, lift = q3 - q2;
+  const place = (r, z, side = 0) => [r * out[0] + side * left[0], r * out[1] + side * left[1], z];
+  const elbow = [UPPER * Math.sin(q2), z0 + UPPER * Math.cos(q2)];
+  const wrist = [elbow[0] + FORE * Math.cos(lift), elbow[1] + FORE * Math.sin(lift)];
+  // The tool's direction in the frame of the forearm is (sin q5 cos q4, sin q5 sin q4, cos q5).
+  const up = Math.sin(q5) * Math.cos(q4), side = -Math.sin(q5) * Math.sin(q4), along = Math.cos(q5);
+  const r = along * Math.cos(lift) - up * Math.sin(lift), z = along * Math.sin(lift) + up * Math.cos(lift);
+  return [[0, 0, 0], place(0, z0), place(...elbow), place(...wrist),
+    place(wrist[0] + TOOL * r, wrist[1] + TOOL * z, TOOL * side)];
+}
+
+/** Where the arm will be: it walks to the goal at most as fast as the follower lets it. */
+export class Prediction {
+  constructor() { this.degrees = null; }
+
+  /** Let time pass; return the predicted degrees, or null while nobody leads. */
+  advance(reported, goal, seconds, degreesPerSecond) {
+    if (!goal || !reported) { this.degrees = null; return null; }
+    const step = degreesPerSecond * Math.min(seconds, 0.2);
+    this.degrees = (this.degrees || reported).map((now, i) => now + Math.max(-step, Math.min(step, goal[i] - now)));
+    return this.degrees;
+  }
+}
+
+/** Draw the arm twice: from the side, in its own plane, and from above. */
+export function drawArm(canvas, degrees, ghost, words) {
+  const ratio = window.devicePixelRatio || 1, width = canvas.clientWidth, height = canvas.clientHeight;
+  if (canvas.width !== Math.round(width * ratio) || canvas.height !== Math.round(height * ratio)) {
+    canvas.width = Math.round(width * ratio); canvas.height = Math.round(height * ratio);
+  }
+  const pen = canvas.getContext("2d"), style = getComputedStyle(document.documentElement);
+  const colour = (name) => style.getPropertyValue(name).trim();
+  pen.setTransform(ratio, 0, 0, ratio, 0, 0);
+  pen.clearRect(0, 0, width, height);
+  const half = width / 2, scale = Math.min(half / 0.72, height / 0.5);
+  const side = ([x, y, z]) => [half * 0.3 + Math.hypot(x, y) * Math.sign(side.heading(x, y)) * scale, height * 0.86 - z * scale];
+  const above = ([x, y]) => [half + half / 2 - y * scale, height * 0.86 - x * scale];
+  pen.strokeStyle = colour("--line"); pen.lineWidth = 1;
+  for (const [from, to] of [[4, half - 8], [half + 8, width - 4]]) {
+    pen.beginPath(); pen.moveTo(from, height * 0.86); pen.lineTo(to, height * 0.86); pen.stroke();
+  }
+  pen.fillStyle = colour("--soft"); pen.font = "12px system-ui, sans-serif";
+  pen.fillText(words.side, 6, height - 6); pen.fillText(words.above, half + 10, height - 6);
+  const draw = (angles, name, dashes) => {
+    const points = armPoints(angles), heading = angles[0] * RAD;
+    side.heading = (x, y) => (x * Math.cos(heading) + y * Math.sin(heading) < 0 ? -1 : 1);
+    for (const view of [side, above]) {
+      pen.strokeStyle = colour(name); pen.fillStyle = colour(name); pen.setLineDash(dashes);
+      pen.lineWidth = dashes.length ? 2 : 5; pen.lineCap = pen.lineJoin = "round";
+      pen.beginPath(); points.forEach((point, i) => pen[i ? "lineTo" : "moveTo"](...view(point))); pen.stroke();
+      pen.setLineDash([]);
+      const [x, y] = view(points[4]);
+      pen.beginPath(); pen.arc(x, y, 2 + (angles[5] + 90) / 36, 0, 2 * Math.PI);
+      pen.lineWidth = 2; pen.stroke();
+    }
+  };
+  if (degrees) draw(degrees, "--ink", []);
+  if (ghost) draw(ghost, "--ghost", [6, 5]);
+}

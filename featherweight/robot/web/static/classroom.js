@@ -1,0 +1,60 @@
+// The classroom's part of the page: turns, challenge, recording, the teacher's stop, the leader board.
+
+import { say } from "./words.js";
+
+const at = (id) => document.getElementById(id);
+const write = (id, text) => { if (at(id).textContent !== text) at(id).textContent = text; };
+
+export class Classroom {
+  /** @param {function} ask sends a request */
+  constructor(ask) {
+    this.told = null; this.visitor = null; this.board = "";
+    at("queue").addEventListener("click", () => ask({ turn: !(this.told && this.told.waiting) }));
+    at("challenge").addEventListener("click", () => ask({ challenge: !(this.told && this.told.own && this.told.own.challenge) }));
+    at("record").addEventListener("click", () => ask({ record: !(this.told && this.told.own && this.told.own.recording) }));
+    at("stop-all").addEventListener("click", () => ask({ all: "stop" }));
+    at("reset-all").addEventListener("click", () => ask({ all: "reset" }));
+  }
+
+  show(told, visitor) {
+    at("classroom").hidden = !told;
+    if (!told) return;
+    this.told = told; this.visitor = visitor;
+    this.speak();
+  }
+
+  speak() {
+    const told = this.told;
+    if (!told) return;
+    at("teacher").hidden = this.visitor.role !== "instructor";
+    write("all-stopped", told.stopped ? say("allStopped") : "");
+    at("turns").hidden = !told.turns || this.visitor.role !== "operator";
+    if (told.turns) {
+      const turn = told.mine ? say("yourTurn", { s: told.left }) : told.waiting ? say("waitTurn", { n: told.waiting, name: told.driver || "–" })
+        : told.driver ? say("other", { name: told.driver }) : say("freeTurn");
+      write("turn", turn);
+      write("queue", say(told.waiting || told.mine ? "leaveQueue" : "joinQueue"));
+    }
+    const own = told.own;
+    at("own").hidden = !own || this.visitor.role === "observer";
+    if (own) {
+      write("challenge", own.challenge ? say("endChallenge", { s: own.left }) : say("challenge"));
+      write("record", own.recording ? say("endRecord", { n: own.frames }) : say("record"));
+      const news = [own.points === null || own.points === undefined ? "" : say("scored", { p: own.points }),
+        own.episodes ? say("saved", { n: own.episodes }) : "", own.trouble || ""].filter(Boolean);
+      write("own-news", news.join(" · "));
+    }
+    const text = JSON.stringify(told.board);
+    if (text === this.board) return;
+    this.board = text;
+    at("board").replaceChildren(...told.board.map((row) => {
+      const line = document.createElement("tr");
+      for (const value of [row.name, row.points, `${row.placed} / ${row.cubes}`, `${row.time_s} s`]) {
+        const cell = document.createElement("td");
+        cell.textContent = value;
+        line.append(cell);
+      }
+      return line;
+    }));
+  }
+}
