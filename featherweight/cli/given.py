@@ -59,6 +59,7 @@ def require_model(source: str | None) -> str | None:
         return None
     path = Path(source).expanduser()
     is_path = path.is_absolute() or source.startswith((".", "~")) or path.suffix in (".gguf", ".json")
+    _require_finished_run(source, path)
     if (is_path or source.count("/") > 1) and not path.exists():
         raise ConfigError(
             f"load_model: source={source} does not exist; expected a model folder, a .gguf or .json file, a name of "
@@ -72,6 +73,23 @@ def require_model(source: str | None) -> str | None:
     if not path.exists() and source not in ALIASES:
         find_place(source)
     return source
+
+
+def _require_finished_run(source: str, path: Path) -> None:
+    """Refuse the model of a run that has none yet, and the folder of a run in place of its model's."""
+    run = path.parent
+    if path.name in ("model", "adapter") and not path.exists() and (run / "recipe.yaml").is_file():
+        is_done = (run / "summary.json").is_file()
+        state = "wrote none" if is_done else "has not ended"
+        advice = f"Wait for it, or go on with it: fw train {run / 'recipe.yaml'} --out {run} --resume"
+        raise ConfigError(
+            f"load_model: source={source} is not there: the run in {run} {state}; expected a finished "
+            f"run with its model. {'Train with save_model=true.' if is_done else advice}"
+        )
+    if (path / "recipe.yaml").is_file() and not (path / "config.json").exists():
+        raise ConfigError(
+            f"load_model: source={source} is the folder of a run; expected that of a model. Write {path / 'model'}."
+        )
 
 
 def require_exportable(source: str) -> str:
