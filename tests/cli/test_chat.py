@@ -97,7 +97,7 @@ def test_a_pipe_that_closes_ends_the_command_quietly(talking_model):
     command = [sys.executable, "-c", code, "generate", str(talking_model), "--prompt", "a", "--max-new-tokens", "900"]
     reader, writer = os.pipe()
     os.close(reader)
-    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=120, env=environment)
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=300, env=environment)
     os.close(writer)
     assert (done.returncode, done.stderr) == (0, "")
 
