@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import featherweight
 from featherweight.errors import ConfigError, did_you_mean
+from featherweight.text.sources import ONLY_CHAT_STREAMS
 
 if TYPE_CHECKING:
     from featherweight.training.recipe import Recipe
@@ -35,6 +36,8 @@ def require_words(task: Mapping[str, Any], optimizer: Mapping[str, Any]) -> None
 
     tasks.require(task["name"])
     if task["name"] in _TEXT_TASKS:
+        if "stream" in task and task["name"] != "chat":
+            raise ConfigError(f"recipe task: stream={task['stream']} {ONLY_CHAT_STREAMS}")
         _require_keys(task, task_keys(), "recipe task")
     require_optimizers([optimizer["name"]])
     if optimizer["name"] in optimizer_names():

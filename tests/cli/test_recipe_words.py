@@ -25,6 +25,7 @@ MISSPELT = [
     (["train", "chat.json", "optimizer.wieght_decay=3"], "Did you mean 'weight_decay'?"),
     (["train", "chat.json", "task.name=chta"], "task: name='chta' is unknown; expected one of"),
     (["train", "chat.json", "task.max_tokns=8"], "recipe task: max_tokns=8 is unknown; expected a known key. Did"),
+    (["train", "chat.json", "task.name=preference", "task.stream=true"], "stream=True is an option of the task chat"),
     (["train", "chat.json", "task.max_tokens=4096"], "max_tokens=4096 is longer than max_position_embeddings=1024"),
     (["train", "chat.json", "task.template=null"], "task chat: the tokenizer of tiny has no chat template"),
     (["train", "chat.json", "--resume", "--out", "nowhere"], "run: out=nowhere holds no run"),
