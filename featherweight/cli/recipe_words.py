@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import featherweight
 from featherweight.errors import ConfigError, did_you_mean
-from featherweight.text.sources import ONLY_CHAT_STREAMS
 
 if TYPE_CHECKING:
     from featherweight.training.recipe import Recipe
@@ -32,6 +31,7 @@ def require_words(task: Mapping[str, Any], optimizer: Mapping[str, Any]) -> None
     Raises:
         ConfigError: for the first misspelt word, with the nearest one.
     """
+    from featherweight.text.sources import ONLY_CHAT_STREAMS
     from featherweight.training.task import tasks
 
     tasks.require(task["name"])
