@@ -138,5 +138,5 @@ def test_a_chat_model_answers_alike_in_fw_chat_in_transformers_and_as_gguf_in_ll
 @pytest.mark.slow
 def test_a_pipe_that_closes_after_the_first_line_ends_a_real_model_quietly(chat_model):
     command = f"'{sys.executable}' -m featherweight generate '{chat_model}' -p 'Once upon a time' | head -c 1"
-    done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, timeout=300)
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, timeout=900)
     assert (done.returncode, done.stderr) == (0, "") and len(done.stdout) == 1
