@@ -7,8 +7,8 @@ A small Llama of random weights learns a fixed batch of random tokens. Strong sc
 over the processes, weak scaling gives each as many. On one machine without GPUs the processes share the cores, so that
 only bytes and losses say something there; seconds are those of the processor of rank 0, of steps after the first two.
 
-Bytes are payloads handed to collectives: those of our reducers and hooks are counted, those of DistributedDataParallel
-and FSDP2 follow from their sizes.
+Bytes are those that a rank sends at least, ``2 (W-1)/W`` of what an all-reduce is handed and ``(W-1)/W`` of its halves:
+those of our reducers and hooks and of FSDP2 are counted, those of DistributedDataParallel follow from their sizes.
 """
 
 import argparse
@@ -30,8 +30,7 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import featherweight as fw
-from featherweight.distributed.fsdp2 import collectives_of
-from featherweight.optim.reduce import attached_reducer
+from featherweight.distributed.run import traffic_of
 
 RANK, ROWS, SEQ_LEN, GAP, WARM_UP = 32, 4, 64, 200, 2
 SHAPE = {"hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 4, "num_attention_heads": 4}
@@ -68,15 +67,27 @@ def ordinary(optimizer: Any) -> Callable[[], None]:
 
 
 class Counted:
-    """Bytes of something that sends the same in every step."""
+    """Bytes of something that is all-reduced in every step."""
 
     def __init__(self, each: int) -> None:
-        self.each, self.steps = each, 0
+        self.each, self.steps = each * all_reduced(), 0
 
     def __call__(self) -> float:
         """Return the bytes of all steps, this one included."""
         self.steps += 1
         return float(self.each * self.steps)
+
+
+def all_reduced() -> float:
+    """Return what a rank sends of each byte of an all-reduce."""
+    size = fw.distributed.world_size()
+    return 2 * (size - 1) / size
+
+
+def sent_by(model: nn.Module) -> Callable[[], float]:
+    """Return what a model that `fw.distributed.shard` has shared has sent, counted."""
+    found, size = list(traffic_of(model).values()), fw.distributed.world_size()
+    return lambda: sum(one.wire_bytes(size) for one in found)
 
 
 def ddp_adamw() -> Training:
@@ -103,7 +114,7 @@ def ddp_hook() -> Training:
     wrapped, optimizer = DistributedDataParallel(model), galore(model)
     state, hook = fw.distributed.core_hook(optimizer)
     wrapped.register_comm_hook(state, hook)
-    return wrapped, ordinary(optimizer), lambda: float(state.traffic.payload_bytes.total())
+    return wrapped, ordinary(optimizer), lambda: state.traffic.wire_bytes(fw.distributed.world_size())
 
 
 def ddp_cores() -> Training:
@@ -113,18 +124,28 @@ def ddp_cores() -> Training:
     fw.distributed.shard(model, "ddp")
     optimizer = galore(model)
     handle = fw.optim.layerwise(model, optimizer)
-    reducer: Any = attached_reducer(model)
-    return model, lambda: handle.steps, lambda: float(reducer.traffic.payload_bytes.total())
+    return model, lambda: handle.steps, sent_by(model)
 
 
 def fsdp2(build: Callable[[nn.Module], Any]) -> Training:
     """Shares of rows, with an optimizer of the sharded model."""
     model = llama()
     fw.distributed.shard(model, "fsdp2")
-    # Two gathers of the weights and a sum of gradients that is scattered, against the two halves of an all-reduce.
-    optimizer, weights = build(model), Counted(gradients(model) * 3 // 2)
-    sent = collectives_of(model).traffic
-    return model, ordinary(optimizer), lambda: weights() + sent.payload_bytes.total()
+    return model, ordinary(build(model)), sent_by(model)
+
+
+def fsdp2_cores(*methods: Any, kind: str = "fsdp2") -> Training:
+    """Shares of rows that sum cores in place of gradients, layer-wise."""
+    model = llama()
+    for method in (*methods, fw.CoreGradient()):
+        fw.apply(model, method)
+    fw.distributed.shard(model, kind, shard_size=fw.distributed.world_size() // 2 if kind == "hsdp" else None)
+    groups = fw.optim.param_groups(model, rank=RANK, update_proj_gap=GAP, proj_type="right")
+    optimizer = (
+        fw.optim.QGaLoreAdamW(groups, lr=1e-3, state_bits=32, basis_bits=32) if methods else galore(model, "right")
+    )
+    handle = fw.optim.layerwise(model, optimizer)
+    return model, lambda: handle.steps, sent_by(model)
 
 
 METHODS: dict[str, Callable[[], Training]] = {
@@ -134,6 +155,8 @@ METHODS: dict[str, Callable[[], Training]] = {
     "ddp, GaLore, cores": ddp_cores,
     "FSDP2, AdamW": lambda: fsdp2(lambda model: torch.optim.AdamW(model.parameters(), lr=1e-3)),
     "fsdp2, GaLore, right": lambda: fsdp2(lambda model: galore(model, "right")),
+    "fsdp2, GaLore, cores": fsdp2_cores,
+    "fsdp2, Q-GaLore, int8, cores": lambda: fsdp2_cores(fw.Int8()),
 }
 
 

@@ -3,9 +3,10 @@
 Wrappers pass calls on, but hide what the rest of the package looks for: names of modules, classes, hooks of the step.
 """
 
+from functools import cache
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 _MODEL_WRAPPERS = {
@@ -53,3 +54,19 @@ def unwrap_optimizer(optimizer: Any) -> Any:
 
 def _is_wrapper(kind: type) -> bool:
     return kind.__name__ in _MODEL_WRAPPERS and kind.__module__.startswith("torch.")
+
+
+def is_distributed(tensor: Tensor) -> bool:
+    """Say whether a tensor is a DTensor, without importing its module, which takes a second."""
+    return _is_dtensor(type(tensor))
+
+
+@cache
+def _is_dtensor(kind: type) -> bool:
+    return any(one.__name__ == "DTensor" for one in kind.__mro__)
+
+
+def local_of(tensor: Any) -> Any:
+    """Return the rows at hand of a DTensor, as a view of its memory; an ordinary tensor comes back as it is."""
+    found: Any = tensor
+    return found.to_local() if isinstance(tensor, Tensor) and is_distributed(tensor) else tensor

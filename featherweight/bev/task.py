@@ -214,14 +214,17 @@ class BEVTask(Task):
         model.eval()
         try:
             with torch.inference_mode():
-                for batch in self.batches("held_out", micro_batch_size=micro_batch_size, seed=0):
+                for batch, counts in self.held_out_share(micro_batch_size):
                     moved = {name: value.to(device) for name, value in batch.items()}
                     output = forward(model, moved, self.config.loss)
                     assert output.loss is not None and output.logits is not None
-                    loss_sum += float(output.loss) * len(batch["pixels"])
-                    scores.update(output.logits, moved["labels"], moved["seen"])
+                    if counts:
+                        loss_sum += float(output.loss) * len(batch["pixels"])
+                        scores.update(output.logits, moved["labels"], moved["seen"])
         finally:
             model.train(was_training)
+        frames, loss_sum = self.share.sums(scores.frames, loss_sum)
+        scores.frames, scores.counts = int(frames), self.share.sum(scores.counts)
         return scores, loss_sum
 
     def save_model(self, model: nn.Module, folder: Path) -> None:

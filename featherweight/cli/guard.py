@@ -13,7 +13,9 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
+from featherweight.cli import guard_folder
 from featherweight.cli.given import require_model
+from featherweight.cli.guard_folder import Confidence, CostRatio, GuardFolder, Out, TargetFpr, TargetTpr
 from featherweight.cli.screen import AsJson, leave_cleanly, print_json, print_result
 from featherweight.errors import ConfigError
 
@@ -25,7 +27,6 @@ app = typer.Typer(no_args_is_help=True, help="Let a model refuse what a policy o
 Model = Annotated[
     str, typer.Option("--model", help="Folder or name of the chat model.", callback=require_model, show_default=False)
 ]
-GuardFolder = Annotated[Path, typer.Option("--guard", help="Folder of the guard.", show_default=False)]
 Harmful = Annotated[
     Path,
     typer.Option(
@@ -47,18 +48,15 @@ def calibrate(
     model: Model,
     harmful: Harmful,
     benign: Benign,
-    out: Annotated[Path, typer.Option("--out", help="Folder to write.", show_default=False)],
+    out: Out,
     borderline: Borderline = None,
     tier: Annotated[
         str, typer.Option("--tier", help="What decides: prefix_hidden, next_token, probe, probe_hidden or cascade.")
     ] = "probe_hidden",
-    target_fpr: Annotated[float, typer.Option("--target-fpr", help="The promised rate of false alarms.")] = 0.01,
-    confidence: Annotated[
-        float | None,
-        typer.Option(
-            "--confidence", help="Promise it for this share of calibrations; default: on average.", show_default=False
-        ),
-    ] = None,
+    target_fpr: TargetFpr = 0.01,
+    target_tpr: TargetTpr = None,
+    cost_ratio: CostRatio = None,
+    confidence: Confidence = None,
     prefix: Annotated[str, typer.Option("--prefix", help="The forced opening; auto tries several.")] = "auto",
     preamble: Annotated[
         str, typer.Option("--preamble", help="Text in front of it, such as the end of a block of thoughts.")
@@ -75,6 +73,12 @@ def calibrate(
     ] = None,
     grouped: Annotated[bool, typer.Option("--grouped", help="Keep each category in one part of the data.")] = False,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the parts of the data.")] = 0,
+    keep_readings: Annotated[
+        Path | None,
+        typer.Option(
+            "--keep-readings", help="Folder for prompts and what the model said, for refit.", show_default=False
+        ),
+    ] = None,
     batch_size: BatchSize = 16,
 ) -> None:
     """Make a guard from prompts that ought to be refused and prompts that ought not.
@@ -85,15 +89,9 @@ def calibrate(
 
     fw guard calibrate --model ./chat --harmful forbidden.jsonl --benign ordinary.jsonl --target-fpr 0.01 --out ./guard
     """
-    _require_files(harmful, benign, borderline)
-    if harmful.samefile(benign):
-        raise ConfigError(f"fw guard: benign={benign} is the file of --harmful; expected another one. Check the paths.")
+    _require_prompts(harmful, benign, borderline)
     from featherweight.guard.guard import PrefixGuard
-    from featherweight.guard.prompt_files import read_prompts
 
-    for path, name in ((harmful, "harmful"), (benign, "benign"), (borderline, "borderline")):
-        if path is not None:
-            read_prompts(path, name)  # what cannot be read is refused before a model is loaded
     with leave_cleanly("guard calibrate", None), _warnings_shown():
         loaded, tokenizer = _load(model)
         options: dict[str, Any] = {} if refusal is None else {"refusal_text": refusal}
@@ -107,6 +105,8 @@ def calibrate(
                 borderline=borderline,
                 tier=tier,
                 target_fpr=target_fpr,
+                target_tpr=target_tpr,
+                cost_ratio=cost_ratio,
                 confidence=confidence,
                 prefix=prefix,
                 preamble_text=preamble,
@@ -115,6 +115,7 @@ def calibrate(
                 on_flag=on_flag,
                 grouped=grouped,
                 seed=seed,
+                keep_readings=keep_readings,
                 batch_size=batch_size,
                 progress=lambda done, total: bar.update(task, completed=done, total=total),
                 **options,
@@ -232,6 +233,23 @@ def proxy(
     from featherweight.serving.server import run_proxy
 
     run_proxy(upstream, guard, options, upstream_key=upstream_key or os.environ.get("UPSTREAM_API_KEY") or None)
+
+
+app.command("refit")(guard_folder.refit)
+app.command("report")(guard_folder.report)
+app.command("export")(guard_folder.export)
+
+
+def _require_prompts(harmful: Path, benign: Path, borderline: Path | None) -> None:
+    """Refuse what cannot be read before a model is loaded."""
+    _require_files(harmful, benign, borderline)
+    if harmful.samefile(benign):
+        raise ConfigError(f"fw guard: benign={benign} is the file of --harmful; expected another one. Check the paths.")
+    from featherweight.guard.prompt_files import read_prompts
+
+    for path, name in ((harmful, "harmful"), (benign, "benign"), (borderline, "borderline")):
+        if path is not None:
+            read_prompts(path, name)
 
 
 def _require_files(*paths: Path | None) -> None:

@@ -25,6 +25,7 @@ from featherweight.cli.given import (
     require_unknown,
 )
 from featherweight.cli.look import look
+from featherweight.cli.plan_ranks import show_ranks
 from featherweight.cli.screen import AsJson, leave_cleanly, print_json
 from featherweight.errors import ConfigError
 from featherweight.report import format_bytes
@@ -84,6 +85,7 @@ def plan(
         str | None,
         typer.Option(
             "--device",
+            "--card",
             "-d",
             help="A card such as rtx4090, cuda, or cpu.",
             show_default=False,
@@ -127,6 +129,12 @@ def plan(
     report: Annotated[
         Path | None, typer.Option("--report", help="Write the plan as an HTML page.", show_default=False)
     ] = None,
+    gpus: Annotated[
+        int | None,
+        typer.Option(
+            "--gpus", min=2, help="What each of so many GPUs holds and sends under RECIPE.", show_default=False
+        ),
+    ] = None,
     calibrate: Annotated[bool, typer.Option("--calibrate", help="First measure this machine's GPU.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -146,7 +154,15 @@ def plan(
     fw plan --model ./my_model --device rtx4090 --solve max_seq_len
 
     fw plan recipe.yaml --budget 16GB --why
+
+    fw plan recipe.yaml --gpus 8 --card h100-80gb
     """
+    if gpus is not None:
+        with leave_cleanly("plan", []):
+            fits = show_ranks(recipe, gpus, device=device, budget=budget, report=report, as_json=as_json)
+        if not fits:
+            raise typer.Exit(1)
+        return
     _require_question(recipe, model, seq_len, tokens_per_step, data)
     require_length(model, seq_len)
     seen = None

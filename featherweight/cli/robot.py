@@ -2,17 +2,18 @@
 
 import typer
 
+from featherweight.cli.robot_camera import calibrate_camera
 from featherweight.cli.robot_challenge import challenge
+from featherweight.cli.robot_class import class_app
 from featherweight.cli.robot_demos import dataset_app, evaluate, record, replay, train
 from featherweight.cli.robot_kit import calibrate, doctor, ports
 from featherweight.cli.robot_local import emulate, sim, teleop
-from featherweight.cli.robot_room import class_init, join, relay, serve
+from featherweight.cli.robot_room import join, relay, serve
 from featherweight.cli.robot_web import web
 
 app = typer.Typer(
     no_args_is_help=True, rich_markup_mode="rich", help="A desktop arm: simulate, teleoperate, record, learn."
 )
-class_app = typer.Typer(no_args_is_help=True, help="Rooms: who may do what.")
 for command in (
     sim,
     emulate,
@@ -31,6 +32,6 @@ for command in (
 ):
     app.command()(command)
 app.command("eval")(evaluate)
-class_app.command("init")(class_init)
+app.command("calibrate-camera")(calibrate_camera)
 app.add_typer(class_app, name="class")
 app.add_typer(dataset_app, name="dataset")

@@ -44,6 +44,7 @@ def challenge(
     from featherweight.robot.challenge.log import read_log
     from featherweight.robot.challenge.run import parse_impairment, run_challenge
     from featherweight.robot.challenge.score import score_log
+    from featherweight.robot.challenge.summary import summarize
 
     if score is not None:
         told = asdict(score_log(read_log(score)))
@@ -58,9 +59,9 @@ def challenge(
         )
     network, loaded = parse_impairment(impair), None
     if policy is not None:
-        from featherweight.robot.learning.policy import ChunkPolicy
+        from featherweight.robot.learning.policy import load_policy
 
-        loaded = ChunkPolicy.load(policy)
+        loaded = load_policy(policy)
     first, scores = 10_000 if seed is None else seed, []
     for number in range(first, first + runs):
         path = None if log is None else log / f"{number}.jsonl"
@@ -72,16 +73,13 @@ def challenge(
                 f"{one.drops} drops, {one.collisions} collisions",
                 flush=True,
             )
-    mean = {
-        "points": sum(one.points for one in scores) / runs,
-        "placed": sum(one.placed for one in scores),
-        "cubes": sum(one.cubes for one in scores),
-        "time_s": sum(one.time_s for one in scores) / runs,
-        "round_trip_ms": sum(one.round_trip_ms for one in scores) / runs,
-    }
+    row = summarize(scores)
     if as_json:
-        print_json({"mean": mean, "runs": [asdict(one) for one in scores]})
-    else:
-        print(
-            f"mean {mean['points']:.1f} points, {mean['placed']} of {mean['cubes']} cubes, {mean['time_s']:.1f} s each"
-        )
+        print_json({"summary": asdict(row), "runs": [asdict(one) for one in scores]})
+        return
+    low, high = row.complete_interval
+    print(
+        f"{row.complete} of {row.runs} complete (95 %: {low:.2f} to {high:.2f}), mean {row.points:.1f} points "
+        f"({row.points_interval[0]:.1f} to {row.points_interval[1]:.1f}), {row.time_s:.1f} s, spectral arc length "
+        f"{row.spectral_arc_length:.2f}, log jerk {row.log_jerk:.1f}"
+    )

@@ -1,5 +1,6 @@
 """`fw robot record|replay|dataset|train|eval`: demonstrations, and policies that learn from them."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -30,6 +31,7 @@ def record(
     seconds: Annotated[float, typer.Option(min=0.5, max=3600, help="Of each, from when the arm follows.")] = 20.0,
     fps: Annotated[int, typer.Option(min=1, max=120, help="Frames a second.")] = 30,
     camera: Cameras = None,
+    size: Annotated[str, typer.Option(help="Of the expert's pictures, width x height, both even.")] = "320x240",
     seed: Annotated[int, typer.Option(min=0, help="Of the first layout of the expert; each episode has another.")] = 0,
     room: Annotated[
         str | None, typer.Option(help="Record while driving a robot of this room.", show_default=False)
@@ -56,7 +58,7 @@ def record(
     if room is not None:
         result = record_in_room(room, address, class_folder, name, robot_name, leader, port, out, camera or [], length)
     elif leader == "expert":
-        result = _record_expert(out, episodes, seed, camera or [], task, fps)
+        result = _record_expert(out, episodes, seed, camera or [], task, fps, size)
     else:
         robot = make_follower(follower, port, tuple(camera or ()))
         if camera and follower != "sim":
@@ -69,14 +71,23 @@ def record(
         print(f"{result['saved']} of {result['tried']} episodes saved in {out}; it holds {result['total']}.")
 
 
-def _record_expert(out: Path, episodes: int, seed: int, cameras: list[str], task: str, fps: int) -> dict[str, Any]:
+def _record_expert(
+    out: Path, episodes: int, seed: int, cameras: list[str], task: str, fps: int, size: str
+) -> dict[str, Any]:
     from rich.progress import Progress
 
     from featherweight.robot.recording.demonstrations import FPS, demonstrate, expert_writer
 
     if fps != FPS:
         raise ConfigError(f"fw robot record: fps={fps} is not the expert's; expected {FPS}. Leave --fps out.")
-    writer = expert_writer(out, cameras)
+    found = re.fullmatch(r"(\d+)x(\d+)", size)
+    width_px, height_px = map(int, found.groups()) if found else (0, 0)
+    # Video codecs halve the colours, and the simulator draws no larger pictures.
+    if not (16 <= width_px <= 1280 and 16 <= height_px <= 960) or width_px % 2 or height_px % 2:
+        raise ConfigError(
+            f"fw robot record: size={size} cannot be drawn; expected two even numbers up to 1280x960. Write 320x240."
+        )
+    writer = expert_writer(out, cameras, (height_px, width_px))
     with Progress(transient=True) as bar:
         shown = bar.add_task("recording", total=episodes)
         saved = demonstrate(writer, range(seed, seed + episodes), lambda *_: bar.advance(shown), cameras, task)
@@ -218,11 +229,11 @@ def evaluate(
 
     from featherweight.robot.learning.evaluation import FIRST_UNSEEN_SEED
     from featherweight.robot.learning.evaluation import evaluate as run_evaluation
-    from featherweight.robot.learning.policy import ChunkPolicy
+    from featherweight.robot.learning.policy import load_policy
 
     if scene != "challenge":
         raise ConfigError(f"fw robot eval: scene={scene} has no cube; expected challenge. Leave --scene out.")
-    policy = None if run is None else ChunkPolicy.load(run)
+    policy = None if run is None else load_policy(run)
     first = FIRST_UNSEEN_SEED if seed is None else seed
     with Progress(transient=True) as bar:
         shown = bar.add_task("evaluating", total=runs)

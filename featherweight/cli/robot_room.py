@@ -125,32 +125,3 @@ def join(
         print_json(result)
     else:
         print(f"round trip {side.delays.round_trip_ms.p50:.1f} ms (p99 {side.delays.round_trip_ms.p99:.1f})")
-
-
-def class_init(
-    folder: Annotated[Path, typer.Argument(help="A new folder.")] = Path("class"),
-    room: Room = "lab1",
-    member: Annotated[
-        list[str] | None, typer.Option("--member", "-m", help="name:role; robot, operator, instructor, observer.")
-    ] = None,
-    host: Annotated[
-        list[str] | None, typer.Option(help="Names and addresses of the relay.", show_default=False)
-    ] = None,
-) -> None:
-    """Make the certificates, tokens and access rules of a room.
-
-    [bold]Example[/bold]
-
-    fw robot class init class --room lab1 -m arm1:robot -m alice:operator -m teacher:instructor --host lab.example.org
-    """
-    from featherweight.robot.network.certificates import create_room
-
-    members = {}
-    for entry in member or ["arm1:robot", "operator:operator", "instructor:instructor", "observer:observer"]:
-        name, _, role = entry.partition(":")
-        members[name] = role
-    create_room(folder, room, members, ["localhost", "127.0.0.1", *(host or [])])
-    print(
-        f"Made {folder}. Give each participant the folder {folder / 'members'}/NAME and nothing else; keep "
-        f"ca.key secret."
-    )

@@ -56,7 +56,7 @@ def web(
 
         member = find_membership(class_folder, name, "operator")
         check_room(room, member.room)
-        pages: PageRoom = RemoteRoom(room, robot_name, member.role, key, lambda: connect(address, member))
+        pages: PageRoom = RemoteRoom(room, robot_name, member.name, member.role, key, lambda: connect(address, member))
         _serve(WebServer({"": pages}, port=listen), key, duration, as_json)
         return
     with make_follower(follower, port, _cameras(follower, camera)) as robot:
@@ -81,9 +81,11 @@ def _cameras(follower: str, wanted: list[str] | None) -> tuple[str, ...]:
 
 def _serve(server: "WebServer", key: str, duration: float | None, as_json: bool) -> None:
     server.start()
-    print(f"{server.uri}#key={key}", flush=True)
     try:
+        print(f"{server.uri}#key={key}", flush=True)
         wait(duration)
+    except KeyboardInterrupt:
+        pass  # before the waiting began
     finally:
         server.close()
     if as_json:

@@ -14,6 +14,14 @@ from featherweight.cli.given import require_template
 def serve(
     model: answer.Model,
     guard: answer.GuardFolder = None,
+    adapters: Annotated[
+        Path | None,
+        typer.Option(
+            "--adapters",
+            help="Folder of adapters (S2FT, LoRA); requests name one as their model.",
+            show_default=False,
+        ),
+    ] = None,
     host: Annotated[
         str, typer.Option("--host", help="Address to listen on; others than this machine's need a key.")
     ] = "127.0.0.1",
@@ -68,4 +76,4 @@ def serve(
 
     loaded, tokenizer = answer.load(model, dtype)
     Console(stderr=True).print(f"{options.name} at http://{host}:{port}/v1, Ctrl-C ends it", highlight=False)
-    run(loaded, tokenizer, options, guard_folder=guard)
+    run(loaded, tokenizer, options, guard_folder=guard, adapters_folder=adapters)

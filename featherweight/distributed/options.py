@@ -6,16 +6,21 @@ from pydantic import Field
 
 from featherweight.config import Config
 
-KINDS = ("auto", "none", "ddp", "fsdp2")
+KINDS = ("auto", "none", "ddp", "fsdp2", "hsdp")
 
 
 class ShardingOptions(Config):
     """How several processes train one model; a name alone takes the defaults. Free on resume."""
 
-    kind: Literal["auto", "none", "ddp", "fsdp2"] = "auto"
-    """none: one process; ddp: every process holds the whole model, what is sent are cores of gradients; auto: none for
-    one process, else ddp. fsdp2 (shares of rows) is for loops of your own for now."""
+    kind: Literal["auto", "none", "ddp", "fsdp2", "hsdp"] = "auto"
+    """none: one process; ddp: every process holds the whole model, what is sent are cores of gradients; fsdp2: every
+    process holds a share of the rows of every weight and moment; hsdp: the same in several copies, one on each machine;
+    auto: none for one process, else ddp."""
+    shard_size: int | None = Field(default=None, ge=1)
+    """hsdp: processes that share one copy; the default are those of one machine."""
     check_every: int = Field(default=100, ge=0)
     """Optimizer steps between comparisons of what all processes hold alike; 0 never compares."""
     reduce_dtype: Literal["float32", "bfloat16"] = "float32"
     """What cores and gradients below double precision are sent as."""
+    reshard_after_forward: bool = True
+    """fsdp2 and hsdp: free the weights of a layer between its forward and its backward pass, and gather them twice."""

@@ -30,10 +30,16 @@ class Traffic:
         self.payload_bytes[kind] += sent_bytes
         self.shapes.update(tuple(tensor.shape) for tensor in tensors)
 
+    def forget(self) -> None:
+        """Begin anew."""
+        self.calls = 0
+        self.payload_bytes.clear()
+        self.shapes.clear()
+
     def wire_bytes(self, world_size: int) -> float:
         """Return what a rank sends at least: ``2 (W-1)/W`` of an all-reduce, ``(W-1)/W`` of its two halves."""
         share = (world_size - 1) / world_size
-        factors = {"all_reduce": 2.0}
+        factors = {"all_reduce": 2.0, "all_reduce_of_copies": 2.0}
         return sum(share * factors.get(kind, 1.0) * count for kind, count in self.payload_bytes.items())
 
 

@@ -13,16 +13,18 @@ from featherweight.distributed.comm_hook import average_gradients_
 from featherweight.distributed.ddp import check_replicas
 from featherweight.distributed.group import launched_processes
 from featherweight.distributed.options import ShardingOptions
-from featherweight.distributed.reduce import TorchReducer
+from featherweight.distributed.reduce import TorchReducer, Traffic
 from featherweight.distributed.sharding import shard
 from featherweight.distributed.whole import is_sharded
 from featherweight.distributed.world import World, common
 from featherweight.errors import ConfigError
 from featherweight.optim.low_rank import LowRankOptimizer
 from featherweight.optim.reduce import attached_reducer
-from featherweight.optim.sharding import local_of, shard_of
+from featherweight.optim.sharding import shard_of
 from featherweight.optim.step.check import norm_of
+from featherweight.quant.int8_weight import int8_weight_of
 from featherweight.report import Report
+from featherweight.unwrap import local_of
 
 
 class SharedRecipe(Protocol):
@@ -30,6 +32,7 @@ class SharedRecipe(Protocol):
 
     sharding: ShardingOptions
     accumulation_steps: int
+    save_best: Any
 
     def to_dict(self) -> dict[str, Any]:
         """Return all keys as plain values."""
@@ -51,15 +54,16 @@ def begin_sharding(world: World, recipe: SharedRecipe) -> None:
     if recipe.sharding.kind == "none":
         raise common(
             ConfigError(
-                f"recipe: sharding.kind=none, but {world.size} processes were started; expected ddp, or one process. "
-                "Set sharding=ddp, or start without a launcher."
+                f"recipe: sharding.kind=none, but {world.size} processes were started; expected ddp or fsdp2, or "
+                "one process. Set sharding=ddp, or start without a launcher."
             )
         )
-    if recipe.sharding.kind == "fsdp2":
+    if recipe.sharding.kind in ("fsdp2", "hsdp") and recipe.save_best:
         raise common(
             ConfigError(
-                "recipe: sharding.kind=fsdp2 is not supported by recipes yet; expected ddp or auto. Set sharding=ddp, "
-                'or use fw.distributed.shard(model, "fsdp2") in a loop of your own.'
+                f"recipe: save_best={recipe.save_best} keeps the weights of one process, and sharding.kind="
+                f"{recipe.sharding.kind} spreads them; expected false. Leave save_best out (checkpoint_every keeps "
+                "whole checkpoints), or set sharding=ddp."
             )
         )
     world.require_enough(recipe.accumulation_steps)
@@ -76,8 +80,14 @@ def _require_group(count: int) -> None:
 def share_model(world: World, model: nn.Module, recipe: SharedRecipe) -> None:
     """Make the model that of all processes, as the recipe says; a collective."""
     if world.size > 1:
-        dtype = torch.bfloat16 if recipe.sharding.reduce_dtype == "bfloat16" else None
-        shard(model, "fsdp2" if recipe.sharding.kind == "fsdp2" else "ddp", reduce_dtype=dtype)
+        options = recipe.sharding
+        shard(
+            model,
+            "ddp" if options.kind == "auto" else options.kind,
+            reduce_dtype=torch.bfloat16 if options.reduce_dtype == "bfloat16" else None,
+            shard_size=options.shard_size,
+            reshard_after_forward=options.reshard_after_forward,
+        )
 
 
 def share_gradients(world: World, model: nn.Module, optimizer: Optimizer, max_grad_norm: float | None) -> None:
@@ -89,7 +99,11 @@ def share_gradients(world: World, model: nn.Module, optimizer: Optimizer, max_gr
         optimizer: one of `fw.optim`.
         max_grad_norm: if it is set whole gradients travel, whose norm it limits; else cores where they are enough.
     """
-    if world.size == 1 or (isinstance(optimizer, LowRankOptimizer) and optimizer.layerwise is not None):
+    if (
+        world.size == 1
+        or is_sharded(model)
+        or (isinstance(optimizer, LowRankOptimizer) and optimizer.layerwise is not None)
+    ):
         return
     reducer = attached_reducer(model)
     if reducer is not None:
@@ -122,6 +136,22 @@ def check_replicas_at(step: int, world: World, model: nn.Module, optimizer: Opti
         check_replicas(model, optimizer, world=world)
 
 
+def bytes_at_hand(model: nn.Module, optimizer: Optimizer) -> dict[str, int]:
+    """Return the bytes of weights and optimizer state that this process holds, counted; gradients are not among them.
+
+    Args:
+        model: sharded or not; tied parameters count once.
+        optimizer: one of `fw.optim`, or of torch's form.
+    """
+    weights = {id(one): local_of(one) for one in model.parameters() if int8_weight_of(one) is None}
+    weights |= {id(one): one for one in model.buffers()}
+    states = [value for state in optimizer.state.values() for value in state.values()]
+    return {
+        "weights": sum(one.nbytes for one in weights.values()),
+        "optimizer_state": sum(local_of(one).nbytes for one in states if isinstance(one, torch.Tensor)),
+    }
+
+
 def processes_report(world: World, model: nn.Module, bytes_by_category: dict[str, int], steps: int) -> Report | None:
     """Return who has run where, the bytes of each, and what was sent; None for one process. A collective.
 
@@ -133,20 +163,32 @@ def processes_report(world: World, model: nn.Module, bytes_by_category: dict[str
     """
     if world.size == 1:
         return None
-    reducer = attached_reducer(model)
-    traffic = reducer.traffic if isinstance(reducer, TorchReducer) else None
     everyone = world.gather((str(world.device), bytes_by_category))
     report = Report("Processes")
     categories = list(bytes_by_category)
     rows = [[rank, device, *[found.get(name) for name in categories]] for rank, (device, found) in enumerate(everyone)]
     columns = ["rank", "device", *[f"{name.replace('_', ' ')} (bytes)" for name in categories]]
     report.add_table("Processes", columns, rows)
-    if traffic is not None and steps:
+    traffic = traffic_of(model)
+    if traffic and steps:
         weights = sum(one.numel() * 4 for one in model.parameters() if one.requires_grad)
+        sent = {words: round(one.wire_bytes(world.size) / steps) for words, one in traffic.items()}
         facts = {
-            "collectives of a step": round(traffic.calls / steps, 1),
-            "sent by a rank in a step (bytes)": round(traffic.wire_bytes(world.size) / steps),
+            "collectives of a step": round(sum(one.calls for one in traffic.values()) / steps, 1),
+            "sent by a rank in a step (bytes)": sum(sent.values()),
+            **({f"of these {words} (bytes)": count for words, count in sent.items()} if len(sent) > 1 else {}),
             "as whole float32 gradients (bytes)": round(2 * (world.size - 1) / world.size * weights),
         }
         report.add_facts(facts, title="Traffic")
     return report
+
+
+def traffic_of(model: nn.Module) -> dict[str, Traffic]:
+    """Return what a shared model has sent, by who sent it; empty for one process."""
+    reducer = attached_reducer(model)
+    found = {"sums of all": reducer.traffic} if isinstance(reducer, TorchReducer) else {}
+    shards = (shard_of(parameter) for parameter in model.parameters())
+    collectives: Any = next((shard.collectives for shard in shards if shard is not None), None)
+    if collectives is not None:
+        found |= {"cores by rows": collectives.traffic, "weights and gradients by FSDP2": collectives.engine_traffic}
+    return found

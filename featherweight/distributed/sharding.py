@@ -8,9 +8,9 @@ from torch import nn
 from featherweight.distributed import ddp
 from featherweight.distributed.group import world_size
 from featherweight.errors import ConfigError, did_you_mean
-from featherweight.optim.sharding import is_distributed
+from featherweight.unwrap import is_distributed
 
-KINDS = ("ddp", "fsdp2")
+KINDS = ("ddp", "fsdp2", "hsdp")
 
 _WAYS_OUT = {
     "DistributedDataParallel": (
@@ -30,7 +30,14 @@ _WAYS_OUT = {
 """Class of a wrapper -> what is wrong with it, and what to do."""
 
 
-def shard(model: nn.Module, kind: str = "ddp", *, reduce_dtype: torch.dtype | None = None) -> nn.Module:
+def shard(
+    model: nn.Module,
+    kind: str = "ddp",
+    *,
+    reduce_dtype: torch.dtype | None = None,
+    shard_size: int | None = None,
+    reshard_after_forward: bool = True,
+) -> nn.Module:
     """Make a model that of all processes of the group, in place; a collective. Without a group it stays as it is.
 
     Call it after methods were applied and before the optimizer is built. `fw.optim.layerwise` finds what was done here.
@@ -38,8 +45,11 @@ def shard(model: nn.Module, kind: str = "ddp", *, reduce_dtype: torch.dtype | No
     Args:
         model: the bare module, on the device of this process.
         kind: "ddp": every process holds all weights and state, and cores of gradients are averaged. "fsdp2": every
-            process holds a share of rows or columns, through PyTorch's `fully_shard`.
+            process holds a share of the rows, through PyTorch's `fully_shard`. "hsdp": the same in several copies, so
+            that little travels between machines.
         reduce_dtype: what float32 and narrower sums are sent as; None for their own dtype.
+        shard_size: processes that share one copy under "hsdp"; None for those of one machine.
+        reshard_after_forward: as in `fully_shard`: free a layer's weights between its forward and its backward pass.
     Returns:
         The same model.
     Raises:
@@ -55,10 +65,11 @@ def shard(model: nn.Module, kind: str = "ddp", *, reduce_dtype: torch.dtype | No
     _refuse_wrapped(model)
     if world_size() == 1:
         return model
-    if kind == "fsdp2":
-        from featherweight.distributed.fsdp2 import shard_fully
+    if kind != "ddp":
+        from featherweight.distributed.fsdp2 import node_size, shard_fully
 
-        shard_fully(model, reduce_dtype=reduce_dtype)
+        together = (shard_size or node_size(world_size())) if kind == "hsdp" else None
+        shard_fully(model, reduce_dtype=reduce_dtype, shard_size=together, reshard_after_forward=reshard_after_forward)
     else:
         _refuse_shards(model)
         ddp.replicate(model, reduce_dtype=reduce_dtype)

@@ -63,22 +63,52 @@ def ddp_bytes(sizes: Sizes, world_size: int, *, core_bytes: int = 4, other_bytes
 
 
 def fsdp2_bytes(
-    sizes: Sizes, world_size: int, *, weight_bytes: int = 2, gradient_bytes: int = 4, core_bytes: int = 4
+    sizes: Sizes,
+    world_size: int,
+    *,
+    weight_bytes: float = 2,
+    gradient_bytes: float = 4,
+    core_bytes: int = 4,
+    sums_cores: bool = False,
+    passes: int = 1,
 ) -> float:
-    """Return what a rank sends in a step of one micro-batch under fsdp2.
+    """Return what a rank sends in a step under fsdp2.
 
-    FSDP2 gathers every weight twice and sums its gradient once; the optimizer sends cores behind left bases.
+    FSDP2 gathers every weight twice in each backward pass and sums its gradient once. The optimizer sends cores behind
+    left bases, as a sum that all have; with layer-wise core gradients all cores, in place of gradients, once a step.
 
     Args:
         sizes: of the model.
         world_size: W.
-        weight_bytes: of an element that is gathered.
+        weight_bytes: of an element that is gathered; ``1 + 4 / 256`` for int8 codes with their scales.
         gradient_bytes: of an element that is summed.
         core_bytes: of an element of a core.
+        sums_cores: gradients of projected weights are not formed, their cores are summed by rows.
+        passes: backward passes of a step.
     Example:
-        >>> fsdp2_bytes(Sizes(projected=256, cores=128, left_cores=64, others=26), 2)
-        1384.0
+        >>> sizes = Sizes(projected=256, cores=128, left_cores=64, others=26)
+        >>> fsdp2_bytes(sizes, 2), fsdp2_bytes(sizes, 2, sums_cores=True)
+        (1384.0, 1000.0)
     """
     share = (world_size - 1) / world_size
-    parameters = sizes.projected + sizes.others
-    return share * ((2 * weight_bytes + gradient_bytes) * parameters + 2 * core_bytes * sizes.left_cores)
+    gathered = 2 * weight_bytes * passes * (sizes.projected + sizes.others)
+    formed = gradient_bytes * passes * (sizes.others + (0 if sums_cores else sizes.projected))
+    by_rows = core_bytes * (sizes.cores - sizes.left_cores) if sums_cores else 0
+    return share * (gathered + formed + by_rows + 2 * core_bytes * sizes.left_cores)
+
+
+def copies_bytes(sizes: Sizes, copies: int, shard_size: int, *, other_bytes: int = 4, core_bytes: int = 4) -> float:
+    """Return what a rank of hybrid sharding sends to the other copies in a step of core gradients.
+
+    Args:
+        sizes: of the model; of one without projected weights for whole gradients.
+        copies: number of copies.
+        shard_size: processes that share one.
+        other_bytes: of an element of a gradient that is formed.
+        core_bytes: of an element of a core.
+    Example:
+        >>> copies_bytes(Sizes(projected=256, cores=128, left_cores=0, others=26), 2, 4)
+        154.0
+    """
+    sent = core_bytes * sizes.cores + other_bytes * sizes.others
+    return 2 * (copies - 1) / copies * sent / shard_size

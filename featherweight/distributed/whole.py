@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from featherweight.optim.sharding import is_distributed, local_of, shard_of
+from featherweight.optim.sharding import shard_of
+from featherweight.unwrap import is_distributed, local_of
 
 
 class WholeModel(nn.Module):

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from featherweight.guard.monitor import Monitor
 from featherweight.guard.options import READ_AT
 from featherweight.guard.probe import Judge, Probe
 from featherweight.guard.room import require_room
@@ -25,6 +26,8 @@ from featherweight.models.generation import (
     branch,
     drop_columns,
     extend,
+    fork,
+    generate,
     keep_rows,
     prefill,
     stream,
@@ -50,6 +53,8 @@ class AnswerRules:
     """Change the logits of answers."""
     criteria: Sequence[Criterion] = ()
     """End answers."""
+    monitor: Monitor | None = None
+    """Watches answers, a row for each request that gets one."""
 
     def for_rows(self, rows: list[int], new_tokens: int) -> dict[str, Any]:
         """Return the arguments of `stream` for some of the requests."""
@@ -62,6 +67,7 @@ class AnswerRules:
             "pad_token_id": self.pad_token_id,
             "processors": self.processors,
             "criteria": self.criteria,
+            "output_hidden_states": self.monitor is not None,
         }
 
 
@@ -81,6 +87,8 @@ class Judged:
     """Token-forwards so far."""
     seconds: dict[str, float] = field(default_factory=dict)
     """Phase -> time."""
+    continued: dict[int, list[int]] = field(default_factory=dict)
+    """Flagged request -> tokens of the refusal that the model wrote, with `on_flag: continue`."""
 
 
 def judge_prompts(
@@ -117,7 +125,15 @@ def judge_prompts(
         parallel = parallel and can_pad(decoding.cache) and READ_AT[judge.options.deciding.tier] == 2
         (_probe_beside if parallel else _probe_before)(judged, probe, judge, rules)
     judged.verdicts = probe.verdicts
-    judged.seconds = {"prefill": prefilled - start, "probe": time.perf_counter() - prefilled}
+    judged.seconds = {
+        "prefill": prefilled - start,
+        "probe": time.perf_counter() - prefilled - probe.score_seconds,
+        "classify": probe.score_seconds,
+    }
+    if judge.options.on_flag == "continue":
+        for row, verdict in enumerate(judged.verdicts):
+            if verdict.flagged and verdict.error is None and (monitor := judge.new_monitor(1)) is not None:
+                judged.continued[row] = continue_refusal(judged, row, verdict, judge, rules, monitor)
     if judge.options.on_flag != "annotate":
         kept = [row for row, verdict in enumerate(judged.verdicts) if not verdict.flagged]
         _keep_answers(judged, kept)
@@ -144,12 +160,76 @@ def answers(judged: Judged, rules: AnswerRules) -> Iterator[Tensor]:
     pads = last if rules.pad_token_id is None else torch.full_like(last, rules.pad_token_id)
     sources = [judged.answered[row] for row in rows]
     before = judged.decoding.length
-    for tokens in stream(judged.decoding, **rules.for_rows(sources, rules.max_new_tokens - place)):
+    settings = rules.for_rows(sources, rules.max_new_tokens - place)
+    if rules.monitor is not None:
+        settings["criteria"] = [
+            *rules.criteria,
+            watching(rules.monitor, judged.decoding, sources, rules.stop_token_ids),
+        ]
+    for tokens in stream(judged.decoding, **settings):
         if len(rows) == len(has_ended):
             yield tokens
         else:
             yield pads.clone().index_copy_(0, torch.tensor(rows, device=pads.device), tokens)
     judged.costs.answer_tokens += (judged.decoding.length - before) * len(rows)
+
+
+def watching(monitor: Monitor, decoding: Decoding, rows: Sequence[int], stops: Collection[int]) -> Criterion:
+    """Return what ends the answers that a monitor stops, as each of their tokens is read.
+
+    Args:
+        monitor: of all requests.
+        decoding: of these rows; what it has read so far is not looked at.
+        rows: which requests they are.
+        stops: tokens that end an answer; what stands behind them is not looked at.
+    """
+    seen, ends = decoding.length, torch.tensor(sorted(stops), dtype=torch.int64)
+    is_open = torch.ones(len(rows), dtype=torch.bool)
+
+    def stop(token_ids: Tensor) -> Tensor:
+        nonlocal seen, is_open
+        places = is_open.nonzero().squeeze(1)
+        if decoding.length > seen and decoding.hidden_states is not None and len(places):
+            seen = decoding.length
+            states = tuple(state[places.to(state.device)] for state in decoding.hidden_states)
+            monitor.read(states, [rows[place] for place in places.tolist()])
+        is_open &= ~torch.isin(token_ids[:, -1].cpu(), ends)
+        return torch.tensor([monitor.stopped_at[row] is not None for row in rows])
+
+    return stop
+
+
+def continue_refusal(
+    judged: Judged, row: int, verdict: Verdict, judge: Judge, rules: AnswerRules, monitor: Monitor
+) -> list[int]:
+    """Return the tokens of the refusal that the model began in a probe, as it goes on with it, watched.
+
+    Args:
+        judged: whose decoding stands at the end of the prompts, with all rows.
+        row: of the request.
+        verdict: on it.
+        judge: the guard.
+        rules: of answers; the refusal is greedy.
+        monitor: of one row.
+
+    Returns:
+        What may be shown: prefix, probe and continuation; [] if the monitor stopped it.
+    """
+    trial = fork(judged.decoding)
+    keep_rows(trial, [row])
+    begun = [*judge.options.prefix_ids, *verdict.probe_ids]
+    read = torch.tensor([*judge.options.preamble_ids, *begun], device=trial.token_ids.device)
+    extend(trial, read, output_hidden_states=True)
+    if verdict.has_ended or len(begun) >= rules.max_new_tokens:
+        return begun
+    tokens = generate(
+        trial,
+        max_new_tokens=rules.max_new_tokens - len(begun),
+        stop_token_ids=rules.stop_token_ids,
+        criteria=[watching(monitor, trial, [0], rules.stop_token_ids)],
+        output_hidden_states=True,
+    )
+    return [] if monitor.stopped_at[0] is not None else [*begun, *tokens[0].tolist()]
 
 
 def read_probe(decoding: Decoding, probe: Probe, forced_ids: Sequence[int]) -> int:
@@ -190,13 +270,21 @@ def _probe_beside(judged: Judged, probe: Probe, judge: Judge, rules: AnswerRules
     answer = _Answers(judged, rules)
     chosen = answer.choose(decoding.logits, decoding.token_ids)
     keep_rows(decoding, [*range(rows), *range(rows)])
+    monitor = rules.monitor
     forced_BP = torch.tensor(forced, device=chosen.device).expand(rows, -1)
     ahead = len(forced) - 1
     beside_BP = nn.functional.pad(chosen[:, None], (ahead, 0), value=int(forced[0]))
     mask_BP = torch.ones((2 * rows, len(forced)), dtype=torch.int64, device=chosen.device)
     mask_BP[:rows, :ahead] = 0
-    hidden = probe.needs_hidden
+    hidden = probe.needs_hidden or monitor is not None
+
+    def watch() -> None:
+        # A stopped answer is cut behind the verdict; until then nothing of it is shown anyway.
+        if monitor is not None and decoding.hidden_states is not None and (places := answer.open_rows):
+            monitor.read(tuple(state[places] for state in decoding.hidden_states), places)
+
     logits = extend(decoding, torch.cat([beside_BP, forced_BP]), mask_BP, output_hidden_states=hidden)
+    watch()
     probe.read_prefix(logits[rows:], _rows_from(decoding.hidden_states, rows))
     dead = list(range(start, start + ahead))
     read = 0
@@ -204,6 +292,7 @@ def _probe_beside(judged: Judged, probe: Probe, judge: Judge, rules: AnswerRules
         seen = torch.cat([decoding.token_ids[:rows, :start], decoding.token_ids[:rows, start + ahead :]], dim=1)
         chosen = answer.choose(decoding.logits[:rows], seen)
         extend(decoding, torch.cat([chosen, tokens])[:, None], output_hidden_states=hidden)
+        watch()
         probe.read_token(decoding.logits[rows:], _rows_from(decoding.hidden_states, rows))
         read += 1
     keep_rows(decoding, list(range(rows)))
@@ -221,6 +310,11 @@ class _Answers:
     def __init__(self, judged: Judged, rules: AnswerRules) -> None:
         self._begun, self._rules = judged.begun, rules
         self._has_ended = torch.zeros(judged.decoding.rows, dtype=torch.bool)
+
+    @property
+    def open_rows(self) -> list[int]:
+        """Rows whose answer has not ended."""
+        return (~self._has_ended).nonzero().squeeze(1).tolist()
 
     def choose(self, logits: Tensor, seen: Tensor) -> Tensor:
         rules = self._rules

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from featherweight.errors import ConfigError
 from featherweight.guard.decoding import AnswerRules, Judged, answers, judge_prompts
+from featherweight.guard.monitor import Monitor
 from featherweight.models.generation import stop_token_ids_of
 from featherweight.models.sampling import GREEDY, Sampling
 
@@ -49,6 +50,7 @@ def decoding_loop(
         pad_token_id=pad,
         processors=[logits_processor],
         criteria=[lambda read: stopping_criteria(read, None)],
+        monitor=guard.new_monitor(len(input_ids)),
     )
     judged = judge_prompts(
         guard,
@@ -60,22 +62,32 @@ def decoding_loop(
     )
     tokens: list[Tensor] = []
     streamer = streamer or guard_streamer
+    shown = 0
     if streamer is not None:
         streamer.put(input_ids.cpu())
+    # A token is watched when the next one has been chosen, so one more of them waits.
+    held = 0 if rules.monitor is None else rules.monitor.hold_back + 1
     for chosen in answers(judged, rules):
         tokens.append(chosen)
-        if streamer is not None:
-            streamer.put(chosen.cpu())
-    sequences = assemble(guard, input_ids, judged, tokens, pad)
+        if streamer is not None and len(tokens) > held and not _is_stopped(rules):
+            streamer.put(tokens[shown].cpu())
+            shown += 1
+    sequences = assemble(guard, input_ids, judged, tokens, pad, rules.monitor)
     if streamer is not None:
-        if not judged.answered:
-            streamer.put(sequences[0, start:].cpu())
+        if start + shown < sequences.shape[1]:
+            streamer.put(sequences[0, start + shown :].cpu())
         streamer.end()
     if not generation_config.return_dict_in_generate:
         return sequences
     output = GenerateDecoderOnlyOutput(sequences=sequences)
     output.guard = judged.verdicts
+    if rules.monitor is not None:
+        output.guard_stopped = [one is not None for one in rules.monitor.stopped_at]
     return output
+
+
+def _is_stopped(rules: AnswerRules) -> bool:
+    return rules.monitor is not None and any(one is not None for one in rules.monitor.stopped_at)
 
 
 def beside(guard: Any, model: Any, rows: int) -> bool:
@@ -84,12 +96,26 @@ def beside(guard: Any, model: Any, rows: int) -> bool:
     return wanted == "parallel" or (wanted == "auto" and rows == 1 and next(model.parameters()).device.type != "cpu")
 
 
-def assemble(guard: Any, input_ids: Tensor, judged: Judged, tokens: list[Tensor], pad: int | None) -> Tensor:
-    """Return prompts with answers and refusals, in the order of the requests, padded on the right."""
-    replies: dict[int, list[int]] = {}
+def assemble(
+    guard: Any,
+    input_ids: Tensor,
+    judged: Judged,
+    tokens: list[Tensor],
+    pad: int | None,
+    monitor: Monitor | None = None,
+) -> Tensor:
+    """Return prompts with answers and refusals, in the order of the requests, padded on the right.
+
+    An answer that the monitor stopped ends with the refusal text behind the tokens that were not held back.
+    """
+    replies: dict[int, list[int]] = {row: found for row, found in judged.continued.items() if found}
     if tokens:
         stacked = torch.stack(tokens, dim=1).tolist()
-        replies = dict(zip(judged.answered, stacked, strict=True))
+        replies |= dict(zip(judged.answered, stacked, strict=True))
+    for row in judged.answered:
+        if monitor is not None and monitor.stopped_at[row] is not None:
+            kept = replies[row][: monitor.shown(row, len(replies[row]))]
+            replies[row] = [*kept, *guard.refusal_ids(judged.verdicts[row], input_ids[row].tolist())]
     for row, verdict in enumerate(judged.verdicts):
         if row not in replies:
             replies[row] = guard.refusal_ids(verdict, input_ids[row].tolist()) if verdict.flagged else []

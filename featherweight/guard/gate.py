@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from featherweight.guard.decoding import read_probe
+from featherweight.guard.decoding import AnswerRules, Judged, continue_refusal, read_probe
+from featherweight.guard.monitor import Monitor
 from featherweight.guard.probe import Probe
 from featherweight.guard.reading import all_stops
 from featherweight.guard.room import require_room
@@ -18,15 +19,26 @@ class Gate:
         model: of the guard.
         tokenizer: its own.
         request: what a callback of the guard gets.
+        max_new_tokens: of a refusal that the model writes itself, with `on_flag: continue`.
         text: judged as the turn of a user instead of what was read, which has no chat template around it.
     """
 
-    def __init__(self, guard: Any, model: Any, tokenizer: Any, *, request: Any = None, text: str | None = None) -> None:
+    def __init__(
+        self,
+        guard: Any,
+        model: Any,
+        tokenizer: Any,
+        *,
+        request: Any = None,
+        text: str | None = None,
+        max_new_tokens: int = 128,
+    ) -> None:
         self.verdict: Verdict | None = None
         """Of the last prompt."""
         self._guard, self._model, self._request = guard, model, request
         self._tokenizer, self._text = tokenizer, text
-        self._stops = all_stops(model, tokenizer)
+        self._stops, self._max_new_tokens = all_stops(model, tokenizer), max_new_tokens
+        self._monitor: Monitor | None = None
 
     @property
     def needs_hidden(self) -> bool:
@@ -40,9 +52,28 @@ class Gate:
             ConfigError: if the prompt leaves no room for the probe.
         """
         self.verdict = self._judged(decoding)
+        self._monitor = self._guard.new_monitor(1)
         if not self.verdict.flagged or self._guard.options.on_flag == "annotate":
             return None
+        if self._guard.options.on_flag == "continue" and self.verdict.error is None and self._text is None:
+            rules = AnswerRules(max_new_tokens=self._max_new_tokens, stop_token_ids=self._stops)
+            judged = Judged(decoding, [self.verdict], [0])
+            found = continue_refusal(judged, 0, self.verdict, self._guard, rules, self._guard.new_monitor(1))
+            if found:
+                return str(self._tokenizer.decode(found, skip_special_tokens=True)).strip()
         return str(self._guard.refusal(self.verdict, self._request))
+
+    @property
+    def hold_back(self) -> int:
+        """So many of the newest tokens of an answer wait for what `check` says; 0 checks none."""
+        monitor = self._guard.options.monitor
+        return 0 if monitor is None else int(monitor.hold_back)
+
+    def check(self, decoding: Decoding) -> str | None:
+        """Return what ends an answer, whose newest token was read with hidden states, or None to go on."""
+        if self._monitor is None or decoding.hidden_states is None or not self._monitor.read(decoding.hidden_states)[0]:
+            return None
+        return f" {self._guard.options.refusal_text}"
 
     def _judged(self, decoding: Decoding) -> Verdict:
         if self._text is not None:

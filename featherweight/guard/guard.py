@@ -8,16 +8,19 @@ from typing import Any, Self
 from torch import Tensor, nn
 
 from featherweight.errors import ConfigError
-from featherweight.guard.calibration import calibrate
+from featherweight.guard.calibration import calibrate, fit_guard
 from featherweight.guard.decoding import Callback
 from featherweight.guard.decoding_loop import decoding_loop
 from featherweight.guard.evidence import Evidence
 from featherweight.guard.fingerprint import check_fingerprint
 from featherweight.guard.linear import Linear
+from featherweight.guard.monitor import NAME, Monitor
 from featherweight.guard.options import GuardOptions
 from featherweight.guard.reading import judge_all
+from featherweight.guard.readings import read_readings
 from featherweight.guard.scoring import Scoring
 from featherweight.guard.storage import GuardFiles, read_guard, write_guard
+from featherweight.guard.thresholds import Goal
 from featherweight.guard.verdict import Verdict
 from featherweight.report import Report
 
@@ -70,6 +73,39 @@ class PrefixGuard:
     def calibrate(cls, model: nn.Module, tokenizer: Any, **arguments: Any) -> Self:
         """Make a guard from labelled prompts; see `featherweight.guard.calibration.calibrate` for the arguments."""
         guard = cls._from_files(calibrate(model, tokenizer, **arguments))
+        guard._scoring.tokenizer = tokenizer
+        return guard
+
+    @classmethod
+    def refit(
+        cls,
+        folders: Sequence[str | PathLike[str]],
+        tokenizer: Any,
+        *,
+        tier: str = "probe_hidden",
+        target_fpr: float = 0.01,
+        target_tpr: float | None = None,
+        cost_ratio: float | None = None,
+        confidence: float | None = None,
+    ) -> Self:
+        """Make a guard from what a calibration kept of the model, without running it.
+
+        Args:
+            folders: written by `calibrate(..., keep_readings=FOLDER)`; several are joined.
+            tokenizer: of the model.
+            tier: what decides.
+            target_fpr: as in `calibrate`, like the others.
+            target_tpr: see there.
+            cost_ratio: see there.
+            confidence: see there.
+
+        Raises:
+            CheckpointError: if a folder is damaged.
+            ConfigError: if the classes were probed with different prefixes, or the folders are of different models.
+        """
+        goal = Goal(target_fpr, target_tpr, cost_ratio, confidence)
+        readings = read_readings([Path(folder).expanduser() for folder in folders])
+        guard = cls._from_files(fit_guard(readings, tokenizer, tier=tier, goal=goal))
         guard._scoring.tokenizer = tokenizer
         return guard
 
@@ -133,6 +169,21 @@ class PrefixGuard:
     def linear(self, tier: str) -> Linear:
         """Return the linear score of a tier."""
         return self._scoring.scores[tier]
+
+    def new_monitor(self, rows: int) -> Monitor | None:
+        """Return what watches the answers of so many rows, or None if none are watched."""
+        return self._scoring.new_monitor(rows)
+
+    def with_monitor(self, model: nn.Module, tokenizer: Any, **arguments: Any) -> Self:
+        """Return a guard that also watches answers; see `featherweight.guard.monitor_fit.fit_monitor`."""
+        from featherweight.guard.monitor_fit import fit_monitor
+
+        score, options, report = fit_monitor(self, model, tokenizer, **arguments)
+        other = self.with_options(monitor=options.to_dict())
+        other._scoring.scores = {**self._scoring.scores, NAME: score}
+        if other.report is not None:
+            other.report.sections.extend(report.sections)
+        return other
 
     def probe_text(self, probe_ids: Sequence[int]) -> str:
         """Return the text of probe tokens; "" if the guard is bound to no tokenizer and needs none."""

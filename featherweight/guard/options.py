@@ -9,7 +9,7 @@ from featherweight.config import Config
 
 Tier = Literal["hidden", "logprob", "next_token", "prefix_hidden", "probe", "probe_hidden"]
 """What a stage looks at; see `featherweight.guard.evidence`."""
-OnFlag = Literal["message", "truncate", "annotate", "callback"]
+OnFlag = Literal["message", "truncate", "continue", "annotate", "callback"]
 Branching = Literal["auto", "sequential", "parallel"]
 
 READ_AT: dict[str, int] = {
@@ -57,6 +57,21 @@ class EarlyExit(Config):
     """Decided if not higher; None never."""
 
 
+class MonitorOptions(Config):
+    """How answers are watched while they are written; see `featherweight.guard.monitor`."""
+
+    decay: float = Field(default=0.9, ge=0, lt=1)
+    """Of the running mean of scores: 0.9 looks back over about ten tokens, 0.5 over two; short answers need less."""
+    hold_back: int = Field(default=16, ge=1)
+    """So many of the newest tokens wait, and are never shown if the answer is stopped."""
+    stop_above: float | None = None
+    """The answer ends where the running mean is higher; None never."""
+    target_fpr: float | None = Field(default=None, gt=0, lt=1)
+    """The promised rate of answers to benign requests that are stopped."""
+    answer_tokens: int = Field(default=64, ge=1)
+    """For answers up to this length."""
+
+
 class GuardOptions(Config):
     """The settings of a guard."""
 
@@ -85,13 +100,16 @@ class GuardOptions(Config):
     include_prefix: bool = False
     """Whether the prefix stands in the text that is classified; one function builds it for fit and use."""
     on_flag: OnFlag = "message"
-    """What a flagged request gets: `refusal_text`; the refusal that the model began, up to its last whole sentence; its
-    ordinary answer, with the verdict only reported; or what a function returns."""
+    """What a flagged request gets: `refusal_text`; the refusal that the model began, up to its last whole sentence; the
+    same as the model goes on with it, watched by the monitor; its ordinary answer, with the verdict only reported; or
+    what a function returns."""
     refusal_text: str = REFUSAL
     """For `on_flag: message`, and wherever nothing better is there."""
     branch: Branching = "auto"
     """Whether the probe is read before the answer begins, or beside it as a second row; auto takes the second way on
     accelerators, for one request at a time, if the model's cache allows it."""
+    monitor: MonitorOptions | None = None
+    """How answers are watched; None watches none."""
     target_fpr: float | None = Field(default=None, gt=0, lt=1)
     """The promised rate of false alarms; None if none was promised."""
     promise: str = ""
@@ -107,8 +125,13 @@ class GuardOptions(Config):
                 raise ValueError(f"the tier {stage.tier} may flag a request, it may never clear one")
         if self.early_exit and places[-1] != 2:
             raise ValueError("early_exit needs a last stage that reads the probe")
-        if self.on_flag == "truncate" and not self.shows_prefix:
-            raise ValueError("on_flag: truncate would show a prefix that is no refusal")
+        if self.on_flag in ("truncate", "continue") and not self.shows_prefix:
+            raise ValueError(f"on_flag: {self.on_flag} would show a prefix that is no refusal")
+        if self.on_flag == "continue" and self.monitor is None:
+            raise ValueError(
+                "on_flag: continue needs a monitor, as the model may turn round after its refusal; fit one with "
+                "guard.with_monitor(...)"
+            )
         return self
 
     @property

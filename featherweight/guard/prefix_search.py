@@ -22,7 +22,8 @@ from featherweight.guard.scoring import Scoring
 from featherweight.models.generation import generate, prefill
 
 FALLBACK = "I'm sorry, but I cannot"
-TOPIC = "This question is about"
+TOPICS = ("This question is about", "The user wants")
+"""Openings that are no refusals: the state of the model behind them holds what it takes the request to be."""
 _REFUSALS = ("sorry", "cannot", "can't", "can not", "unable", "not able", "apolog", "won't")
 _REPLIES, _REPLY_TOKENS, _ROWS, _LENGTHS, _SHARE = 24, 16, 40, (3, 5, 8, 12), 0.05
 
@@ -56,7 +57,7 @@ def search_prefix(
     tier = base.deciding.tier
     texts = dict.fromkeys([*_openings(model, tokenizer, harmful[:_REPLIES]), FALLBACK], True)
     if tier in ("hidden", "prefix_hidden", "probe_hidden") and base.on_flag != "truncate":
-        texts[TOPIC] = False
+        texts |= dict.fromkeys(TOPICS, False)
     options: dict[tuple[int, ...], GuardOptions] = {}
     for text, shown in texts.items():
         _, ids = prefix_ids(tokenizer, text, preamble=base.preamble_text)

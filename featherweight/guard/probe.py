@@ -6,6 +6,7 @@ Shapes: B requests, P forced tokens, V vocabulary.
 """
 
 import math
+import time
 from collections.abc import Collection
 from typing import Any, Protocol
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from featherweight.guard.evidence import NEXT_TOKENS, Evidence, hidden_features, prefix_logprob
+from featherweight.guard.monitor import Monitor
 from featherweight.guard.options import READ_AT, GuardOptions
 from featherweight.guard.verdict import Verdict
 
@@ -31,6 +33,10 @@ class Judge(Protocol):
 
     def probe_text(self, probe_ids: list[int]) -> str:
         """Return the text of a probe."""
+        ...
+
+    def new_monitor(self, rows: int) -> Monitor | None:
+        """Return what watches answers, or None if none are watched."""
         ...
 
 
@@ -55,6 +61,8 @@ class Probe:
         self._hidden_counts = [0] * rows
         self._written = 0
         self._position = 0
+        self.score_seconds = 0.0
+        """Time that the classifiers took."""
         self.snapshots: dict[int, Tensor | None] = {}
         """Probe tokens -> the mean hidden states at that place; only where nothing is decided."""
 
@@ -150,11 +158,14 @@ class Probe:
                 self._verdicts[row] = self._verdict(row, True, math.nan, "none", reason)
 
     def _scores(self, tier: str) -> list[float]:
+        begin = time.perf_counter()
         try:
             found: list[float] = self._judge.score(tier, self.evidence).tolist()
         except Exception as error:  # whatever goes wrong in a classifier, nothing passes unjudged
             self.fail(f"{type(error).__name__}: {error}")
             return []
+        finally:
+            self.score_seconds += time.perf_counter() - begin
         return found
 
     def _decide(self) -> None:
@@ -197,4 +208,5 @@ class Probe:
     def _verdict(self, row: int, flagged: bool, score: float, tier: str, error: str | None) -> Verdict:
         ids: list[int] = self.evidence.probe_ids[row] if self.evidence.probe_ids else []
         text: Any = self._judge.probe_text(ids) if ids else ""
-        return Verdict(flagged, score, tier, len(ids), text, error)
+        ended = bool(self.evidence.probe_ended) and self.evidence.probe_ended[row]
+        return Verdict(flagged, score, tier, len(ids), text, error, tuple(ids), ended)

@@ -37,6 +37,8 @@ class Measured:
 
     scores: Tensor
     """(N,) of all rows; those of the fit by folds that had not seen them."""
+    unseen: float | None = None
+    """AUROC on rows of the fit whose category was in none of the folds that scored them; None without categories."""
 
 
 def make_report(
@@ -65,6 +67,7 @@ def make_report(
         ["tier", "AUROC", "borderline AUROC", *_columns(), "in a frame: TPR (%)", "FPR (%)"],
         [_tier_row(name, one.scores, rows, confidence) for name, one in measured.items()],
     )
+    _add_unseen(report, measured)
     if candidates:
         report.add_table(
             "Prefixes that were tried",
@@ -172,6 +175,13 @@ def _tier_row(name: str, scores: Tensor, rows: Rows, confidence: float | None) -
     if name in FLAG_ONLY:
         cells[0] = f"{name} (may only flag)"
     return cells
+
+
+def _add_unseen(report: Report, measured: Mapping[str, Measured]) -> None:
+    """Add how well categories are told apart that the fit has not seen: what a policy meets after its calibration."""
+    table = [[name, one.unseen] for name, one in measured.items() if one.unseen is not None]
+    if table:
+        report.add_table("Categories that the fit has not seen", ["tier", "AUROC"], table)
 
 
 def _share(scores: Tensor, threshold: float) -> float | None:

@@ -8,6 +8,7 @@ from torch import Tensor
 from featherweight.errors import CheckpointError, ConfigError
 from featherweight.guard.evidence import Evidence, next_token_features, required
 from featherweight.guard.linear import Linear
+from featherweight.guard.monitor import NAME, Monitor
 from featherweight.guard.options import GuardOptions
 from featherweight.guard.text_features import bow_features, classified_text, encoder_features
 
@@ -60,6 +61,12 @@ class Scoring:
             return required(evidence, "probe_hidden")
         texts = self.texts(evidence)
         return bow_features(texts) if self.options.text_classifier == "bow" else encoder_features(texts)
+
+    def new_monitor(self, rows: int) -> Monitor | None:
+        """Return what watches answers, or None if none are watched."""
+        if self.options.monitor is None:
+            return None
+        return Monitor(self.scores[NAME], self.options.monitor, self.options.layers, rows)
 
     def texts(self, evidence: Evidence) -> list[str]:
         """Return the texts that the tier `probe` classifies."""

@@ -12,10 +12,18 @@ from torch import Tensor
 from featherweight.config.files import new_folder
 from featherweight.errors import CheckpointError, ConfigError
 from featherweight.guard.linear import Linear
+from featherweight.guard.markdown import markdown_report
+from featherweight.guard.monitor import NAME
 from featherweight.guard.options import GuardOptions
 from featherweight.report import Report
 
-SETTINGS, WEIGHTS, REPORT, PAGE = "guard_config.json", "classifier.safetensors", "report.json", "report.html"
+SETTINGS, WEIGHTS, REPORT, PAGE, TEXT = (
+    "guard_config.json",
+    "classifier.safetensors",
+    "report.json",
+    "report.html",
+    "report.md",
+)
 _PARTS = ("mean", "std", "weight", "bias")
 
 
@@ -61,6 +69,7 @@ def write_guard(folder: Path, files: GuardFiles) -> None:
             if files.report is not None:
                 (temporary / REPORT).write_text(files.report.to_json(), encoding="utf-8")
                 files.report.save_html(temporary / PAGE)
+                (temporary / TEXT).write_text(markdown_report(files.report), encoding="utf-8")
     except OSError as error:
         raise ConfigError(
             f"guard: out={folder} cannot be written ({error.strerror}); expected a writable folder with space. Choose "
@@ -90,7 +99,8 @@ def read_guard(folder: Path) -> GuardFiles:
         tensors = load(weights)
         tiers = sorted({name.split(".")[0] for name in tensors if "." in name})
         scores = {tier: Linear(*(tensors[f"{tier}.{part}"] for part in _PARTS)) for tier in tiers}
-        missing = {stage.tier for stage in options.stages} - scores.keys()
+        wanted = {stage.tier for stage in options.stages} | ({NAME} if options.monitor else set())
+        missing = wanted - scores.keys()
         if missing:
             raise ValueError(f"no weights for {', '.join(sorted(missing))}")
         report = None

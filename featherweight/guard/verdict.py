@@ -19,6 +19,10 @@ class Verdict:
     """What it wrote."""
     error: str | None = None
     """Why the request could not be judged; it is flagged then."""
+    probe_ids: tuple[int, ...] = ()
+    """Its tokens."""
+    has_ended: bool = False
+    """The reply ended inside of the probe; it is not continued."""
 
 
 @dataclass

@@ -29,6 +29,7 @@ from featherweight.nn.int8_linear import Int8Linear
 from featherweight.nn.int8_module import Int8Module
 from featherweight.nn.projected_linear import projected_linear
 from featherweight.optim.backward.updates import core_receiver
+from featherweight.optim.sharding import sharded_of
 from featherweight.ownership import Part, refuse_owned
 from featherweight.report import Report
 from featherweight.selection import ALL_LINEAR, select_modules
@@ -141,10 +142,12 @@ def _forward(module: nn.Module, *args: Tensor, **named: Tensor) -> Tensor:
 def _compute(module: nn.Module, *args: Tensor, **named: Tensor) -> Tensor:
     settings: _Settings = settings_of(module)
     weight: Tensor = module.weight  # type: ignore[assignment]
+    if isinstance(weight, nn.Parameter):
+        settings.parameter = weight  # FSDP2 puts another one there, once
     parameter = _parameter_behind(weight, settings.parameter)
     receiver = None
     if torch.is_grad_enabled() and weight.requires_grad and parameter is not None:
-        siblings = [each.parameter for each in settings.siblings]
+        parameter, siblings = sharded_of(parameter), [sharded_of(each.parameter) for each in settings.siblings]
         receiver = core_receiver(
             parameter, prefer=settings.prefer, exact_refresh=settings.exact_refresh, siblings=siblings
         )

@@ -6,6 +6,7 @@ terminal.
 """
 
 import time
+from collections import deque
 from collections.abc import Collection, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -61,6 +62,15 @@ class Gate(Protocol):
 
     def __call__(self, decoding: Decoding) -> str | None:
         """Return the reply of a prompt that was read and is refused, otherwise None; the decoding stays as it is."""
+        ...
+
+    @property
+    def hold_back(self) -> int:
+        """So many of the newest tokens of an answer wait for what `check` says; 0 checks none."""
+        ...
+
+    def check(self, decoding: Decoding) -> str | None:
+        """Return what ends an answer, whose newest token was read with hidden states, or None to go on."""
         ...
 
 
@@ -129,7 +139,7 @@ class Writer:
         begin, count, is_cut = time.perf_counter(), 0, True
         # Kept again only when all of this went well: an interrupt may have left half a token in the cache.
         decoding, self._decoding = self._decoding, None
-        text = GrowingText(self._tokenizer)
+        text, held = GrowingText(self._tokenizer), 0 if self._gate is None else self._gate.hold_back
         try:
             decoding = self._read(decoding, prompt_ids)
             if self._gate is not None and (refusal := self._gate(decoding)) is not None:
@@ -144,12 +154,21 @@ class Writer:
                 sampling=Sampling(**{name: getattr(self.options, name) for name in Sampling.model_fields}),
                 generators=self._generator,
                 stop_token_ids=self._stops,
+                output_hidden_states=held > 0,
             )
+            waiting, start = deque[int](), decoding.length
             for token in tokens:
                 count += 1
+                if held and decoding.length > start and (refusal := self._checked(decoding)) is not None:
+                    yield refusal
+                    return
+                waiting.append(int(token))
                 if int(token) in self._stops:
                     is_cut = False
-                elif piece := text.add(int(token)):
+                elif len(waiting) > held and (piece := text.add(waiting.popleft())):
+                    yield piece
+            for one in waiting:
+                if one not in self._stops and (piece := text.add(one)):
                     yield piece
             if rest := text.rest():
                 yield rest
@@ -161,6 +180,9 @@ class Writer:
         """Drop what was read, and begin the random numbers anew."""
         self._decoding = None
         self._generator.manual_seed(self.options.seed)
+
+    def _checked(self, decoding: Decoding) -> str | None:
+        return None if self._gate is None else self._gate.check(decoding)
 
     def _read(self, known: Decoding | None, prompt_ids: list[int]) -> Decoding:
         hidden = self._gate is not None and self._gate.needs_hidden

@@ -161,6 +161,7 @@ def stream(
     pad_token_id: int | None = None,
     processors: Sequence[Processor] = (),
     criteria: Sequence[Criterion] = (),
+    output_hidden_states: bool = False,
 ) -> Iterator[Tensor]:
     """Choose one token after the other, and hand each out as soon as it is chosen.
 
@@ -176,6 +177,7 @@ def stream(
         pad_token_id: what a row that has ended gets while others go on; None takes the token that ended it.
         processors: change the logits before the choice, in this order.
         criteria: end rows for other reasons than a stop token.
+        output_hidden_states: keep the hidden states of the token that was read last.
 
     Yields:
         (B,) int64: the next token of each row. The stream ends when all rows have.
@@ -197,7 +199,7 @@ def stream(
         if (len(stops) or criteria) and bool(has_ended.all()):
             return
         if count + 1 < max_new_tokens:
-            extend(decoding, chosen_B[:, None])
+            extend(decoding, chosen_B[:, None], output_hidden_states=output_hidden_states)
 
 
 def generate(decoding: Decoding, *, max_new_tokens: int, **options: Any) -> Tensor:

@@ -23,6 +23,7 @@ from featherweight.quant.int8_weight import (
     is_registered,
     register_int8_weight,
 )
+from featherweight.unwrap import is_distributed, local_of
 
 CODES, SCALE = "weight_codes", "weight_scale"
 
@@ -38,10 +39,28 @@ class Int8Module(nn.Module):
     def int8_weight(self) -> Int8Weight:
         """Return references to the present codes and scales."""
         owner = self._weight_owner[0] if self._weight_owner else self
-        buffers = owner._buffers
-        codes, scale = buffers[CODES], buffers[SCALE]
-        assert codes is not None and scale is not None
-        return Int8Weight(codes, scale, owner.group_size)
+        codes, scale = (local_of(owner._stored(name)) for name in (CODES, SCALE))
+        return Int8Weight(codes, scale.view(torch.float32), owner.group_size)
+
+    def _stored(self, name: str) -> Tensor:
+        """Return codes or scale bits: a buffer, or a parameter without gradient once `store_as_parameters_` was called.
+
+        As a parameter it is the rows of this process, or all of them while FSDP2 has gathered them.
+        """
+        found = self._buffers[name] if name in self._buffers else self._parameters[name]
+        assert found is not None
+        return found
+
+    def store_as_parameters_(self) -> None:
+        """Make codes and scales parameters without gradient, which FSDP2 shards; scales as the integers of their bits.
+
+        A policy of mixed precision casts floating parameters before it gathers them; scales would lose their digits.
+        """
+        if not self._weight_owner:
+            codes, scale = self._stored(CODES), self._stored(SCALE)
+            del self._buffers[CODES], self._buffers[SCALE]
+            self.register_parameter(CODES, nn.Parameter(codes, requires_grad=False))
+            self.register_parameter(SCALE, nn.Parameter(scale.view(torch.int32), requires_grad=False))
 
     def adopt_weight_(self, group_size: int = GROUP_SIZE, owner: "Int8Module | None" = None) -> None:
         """Turn the float parameter `weight` into codes and a handle; the parameter stays the same object.
@@ -76,7 +95,7 @@ class Int8Module(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move codes and scales without a change of their dtypes; the handle follows device and dtype."""
-        owned = {} if self._weight_owner else {name: self._buffers[name] for name in (CODES, SCALE)}
+        owned = {name: self._buffers[name] for name in (CODES, SCALE) if name in self._buffers}
         handle = self._parameters["weight"]
         self._buffers.update(dict.fromkeys(owned))
         self._parameters["weight"] = None
@@ -130,6 +149,8 @@ class Int8Module(nn.Module):
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         del destination[f"{prefix}weight"]
+        if f"{prefix}{SCALE}" in destination:
+            destination[f"{prefix}{SCALE}"] = _as_floats(destination[f"{prefix}{SCALE}"])
 
     def _load_from_state_dict(
         self,
@@ -175,3 +196,14 @@ class Int8Module(nn.Module):
                 "module computes with its int8 codes; expected the handle. Write values with load_state_dict, or call "
                 "fw.remove(model, fw.Int8()) before you merge or assign."
             )
+
+
+def _as_floats(scale: Any) -> Tensor:
+    """Return scales as the numbers that their bits are; of a DTensor one over the same memory."""
+    if not is_distributed(scale):
+        return scale.view(torch.float32)
+    local, shape, stride = scale.to_local().view(torch.float32), scale.shape, scale.stride()
+    found: Tensor = type(scale).from_local(
+        local, scale.device_mesh, scale.placements, run_check=False, shape=shape, stride=stride
+    )
+    return found

@@ -25,7 +25,7 @@ from featherweight.errors import ConfigError
 from featherweight.optim.options import LOW_RANK_DEFAULTS
 from featherweight.optim.param_groups import completed
 from featherweight.optim.policies.lazy import lazy_options
-from featherweight.optim.sharding import agree, local_of
+from featherweight.optim.sharding import agree, at_hand
 from featherweight.optim.state_dict import distributed_state, load_state, mark
 from featherweight.optim.step.adam import TogetherInLists
 from featherweight.optim.step.check import are_finite, check_step
@@ -34,6 +34,7 @@ from featherweight.optim.step.plan import Placed, log_full_rank, named_parameter
 from featherweight.optim.step.step import Step
 from featherweight.optim.summary import summary_of
 from featherweight.report import Report
+from featherweight.unwrap import local_of
 
 
 class LowRankOptimizer(torch.optim.Optimizer):
@@ -142,9 +143,21 @@ class LowRankOptimizer(torch.optim.Optimizer):
         return Member(local, self.state[parameter], group, planned[1])
 
     def _at_hand(self, parameter: Tensor, tensor: Any) -> Any:
-        """Return what this process has of a parameter or its gradient: all of it, unless it is sharded."""
+        """Return what this process has of a parameter or its gradient: all of it, unless it is sharded.
+
+        Raises:
+            ConfigError: for the gradient of an int8 weight of which it has rows.
+        """
         planned = self._planned().get(parameter)
-        return tensor if planned is None or planned[0].layout.shard is None else local_of(tensor)
+        if planned is None or planned[0].layout.shard is None:
+            return tensor
+        if tensor is not parameter and planned[0].layout.shard.rows is not None:
+            raise ConfigError(
+                f"{type(self).__name__}: '{planned[0].layout.name}' has int8 codes of which each process holds rows, "
+                "and its gradient is that of one process; expected layer-wise updates, which sum it as a core. Call "
+                "fw.optim.layerwise(model, optimizer), with fw.CoreGradient(), or use sharding ddp."
+            )
+        return at_hand(parameter) if tensor is parameter else local_of(tensor)
 
     def _planned(self) -> dict[Tensor, Placed]:
         if self._steps is None:
@@ -250,7 +263,7 @@ class LowRankOptimizer(torch.optim.Optimizer):
         if self.layerwise is not None:
             return self.layerwise.gradient_bytes()
         parameters = [p for group in self.param_groups for p in group["params"] if p.requires_grad]
-        return sum(local_of(p).numel() * p.element_size() for p in parameters)
+        return sum(at_hand(p).numel() * p.element_size() for p in parameters)
 
     def report(self) -> Report:
         """Return how the parameters are treated: a table by kind with counts, bytes and refreshes."""

@@ -7,13 +7,13 @@ on the rows at hand: a right-sided core ``G_i Q`` is local, a left-sided one is 
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from typing import Any, Protocol
+from typing import Protocol
 
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from featherweight.errors import ConfigError
+from featherweight.unwrap import is_distributed, local_of
 
 
 class Collectives(Protocol):
@@ -37,6 +37,18 @@ class Collectives(Protocol):
         """
         ...
 
+    def mean_rows(self, wholes: Sequence[Tensor]) -> list[Tensor]:
+        """Return of each tensor's mean over the processes the rows of this process, by the rule of ``torch.chunk``.
+
+        Args:
+            wholes: matrices of all rows, of one dtype, of equal shapes on all processes; one collective for all.
+        """
+        ...
+
+    def sums(self, values: Sequence[float]) -> list[float]:
+        """Return sums over the processes in float64, the same bits on all."""
+        ...
+
     def all_true(self, flags: Sequence[bool]) -> list[bool]:
         """Return for each flag whether it is true on every process."""
         ...
@@ -56,6 +68,8 @@ class ParameterShard:
     stop: int
     """Row behind the last one; equal to `start` if there are more processes than rows."""
     collectives: Collectives
+    rows: Tensor | None = None
+    """What stands for the rows at hand of an int8 weight, whose handle is no DTensor and gets gradients of all rows."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -134,20 +148,31 @@ def shard_of(parameter: Tensor) -> ParameterShard | None:
     return found
 
 
-def is_distributed(tensor: Tensor) -> bool:
-    """Say whether a tensor is a DTensor, without importing its module, which takes a second."""
-    return _is_dtensor(type(tensor))
+_sharded: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
 
-@cache
-def _is_dtensor(kind: type) -> bool:
-    return any(one.__name__ == "DTensor" for one in kind.__mro__)
+def register_unsharded(tensor: Tensor, parameter: Tensor) -> None:
+    """Let a tensor be known as the whole of a sharded parameter: what layers compute with, or what it was before."""
+    _sharded[tensor] = parameter
 
 
-def local_of(tensor: Any) -> Any:
-    """Return the rows at hand of a DTensor, as a view of its memory; an ordinary tensor comes back as it is."""
-    found: Any = tensor
-    return found.to_local() if isinstance(tensor, Tensor) and is_distributed(tensor) else tensor
+def sharded_of(tensor: Tensor) -> Tensor:
+    """Return the sharded parameter whose whole a tensor is; the tensor itself if it is none."""
+    found: Tensor = _sharded.get(tensor, tensor)
+    return found
+
+
+def at_hand(parameter: Tensor) -> Tensor:
+    """Return what this process has of a parameter: all of it, or what stands for its rows."""
+    shard: ParameterShard | None = _shards.get(parameter)
+    found: Tensor = local_of(parameter) if shard is None or shard.rows is None else shard.rows
+    return found
+
+
+def unsharded_of(parameters: Collection[Tensor]) -> list[Tensor]:
+    """Return the tensors that layers compute with in place of some sharded parameters."""
+    wanted = {id(parameter) for parameter in parameters}
+    return [tensor for tensor, parameter in _sharded.items() if id(parameter) in wanted]
 
 
 def agree(parameters: Sequence[Tensor], flags: Sequence[bool]) -> list[bool]:

@@ -110,13 +110,20 @@ class PdeTask(Task):
         """
         metrics: dict[str, float] = {}
         for index, (name, pairs) in enumerate(self.tests.items()):
-            prediction = self.predict(model, pairs.x, micro_batch_size=micro_batch_size)
-            suffix = "" if index == 0 else f"_{name}"
-            if index == 0:
-                metrics["held_out_loss"] = float(self._errors(prediction, pairs.y, self.config.loss).mean())
-            for kind in ERROR_KINDS:
-                metrics[f"{kind}{suffix}"] = float(self._errors(prediction, pairs.y, kind).mean())
-            metrics[f"max_error{suffix}"] = float(largest_error(prediction, pairs.y).max())
+            kinds: list[ErrorKind] = [*ERROR_KINDS] if index else [self.config.loss, *ERROR_KINDS]
+            sums, largest, parts = [0.0] * len(kinds), 0.0, range(0, len(pairs), micro_batch_size)
+            for start, counts in self.share.of(parts):
+                x, y = (whole[start : start + micro_batch_size] for whole in (pairs.x, pairs.y))
+                prediction = self.predict(model, x, micro_batch_size=micro_batch_size)
+                if counts:
+                    errors = (float(self._errors(prediction, y, kind).double().sum()) for kind in kinds)
+                    sums = [before + more for before, more in zip(sums, errors, strict=True)]
+                    largest = max(largest, float(largest_error(prediction, y).max()))
+            names = [*ERROR_KINDS] if index else ["held_out_loss", *ERROR_KINDS]
+            suffix = f"_{name}" if index else ""
+            for kind_name, total in zip(names, self.share.sums(*sums), strict=True):
+                metrics[f"{kind_name}{suffix}"] = total / len(pairs)
+            metrics[f"max_error{suffix}"] = self.share.largest(largest)
         return metrics
 
     def predict(self, model: nn.Module, x: Tensor, *, micro_batch_size: int) -> Tensor:

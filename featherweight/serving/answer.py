@@ -25,7 +25,7 @@ class Answer:
 
     def __init__(self, service: Service, asked: Asked, job: Job) -> None:
         self._service, self._asked, self._job = service, asked, job
-        self._text, self._held = service.writer(), ""
+        self._text, self._held, self._refusal = service.writer(), "", ""
         self.verdict: Verdict | None = None
         self.refusal: str | None = None
         self.reason = "stop"
@@ -46,6 +46,8 @@ class Answer:
             if isinstance(event, VerdictFell):
                 self.verdict = event.verdict
                 service.meters.count_verdict(event.verdict, service.word_of(event.verdict))
+            elif isinstance(event, TokenWritten) and self._refuses:
+                self._refusal += self._text.add(event.token_id)
             elif isinstance(event, TokenWritten):
                 piece, is_over = self._cut(self._text.add(event.token_id))
                 if piece:
@@ -54,6 +56,8 @@ class Answer:
                     job.cancel()
                     break
             else:
+                if self._refuses:
+                    self._refusal += self._text.rest()
                 self._end(event)
                 rest, _ = self._cut(self._text.rest(), is_last=True)
                 if rest and self.refusal is None:
@@ -66,9 +70,16 @@ class Answer:
         if event.reason == "error":
             status = 400 if event.message.startswith(("guard:", "prefill:")) else 503
             raise RequestError(status, event.message or "serve: the answer failed; expected one. Ask again.")
-        if event.reason == "content_filter":
+        if self._refuses and event.reason in ("stop", "length"):
+            self.reason, self.refusal = "content_filter", self._refusal.strip()
+        elif event.reason == "content_filter":
             assert self.verdict is not None
             self.refusal = self._service.refusal(self.verdict, self._asked.prompt)
+
+    @property
+    def _refuses(self) -> bool:
+        """Whether the tokens that come are a refusal which the model writes itself."""
+        return self.verdict is not None and self.verdict.flagged and self._service.continues
 
     def _cut(self, piece: str, *, is_last: bool = False) -> tuple[str, bool]:
         """Return what may be shown, and whether a stop text was reached; its beginning is held back."""

@@ -11,6 +11,7 @@ from typing import Any
 
 from featherweight.errors import MissingExtraError
 from featherweight.guard.room import context_of
+from featherweight.serving.adapters import RowAdapters
 from featherweight.serving.answer import Answer, stream_lines, whole_text
 from featherweight.serving.engine import Engine
 from featherweight.serving.options import ServeOptions
@@ -31,7 +32,13 @@ _POLICY = "default-src 'self'; style-src 'unsafe-inline'; script-src 'unsafe-inl
 
 
 def make_app(
-    model: Any, tokenizer: Any, options: ServeOptions, *, guard: Any = None, stop_token_ids: tuple[int, ...]
+    model: Any,
+    tokenizer: Any,
+    options: ServeOptions,
+    *,
+    guard: Any = None,
+    stop_token_ids: tuple[int, ...],
+    adapters: RowAdapters | None = None,
 ) -> Any:
     """Return the application, with its engine.
 
@@ -41,6 +48,7 @@ def make_app(
         options: of the server.
         guard: bound to both, or None.
         stop_token_ids: they end an answer.
+        adapters: that requests may name as their model.
 
     Raises:
         MissingExtraError: without FastAPI.
@@ -53,9 +61,15 @@ def make_app(
             "serve: fastapi is not installed; expected the extra serve. Run pip install 'featherweight[serve]'."
         ) from error
     engine = Engine(
-        model, stop_token_ids=stop_token_ids, guard=guard, max_batch=options.max_batch, max_queue=options.max_queue
+        model,
+        stop_token_ids=stop_token_ids,
+        guard=guard,
+        max_batch=options.max_batch,
+        max_queue=options.max_queue,
+        adapters=adapters,
     )
-    service = Service(engine, tokenizer, options, guard, context_of(model))
+    names = () if adapters is None else adapters.names
+    service = Service(engine, tokenizer, options, guard, context_of(model), names)
     endpoints = Endpoints(service)
 
     @contextlib.asynccontextmanager
@@ -175,7 +189,7 @@ class Endpoints:
         job = service.job_of(asked)
         service.submit(job)
         reply = Reply(
-            options.name,
+            job.adapter or options.name,
             is_chat=is_chat,
             prompt_tokens=len(job.prompt_ids) + len(job.begun_ids),
             with_details=options.guard_details,

@@ -11,17 +11,22 @@ import logging
 import threading
 import time
 from collections.abc import Collection
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from featherweight.errors import FeatherweightError
+from featherweight.guard.monitor import HeldBack, Monitor
 from featherweight.guard.probe import Probe
 from featherweight.guard.room import require_room
+from featherweight.guard.verdict import Verdict
+from featherweight.methods.s2ft.layer import BASE
 from featherweight.models.cache import can_pad
 from featherweight.models.generation import Decoding, drop_columns, extend, fork, join, keep_rows, prefill
-from featherweight.models.sampling import choose
+from featherweight.models.sampling import GREEDY, choose
+from featherweight.serving.adapters import RowAdapters
 from featherweight.serving.job import Ended, Job, TokenWritten, VerdictFell
 
 _log = logging.getLogger("featherweight.serving")
@@ -46,6 +51,15 @@ class Row:
     generator: torch.Generator
     parked: Decoding | None = None
     """Where the answer goes on, while the probe is read."""
+    monitor: Monitor | None = None
+    """Watches the answer."""
+    held: HeldBack | None = None
+    """Tokens that wait for what the monitor says."""
+
+    @property
+    def adapter(self) -> str:
+        """Which one reads the row's tokens; a probe is the model's own, for which the guard was calibrated."""
+        return BASE if self.probe is not None or self.job.adapter is None else self.job.adapter
 
 
 class Engine:
@@ -57,6 +71,7 @@ class Engine:
         guard: bound to the model's tokenizer; None answers everything.
         max_batch: requests that are answered together.
         max_queue: requests that wait.
+        adapters: that requests may name.
     """
 
     def __init__(
@@ -67,10 +82,12 @@ class Engine:
         guard: Any = None,
         max_batch: int = 16,
         max_queue: int = 64,
+        adapters: RowAdapters | None = None,
     ) -> None:
         self._model, self._guard = model.eval(), guard
         self._stops = frozenset(stop_token_ids)
         self._max_batch, self._max_queue = max_batch, max_queue
+        self._adapters = adapters
         self._device = next(model.parameters()).device
         self._waiting: collections.deque[Job] = collections.deque()
         self._batches: list[tuple[Decoding, list[Row]]] = []
@@ -162,10 +179,11 @@ class Engine:
             if probe is not None:
                 require_room(self._model, len(read), self._guard)
             ids = torch.tensor([read])
-            decoding = prefill(self._model, ids, output_hidden_states=probe is not None and probe.needs_hidden)
-            job.seconds["prefill"] = time.monotonic() - begin
             generator = torch.Generator(self._device)
             row = Row(job, probe, generator.manual_seed(job.seed))
+            with self._using([row]):
+                decoding = prefill(self._model, ids, output_hidden_states=probe is not None and probe.needs_hidden)
+            job.seconds["prefill"] = time.monotonic() - begin
             if probe is None:
                 self._answer(decoding, row)
                 return
@@ -190,21 +208,52 @@ class Engine:
         job = row.job
         job.seconds["verdict"] = time.monotonic() - job.started
         job.tell(VerdictFell(verdict))
-        if verdict.flagged and self._guard.options.on_flag != "annotate":
+        on_flag = self._guard.options.on_flag
+        if verdict.flagged and on_flag == "continue" and verdict.error is None and job.max_new_tokens > 0:
+            self._continue_refusal(decoding, row, verdict)
+        elif verdict.flagged and on_flag != "annotate":
             job.tell(Ended("content_filter"))
         else:
             self._answer(decoding, row)
+
+    def _continue_refusal(self, decoding: Decoding, row: Row, verdict: Verdict) -> None:
+        """Let the model go on with the refusal that it began in the probe, greedily and watched."""
+        options, job = self._guard.options, row.job
+        begun = [*options.prefix_ids, *verdict.probe_ids][: job.max_new_tokens]
+        for token in begun:
+            job.tell(TokenWritten(token))
+        job.written, job.sampling, job.adapter = len(begun), GREEDY, None
+        if verdict.has_ended or len(begun) >= job.max_new_tokens:
+            job.tell(Ended("stop"))
+            return
+        extend(decoding, torch.tensor([*options.preamble_ids, *begun], device=self._device))
+        decoding.hidden_states = None
+        self._watch(row)
+        self._ready.append((decoding, row))
 
     def _answer(self, decoding: Decoding, row: Row) -> None:
         if row.job.max_new_tokens == 0:
             row.job.tell(Ended("stop"))
             return
-        if row.job.judged_ids and row.job.is_guarded and self._guard is not None:
-            decoding = prefill(self._model, torch.tensor([row.job.prompt_ids]))
-        if row.job.begun_ids:
-            extend(decoding, torch.tensor(row.job.begun_ids, device=self._device))
+        was_judged = row.job.is_guarded and self._guard is not None
+        with self._using([row]):
+            if was_judged and (row.job.judged_ids or row.job.adapter):  # what was judged is not what is answered
+                decoding = prefill(self._model, torch.tensor([row.job.prompt_ids]))
+            if row.job.begun_ids:
+                extend(decoding, torch.tensor(row.job.begun_ids, device=self._device))
+        self._watch(row)
         decoding.hidden_states = None
         self._ready.append((decoding, row))
+
+    def _watch(self, row: Row) -> None:
+        if self._guard is not None and row.job.is_guarded:
+            row.monitor = self._guard.new_monitor(1)
+            if row.monitor is not None:
+                row.held = HeldBack(row.monitor.hold_back)
+
+    def _using(self, rows: list[Row]) -> AbstractContextManager[Any]:
+        """Let each row take its adapter."""
+        return nullcontext() if self._adapters is None else self._adapters.using([row.adapter for row in rows])
 
     def _join_ready(self) -> None:
         ready, self._ready = self._ready, []
@@ -231,13 +280,16 @@ class Engine:
             keep_rows(decoding, kept)
             rows = [rows[place] for place in kept]
             self._trim(decoding)
-        hidden = any(row.probe is not None and row.probe.needs_hidden for row in rows)
-        extend(decoding, torch.tensor(tokens, device=self._device)[:, None], output_hidden_states=hidden)
+        hidden = any(row.monitor is not None or (row.probe is not None and row.probe.needs_hidden) for row in rows)
+        with self._using(rows):
+            extend(decoding, torch.tensor(tokens, device=self._device)[:, None], output_hidden_states=hidden)
+        states = decoding.hidden_states
         for place, row in enumerate(rows):
+            own = None if states is None else tuple(one[place : place + 1] for one in states)
             if row.probe is not None:
-                states = decoding.hidden_states
-                own = None if states is None else tuple(one[place : place + 1] for one in states)
                 row.probe.read_token(decoding.logits[place : place + 1], own)
+            elif row.monitor is not None and own is not None:
+                row.monitor.read(own)
         return decoding, rows
 
     def _next_token(self, decoding: Decoding, place: int, row: Row) -> int | None:
@@ -255,16 +307,27 @@ class Engine:
                 self._judged(row, row.parked)
                 return None
             return int(chosen)
+        if row.monitor is not None and row.monitor.stopped_at[0] is not None:
+            job.tell(Ended("content_filter"))
+            return None
         token = int(choose(decoding.logits[place : place + 1], job.sampling, row.generator))
         if token in self._stops:
+            self._show_rest(row)
             job.tell(Ended("stop"))
             return None
         job.written += 1
-        job.tell(TokenWritten(token))
+        shown = token if row.held is None else row.held.add(token)
+        if shown is not None:
+            job.tell(TokenWritten(shown))
         if job.written >= job.max_new_tokens:
+            self._show_rest(row)
             job.tell(Ended("length"))
             return None
         return token
+
+    def _show_rest(self, row: Row) -> None:
+        for token in [] if row.held is None else row.held.rest():
+            row.job.tell(TokenWritten(token))
 
     def _trim(self, decoding: Decoding) -> None:
         if decoding.attention_mask is None or not can_pad(decoding.cache):

@@ -51,6 +51,7 @@ class Job:
         sampling: how tokens are chosen.
         seed: of the random numbers.
         is_guarded: whether a guard is asked.
+        adapter: which one answers; None for the model itself. A guard judges the model itself in any case.
         deadline: by `time.monotonic`.
     """
 
@@ -61,6 +62,7 @@ class Job:
     sampling: Sampling = GREEDY
     seed: int = 0
     is_guarded: bool = True
+    adapter: str | None = None
     deadline: float = float("inf")
     number: int = field(default_factory=lambda: next(_numbers))
     is_cancelled: bool = False

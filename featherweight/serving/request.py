@@ -35,6 +35,8 @@ class Asked:
     is_stream: bool
     with_usage: bool
     stops: tuple[str, ...] = field(default=())
+    model: str | None = None
+    """What the client calls the model: its name, or that of an adapter."""
 
 
 _UNSUPPORTED = (
@@ -184,6 +186,9 @@ def _asked(body: Mapping[str, Any], prompt: Any, limit: int) -> Asked:
     for name, value in (("stream", body.get("stream")), ("include_usage", dict_get(stream_options, "include_usage"))):
         if value not in (None, True, False) or isinstance(value, int) and not isinstance(value, bool):
             raise RequestError(400, f"serve: {name} is no boolean; expected true or false.", param=name)
+    model = body.get("model")
+    if model is not None and not isinstance(model, str):
+        raise RequestError(400, "serve: model is no text; expected a name. Send one.", param="model")
     seed = _number(body, "seed", -(2**63), 2**63 - 1, None, whole=True)
     return Asked(
         prompt,
@@ -193,6 +198,7 @@ def _asked(body: Mapping[str, Any], prompt: Any, limit: int) -> Asked:
         bool(body.get("stream")),
         bool(dict_get(stream_options, "include_usage")),
         tuple(stops),
+        model,
     )
 
 

@@ -7,12 +7,20 @@ from featherweight.errors import MissingExtraError
 from featherweight.guard.guard import PrefixGuard
 from featherweight.guard.prefix import require_chat_template
 from featherweight.guard.reading import all_stops
+from featherweight.serving.adapters import open_adapters
 from featherweight.serving.app import make_app
 from featherweight.serving.options import ServeOptions
 from featherweight.serving.proxy import Upstream, make_proxy
 
 
-def serve(model: Any, tokenizer: Any, options: ServeOptions, *, guard_folder: Path | None = None) -> None:
+def serve(
+    model: Any,
+    tokenizer: Any,
+    options: ServeOptions,
+    *,
+    guard_folder: Path | None = None,
+    adapters_folder: Path | None = None,
+) -> None:
     """Serve a model until the process is told to end (SIGINT, SIGTERM); running answers are finished.
 
     Args:
@@ -20,6 +28,7 @@ def serve(model: Any, tokenizer: Any, options: ServeOptions, *, guard_folder: Pa
         tokenizer: its own, with a chat template.
         options: of the server.
         guard_folder: a guard of the model; None answers everything.
+        adapters_folder: whose sub-folders are adapters of S2FT or LoRA, which requests name as their model.
 
     Raises:
         ConfigError: without a chat template.
@@ -30,7 +39,11 @@ def serve(model: Any, tokenizer: Any, options: ServeOptions, *, guard_folder: Pa
     guard = None
     if guard_folder is not None:
         guard = PrefixGuard.from_pretrained(guard_folder).bind(model, tokenizer)
-    app = make_app(model, tokenizer, options, guard=guard, stop_token_ids=all_stops(model, tokenizer))
+    adapters = None
+    if adapters_folder is not None:
+        adapters = open_adapters(model.eval(), adapters_folder, slots=options.max_batch)
+    stops = all_stops(model, tokenizer)
+    app = make_app(model, tokenizer, options, guard=guard, stop_token_ids=stops, adapters=adapters)
     _run(app, options)
 
 

@@ -1,6 +1,7 @@
 """What stands between HTTP and the engine: the key, the tokens of a request, its place in the queue, its verdict."""
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from featherweight.errors import ConfigError
@@ -23,16 +24,48 @@ class Service:
         options: of the server.
         guard: of the engine, or None.
         context: tokens that the model can read; None if it does not say.
+        adapters: names that requests may give as `model`, beside that of the model itself.
     """
 
-    def __init__(self, engine: Engine, tokenizer: Any, options: ServeOptions, guard: Any, context: int | None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        tokenizer: Any,
+        options: ServeOptions,
+        guard: Any,
+        context: int | None,
+        adapters: Sequence[str] = (),
+    ) -> None:
         self.engine, self.options, self.meters = engine, options, Meters()
+        self._adapters = tuple(adapters)
         self._tokenizer, self._guard, self._context = tokenizer, guard, context
         self._started = int(time.time())
 
     def models(self) -> list[dict[str, Any]]:
-        """Return the entries of /v1/models."""
-        return [{"id": self.options.name, "object": "model", "created": self._started, "owned_by": "featherweight"}]
+        """Return the entries of /v1/models: the model, and its adapters."""
+        entry = {"object": "model", "created": self._started, "owned_by": "featherweight"}
+        adapters = [{"id": name, **entry, "parent": self.options.name} for name in self._adapters]
+        return [{"id": self.options.name, **entry}, *adapters]
+
+    def adapter_of(self, name: str | None) -> str | None:
+        """Return the adapter that a request names as its model; None for the model itself.
+
+        Without adapters every name means the model, so that programs with a name of their own work.
+
+        Raises:
+            RequestError: with status 404 if adapters are here and none has this name.
+        """
+        if name in self._adapters:
+            return name
+        if self._adapters and name not in (None, "", self.options.name):
+            known = ", ".join((self.options.name, *self._adapters))
+            raise RequestError(
+                404,
+                f"serve: model={name!r:.80} is unknown; expected one of {known:.400}.",
+                param="model",
+                code="model_not_found",
+            )
+        return None
 
     @property
     def has_guard(self) -> bool:
@@ -84,6 +117,7 @@ class Service:
             sampling=asked.sampling,
             seed=asked.seed,
             deadline=time.monotonic() + self.options.timeout_s,
+            adapter=self.adapter_of(asked.model),
         )
 
     def submit(self, job: Job) -> None:
@@ -104,6 +138,11 @@ class Service:
         if not verdict.flagged:
             return "pass"
         return "shadow" if self._guard.options.on_flag == "annotate" else "block"
+
+    @property
+    def continues(self) -> bool:
+        """Whether a flagged request gets the refusal that the model writes itself."""
+        return self._guard is not None and self._guard.options.on_flag == "continue"
 
     def refusal(self, verdict: Verdict, request: Any) -> str:
         """Return the text that a flagged request gets."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from featherweight.methods.fused_head import computes_loss_alone
 from featherweight.text.packing import IGNORED_LABEL, predicted_tokens
+from featherweight.training.share import Share
 from featherweight.training.task import Batch
 
 
@@ -41,7 +42,10 @@ def summed_loss(model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
 
 
 def held_out_metrics(
-    model: nn.Module, batches: Iterable[Batch], loss: Callable[[nn.Module, Batch], tuple[Tensor, int]]
+    model: nn.Module,
+    batches: Iterable[Batch],
+    loss: Callable[[nn.Module, Batch], tuple[Tensor, int]],
+    share: Share | None = None,
 ) -> dict[str, float]:
     """Return the metrics of a split.
 
@@ -49,21 +53,27 @@ def held_out_metrics(
         model: on any device; its training mode comes back afterwards.
         batches: all of the split.
         loss: such as `summed_loss`.
+        share: what of the batches is that of this process; None for all.
     Returns:
         held_out_loss (mean over tokens, in nats), perplexity (its exponential), and tokens.
     """
     device = next(model.parameters()).device
     was_training = model.training
-    total_loss, total_tokens = 0.0, 0
+    share, own_loss, own_tokens = share or Share(), 0.0, 0
     model.eval()
     try:
         with torch.inference_mode():
-            for batch in batches:
+            for batch, counts in share.of(batches):
                 summed, tokens = loss(model, {name: tensor.to(device) for name, tensor in batch.items()})
-                total_loss += summed.item()
-                total_tokens += tokens
+                own_loss += summed.item() * counts
+                own_tokens += tokens * counts
     finally:
         model.train(was_training)
+    total_loss, total_tokens = share.sums(own_loss, own_tokens)
     mean = total_loss / total_tokens
     # Beyond 700 nats the exponential leaves float64; a model that bad is reported, not a crash.
-    return {"held_out_loss": mean, "perplexity": math.exp(mean) if mean < 700 else math.inf, "tokens": total_tokens}
+    return {
+        "held_out_loss": mean,
+        "perplexity": math.exp(mean) if mean < 700 else math.inf,
+        "tokens": int(total_tokens),
+    }

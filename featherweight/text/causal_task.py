@@ -82,6 +82,7 @@ class CausalTask(LanguageTask):
     def evaluate(self, model: nn.Module, *, micro_batch_size: int) -> dict[str, float]:
         """Return held_out_loss (mean over the learnt tokens, in nats), perplexity (its exponential) and tokens.
 
-        Every process computes the whole split; the model's training mode comes back afterwards.
+        The model's training mode comes back afterwards.
         """
-        return held_out_metrics(model, self.batches("held_out", micro_batch_size=micro_batch_size, seed=0), self.loss)
+        batches = self.batches("held_out", micro_batch_size=micro_batch_size, seed=0)
+        return held_out_metrics(model, batches, self.loss, self.share)

@@ -156,13 +156,14 @@ class ClassificationTask(LanguageTask):
         model.eval()
         try:
             with torch.inference_mode():
-                for batch in self.batches("held_out", micro_batch_size=micro_batch_size, seed=0):
+                for batch, counts in self.held_out_share(micro_batch_size):
                     on_device = {name: tensor.to(device) for name, tensor in batch.items()}
                     logits_BC = class_logits(model, on_device).cpu()
-                    total += F.cross_entropy(logits_BC, batch["labels"], reduction="sum").item()
-                    table_CC += confusions(batch["labels"], logits_BC.argmax(dim=1), len(self.classes))
+                    total += F.cross_entropy(logits_BC, batch["labels"], reduction="sum").item() * counts
+                    table_CC += counts * confusions(batch["labels"], logits_BC.argmax(dim=1), len(self.classes))
         finally:
             model.train(was_training)
+        table_CC, (total,) = self.share.sum(table_CC), self.share.sums(total)
         count = int(table_CC.sum())
         return {"held_out_loss": total / count, **classification_metrics(table_CC), "texts": count}
 

@@ -173,21 +173,19 @@ class PreferenceTask(LanguageTask):
         device = next(model.parameters()).device
         was_training = model.training
         model.eval()
-        losses, margins = [], []
+        own = torch.zeros(4, dtype=torch.float64)  # pairs, and sums of losses, of margins above 0, and of margins
         try:
             with torch.no_grad():
-                for batch in self.batches("held_out", micro_batch_size=micro_batch_size, seed=0):
+                for batch, counts in self.held_out_share(micro_batch_size):
                     found = outcome(model, {name: one.to(device) for name, one in batch.items()}, self.config)
-                    losses.append(found.losses_P.cpu())
-                    margins.append(found.margins_P.cpu())
+                    margins = found.margins_P.double()
+                    sums = (found.losses_P.double().sum(), (margins > 0).sum(), margins.sum())
+                    own += counts * torch.tensor([len(margins), *(float(one) for one in sums)], dtype=torch.float64)
         finally:
             model.train(was_training)
-        margin = torch.cat(margins)
-        return {
-            "held_out_loss": float(torch.cat(losses).mean()),
-            "reward_accuracy": float((margin > 0).float().mean()),
-            "reward_margin": float(margin.mean()),
-        }
+        pairs, *totals = self.share.sum(own).tolist()
+        means = (one / pairs for one in totals)
+        return dict(zip(("held_out_loss", "reward_accuracy", "reward_margin"), means, strict=True))
 
     def describe(self) -> dict[str, object]:
         """Return names and exact counts for the report; tokens are those of the answers."""

@@ -8,7 +8,7 @@ timeline put together from these.
 
 import itertools
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -143,22 +143,39 @@ def formula_bytes(recipe: Recipe) -> dict[str, int]:
     Raises:
         ConfigError: as `estimate_memory`.
     """
-    full = skeleton_of(recipe)
-    depths = [depth * full.period for depth in _DEPTHS]
-    if full.layers is None or full.layers <= depths[1]:
-        return _formula_bytes(recipe, full)
-    less, more = (_formula_bytes(recipe, skeleton_of(recipe, depth)) for depth in depths[:2])
-    rest = (full.layers - depths[1]) // full.period
-    grown = {name: count + rest * (count - less[name]) for name, count in more.items()}
+    grown, more = _grown(recipe, lambda loop: predict_bytes(loop.model, loop.optimizer))
     if recipe.optimizer_config().layerwise:
         grown["gradients"] = more["gradients"]  # those of the largest parameter, whatever the depth
     return grown
 
 
-def _formula_bytes(recipe: Recipe, task: Task) -> dict[str, int]:
-    with simulation(SimulatedDevice("cpu")), _explained(recipe):
-        loop = Loop(recipe, task=task)
-        return predict_bytes(loop.model, loop.optimizer)
+def counted_over_layers(recipe: Recipe, count: Callable[[Loop], dict[str, int]]) -> dict[str, int]:
+    """Return what is counted of a recipe's loop by shape alone; of many equal layers few are built.
+
+    Args:
+        recipe: of a task that can be simulated.
+        count: numbers of a loop that has made no step; each grows evenly with the layers.
+    Raises:
+        ConfigError: as `estimate_memory`.
+    """
+    return _grown(recipe, count)[0]
+
+
+def _grown(recipe: Recipe, count: Callable[[Loop], dict[str, int]]) -> tuple[dict[str, int], dict[str, int]]:
+    """Return numbers of the whole model, and those of the deepest one that was built."""
+
+    def counted(task: Task) -> dict[str, int]:
+        with simulation(SimulatedDevice("cpu")), _explained(recipe):
+            return count(Loop(recipe, task=task))
+
+    full = skeleton_of(recipe)
+    depths = [depth * full.period for depth in _DEPTHS]
+    if full.layers is None or full.layers <= depths[1]:
+        found = counted(full)
+        return dict(found), found
+    less, more = (counted(skeleton_of(recipe, depth)) for depth in depths[:2])
+    rest = (full.layers - depths[1]) // full.period
+    return {name: number + rest * (number - less[name]) for name, number in more.items()}, more
 
 
 def with_model(recipe: Recipe, model: Any) -> Recipe:

@@ -11,9 +11,10 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from featherweight.optim.sharding import local_of
+from featherweight.optim.sharding import shard_of
 from featherweight.quant.int8_weight import int8_weight_of
 from featherweight.quant.weight4bit import statistics_of
+from featherweight.unwrap import local_of
 
 CATEGORIES = ("weights", "gradients", "optimizer_state", "activations")
 """The four terms that methods cut, in the order of tables and pictures."""
@@ -47,6 +48,9 @@ def predict_bytes(model: nn.Module, optimizer: StatefulOptimizer) -> dict[str, i
 
 
 def _weight_bytes(parameter: Tensor) -> int:
+    shard = shard_of(parameter)
+    if shard is not None and shard.rows is not None:
+        return parameter.element_size()  # its codes and scales are parameters of their own
     int8 = int8_weight_of(parameter)
     numel = local_of(parameter).numel() if int8 is None else 1
     behind = sum(one.nbytes for one in statistics_of(parameter).values())

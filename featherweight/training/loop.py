@@ -19,7 +19,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from featherweight.distributed.group import explain_lost_processes
-from featherweight.distributed.run import begin_sharding, check_replicas_at, share_gradients, share_model
+from featherweight.distributed.run import begin_sharding, bytes_at_hand, check_replicas_at, share_gradients, share_model
 from featherweight.distributed.whole import WholeModel, is_sharded, whole_state, whole_weights
 from featherweight.distributed.world import World, common
 from featherweight.errors import CheckpointError, NumericsError
@@ -33,6 +33,7 @@ from featherweight.training.randomness import continue_rng, preserved_rng, rng_s
 from featherweight.training.recipe import Recipe
 from featherweight.training.resume import changed_length, resume_conflicts
 from featherweight.training.schedule import lr_factor
+from featherweight.training.share import Share
 from featherweight.training.start_check import guessing_notice
 from featherweight.training.task import Batch, Task
 from featherweight.training.trained_model import fit_to_recipe
@@ -95,6 +96,7 @@ class Loop:
         with self.world.together():
             seed_everything(recipe.seed)
             self.task = recipe.build_task() if task is None else task
+            self.task.share = Share(self.world)
             self.recipe = recipe = recipe.with_steps(self.task.train_rows())
             model, self.methods = self._build_model()
             self.model: nn.Module = model if is_simulated else model.to(self.device)
@@ -396,6 +398,13 @@ class Loop:
                 tell_and_judge("on_evaluate", metrics=self.evaluate())
         finally:
             tell("on_end")
+
+    def bytes_of_process(self) -> dict[str, int]:
+        """Return the bytes of this process by category: measured; counted, beside the plan, where it holds rows."""
+        if not is_sharded(self.model):
+            return {"peak": self.footprint.peak_bytes, **self.footprint.measured}
+        planned = {f"planned_{name}": count for name, count in self.footprint.predicted.items()}
+        return {**bytes_at_hand(self.model, self.optimizer), **planned}
 
     def weights(self) -> nn.Module:
         """Return what checkpoints read and write; a collective."""

@@ -177,7 +177,7 @@ def _train(
         processes = processes_report(
             world,
             loop.model,
-            {"peak": loop.footprint.peak_bytes, **loop.footprint.measured},
+            loop.bytes_of_process(),
             loop.progress.step - first_step,
         )
         is_kept = world.on_first(lambda: loop.progress.step in checkpoints.steps())

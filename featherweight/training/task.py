@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from featherweight.config import Config as StrictConfig
 from featherweight.errors import ConfigError
 from featherweight.registry import Registry
+from featherweight.training.share import Share
 
 if TYPE_CHECKING:
     # A recipe is judged before torch is imported.
@@ -57,6 +58,8 @@ class Task(ABC):
     """Strict options of the task: what stands beside `name` under the recipe's key `task`."""
     words: Words = Words("samples", "loss/sample", ())
     """What the task counts and measures."""
+    share = Share()
+    """What of the held-out split this process evaluates: all of it, unless a run in several says otherwise."""
     length_key: ClassVar[str | None] = None
     """Option that says how long a row is, for tasks whose rows have a length."""
 
@@ -97,7 +100,14 @@ class Task(ABC):
 
     @abstractmethod
     def evaluate(self, model: "nn.Module", *, micro_batch_size: int) -> dict[str, float]:
-        """Return the metrics of the held-out split, "held_out_loss" among them; the model's mode is left as it was."""
+        """Return the metrics of the held-out split, "held_out_loss" among them; the model's mode is left as it was.
+
+        In a run of several processes all of them call it: `share` says which micro-batches are whose, and sums.
+        """
+
+    def held_out_share(self, micro_batch_size: int) -> "Iterator[tuple[Batch, bool]]":
+        """Yield the micro-batches of the held-out split that this process evaluates, and whether they count."""
+        return self.share.of(self.batches("held_out", micro_batch_size=micro_batch_size, seed=0))
 
     @abstractmethod
     def save_model(self, model: "nn.Module", folder: Path) -> None:
@@ -222,3 +232,4 @@ tasks.register("instructions", "featherweight.text.instruction_task:InstructionT
 tasks.register("pde", "featherweight.pde.task:PdeTask")
 tasks.register("bev", "featherweight.bev.task:BEVTask")
 tasks.register("robot", "featherweight.robot.learning.task:RobotTask")
+tasks.register("robot_act", "featherweight.robot.learning.act_task:ACTTask")

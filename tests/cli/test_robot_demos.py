@@ -54,6 +54,7 @@ def test_a_hand_is_recorded_on_an_emulated_kit_for_as_long_as_told(tmp_path, cap
         (["replay", "/nowhere"], "has no meta/info.json"),
         (["dataset", "check", "/nowhere"], "has no meta/info.json"),
         (["record", "--leader", "expert", "--fps", "20", "--out", "demos"], "fps=20 is not the expert's"),
+        (["record", "--leader", "expert", "--size", "97x64", "--out", "demos"], "size=97x64 cannot be drawn"),
         (
             ["record", "--leader", "sine", "--follower", "umirobot", "--camera", "top", "--out", "d"],
             "camera needs the sim",

@@ -24,6 +24,17 @@ SMALL = {
     "classification": {"model": "tiny", "data": "labelled.csv", "held_out": 0.3},
     "instructions": {"model": "tiny", "data": "questions.json", "held_out": 0.3},
     "robot": {"data": "demos", "chunk": 4, "hidden": 8, "layers": 1, "held_out": 0.3},
+    "robot_act": {
+        "data": "demos",
+        "chunk_size": 4,
+        "dim_model": 8,
+        "n_heads": 2,
+        "dim_feedforward": 8,
+        "held_out": 0.3,
+        # What is drawn in training makes two losses of one batch differ, as it should.
+        "use_vae": False,
+        "dropout": 0.0,
+    },
 }
 """Options that make each task small enough for these tests."""
 

@@ -9,7 +9,6 @@ from distributed_fsdp2 import KINDS, STEPS, Stack, optimizer_for, stack
 from shared_training import largest_difference, train
 
 import featherweight as fw
-from featherweight.distributed.fsdp2 import repeated_layers
 
 pytestmark = pytest.mark.slow
 """Two processes that import FSDP2 and DCP take half a minute of processor time."""
@@ -99,12 +98,11 @@ def test_quantised_moments_are_saved_as_they_are_and_read_by_one_process(found, 
 @pytest.mark.parametrize(
     ("what", "words"),
     [
-        ("layer-wise", "is sharded by fsdp2"),
         ("Fira", "has no form on sharded rows yet"),
         ("min_memory", "proj_type='min_memory'"),
         ("full", "proj_type='full'"),
         ("ddp", "is a DTensor with placements"),
-        ("int8", "has an int8 weight"),
+        ("copies", "shard_size=3 does not divide the 2 processes"),
         ("blocks", "splits blocks of 256 elements"),
         ("unknown", "is a DTensor of which nothing is known"),
         ("own", "no error"),
@@ -122,7 +120,3 @@ def test_other_numbers_of_processes_train_the_same_and_read_the_checkpoints_of_t
         assert largest_difference(others[0]["trained"][name]["values"], model.state_dict()) < EXACT
     for name in ("std", "lazy", "adamw"):
         assert largest_difference(others[-1]["continued"][name], found[0]["saved"][name]["values"]) < EXACT
-
-
-def test_layers_that_come_several_times_are_groups():
-    assert len(list(repeated_layers(Stack()))) == 2

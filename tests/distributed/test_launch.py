@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -67,6 +68,29 @@ def test_a_run_whose_ranks_are_killed_ends_with_the_weights_of_an_undisturbed_on
         assert (tmp_path / f"marker-{number}").exists()
         one, two = weights(tmp_path / "whole"), weights(out)
         assert all(torch.equal(one[name], two[name]) for name in one), (rank, step)
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
+def test_a_run_that_is_killed_twenty_times_ends_with_the_weights_of_an_undisturbed_one(recipe, tmp_path, kind):
+    # A rank, all ranks, or the launcher, ten times under each sharding, at random steps; the launcher is started anew
+    # as a scheduler would. Bitwise, as the number of processes stays. Mutation: a checkpoint that is taken for complete
+    # before its manifest is there, random numbers that begin anew.
+    words = ["train", str(recipe), f"sharding={kind}", "--resume"]
+    code, _, errors = finish(launch([*words, "--out", str(tmp_path / "whole")]))
+    assert code == 0, errors
+    choose = random.Random(kind)
+    steps = sorted(choose.sample(range(1, RECIPE["steps"]), 10))
+    kills = [(choose.choice(["0", "1", "0", "1", "all", "agent"]), step) for step in steps]
+    kills[3] = ("agent", kills[3][1])
+    text = ",".join(f"{who}:{step}:{tmp_path / f'kill-{step}'}" for who, step in kills)
+    for _ in range(1 + sum(who == "agent" for who, _ in kills)):
+        code, _, errors = finish(launch([*words, "--out", str(tmp_path / "killed")], restarts=10, kill=text), 600)
+        if code == 0:
+            break
+    assert code == 0, errors
+    assert all(any(tmp_path.glob(f"kill-{step}*")) for step in steps)
+    one, two = weights(tmp_path / "whole"), weights(tmp_path / "killed")
+    assert all(torch.equal(one[name], two[name]) for name in one)
 
 
 def test_a_killed_rank_without_restarts_ends_all_with_one_sentence_and_another_number_goes_on(recipe, tmp_path):

@@ -31,4 +31,4 @@ def test_wrapped_models_are_refused_with_what_to_use_instead(name, words):
 def test_an_unknown_kind_names_the_nearest():
     with pytest.raises(ConfigError, match=r"kind='fsdp' is unknown.*Did you mean 'fsdp2'"):
         fw.distributed.shard(torch.nn.Linear(2, 2), "fsdp")
-    assert KINDS == ("ddp", "fsdp2")
+    assert KINDS == ("ddp", "fsdp2", "hsdp")

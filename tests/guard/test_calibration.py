@@ -7,7 +7,7 @@ import warnings
 
 import pytest
 import torch
-from guard_stand_in import BORDERLINE, FORBIDDEN, generated_world, load_fixture, load_guard, marked
+from guard_stand_in import BORDERLINE, FORBIDDEN, generated_world, load_guard, marked
 
 from featherweight.errors import CheckpointError, ConfigError
 from featherweight.guard.guard import PrefixGuard
@@ -19,11 +19,6 @@ WORLD = generated_world()
 
 def shares(verdicts):
     return sum(one.flagged for one in verdicts) / len(verdicts)
-
-
-@pytest.fixture(scope="module")
-def stand_in():
-    return load_fixture()
 
 
 def calibrated(stand_in, **options):
@@ -46,11 +41,6 @@ def calibrated(stand_in, **options):
 def guard(stand_in):
     """That of `guard_stand_in`, calibrated as above."""
     return load_guard().bind(*stand_in)
-
-
-@pytest.fixture(scope="module")
-def cascade(stand_in):
-    return calibrated(stand_in, tier="cascade")
 
 
 def test_the_guard_stops_what_the_policy_forbids_also_where_the_model_alone_would_answer(stand_in, guard):
@@ -100,7 +90,7 @@ def test_looks_before_the_prefix_are_turned_round_by_a_bypass_and_looks_behind_i
 
 def test_the_cascade_decides_most_requests_without_a_generated_token(stand_in, cascade):
     model, tokenizer = stand_in
-    verdicts = cascade.judge(model, tokenizer, WORLD.prompts("test", "ordinary", 150))
+    verdicts = cascade.judge(model, tokenizer, WORLD.prompts("test", "ordinary", 100))
     assert cascade.options.stages[0].clear_at_most is not None
     assert sum(one.tier == "prefix_hidden" for one in verdicts) >= 0.5 * len(verdicts)
     assert shares(cascade.judge(model, tokenizer, [marked(text) for text in WORLD.prompts("test", FORBIDDEN)])) >= 0.9
@@ -124,6 +114,8 @@ def test_a_written_guard_says_the_same_to_the_last_bit_and_no_file_of_it_is_unpi
     assert read.judge(model, tokenizer, prompts) == cascade.judge(model, tokenizer, prompts)
     assert read.options == cascade.options and read.report.to_json() == cascade.report.to_json()
     page = (tmp_path / "guard" / "report.html").read_text()
+    text = (tmp_path / "guard" / "report.md").read_text()
+    assert "| prefix_hidden |" in text and "until the first token" in text and "Categories that the fit has not" in text
     assert "ROC" in page and "Prefixes" not in page and "I'm sorry" in page.replace("&#x27;", "'")
     settings = json.loads((tmp_path / "guard" / "guard_config.json").read_text())
     assert settings["options"]["format_version"] == 1
@@ -160,6 +152,7 @@ def test_the_false_alarms_over_many_splits_keep_the_promise(stand_in, guard):
         ({"tier": "hidden"}, "may not clear a request"),
         ({"tier": "prob"}, "tier='prob' is unknown"),
         ({"target_fpr": 2.0}, "target_fpr=2.0 is no share"),
+        ({"target_tpr": 0.9, "cost_ratio": 3.0}, "are two goals"),
         ({"prefix": "I cannot "}, "ends with white space"),
     ],
 )

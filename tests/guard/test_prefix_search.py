@@ -4,7 +4,7 @@ from guard_stand_in import BORDERLINE, FORBIDDEN, PREFIX, generated_world, load_
 
 from featherweight.guard.options import GuardOptions
 from featherweight.guard.prefix import prefix_ids
-from featherweight.guard.prefix_search import TOPIC, least_error, likeliest, search_prefix
+from featherweight.guard.prefix_search import TOPICS, least_error, likeliest, search_prefix
 
 WORLD = generated_world()
 
@@ -20,7 +20,7 @@ def test_the_search_finds_how_the_model_refuses_and_puts_the_least_error_first()
     assert [one.error for one in found] == sorted(one.error for one in found)
     own = [one for one in found if one.text.startswith("I'm sorry, but") and one.text != PREFIX]
     assert own and all(one.is_refusal for one in own)
-    assert [one.is_refusal for one in found if one.text == TOPIC] == [False]
+    assert [one.is_refusal for one in found if one.text in TOPICS] == [False, False]
     shown = search_prefix(
         GuardOptions.parse({**base.to_dict(), "on_flag": "truncate"}),
         model,
@@ -29,7 +29,7 @@ def test_the_search_finds_how_the_model_refuses_and_puts_the_least_error_first()
         benign,
         vocabulary_size=50,
     )
-    assert TOPIC not in [one.text for one in shown]
+    assert not {*TOPICS} & {one.text for one in shown}
 
 
 def test_the_least_error_is_that_of_a_scan():

@@ -5,7 +5,17 @@ import torch
 
 from featherweight.errors import ConfigError
 from featherweight.optim import AdamW, GaLoreAdamW
-from featherweight.optim.sharding import ParameterShard, agree, local_of, register_shard, shard_of
+from featherweight.optim.sharding import (
+    ParameterShard,
+    agree,
+    at_hand,
+    register_shard,
+    register_unsharded,
+    shard_of,
+    sharded_of,
+    unsharded_of,
+)
+from featherweight.unwrap import local_of
 
 
 class Two:
@@ -70,3 +80,17 @@ def test_the_plan_follows_from_the_whole_shape_and_the_moments_from_the_rows():
     assert right.sharded_names > {"exp_avg", "exp_avg_sq"} and not left.sharded_names
     (dense,) = AdamW([wide]).layouts.values()
     assert dense.shape == dense.moment_shapes["exp_avg"] == (4, 12)
+
+
+def test_the_whole_of_a_sharded_parameter_is_known_by_it_and_an_ordinary_tensor_is_itself():
+    rows, whole, other = (torch.nn.Parameter(torch.ones(size, 3)) for size in (4, 7, 2))
+    register_unsharded(whole, rows)
+    assert sharded_of(whole) is rows and sharded_of(other) is other
+    assert [one is whole for one in unsharded_of([rows])] == [True] and unsharded_of([other]) == []
+    assert at_hand(other) is other
+
+
+def test_what_stands_for_rows_of_codes_is_at_hand():
+    handle, rows = torch.nn.Parameter(torch.ones(7, 3)), torch.ones(4, 3)
+    register_shard(handle, ParameterShard((7, 3), 0, 4, Two(), rows=rows))
+    assert at_hand(handle) is rows

@@ -157,16 +157,12 @@ def eight_bits(rank: int, size: int, folder: Path) -> dict[str, Any]:
 def refused(rank: int, size: int) -> dict[str, Any]:
     model = stack()
     fw.distributed.shard(model, "fsdp2")
-    adamw = optimizer_for(model, None)
-    found = {"layer-wise": refusal(lambda: fw.optim.layerwise(model, adamw))}
+    found = {"copies": refusal(lambda: fw.distributed.shard(stack(), "hsdp", shard_size=3))}
     groups = fw.optim.param_groups(model, ["odd"], min_numel=1, rank=3)
     found["Fira"] = refusal(lambda: fw.optim.Fira(groups, lr=1e-2))
     found["min_memory"] = refusal(lambda: optimizer_for(model, 3, proj_type="min_memory"))
     found["full"] = refusal(lambda: optimizer_for(model, 3, proj_type="full"))
     found["ddp"] = refusal(lambda: fw.distributed.shard(model, "ddp"))
-    codes = nn.Sequential(nn.Linear(16, 16))
-    fw.apply(codes, fw.Int8())
-    found["int8"] = refusal(lambda: fw.distributed.shard(codes, "fsdp2"))
     odd = nn.Sequential(nn.Linear(64, 129, bias=False))
     fw.distributed.shard(odd, "fsdp2")
     found["blocks"] = refusal(lambda: fw.optim.AdamW(odd.named_parameters(), lr=1e-3, state_bits=8))

@@ -95,9 +95,11 @@ class RegressionTask(Task):
         was_training = model.training
         model.eval()
         with torch.no_grad():
-            results = [self.loss(model, batch) for batch in self.batches("held_out", micro_batch_size=4, seed=0)]
+            results = [(*self.loss(model, batch), counts) for batch, counts in self.held_out_share(4)]
         model.train(was_training)
-        mean = float(sum(loss for loss, _ in results)) / sum(count for _, count in results)
+        total, items = (sum(one[place] * one[2] for one in results) for place in (0, 1))
+        total, items = self.share.sums(float(total), items)
+        mean = total / items
         return {"held_out_loss": mean, "perplexity": math.exp(mean)}
 
     def save_model(self, model: nn.Module, folder: Path) -> None:

@@ -12,10 +12,11 @@ from featherweight.serving.options import ServeOptions
 
 
 @contextlib.contextmanager
-def running(model, tokenizer, guard=None, **options):
+def running(model, tokenizer, guard=None, adapters=None, **options):
     """Yield the server (its `url`, `service` and `stop()`), and end it afterwards."""
     settings = ServeOptions(port=0, **options)
-    app = make_app(model, tokenizer, settings, guard=guard, stop_token_ids=all_stops(model, tokenizer))
+    stops = all_stops(model, tokenizer)
+    app = make_app(model, tokenizer, settings, guard=guard, stop_token_ids=stops, adapters=adapters)
     server = uvicorn.Server(
         uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error", access_log=False, timeout_graceful_shutdown=20)
     )

@@ -1,6 +1,8 @@
 """What the tests of the robot share."""
 
 import importlib.util
+import shutil
+from pathlib import Path
 
 import pytest
 
@@ -40,3 +42,34 @@ def expert_demos(tmp_path_factory):
     root = tmp_path_factory.mktemp("expert") / "demos"
     assert demonstrate(expert_writer(root), range(4)) == 4
     return root
+
+
+@pytest.fixture(scope="module")  # not longer: Playwright keeps an event loop in this thread, and other tests run theirs
+def chromium():
+    """A headless Chromium, or a skip that names the install lines."""
+    program = shutil.which("chromium") or shutil.which("google-chrome")
+    if importlib.util.find_spec("playwright") is None or program is None:
+        pytest.skip("no browser; run pip install playwright, and apt-get install -y chromium")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        # Without a sandbox, because tests may run as root, for whom Chromium has none.
+        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def find_violations():
+    """Returns what axe-core finds on a page, or skips with the install line."""
+    found = importlib.util.find_spec("axe_playwright_python")
+    if found is None:
+        pytest.skip("axe is not here; run pip install axe-playwright-python")
+    axe = Path(found.submodule_search_locations[0], "axe.min.js").read_text(encoding="utf-8")
+
+    def find(page):
+        page.evaluate(axe)
+        violations = page.evaluate("axe.run().then((result) => result.violations)")
+        return [(one["impact"], one["id"], [node["html"] for node in one["nodes"]]) for one in violations]
+
+    return find

@@ -49,6 +49,7 @@ class BackwardPass:
             and whether any parameter got a gradient.
         on_broken: called when a pass begins and an exception has broken off the one before.
         before_forward: called before each forward pass of the model.
+        ends_late: others who ask autograd for the end of a pass bring gradients then (FSDP2 does).
     """
 
     def __init__(
@@ -58,8 +59,10 @@ class BackwardPass:
         on_end: Callable[[list[Tensor]], None],
         on_broken: Callable[[], None],
         before_forward: Callable[[], None],
+        ends_late: bool = False,
     ) -> None:
         self.model, self.on_end, self.on_broken, self.before_forward = model, on_end, on_broken, before_forward
+        self._ends_late = ends_late
         self.is_known = False
         """Whether a whole step was seen; then calls are not counted any more."""
         self.has_fired = False
@@ -106,7 +109,7 @@ class BackwardPass:
             self.reset()
         if self._task == -1:
             self._task = task
-            Variable._execution_engine.queue_callback(partial(self._end, task))
+            Variable._execution_engine.queue_callback(partial(self._wait if self._ends_late else self._end, task))
 
     def begin_outside_of_checkpoints(self, name: str) -> None:
         """Note the outermost backward pass at the first gradient of it.
@@ -145,6 +148,10 @@ class BackwardPass:
             )
         self._fired.add(parameter)
         return True
+
+    def _wait(self, task: int) -> None:
+        """Go behind all who have asked for the end of this pass by now."""
+        Variable._execution_engine.queue_callback(partial(self._end, task))
 
     def _end(self, task: int) -> None:
         if self._task != task:

@@ -153,13 +153,24 @@ class CoreReceiver:
         if self._held is not None:
             self._begin(self._held, is_only=True)
 
+    @property
+    def is_waiting(self) -> bool:
+        """Whether cores of this step have come."""
+        return self._held is not None or self.window.core_sum_of(self.parameter) is not None
+
+    def add_whole(self, grad: Tensor) -> None:
+        """Take in a gradient of all rows beside cores of the same step."""
+        total = self.window.core_sum_of(self.parameter)
+        assert total is not None
+        total.add(grad)
+
     def discard(self) -> None:
         """Drop what is held."""
         self._held = None
 
     def _begin(self, first: OuterProduct | None, *, is_only: bool) -> CoreSum:
         held = self.take_held()
-        total = self.window.begin_sum(self.parameter, first, is_only=is_only, common=self.shared)
+        total = self.window.begin_sum(self.parameter, first, is_only=is_only, common=self.shared, brings_cores=True)
         assert isinstance(total, CoreSum), "a receiver is closed for policies that need whole gradients"
         if held is not None:
             total.add(held)
@@ -231,6 +242,7 @@ def why_full(layout: Layout, element_bytes: int, prefer: str) -> str | None:
 
 def costs(layout: MatrixLayout, element_bytes: int) -> tuple[float, int, int]:
     """Return the core's share of the FLOPs of a gradient, the bytes of the core, and those of the gradient."""
+    layout = layout.whole
     rows, columns = layout.core_shape
     size = layout.rows * layout.columns
     core_bytes = layout.count * rows * columns * layout.dtype.itemsize

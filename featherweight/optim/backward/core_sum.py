@@ -25,12 +25,12 @@ from featherweight.optim.backward.sketch import (
     begin_sketch,
     norm_key,
     norm_matrix,
-    remembers,
+    remembered_core,
     sketch_key,
 )
 from featherweight.optim.backward.step_sum import CommonSketch, Summing
 from featherweight.optim.policies.refresh import align
-from featherweight.optim.step.check import sizes_of
+from featherweight.optim.step.check import Size, sizes_of
 from featherweight.optim.step.layout import MatrixLayout, Member
 from featherweight.optim.step.matrix import ProjectedMatrix
 from featherweight.optim.step.step import Step
@@ -53,8 +53,9 @@ class _MatrixSum:
     sketches: dict[str, Tensor] = field(default_factory=dict)
     norm_sketch: Tensor | None = None
 
-    def shared_tensors(self) -> list[Tensor]:
-        return [self.core, *self.sketches.values(), *(() if self.norm_sketch is None else (self.norm_sketch,))]
+    def products(self) -> list[Tensor]:
+        """Return what has as many rows as the matrix behind a right basis."""
+        return [self.core] if self.norm_sketch is None else [self.core, self.norm_sketch]
 
     def tensors(self) -> list[Tensor]:
         kept = [self.core, *self.sketch_matrices.values(), *self.sketches.values()]
@@ -84,7 +85,9 @@ class CoreSum:
 
     def __init__(self, step: Step, member: Member, matrices: list[ProjectedMatrix], how: Summing) -> None:
         self.step, self.member, self.matrices, self.how = step, member, matrices, how
-        self.layout: MatrixLayout = matrices[0].layout
+        self.layout: MatrixLayout = matrices[0].layout.whole
+        """Of the whole matrices: a gradient that comes as its factors is one of all rows."""
+        self.local: MatrixLayout = matrices[0].layout
         self.sums: dict[int, _MatrixSum] = {}
         self._verdicts: list[_Verdict] | None = None  # of the matrices in `sums`, until something changes them
 
@@ -156,7 +159,7 @@ class CoreSum:
         device = matrix.device
         is_first, is_seeded = not matrix.has_subspace(), self.layout.seeded_basis is not None
         is_sketched = not self.how.is_only and not is_seeded and (is_first or matrix.refresh_is_due())
-        core = torch.zeros(self.layout.core_shape, dtype=self.layout.dtype, device=device)
+        core = self.layout.zero_core(device)
         total = _MatrixSum(matrix, is_first, norm_key(matrix), core)
         fits = not is_seeded and matrix.refresh_is_due() and (self.how.is_only or is_first)
         assert grad_MN is not None or not (fits or is_first)
@@ -178,7 +181,7 @@ class CoreSum:
     def _begin_common(self, matrix: ProjectedMatrix, common: CommonSketch) -> _MatrixSum:
         """Begin the sum of a matrix with a shared basis, which no gradient of its own can change."""
         omega = common.sketch_matrix(matrix.layout)  # before the core: this is where a first basis comes from
-        core = torch.zeros(self.layout.core_shape, dtype=self.layout.dtype, device=matrix.device)
+        core = self.layout.zero_core(matrix.device)
         total = _MatrixSum(matrix, False, common.norm_key(), core)
         if omega is not None:
             total.sketch_matrices["right"], total.sketches["right"] = (
@@ -237,12 +240,42 @@ class CoreSum:
         """See `StepSum.shared_tensors`; in the order of the matrices, whichever came first here."""
         self._verdicts = None
         self.sums = dict(sorted(self.sums.items()))
-        return [tensor for total in self.sums.values() for tensor in total.shared_tensors()]
+        sums = self.sums.values()
+        products = [] if self._keeps_rows else [tensor for total in sums for tensor in total.products()]
+        return [*products, *(sketch for total in sums for sketch in total.sketches.values())]
+
+    @property
+    def _keeps_rows(self) -> bool:
+        return self.local.shard is not None and self.layout.side == "right"
+
+    def row_tensors(self) -> Sequence[Tensor]:
+        """See `RowSum.row_tensors`."""
+        return [tensor for total in self.sums.values() for tensor in total.products()] if self._keeps_rows else []
+
+    def take_rows(self, rows: Sequence[Tensor]) -> None:
+        """See `RowSum.take_rows`."""
+        left = iter(rows)
+        for total in self.sums.values() if rows else ():
+            total.core = next(left)
+            total.norm_sketch = None if total.norm_sketch is None else next(left)
+
+    def size(self) -> Size:
+        """See `RowSum.size`."""
+        (verdict,) = self._read()
+        # Behind a left basis every process has the whole core, which counts once.
+        share = 1.0 if self._keeps_rows or self.local.shard is None else 1 / self.local.shard.collectives.world_size
+        return Size(verdict.squared_norm * share, verdict.is_usable)
+
+    def agree(self, size: Size) -> None:
+        """See `RowSum.agree`."""
+        (verdict,) = self._read()
+        squared = size.squared_norm if size.is_usable else 0.0
+        self._verdicts = [verdict._replace(is_usable=size.is_usable, squared_norm=squared)]
 
     def update_(self, factor: float) -> int:
         """See `StepSum.update_`: the step of every matrix that got a gradient, then its refresh if one was due."""
         weight = weight_of(self.member.parameter)
-        weights = self.layout.weights(weight)
+        weights = self.local.weights(weight)
         skipped = 0
         for (index, total), verdict in zip(self.sums.items(), self._read(), strict=True):
             if not (verdict.is_usable and verdict.is_used):
@@ -251,7 +284,7 @@ class CoreSum:
             matrix, subspace = total.matrix, total.matrix.subspace(self.layout.product_dtype)
             step = matrix.counter("step")
             core = total.core if factor == 1.0 else total.core * factor
-            matrix.update_(weights[index], core, subspace, None)
+            matrix.update_(weights[index], core, self.local.at_hand(subspace), None)
             if self.how.common is not None:
                 for sketch in total.sketches.values():
                     self.how.common.add(sketch)
@@ -319,9 +352,9 @@ def _sketch_matrices(matrix: ProjectedMatrix) -> dict[str, tuple[Tensor, Tensor]
         return {"left": (subspace.right.clone(), zeros["left"]), "right": (subspace.left.clone(), zeros["right"])}
     basis = subspace.left if subspace.left is not None else subspace.right
     assert basis is not None
-    length = layout.columns if layout.side == "left" else layout.rows
-    mean_KR = None
-    if remembers(matrix):
-        mean_KR = matrix.mean_core().mT if layout.side == "left" else matrix.mean_core()
+    length = layout.columns if layout.side == "left" else layout.all_rows
+    mean_KR = remembered_core(matrix)
+    if mean_KR is not None and layout.side == "left":
+        mean_KR = mean_KR.mT
     key = sketch_key(matrix, matrix.counter("step"))
     return {layout.side: begin_sketch(basis, mean_KR, length, smoothing=matrix.group["basis_smoothing"], key=key)}

@@ -20,7 +20,6 @@ from featherweight.errors import ConfigError, DeviceError
 from featherweight.optim.backward.updates import Layerwise
 from featherweight.optim.low_rank import LowRankOptimizer
 from featherweight.optim.reduce import LocalReducer, Reducer, as_reducer, attached_reducer
-from featherweight.optim.sharding import is_distributed
 from featherweight.unwrap import unwrap_optimizer
 
 CLIP_MODES = ("delayed", "per_tensor", "norm_growth", "projected")
@@ -184,17 +183,11 @@ def _check(
             f"layerwise: optimizer={type(inner).__name__} cannot update single parameters; expected one of fw.optim. "
             "Use fw.optim.AdamW or a low-rank one."
         )
-    if any(is_distributed(parameter) for parameter in model.parameters()):
-        raise ConfigError(
-            f"layerwise: model={type(model).__name__} is sharded by fsdp2, whose gradients of a layer arrive together; "
-            "expected whole parameters. Call optimizer.step() after the backward pass, or use "
-            'fw.distributed.shard(model, "ddp").'
-        )
     if isinstance(model, DistributedDataParallel) or (reducer is None and _world_size() > 1):
         raise DeviceError(
             f"layerwise: world_size={_world_size()} processes train this {type(model).__name__}; expected one process, "
             "because DistributedDataParallel keeps every gradient in its buckets. Call "
-            'fw.distributed.shard(model, "ddp") for the bare model first, or start without a launcher.'
+            'fw.distributed.shard(model, "ddp") or "fsdp2" for the bare model first, or start without a launcher.'
         )
     if not isinstance(accumulation_steps, Integral) or isinstance(accumulation_steps, bool) or accumulation_steps < 1:
         raise ConfigError(

@@ -25,7 +25,7 @@ from featherweight.optim.backward.sketch import (
     basis_of_sketch,
     begin_sketch,
     norm_key,
-    remembers,
+    remembered_core,
     sketch_key,
 )
 from featherweight.optim.backward.window import Window
@@ -141,8 +141,16 @@ class SharedBasis:
             return None
         if decided.sketch_matrices is None:
             matrices = self.matrices()
-            rows = [each.layout.rows for each in matrices]
-            mean = torch.cat([one.mean_core() for one in matrices]) if any(map(remembers, matrices)) else None
+            rows = [each.layout.all_rows for each in matrices]
+            means = [remembered_core(one) for one in matrices]
+            mean = None
+            if any(one is not None for one in means):
+                mean = torch.cat(
+                    [
+                        one.layout.whole.zero_core(one.device) if found is None else found
+                        for one, found in zip(matrices, means, strict=True)
+                    ]
+                )
             basis = matrices[0].subspace().right
             assert basis is not None
             key, smoothing = sketch_key(matrices[0], decided.step), matrices[0].group["basis_smoothing"]

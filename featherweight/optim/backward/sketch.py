@@ -57,12 +57,17 @@ def basis_and_norm_matrix(matrix: ProjectedMatrix, key: tuple[int, ...] | None) 
     return basis if key is None else torch.cat([basis, norm_matrix(matrix.layout, key, basis.device)], dim=1)
 
 
-def remembers(matrix: ProjectedMatrix) -> bool:
-    """Say whether there is a first moment that is not zero, from which a sketch can begin."""
-    if matrix.counter("moment_step") == 0:
-        return False
-    moments = matrix.read_moments()
-    return "exp_avg" in moments and bool(moments["exp_avg"].any())
+def remembered_core(matrix: ProjectedMatrix) -> Tensor | None:
+    """Return what is remembered of the cores of the whole matrix, from which a sketch can begin; None if nothing is.
+
+    A collective where processes hold rows of the moments.
+    """
+    if matrix.counter("moment_step") == 0 or "exp_avg" not in matrix.layout.moments:
+        return None
+    mean, shard = matrix.mean_core(), matrix.layout.shard
+    if shard is not None and matrix.layout.side == "right":
+        mean = shard.whole(mean)
+    return mean if bool(mean.any()) else None
 
 
 def sketch_key(matrix: ProjectedMatrix, *step: int) -> tuple[int, ...]:

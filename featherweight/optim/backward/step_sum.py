@@ -40,6 +40,8 @@ class Summing(NamedTuple):
     """Whether to keep what estimates the norm of the part outside the subspace."""
     is_shared: bool = False
     """Whether other processes sum other gradients of the same parameter; nothing may be fitted to these alone."""
+    brings_cores: bool = False
+    """Whether gradients come as factors, of the whole matrix, also where this process holds rows of the weight."""
     common: CommonSketch | None = None
     """Where the sketch of a right basis goes that the parameter shares with others; they refresh it together."""
 
@@ -67,6 +69,22 @@ class StepSum(Protocol):
 
     def tensors(self) -> Iterable[Tensor]:
         """Yield all tensors that are kept."""
+
+
+class RowSum(StepSum, Protocol):
+    """A sum of a parameter of which every process holds some rows; what it says of itself is agreed on."""
+
+    def row_tensors(self) -> Sequence[Tensor]:
+        """Return what is to be averaged over the processes, and of which this process then needs its rows alone."""
+
+    def take_rows(self, rows: Sequence[Tensor]) -> None:
+        """Go on with the rows of what `row_tensors` has returned."""
+
+    def size(self) -> Size:
+        """Return what this process adds to the squared norm, and whether its part can be used."""
+
+    def agree(self, size: Size) -> None:
+        """Take the norm, and the verdict, of all processes for that of this one."""
 
 
 class FullSum:
@@ -107,9 +125,29 @@ class FullSum:
     def shared_tensors(self) -> Sequence[Tensor]:
         """See `StepSum.shared_tensors`."""
         assert self.grad is not None
+        if self.step.layout.shard is not None:
+            return []  # its rows are those of the mean already
         self._read, self.grad = None, self.grad.resolve_conj().contiguous()
         # As pairs: backends of torch.distributed do not all take complex numbers.
         return [torch.view_as_real(self.grad) if self.grad.is_complex() else self.grad]
+
+    def row_tensors(self) -> Sequence[Tensor]:
+        """See `RowSum.row_tensors`: a gradient of all rows, as that of an int8 weight is."""
+        shard = self.step.layout.shard
+        return [] if shard is None or shard.rows is None or self.grad is None else [self.grad]
+
+    def take_rows(self, rows: Sequence[Tensor]) -> None:
+        """See `RowSum.take_rows`."""
+        for self.grad in rows:
+            self._read = None
+
+    def size(self) -> Size:
+        """See `RowSum.size`."""
+        return self._known()[0]
+
+    def agree(self, size: Size) -> None:
+        """See `RowSum.agree`."""
+        self._read = size, self._known()[1]
 
     def update_(self, factor: float) -> int:
         """See `StepSum.update_`."""

@@ -23,8 +23,10 @@ from featherweight.optim.backward.shared_basis import SharedBasis
 from featherweight.optim.backward.window import Window, undisturbed
 from featherweight.optim.low_rank import LowRankOptimizer
 from featherweight.optim.reduce import Reducer
+from featherweight.optim.sharding import sharded_of, unsharded_of
 from featherweight.optim.step.layout import MatrixLayout
 from featherweight.ownership import Part
+from featherweight.unwrap import is_distributed, local_of
 
 
 class Layerwise:
@@ -51,6 +53,7 @@ class Layerwise:
             on_end=_weakly(self._end_backward),
             on_broken=_weakly(self._lose_window),
             before_forward=_weakly(self._refuse_float16),
+            ends_late=any(is_distributed(parameter) for parameter in model.parameters()),
         )
         self.window = Window(
             optimizer,
@@ -119,6 +122,9 @@ class Layerwise:
             ownership.claim(Part.GRADIENT, parameter, self, words=words, way_out=way_out)
             hook = parameter.register_post_accumulate_grad_hook(_weakly(self._on_gradient))
             self._cleanup.callback(hook.remove)
+        for whole in unsharded_of(trained):
+            hook = whole.register_post_accumulate_grad_hook(_weakly(self._on_whole_gradient))
+            self._cleanup.callback(hook.remove)
         self._pass.attach(self._cleanup)
         before_every_step(_refuse_foreign_step)
 
@@ -174,10 +180,25 @@ class Layerwise:
         if self._pass.is_complete(parameter, name):
             self._take(parameter)
 
+    def _on_whole_gradient(self, whole: Tensor) -> None:
+        """Take away what a layer has left for the whole of a sharded parameter, before FSDP2 looks for it there."""
+        parameter, grad = sharded_of(whole), whole.grad
+        receiver = self._receivers.get(parameter)
+        if grad is None or receiver is None or not (grad.is_sparse or receiver.is_waiting):
+            return
+        whole.grad = None
+        if self._pass.is_complete(parameter, self.window.layout_of(parameter).name):
+            with undisturbed(parameter):
+                receiver.complete()
+                if not grad.is_sparse:  # the weight is also used where its gradient is formed
+                    receiver.add_whole(grad)
+                self.window.add(parameter, None, receiver.shared)
+
     def _take(self, parameter: Tensor) -> None:
         grad, parameter.grad = parameter.grad, None
         if grad is None:
             return
+        grad = local_of(grad)
         with undisturbed(parameter):
             receiver = self._receivers.get(parameter)
             if receiver is None:

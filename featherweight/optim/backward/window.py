@@ -16,10 +16,12 @@ from featherweight.errors import ConfigError
 from featherweight.linalg.outer_product import OuterProduct
 from featherweight.optim.backward.backward_pass import BackwardPass
 from featherweight.optim.backward.core_sum import CoreSum, core_sum_bytes
+from featherweight.optim.backward.row_exchange import exchange_rows
 from featherweight.optim.backward.step_sum import CommonSketch, FullSum, StepSum, Summing, TensorSum
 from featherweight.optim.low_rank import LowRankOptimizer
 from featherweight.optim.options import NORM_KEY
 from featherweight.optim.reduce import BUCKET_BYTES, Reducer
+from featherweight.optim.sharding import at_hand, shard_of
 from featherweight.optim.step.layout import Group, Layout, Member
 from featherweight.optim.step.matrix import MatrixStep, ProjectedMatrix
 from featherweight.optim.step.step import Step
@@ -170,7 +172,9 @@ class Window:
             if total is None and self.is_single and not self.waits_for_all and common is None:
                 total = self._sums[parameter] = FullSum(self.step_of(parameter), self.member(parameter))
             elif total is None:
-                total = self.begin_sum(parameter, grad, is_only=self.is_single, common=common)
+                shard = shard_of(parameter)
+                is_whole = shard is not None and shard.rows is not None
+                total = self.begin_sum(parameter, grad, is_only=self.is_single, common=common, brings_cores=is_whole)
             total.add(grad)
         is_last = self.micro_step + 1 == self.accumulation_steps
         if not is_last or parameter not in self._sums or self.waits_for_all:
@@ -184,7 +188,13 @@ class Window:
             self._exchange()
 
     def begin_sum(
-        self, parameter: Tensor, grad: Tensor | OuterProduct | None, *, is_only: bool, common: CommonSketch | None
+        self,
+        parameter: Tensor,
+        grad: Tensor | OuterProduct | None,
+        *,
+        is_only: bool,
+        common: CommonSketch | None,
+        brings_cores: bool = False,
     ) -> StepSum:
         """Begin to sum up the gradients of one parameter over a step.
 
@@ -193,16 +203,16 @@ class Window:
             grad: the first one; None if it needs no basis.
             is_only: see `Summing`.
             common: see `Summing`.
+            brings_cores: see `Summing`.
         """
-        how = Summing(is_only, self.estimates_norm, not self.is_alone, common)
+        how = Summing(is_only, self.estimates_norm, not self.is_alone, brings_cores, common)
         total = self._sums[parameter] = sum_of(self.step_of(parameter), self.member(parameter), grad, how)
         return total
 
     def core_sum_of(self, parameter: Tensor) -> CoreSum | None:
         """Return the present sum of a parameter's cores."""
         total = self._sums.get(parameter)
-        assert total is None or isinstance(total, CoreSum)
-        return total
+        return total if isinstance(total, CoreSum) else None
 
     # ---- updates
 
@@ -236,6 +246,7 @@ class Window:
         tensors = [tensor for total in totals.values() for tensor in total.shared_tensors()]
         if tensors:
             self.reducer.mean_(tensors)
+        exchange_rows(totals)
 
     def _factor(self, parameter: Tensor, squared: float) -> float:
         """Return what the gradient of a tensor is multiplied with before its step."""
@@ -322,7 +333,7 @@ class Window:
         for parameter in self:
             if not parameter.requires_grad:
                 continue
-            size_bytes = parameter.numel() * parameter.element_size()
+            size_bytes = at_hand(parameter).numel() * parameter.element_size()
             core_bytes = _core_bytes(self.step_of(parameter), self.estimates_norm)
             if is_kept:
                 kept += size_bytes if core_bytes is None else core_bytes
@@ -342,7 +353,8 @@ def sum_of(step: Step, member: Member, grad: Tensor | OuterProduct | None, how: 
         grad: the first gradient, or its factors; None if it needs no basis.
         how: what the step asks of the sum.
     """
-    if isinstance(step, MatrixStep):
+    comes_in_rows = step.layout.shard is not None and not how.brings_cores
+    if isinstance(step, MatrixStep) and not comes_in_rows:
         matrices = step.matrices(member, grad)
         if not any(matrix.needs_gradient() for matrix in matrices):
             return CoreSum(step, member, matrices, how)
@@ -360,7 +372,7 @@ def _core_bytes(step: Step, estimates_norm: bool) -> int | None:
         return step.layout.plan.sum_bytes(step.layout.dtype)
     if not isinstance(step, MatrixStep) or not (step.layout.residual.is_plain or step.layout.residual.is_often_plain):
         return None
-    return core_sum_bytes(step.layout, is_sketched=False, estimates_norm=estimates_norm)
+    return core_sum_bytes(step.layout.whole, is_sketched=False, estimates_norm=estimates_norm)
 
 
 @contextmanager

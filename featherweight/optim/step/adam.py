@@ -146,7 +146,7 @@ def step_dense_(layout: Layout, member: Member, grad: Tensor) -> str:
     state["step"].fill_(step)
     alpha, beta = write_factors(group)
     weight, rounding = weight_of(member.parameter), rounding_of(group, layout.index, step)
-    whole = Stored(layout, {name: parts_of(state, name) for name in layout.moments}, rounding)
+    whole = Stored(layout, {name: parts_of(state, name) for name in layout.moments}, rounding, layout.first_moment)
     kernel = _kernel_for(layout, grad, group)
 
     def run(weight: Tensor | Int8Weight, grad: Tensor, stored: Stored) -> None:
@@ -158,9 +158,11 @@ def step_dense_(layout: Layout, member: Member, grad: Tensor) -> str:
             stored.write(moments)
         add_direction_(weight, direction, alpha=alpha, beta=beta, rounding=rounding, offset=stored.offset)
 
-    if kernel is not None and isinstance(weight, Tensor) and _may_write(weight, rounding.stochastic):
+    # A kernel that writes the weight, too, counts its elements from 0.
+    is_first = layout.first_element == 0
+    if kernel is not None and isinstance(weight, Tensor) and _may_write(weight, rounding.stochastic, is_first):
         write = kernel.Write(weight, alpha, beta, key_pairs(rounding.seed, rounding.key, rounding.step))
-        kernel.step_(grad, _moments(kernel, whole, 0), _options(kernel, step, group), write)
+        kernel.step_(grad, _moments(kernel, whole, whole.offset), _options(kernel, step, group), write)
     elif kernel is not None or rule.is_elementwise:
         flat_grad = grad.reshape(-1)
         for start, stop, piece in slices_of(weight):
@@ -193,8 +195,8 @@ def _words_for(kernel: Any) -> str:
     return "C kernel" if kernel is native else "Triton kernel"
 
 
-def _may_write(weight: Tensor, stochastic: bool) -> bool:
-    return weight.dtype == torch.float32 or (weight.dtype == torch.bfloat16 and stochastic)
+def _may_write(weight: Tensor, stochastic: bool, is_first: bool) -> bool:
+    return weight.dtype == torch.float32 or (weight.dtype == torch.bfloat16 and stochastic and is_first)
 
 
 def _direction(kernel: Any, stored: Stored, grad: Tensor, step: int, group: Mapping[str, Any]) -> Tensor:

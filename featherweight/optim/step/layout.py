@@ -111,6 +111,16 @@ class Layout:
         """State name and shape of each basis of one matrix, or of the tensor."""
         return {}
 
+    @property
+    def first_element(self) -> int:
+        """Index of the first element at hand in the whole parameter, so that rounding bits are those of one process."""
+        return 0 if self.shard is None else self.shard.start * math.prod(self.shard.full_shape[1:])
+
+    @property
+    def first_moment(self) -> int:
+        """The same of its moments."""
+        return self.first_element
+
     # ---- state
 
     @property
@@ -188,7 +198,7 @@ class Stored:
     def slice(self, start: int, stop: int) -> "Stored":
         """Return the moments of a flat slice, as views."""
         parts = {name: self.layout.moments[name].slice(part, start, stop) for name, part in self.parts.items()}
-        return replace(self, parts=parts, offset=start)
+        return replace(self, parts=parts, offset=self.offset + start)
 
     def read(self, shape: tuple[int, ...] | None = None) -> dict[str, Tensor]:
         """Return the moments in the dtype of the arithmetic; dense ones are the stored tensors themselves.
@@ -265,10 +275,26 @@ class MatrixLayout(Layout):
         right = self.rank if self.side in ("right", "both") else self.columns
         return (left, right)
 
+    def zero_core(self, device: torch.device) -> Tensor:
+        """Return a core of zeros in the dtype of the arithmetic."""
+        return torch.zeros(self.core_shape, dtype=self.dtype, device=device)
+
     @property
     def all_rows(self) -> int:
         """M of the whole matrix, of which this process may hold some."""
         return self.rows if self.shard is None else self.shard.full_shape[0]
+
+    @property
+    def first_moment(self) -> int:
+        """Index of the first element at hand in the moments of the whole matrix."""
+        return 0 if self.shard is None or self.side != "right" else self.shard.start * self.rank
+
+    @property
+    def whole(self) -> Self:
+        """The layout of the whole matrix, of which this process may hold some rows."""
+        return (
+            self if self.shard is None else replace(self, shape=self.shard.full_shape, rows=self.all_rows, shard=None)
+        )
 
     def basis_shapes(self) -> dict[str, tuple[int, ...]]:
         """State name and shape of each basis of one matrix."""
@@ -320,13 +346,18 @@ class MatrixLayout(Layout):
             subspace: of the whole matrix.
             grad_MN: the rows at hand.
         """
-        shard = self.shard
-        if shard is not None and subspace.left is not None:
-            subspace = MatrixSubspace(left=subspace.left[shard.start : shard.stop], right=subspace.right)
+        subspace = self.at_hand(subspace)
         core = subspace.project(grad_MN).to(self.dtype)
-        if shard is not None and subspace.left is not None:
-            shard.collectives.sum_(core)
+        if self.shard is not None and subspace.left is not None:
+            self.shard.collectives.sum_(core)
         return core, subspace
+
+    def at_hand(self, subspace: MatrixSubspace) -> MatrixSubspace:
+        """Return the part of a subspace that belongs to the rows at hand."""
+        shard = self.shard
+        if shard is None or subspace.left is None:
+            return subspace
+        return MatrixSubspace(left=subspace.left[shard.start : shard.stop], right=subspace.right)
 
     def matrices(self, tensor: Tensor) -> list[Tensor]:
         """Split a tensor of the parameter's shape into its (M, N) matrices, as views where the strides allow it."""

@@ -81,7 +81,8 @@ class ProjectedMatrix:
     def stored_moments(self, step: int) -> Stored:
         """Return the moments as they are stored, and as a step writes them."""
         parts = {name: parts_of(self.state, name, self.block) for name in self.layout.moments}
-        return Stored(self.layout, parts, rounding_of(self.group, self.index, step), matrix=self.number)
+        rounding = rounding_of(self.group, self.index, step)
+        return Stored(self.layout, parts, rounding, self.layout.first_moment, self.number)
 
     def read_moments(self) -> dict[str, Tensor]:
         """Return the moments in the dtype of the arithmetic; dense ones are the stored tensors themselves."""
@@ -335,7 +336,7 @@ class ProjectedMatrix:
             alpha=alpha * factor,
             beta=beta,
             rounding=rounding_of(self.group, self.index, step),
-            offset=self.number * weight_MN.numel(),
+            offset=self.layout.first_element + self.number * weight_MN.numel(),
             extra=extra,
         )
 

@@ -6,17 +6,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from featherweight.errors import ConfigError, did_you_mean
+from featherweight.robot.challenge.hand import Clock, HandModel
 from featherweight.robot.challenge.log import write_log
-from featherweight.robot.challenge.operators import Clock, HandModel, SharedLeader
 from featherweight.robot.challenge.remote import RemoteRun, first_free_cube
 from featherweight.robot.challenge.score import TIME_LIMIT_S, Score, score_log
+from featherweight.robot.challenge.shared import SharedLeader
 from featherweight.robot.contract import Teleoperator
 from featherweight.robot.kinematics.dh import Array
 from featherweight.robot.network.impaired import Impairment
 from featherweight.robot.sim.session import VirtualSession
 
 if TYPE_CHECKING:
-    from featherweight.robot.learning.policy import ChunkPolicy
+    from featherweight.robot.learning.policy import Policy
 
 OPERATORS = ("hand", "policy", "shared")
 
@@ -41,7 +42,7 @@ def parse_impairment(text: str) -> Impairment:
 
 def run_challenge(
     operator: str,
-    policy: "ChunkPolicy | None",
+    policy: "Policy | None",
     seed: int,
     impairment: Impairment,
     cubes: int = 1,
@@ -76,9 +77,10 @@ def run_challenge(
     def make_leader(see: Callable[[], Array], clock: Clock) -> Teleoperator:
         if policy is None or operator == "hand":
             return HandModel(see, clock, seed)
+        from featherweight.robot.learning.policy import Seen
         from featherweight.robot.learning.policy_leader import PolicyLeader
 
-        helper = PolicyLeader(policy, see, clock, in_thread=False, delay=round_trip_s)
+        helper = PolicyLeader(policy, lambda: Seen(see()), clock, in_thread=False, delay=round_trip_s)
         return helper if operator == "policy" else SharedLeader(HandModel(see, clock, seed), helper)
 
     session = VirtualSession(seed, cubes=cubes)

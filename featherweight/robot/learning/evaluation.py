@@ -1,14 +1,16 @@
 """How often a policy, or the expert, puts the cube into the bin, over layouts that nobody learnt from."""
 
-import math
+import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from featherweight.robot.learning.policy import ChunkPolicy
+from featherweight.robot.intervals import wilson_interval
+from featherweight.robot.learning.policy import Policy, Seen
 from featherweight.robot.learning.policy_leader import PolicyLeader
 from featherweight.robot.recording.demonstrations import run_expert
 from featherweight.robot.safety.controller import Controller
+from featherweight.robot.sim.cameras import Cameras
 from featherweight.robot.sim.session import VirtualSession
 
 LONGEST_S = 20.0
@@ -34,14 +36,11 @@ class Evaluation:
     @property
     def interval(self) -> tuple[float, float]:
         """Wilson's interval of the share of successes, at 95 %."""
-        n = max(1, len(self.placed))
-        share, z = self.successes / n, 1.96
-        middle, half = share + z * z / (2 * n), z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-        return max(0.0, (middle - half) / (1 + z * z / n)), min(1.0, (middle + half) / (1 + z * z / n))
+        return wilson_interval(self.successes, len(self.placed))
 
 
 def evaluate(
-    policy: ChunkPolicy | None, seeds: Sequence[int], on_run: Callable[[int, bool], None] | None = None
+    policy: Policy | None, seeds: Sequence[int], on_run: Callable[[int, bool], None] | None = None
 ) -> Evaluation:
     """Run a policy, or the expert if it is None, once for each seed, in virtual time through the safety pipeline.
 
@@ -65,9 +64,12 @@ def evaluate(
     return result
 
 
-def run_policy(session: VirtualSession, policy: ChunkPolicy, longest_s: float = LONGEST_S) -> bool:
-    """Let a policy lead in a fresh session; return whether the cube lies in the bin, let go."""
-    leader = PolicyLeader(policy, session.scene, session.clock, in_thread=False)
+def run_policy(session: VirtualSession, policy: Policy, longest_s: float = LONGEST_S) -> bool:
+    """Let a policy lead in a fresh session; return whether the cube lies in the bin, let go.
+
+    Raises:
+        DeviceError: if the policy sees pictures and none can be drawn here.
+    """
     placed_since: float | None = None
 
     def on_step(_: Controller) -> bool:
@@ -76,6 +78,21 @@ def run_policy(session: VirtualSession, policy: ChunkPolicy, longest_s: float = 
         placed_since = (placed_since or session.clock()) if is_placed else None
         return placed_since is None or session.clock() - placed_since < 1.0
 
-    session.run(leader, longest_s, on_step)
+    with eyes_of(policy, session) as see:
+        session.run(PolicyLeader(policy, see, session.clock, in_thread=False), longest_s, on_step)
     session.robot.sleep(0.5)
     return session.world.is_placed()
+
+
+@contextlib.contextmanager
+def eyes_of(policy: Policy, session: VirtualSession) -> Iterator[Callable[[], Seen]]:
+    """Give what a policy sees of a session: the scene, or the pictures of its cameras in its own size."""
+    if not policy.config.cameras:
+        yield lambda: Seen(session.scene())
+        return
+    height_px, width_px = policy.picture_size_px
+    cameras = Cameras(session.world, policy.config.cameras, width_px, height_px)
+    try:
+        yield lambda: Seen(pictures=cameras.render())
+    finally:
+        cameras.close()

@@ -5,15 +5,11 @@ import time
 from collections.abc import Callable, Mapping
 
 import numpy as np
-from numpy.typing import NDArray
 
+from featherweight.errors import FeatherweightError
 from featherweight.robot.contract import Action, Teleoperator, keyed_angles, ordered_angles
 from featherweight.robot.learning.ensemble import ChunkEnsemble
-from featherweight.robot.learning.policy import ChunkPolicy
-from featherweight.robot.learning.state import state_features
-
-Observe = Callable[[], NDArray[np.float64]]
-"""Returns (7,) where the cube and the bin are."""
+from featherweight.robot.learning.policy import Policy, Seen
 
 
 class PolicyLeader(Teleoperator):
@@ -24,7 +20,7 @@ class PolicyLeader(Teleoperator):
 
     Args:
         policy: trained.
-        observe: of the scene.
+        see: returns what the operator sees of the scene.
         clock: time in seconds.
         in_thread: whether the policy runs beside the control loop.
         delay: returns how old the state is that the policy sees, in seconds; the actions of that time are skipped.
@@ -35,20 +31,21 @@ class PolicyLeader(Teleoperator):
 
     def __init__(
         self,
-        policy: ChunkPolicy,
-        observe: Observe,
+        policy: Policy,
+        see: Callable[[], Seen],
         clock: Callable[[], float] = time.monotonic,
         in_thread: bool = True,
         delay: Callable[[], float] = lambda: 0.0,
         id: str = "policy",
     ) -> None:
         self.id = id
-        self._policy, self._observe, self._clock, self._in_thread = policy, observe, clock, in_thread
+        self._policy, self._see, self._clock, self._in_thread = policy, see, clock, in_thread
         self._delay = delay
-        self._ensemble = ChunkEnsemble(policy.config.fps)
+        self._ensemble = ChunkEnsemble(policy.config.fps, policy.decay or 0.0, latest_alone=policy.decay is None)
         self._lock = threading.Lock()
         self._state_deg: tuple[float, ...] | None = None
-        self._asked_s = -np.inf
+        self._asked_s = self._chosen_s = -np.inf
+        self._failure: FeatherweightError | None = None
         self._action: tuple[float, ...] | None = None
         self._wanted = threading.Event()
         self._stop = threading.Event()
@@ -89,25 +86,33 @@ class PolicyLeader(Teleoperator):
         self._state_deg = ordered_angles("PolicyLeader.send_feedback", feedback)
 
     def get_action(self) -> Action | None:
-        """Return the action of now; None before the first prediction, and while every chunk is over."""
+        """Return the action of now; None before the first prediction, and while every chunk is over.
+
+        Raises:
+            ConfigError: if the policy lacks something that it has to see.
+        """
         self._require_connection("get_action")
         if self._state_deg is None:
             return None
-        now_s = self._clock()
-        if now_s - self._asked_s >= 1 / self._policy.config.fps - 1e-6:
-            # After a pause, what was planned before it is over.
+        if self._failure is not None:
+            failure, self._failure = self._failure, None
+            raise failure
+        now_s, fps = self._clock(), self._policy.config.fps
+        if now_s - self._asked_s >= self._policy.ask_every / fps - 1e-6:
             self._asked_s = now_s
             if self._in_thread:
                 self._wanted.set()
             else:
                 self._ask(now_s, self._state_deg)
+        if now_s - self._chosen_s >= 1 / fps - 1e-6:
+            # After a pause, what was planned before it is over.
+            self._chosen_s = now_s
             with self._lock:
                 self._action = self._ensemble.at(now_s)
         return None if self._action is None else keyed_angles(self._action)
 
     def _ask(self, time_s: float, state_deg: tuple[float, ...]) -> None:
-        state = np.array(state_deg)
-        chunk = self._policy.act(state_features(state, self._observe()), state)
+        chunk = self._policy.act(state_deg, self._see())
         with self._lock:
             self._ensemble.put(time_s - self._delay(), chunk)
 
@@ -116,4 +121,7 @@ class PolicyLeader(Teleoperator):
             self._wanted.wait()
             self._wanted.clear()
             if not self._stop.is_set() and self._state_deg is not None:
-                self._ask(self._asked_s, self._state_deg)
+                try:
+                    self._ask(self._asked_s, self._state_deg)
+                except FeatherweightError as error:  # said where the action is asked for
+                    self._failure = error

@@ -17,7 +17,12 @@ VALID_DAYS = 400
 
 
 def create_room(
-    folder: str | Path, room: str, members: Mapping[str, str], hosts: Sequence[str] = ("localhost", "127.0.0.1")
+    folder: str | Path,
+    room: str,
+    members: Mapping[str, str],
+    hosts: Sequence[str] = ("localhost", "127.0.0.1"),
+    owners: Mapping[str, str] | None = None,
+    authority_of: str | Path | None = None,
 ) -> Path:
     """Make the folder of a room.
 
@@ -29,8 +34,10 @@ def create_room(
         room: its name.
         members: name -> role ("robot", "operator", "instructor" or "observer").
         hosts: names and addresses under which the relay is reached.
+        owners: robot -> the member whose own it is; a classroom lets that one drive it alone.
+        authority_of: folder of another room whose authority signs here too; None makes a new one.
     Raises:
-        ConfigError: if a name or role is wrong, or the folder holds something.
+        ConfigError: if a name or role is wrong, the folder holds something, or the authority cannot be read.
         MissingExtraError: if cryptography is not installed.
     """
     folder = Path(folder)
@@ -44,7 +51,7 @@ def create_room(
         raise ConfigError(
             f"robot: folder={folder} is not empty; expected a new one. Choose another name: nothing is overwritten."
         )
-    authority = _Authority(room)
+    authority = _Authority(room) if authority_of is None else _Authority.load(Path(authority_of))
     (folder / "members").mkdir(parents=True, exist_ok=True)
     _write(folder / "ca.pem", authority.certificate_pem)
     _write_secret(folder / "ca.key", authority.key_pem)
@@ -58,6 +65,8 @@ def create_room(
         _write_secret(own / "token", token.encode() + b"\n")
         _write(own / "member.json", json.dumps({"name": name, "role": role, "room": room}, indent=2).encode() + b"\n")
         tokens[name] = {"role": role, "token_sha256": hashlib.sha256(token.encode()).hexdigest()}
+        if owners and name in owners:
+            tokens[name]["owner"] = owners[name]
     _write(folder / "relay.json", json.dumps({"room": room, "members": tokens}, indent=2).encode() + b"\n")
     rules = {"access_control": access_control(room, members)}
     _write(folder / "zenoh_relay.json5", json.dumps(rules, indent=2).encode() + b"\n")
@@ -111,20 +120,12 @@ def access_control(room: str, members: Mapping[str, str]) -> dict[str, Any]:
 
 
 class _Authority:
-    """Signs the certificates of one room."""
+    """Signs the certificates of one room, or of several."""
 
     def __init__(self, room: str) -> None:
-        try:
-            from cryptography import x509
-            from cryptography.hazmat.primitives import hashes, serialization
-            from cryptography.hazmat.primitives.asymmetric import ec
-        except ImportError as error:
-            raise MissingExtraError(
-                "robot: package=cryptography is not installed; expected it for certificates. Run pip install "
-                "featherweight[robot]."
-            ) from error
-        self._x509, self._hashes, self._serialization, self._ec = x509, hashes, serialization, ec
-        self._key: Any = ec.generate_private_key(ec.SECP256R1())
+        self._import()
+        x509, hashes = self._x509, self._hashes
+        self._key: Any = self._ec.generate_private_key(self._ec.SECP256R1())
         self._name = self._subject(f"{room} authority")
         builder = self._builder(self._name, self._key.public_key()).add_extension(
             x509.BasicConstraints(ca=True, path_length=0), critical=True
@@ -142,6 +143,38 @@ class _Authority:
         )
         self.certificate_pem: bytes = self._pem(builder.sign(self._key, hashes.SHA256()))
         self.key_pem = self._key_pem(self._key)
+
+    @classmethod
+    def load(cls, folder: Path) -> "_Authority":
+        """Read the authority of a room."""
+        authority = cls.__new__(cls)
+        authority._import()
+        try:
+            authority.certificate_pem = (folder / "ca.pem").read_bytes()
+            authority.key_pem = (folder / "ca.key").read_bytes()
+            authority._key = authority._serialization.load_pem_private_key(authority.key_pem, None)
+            authority._name = authority._x509.load_pem_x509_certificate(authority.certificate_pem).subject
+        except (OSError, ValueError, TypeError) as error:
+            raise ConfigError(
+                f"robot: authority={folder} cannot be read ({error}); expected the folder of a room with ca.pem and "
+                "ca.key. Make one with fw robot class init."
+            ) from error
+        return authority
+
+    def _import(self) -> None:
+        try:
+            from cryptography import x509
+            from cryptography.hazmat.primitives import hashes, serialization
+            from cryptography.hazmat.primitives.asymmetric import ec
+        except ImportError as error:
+            raise MissingExtraError(
+                "robot: package=cryptography is not installed; expected it for certificates. Run pip install "
+                "featherweight[robot]."
+            ) from error
+        self._x509: Any = x509
+        self._hashes: Any = hashes
+        self._serialization: Any = serialization
+        self._ec: Any = ec
 
     def issue(self, name: str, hosts: Sequence[str]) -> tuple[bytes, bytes]:
         """Return certificate and key as PEM, for servers and clients."""

@@ -101,13 +101,17 @@ class FollowerSide:
         self._publish_state(now_ns)
         return mode
 
-    def run(self, stop: threading.Event, rate_hz: float = 60.0) -> None:
+    def run(
+        self, stop: threading.Event, rate_hz: float = 60.0, on_step: Callable[["FollowerSide"], None] | None = None
+    ) -> None:
         """Run control steps until `stop` is set; whatever fails, the arm is held and the loop goes on."""
         due_s = time.monotonic()
         try:
             while not stop.is_set():
                 try:
                     self.step()
+                    if on_step is not None:
+                        on_step(self)
                 except Exception as error:  # a fault of ours must not end the loop that watches the deadlines
                     self.counters["internal errors"] += 1
                     self.controller.hold(f"internal error: {error}")
@@ -229,7 +233,7 @@ def serve(
     side = FollowerSide(robot, transport, topics, safety)
     stop = stop or threading.Event()
     cameras = [key for key, value in robot.observation_features.items() if isinstance(value, tuple)]
-    sender = threading.Thread(target=_send_pictures, args=(robot, transport, topics, stop, camera_fps), daemon=True)
+    sender = threading.Thread(target=send_pictures, args=(robot, transport, topics, stop, camera_fps), daemon=True)
     if cameras:
         sender.start()
     try:
@@ -259,7 +263,7 @@ def encode_picture(picture: Any, quality: int = 75) -> bytes:
     return buffer.getvalue()
 
 
-def _send_pictures(robot: UMIRobot, transport: Transport, topics: Topics, stop: threading.Event, fps: float) -> None:
+def send_pictures(robot: UMIRobot, transport: Transport, topics: Topics, stop: threading.Event, fps: float) -> None:
     """Send each camera's newest picture; pictures share neither thread nor lock with the control loop."""
     while not stop.wait(1 / fps):
         try:

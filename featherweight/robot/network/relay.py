@@ -5,28 +5,15 @@ which a newer command, state or picture replaces the older one.
 """
 
 import asyncio
-import hashlib
-import hmac
-import json
 import ssl
 import threading
 from pathlib import Path
 from typing import Any
 
-from featherweight.errors import ConfigError, DeviceError
-from featherweight.robot.network.topics import may_publish, may_subscribe
-from featherweight.robot.network.transport import matches
+from featherweight.errors import DeviceError
+from featherweight.robot.network.relay_room import RelayRoom
 from featherweight.robot.network.websocket import import_websockets
-from featherweight.robot.network.wire import MAX_MESSAGE_BYTES, Outbox, unpack
-
-
-class _Client:
-    def __init__(self, socket: Any, name: str, role: str) -> None:
-        self.socket, self.name, self.role = socket, name, role
-        self.patterns: list[str] = []
-        self.alive: list[str] = []
-        self.outbox = Outbox()
-        self.wakeup = asyncio.Event()
+from featherweight.robot.network.wire import MAX_MESSAGE_BYTES
 
 
 class Relay:
@@ -45,27 +32,12 @@ class Relay:
     def __init__(self, folder: str | Path, host: str = "127.0.0.1", port: int = 0, tls: bool = True) -> None:
         self._websockets = import_websockets()
         folder = Path(folder)
-        try:
-            settings = json.loads((folder / "relay.json").read_text())
-            self.room: str = settings["room"]
-            self._members: dict[str, dict[str, str]] = settings["members"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ConfigError(
-                f"robot: class={folder} is no folder of a room ({error}); expected relay.json. Make it with fw "
-                f"robot class init."
-            ) from error
-        self.refused = 0
-        """Connections, messages and subscriptions that were refused."""
+        self._room = RelayRoom(folder)
         self._context: ssl.SSLContext | None = None
         if tls:
-            self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            self._context.minimum_version = ssl.TLSVersion.TLSv1_2
-            self._context.load_cert_chain(folder / "relay" / "cert.pem", folder / "relay" / "key.pem")
-            self._context.load_verify_locations(folder / "ca.pem")
             # Who has no certificate of this room does not get as far as a first message.
-            self._context.verify_mode = ssl.CERT_REQUIRED
+            self._context = relay_context(folder, ssl.CERT_REQUIRED)
         self._host, self._port = host, port
-        self._clients: list[_Client] = []
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ready = threading.Event()
         self._done: asyncio.Event | None = None
@@ -76,6 +48,16 @@ class Relay:
     def uri(self) -> str:
         """Where participants connect to."""
         return f"{'wss' if self._context else 'ws'}://{self._host}:{self._port}"
+
+    @property
+    def refused(self) -> int:
+        """Connections, messages and subscriptions that were refused."""
+        return self._room.refused
+
+    @property
+    def names(self) -> list[str]:
+        """Who is connected."""
+        return [client.name for client in self._room.clients]
 
     def start(self) -> "Relay":
         """Listen."""
@@ -105,7 +87,7 @@ class Relay:
     async def _serve(self) -> None:
         self._loop, self._done = asyncio.get_running_loop(), asyncio.Event()
         server = await self._websockets.asyncio.server.serve(
-            self._talk,
+            self._room.talk,
             self._host,
             self._port,
             ssl=self._context,
@@ -123,85 +105,21 @@ class Relay:
 
     def _check(self, connection: Any, request: Any) -> Any:
         """Refuse who has no token of this room, or a certificate of another name than the token's."""
-        member = self._member(request.headers.get("Authorization", ""))
-        subject = connection.transport.get_extra_info("peercert") or {}
-        names = [value for part in subject.get("subject", ()) for key, value in part if key == "commonName"]
-        if member is None or request.path.strip("/") != self.room or (self._context and member[0] not in names):
-            self.refused += 1
-            return connection.respond(401, "unknown participant\n")
-        connection.member = member
-        return None
+        if self._room.admit(connection, request, needs_certificate=self._context is not None):
+            return None
+        return connection.respond(401, "unknown participant\n")
 
-    def _member(self, header: str) -> tuple[str, str] | None:
-        digest = hashlib.sha256(header.removeprefix("Bearer ").encode()).hexdigest()
-        for name, member in self._members.items():
-            if hmac.compare_digest(digest, member["token_sha256"]):
-                return name, member["role"]
-        return None
 
-    async def _talk(self, socket: Any) -> None:
-        client = _Client(socket, *socket.member)
-        self._clients.append(client)
-        sender = asyncio.create_task(self._send(client))
-        self._tell_roster()
-        try:
-            async for frame in socket:
-                if isinstance(frame, str):
-                    self._note(client, frame)
-                else:
-                    self._pass_on(client, frame)
-        except self._websockets.exceptions.ConnectionClosed:
-            pass
-        finally:
-            self._clients.remove(client)
-            sender.cancel()
-            self._tell_roster()
+def relay_context(folder: Path, verify: ssl.VerifyMode) -> ssl.SSLContext:
+    """Return the TLS settings of a room's relay.
 
-    def _note(self, client: _Client, text: str) -> None:
-        try:
-            message = json.loads(text)
-            pattern, alive = message.get("subscribe"), message.get("alive")
-        except (ValueError, AttributeError):
-            self.refused += 1
-            return
-        if isinstance(pattern, str) and len(client.patterns) < 100:
-            client.patterns.append(pattern)
-        if (
-            isinstance(alive, str)
-            and may_publish(client.role, alive, self.room, client.name)
-            and len(client.alive) < 10
-        ):
-            client.alive.append(alive)
-            self._tell_roster()
-
-    def _pass_on(self, sender: _Client, frame: bytes) -> None:
-        unpacked = unpack(frame)
-        if unpacked is None or not may_publish(sender.role, unpacked[0], self.room, sender.name):
-            self.refused += 1
-            return
-        topic, message = unpacked
-        for client in self._clients:
-            # The topic itself is checked, not the pattern: whatever a pattern says, nobody reads more than his role
-            # allows.
-            is_wanted = any(matches(pattern, topic) for pattern in client.patterns)
-            if is_wanted and may_subscribe(client.role, topic, self.room, client.name):
-                client.outbox.put(topic, message)
-                client.wakeup.set()
-
-    def _tell_roster(self) -> None:
-        text = json.dumps({"roster": sorted(alive for client in self._clients for alive in client.alive)})
-        for client in self._clients:
-            client.outbox.put_text(text)
-            client.wakeup.set()
-
-    async def _send(self, client: _Client) -> None:
-        while True:
-            frame = client.outbox.get()
-            if frame is None:
-                client.wakeup.clear()
-                await client.wakeup.wait()
-                continue
-            try:
-                await client.socket.send(frame)
-            except self._websockets.exceptions.ConnectionClosed:
-                return
+    Args:
+        folder: of the room.
+        verify: whether participants must show a certificate of its authority.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.load_cert_chain(folder / "relay" / "cert.pem", folder / "relay" / "key.pem")
+    context.load_verify_locations(folder / "ca.pem")
+    context.verify_mode = verify
+    return context

@@ -50,6 +50,11 @@ class Topics:
         return f"{self.root}/status"
 
     @property
+    def news(self) -> str:
+        """What the simulator of a classroom tells its server as JSON: challenge, recording, score."""
+        return f"{self.root}/status/class"
+
+    @property
     def ctl(self) -> str:
         """Requests of operators as JSON: request, release, stop."""
         return f"{self.root}/ctl"

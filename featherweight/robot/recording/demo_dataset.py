@@ -79,6 +79,20 @@ class DemoDataset:
         start = self._ends[number - 1] if number else 0
         return {name: values[start : self._ends[number]] for name, values in self.columns.items()}
 
+    def pictures(self, key: str, number: int) -> NDArray[np.uint8]:
+        """Return the (length, H, W, 3) pictures of one episode.
+
+        Args:
+            key: a feature that is a video.
+            number: of the episode.
+        Raises:
+            ConfigError: if the video cannot be read or lacks a picture.
+        """
+        row = self.episodes[number]
+        path, start_s = self._video(key, row)
+        times_s = [start_s + frame / self.fps for frame in range(int(row["length"]))]
+        return np.stack(read_pictures(path, times_s, TOLERANCE_S))
+
     def __getitem__(self, index: int) -> dict[str, Any]:
         if not -len(self) <= index < len(self):
             raise IndexError(f"data set: index={index} is beyond its {len(self)} frames")
@@ -112,13 +126,17 @@ class DemoDataset:
         return np.clip(rows, start, end - 1), (rows < start) | (rows >= end)
 
     def _pictures(self, key: str, row: Mapping[str, Any], frames: Sequence[int]) -> list[NDArray[np.float32]]:
-        at = {name: row[f"videos/{key}/{name}"] for name in ("chunk_index", "file_index")}
-        path = self.root / self.info["video_path"].format(video_key=key, **at)
-        times = [float(row[f"videos/{key}/from_timestamp"]) + frame / self.fps for frame in frames]
+        path, start_s = self._video(key, row)
+        times = [start_s + frame / self.fps for frame in frames]
         return [
             np.ascontiguousarray(picture.transpose(2, 0, 1), dtype=np.float32) / np.float32(255)
             for picture in read_pictures(path, times, TOLERANCE_S)
         ]
+
+    def _video(self, key: str, row: Mapping[str, Any]) -> tuple[Path, float]:
+        at = {name: row[f"videos/{key}/{name}"] for name in ("chunk_index", "file_index")}
+        path = self.root / self.info["video_path"].format(video_key=key, **at)
+        return path, float(row[f"videos/{key}/from_timestamp"])
 
     def _offsets(self, key: str, times_s: Sequence[float]) -> NDArray[np.int64]:
         if key not in self.features:

@@ -5,11 +5,15 @@ and centres of mass are those of the published model, moved to the D-H frames wh
 found in simulation (see docs/robot.md).
 """
 
+import colorsys
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from featherweight.errors import ConfigError, did_you_mean
+from featherweight.robot.camera.fiducial import CARD_M, DOT_M, GRIPPER_CARD, TABLE_CARD, Card
 from featherweight.robot.kinematics.dh import A_M, ALPHA_RAD, BASE_HEIGHT_M, D_M, OFFSETS_RAD, TOOL_M
 from featherweight.robot.kinematics.urdf import RPY_RAD, XYZ_M
 from featherweight.robot.sim.graphics import import_mujoco
@@ -63,6 +67,7 @@ def build_mjcf(
     gripper_file: str | Path | None = None,
     tool_m: float = TOOL_M,
     model: str = "dh",
+    cards: bool = False,
 ) -> str:
     """Write a scene.
 
@@ -73,6 +78,7 @@ def build_mjcf(
         gripper_file: MJCF of the student's gripper: a file whose worldbody is attached at `tool0`, with an actuator
             named "gripper".
         tool_m: from the wrist to the tool point.
+        cards: put the cards of `camera.fiducial` on gripper and table.
         model: "dh", or "urdf" for the frames of the published URDF (kinematics only, without gripper).
     Raises:
         ConfigError: if an option is unknown or the file cannot be read.
@@ -90,6 +96,8 @@ def build_mjcf(
     else:
         hand, extra = (_gripper(tool_m), _gripper_extra()) if gripper else ("", "")
     objects = _challenge(cubes) if scene == "challenge" else ""
+    if cards:
+        hand, objects = hand + _card(GRIPPER_CARD), objects + _card(TABLE_CARD)
     actuators = "".join(
         f'<position name="{name}" joint="{name}" kp="{KP}" ctrlrange="-1.5707963 1.5707963" '
         f'forcerange="{-ARM_TORQUE_NM} {ARM_TORQUE_NM}"/>'
@@ -232,6 +240,20 @@ def _challenge(cubes: int) -> str:
         )
     )
     return f'{text}<body name="bin" mocap="true" pos="0 0.17 0">{walls}</body>'
+
+
+def _card(card: Card) -> str:
+    """Write a white plate with four coloured dots; nothing touches it."""
+    axes = f'xyaxes="{_words(card.right)} {_words(card.up)}"'
+    half, untouched = CARD_M / 2, 'contype="0" conaffinity="0" mass="0"'
+    back = np.array(card.center_m) - 0.0006 * card.normal
+    plate = f'<geom type="box" size="{half} {half} 0.0004" pos="{_words(back)}" {axes} rgba="1 1 1 1" {untouched}/>'
+    dots = (
+        f'<geom type="cylinder" size="{DOT_M} 0.0002" pos="{_words(place)}" {axes} '
+        f'rgba="{_words(colorsys.hsv_to_rgb(hue, 1, 1))} 1" {untouched}/>'
+        for place, hue in zip(card.dots_m, card.hues, strict=True)
+    )
+    return plate + "".join(dots)
 
 
 def _urdf_mjcf() -> str:

@@ -60,8 +60,7 @@ class SimRobot(UMIRobot):
         """The physics; made when first asked for."""
         if self._world is None:
             config = self.sim_config
-            options = {"cubes": config.cubes, "gripper_file": config.gripper_file}
-            self._world = World(config.scene, config.seed, **options)
+            self._world = World(config.scene, config.seed, cubes=config.cubes, gripper_file=config.gripper_file)
         return self._world
 
     @property

@@ -4,12 +4,14 @@ The reported angle stays the commanded one, as on the real kit; what the arm rea
 """
 
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from featherweight.errors import ConfigError
 from featherweight.robot.kinematics.dh import Array
+from featherweight.robot.kit import SERVOS
 from featherweight.robot.sim.graphics import import_mujoco
 from featherweight.robot.sim.mjcf import ARM_JOINT_NAMES, CUBE_M, STEP_S, build_model
 
@@ -20,10 +22,13 @@ class World:
     Args:
         scene: see `mjcf.build_mjcf`.
         seed: of the layout of a challenge.
+        zero_offset_deg: (6,) errors of assembly: how much a servo shows when its joint is at zero.
         options: of the scene.
     """
 
-    def __init__(self, scene: str = "empty", seed: int = 0, **options: Any) -> None:
+    def __init__(
+        self, scene: str = "empty", seed: int = 0, zero_offset_deg: Sequence[float] = (0.0,) * SERVOS, **options: Any
+    ) -> None:
         self._mujoco = import_mujoco()
         self.model = build_model(scene, **options)
         self.data = self._mujoco.MjData(self.model)
@@ -33,6 +38,7 @@ class World:
         names = [self.model.actuator(i).name for i in range(self.model.nu)]
         # By name: the actuator of an own gripper may stand before those of the arm.
         self._servos = np.array([names.index(name) for name in (*ARM_JOINT_NAMES, "gripper") if name in names])
+        self._zero_offset_deg = np.array(zero_offset_deg, dtype=np.float64)
         self._offset_us = 0
         self.reset(seed)
 
@@ -41,6 +47,16 @@ class World:
         with self.lock:
             self._mujoco.mj_resetData(self.model, self.data)
             if self.cubes and seed is not None:
+                self._lay_out(np.random.default_rng(seed))
+            self._mujoco.mj_forward(self.model, self.data)
+
+    def lay_out(self, seed: int) -> None:
+        """Put cubes and bin where the seed says; arm and time go on."""
+        with self.lock:
+            for body in self.cubes:
+                start = self.model.jnt_dofadr[self.model.body_jntadr[body]]
+                self.data.qvel[start : start + 6] = 0
+            if self.cubes:
                 self._lay_out(np.random.default_rng(seed))
             self._mujoco.mj_forward(self.model, self.data)
 
@@ -54,13 +70,17 @@ class World:
                     self._offset_us = now_us - int(self.data.time * 1e6)
                 else:
                     self._mujoco.mj_step(self.model, self.data, steps)
-            self.data.ctrl[self._servos] = np.radians(angles_deg[: len(self._servos)])
+            self._turn(angles_deg)
 
     def step(self, angles_deg: Array, duration_s: float) -> None:
         """Give the servos angles and run for a time, without a kit in between (environments, experts)."""
         with self.lock:
-            self.data.ctrl[self._servos] = np.radians(angles_deg[: len(self._servos)])
+            self._turn(angles_deg)
             self._mujoco.mj_step(self.model, self.data, max(1, round(duration_s / STEP_S)))
+
+    def _turn(self, angles_deg: Sequence[float] | Array) -> None:
+        count = len(self._servos)
+        self.data.ctrl[self._servos] = np.radians(np.asarray(angles_deg)[:count] - self._zero_offset_deg[:count])
 
     @property
     def joints_rad(self) -> Array:

@@ -1,5 +1,6 @@
 """Where pages come from: who may open one, and by which transport it speaks to which robot."""
 
+import asyncio
 import hmac
 import threading
 from collections.abc import Callable
@@ -31,16 +32,20 @@ class PageRoom(Protocol):
         """Return the robots that a visitor may see, the own one first."""
         ...
 
-    def join(self, visitor: Visitor) -> Transport:
-        """Return a transport for one page; may take seconds.
+    async def join(self, visitor: Visitor) -> Transport:
+        """Return a transport for one page.
 
         Raises:
             DeviceError: if the room cannot be reached.
         """
         ...
 
-    def told(self, visitor: Visitor, robot: str) -> dict[str, Any]:
-        """Return what pages show beside the robot's state."""
+    def told(self, visitor: Visitor, robot: str) -> dict[str, Any] | None:
+        """Return what pages show beside the robot's state: "class" and "scene"; None for nothing."""
+        ...
+
+    def left(self, visitor: Visitor, robot: str) -> None:
+        """A page was closed."""
         ...
 
     def ask(self, visitor: Visitor, robot: str, request: dict[str, Any]) -> None:
@@ -51,8 +56,8 @@ class PageRoom(Protocol):
 class _OneToken:
     """A room with one token and nothing to tell."""
 
-    def __init__(self, token: str, robot: str, role: str) -> None:
-        self._token, self._robot, self._role = token, robot, role
+    def __init__(self, token: str, robot: str, role: str, member: str | None = None) -> None:
+        self._token, self._robot, self._role, self._member = token, robot, role, member
         self._count = 0
 
     def admit(self, token: str) -> Visitor | None:
@@ -60,15 +65,18 @@ class _OneToken:
         if not hmac.compare_digest(token.encode(), self._token.encode()):
             return None
         self._count += 1
-        return Visitor(f"page {self._count}", self._role)
+        return Visitor(self._member or f"page{self._count}", self._role)
 
     def robots(self, visitor: Visitor) -> list[str]:
         """See `PageRoom`."""
         return [self._robot]
 
-    def told(self, visitor: Visitor, robot: str) -> dict[str, Any]:
+    def told(self, visitor: Visitor, robot: str) -> dict[str, Any] | None:
         """See `PageRoom`."""
-        return {}
+        return None
+
+    def left(self, visitor: Visitor, robot: str) -> None:
+        """See `PageRoom`."""
 
     def ask(self, visitor: Visitor, robot: str, request: dict[str, Any]) -> None:
         """See `PageRoom`."""
@@ -103,7 +111,7 @@ class LocalRoom(_OneToken):
         self._thread = threading.Thread(target=serve, args=arguments, name="follower", daemon=True)
         self._thread.start()
 
-    def join(self, visitor: Visitor) -> Transport:
+    async def join(self, visitor: Visitor) -> Transport:
         """See `PageRoom`."""
         return self._impaired(self._broker.join(visitor.name, visitor.role))
 
@@ -123,15 +131,18 @@ class RemoteRoom(_OneToken):
     Args:
         name: of the room.
         robot: in it.
+        member: name of the member, under which others see the pages.
         role: of the member.
         token: of the pages.
         connect: opens the member's transport.
     """
 
-    def __init__(self, name: str, robot: str, role: str, token: str, connect: Callable[[], Transport]) -> None:
-        super().__init__(token, robot, role)
+    def __init__(
+        self, name: str, robot: str, member: str, role: str, token: str, connect: Callable[[], Transport]
+    ) -> None:
+        super().__init__(token, robot, role, member)
         self.name, self._connect = name, connect
 
-    def join(self, visitor: Visitor) -> Transport:
-        """See `PageRoom`."""
-        return self._connect()
+    async def join(self, visitor: Visitor) -> Transport:
+        """See `PageRoom`; opening takes a moment, which the other pages must not wait for."""
+        return await asyncio.to_thread(self._connect)

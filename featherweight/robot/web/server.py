@@ -4,20 +4,23 @@ A page opens ``/`` (or ``/<room>/``) and a socket at ``page`` beside it, and say
 """
 
 import asyncio
+import functools
 import json
 import ssl
 import threading
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from featherweight.errors import ConfigError, DeviceError
+from featherweight.robot.network.relay_room import RelayRoom
 from featherweight.robot.network.topics import Topics
 from featherweight.robot.network.websocket import import_websockets
+from featherweight.robot.network.wire import MAX_MESSAGE_BYTES
 from featherweight.robot.safety.config import SafetyConfig
 from featherweight.robot.web.files import HEADERS, is_own_host, read_page
 from featherweight.robot.web.rooms import PageRoom
-from featherweight.robot.web.session import MAX_MESSAGE_BYTES, PageSession
+from featherweight.robot.web.session import MAX_PAGE_BYTES, PageSession
 
 HELLO_S = 10.0
 """Time for the token."""
@@ -36,6 +39,7 @@ class WebServer:
         context: TLS settings; None only on this computer.
         hosts: names under which browsers reach it; empty for any.
         safety: limits of age.
+        relays: name -> room of the network whose participants use the same port, at ``/<name>``.
     Raises:
         DeviceError: if the port cannot be used.
     """
@@ -48,11 +52,12 @@ class WebServer:
         context: ssl.SSLContext | None = None,
         hosts: frozenset[str] = frozenset({"127.0.0.1", "localhost"}),
         safety: SafetyConfig | None = None,
+        relays: Mapping[str, RelayRoom] | None = None,
     ) -> None:
         self._websockets = import_websockets()
         self.counters: Counter[str] = Counter()
         self._rooms, self._host, self._port, self._context = dict(rooms), host, port, context
-        self._hosts, self._safety, self._files = hosts, safety, read_page()
+        self._hosts, self._safety, self._files, self._relays = hosts, safety, read_page(), dict(relays or {})
         self._sessions: set[PageSession] = set()
         self._ready = threading.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -81,6 +86,11 @@ class WebServer:
             ) from self._failure
         return self
 
+    def call(self, function: Callable[[], None]) -> None:
+        """Call a function in the server's thread, soon."""
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(function)
+
     def close(self) -> None:
         """End all pages; every arm that one led is held."""
         if self._loop is not None and self._done is not None:
@@ -100,7 +110,7 @@ class WebServer:
     async def _serve(self) -> None:
         self._loop, self._done = asyncio.get_running_loop(), asyncio.Event()
         server = await self._websockets.asyncio.server.serve(
-            self._talk,
+            lambda socket: socket.talk(socket),
             self._host,
             self._port,
             ssl=self._context,
@@ -108,7 +118,7 @@ class WebServer:
             compression=None,
             max_size=MAX_MESSAGE_BYTES,
             ping_interval=2,
-            ping_timeout=10,
+            ping_timeout=6,
             close_timeout=0.5,
         )
         async with server:
@@ -117,16 +127,26 @@ class WebServer:
             await self._done.wait()
 
     def _check(self, connection: Any, request: Any) -> Any:
-        """Answer a request of a file; let a socket of our own page through."""
+        """Answer a request of a file; let a socket of our own page, or of a participant of a room, through."""
+        if "Authorization" in request.headers:
+            relay = self._relays.get(request.path.strip("/"))
+            if relay is None or not relay.admit(connection, request, needs_certificate=self._context is not None):
+                return connection.respond(401, "unknown participant\n")
+            connection.talk = relay.talk
+            return None
         if not is_own_host(request.headers, self._hosts):
             self.counters["foreign"] += 1
             return connection.respond(403, "This address belongs to another page.\n")
         path = request.path.split("?", 1)[0].lstrip("/")
         room, _, file = path.rpartition("/")
+        if file and not room and file in self._rooms:
+            response = connection.respond(308, "")
+            response.headers["Location"] = f"/{file}/"
+            return response
         if room not in self._rooms:
             return connection.respond(404, "Nothing is here.\n")
         if file == "page" and request.headers.get("Upgrade", "").lower() == "websocket":
-            connection.room = self._rooms[room]
+            connection.talk = functools.partial(self._talk, self._rooms[room])
             return None
         if file not in self._files:
             return connection.respond(404, "Nothing is here.\n")
@@ -138,17 +158,18 @@ class WebServer:
             response.headers[name] = value
         return response
 
-    async def _talk(self, socket: Any) -> None:
+    async def _talk(self, room: PageRoom, socket: Any) -> None:
         try:
-            welcomed = await self._welcome(socket)
+            welcomed = await self._welcome(room, socket)
             if welcomed is not None:
                 await self._run_session(socket, *welcomed)
         except (self._websockets.exceptions.ConnectionClosed, TimeoutError):
             pass
+        except ValueError:  # of whoever speaks here without being a page
+            self.counters["malformed"] += 1
 
-    async def _welcome(self, socket: Any) -> tuple[PageRoom, PageSession, str] | None:
+    async def _welcome(self, room: PageRoom, socket: Any) -> tuple[PageRoom, PageSession, str] | None:
         """Take the token; return the session, or None after a sentence."""
-        room: PageRoom = socket.room
         hello = parse(await asyncio.wait_for(socket.recv(), HELLO_S))
         visitor = room.admit(str(hello.get("hello", "")))
         if visitor is None:
@@ -165,7 +186,7 @@ class WebServer:
             await self._refuse(socket, "full", "Too many pages are open.")
             return None
         try:
-            transport = await asyncio.to_thread(room.join, visitor)
+            transport = await room.join(visitor)
         except (DeviceError, ConfigError) as error:
             await self._refuse(socket, "room", str(error))
             return None
@@ -194,6 +215,7 @@ class WebServer:
             for task in tasks:
                 task.cancel()
             session.close_control()
+            room.left(session.visitor, robot)
             # A transport may wait for its last messages; the other pages must not.
             await asyncio.shield(asyncio.to_thread(session.close_transport))
 
@@ -209,7 +231,11 @@ class WebServer:
 
     async def _step(self, session: PageSession) -> None:
         while True:
-            session.step()
+            try:
+                session.step()
+            except Exception:  # a fault of ours must not end the loop that tells the robot when a page falls silent
+                self.counters["internal errors"] += 1
+                session.leader.release()
             await asyncio.sleep(session.pause_s)
 
     async def _send(self, socket: Any, room: PageRoom, session: PageSession, robot: str) -> None:
@@ -227,6 +253,10 @@ def parse(text: str | bytes) -> dict[str, Any]:
     Raises:
         ConfigError: if it is none.
     """
+    if len(text) > MAX_PAGE_BYTES:
+        raise ConfigError(
+            f"web: message={len(text)} bytes is too long; expected at most {MAX_PAGE_BYTES}. Load the page again."
+        )
     try:
         message = json.loads(text)
     except (ValueError, RecursionError) as error:

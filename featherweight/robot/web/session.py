@@ -22,7 +22,7 @@ from featherweight.robot.network.transport import Transport
 from featherweight.robot.safety.config import SafetyConfig
 from featherweight.robot.web.leader import WebLeader, Wish
 
-MAX_MESSAGE_BYTES = 4096
+MAX_PAGE_BYTES = 4096
 """Of a page; the largest of ours has less than 300."""
 WAITING_STATES = 20
 """States that may be on their way to a page; a slow line gets fewer and newer ones."""
@@ -91,6 +91,7 @@ class PageSession:
         self._sent = self._seen = 0
         self._picture_sent = self._picture_seen = 0
         self._picture: bytes | None = None
+        self._told: dict[str, Any] = {}
         self._camera = ""
         self._round_trip_ms, self._slow_s, self._began_s = 0.0, -math.inf, -math.inf
 
@@ -142,7 +143,7 @@ class PageSession:
         """Return what the page shows; None while enough is on its way to it.
 
         Args:
-            told: what the room has to tell beside it.
+            told: what the room has to tell beside it; of it, what has changed is sent.
         """
         if self._sent - self._seen >= WAITING_STATES:
             self.counters["states left out"] += 1
@@ -170,7 +171,10 @@ class PageSession:
         if self.side.sent_deg is not None:
             message["goal"] = [round(angle, 1) for angle in self.side.sent_deg]
         message["cameras"] = sorted(self.side.pictures)
-        return json.dumps(message | (told or {}), separators=(",", ":"))
+        for key, value in (told or {}).items():
+            if value != self._told.get(key):
+                self._told[key] = message[key] = value
+        return json.dumps(message, separators=(",", ":"))
 
     def picture_message(self) -> bytes | None:
         """Return the newest picture of the camera that the page shows, if it is new and the page has the last one."""

@@ -2,7 +2,7 @@
 
 import pytest
 
-from featherweight.robot.challenge.operators import HandModel
+from featherweight.robot.challenge.hand import HandModel
 from featherweight.robot.challenge.remote import RemoteRun, first_free_cube
 from featherweight.robot.network.impaired import Impairment
 from featherweight.robot.safety.mode import Mode

@@ -7,46 +7,67 @@ import pytest
 import torch
 
 from featherweight.errors import CheckpointError, ConfigError
-from featherweight.robot.learning.policy import ChunkPolicy, PolicyConfig
+from featherweight.robot.learning.bc import BCConfig, BCPolicy
+from featherweight.robot.learning.policy import Seen, load_policy, scale_pictures
+from featherweight.robot.learning.state import state_features
 
 
 @pytest.fixture
 def policy():
     torch.manual_seed(0)
-    policy = ChunkPolicy(PolicyConfig(chunk=4, hidden=8, layers=1))
+    policy = BCPolicy(BCConfig(chunk=4, hidden=8, layers=1))
     generator = torch.Generator().manual_seed(1)
     policy.fit_scales(torch.randn(50, 20, generator=generator), 3 + 7 * torch.randn(50, 4, 6, generator=generator))
     return policy
 
 
-def test_predictions_are_degrees_and_targets_are_scaled_alike(policy):
-    x = torch.randn(5, 20)
-    degrees = policy(x)
-    assert degrees.shape == (5, 4, 6)
-    torch.testing.assert_close(policy.normal_targets(degrees), policy.normal_chunks(x))
-    state = np.arange(6.0)
-    np.testing.assert_allclose(policy.act(x[0].numpy(), state), degrees[0].detach().numpy() + state, rtol=1e-5)
+def test_what_a_policy_gives_is_degrees_around_the_state(policy):
+    scene, state = np.array([0.17, 0.02, 0.011, 1.0, 0.0, 0.05, 0.16]), np.arange(6.0)
+    features = torch.from_numpy(state_features(state, scene).astype(np.float32))[None]
+    expected = policy.predict({"features": features})[0].detach().numpy() + state
+    np.testing.assert_allclose(policy.act(state, Seen(scene)), expected, rtol=1e-5)
+    with pytest.raises(ConfigError, match=r"scene=None; expected where cube and bin are"):
+        policy.act(state, Seen())
 
 
-def test_a_saved_policy_comes_back(policy, tmp_path):
+def test_a_saved_policy_comes_back_as_the_kind_that_it_is(policy, tmp_path):
     policy.save(tmp_path / "run" / "model", {"task": {"data": "demos"}})
     for folder in (tmp_path / "run", tmp_path / "run" / "model"):
-        again = ChunkPolicy.load(folder)
-        assert again.config == policy.config
+        again = load_policy(folder)
+        assert type(again) is BCPolicy and again.config == policy.config
         saved = policy.state_dict()
         assert all(torch.equal(tensor, saved[name]) for name, tensor in again.state_dict().items())
 
 
-def test_missing_damaged_and_foreign_policies_are_one_sentence(policy, tmp_path):
-    with pytest.raises(CheckpointError, match=r"holds no policy.json; expected a trained policy"):
-        ChunkPolicy.load(tmp_path)
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"robot": "so101"}, "robot=so101 of .* is another kit"),
+        ({"actions": ["a.pos"]}, "is another kit, with actions .'a.pos'.; expected umirobot"),
+        ({"features": ["cube_x", "moon"]}, r"features=.'moon'. of .* are unknown here"),
+    ],
+)
+def test_policies_of_another_kit_are_one_sentence(policy, tmp_path, change, message):
     policy.save(tmp_path)
     told = json.loads((tmp_path / "policy.json").read_text())
-    told["policy"]["robot"] = "so101"
+    told["policy"] |= change
     (tmp_path / "policy.json").write_text(json.dumps(told))
-    with pytest.raises(ConfigError, match="robot=so101 of .* is another kit"):
-        ChunkPolicy.load(tmp_path)
+    with pytest.raises(ConfigError, match=message):
+        load_policy(tmp_path)
+
+
+def test_missing_and_damaged_policies_are_one_sentence(policy, tmp_path):
+    with pytest.raises(CheckpointError, match=r"holds no policy.json; expected a trained policy"):
+        load_policy(tmp_path)
     policy.save(tmp_path)
     (tmp_path / "policy.safetensors").write_bytes(b"short")
     with pytest.raises(CheckpointError, match="cannot be read"):
-        ChunkPolicy.load(tmp_path)
+        load_policy(tmp_path)
+
+
+def test_pictures_are_scaled_by_the_means_of_what_a_new_pixel_covers():
+    picture = torch.arange(4 * 8 * 3, dtype=torch.uint8).reshape(1, 4, 8, 3)
+    small = scale_pictures(picture, (2, 4))
+    assert small.dtype == torch.uint8 and small.shape == (1, 3, 2, 4)
+    assert small[0, 0, 0, 0] == round(float(picture[0, :2, :2, 0].float().mean()))
+    assert torch.equal(scale_pictures(picture, (4, 8)), picture.movedim(-1, 1))

@@ -3,18 +3,24 @@
 import time
 
 import numpy as np
+import pytest
 
+from featherweight.errors import ConfigError
 from featherweight.robot.contract import keyed_angles
-from featherweight.robot.learning.policy import ChunkPolicy, PolicyConfig
+from featherweight.robot.learning.bc import BCConfig, BCPolicy
+from featherweight.robot.learning.policy import Seen
 from featherweight.robot.learning.policy_leader import PolicyLeader
+from featherweight.robot.safety.mode import Mode
+from featherweight.robot.teleoperation import run_loop
+from featherweight.robot.virtual_robot import VirtualRobot
 
 
-class Constant(ChunkPolicy):
+class Constant(BCPolicy):
     """Goes on from the state by 0, 1, 2, ... degrees; takes its time."""
 
     pause_s = 0.0
 
-    def act(self, features, state_deg):
+    def act(self, state_deg, seen):
         time.sleep(self.pause_s)
         return np.asarray(state_deg) + np.arange(self.config.chunk)[:, None]
 
@@ -31,8 +37,8 @@ def lead(leader, seconds):
 
 def test_a_policy_in_place_answers_at_once_and_the_same_each_time():
     now_s = [0.0]
-    policy = Constant(PolicyConfig(chunk=4, hidden=8, layers=1))
-    with PolicyLeader(policy, lambda: np.zeros(7), lambda: now_s[0], in_thread=False) as leader:
+    policy = Constant(BCConfig(chunk=4, hidden=8, layers=1))
+    with PolicyLeader(policy, Seen, lambda: now_s[0], in_thread=False) as leader:
         assert leader.get_action() is None  # it does not know where the arm is
         leader.send_feedback(keyed_angles((5.0,) * 6))
         assert leader.get_action()["gripper.pos"] == 5.0
@@ -42,9 +48,37 @@ def test_a_policy_in_place_answers_at_once_and_the_same_each_time():
 
 
 def test_a_policy_that_is_too_slow_gives_no_action_beyond_its_chunk():
-    policy = Constant(PolicyConfig(chunk=10, hidden=8, layers=1))
-    with PolicyLeader(policy, lambda: np.zeros(7)) as leader:
+    policy = Constant(BCConfig(chunk=10, hidden=8, layers=1))
+    with PolicyLeader(policy, Seen) as leader:
         assert any(lead(leader, 0.3))
         policy.pause_s = 1.2
         found = lead(leader, 0.9)
         assert found[0] and not any(found[-10:])  # the last chunk is over after a third of a second
+
+
+def test_what_a_policy_lacks_is_said_where_its_action_is_asked_for_and_the_arm_is_held():
+    with PolicyLeader(BCPolicy(BCConfig(chunk=10, hidden=8, layers=1)), Seen) as leader:
+        with pytest.raises(ConfigError, match="scene=None; expected where cube and bin are"):
+            lead(leader, 1.0)
+
+
+def test_a_policy_that_carries_out_several_actions_is_asked_that_rarely():
+    now_s, asked = [0.0], []
+    policy = Constant(BCConfig(chunk=4, hidden=8, layers=1))
+    policy.ask_every, policy.decay = 3, None
+    with PolicyLeader(policy, lambda: asked.append(now_s[0]) or Seen(), lambda: now_s[0], in_thread=False) as leader:
+        leader.send_feedback(keyed_angles((5.0,) * 6))
+        angles = []
+        for i in range(7):
+            now_s[0] = i / 30
+            angles.append(leader.get_action()["gripper.pos"])
+    assert asked == [0.0, 3 / 30, 6 / 30] and angles == [5, 6, 7, 5, 6, 7, 5]
+
+
+def test_an_arm_whose_policy_sees_nothing_is_held_and_the_reason_is_told():
+    arm = VirtualRobot()
+    arm.sleep(0.1)
+    leader = PolicyLeader(BCPolicy(BCConfig(hidden=8, layers=1)), Seen, lambda: arm.now_s, in_thread=False)
+    with leader:
+        result = run_loop(leader, arm, 60.0, None, 1.0, None, lambda: arm.now_s, arm.sleep)
+    assert result.mode is not Mode.ACTIVE and result.counters["faulty leader"] > 10 and arm.reported_deg() == (0.0,) * 6

@@ -31,7 +31,7 @@ def test_neither_a_token_nor_a_certificate_alone_opens_the_relay(rooms):
     header = {"Authorization": f"Bearer {alice.token}"}
     with pytest.raises((OSError, EOFError, WebSocketException)):
         open_socket(f"{relay.uri}/lab1", ssl=context, additional_headers=header)
-    assert relay._clients == []
+    assert relay.names == []
     for token in ("guessed", teacher.token):
         with pytest.raises(DeviceError, match="does not know this participant"):
             WebSocketTransport(relay.uri, Membership(alice.name, "instructor", "lab1", token, alice.folder))

@@ -111,6 +111,34 @@ def test_a_full_disk_is_one_sentence_and_every_finished_episode_is_kept(tmp_path
     assert check(tmp_path / "demos").problems == [] and len(DemoDataset(tmp_path / "demos")) == 10
 
 
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 2 MB, or a skip where none can be mounted."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
+    if sys.platform != "linux" or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("a disk of 2 MB cannot be mounted here")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_disk_that_fills_up_while_recording_keeps_every_finished_episode(small_disk):
+    writer, saved = new_writer(small_disk / "demos", cameras=True), 0
+    (small_disk / "other").write_bytes(b"0" * 1_600_000)
+    with pytest.raises(ConfigError, match=r"No space left on device.*Episode \d+ is lost, the \d+ before it are whole"):
+        while True:
+            write_episode(writer, 20)
+            saved += 1
+    assert saved > 1
+    data = DemoDataset(small_disk / "demos")
+    assert len(data.episodes) == saved and data[len(data) - 1]["observation.images.front"].shape == (3, 32, 48)
+    assert check(small_disk / "demos").problems == []
+    # With space again, the same writer goes on.
+    (small_disk / "other").unlink()
+    assert write_episode(writer, 5) == saved and check(small_disk / "demos").problems == []
+
+
 PROGRAM = """
 import sys
 sys.path.insert(0, sys.argv[2])

@@ -1,7 +1,4 @@
-"""A page of an emulated kit, and a browser where there is one."""
-
-import importlib.util
-import shutil
+"""Pages of emulated kits."""
 
 import pytest
 from robot_web import TOKEN
@@ -30,18 +27,3 @@ def page_server():
         server.close()
         room.close()
         robot.disconnect()
-
-
-@pytest.fixture(scope="session")
-def chromium():
-    """A headless Chromium, or a skip that names the install lines."""
-    program = shutil.which("chromium") or shutil.which("google-chrome")
-    if importlib.util.find_spec("playwright") is None or program is None:
-        pytest.skip("no browser; run pip install playwright, and apt-get install -y chromium")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        # Without a sandbox, because tests may run as root, for whom Chromium has none.
-        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        yield browser
-        browser.close()

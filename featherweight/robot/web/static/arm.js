@@ -30,8 +30,8 @@ export class Prediction {
   }
 }
 
-/** Draw the arm twice: from the side, in its own plane, and from above. */
-export function drawArm(canvas, degrees, ghost, words) {
+/** Draw the arm, and cubes and bin if the scene is known, twice: from the side, in the arm's plane, and from above. */
+export function drawArm(canvas, degrees, ghost, scene, words) {
   const ratio = window.devicePixelRatio || 1, width = canvas.clientWidth, height = canvas.clientHeight;
   if (canvas.width !== Math.round(width * ratio) || canvas.height !== Math.round(height * ratio)) {
     canvas.width = Math.round(width * ratio); canvas.height = Math.round(height * ratio);
@@ -62,6 +62,23 @@ export function drawArm(canvas, degrees, ghost, words) {
       pen.lineWidth = 2; pen.stroke();
     }
   };
+  if (scene && degrees) drawScene(pen, scene, scale, { side, above }, degrees[0] * RAD);
   if (degrees) draw(degrees, "--ink", []);
   if (ghost) draw(ghost, "--ghost", [6, 5]);
+}
+
+const CUBE = 0.022, BIN = 0.08, COLOURS = ["#c0392b", "#1e7d43", "#2c6fbb", "#b7770d", "#7d3c98", "#0e7c86"];
+
+function drawScene(pen, scene, scale, { side, above }, heading) {
+  // From the side things stand at their distance along the arm's heading; what lies behind the arm is left out.
+  const along = ([x, y]) => x * Math.cos(heading) + y * Math.sin(heading);
+  side.heading = () => 1;
+  const box = ([x, y], size) => pen.strokeRect(x - size * scale / 2, y - size * scale / 2, size * scale, size * scale);
+  pen.lineWidth = 2; pen.strokeStyle = "#8a6d3b";
+  box(above(scene.bin), BIN);
+  scene.cubes.forEach((cube, i) => {
+    pen.strokeStyle = COLOURS[i % COLOURS.length];
+    box(above(cube), CUBE);
+    if (along(cube) > 0) box(side([along(cube), 0, cube[2]]), CUBE);
+  });
 }

@@ -17,8 +17,8 @@ export class Classroom {
   }
 
   show(told, visitor) {
-    at("classroom").hidden = !told;
     if (!told) return;
+    at("classroom").hidden = false;
     this.told = told; this.visitor = visitor;
     this.speak();
   }
@@ -49,7 +49,7 @@ export class Classroom {
     this.board = text;
     at("board").replaceChildren(...told.board.map((row) => {
       const line = document.createElement("tr");
-      for (const value of [row.name, row.points, `${row.placed} / ${row.cubes}`, `${row.time_s} s`]) {
+      for (const value of [row.name, row.points, `${row.placed} / ${row.cubes}`, `${Math.round(row.time_s * 10) / 10} s`]) {
         const cell = document.createElement("td");
         cell.textContent = value;
         line.append(cell);

@@ -8,8 +8,8 @@ import { choose, explain, preferred, say } from "./words.js";
 
 const GHOST_MS = 300, SPEED = { SYNC: 30, ACTIVE: 80 };
 const at = (id) => document.getElementById(id);
-const prediction = new Prediction();
-let newest = null, visitor = null, trouble = "connecting", troubleText = "", shownPicture = "", isBack = false, drawnAt = 0;
+const prediction = new Prediction(), isDark = matchMedia("(prefers-color-scheme: dark)");
+let newest = null, visitor = null, trouble = "connecting", troubleText = "", shownPicture = "", isBack = false, drawnAt = 0, scene = null, drawn = "";
 
 const controls = new Controls({
   changed: () => { if (controls.isHeld) isBack = false; link.beat(true); },
@@ -30,7 +30,7 @@ function complain(key, text) {
 }
 
 function welcome(message) {
-  visitor = message; trouble = null;
+  visitor = message; trouble = null; scene = null;
   write("whom", message.room === "here" ? "" : `${message.hello} · ${message.room}`);
   const choice = at("robot");
   choice.replaceChildren(...message.robots.map((name) => new Option(name, name, false, name === message.robot)));
@@ -44,6 +44,7 @@ function state(message) {
   newest = message;
   if (message.q) controls.follow(message.q);
   classroom.show(message.class, visitor);
+  scene = message.scene || scene;
   show();
 }
 
@@ -71,13 +72,12 @@ function show() {
   const trip = roundTrip();
   write("trip", trip === null ? "–" : `${trip < 10 ? Math.round(trip) : Math.round(trip / 5) * 5} ms`);
   showCameras(newest ? newest.cameras : []);
-  if (newest && newest.q) {
-    const tool = armPoints(newest.q)[4], centimetres = (metres) => Math.round(metres * 100);
-    write("tool", `${centimetres(Math.hypot(tool[0], tool[1]))} cm, ↑ ${centimetres(tool[2])} cm`);
-    const label = say("drawing", { r: centimetres(Math.hypot(tool[0], tool[1])), z: centimetres(tool[2]),
-      a: Math.round(newest.q[0]), g: Math.round(newest.q[5]) });
-    if (at("drawing").getAttribute("aria-label") !== label) at("drawing").setAttribute("aria-label", label);
-  }
+  const isKnown = newest && newest.q, centimetres = (metres) => Math.round(metres * 100);
+  const tool = isKnown ? armPoints(newest.q)[4] : [0, 0, 0], reach = centimetres(Math.hypot(tool[0], tool[1]));
+  write("tool", isKnown ? `${reach} cm, ↑ ${centimetres(tool[2])} cm` : "–");
+  const label = !isKnown ? say("silent")
+    : say("drawing", { r: reach, z: centimetres(tool[2]), a: Math.round(newest.q[0]), g: Math.round(newest.q[5]) });
+  if (at("drawing").getAttribute("aria-label") !== label) at("drawing").setAttribute("aria-label", label);
 }
 
 function modeText(mode) {
@@ -120,7 +120,13 @@ function animate(now) {
     : prediction.advance(null, null, 0, 0);
   at("ghost").hidden = !ghost;
   at("drawing").dataset.ghost = ghost ? ghost.map(Math.round).join(" ") : "";
-  if (newest && !at("main").hidden) drawArm(at("drawing"), newest.q, ghost, { side: say("side"), above: say("above") });
+  if (newest && !at("main").hidden) {
+    // The same picture again would only empty the battery.
+    const canvas = at("drawing"), words = { side: say("side"), above: say("above") };
+    const what = JSON.stringify([newest.q, ghost, scene, words, canvas.clientWidth, canvas.clientHeight, isDark.matches]);
+    if (what !== drawn) drawArm(canvas, newest.q, ghost, scene, words);
+    drawn = what;
+  }
   requestAnimationFrame(animate);
 }
 

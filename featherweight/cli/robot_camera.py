@@ -1,0 +1,130 @@
+"""`fw robot calibrate-camera`: the joints' zero from pictures of two cards."""
+
+import csv
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from featherweight.cli.screen import AsJson, print_json
+from featherweight.errors import ConfigError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+def calibrate_camera(
+    pictures: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of pictures of a kit, with angles.csv: a file and its angles a line; none: the simulator.",
+            show_default=False,
+        ),
+    ] = None,
+    fovy: Annotated[float, typer.Option(min=5, max=120, help="Degrees that the height of a picture covers.")] = 42.0,
+    poses: Annotated[int, typer.Option(min=8, max=500, help="Of the simulator.")] = 30,
+    offsets: Annotated[
+        str, typer.Option(help="Of the simulator: errors of assembly of the five joints, which are to be found.")
+    ] = "2,-3,4,-2,3",
+    seed: Annotated[int, typer.Option(min=0, help="Of the poses.")] = 0,
+    save: Annotated[
+        str | None, typer.Option(help="Write what was found into the calibration of this kit.", show_default=False)
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Find the joints' zero and the camera's place from pictures of a card on the gripper and one on the table.
+
+    Without pictures the simulator takes them, of an arm with known errors, and tells how far off the model is before
+    and after.
+
+    [bold]Examples[/bold]
+
+    fw robot calibrate-camera
+
+    fw robot calibrate-camera --pictures photos --fovy 43.3 --save umirobot
+    """
+    from featherweight.robot.camera.calibrate import calibrate_camera as calibrate
+
+    told: dict[str, Any] = {}
+    if pictures is not None:
+        angles, found = read_pictures(pictures)
+        result = calibrate(angles, found, fovy)
+    else:
+        from featherweight.robot.sim.photographs import calibration_poses, model_errors_m, take_pictures
+        from featherweight.robot.sim.world import World
+
+        wrong = _read_offsets(offsets)
+        world, chosen = World("empty", zero_offset_deg=[*wrong, 0.0], cards=True), calibration_poses(poses, seed)
+        result = calibrate(list(chosen), take_pictures(world, chosen), 42.0)
+        others = calibration_poses(50, seed + 1)
+        for name, zeros in (("before", [0.0] * 5), ("after", list(result.zero_offset_deg))):
+            errors = 1000 * model_errors_m(world, others, zeros)
+            told |= {f"{name}_mean_mm": float(errors.mean()), f"{name}_max_mm": float(errors.max())}
+    told |= {
+        "zero_offset_deg": list(result.zero_offset_deg),
+        "deviation_deg": list(result.deviation_deg),
+        "camera_m": result.camera_m.tolist(),
+        "error_px": result.error_px,
+        "pictures": result.pictures,
+        "dots": result.dots,
+    }
+    if save is not None:
+        told["saved"] = str(_save(save, result.zero_offset_deg))
+    if as_json:
+        print_json(told)
+        return
+    for name, value in told.items():
+        shown = [round(one, 4) for one in value] if isinstance(value, list) else value
+        print(f"{name}: {shown:.3f}" if isinstance(shown, float) else f"{name}: {shown}")
+
+
+def read_pictures(folder: Path) -> "tuple[list[list[float]], list[np.ndarray]]":
+    """Return the angles and pictures of a folder.
+
+    Raises:
+        ConfigError: if angles.csv or a picture cannot be read.
+    """
+    import numpy as np
+    from PIL import Image, UnidentifiedImageError
+
+    table = folder / "angles.csv"
+    angles, pictures = [], []
+    try:
+        with table.open(newline="") as file:
+            rows = [row for row in csv.reader(file) if row]
+        for row in rows:
+            numbers = [float(word) for word in row[1:]]
+            if len(numbers) not in (5, 6):
+                raise ValueError(f"{row[0]} has {len(numbers)} angles")
+            angles.append(numbers[:5])
+            pictures.append(np.asarray(Image.open(folder / row[0]).convert("RGB")))
+        if len({picture.shape for picture in pictures}) > 1:
+            raise ValueError("the pictures have several sizes")
+    except (OSError, ValueError, UnidentifiedImageError) as error:
+        raise ConfigError(
+            f"calibrate-camera: file={table} cannot be used ({error}); expected lines such as one.png,10,20,-30,0,-40 "
+            "and pictures of one camera. Correct them."
+        ) from error
+    return angles, pictures
+
+
+def _read_offsets(words: str) -> list[float]:
+    try:
+        numbers = [float(word) for word in words.split(",")]
+    except ValueError:
+        numbers = []
+    if len(numbers) != 5 or not all(abs(number) <= 10 for number in numbers):
+        raise ConfigError(
+            f"calibrate-camera: offsets={words} cannot be simulated; expected five numbers from -10 to 10. Write "
+            "2,-3,4,-2,3."
+        )
+    return numbers
+
+
+def _save(id: str, found_deg: tuple[float, ...]) -> Path:
+    """Add what was found to the offsets of a kit's calibration, which the reported angles had in them already."""
+    from featherweight.robot.calibration_file import KitCalibration, load_calibration
+
+    calibration = load_calibration(id) or KitCalibration(id=id)
+    offsets = [old + new for old, new in zip(calibration.zero_offset_deg, [*found_deg, 0.0], strict=True)]
+    return calibration.model_copy(update={"zero_offset_deg": offsets}).save()

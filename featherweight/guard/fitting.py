@@ -1,0 +1,72 @@
+"""The scores of every tier, fitted on what was read of labelled prompts, and compared on rows that no fit has seen."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from featherweight.guard.linear import FOLDS, STRENGTHS, USUAL, Linear, fit_linear
+from featherweight.guard.metrics import auroc
+from featherweight.guard.options import READ_AT
+from featherweight.guard.prefix_search import likeliest
+from featherweight.guard.quality import Measured
+from featherweight.guard.reading import Collected
+from featherweight.guard.scoring import Scoring
+from featherweight.guard.splits import Rows
+from featherweight.guard.text_features import bow_features
+
+NEXT_TOKEN_FEATURES = 50
+WORDS = "prompt words alone"
+"""The reference that reads no model: what a list of words would do."""
+
+
+def measure_tiers(judge: Scoring, collected: Collected, rows: Rows, deciding: Sequence[str]) -> dict[str, Measured]:
+    """Fit every tier and score all rows: those of the fit by folds that had not seen them.
+
+    Args:
+        judge: gets the fitted scores.
+        collected: what was read of the rows.
+        rows: with labels and parts.
+        deciding: tiers whose penalty is chosen with care; the others are for the table.
+    """
+    labels = torch.tensor([int(kind == "harmful") for kind in rows.kinds])
+    fit = torch.tensor([part == "fit" for part in rows.parts])
+    # A row and the same row in a frame are never in two folds.
+    groups = [key for key, part in zip(rows.keys, rows.parts, strict=True) if part == "fit"]
+    categories = [name for name, part in zip(rows.categories, rows.parts, strict=True) if part == "fit"]
+    judge.vocabulary = likeliest(collected.evidence.next_ids, NEXT_TOKEN_FEATURES)
+    measured = {}
+    for tier in READ_AT:
+        strengths = STRENGTHS if tier in deciding else USUAL
+        features = judge.features(tier, collected.evidence)
+        judge.scores[tier], scores = fit_tier(features, labels, fit, groups, strengths)
+        measured[tier] = Measured(scores, unseen_auroc(features[fit], labels[fit], categories))
+    texts = ["\n".join(str(one.get("content") or "") for one in message) for message in rows.messages]
+    features = bow_features(texts)
+    _, scores = fit_tier(features, labels, fit, groups, USUAL)
+    measured[WORDS] = Measured(scores, unseen_auroc(features[fit], labels[fit], categories))
+    return measured
+
+
+def fit_tier(
+    features: Tensor, labels: Tensor, fit: Tensor, groups: list[str], strengths: Sequence[float]
+) -> tuple[Linear, Tensor]:
+    """Return the score of a tier, and that of all rows; those of the fit by folds that had not seen them."""
+    score, held_out = fit_linear(features[fit].cpu(), labels[fit], groups, strengths=strengths)
+    scores = score(features.cpu())
+    scores[fit] = held_out
+    return score, scores
+
+
+def unseen_auroc(features: Tensor, labels: Tensor, categories: list[str]) -> float | None:
+    """Return how well rows are told apart whose category the fit has not seen, by folds over categories.
+
+    Returns:
+        None where a class has too few categories for folds.
+    """
+    for label in (0, 1):
+        names = {name for name, one in zip(categories, labels.tolist(), strict=True) if one == label}
+        if "" in names or len(names) < FOLDS:
+            return None
+    _, scores = fit_linear(features.cpu(), labels, categories, strengths=USUAL)
+    return auroc(scores[labels == 1], scores[labels == 0])

@@ -1,0 +1,46 @@
+"""Recipes on shares of rows: the training of one process, one folder, bytes as planned, resumed bit by bit."""
+
+import pytest
+import ranks
+from distributed_loop import recipe
+from distributed_rows_recipe import TWINS, VARIANTS
+from shared_training import largest_difference
+
+from featherweight.training.loop import Loop
+
+pytestmark = pytest.mark.slow
+"""Processes that import FSDP2 take ten seconds each."""
+EXACT = 1e-12
+"""Float64 sums in another order."""
+
+
+@pytest.fixture(scope="module", params=[("fsdp2", 2), ("fsdp2", 3), ("hsdp", 4)], ids=["2", "3", "2x2"])
+def found(request, tmp_path_factory):
+    kind, size = request.param
+    folder = tmp_path_factory.mktemp(f"rows-{kind}-{size}")
+    return ranks.run("distributed_rows_recipe.py", size, folder, str(folder), kind)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_processes_that_hold_rows_train_a_recipe_as_one(found, name):
+    # Five micro-batches on two, three or four processes. Mutations: a norm of the rows of one rank, a mean over ranks
+    # in place of items, a core that is not averaged over the copies.
+    one = found[0][name]
+    assert all(each[name]["losses"] == one["losses"] for each in found)
+    if name in TWINS:
+        assert largest_difference(one["weights"], found[0]["replicas"][name]["weights"]) < EXACT
+        return
+    loop = Loop(recipe(**VARIANTS[name], accumulation_steps=5))
+    assert one["losses"] == pytest.approx([loop.step()["loss"] for _ in range(8)], rel=EXACT)
+    assert largest_difference(one["weights"], loop.model.state_dict()) < EXACT
+    # Six micro-batches of the held-out split, on four processes with two passes each.
+    assert one["held_out"] == pytest.approx(loop.evaluate(), rel=EXACT)
+
+
+def test_a_resumed_run_on_rows_is_the_uninterrupted_one_and_its_page_tells_bytes_and_traffic(found):
+    if "resumed" not in found[0]:
+        pytest.skip("runs of replicas of rows are resumed as those of rows")
+    assert all(each["resumed"]["equal"] for each in found)
+    page = found[0]["report"]
+    assert "planned weights (bytes)" in page and "of these weights and gradients by FSDP2 (bytes)" in page
+    assert "save_best=True keeps the weights of one process" in found[1]["save_best"]

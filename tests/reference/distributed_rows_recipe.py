@@ -1,0 +1,47 @@
+"""One of several processes that run recipes on shares of rows; argv: where to save what was found, folder of runs."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from distributed_loop import GALORE, recipe, refusal, resumed, trained
+from ranks import COLLECTIVE_TIMEOUT_S
+
+import featherweight as fw
+from featherweight.training.loop import Loop
+
+CORES = {"optimizer": {**GALORE, "layerwise": True}, "methods": [{"core_gradient": {"prefer": "memory"}}]}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "ordinary": {},
+    "adamw": {"optimizer": {"name": "adamw", "layerwise": True, "lr": 1e-2}},
+    "cores": CORES,
+    "cores clipped": {**CORES, "max_grad_norm": 0.1},
+    "clipped": {"max_grad_norm": 0.1},
+}
+"""Recipes that differ from `recipe()`."""
+TWINS = ("cores", "cores clipped")
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    fw.distributed.start(timeout_s=COLLECTIVE_TIMEOUT_S)
+    rank, folder, kind = fw.distributed.rank(), Path(sys.argv[2]), sys.argv[3]
+    sharding = {"kind": kind, "shard_size": 2} if kind == "hsdp" else {"kind": kind}
+    found: dict[str, Any] = {
+        name: trained({**changes, "accumulation_steps": 5, "sharding": sharding}) for name, changes in VARIANTS.items()
+    }
+    # A first basis of several processes is a random one, whatever they hold; so the twins are replicas.
+    found["replicas"] = {
+        name: trained({**VARIANTS[name], "accumulation_steps": 5, "sharding": "ddp"}) for name in TWINS
+    }
+    if kind == "fsdp2":
+        found["resumed"] = resumed(folder, **CORES, sharding=sharding)
+        found["report"] = (folder / "whole" / "report.json").read_text()
+        found["save_best"] = refusal(lambda: Loop(recipe(sharding=sharding, save_best=True, evaluate_every=1)))
+    torch.save(found, f"{sys.argv[1]}-{rank}")
+    fw.distributed.stop()
+
+
+if __name__ == "__main__":
+    main()
