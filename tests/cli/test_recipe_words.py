@@ -73,4 +73,4 @@ def test_misspelt_words_are_one_sentence_each_within_a_second_of_processor_time(
         code, told, processor_s, has_torch = answer
         assert code in (1, 2) and sentence in told and told.count("\n") == 1, (arguments, told)
         # 0.3 s measured for the first one, which imports the recipe; torch alone takes more than a second.
-        assert processor_s < 0.7 and not has_torch, arguments
+        assert not has_torch and processor_s < 0.8, (arguments, processor_s)

@@ -1,6 +1,8 @@
 """Sessions in virtual time: operators, instructors, stops, floods, restarts, the guard."""
 
 import random
+import threading
+import time
 
 import pytest
 from robot_bench import LOOKAHEAD_DEG, TOPICS, Bench, assert_slow_while_syncing, distance
@@ -156,3 +158,20 @@ def test_a_pause_of_somebody_else_moves_and_holds_nothing():
     bench.operator("bob").ask("pause")
     bench.run(0.5)
     assert bench.active()
+
+
+def test_after_a_flood_of_commands_the_next_step_is_no_later_than_before():
+    """Each command asks for a step at once; the loop that watches the deadlines must not pause for them afterwards."""
+    bench, stop, steps = Bench(), threading.Event(), []
+    link = bench.broker.join("alice", "operator")
+    thread = threading.Thread(target=bench.side.run, args=(stop, 60.0, lambda side: steps.append(time.monotonic())))
+    thread.start()
+    for _ in range(300):
+        link.publish(TOPICS.cmd, b"")
+        time.sleep(0.001)
+    flooded = len(steps)
+    time.sleep(0.3)
+    stop.set()
+    thread.join()
+    assert flooded > 60  # steps for commands, beside the 60 a second; mutation: each delays the next by a period
+    assert len(steps) - flooded >= 5
