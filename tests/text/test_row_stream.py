@@ -166,5 +166,5 @@ def test_a_run_on_a_mixed_stream_that_was_killed_resumes_bit_by_bit(tmp_path):
 def test_tasks_that_read_all_rows_first_say_so_when_they_shall_stream(name):
     from featherweight.training.task import tasks
 
-    with pytest.raises(ConfigError, match="stream=True is an option of the task chat alone; .* max_train_rows"):
+    with pytest.raises(ConfigError, match="stream=True is an option of the task chat alone; .*max_train_rows"):
         tasks.get(name).Config.parse({"data": "a.jsonl", "stream": True}, where=f"task {name}")
