@@ -71,8 +71,8 @@ class AvrBoard:
         program: of `build_board`.
         elf: firmware.
         resets_on_open: whether opening the port starts the board again, as an Uno does.
-        most_step_us: of the board's time in one call; behind a terminal the board's clock stands still while the computer
-            is too slow for it, instead of falling behind for ever. None for no such end.
+        most_step_us: of the board's time in one call; behind a terminal the board's clock stands still while the
+            computer is too slow for it, instead of falling behind for ever. None for no such end.
     """
 
     def __init__(self, program, elf, resets_on_open=True, most_step_us=None):
