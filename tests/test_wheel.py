@@ -48,6 +48,7 @@ def fw(environment, folder, *arguments, text=None):
 def test_the_wheel_holds_the_package_and_the_example_recipes_alone(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     assert "featherweight/examples/demo.yaml" in names and "featherweight/cli/__init__.py" in names
+    assert {f"featherweight/robot/web/static/{file}" for file in ("index.html", "page.css", "page.js")} <= set(names)
     tops = {name.split("/")[0] for name in names}
     assert tops == {"featherweight", next(top for top in tops if top.endswith(".dist-info"))}
 

@@ -1,4 +1,4 @@
-"""`fw robot`: drive, simulate, emulate and teleoperate the arm, on one computer or over a network."""
+"""`fw robot`: drive, simulate, emulate, build and teleoperate the arm, on one computer or over a network."""
 
 import typer
 
@@ -8,6 +8,7 @@ from featherweight.cli.robot_class import class_app
 from featherweight.cli.robot_demos import dataset_app, evaluate, record, replay, train
 from featherweight.cli.robot_kit import calibrate, doctor, ports
 from featherweight.cli.robot_local import emulate, sim, teleop
+from featherweight.cli.robot_parts import flash, kit_app
 from featherweight.cli.robot_room import join, relay, serve
 from featherweight.cli.robot_web import web
 
@@ -29,9 +30,11 @@ for command in (
     replay,
     train,
     challenge,
+    flash,
 ):
     app.command()(command)
 app.command("eval")(evaluate)
 app.command("calibrate-camera")(calibrate_camera)
 app.add_typer(class_app, name="class")
+app.add_typer(kit_app, name="kit")
 app.add_typer(dataset_app, name="dataset")

@@ -22,6 +22,11 @@ def sim(
     scene: Annotated[str, typer.Option(help="empty, challenge or student.")] = "challenge",
     leader: LeaderName = "keyboard",
     gripper_file: Annotated[Path | None, typer.Option(help="MJCF of your own gripper.", show_default=False)] = None,
+    gripper: Annotated[
+        Path | None,
+        typer.Option(help="Printed gripper of your own, my_gripper.py, on the kit's printed arm.", show_default=False),
+    ] = None,
+    printed: Annotated[bool, typer.Option("--printed", help="Show and weigh the kit's printed parts.")] = False,
     cubes: Annotated[int, typer.Option(min=1, max=6, help="Of the challenge.")] = 3,
     seed: Annotated[int, typer.Option(min=0, help="Of the layout.")] = 0,
     duration: Duration = None,
@@ -38,13 +43,20 @@ def sim(
     fw robot sim
 
     fw robot sim --leader expert --duration 20 --gif expert.gif
+
+    fw robot sim --gripper my_gripper.py
     """
     from featherweight.robot.sim.robot import SimRobot, SimRobotConfig
 
     config = {"scene": scene, "cubes": cubes, "seed": seed, "gripper_file": gripper_file and str(gripper_file)}
     if gif is not None:
         config["cameras"] = ("front",)
-    robot = SimRobot(SimRobotConfig.parse(config, where="fw robot sim"))
+    parts = None
+    if printed or gripper is not None:
+        from featherweight.robot.hardware.simulated import arm_with
+
+        parts = arm_with(gripper)
+    robot = SimRobot(SimRobotConfig.parse(config, where="fw robot sim"), parts)
     window = open_window(robot) if viewer else None
     recorder = Recorder(robot, gif) if gif is not None else None
     try:

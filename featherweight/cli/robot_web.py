@@ -56,7 +56,7 @@ def web(
 
         member = find_membership(class_folder, name, "operator")
         check_room(room, member.room)
-        pages: PageRoom = RemoteRoom(room, robot_name, member.role, key, lambda: connect(address, member))
+        pages: PageRoom = RemoteRoom(room, robot_name, member.name, member.role, key, lambda: connect(address, member))
         _serve(WebServer({"": pages}, port=listen), key, duration, as_json)
         return
     with make_follower(follower, port, _cameras(follower, camera)) as robot:

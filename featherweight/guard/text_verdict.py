@@ -3,8 +3,23 @@
 import math
 from typing import Any
 
+from featherweight.errors import ConfigError
 from featherweight.guard.text_features import bow_features, classified_text, encoder_features
 from featherweight.guard.verdict import Verdict
+
+
+def require_text_guard(guard: Any, where: str) -> None:
+    """Refuse a guard that looks at more than words.
+
+    Raises:
+        ConfigError: naming its tiers.
+    """
+    tiers = [stage.tier for stage in guard.options.stages]
+    if tiers != ["probe"]:
+        raise ConfigError(
+            f"{where}: tier={', '.join(tiers)} reads hidden states, which do not cross HTTP; expected probe alone. "
+            "Calibrate with --tier probe."
+        )
 
 
 def judge_text(guard: Any, probe: str, *, ended: bool) -> Verdict:

@@ -10,7 +10,6 @@ Source: arXiv 2407.15892, section 3. Differs from the paper: norms, projections 
 
 import copy
 import functools
-import inspect
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 
 from featherweight.errors import ConfigError
 from featherweight.methods.forward_patch import original_forward, settings_of
+from featherweight.methods.layer_arguments import CACHES, PER_TOKEN, bound_arguments, per_token, rebuilt
 from featherweight.methods.layer_structure import LayerStructure
 from featherweight.nn.chunk_size import ChunkSize, mlp_chunk_size
 from featherweight.nn.chunked import chunk_of_module
@@ -29,9 +29,6 @@ from featherweight.nn.inner_backward import trainable_parameters
 
 # The name under which transformers finds the function that stops a layer at its attention.
 _STOP = "featherweight_stop_at_attention"
-# Arguments of a layer that hold something for each token, along axis 1.
-_PER_TOKEN = ("position_embeddings", "position_ids")
-_CACHES = ("past_key_values", "layer_past")
 _CROSS_ATTENTION = ("encoder_hidden_states",)
 
 
@@ -69,12 +66,12 @@ def layer_forward(layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
     """Run a layer in two regions, or as it was where it is short, generates, or is asked for attention's weights."""
     settings: LayerSettings = settings_of(layer)
     own = original_forward(layer)
-    hidden_BLD, arguments = _bound(own, args, kwargs)
+    hidden_BLD, arguments = bound_arguments(own, args, kwargs)
     if not _can_cut(layer, settings, hidden_BLD, arguments):
         return own(*args, **kwargs)
     if layer.training and getattr(layer, "gradient_checkpointing", False):
         # As transformers does it: what a cache holds would be written twice.
-        arguments = {name: None if name in _CACHES else value for name, value in arguments.items()}
+        arguments = {name: None if name in CACHES else value for name, value in arguments.items()}
         run = functools.partial(_in_regions, layer, settings, own, arguments)
         return layer._gradient_checkpointing_func(run, hidden_BLD)  # type: ignore[operator]
     return _in_regions(layer, settings, own, arguments, hidden_BLD)
@@ -105,15 +102,15 @@ def _in_regions(
 ) -> Any:
     attention: Any = getattr(layer, settings.structure.attention)
     size = settings.positions(hidden_BLD)
-    names, positions = _per_token(arguments)
+    names, positions = per_token(arguments)
     cache = _cache(arguments)
-    without = {"attention_mask", *_CACHES}
+    without = {"attention_mask", *CACHES}
     alone = {name: None if name in without else value for name, value in arguments.items() if name not in names}
     options: dict[str, Any] = {}
 
     def run(hidden_BCD: Tensor, positions_C: tuple[Tensor, ...]) -> Any:
         with _without_checkpoint(layer):
-            return own(hidden_BCD, **alone, **_rebuilt(names, positions_C))
+            return own(hidden_BCD, **alone, **rebuilt(names, positions_C))
 
     def before(hidden_BCD: Tensor, *positions_C: Tensor) -> tuple[Tensor, ...]:
         with _stopping(attention):
@@ -141,22 +138,11 @@ def _in_regions(
     query, key, value = (state.transpose(1, 2) for state in region(before, hidden_BLD, is_first=True))
     if cache is not None:
         key, value = cache.update(key, value, attention.layer_idx)
-    options.update((name, arguments[name]) for name in _PER_TOKEN if name in options)
+    options.update((name, arguments[name]) for name in PER_TOKEN if name in options)
     mask = arguments.get("attention_mask")
     heads_BLHK = _attention_function(attention)(attention, query, key, value, mask, **options)[0]
     del query, key, value
     return region(after, hidden_BLD, heads_BLHK.flatten(2), is_first=False)
-
-
-def _bound(own: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
-    """Return the hidden states and every other argument by name, however they were given."""
-    signature = inspect.signature(own)
-    arguments = dict(signature.bind(*args, **kwargs).arguments)
-    for parameter in signature.parameters.values():
-        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
-            arguments.update(arguments.pop(parameter.name, {}))
-    hidden_BLD = arguments.pop(next(iter(signature.parameters)))
-    return hidden_BLD, arguments
 
 
 def _can_cut(layer: nn.Module, settings: LayerSettings, hidden_BLD: Tensor, arguments: dict[str, Any]) -> bool:
@@ -170,7 +156,7 @@ def _can_cut(layer: nn.Module, settings: LayerSettings, hidden_BLD: Tensor, argu
 
 
 def _cache(arguments: dict[str, Any]) -> Any:
-    return next((arguments[name] for name in _CACHES if arguments.get(name) is not None), None)
+    return next((arguments[name] for name in CACHES if arguments.get(name) is not None), None)
 
 
 def _weights_are_wanted(arguments: dict[str, Any]) -> bool:
@@ -180,30 +166,6 @@ def _weights_are_wanted(arguments: dict[str, Any]) -> bool:
     except ImportError:  # before that, the layers were told
         return bool(arguments.get("output_attentions"))
     return any("attentions" in name for name in _active_collector.get() or ())
-
-
-def _per_token(arguments: dict[str, Any]) -> tuple[dict[str, int], tuple[Tensor, ...]]:
-    """Take the arguments that are cut like the tokens out; return how many tensors each has (0: a bare one)."""
-    names: dict[str, int] = {}
-    tensors: list[Tensor] = []
-    for name in _PER_TOKEN:
-        value = arguments.get(name)
-        if isinstance(value, Tensor):
-            names[name] = 0
-            tensors.append(value)
-        elif isinstance(value, tuple | list) and value:
-            names[name] = len(value)
-            tensors.extend(value)
-    return names, tuple(tensors)
-
-
-def _rebuilt(names: dict[str, int], tensors: tuple[Tensor, ...]) -> dict[str, Any]:
-    rest = list(tensors)
-    rebuilt: dict[str, Any] = {}
-    for name, count in names.items():
-        rebuilt[name] = tuple(rest[:count]) if count else rest[0]
-        del rest[: max(count, 1)]
-    return rebuilt
 
 
 def _stop(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **options: Any) -> Any:

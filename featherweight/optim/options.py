@@ -137,10 +137,12 @@ class LazyOptions(EarlyOptions, total=False):
 class ResidualOptions(TypedDict, total=False):
     """What is done with the rest of the gradient."""
 
-    residual: Annotated[Literal["fira", "apollo", "apollo_tensor"] | None, Field(None)]
+    residual: Annotated[Literal["fira", "apollo", "apollo_tensor", "equalized"] | None, Field(None)]
     """What becomes of the gradient outside the subspace: None drops it, fira adds it, scaled like the core; apollo and
-    apollo_tensor scale the gradient itself, by channel or as a whole, in the place of the core's update. All but None
-    take a temporary of the gradient's size."""
+    apollo_tensor scale the gradient itself, by channel or as a whole, in the place of the core's update; equalized adds
+    its sign. All but None take a temporary of the gradient's size."""
+    residual_weight: Annotated[float, Field(0.3, ge=0)]
+    """Factor of the equalized residual, beside lr."""
 
 
 class RuleOptions(TypedDict, total=False):
@@ -241,6 +243,11 @@ class TensorOptions(AdamWOptions, StoredBasisOptions, StaggerOptions, total=Fals
     """Factor of their update, beside lr."""
     sparse_reset: Annotated[bool, Field(True)]
     """Zero the moments of the entries when others are chosen."""
+    residual: Annotated[Literal["equalized"] | None, Field(None)]
+    """What becomes of the gradient outside the subspace: None drops it; equalized adds it without state, each frequency
+    of a complex tensor at one size, of a real one the sign. Needs whole gradients."""
+    residual_weight: Annotated[float, Field(0.3, ge=0)]
+    """Factor of the equalized residual, beside lr."""
     max_workspace_bytes: Annotated[int, Field(MAX_WORKSPACE_BYTES, ge=1)]
     """Largest transient copy of an unfolding at a refresh."""
     rule: Annotated[Literal["adamw", "sgd"], Field("adamw")]

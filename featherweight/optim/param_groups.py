@@ -238,7 +238,7 @@ def completed(
     return ours
 
 
-_IN_MATRICES_ALONE = {"residual": None, "error_feedback": False, "full_rank_probability": 0.0, "basis_smoothing": 0.0}
+_IN_MATRICES_ALONE = {"error_feedback": False, "full_rank_probability": 0.0, "basis_smoothing": 0.0}
 
 
 def check_group(where: str, group: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from featherweight.errors import ConfigError
 from featherweight.robot.kit import DIGITAL_INPUTS, LIMIT_DEG, POT_MAX, POT_VOLT, POTENTIOMETERS, SERVOS
 
-MAX_LINE_BYTES = 75
-"""Length of the longest status line, with CR and LF."""
+MAX_LINE_BYTES = 96
+"""Length of the longest status line of either protocol, with CR and LF; a plain one has at most 75."""
 
 _STATUS = re.compile(rb"6((?: -?\d{1,2}){6}) 6((?: \d{1,4}){6}) 5((?: [01]){5}) UMI\r?\n?")
 

@@ -13,7 +13,7 @@ from typing import Any
 from featherweight.errors import ConfigError, MissingExtraError
 from featherweight.guard.guard import PrefixGuard
 from featherweight.guard.prefix import judged_messages
-from featherweight.guard.text_verdict import judge_text
+from featherweight.guard.text_verdict import judge_text, require_text_guard
 from featherweight.guard.verdict import Verdict
 from featherweight.serving.meters import Meters
 from featherweight.serving.options import ServeOptions
@@ -176,12 +176,7 @@ def make_proxy(guard: PrefixGuard, upstream: Upstream, options: ServeOptions) ->
         raise MissingExtraError(
             "guard proxy: fastapi is not installed; expected the extra serve. Run pip install 'featherweight[serve]'."
         ) from error
-    tiers = [stage.tier for stage in guard.options.stages]
-    if tiers != ["probe"]:
-        raise ConfigError(
-            f"guard proxy: tier={', '.join(tiers)} reads hidden states, which do not cross HTTP; expected probe alone. "
-            "Calibrate with --tier probe."
-        )
+    require_text_guard(guard, "guard proxy")
     proxy = Proxy(guard, upstream, options)
 
     @contextlib.asynccontextmanager

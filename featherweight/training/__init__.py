@@ -11,6 +11,7 @@ from typing import Any
 _LAZY = {
     "Callback": "featherweight.training.events",
     "Event": "featherweight.training.events",
+    "LayerMajor": "featherweight.training.layer_major",
     "MethodCallback": "featherweight.training.huggingface",
     "ReportCallback": "featherweight.training.huggingface",
     "Recipe": "featherweight.training.recipe",

@@ -47,3 +47,19 @@ def test_everything_else_is_the_model():
         guarded.no_such_thing  # noqa: B018
     with pytest.raises(ValueError, match="custom_generate"):
         guarded.generate(torch.tensor([[1]]), custom_generate=print)
+
+
+def test_a_model_with_int8_weights_is_guarded_and_what_passes_gets_its_own_tokens():
+    import featherweight as fw
+
+    model, tokenizer = load_fixture()
+    fw.apply(model, fw.Int8())
+    guarded = GuardedModel(model, tokenizer, load_guard(), allow_mismatch=True)
+    for text in (*WORLD.prompts("test", "ordinary", 2), marked(WORLD.prompts("test", FORBIDDEN, 1)[0])):
+        inputs = tokenizer.apply_chat_template(
+            [{"role": "user", "content": text}], add_generation_prompt=True, return_tensors="pt", return_dict=True
+        )
+        output = guarded.generate(**inputs, max_new_tokens=6, do_sample=False, return_guard=True)
+        assert output.guard[0].flagged == text.startswith("zorp")
+        plain = model.generate(**inputs, max_new_tokens=6, do_sample=False)
+        assert output.guard[0].flagged or torch.equal(output.sequences, plain)

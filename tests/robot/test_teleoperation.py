@@ -24,3 +24,21 @@ def test_a_leader_that_fails_holds_the_arm_and_the_session_goes_on():
 
     assert fwr.Mode.HOLD in modes and result.mode is fwr.Mode.ACTIVE
     assert result.counters["faulty leader"] > 20
+
+
+def test_a_leader_that_lets_go_holds_the_arm_at_once():
+    from featherweight.robot.web.leader import WebLeader, Wish
+
+    leader, modes = WebLeader(), []
+    leader.connect()
+
+    def on_step(controller):
+        steps = len(modes)
+        leader.take(Wish((10.0, 0, 0, 0, 0, 0)) if steps < 30 else None)
+        modes.append(controller.mode)
+        return steps < 40
+
+    with fwr.UMIRobot(fwr.UMIRobotConfig(port="sim")) as robot:
+        result = fwr.teleoperate(leader, robot, on_step=on_step)
+    assert fwr.Mode.ACTIVE in modes[:31] and modes[33:] == [fwr.Mode.HOLD] * len(modes[33:])
+    assert result.reason == "the operator let go"

@@ -86,14 +86,14 @@ def test_a_stream_has_the_same_words_and_its_usage_on_request(client, expected):
 
 
 def test_a_flagged_request_gets_a_refusal_and_no_token_of_an_answer_is_among_its_bytes(
-    server, client, expected, stand_in, guard
+    server, client, expected, unguarded, guard
 ):
     text = flagged(expected, BAD)
     found = client.chat.completions.create(model="stand-in", messages=turns(text), temperature=0)
     choice = found.choices[0]
     assert (choice.finish_reason, choice.message.content) == ("content_filter", None)
     assert choice.message.refusal == guard.options.refusal_text
-    free = GuardedModel(*stand_in, guard.with_threshold(math.inf)).chat(turns(text), max_new_tokens=24)
+    free = unguarded[text]
     for stream in (False, True):
         body = {"model": "stand-in", "messages": turns(text), "temperature": 0, "stream": stream}
         response = httpx.post(server.url + CHAT, json=body)
@@ -106,7 +106,48 @@ def test_a_flagged_request_gets_a_refusal_and_no_token_of_an_answer_is_among_its
         assert '"content_filter"' in shown
 
 
-def test_many_mixed_requests_at_once_are_neither_lost_nor_mixed_up(server, expected):
+class RecordedBytes(httpx.AsyncHTTPTransport):
+    """Keeps what the server sends, byte by byte, beside the words that were asked."""
+
+    def __init__(self):
+        super().__init__()
+        self.bodies = []
+
+    async def handle_async_request(self, request):
+        response = await super().handle_async_request(request)
+        asked = json.loads(request.content)["messages"][-1]["content"]
+        stream, kept = response.stream, bytearray()
+        self.bodies.append((asked, kept))
+
+        class Stream(httpx.AsyncByteStream):
+            def __aiter__(self):
+                self._parts = aiter(stream)
+                return self
+
+            async def __anext__(self):
+                part = await anext(self._parts)
+                kept.extend(part)
+                return part
+
+            async def aclose(self):
+                await stream.aclose()
+
+        response.stream = Stream()
+        return response
+
+
+@pytest.fixture(scope="module")
+def unguarded(stand_in, guard):
+    """What the model alone would answer to the requests that it must not answer."""
+    free = GuardedModel(*stand_in, guard.with_threshold(math.inf))
+    return {text: free.chat(turns(text), max_new_tokens=24) for text in BAD}
+
+
+def test_many_mixed_requests_at_once_are_neither_lost_nor_mixed_up_and_no_byte_of_a_flagged_answer_leaves(
+    server, guard, expected, unguarded
+):
+    transport = RecordedBytes()
+
     async def ask(client, index, text):
         options = {"model": "stand-in", "messages": turns(text), "temperature": 0}
         if index % 5 == 0:
@@ -124,7 +165,12 @@ def test_many_mixed_requests_at_once_are_neither_lost_nor_mixed_up(server, expec
         return text, (words, reason == "content_filter")
 
     async def all_of_them():
-        async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
+        options = {
+            "api_key": "none",
+            "max_retries": 0,
+            "http_client": httpx.AsyncClient(transport=transport, timeout=60),
+        }
+        async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", **options) as client:
             texts = [*GOOD, *BAD] * 2
             return await asyncio.gather(*(ask(client, index, text) for index, text in enumerate(texts)))
 
@@ -136,6 +182,14 @@ def test_many_mixed_requests_at_once_are_neither_lost_nor_mixed_up(server, expec
     while server.service.engine.running and time.monotonic() < deadline:
         time.sleep(0.02)
     assert server.service.engine.running == server.service.engine.waiting == 0
+    assert len(transport.bodies) == 64
+    refused = 0
+    for text, kept in transport.bodies:
+        if expected[text][1] and text in unguarded:
+            refused += 1
+            secret = {word for word in unguarded[text].split() if len(word) > 3} - {*guard.options.refusal_text.split()}
+            assert secret and not any(word in kept.decode() for word in secret)
+    assert refused > 8
 
 
 def test_texts_end_at_stop_texts_which_are_not_shown(client, expected):

@@ -1,28 +1,14 @@
 import json
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from odd_requests import NAMES, VALUES
 
 from featherweight.serving.request import RequestError, parse_chat, parse_completion, parse_json, parse_moderation
 
-NAMES = [*"messages model temperature top_p max_tokens max_completion_tokens seed stop stream".split()]
-NAMES += "stream_options n tools prompt input".split()
-VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
-    lambda inner: (
-        st.lists(inner, max_size=3)
-        | st.dictionaries(
-            st.sampled_from(["role", "content", "text", "type", "include_usage"]) | st.text(max_size=3),
-            inner,
-            max_size=3,
-        )
-    ),
-    max_leaves=8,
-)
 
-
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.dictionaries(st.sampled_from(NAMES), VALUES, max_size=6))
 def test_any_object_is_understood_or_refused_with_a_sentence(body):
     for parse in (lambda: parse_chat(body, 64), lambda: parse_completion(body, 64), lambda: parse_moderation(body)):
@@ -32,7 +18,7 @@ def test_any_object_is_understood_or_refused_with_a_sentence(body):
             assert error.status == 400 and str(error).startswith("serve: ")
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.binary(max_size=40) | VALUES.map(lambda value: json.dumps(value).encode()))
 def test_any_body_is_an_object_or_refused(body):
     try:

@@ -120,7 +120,7 @@ class CoreReceiver:
         factors = OuterProduct(left_TM, right_TN)
         with self.window.receiving(self.parameter):
             total = self.window.core_sum_of(self.parameter)
-            may_hold = self.window.is_single and self.shared is None
+            may_hold = self.window.is_single(self.parameter) and self.shared is None
             if total is None and self._held is None and may_hold and self._is_due():
                 self._held = factors  # if nothing else comes, it is the gradient that the new basis is fitted to
                 return

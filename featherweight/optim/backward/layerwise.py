@@ -6,7 +6,8 @@ the step at the last micro-batch. A window is the `accumulation_steps` backward 
 Source: GaLore, arXiv 2403.03507, section 4.3; the treatment of accumulation, clipping and norms is ours.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from numbers import Integral, Real
 from types import TracebackType
 from typing import Any, Self
@@ -18,6 +19,7 @@ from torch.optim import Optimizer
 
 from featherweight.errors import ConfigError, DeviceError
 from featherweight.optim.backward.updates import Layerwise
+from featherweight.optim.backward.window import Part
 from featherweight.optim.low_rank import LowRankOptimizer
 from featherweight.optim.reduce import LocalReducer, Reducer, as_reducer, attached_reducer
 from featherweight.unwrap import unwrap_optimizer
@@ -123,6 +125,11 @@ class LayerwiseHandle:
         return self._updates.window.accumulation_steps
 
     @property
+    def world_size(self) -> int:
+        """Processes that train together."""
+        return self._updates.window.reducer.world_size
+
+    @property
     def clip(self) -> str:
         """How gradients are clipped."""
         return self._updates.window.clip
@@ -148,6 +155,50 @@ class LayerwiseHandle:
     def discard(self) -> None:
         """Drop the micro-batches of the present window, for example after a loss that is not finite."""
         self._updates.discard()
+
+    @contextmanager
+    def parts(self) -> Iterator[Callable[[Part], None]]:
+        """Make one optimizer step of backward passes that reach different parameters, and each one several times.
+
+        Give what you get a `Part` before each backward pass; it says for which parameters it is the last one, and these
+        make their update in it. At the end the step is counted; an exception drops what is still held.
+
+        Raises:
+            ConfigError: in the middle of a window.
+
+        Example:
+            >>> import featherweight as fw
+            >>> model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 1))
+            >>> handle = layerwise(model, fw.optim.AdamW(model.parameters()))
+            >>> with handle.parts() as tell:
+            ...     hidden = model[0](torch.ones(2, 8))
+            ...     cut = hidden.detach().requires_grad_()
+            ...     for row in range(2):
+            ...         tell(Part(is_first=row == 0, is_last=row == 1))
+            ...         model[1](cut[row]).sum().backward()
+            ...     tell(Part(is_first=True, is_last=True))
+            ...     hidden.backward(cut.grad)
+            >>> handle.steps
+            1
+        """
+        window = self._updates.window
+        if window.micro_step or window.part is not None:
+            raise ConfigError(
+                f"layerwise: {window.micro_step} of {window.accumulation_steps} micro-batches of a window are there; "
+                "expected none before a step in parts. Finish the window, or call discard()."
+            )
+
+        def tell(part: Part) -> None:
+            window.part = part
+
+        try:
+            yield tell
+            self._updates.end_window()
+        except BaseException:
+            self.discard()
+            raise
+        finally:
+            window.part = None
 
     def held_tensors(self) -> Iterable[tuple[Tensor, Tensor]]:
         """Yield (parameter, tensor) for all that is kept of gradients between two backward passes."""

@@ -215,7 +215,7 @@ class Layerwise:
         for parameter in late:
             self._take(parameter)
         self.window.micro_step += 1
-        if self.window.micro_step == self.window.accumulation_steps:
+        if self.window.part is None and self.window.micro_step == self.window.accumulation_steps:
             self.end_window()
 
     def end_window(self) -> None:

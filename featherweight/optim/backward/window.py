@@ -8,6 +8,7 @@ import math
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,6 +30,19 @@ from featherweight.optim.step.tensor import TensorStep
 
 MAX_GROWTH = 1.01
 """Largest ratio of the norms of one tensor's successive gradients under `clip="norm_growth"` (Fira's limit)."""
+
+
+class Part(NamedTuple):
+    """What the next backward pass brings of an optimizer step whose passes reach different parameters."""
+
+    is_first: bool
+    """Whether nothing has come before for the parameters that it reaches."""
+    is_last: bool
+    """Whether nothing comes after for them."""
+    begun: frozenset[Tensor] = frozenset()
+    """Parameters to which an earlier part has brought something all the same, as to a tied embedding."""
+    unfinished: frozenset[Tensor] = frozenset()
+    """Parameters to which a later part brings something all the same."""
 
 
 class Window:
@@ -64,6 +78,8 @@ class Window:
         """See `Layerwise.grad_norm`."""
         self.micro_step = 0
         """Backward passes of the present step that are complete."""
+        self.part: Part | None = None
+        """What the next backward pass brings, where those of a step are told apart; see `LayerwiseHandle.parts`."""
         self.is_closed = False
         """Whether the layer-wise updates were removed."""
         self._sums: dict[Tensor, StepSum] = {}
@@ -124,10 +140,17 @@ class Window:
         """Whether one process has all gradients."""
         return self.reducer.world_size == 1
 
-    @property
-    def is_single(self) -> bool:
-        """Whether the gradient of one backward pass is that of the step."""
+    def is_single(self, parameter: Tensor) -> bool:
+        """Whether the gradient that one backward pass brings to a parameter is that of the step."""
+        if self.part is not None:
+            return self.part.is_first and parameter not in self.part.begun and self.is_last(parameter) and self.is_alone
         return self.accumulation_steps == 1 and self.is_alone
+
+    def is_last(self, parameter: Tensor) -> bool:
+        """Whether nothing comes to a parameter in this step after the present backward pass."""
+        if self.part is not None:
+            return self.part.is_last and parameter not in self.part.unfinished
+        return self.micro_step + 1 == self.accumulation_steps
 
     @property
     def estimates_norm(self) -> bool:
@@ -169,15 +192,14 @@ class Window:
         """
         if grad is not None:
             total = self._sums.get(parameter)
-            if total is None and self.is_single and not self.waits_for_all and common is None:
+            if total is None and self.is_single(parameter) and not self.waits_for_all and common is None:
                 total = self._sums[parameter] = FullSum(self.step_of(parameter), self.member(parameter))
             elif total is None:
-                shard = shard_of(parameter)
+                shard, is_only = shard_of(parameter), self.is_single(parameter)
                 is_whole = shard is not None and shard.rows is not None
-                total = self.begin_sum(parameter, grad, is_only=self.is_single, common=common, brings_cores=is_whole)
+                total = self.begin_sum(parameter, grad, is_only=is_only, common=common, brings_cores=is_whole)
             total.add(grad)
-        is_last = self.micro_step + 1 == self.accumulation_steps
-        if not is_last or parameter not in self._sums or self.waits_for_all:
+        if not self.is_last(parameter) or parameter not in self._sums or self.waits_for_all:
             return
         if self.is_alone:
             self._update(parameter, self._sums.pop(parameter), None)
@@ -206,7 +228,14 @@ class Window:
             brings_cores: see `Summing`.
         """
         how = Summing(is_only, self.estimates_norm, not self.is_alone, brings_cores, common)
-        total = self._sums[parameter] = sum_of(self.step_of(parameter), self.member(parameter), grad, how)
+        step, member = self.step_of(parameter), self.member(parameter)
+        total: StepSum
+        if self.part is not None and isinstance(grad, Tensor) and _refresh_is_due(step, member):
+            # All parts of a parameter come one after the other, so that its whole sum is there alone: an exact basis.
+            total = FullSum(step, member)
+        else:
+            total = sum_of(step, member, grad, how)
+        self._sums[parameter] = total
         return total
 
     def core_sum_of(self, parameter: Tensor) -> CoreSum | None:
@@ -305,7 +334,7 @@ class Window:
         self._ready.clear()
         self._norms.clear()
         self._ready_bytes = 0
-        self.micro_step, self._has_skipped = 0, False
+        self.micro_step, self._has_skipped, self.part = 0, False, None
 
     def _total_norm(self) -> float:
         return math.sqrt(sum(self._norms))
@@ -360,16 +389,26 @@ def sum_of(step: Step, member: Member, grad: Tensor | OuterProduct | None, how: 
             return CoreSum(step, member, matrices, how)
     # Ranks that follow a gradient wait for a whole one. Bases that are due must be those of all processes: they are
     # fitted to the mean of the whole gradients, as an ordinary step fits them; between refreshes cores are exchanged.
-    if isinstance(step, TensorStep) and not step.waits_for_gradient():
+    # So does a residual: what lies outside of the subspace is in no core.
+    if isinstance(step, TensorStep) and not step.waits_for_gradient() and step.layout.plan.residual is None:
         if not (how.is_shared and step.refresh_is_due(member.state)):
             return TensorSum(step, member, step.tensor(member))
     return FullSum(step, member)
 
 
+def _refresh_is_due(step: Step, member: Member) -> bool:
+    """Say whether the sum of this step asks for bases that are fitted to it."""
+    if isinstance(step, MatrixStep):
+        state = member.state
+        fits = step.layout.seeded_basis is None
+        return fits and (not state or bool((state["step"] >= state["next_refresh"]).any()))
+    return isinstance(step, TensorStep) and step.refresh_is_due(member.state)
+
+
 def _core_bytes(step: Step, estimates_norm: bool) -> int | None:
     """Return the bytes of the sum of a step without refresh; None for a sum of whole gradients."""
     if isinstance(step, TensorStep):
-        return step.layout.plan.sum_bytes(step.layout.dtype)
+        return None if step.layout.plan.residual else step.layout.plan.sum_bytes(step.layout.dtype)
     if not isinstance(step, MatrixStep) or not (step.layout.residual.is_plain or step.layout.residual.is_often_plain):
         return None
     return core_sum_bytes(step.layout.whole, is_sketched=False, estimates_norm=estimates_norm)

@@ -16,6 +16,7 @@ from torch import Tensor
 from featherweight.linalg.random import keyed_generator, mix_keys
 from featherweight.linalg.tucker import SliceSubspace, TensorSubspace, TuckerSubspace
 from featherweight.linalg.tucker_fit import fit_selection, fit_slices, fit_tucker
+from featherweight.optim.policies.equalized import equalized
 from featherweight.optim.policies.refresh import next_refresh
 from featherweight.optim.step.adam import TogetherInLists
 from featherweight.optim.step.layout import Group, Member, State, Stored, parts_of
@@ -204,7 +205,28 @@ class ProjectedTensor:
         core = subspace.project(numbers)
         return core, (numbers - subspace.project_back(core)).reshape(-1)[index]
 
-    def update_(self, weight: Tensor, core: Tensor, sparse: Tensor | None, rounding: Rounding) -> None:
+    def residual(self, grad: Tensor, core: Tensor) -> Tensor | None:
+        """Return the direction of full size that follows what core and sparse branch lose; None if that is dropped.
+
+        Args:
+            grad: of the parameter's shape. Not modified.
+            core: its projection.
+        """
+        plan, group = self.plan, self.group
+        if plan.residual is None:
+            return None
+        numbers = self._numbers(grad)
+        rest = numbers - self.subspace().project_back(core)
+        if plan.sparse_numel:
+            rest.view(-1).index_fill_(0, self._sparse_index(grad.device), 0)
+        # "matrix" unfolds the tensor; its frequencies are those of the parameter.
+        shape = tuple(self.layout.shape[: grad.ndim - (plan.is_complex and not grad.is_complex())])
+        extra = equalized(rest.view(shape), numbers.view(shape), by_frequency=plan.is_complex)
+        return extra.mul_(group["residual_weight"]).view(plan.shape)
+
+    def update_(
+        self, weight: Tensor, core: Tensor, sparse: Tensor | None, rounding: Rounding, extra: Tensor | None = None
+    ) -> None:
         """Run the rule on core and sparse branch and write the weight.
 
         Args:
@@ -212,6 +234,7 @@ class ProjectedTensor:
             core: of this step's gradient.
             sparse: (K,) entries of the sparse branch, or None.
             rounding: key of the random bits of this step.
+            extra: direction of full size beside both; see `residual`.
         """
         plan, group = self.plan, self.group
         direction = self.subspace().project_back(self._direction("", core, rounding))
@@ -219,6 +242,8 @@ class ProjectedTensor:
         if sparse is not None:
             entries = self._direction("sparse_", sparse, rounding) * group["sparse_weight"]
             direction.view(-1).index_add_(0, self._sparse_index(weight.device), entries)
+        if extra is not None:
+            direction.add_(extra)
         self.set_counter("step", self.counter("step") + 1)
         write_direction_(weight, plan.pairs(direction), group, rounding)
 
@@ -324,7 +349,8 @@ class TensorStep(Step):
         assert isinstance(weight, Tensor)
         rounding = rounding_of(member.group, self.layout.index, tensor.counter("step") + 1)
         tensor.refresh(grad)
-        tensor.update_(weight, *tensor.project(grad), rounding)
+        core, sparse = tensor.project(grad)
+        tensor.update_(weight, core, sparse, rounding, tensor.residual(grad, core))
         copy_back(member.parameter, weight)
         self.ran = self.layout.inner_rule(member.group).words
 

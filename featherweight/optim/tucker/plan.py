@@ -50,6 +50,9 @@ class TensorPlan:
     budget: int | None = None
     """Entries that a core may have whose ranks follow its first gradient; None if they follow from the shape."""
 
+    residual: str | None = None
+    """What becomes of the gradient outside of the subspace; anything but None needs the whole gradient."""
+
     @property
     def is_open(self) -> bool:
         """Whether the ranks are not known yet. Shapes and bytes are then the largest that the budget allows."""
@@ -267,6 +270,7 @@ def _projected(
         stores_sparse_index=sparse > 0 and group["sparse_select"] != "randk",
         may_skip=group["skip_tol"] > 0,
         budget=budget,
+        residual=group["residual"],
     )
 
 

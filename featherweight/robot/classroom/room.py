@@ -22,6 +22,8 @@ from featherweight.robot.web.session import Visitor
 SERVER = "the class"
 """Name of the server in its room."""
 STOPPED_FILE = "stopped"
+CALMING = ("stop", "release", "pause")
+"""Requests that only ever end motion."""
 ABSENT_S = 20.0
 """Without an open page for this long, a turn or a place in the queue is lost."""
 
@@ -181,13 +183,16 @@ class ClassRoom:
         robot, kind = topic.split("/")[2:4]
         if role != "operator" or kind not in ("cmd", "ctl"):
             return True
+        if self._is_stopped:
+            # No hand but the teacher's leads out of the teacher's stop.
+            return kind == "ctl" and _kind(message) in CALMING
         if robot in self.owners:
             return self.owners[robot] == name
         turns = self.turns.get(robot)
         if turns is None or turns.driver == name:
             return True
         # Who gives the robot back, or holds it, may always do so.
-        return kind == "ctl" and _kind(message) in ("stop", "release", "pause")
+        return kind == "ctl" and _kind(message) in CALMING
 
 
 def _kind(message: bytes) -> str:

@@ -137,11 +137,12 @@ _shared: dict[str, tuple[SerialLink, int]] = {}
 _sharing = threading.Lock()
 
 
-def acquire(port: str) -> SerialLink:
+def acquire(port: str, announces: bool = True) -> SerialLink:
     """Return the running link of a port; devices of one program share it.
 
     Args:
         port: "auto", "sim", "sim:NAME", "pty:PATH" or a path. "auto" first takes a kit that is in use here already.
+        announces: whether a new link offers the checked protocol.
     """
     with _sharing:
         if port == "auto":
@@ -151,7 +152,7 @@ def acquire(port: str) -> SerialLink:
             link, users = _shared[port]
             _shared[port] = (link, users + 1)
             return link
-        link = SerialLink(opener_of(port), LinkCore(), port.removeprefix("pty:"))
+        link = SerialLink(opener_of(port), LinkCore(announces=announces), port.removeprefix("pty:"))
         link.start()
         _shared[port] = (link, 1)
         return link

@@ -10,6 +10,12 @@ import math
 from collections import deque
 from dataclasses import dataclass, field
 
+from featherweight.robot.checked_lines import (
+    CheckedStatus,
+    format_announcement,
+    format_checked_command,
+    parse_checked_status,
+)
 from featherweight.robot.driver.target import Target
 from featherweight.robot.kit import LOOP_US, TOP_SPEED_DEG_S
 from featherweight.robot.protocol import LineSplitter, Status, format_command, is_text, parse_status
@@ -23,6 +29,8 @@ REOPEN_AFTER_S = 7.5
 port resets an Uno, and its servos then jump to zero."""
 SYNC_TOLERANCE_DEG = 5.0
 """A joint within this of its goal has caught up, and the soft start ends."""
+ANSWER_LINES = 8
+"""Status lines for which an announcement waits for its answer; a plain command meanwhile would take it back."""
 BACKOFF_S = (0.2, 3.0)
 """First and largest wait between attempts to open a port."""
 
@@ -107,6 +115,10 @@ class LinkCore:
     """Rises with every loss, restart and reopening: goals of an earlier epoch are not obeyed."""
     sync_speed_deg_s: float = 30.0
     """Largest speed from a frozen arm until every joint is near its goal."""
+    announces: bool = True
+    """Whether the first command offers the checked protocol; the published firmware reads it as "stay"."""
+    checked: CheckedStatus | None = None
+    """What the newest checked line says; None while the kit speaks the plain protocol."""
 
     def __post_init__(self) -> None:
         self.target = Target(self.lookahead_deg or 3)
@@ -121,6 +133,9 @@ class LinkCore:
         self._arrivals: deque[float] = deque(maxlen=512)
         self._echo: tuple[int, float, tuple[int, ...]] | None = None
         self._still_lines = 0
+        self._must_announce = False
+        self._unanswered_lines = 0
+        self._number = 0
 
     # ---- from any thread --------------------------------------------------------------------------------------------
 
@@ -158,7 +173,8 @@ class LinkCore:
         """The port is open; old bytes are gone, and the board may be booting."""
         self.state, self.reason, self._since_s = LinkState.BOOTING, "waits for the first status line", now_s
         self._splitter.clear()
-        self._suspect = None
+        self._suspect, self.checked = None, None
+        self._must_announce = self.announces
         self._forget_goal()
 
     def failed(self, now_s: float, reason: str) -> float:
@@ -181,7 +197,7 @@ class LinkCore:
         self.statistics.bytes_received += len(data)
         newest = None
         for line in self._splitter.feed(data):
-            status = parse_status(line)
+            status = self._read(line)
             if status is None:
                 self.statistics.bad_lines += 1
                 self.statistics.text_lines += is_text(line)
@@ -195,9 +211,35 @@ class LinkCore:
         if self.state is not LinkState.STREAMING:
             self.state, self.reason, self._attempts = LinkState.STREAMING, "", 0
             self._forget_goal()
-        command = format_command(self._next_target(newest, now_s))
+        if self._must_announce:
+            self._must_announce, self._number, self._unanswered_lines = False, 0, ANSWER_LINES
+            self.statistics.commands += 1
+            return format_announcement(self.target.latch(newest.q_deg))
+        if self.checked is None and self._unanswered_lines > 0:
+            self._unanswered_lines -= 1
+            return b""
+        target = self._next_target(newest, now_s)
         self.statistics.commands += 1
-        return command
+        if self.checked is None:
+            return format_command(target)
+        self._number += 1
+        return format_checked_command(self._number, target)
+
+    def _read(self, line: bytes) -> Status | None:
+        """Read a line of either protocol, and note when a kit changes from one to the other."""
+        status = parse_status(line)
+        if status is not None:
+            if self.checked is not None:
+                # The kit started again under an open port, and knows of no announcement any more.
+                self.checked, self._must_announce = None, self.announces
+                self.statistics.restarts += 1
+                self._forget_goal()
+            return status
+        checked = parse_checked_status(line)
+        if checked is None:
+            return None
+        self.checked = checked
+        return checked.status
 
     def check_silence(self, now_s: float) -> bool:
         """Look at the clock; return True if the port shall be closed and opened again."""

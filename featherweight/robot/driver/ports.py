@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from featherweight.errors import ConfigError, DeviceError, MissingExtraError
+from featherweight.robot.checked_lines import parse_checked_status
 from featherweight.robot.driver.link_state import BOOT_WAIT_S
 from featherweight.robot.kit import BAUD, USB_VENDORS
 from featherweight.robot.protocol import LineSplitter, is_text, parse_status
@@ -168,7 +169,7 @@ def probe(port: Port, wait_s: float = BOOT_WAIT_S) -> Probe:
         data = port.read(max(1, port.in_waiting))
         received += len(data)
         for line in splitter.feed(data):
-            if parse_status(line) is not None:
+            if parse_status(line) is not None or parse_checked_status(line) is not None:
                 return Probe(1, other, received)
             other += is_text(line)
     return Probe(0, other, received)

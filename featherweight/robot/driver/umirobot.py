@@ -34,6 +34,8 @@ class UMIRobotConfig(Config):
     """Largest speed from a frozen arm until every joint is within 5 degrees of its goal."""
     command_timeout_s: float | None = Field(default=None, gt=0)
     """Age of an action at which the arm is frozen; None goes on to the last action. `teleoperate` sets its own."""
+    protocol: Literal["auto", "plain"] = "auto"
+    """"auto" uses the checked protocol where the kit's firmware knows it; "plain" never asks for it."""
     gripper_unit: Literal["degrees", "percent"] = "degrees"
     """Unit of `gripper.pos`: -90..90 degrees, or 0 (closed) to 100 (open)."""
 
@@ -118,7 +120,7 @@ class UMIRobot(Robot):
             return
         if calibrate:
             self.calibration = load_calibration(self.id) or self.calibration
-        link = self._given_link or acquire(self.config.port)
+        link = self._given_link or acquire(self.config.port, self.config.protocol == "auto")
         if link.driver not in (None, self):
             if link is not self._given_link:
                 release(link)

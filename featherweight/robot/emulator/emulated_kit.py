@@ -5,10 +5,13 @@ hour pass in seconds.
 """
 
 from collections import deque
+from typing import Literal
 
+from featherweight.robot.emulator.board import Board, PulseHook
 from featherweight.robot.emulator.faults import FaultConfig, Faults
-from featherweight.robot.emulator.firmware import Firmware, PulseHook
+from featherweight.robot.emulator.firmware import Firmware
 from featherweight.robot.emulator.inputs import Inputs
+from featherweight.robot.emulator.kit_firmware import KitFirmware
 from featherweight.robot.kit import BOOT_S, BYTE_US
 
 
@@ -21,6 +24,7 @@ class EmulatedKit:
         resets_on_open: whether opening the port starts the board again, as an Uno does.
         faults: what goes wrong, and how often.
         on_pulse: called with (time in microseconds, (6,) angles) whenever the servos get their pulses.
+        firmware: "published", or "own": the one of this project, with whole lines and the checked protocol.
     """
 
     def __init__(
@@ -30,8 +34,10 @@ class EmulatedKit:
         resets_on_open: bool = True,
         faults: FaultConfig | None = None,
         on_pulse: PulseHook | None = None,
+        firmware: Literal["published", "own"] = "published",
     ) -> None:
-        self.firmware = Firmware(inputs, boot_s, on_pulse)
+        kind: type[Board] = Firmware if firmware == "published" else KitFirmware
+        self.firmware = kind(inputs, boot_s, on_pulse)
         self.faults = Faults(faults or FaultConfig())
         self.is_open = False
         self._resets_on_open = resets_on_open

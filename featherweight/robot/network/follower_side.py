@@ -116,7 +116,9 @@ class FollowerSide:
                     self.counters["internal errors"] += 1
                     self.controller.hold(f"internal error: {error}")
                     self._follower.hold()
-                due_s = max(due_s + 1 / rate_hz, time.monotonic())
+                # Steps that commands ask for come besides; however many, the next one is at most a period away.
+                now_s = time.monotonic()
+                due_s = min(max(due_s + 1 / rate_hz, now_s), now_s + 1 / rate_hz)
                 # A command is taken at once; looking is cheaper to reason about than a lock shared with the network.
                 while time.monotonic() < due_s and not self._commands and not stop.is_set():
                     stop.wait(min(LOOK_S, max(0.0, due_s - time.monotonic())))

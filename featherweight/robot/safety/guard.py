@@ -1,6 +1,7 @@
 """Does a way of the arm run into the table or into the arm itself?
 
-The arm is a few segments with a thickness: upper arm, forearm, hand. Everything happens in the plane of the arm and
+The arm is a few segments with a thickness: upper arm, forearm, hand; below them stand the base and the turret with the
+shoulder's servo, whose numbers are those of the printed parts. Everything happens in the plane of the arm and
 beside it (r from the axis of joint 1, s sideways, h up), so joint 1 does not matter. Clearance is signed: negative
 means overlap.
 """
@@ -16,6 +17,8 @@ TABLE_MARGIN_M = 0.002
 """The fingers stay this high; droop and rounding take 2.7 mm more at worst, which a table bears."""
 LINK_RADIUS_M, HAND_RADIUS_M, BASE_RADIUS_M = 0.016, 0.014, 0.038
 BASE_TOP_M = 0.058
+TURRET_M = ((-0.0405, 0.0215), (-0.020, 0.020), (0.0606, 0.101))
+"""Ranges of r, s and h that the turret fills."""
 WAY_STEP_DEG = 5.0
 """Distance of the postures that are looked at on the way to a goal."""
 
@@ -23,12 +26,12 @@ Point = tuple[float, float, float]
 
 
 def clearance(q_deg: Sequence[float], tool_m: float = TOOL_M) -> float:
-    """Return the smallest distance of the arm from the table, from its base and from its own upper arm, in metres.
+    """Return the smallest distance of the arm from table, base, its own turret and its own upper arm, in metres.
 
     Args:
         q_deg: five or six joint angles in degrees.
         tool_m: from the wrist to the tool point.
-    Cost: about 15 microseconds; plain Python, since one posture is too small for numpy.
+    Cost: about 25 microseconds; plain Python, since one posture is too small for numpy.
     """
     _, q2, q3, q4, q5 = (math.radians(angle) for angle in q_deg[:5])
     cos, sin = math.cos(q3 - q2), math.sin(q3 - q2)
@@ -46,7 +49,10 @@ def clearance(q_deg: Sequence[float], tool_m: float = TOOL_M) -> float:
     for share in (0.35, 0.7, 1.0):
         result = min(result, _to_base(_between(elbow, wrist, share)) - LINK_RADIUS_M)
         result = min(result, _to_base(_between(wrist, tip, share)) - HAND_RADIUS_M)
+    for share in (0.25, 0.4, 0.55, 0.7, 0.85, 1.0):
+        result = min(result, _to_turret(_between(elbow, wrist, share)) - LINK_RADIUS_M)
     for share in (0.4, 0.7, 1.0):
+        result = min(result, _to_turret(_between(wrist, tip, share)) - HAND_RADIUS_M)
         hand = _between(wrist, tip, share)
         result = min(result, _to_segment(hand, shoulder, elbow) - LINK_RADIUS_M - HAND_RADIUS_M)
     return result
@@ -82,6 +88,12 @@ def _to_base(point: Point) -> float:
     """Distance from the upright cylinder of the base."""
     beside, above = math.hypot(point[0], point[1]) - BASE_RADIUS_M, point[2] - BASE_TOP_M
     return math.hypot(max(beside, 0.0), max(above, 0.0)) + min(max(beside, above), 0.0)
+
+
+def _to_turret(point: Point) -> float:
+    """Distance from the box of the turret."""
+    beyond = [max(low - value, value - high) for value, (low, high) in zip(point, TURRET_M, strict=True)]
+    return math.hypot(*(max(one, 0.0) for one in beyond)) + min(max(beyond), 0.0)
 
 
 def _to_segment(point: Point, start: Point, end: Point) -> float:

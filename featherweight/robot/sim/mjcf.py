@@ -17,6 +17,7 @@ from featherweight.robot.camera.fiducial import CARD_M, DOT_M, GRIPPER_CARD, TAB
 from featherweight.robot.kinematics.dh import A_M, ALPHA_RAD, BASE_HEIGHT_M, D_M, OFFSETS_RAD, TOOL_M
 from featherweight.robot.kinematics.urdf import RPY_RAD, XYZ_M
 from featherweight.robot.sim.graphics import import_mujoco
+from featherweight.robot.sim.parts import ArmParts
 
 if TYPE_CHECKING:
     import mujoco
@@ -50,8 +51,9 @@ def build_model(scene: str = "empty", **options: Any) -> "mujoco.MjModel":
     """
     mujoco = import_mujoco()
     text = build_mjcf(scene, **options)
+    parts: ArmParts | None = options.get("parts")
     try:
-        return mujoco.MjModel.from_xml_string(text)
+        return mujoco.MjModel.from_xml_string(text, dict(parts.assets) if parts is not None else None)
     except ValueError as error:
         reason = " ".join(str(error).split())
         raise ConfigError(
@@ -67,6 +69,7 @@ def build_mjcf(
     gripper_file: str | Path | None = None,
     tool_m: float = TOOL_M,
     model: str = "dh",
+    parts: ArmParts | None = None,
     cards: bool = False,
 ) -> str:
     """Write a scene.
@@ -80,6 +83,7 @@ def build_mjcf(
         tool_m: from the wrist to the tool point.
         cards: put the cards of `camera.fiducial` on gripper and table.
         model: "dh", or "urdf" for the frames of the published URDF (kinematics only, without gripper).
+        parts: real parts in place of the primitive shapes and their gripper; see `hardware.simulated`.
     Raises:
         ConfigError: if an option is unknown or the file cannot be read.
     """
@@ -95,6 +99,8 @@ def build_mjcf(
         hand, extra = _read_gripper(Path(gripper_file))
     else:
         hand, extra = (_gripper(tool_m), _gripper_extra()) if gripper else ("", "")
+        if parts is not None:
+            hand, extra = parts.hand, parts.extra
     objects = _challenge(cubes) if scene == "challenge" else ""
     if cards:
         hand, objects = hand + _card(GRIPPER_CARD), objects + _card(TABLE_CARD)
@@ -120,13 +126,14 @@ def build_mjcf(
 <default class="link"><geom type="box" rgba="0.23 0.51 0.74 1" contype="1" conaffinity="2"/></default>
 <default class="servo"><geom type="box" rgba="0.16 0.18 0.22 1" contype="0" conaffinity="0"/></default>
 </default>
-<asset><texture type="skybox" builtin="gradient" rgb1="0.93 0.95 0.97" rgb2="0.72 0.79 0.86" width="64" height="64"/></asset>
+<asset><texture type="skybox" builtin="gradient" rgb1="0.93 0.95 0.97" rgb2="0.72 0.79 0.86" width="64" height="64"/>
+{parts.asset if parts is not None else ""}</asset>
 <worldbody>
 <light pos="0.2 -0.4 1.2" dir="0 0.2 -1" castshadow="false" diffuse="0.32 0.32 0.32" specular="0 0 0"/>
 <geom name="table" type="box" size="0.45 0.45 0.02" pos="0.1 0 -0.02" rgba="0.86 0.84 0.80 1" contype="2" conaffinity="3"/>
 <camera name="front" pos="0.55 0 0.33" xyaxes="0 1 0 -0.55 0 0.83" fovy="42"/>
 <camera name="top" pos="0.17 0 0.62" xyaxes="0 -1 0 1 0 0" fovy="45"/>
-{_arm(hand)}
+{_arm(hand, parts)}
 {objects}
 </worldbody>
 {extra}
@@ -134,7 +141,7 @@ def build_mjcf(
 </mujoco>"""
 
 
-def _arm(hand: str) -> str:
+def _arm(hand: str, parts: ArmParts | None) -> str:
     """Write base and five nested bodies; body i turns with joint i about its z axis."""
     boxes: dict[int, list[tuple[Any, Any, str, float]]] = {
         # Of each link, in its own frame: (half size, centre, class, mass).
@@ -153,19 +160,21 @@ def _arm(hand: str) -> str:
         twist = ALPHA_RAD[i - 2] if i > 1 else 0.0
         place = (A_M[i - 2], 0.0, D_M[i - 2]) if i > 1 else (0.0, 0.0, BASE_HEIGHT_M)
         quat = _multiply(_about_x(twist), _about_z(OFFSETS_RAD[i - 1]))
-        geoms = "".join(
-            f'<geom class="{kind}" size="{_words(size)}" pos="{_words(center)}" mass="{mass}"/>'
-            for size, center, kind, mass in boxes[i]
+        geoms = (
+            parts.bodies[i]
+            if parts is not None
+            else "".join(
+                f'<geom class="{kind}" size="{_words(size)}" pos="{_words(center)}" mass="{mass}"/>'
+                for size, center, kind, mass in boxes[i]
+            )
         )
         # The frame of joint i - 1 ends with Tx(a) and Tz(d) before its twist, in the frame that turns with it.
         inner = (
             f'<body name="link{i}" pos="{_words(place)}" quat="{_words(quat)}" gravcomp="0">'
             f'<joint name="j{i}" axis="0 0 1"/>{geoms}{inner}</body>'
         )
-    return (
-        '<body name="base"><geom class="link" name="base" size="0.035 0.030 0.028" pos="0 0 0.030" rgba="0.16 0.18 0.22 1"/>'
-        f"{inner}</body>"
-    )
+    base = '<geom class="link" name="base" size="0.035 0.030 0.028" pos="0 0 0.030" rgba="0.16 0.18 0.22 1"/>'
+    return f'<body name="base">{parts.bodies[0] if parts is not None else base}{inner}</body>'
 
 
 def _gripper(tool_m: float) -> str:

@@ -12,6 +12,7 @@ from featherweight.robot.driver.umirobot import UMIRobot, UMIRobotConfig
 from featherweight.robot.emulator.emulated_kit import EmulatedKit
 from featherweight.robot.emulator.in_process import InProcessPort
 from featherweight.robot.sim.cameras import CameraThread
+from featherweight.robot.sim.parts import ArmParts
 from featherweight.robot.sim.world import World
 
 
@@ -49,7 +50,14 @@ class SimRobot(UMIRobot):
 
     name = "sim_umirobot"
 
-    def __init__(self, config: SimRobotConfig | None = None) -> None:
+    def __init__(self, config: SimRobotConfig | None = None, parts: ArmParts | None = None) -> None:
+        """Prepare the robot.
+
+        Args:
+            config: settings.
+            parts: real parts in place of the primitive shapes; see `hardware.simulated.arm_with`.
+        """
+        self._parts = parts
         self.sim_config = config or SimRobotConfig()
         self._cameras: CameraThread | None = None
         self._world: World | None = None
@@ -60,7 +68,8 @@ class SimRobot(UMIRobot):
         """The physics; made when first asked for."""
         if self._world is None:
             config = self.sim_config
-            self._world = World(config.scene, config.seed, cubes=config.cubes, gripper_file=config.gripper_file)
+            options = {"cubes": config.cubes, "gripper_file": config.gripper_file, "parts": self._parts}
+            self._world = World(config.scene, config.seed, **options)
         return self._world
 
     @property

@@ -60,7 +60,7 @@ class World:
                 self._lay_out(np.random.default_rng(seed))
             self._mujoco.mj_forward(self.model, self.data)
 
-    def pulse(self, now_us: int, angles_deg: tuple[int, ...]) -> None:
+    def pulse(self, now_us: int, angles_deg: tuple[float, ...]) -> None:
         """Run the physics up to an instant, then give the servos new angles; the firmware calls this in every loop."""
         with self.lock:
             steps = int((now_us / 1e6 - self._offset_us / 1e6 - self.data.time) / STEP_S)

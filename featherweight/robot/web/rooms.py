@@ -56,8 +56,8 @@ class PageRoom(Protocol):
 class _OneToken:
     """A room with one token and nothing to tell."""
 
-    def __init__(self, token: str, robot: str, role: str) -> None:
-        self._token, self._robot, self._role = token, robot, role
+    def __init__(self, token: str, robot: str, role: str, member: str | None = None) -> None:
+        self._token, self._robot, self._role, self._member = token, robot, role, member
         self._count = 0
 
     def admit(self, token: str) -> Visitor | None:
@@ -65,7 +65,7 @@ class _OneToken:
         if not hmac.compare_digest(token.encode(), self._token.encode()):
             return None
         self._count += 1
-        return Visitor(f"page {self._count}", self._role)
+        return Visitor(self._member or f"page{self._count}", self._role)
 
     def robots(self, visitor: Visitor) -> list[str]:
         """See `PageRoom`."""
@@ -131,13 +131,16 @@ class RemoteRoom(_OneToken):
     Args:
         name: of the room.
         robot: in it.
+        member: name of the member, under which others see the pages.
         role: of the member.
         token: of the pages.
         connect: opens the member's transport.
     """
 
-    def __init__(self, name: str, robot: str, role: str, token: str, connect: Callable[[], Transport]) -> None:
-        super().__init__(token, robot, role)
+    def __init__(
+        self, name: str, robot: str, member: str, role: str, token: str, connect: Callable[[], Transport]
+    ) -> None:
+        super().__init__(token, robot, role, member)
         self.name, self._connect = name, connect
 
     async def join(self, visitor: Visitor) -> Transport:

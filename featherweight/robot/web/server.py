@@ -165,6 +165,8 @@ class WebServer:
                 await self._run_session(socket, *welcomed)
         except (self._websockets.exceptions.ConnectionClosed, TimeoutError):
             pass
+        except ValueError:  # of whoever speaks here without being a page
+            self.counters["malformed"] += 1
 
     async def _welcome(self, room: PageRoom, socket: Any) -> tuple[PageRoom, PageSession, str] | None:
         """Take the token; return the session, or None after a sentence."""
@@ -229,7 +231,11 @@ class WebServer:
 
     async def _step(self, session: PageSession) -> None:
         while True:
-            session.step()
+            try:
+                session.step()
+            except Exception:  # a fault of ours must not end the loop that tells the robot when a page falls silent
+                self.counters["internal errors"] += 1
+                session.leader.release()
             await asyncio.sleep(session.pause_s)
 
     async def _send(self, socket: Any, room: PageRoom, session: PageSession, robot: str) -> None:

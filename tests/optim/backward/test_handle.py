@@ -13,6 +13,7 @@ import featherweight as fw
 from featherweight.errors import ConfigError
 from featherweight.methods import CoreGradient
 from featherweight.optim import build_optimizer, layerwise, parse_optimizer
+from featherweight.optim.backward.window import Part
 
 
 def build(model, name="galore"):
@@ -90,3 +91,61 @@ def test_a_copy_of_a_model_belongs_to_nobody():
     torch.optim.SGD(copied.parameters(), lr=1.0).step()
     assert handle.steps == 0 and not torch.equal(copied[0].weight, model[0].weight)
     layerwise(copied, build(copied, "adamw")).remove()
+
+
+# ---- steps in parts
+
+
+def two_layers():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6)).double()
+
+
+@pytest.mark.parametrize("name", ["adamw", "galore"])
+def test_a_step_in_parts_is_the_step_of_the_whole_batch(name):
+    rows = torch.randn(4, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    models = [two_layers() for _ in range(2)]
+    whole = build(models[0], name)
+    parts = build(models[1], name)
+    with layerwise(models[1], parts) as handle:
+        for _ in range(3):
+            models[0](rows).square().sum().backward()
+            whole.step()
+            whole.zero_grad()
+            with handle.parts() as tell:
+                hidden = models[1][0](rows)
+                cut = hidden.detach().requires_grad_()
+                before = models[1][1].weight.clone()
+                for index in range(4):
+                    tell(Part(is_first=index == 0, is_last=index == 3))
+                    models[1][1](cut[index]).square().sum().backward()
+                    assert torch.equal(models[1][1].weight, before) == (index < 3)  # updated in its last part
+                tell(Part(is_first=True, is_last=True))
+                hidden.backward(cut.grad)
+    assert handle.steps == 3
+    for one, other in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
+
+
+def test_parts_of_a_step_cannot_begin_in_the_middle_of_a_window():
+    model = two_layers()
+    with layerwise(model, build(model, "adamw"), accumulation_steps=2) as handle:
+        model(torch.ones(1, 6, dtype=torch.float64)).sum().backward()
+        with pytest.raises(ConfigError, match=r"1 of 2 micro-batches of a window.*discard\(\)"):
+            with handle.parts():
+                pass
+        handle.discard()
+
+
+def test_what_an_exception_leaves_of_a_step_in_parts_is_dropped():
+    model = two_layers()
+    with layerwise(model, build(model, "galore")) as handle:
+        with pytest.raises(ZeroDivisionError):
+            with handle.parts() as tell:
+                tell(Part(is_first=True, is_last=False))
+                model(torch.ones(1, 6, dtype=torch.float64)).sum().backward()
+                assert list(handle.held_tensors())
+                raise ZeroDivisionError
+        assert not list(handle.held_tensors())
+        model(torch.ones(1, 6, dtype=torch.float64)).sum().backward()
+        assert handle.steps == 1

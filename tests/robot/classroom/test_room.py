@@ -124,6 +124,17 @@ def test_the_teachers_stop_reaches_all_and_those_that_come_later_and_outlives_th
     assert not ClassRoom(class_folder, 60.0, clock).is_stopped
 
 
+def test_no_student_leads_out_of_the_teachers_stop(room):
+    _, heard = robot(room, "sim-student01")
+    room.stop_all("teacher")
+    link, topics = asyncio.run(room.join(Visitor("student01"))), Topics("lab1", "sim-student01")
+    link.publish(topics.ctl, b'{"type": "request"}')
+    link.publish(topics.ctl, b'{"type": "reset"}')
+    link.publish(topics.cmd, b"frame")
+    link.publish(topics.ctl, b'{"type": "stop"}')
+    assert kinds(heard) == ["stop", "stop"]
+
+
 def test_requests_go_to_the_own_simulator_and_scores_to_the_board(room):
     simulator, heard = robot(room, "sim-student01")
     room.ask(Visitor("student02"), "sim-student01", {"challenge": True})

@@ -1,11 +1,13 @@
 """Sessions in virtual time: operators, instructors, stops, floods, restarts, the guard."""
 
 import random
+import threading
+import time
 
 import pytest
 from robot_bench import LOOKAHEAD_DEG, TOPICS, Bench, assert_slow_while_syncing, distance
 
-from featherweight.robot.network import CommandFrame
+from featherweight.robot.network import CommandFrame, Impairment
 from featherweight.robot.safety.mode import Mode
 
 
@@ -129,3 +131,47 @@ def test_the_guard_keeps_the_arm_out_of_the_table():
     lowest = min(float(clearance(list(q))) for _, _, q in bench.track)
     # The straight way is looked at each 5 degrees, and whole degrees lie up to half a degree beside it.
     assert lowest > -0.004
+
+
+def test_a_pause_holds_at_once_and_what_was_sent_before_it_no_longer_counts():
+    bench = Bench(there=Impairment(delay_s=0.06, jitter_s=0.03, reorder=0.2))
+    alice = bench.operator("alice")
+    assert bench.run(10.0, bench.active)
+    bench.run(1.0)
+    alice.leader.is_silent = True
+    bench.run(1 / 60)
+    alice.ask("pause")
+    bench.track.clear()
+    bench.run(0.5)
+
+    modes = [mode for _, mode, _ in bench.track]
+    held = modes.index(Mode.HOLD)
+    assert held <= 9  # 150 ms, where silence alone needs 200 after the last command that came
+    assert set(modes[held:]) == {Mode.HOLD}  # mutation: without the number in the pause, late commands start SYNC
+    assert bench.side.controller.modes.reason == "the operator let go"
+
+
+def test_a_pause_of_somebody_else_moves_and_holds_nothing():
+    bench = Bench()
+    bench.operator("alice")
+    assert bench.run(10.0, bench.active)
+    bench.operator("bob").ask("pause")
+    bench.run(0.5)
+    assert bench.active()
+
+
+def test_after_a_flood_of_commands_the_next_step_is_no_later_than_before():
+    """Each command asks for a step at once; the loop that watches the deadlines must not pause for them afterwards."""
+    bench, stop, steps = Bench(), threading.Event(), []
+    link = bench.broker.join("alice", "operator")
+    thread = threading.Thread(target=bench.side.run, args=(stop, 60.0, lambda side: steps.append(time.monotonic())))
+    thread.start()
+    for _ in range(300):
+        link.publish(TOPICS.cmd, b"")
+        time.sleep(0.001)
+    flooded = len(steps)
+    time.sleep(0.3)
+    stop.set()
+    thread.join()
+    assert flooded > 60  # steps for commands, beside the 60 a second; mutation: each delays the next by a period
+    assert len(steps) - flooded >= 5

@@ -106,3 +106,13 @@ def test_a_recording_is_refused_whatever_it_replays():
     for frame in recorded:
         assert restarted.receive(frame, 10**13) is None
     assert set(restarted.counters) == {"unsynchronised"}
+
+
+def test_frames_up_to_a_pause_are_late_and_those_of_another_session_are_not_its_business():
+    receiver, sender, _, now_ns = ready_receiver()
+    receiver.skip(5, 8)
+    receiver.skip(6, 100)
+    receiver.skip(5, "100")
+    answers = [receiver.receive(sender.frame(now_ns + i * MS), now_ns + i * MS) for i in range(1, 5)]
+    assert answers[:3] == [None] * 3 and answers[3] == (1.0,) * 6
+    assert receiver.counters["late"] + receiver.counters["duplicate"] == 3

@@ -178,6 +178,26 @@ def test_a_page_in_the_background_and_a_closed_one_hold_the_arm(page_server, ope
 
 
 @pytest.mark.slow
+def test_a_page_that_stands_still_holds_the_arm(page_server, open_page):
+    """As phones freeze pages in the background: no event is told, and every timer stands still."""
+    server, robot = page_server()
+    page = open_page(server)
+    ready(page)
+    hold_slider(page, "shoulder_pan", 1.0)
+    wait_for(lambda: robot.reported_deg()[0] > 5)
+    session = next(iter(server._sessions))
+    scripts = page.context.new_cdp_session(page)
+    scripts.send("Debugger.enable")
+    scripts.send("Debugger.pause")
+    wait_for(lambda: not session.leader.is_leading)
+    wait_for(lambda: session.side.state.mode is fwr.Mode.HOLD, 0.3 * patience())
+    stopped = robot.reported_deg()
+    time.sleep(0.5)
+    scripts.send("Debugger.resume")
+    assert max(abs(a - b) for a, b in zip(robot.reported_deg(), stopped, strict=True)) <= 3
+
+
+@pytest.mark.slow
 def test_a_wrong_key_and_a_browser_without_sockets_get_one_sentence(page_server, open_page):
     server, _ = page_server()
     page = open_page(server, key="another")

@@ -21,13 +21,18 @@ def test_one_token_admits_and_every_page_has_a_name_of_its_own():
 
 def test_pages_of_a_network_room_have_the_role_of_its_member():
     broker = InprocBroker("lab1")
-    room = RemoteRoom("lab1", "arm2", "observer", "key", lambda: broker.join("eve", "observer"))
+    room = RemoteRoom("lab1", "arm2", "eve", "observer", "key", lambda: broker.join("eve", "observer"))
     visitor = room.admit("key")
-    assert visitor.role == "observer" and not visitor.may_drive and room.robots(visitor) == ["arm2"]
+    assert (
+        visitor.name == "eve"
+        and visitor.role == "observer"
+        and not visitor.may_drive
+        and room.robots(visitor) == ["arm2"]
+    )
     assert asyncio.run(room.join(visitor)).role == "observer"
 
     def fail():
         raise DeviceError("robot: relay=x cannot be reached; expected one. Start it.")
 
     with pytest.raises(DeviceError):
-        asyncio.run(RemoteRoom("lab1", "arm2", "operator", "key", fail).join(visitor))
+        asyncio.run(RemoteRoom("lab1", "arm2", "alice", "operator", "key", fail).join(visitor))

@@ -25,7 +25,7 @@ def visit():
         def open_one(server, hello=None, **headers):
             address = f"ws://127.0.0.1:{server.port}/page"
             link = links.enter_context(connect(address, additional_headers=headers, compression=None))
-            link.send(json.dumps(hello or {"hello": TOKEN}))
+            link.send(hello if isinstance(hello, str) else json.dumps(hello or {"hello": TOKEN}))
             return link
 
         yield open_one
@@ -75,6 +75,11 @@ def test_what_is_no_page_of_ours_is_refused(page_server, visit):
         visit(server, Origin="http://evil.example")
     missing = visit(server, {"hello": TOKEN, "robot": "arm9"})
     assert json.loads(missing.recv(timeout=5))["error"] == "robot"
+    for junk in ("{", "[]", '{"hello": "\\ud800"}'):
+        with pytest.raises(ConnectionClosed):
+            stranger = visit(server, junk)
+            stranger.recv(timeout=5)
+            stranger.recv(timeout=5)
     for path in ("no.js", "../server.py", "lab1/"):
         with pytest.raises(urllib.error.HTTPError, match="404"):
             urllib.request.urlopen(server.uri + path, timeout=5)
@@ -86,7 +91,7 @@ def test_what_is_no_page_of_ours_is_refused(page_server, visit):
     for junk in ("{", "[]", '{"t": "x"}', b"\x00", "[" * 2000):
         link.send(junk)
     assert tell(link, 0.3)["q"] == [0.0] * 6
-    assert server.counters["malformed"] == 5 and server.counters["wrong token"] == 1
+    assert server.counters["malformed"] == 8 and server.counters["wrong token"] == 1
     assert server.counters["foreign"] == 1
 
 

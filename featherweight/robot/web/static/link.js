@@ -35,7 +35,7 @@ export class Link {
   }
 
   /** Look at another robot. */
-  choose(robot) { this.robot = robot; this.wait = 100; this.socket.close(); }
+  choose(robot) { this.robot = robot; this.wait = 100; this.problem = "choice"; this.socket.close(); }
 
   take(data) {
     if (data instanceof ArrayBuffer) { this.pictureSeen += 1; this.on.picture(data); return; }

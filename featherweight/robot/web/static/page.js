@@ -8,8 +8,8 @@ import { choose, explain, preferred, say } from "./words.js";
 
 const GHOST_MS = 300, SPEED = { SYNC: 30, ACTIVE: 80 };
 const at = (id) => document.getElementById(id);
-const prediction = new Prediction();
-let newest = null, visitor = null, trouble = "connecting", troubleText = "", shownPicture = "", isBack = false, drawnAt = 0, scene = null;
+const prediction = new Prediction(), isDark = matchMedia("(prefers-color-scheme: dark)");
+let newest = null, visitor = null, trouble = "connecting", troubleText = "", shownPicture = "", isBack = false, drawnAt = 0, scene = null, drawn = "";
 
 const controls = new Controls({
   changed: () => { if (controls.isHeld) isBack = false; link.beat(true); },
@@ -120,7 +120,13 @@ function animate(now) {
     : prediction.advance(null, null, 0, 0);
   at("ghost").hidden = !ghost;
   at("drawing").dataset.ghost = ghost ? ghost.map(Math.round).join(" ") : "";
-  if (newest && !at("main").hidden) drawArm(at("drawing"), newest.q, ghost, scene, { side: say("side"), above: say("above") });
+  if (newest && !at("main").hidden) {
+    // The same picture again would only empty the battery.
+    const canvas = at("drawing"), words = { side: say("side"), above: say("above") };
+    const what = JSON.stringify([newest.q, ghost, scene, words, canvas.clientWidth, canvas.clientHeight, isDark.matches]);
+    if (what !== drawn) drawArm(canvas, newest.q, ghost, scene, words);
+    drawn = what;
+  }
   requestAnimationFrame(animate);
 }
 

@@ -1,0 +1,7 @@
+/* The status line. */
+#ifndef STATUS_H
+#define STATUS_H
+
+void status_print(void);
+
+#endif

@@ -1,0 +1,328 @@
+"""One optimizer step layer by layer, against the step of whole sequences."""
+
+import copy
+
+import pytest
+import torch
+from tiny_models import SETTINGS, tiny_model
+
+import featherweight as fw
+from featherweight.errors import ConfigError
+from featherweight.memory.tracker import StorageTracker
+from featherweight.optim import AdamW, GaLoreAdamW, QGaLoreAdamW, layerwise, param_groups
+from featherweight.training import LayerMajor
+
+LENGTH = 23
+ARCHITECTURES = {
+    "llama": {},
+    "mistral": {},
+    "gemma2": {},
+    "gemma3_text": {"sliding_window": 6, "head_dim": 8, "layer_types": ["sliding_attention", "full_attention"] * 2},
+    "qwen3": {
+        "use_sliding_window": True,
+        "sliding_window": 6,
+        "layer_types": ["full_attention", "sliding_attention"] * 2,
+        "head_dim": 8,
+    },
+    "gpt2": {"attn_pdrop": 0.0, "resid_pdrop": 0.0, "embd_pdrop": 0.0},
+    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None},
+}
+
+IN_FLOAT32 = {"gemma2": 2e-6, "gemma3_text": 2e-6, "mixtral": 2e-5}
+"""Where the reference itself rounds: capped scores, norms of heads and routers are in float32 in transformers."""
+
+
+@pytest.fixture
+def built(monkeypatch):
+    """Return a function that gives a fresh model in training mode and float64."""
+
+    def build(name, **options):
+        given = {"model_type": name, **SETTINGS.get(name, {}), **ARCHITECTURES[name], **options}
+        monkeypatch.setitem(SETTINGS, "layer major", given)
+        tiny_model.cache_clear()
+        model = copy.deepcopy(tiny_model("layer major")).train()
+        tiny_model.cache_clear()
+        return model if name == "mixtral" else model.double()  # its grouped products know no float64
+
+    return build
+
+
+def tokens(rows=2, length=LENGTH, seed=0):
+    return torch.randint(1, 64, (rows, length), generator=torch.Generator().manual_seed(seed))
+
+
+def gradients(model):
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def require_equal(found, expected, tolerance=1e-12):
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        error = float((found[name] - gradient).norm()) / max(float(gradient.norm()), 1e-12)
+        assert error <= tolerance, (name, error)
+
+
+def compare(model, batch, chunk_tokens, tolerance=1e-12, **options):
+    """Run whole sequences and chunks on copies of a model, and require equal losses and gradients."""
+    whole = copy.deepcopy(model)
+    loss = whole(**batch, use_cache=False).loss  # with a cache, transformers takes a packed row for one document
+    loss.backward()
+    found = LayerMajor(model, chunk_tokens=chunk_tokens, **options).step(batch)
+    torch.testing.assert_close(found.double(), loss.detach().double(), rtol=1e-6, atol=0)
+    require_equal(gradients(model), gradients(whole), tolerance)
+
+
+# ---- gradients are those of whole sequences
+
+
+@pytest.mark.parametrize("chunk_tokens", [1, 7, LENGTH])
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_gradients_are_those_of_the_whole_sequence(built, name, chunk_tokens):
+    ids = tokens()
+    compare(built(name), {"input_ids": ids, "labels": ids}, chunk_tokens, IN_FLOAT32.get(name, 1e-12))
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_tied_head_gets_both_of_its_gradients(built, tied):
+    ids = tokens()
+    compare(built("llama", tie_word_embeddings=tied), {"input_ids": ids, "labels": ids}, 8)
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral"])
+def test_a_prompt_without_labels_still_learns_from_what_attends_to_it(built, name):
+    ids = tokens()
+    labels = ids.clone()
+    labels[:, :-3] = -100  # the first chunks hold no label
+    model = built(name)
+    compare(model, {"input_ids": ids, "labels": labels}, 6)
+    assert model.model.layers[0].self_attn.k_proj.weight.grad.norm() > 0
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_is_not_seen_and_chunks_of_it_are_left_out(built, side):
+    ids, mask = tokens(), torch.ones(2, LENGTH, dtype=torch.long)
+    hidden = slice(0, 9) if side == "left" else slice(LENGTH - 9, LENGTH)
+    mask[1, hidden] = 0
+    labels = ids.masked_fill(mask == 0, -100)
+    labels[1, 9] = -100  # what padding predicts is whatever the implementation makes of rows that see nothing
+    model = built("llama")
+    compare(model, {"input_ids": ids, "labels": labels, "attention_mask": mask}, 4)
+
+
+def test_documents_of_a_packed_row_do_not_see_each_other(built):
+    ids = tokens(rows=1)
+    position_ids = torch.cat([torch.arange(9), torch.arange(LENGTH - 9)])[None]
+    labels = ids.clone()
+    labels[:, 9] = -100
+    compare(built("mistral"), {"input_ids": ids, "labels": labels, "position_ids": position_ids}, 5)
+
+
+def test_inputs_on_the_host_change_nothing(built):
+    ids = tokens()
+    compare(built("llama"), {"input_ids": ids, "labels": ids}, 8, inputs="host")
+
+
+@pytest.mark.parametrize("options", [{}, {"tokenwise": True}, {"checkpoint": "offload"}])
+def test_mst_inside_of_the_parts_changes_nothing(built, options):
+    model, ids = built("llama").float(), tokens()
+    whole = copy.deepcopy(model)
+    whole(input_ids=ids, labels=ids).loss.backward()
+    fw.apply(model, fw.MsT(chunk_size=4, head_chunk_size=4, **options))
+    LayerMajor(model, chunk_tokens=12).step({"input_ids": ids, "labels": ids})
+    require_equal(gradients(model), gradients(whole), 5e-6)
+
+
+def test_dropout_is_repeated_as_it_was_drawn(built):
+    # Two steps from one state of the generator: the same masks, forward and backward, so gradients are those of a loss
+    # whose finite difference they match.
+    model, ids = built("gpt2", resid_pdrop=0.3, embd_pdrop=0.2), tokens()
+    batch = {"input_ids": ids, "labels": ids}
+    torch.manual_seed(3)
+    LayerMajor(model, chunk_tokens=8).step(batch)
+    weight = model.transformer.h[0].mlp.c_fc.weight
+    direction = torch.randn(weight.shape, dtype=weight.dtype, generator=torch.Generator().manual_seed(0))
+    slope, losses = float((weight.grad * direction).sum()), []
+    for size in (1e-3, -1e-3):
+        with torch.no_grad():
+            weight.add_(direction, alpha=size)
+        torch.manual_seed(3)
+        losses.append(float(LayerMajor(model, chunk_tokens=8).step(batch)))
+        with torch.no_grad():
+            weight.sub_(direction, alpha=size)
+    assert slope == pytest.approx((losses[0] - losses[1]) / 2e-3, rel=2e-3)
+
+
+# ---- updates
+
+
+def trained(model, build_optimizer, run, steps=7):
+    """Train a copy with a layer-wise optimizer and return it with its losses."""
+    model = copy.deepcopy(model)
+    optimizer = build_optimizer(model)
+    losses = []
+    # Unclipped: the norm of a sum of cores is an estimate, with other random numbers than that of one pass.
+    with layerwise(model, optimizer) as handle:
+        for step in range(steps):
+            ids = tokens(rows=2, seed=step)
+            losses.append(float(run(model, handle, {"input_ids": ids, "labels": ids})))
+    return dict(model.named_parameters()), losses, handle
+
+
+def whole_step(model, handle, batch):
+    loss = model(**batch).loss
+    loss.backward()
+    return loss.detach()
+
+
+def by_layers(chunk_tokens):
+    return lambda model, handle, batch: LayerMajor(model, handle, chunk_tokens=chunk_tokens).step(batch)
+
+
+OPTIMIZERS = {
+    "adamw": lambda model: AdamW(model.parameters(), lr=1e-2),
+    "galore": lambda model: GaLoreAdamW(param_groups(model, rank=6, update_proj_gap=3), lr=1e-2),
+    "galore 8-bit": lambda model: GaLoreAdamW(param_groups(model, rank=6, update_proj_gap=3), lr=1e-2, state_bits=8),
+}
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_layerwise_training_over_refreshes_is_that_of_whole_sequences(built, name, tied):
+    model = built("llama", tie_word_embeddings=tied, initializer_range=0.05)
+    expected, losses, _ = trained(model, OPTIMIZERS[name], whole_step)
+    found, found_losses, handle = trained(model, OPTIMIZERS[name], by_layers(8))
+    assert handle.steps == 7
+    torch.testing.assert_close(torch.tensor(found_losses), torch.tensor(losses), rtol=1e-6, atol=0)
+    for key, weight in expected.items():
+        torch.testing.assert_close(found[key], weight, rtol=0, atol=1e-11)
+
+
+def test_one_chunk_of_one_row_makes_the_step_of_an_ordinary_pass(built):
+    model = built("llama").float()
+
+    def first_row(run):
+        return lambda model, handle, batch: run(model, handle, {k: v[:1] for k, v in batch.items()})
+
+    expected, _, _ = trained(model, OPTIMIZERS["galore"], first_row(whole_step))
+    found, _, _ = trained(model, OPTIMIZERS["galore"], first_row(by_layers(LENGTH)))
+    for key, weight in expected.items():
+        torch.testing.assert_close(found[key], weight, rtol=0, atol=2e-5)
+
+
+def test_int8_weights_with_core_gradients_train_layer_by_layer(built):
+    model = built("llama", initializer_range=0.05).float()
+    fw.apply(model, fw.Int8())
+    fw.apply(model, fw.CoreGradient(prefer="memory"))
+    optimizer = QGaLoreAdamW(param_groups(model, rank=6, update_proj_gap=4), lr=2e-2)
+    batch = {"input_ids": tokens(), "labels": tokens()}
+    with layerwise(model, optimizer) as handle:
+        stream = LayerMajor(model, handle, chunk_tokens=8)
+        losses = [float(stream.step(batch)) for _ in range(12)]
+        assert not list(handle.held_tensors())
+    assert losses[-1] < 0.7 * losses[0]
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_steps_of_different_sizes_are_one_step_each(built):
+    model = built("llama")
+    optimizer = AdamW(model.parameters(), lr=1e-3)
+    with layerwise(model, optimizer) as handle:
+        stream = LayerMajor(model, handle, chunk_tokens=5)
+        for rows, length in ((1, 4), (3, 17), (2, 5)):
+            ids = tokens(rows, length)
+            stream.step({"input_ids": ids, "labels": ids})
+    assert handle.steps == 3
+
+
+def test_an_exception_leaves_nothing_behind(built):
+    model, ids = built("llama"), tokens()
+    batch = {"input_ids": ids, "labels": ids}
+    optimizer = AdamW(model.parameters(), lr=1e-3)
+    implementation = model.config._attn_implementation
+    with layerwise(model, optimizer) as handle:
+        stream = LayerMajor(model, handle, chunk_tokens=8)
+        hook = model.model.layers[1].mlp.down_proj.weight.register_hook(lambda grad: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            stream.step(batch)
+        hook.remove()
+        assert model.config._attn_implementation == implementation
+        assert not list(handle.held_tensors())
+        assert "forward" not in vars(model.model.layers[0])
+        model(**batch).loss.backward()  # an ordinary pass works again
+        assert handle.steps == 1
+        stream.step(batch)
+    assert handle.steps == 2
+
+
+def test_memory_of_a_step_grows_by_what_is_kept_for_a_token_alone(built):
+    # Layer inputs (5 boundaries of 32), their gradient, keys, values and sums of one layer: about 1 KiB in float32.
+    model = built("llama").float()
+    peaks = {}
+    for length in (512, 1024):
+        ids = tokens(1, length)
+        with StorageTracker(model) as tracker:
+            LayerMajor(model, chunk_tokens=32).step({"input_ids": ids, "labels": ids})
+        model.zero_grad()
+        peaks[length] = tracker.peak_bytes
+    by_token = (peaks[1024] - peaks[512]) / 512
+    kept = 4 * (5 * 32 + 2 * 32 + 2 * 2 * 16 + 2 * 2 * 16)
+    assert by_token < 1.5 * kept
+
+
+def test_in_autocast_it_learns_as_one_pass_does(built):
+    model, ids = built("llama", initializer_range=0.05).float(), tokens()
+    batch = {"input_ids": ids, "labels": ids}
+    with torch.autocast("cpu", torch.bfloat16):
+        whole = copy.deepcopy(model)
+        whole(**batch).loss.backward()
+        LayerMajor(model, chunk_tokens=8).step(batch)
+    for one, other in zip(model.parameters(), whole.parameters(), strict=True):
+        assert float((one.grad - other.grad).norm()) < 0.05 * float(other.grad.norm())  # bfloat16 has three digits
+
+
+# ---- refusals
+
+
+def test_wrong_input_is_named_before_anything_is_updated(built):
+    model, ids = built("llama"), tokens()
+    stream = LayerMajor(model, chunk_tokens=8)
+    cases = {
+        "pixel_values is no argument": {"input_ids": ids, "labels": ids, "pixel_values": ids},
+        "labels is missing": {"input_ids": ids},
+        "labels hold nothing but -100": {"input_ids": ids, "labels": torch.full_like(ids, -100)},
+        r"attention_mask has shape=\(2, 1, 23, 23\)": {
+            "input_ids": ids,
+            "labels": ids,
+            "attention_mask": torch.ones(2, 1, LENGTH, LENGTH),
+        },
+    }
+    for message, batch in cases.items():
+        with pytest.raises(ConfigError, match=message):
+            stream.step(batch)
+    assert all(p.grad is None for p in model.parameters())
+    with pytest.raises(ConfigError, match="chunk_tokens=0"):
+        LayerMajor(model, chunk_tokens=0)
+    with pytest.raises(ConfigError, match="inputs='disk' is unknown"):
+        LayerMajor(model, inputs="disk")
+
+
+def test_a_handle_that_counts_micro_batches_is_refused(built):
+    model = built("llama")
+    with layerwise(model, AdamW(model.parameters()), accumulation_steps=2) as handle:
+        with pytest.raises(ConfigError, match="accumulation_steps=2.*expected 1"):
+            LayerMajor(model, handle)
+
+
+def test_attention_dropout_is_refused(built):
+    model, ids = built("gpt2", attn_pdrop=0.1), tokens()
+    with pytest.raises(ConfigError, match=r"attention dropout=0\.1"):
+        LayerMajor(model, chunk_tokens=8).step({"input_ids": ids, "labels": ids})
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_frozen_embeddings_and_lora_train_what_is_left(built):
+    model, ids = built("llama"), tokens()
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    model.model.layers[1].mlp.up_proj.weight.requires_grad_(True)
+    compare(model, {"input_ids": ids, "labels": ids}, 8)
