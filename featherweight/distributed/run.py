@@ -110,19 +110,21 @@ def share_gradients(world: World, model: nn.Module, optimizer: Optimizer, max_gr
         average_gradients_(optimizer, reducer, whole=max_grad_norm is not None)
 
 
-def clip_rows_(world: World, parameters: Sequence[nn.Parameter], limit: float | None) -> float:
+def clip_rows_(parameters: Sequence[nn.Parameter], limit: float | None) -> float:
     """Scale the gradients of sharded parameters down to a norm over all processes, and return the norm that they had.
 
     Args:
-        world: of the run.
         parameters: those with a gradient, sharded or not, the same on all processes.
         limit: largest norm; None only measures.
     """
-    squares = [0.0, 0.0]  # of rows, which add up, and of what all hold alike
+    shards = [shard_of(parameter) for parameter in parameters]
     grads = [local_of(one.grad) for one in parameters]
-    for parameter, grad in zip(parameters, grads, strict=True):
-        squares[0 if shard_of(parameter) is not None else 1] += float(norm_of(grad).double().square())
-    norm = math.sqrt(world.sums(squares[0])[0] + squares[1])
+    squares = [0.0, 0.0]  # of rows, which add up over those who share a copy, and of what all hold alike
+    for one, grad in zip(shards, grads, strict=True):
+        squares[0 if one is not None else 1] += float(norm_of(grad).double().square())
+    collectives = next((one.collectives for one in shards if one is not None), None)
+    rows = squares[0] if collectives is None else collectives.sums([squares[0]])[0]
+    norm = math.sqrt(rows + squares[1])
     if limit is not None and math.isfinite(norm):
         factor = min(1.0, limit / (norm + 1e-6))  # as torch's clip_grads_with_norm_
         for grad in grads:
@@ -140,14 +142,15 @@ def bytes_at_hand(model: nn.Module, optimizer: Optimizer) -> dict[str, int]:
     """Return the bytes of weights and optimizer state that this process holds, counted; gradients are not among them.
 
     Args:
-        model: sharded or not; tied parameters count once.
+        model: of sharded parameters; tied ones count once.
         optimizer: one of `fw.optim`, or of torch's form.
     """
-    weights = {id(one): local_of(one) for one in model.parameters() if int8_weight_of(one) is None}
-    weights |= {id(one): one for one in model.buffers()}
+    parameters = {id(one): one for one in model.parameters()}.values()
+    handles = sum(one.element_size() for one in parameters if int8_weight_of(one) is not None)  # one NaN each
+    weights = [local_of(one) for one in parameters if int8_weight_of(one) is None]
     states = [value for state in optimizer.state.values() for value in state.values()]
     return {
-        "weights": sum(one.nbytes for one in weights.values()),
+        "weights": sum(one.nbytes for one in weights) + handles,
         "optimizer_state": sum(local_of(one).nbytes for one in states if isinstance(one, torch.Tensor)),
     }
 
@@ -188,7 +191,7 @@ def traffic_of(model: nn.Module) -> dict[str, Traffic]:
     reducer = attached_reducer(model)
     found = {"sums of all": reducer.traffic} if isinstance(reducer, TorchReducer) else {}
     shards = (shard_of(parameter) for parameter in model.parameters())
-    collectives: Any = next((shard.collectives for shard in shards if shard is not None), None)
+    collectives: Any = next((one.collectives for one in shards if one is not None), None)
     if collectives is not None:
         found |= {"cores by rows": collectives.traffic, "weights and gradients by FSDP2": collectives.engine_traffic}
     return found

@@ -239,8 +239,8 @@ class _StreamedAttention(torch.autograd.Function):
         output = torch.zeros(folded.shape[:-1] + value.shape[-1:], dtype=wide, device=query.device)
         logsumexp = torch.full(folded.shape[:-1], float("-inf"), dtype=wide, device=query.device)
         for block in work.blocks(query.shape[2], query.device):
-            pair = (block.of_keys(one, groups) for one in work.store.pair(block.chunk))
-            part, part_lse = _forward(block.of_queries(folded), *pair, block, work, groups)
+            keys, values = (block.of_keys(one, groups) for one in work.store.pair(block.chunk))
+            part, part_lse = _forward(block.of_queries(folded), keys, values, block, work, groups)
             _merge_(output[:, :, :, block.rows], logsumexp[:, :, :, block.rows], part, part_lse)
         output = output.to(query.dtype)
         ctx.work = work
@@ -258,9 +258,9 @@ class _StreamedAttention(torch.autograd.Function):
         # A query that sees nothing has no sum; any finite one gives it no weight on masked keys.
         lse = torch.where(logsumexp == float("-inf"), torch.zeros_like(logsumexp), logsumexp).unsqueeze(-1)
         for block in work.blocks(query.shape[2], query.device):
-            pair = (block.of_keys(one, groups) for one in work.store.pair(block.chunk))
+            keys, values = (block.of_keys(one, groups) for one in work.store.pair(block.chunk))
             asking, due, whole, total = (block.of_queries(one) for one in (folded, gradient, output, lse))
-            found = _backward(asking, due, whole, total.squeeze(-1), *pair, block, work, groups)
+            found = _backward(asking, due, whole, total.squeeze(-1), keys, values, block, work, groups)
             query_part = query_sum[:, :, :, block.rows]
             query_part += found[0].view_as(query_part)
             key_part, value_part = (block.gathered(one, groups) for one in found[1:])

@@ -8,21 +8,19 @@ from torch.nn.utils import clip_grads_with_norm_
 
 from featherweight.distributed.run import clip_rows_
 from featherweight.distributed.whole import is_sharded
-from featherweight.distributed.world import World
 from featherweight.optim.step.check import norm_of
 
 
-def clip_(world: World, model: nn.Module, limit: float | None) -> float:
+def clip_(model: nn.Module, limit: float | None) -> float:
     """Scale the gradients of a model down to a norm over all of them, and return the norm that they had.
 
     Args:
-        world: of the run; shares of rows add up over its processes.
-        model: after its backward passes.
+        model: after its backward passes; shares of rows add up over their processes.
         limit: largest norm; None only measures.
     """
     trained = [one for one in model.parameters() if one.grad is not None]
     if is_sharded(model):
-        return clip_rows_(world, trained, limit)
+        return clip_rows_(trained, limit)
     norm = gradient_norm([one.grad for one in trained if one.grad is not None])
     # With an infinite norm the factor would be 0 or NaN everywhere; left alone, the optimizer skips just the
     # parameters concerned.

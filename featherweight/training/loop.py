@@ -240,7 +240,7 @@ class Loop:
         """Scale the gradients down to `max_grad_norm` and return the norm that they had."""
         if self.layerwise is not None:
             return self.layerwise.grad_norm or 0.0
-        return clip_(self.world, self.model, self.max_grad_norm)
+        return clip_(self.model, self.max_grad_norm)
 
     def evaluate(self) -> dict[str, float]:
         """Return the task's metrics on the held-out split; the random generators are left as they were."""
@@ -305,7 +305,8 @@ class Loop:
         if change := changed_length(checkpoint.recipe, self.recipe.to_dict()):
             self._follow_new_schedule(change, checkpoint.step)
         self.progress = Progress.from_dict(state["progress"])
-        self.footprint = Footprint(**state["footprint"])
+        # What is planned for this process, which may hold another share than the one that wrote the checkpoint.
+        self.footprint = Footprint(**{**state["footprint"], "predicted": self.footprint.predicted})
         for method, method_state in zip(self.methods, state.get("methods", []), strict=False):
             method.load_state_dict(self.model, method_state)
         continue_rng(state, self.world.rank, self.world.size, seed=self.recipe.seed, step=self.progress.step)

@@ -38,6 +38,7 @@ def test_a_process_holds_codes_of_its_rows_and_sends_no_weight(found):
     for each in found:
         # 7 and 20 rows that the processes do not divide: at most one row more of each tensor.
         assert each["int8"]["bytes"] < whole / size + 2 * 2 * 4 * (300 + 2 * 4) + 200
+        assert {name: each["int8"]["planned"][name] for name in each["int8"]["counted"]} == each["int8"]["counted"]
         assert not {(7, 300), (300, 7), (16, 300)} & each["int8"]["shapes"]
 
 

@@ -84,7 +84,7 @@ def test_a_run_that_is_killed_twenty_times_ends_with_the_weights_of_an_undisturb
     kills[3] = ("agent", kills[3][1])
     text = ",".join(f"{who}:{step}:{tmp_path / f'kill-{step}'}" for who, step in kills)
     for _ in range(1 + sum(who == "agent" for who, _ in kills)):
-        code, _, errors = finish(launch([*words, "--out", str(tmp_path / "killed")], restarts=10, kill=text), 600)
+        code, _, errors = finish(launch([*words, "--out", str(tmp_path / "killed")], restarts=10, kill=text), 1800)
         if code == 0:
             break
     assert code == 0, errors

@@ -6,6 +6,7 @@ from distributed_loop import recipe
 from distributed_rows_recipe import TWINS, VARIANTS
 from shared_training import largest_difference
 
+from featherweight.planner.shares import shares_of
 from featherweight.training.loop import Loop
 
 pytestmark = pytest.mark.slow
@@ -35,6 +36,19 @@ def test_processes_that_hold_rows_train_a_recipe_as_one(found, name):
     assert largest_difference(one["weights"], loop.model.state_dict()) < EXACT
     # Six micro-batches of the held-out split, on four processes with two passes each.
     assert one["held_out"] == pytest.approx(loop.evaluate(), rel=EXACT)
+
+
+def test_each_process_holds_the_bytes_that_were_planned_for_it(found):
+    # Mutations: a state that is planned by the rows of one process, moments that every process keeps whole.
+    for name in ("ordinary", "cores"):
+        for each in found:
+            counted = each[name]["bytes"]
+            assert counted["weights"] == counted["planned_weights"]
+            assert counted["optimizer_state"] == counted["planned_optimizer_state"]
+        loop = Loop(recipe(**VARIANTS[name], accumulation_steps=5))
+        planned = shares_of(loop, 2 if len(found) == 4 else len(found))
+        assert planned["weights"] == found[0][name]["bytes"]["weights"]
+        assert planned["optimizer_state"] == found[0][name]["bytes"]["optimizer_state"]
 
 
 def test_a_resumed_run_on_rows_is_the_uninterrupted_one_and_its_page_tells_bytes_and_traffic(found):

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 import featherweight as fw
 from featherweight.distributed.fsdp2 import collectives_of
-from featherweight.distributed.run import traffic_of
+from featherweight.distributed.run import bytes_at_hand, traffic_of
 from featherweight.distributed.whole import whole_weights
+from featherweight.training.footprint import predict_bytes
 
 STEPS = 14
 MATRICES = ["0", "2", "odd", "even"]
@@ -168,6 +169,7 @@ def int8(kind: str, rank: int, size: int) -> dict[str, Any]:
             found[f"{side} {steps}"] = {"weights": whole_weights(model), "losses": losses}
     local = sum(one.to_local().nbytes for one in model.parameters() if hasattr(one, "to_local"))
     found["bytes"] = local
+    found["counted"], found["planned"] = bytes_at_hand(model, optimizer), predict_bytes(model, optimizer)
     found["shapes"] = set(collectives_of(model).traffic.shapes)
     model = codes(cores=False)
     fw.distributed.shard(model, kind)

@@ -54,7 +54,13 @@ def trained(changes: dict[str, Any]) -> dict[str, Any]:
     losses = [loop.step()["loss"] for _ in range(8)]
     held_out = loop.evaluate()
     weights = {name: tensor.clone() for name, tensor in whole_weights(loop.model).items()}
-    return {"losses": losses, "weights": weights, "items": loop.progress.items, "held_out": held_out}
+    return {
+        "losses": losses,
+        "weights": weights,
+        "items": loop.progress.items,
+        "held_out": held_out,
+        "bytes": loop.bytes_of_process(),
+    }
 
 
 class Stop(Exception):
