@@ -1,6 +1,6 @@
 """A simulated arm that is driven through the real driver: same look-ahead, same states, same whole degrees."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -68,7 +68,7 @@ class SimRobot(UMIRobot):
         """The physics; made when first asked for."""
         if self._world is None:
             config = self.sim_config
-            options = {"cubes": config.cubes, "gripper_file": config.gripper_file, "parts": self._parts}
+            options: dict[str, Any] = {"cubes": config.cubes, "gripper_file": config.gripper_file, "parts": self._parts}
             self._world = World(config.scene, config.seed, **options)
         return self._world
 

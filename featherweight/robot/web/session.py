@@ -28,6 +28,8 @@ WAITING_STATES = 20
 """States that may be on their way to a page; a slow line gets fewer and newer ones."""
 STALE_S = 0.5
 """Silence of the robot after which the page says so."""
+LATE_S = 1.0
+"""For how long a page says that its wishes come too late."""
 STEP_S, FIRST_STEP_S, IDLE_STEP_S = 1 / 60, 1 / 240, 1 / 20
 """Between steps while the page leads, in the first moment of that, and while it does not."""
 FIRST_S = 0.06
@@ -93,7 +95,9 @@ class PageSession:
         self._picture: bytes | None = None
         self._told: dict[str, Any] = {}
         self._camera = ""
-        self._round_trip_ms, self._slow_s, self._began_s = 0.0, -math.inf, -math.inf
+        self._round_trip_ms, self._loss_percent = 0.0, 0
+        self._age_ms: float | None = None
+        self._slow_s = self._began_s = self._late_s = -math.inf
 
     @property
     def pause_s(self) -> float:
@@ -150,7 +154,9 @@ class PageSession:
             return None
         now_s, state = self._clock(), self.side.state
         if now_s - self._slow_s > SLOW_PERIOD_S:
-            self._slow_s, self._round_trip_ms = now_s, self.side.delays.round_trip_ms.p50
+            delays = self.side.delays
+            self._slow_s, self._round_trip_ms = now_s, delays.round_trip_ms.p50
+            self._loss_percent = round(100 * delays.lost / max(1, delays.lost + delays.received))
         self._sent += 1
         message: dict[str, Any] = {"s": self._sent, "t": round(now_s * 1000, 1)}
         if self._newest_ms is not None:
@@ -168,6 +174,11 @@ class PageSession:
             }
         status = self.side.status
         message |= {"why": status.get("reason", ""), "by": status.get("holder"), "mine": self.side.has_robot}
+        if self.leader.is_leading and self._age_ms is not None:
+            message["age"] = round(self._age_ms + self.side.clock.round_trip_min_ns / 2e6)
+        message["loss"] = self._loss_percent
+        if now_s - self._late_s < LATE_S:
+            message["late"] = round(self._max_age_s * 1000)
         if self.side.sent_deg is not None:
             message["goal"] = [round(angle, 1) for angle in self.side.sent_deg]
         message["cameras"] = sorted(self.side.pictures)
@@ -220,8 +231,10 @@ class PageSession:
         if age_ns is None:
             self.counters["unsynchronised"] += 1
             return False
+        self._age_ms = age_ns / 1e6
         if age_ns / 1e9 + self.side.clock.round_trip_min_ns / 2e9 > self._max_age_s:
             self.counters["old"] += 1
+            self._late_s = now_ns / 1e9
             return False
         return True
 

@@ -63,8 +63,9 @@ def hold_slider(page, joint, share):
     middle = box["y"] + box["height"] / 2
     page.mouse.move(box["x"] + box["width"] / 2, middle)
     page.mouse.down()
+    began_s = time.monotonic()
     page.mouse.move(box["x"] + box["width"] * share, middle)
-    return time.monotonic()
+    return began_s
 
 
 def mode(page):
@@ -120,6 +121,13 @@ def test_the_dead_mans_button_the_space_bar_and_arrow_keys_drive_for_as_long_as_
     page.keyboard.up("Space")
     page.wait_for_selector("#mode[data-mode=HOLD]")
 
+    page.focus("#move-close")
+    page.keyboard.down("Space")
+    wait_for(lambda: robot.reported_deg()[5] < -4)
+    page.keyboard.up("Space")
+    page.wait_for_selector("#mode[data-mode=HOLD]")
+    assert page.get_attribute("#light", "data-light") == "still"
+
     page.focus("#move-up")
     before = robot.reported_deg()
     page.keyboard.down("Enter")
@@ -127,6 +135,50 @@ def test_the_dead_mans_button_the_space_bar_and_arrow_keys_drive_for_as_long_as_
     page.keyboard.up("Enter")
     page.wait_for_selector("#mode[data-mode=HOLD]")
     assert page.problems == []
+
+
+GAMEPAD = """() => { window.pad = {id: "pad", axes: [0, 0, 0, 0],
+    buttons: Array.from({length: 17}, () => ({pressed: false}))};
+  navigator.getGamepads = () => [null, window.pad]; }"""
+
+
+@pytest.mark.slow
+def test_the_pad_moves_the_tool_and_a_gamepad_drives_while_its_shoulder_button_is_held(page_server, open_page):
+    server, robot = page_server()
+    page = open_page(server)
+    ready(page)
+    box = page.locator("#pad").bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 5, box["y"] + box["height"] / 2)  # to the left: the arm turns there
+    wait_for(lambda: robot.reported_deg()[0] > 4)
+    page.mouse.up()
+    page.wait_for_selector("#mode[data-mode=HOLD]")
+
+    page.evaluate(GAMEPAD)
+    page.evaluate("window.pad.axes = [1, 0, 0, 0]")
+    page.wait_for_timeout(300)
+    before = robot.reported_deg()[0]
+    assert mode(page) == "HOLD" and page.inner_text("#gamepad").startswith("Gamepad: hold")
+    page.evaluate("window.pad.buttons[4].pressed = true")
+    wait_for(lambda: robot.reported_deg()[0] < before - 4)
+    page.evaluate("window.pad.buttons[4].pressed = false")
+    page.wait_for_selector("#mode[data-mode=HOLD]")
+    page.evaluate("window.pad.buttons[1].pressed = true")
+    page.wait_for_selector("#mode[data-mode=ESTOP]")
+    page.evaluate("window.pad.buttons[9].pressed = true")
+    page.wait_for_selector("#mode[data-mode=IDLE]")
+
+
+@pytest.mark.slow
+def test_on_a_line_that_is_too_slow_the_page_says_so_and_nothing_moves(page_server, open_page):
+    server, robot = page_server(impairment=Impairment.preset("satellite"))
+    page = open_page(server)
+    page.wait_for_selector("#mode[data-mode=IDLE]")
+    page.wait_for_timeout(1500)
+    hold_slider(page, "shoulder_pan", 0.9)
+    page.wait_for_timeout(5000)
+    assert "arrives too late (over 250 ms)" in page.inner_text("#mode") and robot.reported_deg() == (0.0,) * 6
 
 
 @pytest.mark.slow
@@ -282,6 +334,7 @@ def test_beyond_300_ms_a_ghost_shows_where_the_arm_will_be(page_server, open_pag
     hold_slider(page, "shoulder_pan", 0.75)
     page.wait_for_selector("#mode[data-mode=ACTIVE]")
     page.wait_for_selector("#ghost:not([hidden])")
+    assert page.get_attribute("#light", "data-light") == "bad" and page.inner_text("#line") == "bad"
     ahead = [float(word) for word in page.get_attribute("#drawing", "data-ghost").split()]
     assert len(ahead) == 6 and ahead[0] > 5
     wait_for(lambda: robot.reported_deg()[0] > 35, 10)

@@ -67,6 +67,7 @@ def test_a_held_control_drives_within_200_ms_and_letting_go_holds_at_once(page):
     assert page.run(0.2, until=lambda: page.arm.reported_deg()[0] > 0)
     assert page.run(3.0, until=lambda: page.mode is Mode.ACTIVE)
     assert page.last["mine"] and page.last["by"] == "alice" and page.last["goal"][0] == 30
+    assert 0 <= page.last["age"] <= 20 and page.last["loss"] == 0
 
     page.wish = None
     assert page.run(0.1, until=lambda: page.mode is Mode.HOLD)
@@ -98,6 +99,10 @@ def test_wishes_older_than_a_command_may_be_are_dropped():
     page.one_way_s = 0.4  # from now on; the clocks know the old way
     page.run(1.0)
     assert page.session.counters["old"] > 10 and page.mode is Mode.HOLD
+    assert page.last["late"] == 250
+    page.wish = None
+    page.run(1.5)
+    assert "late" not in page.last
 
 
 def test_a_stop_needs_a_reset_which_works_long_after_the_place_was_lost(page):

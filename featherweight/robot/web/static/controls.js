@@ -2,7 +2,8 @@
 
 export const JOINTS = ["shoulder_pan", "shoulder_lift", "elbow_flex", "forearm_roll", "wrist_flex", "gripper"];
 const PAD_MM_S = 60, JOINT_DEG_S = 60, DEAD_ZONE = 0.12;
-const ARROWS = [["forward", 0, 1], ["back", 0, -1], ["left", 1, 1], ["right", 1, -1], ["up", 2, 1], ["down", 2, -1]];
+const ARROWS = [["forward", 0, 1], ["back", 0, -1], ["left", 1, 1], ["right", 1, -1], ["up", 2, 1], ["down", 2, -1],
+  ["open", 5, 1], ["close", 5, -1]];
 /** Of the standard gamepad: the left shoulder button is the dead man's, B stops, Start clears a stop. */
 const HOLD_BUTTON = 4, STOP_BUTTON = 1, RESET_BUTTON = 9;
 
@@ -27,7 +28,7 @@ export class Controls {
     if (this.sticks) return ["joint", this.sticks];
     const motion = [0, 0, 0, 0, 0, 0];
     if (this.pad) { motion[0] += this.pad[0]; motion[1] += this.pad[1]; }
-    for (const [axis, sign] of this.arrows.values()) motion[axis] += sign * PAD_MM_S;
+    for (const [axis, sign] of this.arrows.values()) motion[axis] += sign * (axis < 3 ? PAD_MM_S : JOINT_DEG_S);
     if (this.pad || this.arrows.size) return ["twist", motion];
     return this.held.size && this.values ? ["angles", this.values] : null;
   }

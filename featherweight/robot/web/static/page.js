@@ -6,10 +6,10 @@ import { Controls } from "./controls.js";
 import { Link } from "./link.js";
 import { choose, explain, preferred, say } from "./words.js";
 
-const GHOST_MS = 300, SPEED = { SYNC: 30, ACTIVE: 80 };
+const GHOST_MS = 300, GOOD_MS = 150, SPEED = { SYNC: 30, ACTIVE: 80 };
 const at = (id) => document.getElementById(id);
 const prediction = new Prediction(), isDark = matchMedia("(prefers-color-scheme: dark)");
-let newest = null, visitor = null, trouble = "connecting", troubleText = "", shownPicture = "", isBack = false, drawnAt = 0, scene = null, drawn = "";
+let newest = null, visitor = null, trouble = "connecting", troubleText = "", shownPicture = "", isBack = false, drawnAt = 0, scene = null, drawn = "", pictures = [];
 
 const controls = new Controls({
   changed: () => { if (controls.isHeld) isBack = false; link.beat(true); },
@@ -52,6 +52,7 @@ function picture(data) {
   const url = URL.createObjectURL(new Blob([data], { type: "image/jpeg" })), image = at("picture"), before = shownPicture;
   image.onload = () => { if (before) URL.revokeObjectURL(before); };
   shownPicture = image.src = url;
+  pictures.push(performance.now());
 }
 
 function show() {
@@ -71,6 +72,7 @@ function show() {
   write("driver", !newest || !newest.by ? say("nobody") : newest.mine ? say("you") : newest.by);
   const trip = roundTrip();
   write("trip", trip === null ? "–" : `${trip < 10 ? Math.round(trip) : Math.round(trip / 5) * 5} ms`);
+  showLine(trip, mode);
   showCameras(newest ? newest.cameras : []);
   const isKnown = newest && newest.q, centimetres = (metres) => Math.round(metres * 100);
   const tool = isKnown ? armPoints(newest.q)[4] : [0, 0, 0], reach = centimetres(Math.hypot(tool[0], tool[1]));
@@ -86,12 +88,26 @@ function modeText(mode) {
   if (newest.lost) return say("lostRobot");
   if (isBack) return say("background");
   const isOthers = newest.by && !newest.mine && (mode === "SYNC" || mode === "ACTIVE");
+  if (newest.late && controls.isHeld) return say("late", { ms: newest.late });
   const parts = [isOthers ? say("other", { name: newest.by }) : say(mode)];
   const reason = explain(newest.why || "");
   if (reason) parts.push(reason);
   if (mode === "ACTIVE" && newest.limit && !reason) parts.push(say("limited"));
   const text = parts.join(" · ");
   return visitor.role === "observer" ? `${text} · ${say("observer")}` : text;
+}
+
+/** A light and its word: how good the line is, and grey while the arm is held. */
+function showLine(trip, mode) {
+  const isMoving = mode === "SYNC" || mode === "ACTIVE" || mode === "IDLE";
+  const light = !isMoving || trip === null ? "still" : trip < GOOD_MS ? "good" : trip < GHOST_MS ? "slow" : "bad";
+  at("light").dataset.light = light;
+  write("line", say(light));
+  write("age", newest && newest.age !== undefined ? `${newest.age} ms` : "–");
+  write("loss", newest && newest.loss !== undefined ? `${newest.loss} %` : "–");
+  const now = performance.now();
+  pictures = pictures.filter((when) => now - when < 2000);
+  write("rate", pictures.length ? `${Math.round(pictures.length / 2)} / s` : "–");
 }
 
 function roundTrip() {
