@@ -75,8 +75,13 @@ def compare(model, batch, chunk_tokens, tolerance=1e-12, **options):
 # ---- gradients are those of whole sequences
 
 
-@pytest.mark.parametrize("chunk_tokens", [1, 7, LENGTH])
-@pytest.mark.parametrize("name", ARCHITECTURES)
+SIZES = [("llama", LENGTH), *((name, 7) for name in ARCHITECTURES)]
+OTHER_SIZES = [(name, size) for name in ARCHITECTURES for size in (1, LENGTH) if (name, size) != ("llama", LENGTH)]
+
+
+@pytest.mark.parametrize(
+    ("name", "chunk_tokens"), [*SIZES, *(pytest.param(*one, marks=pytest.mark.slow) for one in OTHER_SIZES)]
+)
 def test_gradients_are_those_of_the_whole_sequence(built, name, chunk_tokens):
     ids = tokens()
     compare(built(name), {"input_ids": ids, "labels": ids}, chunk_tokens, IN_FLOAT32.get(name, 1e-12))
@@ -155,7 +160,7 @@ def test_dropout_is_repeated_as_it_was_drawn(built):
 # ---- updates
 
 
-def trained(model, build_optimizer, run, steps=7):
+def trained(model, build_optimizer, run, steps=5):
     """Train a copy with a layer-wise optimizer and return it with its losses."""
     model = copy.deepcopy(model)
     optimizer = build_optimizer(model)
@@ -185,13 +190,14 @@ OPTIMIZERS = {
 }
 
 
-@pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize(
+    ("name", "tied"), [("adamw", True), ("galore", False), ("galore", True), ("galore 8-bit", False)]
+)
 def test_layerwise_training_over_refreshes_is_that_of_whole_sequences(built, name, tied):
     model = built("llama", tie_word_embeddings=tied, initializer_range=0.05)
     expected, losses, _ = trained(model, OPTIMIZERS[name], whole_step)
     found, found_losses, handle = trained(model, OPTIMIZERS[name], by_layers(8))
-    assert handle.steps == 7
+    assert handle.steps == 5
     torch.testing.assert_close(torch.tensor(found_losses), torch.tensor(losses), rtol=1e-6, atol=0)
     for key, weight in expected.items():
         torch.testing.assert_close(found[key], weight, rtol=0, atol=1e-11)
@@ -217,9 +223,9 @@ def test_int8_weights_with_core_gradients_train_layer_by_layer(built):
     batch = {"input_ids": tokens(), "labels": tokens()}
     with layerwise(model, optimizer) as handle:
         stream = LayerMajor(model, handle, chunk_tokens=8)
-        losses = [float(stream.step(batch)) for _ in range(12)]
+        losses = [float(stream.step(batch)) for _ in range(8)]
         assert not list(handle.held_tensors())
-    assert losses[-1] < 0.7 * losses[0]
+    assert losses[-1] < 0.8 * losses[0]
     assert all(p.grad is None for p in model.parameters())
 
 
@@ -258,13 +264,13 @@ def test_memory_of_a_step_grows_by_what_is_kept_for_a_token_alone(built):
     # Layer inputs (5 boundaries of 32), their gradient, keys, values and sums of one layer: about 1 KiB in float32.
     model = built("llama").float()
     peaks = {}
-    for length in (512, 1024):
+    for length in (128, 256):
         ids = tokens(1, length)
         with StorageTracker(model) as tracker:
-            LayerMajor(model, chunk_tokens=32).step({"input_ids": ids, "labels": ids})
+            LayerMajor(model, chunk_tokens=16).step({"input_ids": ids, "labels": ids})
         model.zero_grad()
         peaks[length] = tracker.peak_bytes
-    by_token = (peaks[1024] - peaks[512]) / 512
+    by_token = (peaks[256] - peaks[128]) / 128
     kept = 4 * (5 * 32 + 2 * 32 + 2 * 2 * 16 + 2 * 2 * 16)
     assert by_token < 1.5 * kept
 
