@@ -72,15 +72,23 @@ class Registry(Generic[T]):
             ConfigError: if the name is unknown (names the nearest one), or its address leads nowhere.
             ImportError: whatever the module itself raises, such as `MissingExtraError`.
         """
+        self.require(name)
+        if name not in self._resolved:
+            entry = self._entries[name]
+            self._resolved[name] = self._import(name, entry) if isinstance(entry, str) else entry
+        return self._resolved[name]
+
+    def require(self, name: str) -> None:
+        """Refuse a name that is unknown; nothing is imported.
+
+        Raises:
+            ConfigError: names the nearest one.
+        """
         if name not in self:
             raise ConfigError(
                 f"{self.kind}: name={name!r} is unknown; expected one of {len(self)} registered names. "
                 f"{did_you_mean(str(name), self.names())}"
             )
-        if name not in self._resolved:
-            entry = self._entries[name]
-            self._resolved[name] = self._import(name, entry) if isinstance(entry, str) else entry
-        return self._resolved[name]
 
     def names(self) -> list[str]:
         """Return all names, in the order of registration, those of installed packages last."""

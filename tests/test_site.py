@@ -91,9 +91,11 @@ def test_links_to_files_of_the_repository_become_pages_or_names(hooks, monkeypat
     assert mended("[a](../data.md#formats)") == "[a](../data.md#formats)"
     assert mended("[a](../../CHANGELOG.md)") == "[a](../changelog.md)"
     assert mended("[a](../../examples/plain_loop.py)") == "a (`examples/plain_loop.py`)"
+    assert mended("[`LICENSE`](../../LICENSE)") == "`LICENSE`"
     assert mended("[a](docs/data.md)", "changelog.md") == "[a](data.md)"
     assert mended("![a](../images/x.png) [b](https://c.org)") == "![a](../images/x.png) [b](https://c.org)"
     assert mended("```\n[a](../../README.md)\n```") == "```\n[a](../../README.md)\n```"
+    assert mended("```python no-run\nx\n```") == "```python\nx\n```"
     monkeypatch.setattr(hooks, "REPOSITORY", "https://host/blob/main")
     assert mended("[a](../../LICENSE)") == "[a](https://host/blob/main/LICENSE)"
 
@@ -108,6 +110,27 @@ def test_a_link_that_leads_nowhere_is_found(tmp_path):
     broken, external = load("check").broken_links(tmp_path.resolve())
     assert [line.split()[1] for line in broken] == ["absent.html", "sub/#gone", "no.png"]
     assert external == {"https://a.org/x"}
+    (tmp_path / "sub" / "index.html").write_text("<h2 id='there'>y</h2><p>```python x</p><pre><code>```</code></pre>")
+    broken, _ = load("check").broken_links(tmp_path.resolve())
+    assert [line for line in broken if "```" in line] == [
+        "sub/index.html: ``` stands on the page; a box of code was not understood"
+    ]
+
+
+def test_sections_of_a_docstring_do_not_run_together():
+    pytest.importorskip("griffe", reason="pip install 'featherweight[docs]'")
+    import griffe
+
+    text = "One.\n\nFormula::\n\n    y = x\n\nArgs:\n    x: it.\nReturns:\n    A pair:\n    two."
+    text += "\nRaises:\n    ShapeError: no.\nCost: 2 FLOPs.\nSource: a page.\nExample:\n    >>> 1\n    1"
+    options = {"returns_multiple_items": False, "warnings": False}
+    sections = griffe.Docstring(load("sections").spaced(text)).parse("google", **options)
+    kinds = [section.kind.value for section in sections]
+    assert kinds == ["text", "parameters", "returns", "raises", "text", "examples"]
+    assert sections[0].value.startswith("One.\n\nFormula:\n")
+    assert [one.description for one in sections[2].value] == ["A pair:\ntwo."]
+    assert sections[4].value == "**Cost:** 2 FLOPs.\n\n**Source:** a page."
+    assert load("sections").spaced("```\nReturns:\n```") == "```\nReturns:\n```"
 
 
 @pytest.mark.slow

@@ -104,6 +104,46 @@ def gate_of(folder: Path | None, model: Any, tokenizer: Any, *, text: str | None
     return Gate(PrefixGuard.from_pretrained(folder).bind(model, tokenizer), model, tokenizer, text=text)
 
 
+def require_unicode(text: str, where: str) -> str:
+    """Return a text if it is one: what is no UTF-8 reaches Python as halves of characters, and no tokenizer takes them.
+
+    Args:
+        text: as it was typed, or came through a pipe.
+        where: opens the message, such as "fw chat: standard input".
+
+    Raises:
+        ConfigError: if it holds such halves.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise _no_unicode(where) from None
+    return text
+
+
+@contextmanager
+def unicode_input(where: str) -> Iterator[None]:
+    """Turn bytes that are no UTF-8, met while the block reads, into a sentence.
+
+    Args:
+        where: opens the message.
+
+    Raises:
+        ConfigError: if there are such bytes.
+    """
+    try:
+        yield
+    except UnicodeDecodeError:
+        raise _no_unicode(where) from None
+
+
+def _no_unicode(where: str) -> ConfigError:
+    return ConfigError(
+        f"{where} holds bytes that are no UTF-8; expected text in UTF-8. Convert it, for example with: "
+        "iconv -f latin1 -t utf-8"
+    )
+
+
 @contextmanager
 def quiet_pipe() -> Iterator[None]:
     """End the command without a word when nobody reads its output any more, as `head` does."""

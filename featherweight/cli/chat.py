@@ -47,6 +47,7 @@ def chat(
     echo "What is the capital of France?" | fw chat smollm2
     """
     answer.require_sampling(temperature, top_p, dtype)
+    answer.require_unicode(system or "", "fw chat: --system")
     if template is None:
         require_template(model)
     from featherweight.cli.screen import leave_cleanly
@@ -89,14 +90,20 @@ class Session:
                 self._answer(line)
 
     def _read(self) -> str | None:
+        where = "fw chat: standard input"
         if not self._is_terminal:
-            line = sys.stdin.readline()
-            return line.strip() if line else None
+            with answer.unicode_input(where):
+                line = sys.stdin.readline()
+            return answer.require_unicode(line, where).strip() if line else None
         try:
-            return self._console.input("[bold cyan]> [/]").strip()
+            with answer.unicode_input(where):
+                return answer.require_unicode(self._console.input("[bold cyan]> [/]"), where).strip()
         except (EOFError, KeyboardInterrupt):
             self._console.print()
             return None
+        except ConfigError as error:
+            self._complain(str(error))
+            return ""
 
     def _answer(self, question: str) -> None:
         try:

@@ -7,6 +7,7 @@ import typer
 
 from featherweight.cli.optimizer_names import FormerSpelling, Optimizers, given_names
 from featherweight.cli.recipe_check import check_recipe
+from featherweight.cli.recipe_words import require_optimizers
 from featherweight.cli.screen import (
     AsJson,
     Imports,
@@ -49,17 +50,17 @@ def compare(
 
     fw compare recipe.yaml --out runs/first --resume
     """
-    check_recipe(recipe, changes)
+    checked = check_recipe(recipe, changes)
+    names = [name.strip() for name in given_names(optimizers, methods).split(",") if name.strip()]
+    require_optimizers(checked.compare.get(name, {}).get("name", name) for name in names)
     from featherweight.report import Note
     from featherweight.training.compare import compare as run_comparison
     from featherweight.training.compare import failure_title
-    from featherweight.training.recipe import load_recipe
     from featherweight.training.run import run_name
     from featherweight.training.run_folder import new_run_folder
     from featherweight.training.summary import Summary
 
-    names = [name.strip() for name in given_names(optimizers, methods).split(",") if name.strip()]
-    folder = out or new_run_folder(f"{run_name(recipe, load_recipe(recipe, changes or []))}-compare")
+    folder = out or new_run_folder(f"{run_name(recipe, checked)}-compare")
     words = [str(recipe), *(changes or []), "--optimizers", ",".join(names), *import_words(imports)]
     with leave_cleanly("compare", words, lambda _: folder):
         report = run_comparison(

@@ -8,6 +8,7 @@ import typer
 from featherweight.cli.given import require_exportable, require_model
 from featherweight.cli.screen import AsJson, leave_cleanly, print_json, print_result
 from featherweight.errors import ConfigError, did_you_mean
+from featherweight.models.place import require_adapter_folder
 
 TARGETS = ("hf:fp32", "hf:bf16", "hf:fp16", "gguf:f16", "gguf:q8_0", "gguf:q4_0", "ollama", "adapter")
 _MORE = ("ollama:f16", "ollama:q8_0", "ollama:q4_0")
@@ -56,6 +57,8 @@ def export(
     kind, _, dtype = to.partition(":")
     if out.exists() and (not out.is_dir() or any(out.iterdir()) or kind == "gguf"):
         raise ConfigError(f"export: out={out} is there already; expected a new place. Choose another name.")
+    if kind == "adapter":
+        require_adapter_folder(model)
     from featherweight.report import Report
 
     with leave_cleanly("export", [model, "--to", to]):

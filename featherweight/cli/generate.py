@@ -9,6 +9,8 @@ from rich.console import Console
 from featherweight.cli import answer
 from featherweight.errors import ConfigError
 
+_INPUT = "fw generate: standard input"
+
 
 def generate(
     model: answer.Model,
@@ -38,7 +40,9 @@ def generate(
             'fw generate: prompt=None, and standard input is a terminal; expected a text. Add --prompt "...", or pipe '
             "one in."
         )
-    text = prompt if prompt is not None else sys.stdin.read().removesuffix("\n")
+    with answer.unicode_input(_INPUT):
+        text = prompt if prompt is not None else sys.stdin.read().removesuffix("\n")
+    answer.require_unicode(text, "fw generate: --prompt" if prompt is not None else _INPUT)
     from featherweight.cli.screen import leave_cleanly
     from featherweight.models.chat import Writer, encode_text
 

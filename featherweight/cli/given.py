@@ -59,6 +59,7 @@ def require_model(source: str | None) -> str | None:
         return None
     path = Path(source).expanduser()
     is_path = path.is_absolute() or source.startswith((".", "~")) or path.suffix in (".gguf", ".json")
+    _require_finished_run(source, path)
     if (is_path or source.count("/") > 1) and not path.exists():
         raise ConfigError(
             f"load_model: source={source} does not exist; expected a model folder, a .gguf or .json file, a name of "
@@ -74,6 +75,23 @@ def require_model(source: str | None) -> str | None:
     return source
 
 
+def _require_finished_run(source: str, path: Path) -> None:
+    """Refuse the model of a run that has none yet, and the folder of a run in place of its model's."""
+    run = path.parent
+    if path.name in ("model", "adapter") and not path.exists() and (run / "recipe.yaml").is_file():
+        is_done = (run / "summary.json").is_file()
+        state = "wrote none" if is_done else "has not ended"
+        advice = f"Wait for it, or go on with it: fw train {run / 'recipe.yaml'} --out {run} --resume"
+        raise ConfigError(
+            f"load_model: source={source} is not there: the run in {run} {state}; expected a finished "
+            f"run with its model. {'Train with save_model=true.' if is_done else advice}"
+        )
+    if (path / "recipe.yaml").is_file() and not (path / "config.json").exists():
+        raise ConfigError(
+            f"load_model: source={source} is the folder of a run; expected that of a model. Write {path / 'model'}."
+        )
+
+
 def require_exportable(source: str) -> str:
     """Return a model's source as `require_model` does, or the folder of an adapter."""
     if (Path(source).expanduser() / "adapter_config.json").exists():
@@ -82,25 +100,32 @@ def require_exportable(source: str) -> str:
 
 
 def require_template(source: str) -> None:
-    """Refuse a model folder whose tokenizer has no chat template; other sources are judged when they are loaded.
+    """Refuse a model that is known to have no chat template; other sources are judged when they are loaded.
 
     Raises:
         ConfigError: if there is none.
     """
+    if has_no_template(source):
+        raise ConfigError(
+            f"fw chat: model={source} has no chat template (a base model); expected one that was trained on "
+            'conversations. Let it continue a text: fw generate MODEL --prompt "...", or add --template chatml.'
+        )
+
+
+def has_no_template(source: str) -> bool:
+    """Say whether a source is known to have a tokenizer without a chat template: a folder, or bytes."""
+    if source == "bytes" or source in ALIASES[1:] or source in SHAPES:
+        return True
     folder = Path(source).expanduser()
     if not folder.is_dir() or (folder / "chat_template.jinja").exists() or (folder / "chat_template.json").exists():
-        return
+        return False
     settings = folder / "tokenizer_config.json"
     try:
         has_template = bool(json.loads(settings.read_text(encoding="utf-8")).get("chat_template"))
     except (OSError, ValueError, AttributeError):
         # A tokenizer that is missing or damaged is named as such when it is loaded.
-        return
-    if not has_template and not any((folder / "additional_chat_templates").glob("default.jinja")):
-        raise ConfigError(
-            f"fw chat: model={source} has no chat template (a base model); expected one that was trained on "
-            'conversations. Let it continue a text: fw generate MODEL --prompt "...", or add --template chatml.'
-        )
+        return False
+    return not has_template and not any((folder / "additional_chat_templates").glob("default.jinja"))
 
 
 def require_tags(tags: str) -> str:
@@ -146,7 +171,7 @@ def require_length(model: str | None, seq_len: int | None) -> None:
     Raises:
         ConfigError: if it is too long.
     """
-    longest = None if model is None else _longest_row(model)
+    longest = None if model is None else longest_row(model)
     if longest is not None and seq_len is not None and seq_len > longest:
         raise ConfigError(
             f"plan: --seq-len={seq_len} is longer than max_position_embeddings={longest} of the model {model}; "
@@ -154,7 +179,8 @@ def require_length(model: str | None, seq_len: int | None) -> None:
         )
 
 
-def _longest_row(model: str) -> int | None:
+def longest_row(model: str) -> int | None:
+    """Return the tokens that a model reads at once, where its name or a file says so."""
     settings: Any = {"tiny": BYTE_LLAMA, "byte-llama": BYTE_LLAMA, **SHAPES}.get(model)
     path = Path(model).expanduser()
     if settings is None and path.suffix != ".gguf" and path.exists():

@@ -3,10 +3,14 @@
 from collections.abc import Iterable, Mapping
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from featherweight.cli.given import require_model
+from featherweight.cli.given import has_no_template, longest_row, require_model
+from featherweight.cli.recipe_words import is_choice, require_optimizers, require_words
 from featherweight.errors import ConfigError
+
+if TYPE_CHECKING:
+    from featherweight.training.recipe import Recipe
 
 _ROWS = ("chat", "preference", "classification", "instructions")
 """Tasks whose key `data` names rows."""
@@ -14,26 +18,56 @@ _LINES = (".jsonl", ".ndjson", ".csv", ".tsv")
 """Files of at most one row a line."""
 
 
-def check_recipe(path: Path, changes: Iterable[str] | None) -> None:
-    """Judge a recipe and what it names, as far as half a second reaches; options of task and optimizer come later.
+def check_recipe(path: Path, changes: Iterable[str] | None) -> "Recipe":
+    """Judge a recipe and what it names, as far as half a second reaches; values of task and optimizer come later.
 
     Args:
         path: of the recipe.
         changes: "key=value" assignments.
+    Returns:
+        The recipe.
     Raises:
-        ConfigError: if a key of the recipe itself is wrong, its model or data are not there, or no micro-batch can be
-            filled.
+        ConfigError: if a key is wrong, a name or a model or data are not there, rows are longer than the model reads,
+            a template is missing, or no micro-batch can be filled.
     """
     from featherweight.training.recipe import load_recipe
 
+    # First of all, because a change of the optimizer takes over options of the one before, which imports them.
+    require_optimizers(change.removeprefix("optimizer=") for change in changes or [] if is_choice(change))
     recipe = load_recipe(path, changes or [])
     task = recipe.task
+    require_words(task, recipe.optimizer)
     if isinstance(model := task.get("model"), str):
         require_model(model)
+        _require_length(task, model)
+        _require_template(task, model)
     if task["name"] in _ROWS:
         _require_rows(task, recipe.micro_batch_size)
     elif task["name"] == "text":
         _require_text(task, recipe.micro_batch_size)
+    return recipe
+
+
+def _require_length(task: Mapping[str, Any], model: str) -> None:
+    """Refuse rows that are longer than the model reads; a classification cuts them."""
+    key = "seq_len" if task["name"] == "text" else "max_tokens"
+    if task["name"] not in (*_ROWS, "text") or task["name"] == "classification":
+        return
+    length, longest = task.get(key), longest_row(model)
+    if isinstance(length, int) and longest is not None and length > longest:
+        raise ConfigError(
+            f"task {task['name']}: {key}={length} is longer than max_position_embeddings={longest} of model "
+            f"'{model}'; expected 2 <= {key} <= {longest}. Lower {key} or choose another model."
+        )
+
+
+def _require_template(task: Mapping[str, Any], model: str) -> None:
+    source = task.get("tokenizer") or model
+    if task["name"] in ("chat", "preference") and task.get("template") is None and has_no_template(str(source)):
+        raise ConfigError(
+            f"task {task['name']}: the tokenizer of {source} has no chat template (a base model); expected one. Choose "
+            "one: template: chatml or alpaca."
+        )
 
 
 def _require_rows(task: Mapping[str, Any], micro_batch_size: int) -> None:

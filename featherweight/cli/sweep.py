@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from featherweight.cli.recipe_words import require_axes
 from featherweight.cli.screen import (
     AsJson,
     Imports,
@@ -52,13 +53,17 @@ def sweep(
     """
     from featherweight.training.grid import split_axes
     from featherweight.training.recipe import load_recipe
+
+    fixed, axes = split_axes(changes)
+    base = load_recipe(recipe, fixed)
+    require_axes(base, axes)
     from featherweight.training.run import run_name
     from featherweight.training.run_folder import new_run_folder
     from featherweight.training.sweep import failures
     from featherweight.training.sweep import sweep as run_sweep
     from featherweight.training.sweep_report import POINTS, SETTINGS
 
-    folder = out or new_run_folder(f"{run_name(recipe, load_recipe(recipe, split_axes(changes)[0]))}-sweep")
+    folder = out or new_run_folder(f"{run_name(recipe, base)}-sweep")
     words = [str(recipe), *changes, *import_words(imports)]
     with leave_cleanly("sweep", words, lambda _: folder):
         report = run_sweep(recipe, changes, out=folder, resume=resume, callbacks=[] if as_json else None)

@@ -1,5 +1,6 @@
 """`fw train`: run a recipe."""
 
+import os
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -77,8 +78,7 @@ def train(
     fw train recipe.yaml sharding=ddp --nproc 2
     """
     check_recipe(recipe, changes)
-    if not resume:
-        _look_first(recipe, changes)
+    _look_first(recipe, changes, out, resume=resume)
     if nproc is not None:
         from featherweight.cli.processes import become_processes, words_of
 
@@ -124,12 +124,17 @@ def _train_planned(recipe: Path, plan: str, settings: dict[str, Any], *, shows: 
         return train_planned(recipe, plan, on_plan=show, on_progress=tell, **settings)
 
 
-def _look_first(recipe: Path, changes: list[str] | None) -> None:
-    """Say what cannot be trained on before anything heavy is imported."""
-    from featherweight.config import read_mapping
-    from featherweight.text.first_look import look_first
+def _look_first(recipe: Path, changes: list[str] | None, out: Path | None, *, resume: bool) -> None:
+    """Say what cannot be trained on, or resumed, before anything heavy is imported."""
+    if not resume:
+        from featherweight.config import read_mapping
+        from featherweight.text.first_look import look_first
 
-    look_first(read_mapping(recipe), changes)
+        look_first(read_mapping(recipe), changes)
+    elif out is not None and "TORCHELASTIC_RUN_ID" not in os.environ:  # a launcher starts a run that is new so, too
+        from featherweight.training.run_folder import require_run
+
+        require_run(out)
 
 
 def _run_to_resume(recipe: Path, changes: list[str], out: Path | None) -> Path:

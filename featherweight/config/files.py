@@ -52,7 +52,7 @@ def new_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Give the block a path to write a file to, which then takes the place of `path`; missing folders are made.
 
     A link stays, and the file that it names is replaced; a file that was there hands on its permissions. If the block
-    raises, `path` stays as it was and nothing is left behind.
+    raises, `path` stays as it was and nothing is left behind, no folder that was made for it either.
 
     Args:
         path: the file to write or replace.
@@ -71,7 +71,7 @@ def new_file(path: str | os.PathLike[str]) -> Iterator[Path]:
         ...     print([path.name for path in Path(folder).iterdir()])
         ['a.txt']
     """
-    place = _place(path)
+    place, made = _place(path)
     temporary = _temporary(place)
     try:
         yield temporary
@@ -84,6 +84,7 @@ def new_file(path: str | os.PathLike[str]) -> Iterator[Path]:
         # Still there only if something went wrong, an interrupt included.
         if os.path.lexists(temporary):
             temporary.unlink()
+        _remove_empty(made)
 
 
 @contextlib.contextmanager
@@ -102,11 +103,11 @@ def new_folder(path: str | os.PathLike[str], *, replace: bool = False) -> Iterat
     Raises:
         OSError: if the parent cannot be written, the disk is full, or, without `replace`, something is there.
     """
-    place = _place(path)
+    place, made = _place(path)
     temporary = _temporary(place)
     old = temporary.with_name(f".old-{temporary.name[1:]}")
-    temporary.mkdir()
     try:
+        temporary.mkdir()
         yield temporary
         for folder, _, names in os.walk(temporary, topdown=False):
             for name in names:
@@ -128,6 +129,7 @@ def new_folder(path: str | os.PathLike[str], *, replace: bool = False) -> Iterat
         # Whatever stands at `place` now is complete, old or new.
         for leftover in (temporary, old):
             _remove(leftover)
+        _remove_empty(made)
 
 
 def flush(path: str | os.PathLike[str]) -> None:
@@ -156,11 +158,19 @@ def remove_leftovers(folder: str | os.PathLike[str]) -> None:
         _remove(leftover)
 
 
-def _place(path: str | os.PathLike[str]) -> Path:
-    """Return what a path names behind links, in a folder that exists from now on."""
+def _place(path: str | os.PathLike[str]) -> tuple[Path, list[Path]]:
+    """Return what a path names behind links, in a folder that exists from now on, and the folders made for it."""
     place = Path(os.path.realpath(path)) if os.path.islink(path) else Path(path)
+    made = [folder for folder in place.parents if not folder.exists()]
     place.parent.mkdir(parents=True, exist_ok=True)
-    return place
+    return place, made
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    """Remove folders that were made for something that never came, the innermost first; others are left."""
+    with contextlib.suppress(OSError):
+        for folder in folders:
+            folder.rmdir()
 
 
 def _remove(path: Path) -> None:

@@ -22,6 +22,7 @@ from featherweight.errors import CheckpointError, ConfigError
 from featherweight.methods.peft_adapter import CONFIG_FILE, PREFIX, WEIGHTS_FILE, write_files
 from featherweight.methods.s2ft.export import VLLM_RANKS, export_lora
 from featherweight.models.export import require_new, require_room
+from featherweight.models.place import require_adapter_folder
 
 _FACTOR = re.compile(rf"{re.escape(PREFIX)}(.+)\.lora_([AB])\.weight")
 _ADVICE = "Write a merged copy instead: --to hf:bf16."
@@ -41,12 +42,7 @@ def export_adapter(source: str, out: Path) -> dict[str, Any]:
         ConfigError: if `out` holds something, or the adapter has a part that engines do not serve.
         CheckpointError: if it is damaged or cannot be written.
     """
-    folder = Path(source).expanduser()
-    if not (folder / CONFIG_FILE).exists():
-        raise ConfigError(
-            f"export: model={source} is no adapter; expected a folder with {CONFIG_FILE} for --to adapter. Give the "
-            "folder runs/<name>/adapter, or write the model: --to hf:bf16."
-        )
+    folder = require_adapter_folder(source)
     require_new(out)
     require_room(out, sum(path.stat().st_size for path in folder.glob("*.safetensors")))
     config = _read_config(folder)

@@ -19,6 +19,7 @@ from featherweight.models.facts import model_facts
 from featherweight.models.load import load_model, load_tokenizer
 from featherweight.models.save import write_model_files
 from featherweight.models.tokenizer import Tokenizer
+from featherweight.report.formatting import format_bytes
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 """Types of a dense copy, by name."""
@@ -119,7 +120,7 @@ def require_room(out: Path, needed_bytes: float) -> None:
     needed = math.ceil(needed_bytes * 1.02) + 2**20
     if needed > free_bytes:
         raise ConfigError(
-            f"export: out={out} needs about {needed / 1e9:.2f} GB, and its disk has {free_bytes / 1e9:.2f} GB free; "
+            f"export: out={out} needs about {format_bytes(needed)}, and its disk has {format_bytes(free_bytes)} free; "
             "expected room for all of it. Free some space, choose another disk, or a smaller type."
         )
 

@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from featherweight.errors import CheckpointError, ConfigError, MissingExtraError, did_you_mean
@@ -12,6 +13,9 @@ from featherweight.models.shapes import SHAPES
 
 ALIASES = ("smollm2", "tiny", "byte-llama")
 """Models with a name of their own."""
+
+ADAPTER_FILE = "adapter_config.json"
+"""What makes a folder that of an adapter."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,21 @@ class Place:
     def arguments(self) -> dict[str, Any]:
         """Arguments of every `from_pretrained` of transformers."""
         return {"pretrained_model_name_or_path": self.path} | ({"gguf_file": self.gguf_file} if self.gguf_file else {})
+
+
+def require_adapter_folder(source: str) -> Path:
+    """Return the folder of an adapter that is to be exported as one.
+
+    Raises:
+        ConfigError: if it is none.
+    """
+    folder = Path(source).expanduser()
+    if not (folder / ADAPTER_FILE).exists():
+        raise ConfigError(
+            f"export: model={source} is no adapter; expected a folder with {ADAPTER_FILE} for --to adapter. Give the "
+            "folder runs/<name>/adapter, or write the model: --to hf:bf16."
+        )
+    return folder
 
 
 def check_complete(place: Place, missing: set[str], kind: str = "causal language model") -> None:

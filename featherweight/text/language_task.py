@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
 from featherweight.config import Config
@@ -20,6 +20,7 @@ from featherweight.models.save import save_model_folder
 from featherweight.models.weights import begins_pretrained, check_weights
 from featherweight.text.row_order import RowOrder, micro_batch_rows
 from featherweight.text.skeleton import TextSkeleton
+from featherweight.text.sources import ONLY_CHAT_STREAMS
 from featherweight.training.order import micro_batch_numbers
 from featherweight.training.task import Split, Task
 
@@ -38,6 +39,13 @@ class LanguageConfig(Config):
     held_out_seed: int = 0
     """Seed of the held-out split; apart from the run's seed, so that runs with different seeds are compared on the same
     rows."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _streams_or_says_so(cls, values: Any) -> Any:
+        if isinstance(values, dict) and "stream" in values and "stream" not in cls.model_fields:
+            raise ValueError(f"stream={values['stream']} {ONLY_CHAT_STREAMS}")
+        return values
 
     @field_validator("held_out", check_fields=False)
     @classmethod

@@ -26,6 +26,12 @@ class Source(Config):
     """Columns with text that are left out on purpose; None: those of the task."""
 
 
+ONLY_CHAT_STREAMS = (
+    "is an option of the task chat alone; expected none, as this task reads its data before training begins. Leave it "
+    "out, and take fewer rows (max_train_rows, or max_train_tokens of a text) where they do not fit into memory."
+)
+"""What every other task says to `stream`, behind its value."""
+
 Data = str | list[str | Source]
 """What stands under the key `data`."""
 

@@ -36,7 +36,7 @@ from featherweight.training.out_of_memory import explain_out_of_memory
 from featherweight.training.plan_check import PlanCheck
 from featherweight.training.recipe import Recipe, RecipeSource, load_recipe
 from featherweight.training.resume import changed_length, resume_conflicts
-from featherweight.training.run_folder import claimed, new_run_folder
+from featherweight.training.run_folder import claimed, new_run_folder, require_room
 from featherweight.training.start_check import guessing_notice, start_loss
 from featherweight.training.summary import Summary, finite, run_report
 from featherweight.training.trackers import Trackers
@@ -154,6 +154,7 @@ def _train(
     environment = describe_environment()
     world.on_first(lambda: _begin_folder(recipe, name, folder, resume, environment, listeners))
     loop = Loop(recipe)
+    world.on_first(lambda: require_room(folder, _least_bytes(loop)))
     best = None
     if world.is_first:
         if recipe.save_best:
@@ -197,6 +198,13 @@ def _train(
 
         summary, report = world.on_first(finish)
     return Run(folder, summary, report)
+
+
+def _least_bytes(loop: Loop) -> int:
+    """Return what a run writes at least: the weights that it trains, into a checkpoint and as the model."""
+    recipe = loop.recipe
+    copies = recipe.save_model + bool(recipe.checkpoint_at_end or recipe.checkpoint_every)
+    return copies * sum(one.numel() * one.element_size() for one in loop.model.parameters() if one.requires_grad)
 
 
 def _is_done(folder: Path, recipe: Recipe) -> bool:

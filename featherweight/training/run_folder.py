@@ -1,5 +1,6 @@
 """The folder of a run: a new name, and a claim that no other process can make at the same time."""
 
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -7,6 +8,7 @@ from pathlib import Path
 
 from featherweight.config.lock import locked_folder
 from featherweight.errors import CheckpointError, ConfigError
+from featherweight.report.formatting import format_bytes
 
 
 def new_run_folder(name: str) -> Path:
@@ -32,17 +34,46 @@ def check_free(folder: Path) -> None:
         )
 
 
+def require_run(folder: Path) -> None:
+    """Refuse to resume what is no run.
+
+    Raises:
+        CheckpointError: if the folder holds none.
+    """
+    if not (folder / "recipe.yaml").is_file():
+        raise CheckpointError(
+            f"run: out={folder} holds no run; expected the folder of the run to resume. Correct the path, or "
+            "start without resume."
+        )
+
+
+def require_room(folder: Path, needed_bytes: int) -> None:
+    """Refuse a run whose results the disk has no room for, before it begins.
+
+    Args:
+        folder: of the run.
+        needed_bytes: what it will write at least.
+    Raises:
+        ConfigError: if less is free.
+    """
+    existing = next(parent for parent in [folder.absolute(), *folder.absolute().parents] if parent.exists())
+    free_bytes = shutil.disk_usage(existing).free
+    if needed_bytes > free_bytes:
+        raise ConfigError(
+            f"run: out={folder} needs at least {format_bytes(needed_bytes)} for the trained weights, and its disk has "
+            f"{format_bytes(free_bytes)} free; expected room for them. Free some space, choose another disk, or write "
+            "less: save_model=false checkpoint_at_end=false."
+        )
+
+
 @contextmanager
 def claimed(folder: Path, resume: bool) -> Iterator[None]:
     """Hold a run folder against other processes, as `locked` does.
 
     It must hold a run to resume, or else none. A run that fails before it begins leaves nothing behind.
     """
-    if resume and not (folder / "recipe.yaml").is_file():
-        raise CheckpointError(
-            f"run: out={folder} holds no run; expected the folder of the run to resume. Correct the path, or "
-            "start without resume."
-        )
+    if resume:
+        require_run(folder)
     is_new = not folder.exists()
     with locked(folder):
         if not resume:
@@ -62,6 +93,7 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
         ConfigError: if it is in use, or cannot be made.
     """
+    is_new = not folder.exists()
     with ExitStack() as held:
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -76,7 +108,13 @@ def locked(folder: Path) -> Iterator[None]:
                 f"run: out={folder} cannot be written ({error.strerror}); expected the path of a folder, there or to "
                 "be made. Choose another one."
             ) from error
-        yield
+        try:
+            yield
+        except BaseException:
+            if is_new:
+                with suppress(OSError):  # something is in it
+                    folder.rmdir()
+            raise
 
 
 def _forget(folder: Path, is_new: bool) -> None:

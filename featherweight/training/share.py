@@ -8,9 +8,9 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import TYPE_CHECKING, TypeVar
 
-from torch import Tensor
-
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from featherweight.distributed.world import World
 
 Item = TypeVar("Item")
@@ -51,7 +51,7 @@ class Share:
         """Return the largest value of all processes."""
         return value if self._world is None else max(self._world.gather(value))
 
-    def sum(self, counts: Tensor) -> Tensor:
+    def sum(self, counts: "Tensor") -> "Tensor":
         """Return the sum over the processes of a tensor of counts on the CPU, in its own dtype and shape."""
         summed = counts.new_tensor(self.sums(*counts.reshape(-1).tolist()))
         return summed.reshape(counts.shape)

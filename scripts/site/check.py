@@ -21,12 +21,14 @@ SCREENS = ((1280, "light"), (1280, "dark"), (390, "light"), (390, "dark"))
 
 
 class Page(HTMLParser):
-    """What a page links to, and the places on it that others may link to."""
+    """What a page links to, the places on it that others may link to, and whether a box of code went wrong."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
         self.links: list[str] = []
         self.places: set[str] = set()
+        self.is_raw = False
+        self._open: list[str] = []
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -37,6 +39,17 @@ class Page(HTMLParser):
         for name in ("href", "src"):
             if (target := values.get(name)) and tag != "base":
                 self.links.append(target)
+        if tag in ("code", "pre"):
+            self._open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        """Leave a box of code."""
+        if self._open and self._open[-1] == tag:
+            self._open.pop()
+
+    def handle_data(self, data: str) -> None:
+        """Notice Markdown that was not understood and stands on the page as it was written."""
+        self.is_raw |= not self._open and "```" in data
 
 
 def broken_links(site: Path) -> tuple[list[str], set[str]]:
@@ -47,6 +60,8 @@ def broken_links(site: Path) -> tuple[list[str], set[str]]:
     pages = {path: Page(path.read_text(encoding="utf-8")) for path in site.rglob("*.html") if path.name != "404.html"}
     broken, external = [], set()
     for path, page in pages.items():
+        if page.is_raw:
+            broken.append(f"{path.relative_to(site)}: ``` stands on the page; a box of code was not understood")
         for link in page.links:
             parts = urllib.parse.urlsplit(link)
             if parts.scheme in ("http", "https"):

@@ -81,8 +81,12 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
             return f"[{text}]({posixpath.relpath(PAGES_OF[place], here or '.')}{hash_sign}{anchor})"
         if not (ROOT / place).exists():
             return match[0]  # the build refuses it by name
-        return f"[{text}]({REPOSITORY}/{place})" if REPOSITORY else f"{text} (`{place}`)"
+        if REPOSITORY:
+            return f"[{text}]({REPOSITORY}/{place})"
+        return f"`{place}`" if text.strip("`") == place else f"{text} (`{place}`)"
 
+    # "python no-run" tells the tests of the docs something; a page would show the fence as text.
+    markdown = re.sub(r"^(```\w+) no-run$", r"\1", markdown, flags=re.MULTILINE)
     parts = re.split(r"(^```.*?^```)", markdown, flags=re.MULTILINE | re.DOTALL)
     link = re.compile(r"(?<!!)\[([^\]\n]+)\]\(([^)\s]+)\)")
     return "".join(part if part.startswith("```") else link.sub(mend, part) for part in parts)

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import runpy
 import subprocess
 import sys
@@ -96,7 +97,7 @@ def test_a_pipe_that_closes_ends_the_command_quietly(talking_model):
     command = [sys.executable, "-c", code, "generate", str(talking_model), "--prompt", "a", "--max-new-tokens", "900"]
     reader, writer = os.pipe()
     os.close(reader)
-    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=120, env=environment)
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=300, env=environment)
     os.close(writer)
     assert (done.returncode, done.stderr) == (0, "")
 
@@ -123,6 +124,101 @@ def test_bad_input_is_one_sentence_before_torch_is_imported(arguments, sentence,
     )
     assert done.stdout.split() == ["2", "False"] and done.stderr.count("\n") == 1
     assert sentence in done.stderr
+
+
+@pytest.mark.parametrize("command", [["chat"], ["generate", "--max-new-tokens", "2"]], ids=["chat", "generate"])
+def test_bytes_that_are_no_text_are_a_sentence(talking_model, monkeypatch, capsys, command):
+    for errors in ("strict", "surrogateescape"):  # as in a locale of UTF-8, and in that of C
+        raw = io.BytesIO("Grün?\n".encode("latin1"))
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(raw, encoding="utf-8", errors=errors))
+        assert run([command[0], str(talking_model), *command[1:]]) == 2
+        out, err = capsys.readouterr()
+        assert out == "" and err.count("\n") == 1
+        assert f"fw {command[0]}: standard input holds bytes that are no UTF-8" in err and "iconv" in err
+
+
+def test_a_line_that_fills_the_context_is_a_sentence_and_empty_lines_are_nothing(talking_model, monkeypatch, capsys):
+    say(monkeypatch, "\n   \n\t\n")
+    assert run(["chat", str(talking_model)]) == 0
+    assert capsys.readouterr() == ("", "")
+    say(monkeypatch, "long " * 2000 + "\n")
+    assert run(["chat", str(talking_model)]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and "fill the model's context of 1024 tokens" in err
+
+
+@pytest.mark.parametrize("command", [["chat"], ["evaluate"], ["export", "--to", "hf:bf16", "--out", "x"]])
+def test_the_model_of_a_run_that_goes_on_is_a_sentence(tmp_path, monkeypatch, capsys, command):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "recipe.yaml").write_text("steps: 3\n")
+    for source, sentence in (
+        ("run/model", "the run in run has not ended; expected a finished run .* fw train run/recipe.yaml --out run"),
+        ("run", "source=run is the folder of a run; expected that of a model. Write run/model."),
+    ):
+        assert run([command[0], source, *command[1:]]) == 2
+        assert re.search(sentence, capsys.readouterr().err)
+    (tmp_path / "run" / "summary.json").write_text("{}")
+    assert run([command[0], "run/model", *command[1:]]) == 2
+    assert "wrote none; expected a finished run with its model. Train with save_model=true" in capsys.readouterr().err
+
+
+def in_terminal(arguments, typed, **environment):
+    """Run a command in a pseudo terminal, type each text once the one before it has been answered, return all shown.
+
+    Args:
+        arguments: of the command line.
+        typed: pairs of what to wait for and what to type then.
+        environment: further variables.
+    """
+    import pty
+    import select
+    import time
+
+    child, terminal = pty.fork()
+    if child == 0:
+        os.environ.update({"HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(sys.path), **environment})
+        os.execv(sys.executable, [sys.executable, "-m", "featherweight", *arguments])
+    shown, end = b"", time.monotonic() + 300
+    waiting = list(typed)
+    while time.monotonic() < end:
+        if waiting and waiting[0][0].encode() in shown.rpartition(b"\x00")[2]:
+            os.write(terminal, waiting.pop(0)[1].encode())
+            shown += b"\x00"  # what comes from here on answers it
+        if select.select([terminal], [], [], 0.1)[0]:
+            try:
+                more = os.read(terminal, 65536)
+            except OSError:  # the other side is gone
+                break
+            if not more:
+                break
+            shown += more
+    _, status = os.waitpid(child, 0)
+    return shown.replace(b"\x00", b"").decode(errors="replace"), os.waitstatus_to_exitcode(status)
+
+
+@pytest.mark.slow  # processes that load a model
+@pytest.mark.skipif(sys.platform == "win32", reason="needs pseudo terminals")
+def test_a_person_types_odd_things_interrupts_an_answer_and_leaves_by_ctrl_d(talking_model):
+    typed = [("> ", "\n"), ("> ", "/nothing\n"), ("> ", "Hi\n"), ("tokens/s", "Go on\n"), ("", "\x03"), ("> ", "\x04")]
+    shown, code = in_terminal(["chat", str(talking_model), "--max-new-tokens", "400"], typed, TERM="xterm")
+    assert code == 0 and "Traceback" not in shown
+    assert "command=/nothing is unknown" in shown and "tokens/s" in shown
+    lost, code = in_terminal(["chat", str(talking_model)], [("> ", "\x03")], TERM="xterm")
+    assert code == 0 and "Traceback" not in lost
+
+
+@pytest.mark.slow  # as above
+@pytest.mark.skipif(sys.platform == "win32", reason="needs pseudo terminals")
+def test_a_terminal_without_colours_gets_none(talking_model):
+    chat = ["chat", str(talking_model), "--max-new-tokens", "4"]
+    for arguments, typed in ((["train", "--help"], []), (chat, [("> ", "Hi\n"), ("tokens/s", "\x04")])):
+        shown, code = in_terminal(arguments, typed, TERM="dumb")
+        assert code == 0 and "\x1b" not in shown, shown
+        shown, code = in_terminal(arguments, typed, TERM="xterm-256color", NO_COLOR="1")
+        assert code == 0 and not re.search(r"\x1b\[[0-9;]*3[0-9]", shown), shown
+    coloured, _ = in_terminal(["train", "--help"], [], TERM="xterm-256color", NO_COLOR="")
+    assert re.search(r"\x1b\[[0-9;]*3[0-9]", coloured)  # mutation: without it, nothing was looked at
 
 
 def test_a_base_model_talks_with_a_template_that_is_named(tmp_path, monkeypatch, capsys):

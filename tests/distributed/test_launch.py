@@ -158,3 +158,26 @@ def test_two_processes_of_the_command_train_a_text_as_one(tmp_path):
     assert outputs[1].stdout.count("Report:") == 1
     page = (tmp_path / "two" / "report.json").read_text()
     assert "Processes" in page and "sent by a rank in a step" in page
+
+
+def test_two_workers_of_ray_train_train_one_run(recipe, tmp_path):
+    pytest.importorskip("ray")
+    values = {**RECIPE, "task": {"name": "text", "model": "tiny", "corpus": "english", "seq_len": 64}, "steps": 3}
+    values["task"] |= {"max_train_tokens": 20000, "max_held_out_tokens": 1024}
+    values["optimizer"] = {"name": "adamw", "lr": 1e-3}
+    recipe.write_text(yaml.safe_dump({**values, "save_model": False}))
+    example = REFERENCE.parents[1] / "examples" / "launch_ray.py"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "RAY_AUTH_MODE": "disabled"}
+    path = [str(REFERENCE.parents[1]), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    command = [sys.executable, str(example), str(recipe), str(tmp_path / "run")]
+    done = subprocess.run(
+        command,
+        env={**environment, "PYTHONPATH": os.pathsep.join(path)},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["steps"] == 3
+    assert "Processes" in (tmp_path / "run" / "report.json").read_text()

@@ -25,11 +25,16 @@ MODELS = {"7B": llama(4096, 11008, 32, 4096, 32000), "70B": llama(8192, 28672, 8
 def test_the_tables_of_the_page_are_what_the_formulas_give(model, rank, processes):
     matrices, others = MODELS[model]
     whole, cores = (sizes_of(matrices, others, rank=one) for one in (None, rank))
+    right = sizes_of(matrices, others, rank=rank, proj_type="right")
+    # Codes of one byte and a float32 scale for each 256 of them; embedding and head stay at two bytes.
+    int8 = ((1 + 4 / 256) * right.projected + 2 * right.others) / (right.projected + right.others)
     found = [
         ddp_bytes(whole, processes, other_bytes=2),
         ddp_bytes(cores, processes, other_bytes=2),
         fsdp2_bytes(whole, processes),
-        fsdp2_bytes(sizes_of(matrices, others, rank=rank, proj_type="right"), processes),
+        fsdp2_bytes(right, processes),
+        fsdp2_bytes(right, processes, sums_cores=True),
+        fsdp2_bytes(right, processes, sums_cores=True, weight_bytes=int8),
     ]
     row = f"| {model} | {rank} | {processes} | " + " | ".join(f"{one / 1e9:.1f}" for one in found) + " |"
     assert row in PAGE.read_text(), row

@@ -1,9 +1,11 @@
 import json
+import re
 import runpy
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import featherweight as fw
 from featherweight.cli import run
@@ -60,6 +62,14 @@ def test_one_rank_and_one_factor_compute_what_the_adapter_computed(base, tmp_pat
     assert not config.get("rank_pattern") and not config.get("use_rslora")
     # Factors are rounded once to float32.
     assert torch.allclose(logits(base, tmp_path / "served"), expected, rtol=0, atol=1e-5)
+    # vLLM's loader reads modules and factors off the names, and wants the same rank everywhere.
+    tensors = load_file(tmp_path / "served" / "adapter_model.safetensors")
+    names = {
+        re.fullmatch(r"base_model\.model\.(model\.layers\.\d\.\w+\.\w+)\.lora_[AB]\.weight", name)[1]
+        for name in tensors
+    }
+    assert names == set(config["target_modules"]) and len(tensors) == 2 * len(names)
+    assert {tensor.shape[int("lora_B" in name)] for name, tensor in tensors.items()} == {facts["rank"]}
     assert f"--max-lora-rank {8 if facts['rank'] <= 8 else 16} " in facts["serve with"]
 
 

@@ -160,3 +160,11 @@ def test_a_run_on_a_mixed_stream_that_was_killed_resumes_bit_by_bit(tmp_path):
     assert not (tmp_path / "run/summary.json").exists()
     subprocess.run([*words, "--resume"], cwd=tmp_path, check=True, capture_output=True)
     assert weights(tmp_path / "run") == weights(tmp_path / "through")
+
+
+@pytest.mark.parametrize("name", ["text", "preference", "classification", "instructions"])
+def test_tasks_that_read_all_rows_first_say_so_when_they_shall_stream(name):
+    from featherweight.training.task import tasks
+
+    with pytest.raises(ConfigError, match="stream=True is an option of the task chat alone; .*max_train_rows"):
+        tasks.get(name).Config.parse({"data": "a.jsonl", "stream": True}, where=f"task {name}")
