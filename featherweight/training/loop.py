@@ -208,8 +208,7 @@ class Loop:
             if index == passes - 1 and (self.layerwise is not None or self.world.size > 1):
                 mean_loss = self._finite_loss(float(total), items)  # this backward pass moves the weights
             (loss / per_item).backward()
-        if mean_loss is None:
-            mean_loss = self._finite_loss(float(total), items)
+        mean_loss = self._finite_loss(float(total), items) if mean_loss is None else mean_loss
         share_gradients(self.world, self.model, self.optimizer, self.max_grad_norm)
         grad_norm = self._clip()
         self.optimizer.step()
