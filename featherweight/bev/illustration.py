@@ -1,6 +1,7 @@
 """What a network sees, says and gets wrong: frames of the judging drives on one sheet."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -53,6 +54,22 @@ def illustrate(model: FocusBEVForSegmentation, samples: Sequence[Sample], names:
         shown |= found
     below = legend([name for name in names if name in shown], rows[0].width)
     return stack([*rows, below])
+
+
+def together(runs: Mapping[str, Path], name: str) -> "Image":
+    """Return the sheets of several runs below one another, each under its name.
+
+    Args:
+        runs: name of a run -> its folder.
+        name: of the file in each folder.
+    """
+    from PIL import Image
+
+    sheets = []
+    for title, folder in runs.items():
+        with Image.open(folder / name) as picture:
+            sheets.append(sheet([Panel(title, picture.convert("RGB"))], height=picture.height))
+    return stack(sheets)
 
 
 def _row(

@@ -6,7 +6,7 @@ real download and what `fw bev synth` draws. An item is a frame.
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ from featherweight.bev.average import average_of, averaged, keep_average
 from featherweight.bev.breakdown import Breakdown
 from featherweight.bev.data.frames import Frame
 from featherweight.bev.data.sources import open_source
-from featherweight.bev.illustration import illustrate, spread
+from featherweight.bev.illustration import illustrate, spread, together
 from featherweight.bev.image_processing_focusbev import FocusBEVImageProcessor
 from featherweight.bev.metrics import BEVConfusion, protocol
 from featherweight.bev.model.configuration_focusbev import FocusBEVConfig
@@ -274,6 +274,12 @@ class BEVTask(Task):
         finally:
             model.train(was_training)
         picture.save(folder / "held_out.png")
+        return [folder / "held_out.png"]
+
+    @classmethod
+    def illustrate_together(cls, runs: Mapping[str, Path], folder: Path) -> list[Path]:
+        """Put the sheets of several runs below one another, as held_out.png."""
+        together(runs, "held_out.png").save(folder / "held_out.png")
         return [folder / "held_out.png"]
 
     def describe(self) -> dict[str, object]:
