@@ -16,6 +16,7 @@ from featherweight.cli.robot_devices import (
 )
 from featherweight.cli.robot_options import Duration, Fps, LeaderName, Port
 from featherweight.cli.screen import AsJson
+from featherweight.errors import ConfigError
 
 
 def sim(
@@ -81,6 +82,7 @@ def emulate(
     ] = None,
     physics: Annotated[bool, typer.Option(help="Put the arm of the simulator behind the servos.")] = False,
     boot: Annotated[float, typer.Option(min=0, help="Seconds of silence after the port was opened.")] = 1.6,
+    firmware: Annotated[str, typer.Option(help="published, or own: the checked protocol.")] = "published",
     time_scale: Annotated[float, typer.Option(min=0.01, help="Seconds of the kit per second.")] = 1.0,
     duration: Duration = None,
 ) -> None:
@@ -96,13 +98,15 @@ def emulate(
     from featherweight.robot.emulator.faults import FaultConfig
     from featherweight.robot.emulator.pseudo_terminal import PseudoTerminal
 
+    if firmware not in ("published", "own"):
+        raise ConfigError(f"fw robot emulate: firmware={firmware} is unknown; expected published or own. Choose one.")
     on_pulse = None
     if physics:
         from featherweight.robot.sim.world import World
 
         on_pulse = World().pulse
     faults = FaultConfig().override(fault or [], where="fw robot emulate")
-    kit = EmulatedKit(make_inputs(inputs), boot, faults=faults, on_pulse=on_pulse)
+    kit = EmulatedKit(make_inputs(inputs), boot, faults=faults, on_pulse=on_pulse, firmware=firmware)  # type: ignore[arg-type]
     with PseudoTerminal(kit, None if pty is None else str(pty), time_scale) as terminal:
         print(terminal.path, flush=True)
         wait(duration)

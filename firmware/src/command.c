@@ -98,13 +98,15 @@ static void take_line(void) {
   is_overlong = false;
 }
 
-/* Collect bytes up to one line end, without waiting. */
+/* Collect bytes up to one line end, without waiting. Checked lines are taken as long as there are any, so that after a
+   jittery loop the newest one counts and none is queued. */
 static void read_line(void) {
   int16_t c;
   while ((c = serial_read()) >= 0) {
     if (c == '\n') {
       take_line();
-      return;
+      if (!command_is_checked) return;
+      continue;
     }
     if (length < LONGEST && c != 0) line[length++] = (char)c;
     else is_overlong = true;
@@ -112,8 +114,12 @@ static void read_line(void) {
 }
 
 #if !READER_STRICT
+static uint32_t waited;
+
 static int16_t peek_with_timeout(void) {
-  clock_sleep_until(clock_now() + PARSE_TIMEOUT_MS * TICKS_PER_MS, serial_has_byte);
+  uint32_t before = clock_now();
+  clock_sleep_until(before + PARSE_TIMEOUT_MS * TICKS_PER_MS, serial_has_byte);
+  waited += clock_now() - before;
   return serial_peek();
 }
 
@@ -145,12 +151,14 @@ static void read_as_published(void) {
 }
 #endif
 
-void command_read(void) {
+uint32_t command_read(void) {
 #if !READER_STRICT
   if (!command_is_checked && length == 0 && !is_overlong && serial_peek() != 'V') {
+    waited = 0;
     if (serial_has_byte()) read_as_published();
-    return;
+    return waited;
   }
 #endif
   read_line();
+  return 0;
 }

@@ -3,9 +3,11 @@
 The binaries take half a second of processor time for each second of theirs, so of them only one short run is not slow.
 """
 
+import json
 import random
 import subprocess
 import sys
+import time
 
 import pytest
 from avr_board import AvrBoard, build, build_board, build_oracle, require_avr
@@ -312,3 +314,63 @@ def test_ten_minutes_of_stream_lose_no_line(avr):
     assert counts.lines == pytest.approx(600.2 / 0.0114, rel=0.002) and lines.refused == 0
     numbers = [checked.number for line in output.split(b"\n") if (checked := parse_checked_status(line))]
     assert len(numbers) > 50_000 and all((b - a) % 256 == 1 for a, b in zip(numbers, numbers[1:], strict=False))
+
+
+@slow
+@pytest.mark.skipif(sys.platform == "win32", reason="pseudo-terminals")
+@pytest.mark.parametrize("name", ["v1", "strict"])
+def test_the_driver_drives_the_binary_behind_a_terminal_in_real_time(avr, name, tmp_path, monkeypatch):
+    monkeypatch.setenv("FEATHERWEIGHT_ROBOT_HOME", str(tmp_path))
+    with avr(name, most_step_us=20_000) as board, fwr.PseudoTerminal(board) as terminal:
+        config = fwr.UMIRobotConfig(port=terminal.path, sync_speed_deg_s=90)
+        with fwr.UMIRobot(config) as robot:
+            robot.send_action(dict(zip(fwr.JOINT_KEYS, GOAL, strict=True)))
+            wait_for(lambda: robot.reported_deg() == GOAL, 30)
+            statistics, checked = robot.statistics, robot.link.core.checked
+
+    assert statistics.bad_lines == 0 and checked is not None
+    assert {round(pulse.width_us) for pulse in board.pulses[-60:] if pulse.servo == 0} == {544 + 100 * 1856 // 180}
+
+
+@slow
+@pytest.mark.skipif(sys.platform == "win32", reason="pseudo-terminals")
+@pytest.mark.parametrize("name", ["v1", "strict"])
+def test_the_official_client_drives_the_binary(avr, name, tmp_path):
+    """The package umirobot (GPL) runs in its own process, from its own folder; nothing of it is imported here."""
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(tmp_path)]
+    done = subprocess.run([*install, "umirobot==22.4.28", "pyserial"], capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"umirobot cannot be installed: {done.stderr.strip().splitlines()[-1:]}")
+    with avr(name, resets_on_open=False, most_step_us=20_000) as board, fwr.PseudoTerminal(board) as terminal:
+        board.set_inputs((0, 1023, 512, 300, 700, 10), (1, 0, 1, 1, 0))
+        done = subprocess.run(
+            [sys.executable, "-c", CLIENT, terminal.path, str(tmp_path)], capture_output=True, text=True, timeout=120
+        )
+    assert done.returncode == 0, done.stderr
+    q, volts, inputs = json.loads(done.stdout.splitlines()[-1])
+    assert q == [10, -20, 30, -40, 90, -90] and inputs == [1, 0, 1, 1, 0]
+    assert volts == pytest.approx([raw * 5 / 1023 for raw in (0, 1023, 512, 300, 700, 10)])
+
+
+CLIENT = """
+import json, sys, time
+sys.path.insert(0, sys.argv[2])
+from umirobot import UMIRobot
+client = UMIRobot()
+client.set_port(sys.argv[1])
+end = time.time() + 20
+while time.time() < end:
+    client.set_qd([10, -20, 30, -40, 95, -95])
+    client.update()
+    if client.get_q() is not None and list(client.get_q()) == [10, -20, 30, -40, 90, -90]:
+        break
+print(json.dumps([list(client.get_q()), list(client.get_potentiometer_values()), list(client.get_digital_in_values())]))
+"""
+
+
+def wait_for(condition, seconds):
+    """Wait until something is true."""
+    end_s = time.monotonic() + seconds
+    while time.monotonic() < end_s and not condition():
+        time.sleep(0.01)
+    assert condition()

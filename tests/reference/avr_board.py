@@ -71,9 +71,12 @@ class AvrBoard:
         program: of `build_board`.
         elf: firmware.
         resets_on_open: whether opening the port starts the board again, as an Uno does.
+        most_step_us: of the board's time in one call; behind a terminal the board's clock stands still while the
+            computer is too slow for it, instead of falling behind for ever. None for no such end.
     """
 
-    def __init__(self, program, elf, resets_on_open=True):
+    def __init__(self, program, elf, resets_on_open=True, most_step_us=None):
+        self._most_step_us, self._lag_us = most_step_us, 0
         self._process = subprocess.Popen(
             [str(program), str(elf)],
             stdin=subprocess.PIPE,
@@ -133,6 +136,11 @@ class AvrBoard:
         self.stop()
 
     def _advance(self, now_us):
+        now_us -= self._lag_us
+        if self._most_step_us is not None and now_us - self.now_us > self._most_step_us:
+            late_us = now_us - self.now_us - self._most_step_us
+            self._lag_us += late_us
+            now_us -= late_us
         # The simulator's time may stand a few cycles behind an instant; whole microseconds are enough here.
         if now_us <= self.now_us:
             return

@@ -42,6 +42,9 @@ class Board(ABC):
         on_pulse: called with (time in microseconds, (6,) angles) whenever the servos get their pulses.
     """
 
+    ring_bytes = RING_BYTES
+    """Unread bytes that the firmware keeps."""
+
     def __init__(self, inputs: Inputs | None = None, boot_s: float = BOOT_S, on_pulse: PulseHook | None = None) -> None:
         self.inputs = inputs or ConstantInputs()
         self.counts = FirmwareCounts()
@@ -87,7 +90,7 @@ class Board(ABC):
             if self._arrivals and self._arrivals[0][0] <= min(wake_us, to_us):
                 arrival_us, byte = self._arrivals.popleft()
                 self.now_us = max(self.now_us, arrival_us)
-                if len(self._ring) < RING_BYTES:
+                if len(self._ring) < self.ring_bytes:
                     self._ring.append(byte)
                 else:
                     self.counts.overflowed_bytes += 1

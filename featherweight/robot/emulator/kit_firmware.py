@@ -32,6 +32,8 @@ _WATCHDOG_US = round(WATCHDOG_S * 1e6) - LOOP_US
 class KitFirmware(Board):
     """Our own firmware; see `Board`."""
 
+    ring_bytes = 127
+
     def _start(self) -> None:
         """Stay where the arm is; the protocol is the plain one again."""
         self.is_checked = self.is_held = False
@@ -88,7 +90,10 @@ class KitFirmware(Board):
             byte = self._ring.popleft()
             if byte == 0x0A:
                 self._take_line()
-                return
+                # Checked lines are taken as long as there are any, so that after a jittery loop the newest counts.
+                if not self.is_checked:
+                    return
+                continue
             if len(self._line) < _LONGEST and byte:
                 self._line.append(byte)
             else:

@@ -17,8 +17,8 @@ from featherweight.robot.hardware.stl import stl_bytes, threemf_bytes
 from featherweight.robot.hardware.wiring import wiring_svg
 
 
-def figures(assembly: Assembly) -> dict[str, Any]:
-    """Return what the geometry says: masses of bodies, loads of joints with their margin, the workspace."""
+def figures(assembly: Assembly, postures: int = 20_000) -> dict[str, Any]:
+    """Return what the geometry says: masses of bodies, loads of joints with their margin, the workspace of postures."""
     from featherweight.robot.hardware.assembly import BODIES
 
     masses = body_masses(assembly)
@@ -33,7 +33,7 @@ def figures(assembly: Assembly) -> dict[str, Any]:
             }
             for load in static_loads(assembly)
         ],
-        "workspace": {key: [round(value, 4) for value in values] for key, values in workspace().items()},
+        "workspace": {key: [round(value, 4) for value in values] for key, values in workspace(postures).items()},
         "printed_g": round(printed_kg(assembly) * 1e3, 1),
     }
 

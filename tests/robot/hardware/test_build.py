@@ -16,7 +16,7 @@ def test_a_folder_that_is_there_stays(tmp_path):
 
 
 def test_figures_tell_masses_loads_and_workspace(assembly):
-    told = figures(assembly)
+    told = figures(assembly, postures=500)
     assert json.loads(json.dumps(told)) == told
     assert {load["joint"]: load["margin"] for load in told["static_load"]}[2] > 2
     assert sum(told["mass_g"].values()) < 500

@@ -77,7 +77,10 @@ GRIPPERS = {
 }
 
 
-@pytest.mark.parametrize("name", GRIPPERS)
+QUICK = {"wrong horn", "wrong servo", "too heavy", "collides"}
+
+
+@pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in GRIPPERS])
 def test_each_faulty_gripper_is_named(name, tmp_path, monkeypatch):
     path = tmp_path / "my_gripper.py"
     path.write_text("")
