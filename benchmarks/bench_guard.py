@@ -1,8 +1,9 @@
-"""Guards on a model that follows a policy: the stand-in with its bypass, SmolLM2 with a harmless policy, and latency.
+"""Guards on a model that follows a policy: the stand-in with its bypass, SmolLM2 with a harmless policy; their costs.
 
     python benchmarks/bench_guard.py stand-in --clinc FOLDER --models M0 M1 M2  (tests/reference/guard_stand_in.py)
     python benchmarks/bench_guard.py smollm2 --clinc FOLDER
     python benchmarks/bench_guard.py latency
+    python benchmarks/bench_guard.py serving
 
 CLINC150 (data_full.json, domains.json of clinc/oos-eval, CC BY 3.0) is read, never downloaded. Rows go to
 results/guard_*.csv.
@@ -340,10 +341,65 @@ def latency(prompt_tokens: int, answer_tokens: int, rounds: int) -> list[dict[st
     return rows
 
 
+def serving(requests: int, answer_tokens: int, rounds: int) -> list[dict[str, Any]]:
+    """Return the throughput of the engine with a guard against the same without one, in turns, requests all at once.
+
+    The model is a Llama of 8 M parameters with random weights; the guards let everything pass, which costs most.
+    """
+    import asyncio
+
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from featherweight.guard.guard import PrefixGuard
+    from featherweight.serving.engine import Engine
+    from featherweight.serving.job import Ended, Job
+
+    torch.manual_seed(0)
+    shape = {"hidden_size": 256, "num_hidden_layers": 6, "intermediate_size": 688, "num_attention_heads": 8}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=8192, max_position_embeddings=1024, **shape)).eval()
+    layers = default_layers(6)
+    width = 256 * len(layers)
+    zeros = Linear(torch.zeros(width), torch.ones(width), torch.zeros(width), torch.zeros(()))
+    base = {"prefix_text": "x", "prefix_ids": list(range(7)), "probe_tokens": 12, "layers": layers}
+    guards: dict[str, Any] = {"without a guard": None}
+    for tier in ("prefix_hidden", "probe_hidden"):
+        guards[tier] = PrefixGuard(GuardOptions(**base, stages=[{"tier": tier}]), {tier: zeros})
+    prompts = torch.randint(10, 8000, (requests, 200)).tolist()
+
+    async def ask(engine: Engine) -> int:
+        jobs = [Job(ids, max_new_tokens=answer_tokens) for ids in prompts]
+        for job in jobs:
+            engine.submit(job)
+        for job in jobs:
+            while not isinstance(await job.events.get(), Ended):
+                pass
+        return sum(job.written for job in jobs)
+
+    found: dict[str, list[float]] = {name: [] for name in guards}
+    for _ in range(rounds):
+        for name, guard in guards.items():
+            engine = Engine(model, stop_token_ids=[], guard=guard, max_batch=requests)
+            begin = time.process_time()
+            tokens = asyncio.run(ask(engine))
+            found[name].append(tokens / (time.process_time() - begin))
+            engine.close()
+    plain = torch.tensor(found["without a guard"])
+    return [
+        {
+            "guard": name,
+            "requests at once": requests,
+            "answer": answer_tokens,
+            "tokens by processor second (median)": f"{float(torch.tensor(one).median()):.0f}",
+            "share of without (median of rounds)": f"{float((torch.tensor(one) / plain).median()):.3f}",
+        }
+        for name, one in found.items()
+    ]
+
+
 def main() -> None:
-    """Run one of the three."""
+    """Run one of the four."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["stand-in", "smollm2", "latency"])
+    parser.add_argument("what", choices=["stand-in", "smollm2", "latency", "serving"])
     parser.add_argument("--clinc", type=Path)
     parser.add_argument("--models", type=Path, nargs="+", default=[])
     parser.add_argument("--sizes", type=int, nargs=6, default=[100, 200, 40, 200, 120, 40])
@@ -355,8 +411,10 @@ def main() -> None:
         rows = [row for seed, model in enumerate(chosen.models) for row in stand_in(chosen.clinc, seed, model)]
     elif chosen.what == "smollm2":
         rows = smollm2(chosen.clinc, tuple(chosen.sizes), chosen.probe_tokens)
-    else:
+    elif chosen.what == "latency":
         rows = latency(200, 128, chosen.rounds)
+    else:
+        rows = serving(32, 128, chosen.rounds)
     for one in rows:
         print(one)
     write_rows(f"guard_{chosen.what.replace('-', '_')}", rows)

@@ -65,7 +65,7 @@ def calibrate(
         int, typer.Option("--probe-tokens", min=1, help="Tokens that the model writes after it.")
     ] = 12,
     text_classifier: Annotated[
-        str, typer.Option("--text-classifier", help="bow or encoder, for the tier probe.")
+        str, typer.Option("--text-classifier", help="bow, encoder or finetune, for the tier probe.")
     ] = "bow",
     on_flag: Annotated[str, typer.Option("--on-flag", help="message, truncate or annotate.")] = "message",
     refusal: Annotated[

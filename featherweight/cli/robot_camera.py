@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from featherweight.cli.robot_options import Offsets, read_offsets
 from featherweight.cli.screen import AsJson, print_json
 from featherweight.errors import ConfigError
 
@@ -23,9 +24,7 @@ def calibrate_camera(
     ] = None,
     fovy: Annotated[float, typer.Option(min=5, max=120, help="Degrees that the height of a picture covers.")] = 42.0,
     poses: Annotated[int, typer.Option(min=8, max=500, help="Of the simulator.")] = 30,
-    offsets: Annotated[
-        str, typer.Option(help="Of the simulator: errors of assembly of the five joints, which are to be found.")
-    ] = "2,-3,4,-2,3",
+    offsets: Offsets = "2,-3,4,-2,3",
     seed: Annotated[int, typer.Option(min=0, help="Of the poses.")] = 0,
     save: Annotated[
         str | None, typer.Option(help="Write what was found into the calibration of this kit.", show_default=False)
@@ -53,8 +52,8 @@ def calibrate_camera(
         from featherweight.robot.sim.photographs import calibration_poses, model_errors_m, take_pictures
         from featherweight.robot.sim.world import World
 
-        wrong = _read_offsets(offsets)
-        world, chosen = World("empty", zero_offset_deg=[*wrong, 0.0], cards=True), calibration_poses(poses, seed)
+        wrong = read_offsets("calibrate-camera", offsets)
+        world, chosen = World("empty", zero_offset_deg=wrong, cards=True), calibration_poses(poses, seed)
         result = calibrate(list(chosen), take_pictures(world, chosen), 42.0)
         others = calibration_poses(50, seed + 1)
         for name, zeros in (("before", [0.0] * 5), ("after", list(result.zero_offset_deg))):
@@ -106,19 +105,6 @@ def read_pictures(folder: Path) -> "tuple[list[list[float]], list[np.ndarray]]":
             "and pictures of one camera. Correct them."
         ) from error
     return angles, pictures
-
-
-def _read_offsets(words: str) -> list[float]:
-    try:
-        numbers = [float(word) for word in words.split(",")]
-    except ValueError:
-        numbers = []
-    if len(numbers) != 5 or not all(abs(number) <= 10 for number in numbers):
-        raise ConfigError(
-            f"calibrate-camera: offsets={words} cannot be simulated; expected five numbers from -10 to 10. Write "
-            "2,-3,4,-2,3."
-        )
-    return numbers
 
 
 def _save(id: str, found_deg: tuple[float, ...]) -> Path:

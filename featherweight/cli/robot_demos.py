@@ -9,7 +9,17 @@ import typer
 
 from featherweight.cli.robot_devices import make_follower, make_leader
 from featherweight.cli.robot_episodes import Length, record_episodes, record_in_room
-from featherweight.cli.robot_options import Cameras, ClassFolder, LeaderName, MemberName, Port, RelayAddress, RobotName
+from featherweight.cli.robot_options import (
+    Cameras,
+    ClassFolder,
+    LeaderName,
+    MemberName,
+    Offsets,
+    Port,
+    RelayAddress,
+    RobotName,
+    read_offsets,
+)
 from featherweight.cli.screen import AsJson, Overrides, RecipeFile, Resume, print_json
 from featherweight.cli.train import train as run_train
 from featherweight.errors import ConfigError
@@ -33,6 +43,7 @@ def record(
     camera: Cameras = None,
     size: Annotated[str, typer.Option(help="Of the expert's pictures, width x height, both even.")] = "320x240",
     seed: Annotated[int, typer.Option(min=0, help="Of the first layout of the expert; each episode has another.")] = 0,
+    offsets: Offsets = "0,0,0,0,0",
     room: Annotated[
         str | None, typer.Option(help="Record while driving a robot of this room.", show_default=False)
     ] = None,
@@ -58,7 +69,7 @@ def record(
     if room is not None:
         result = record_in_room(room, address, class_folder, name, robot_name, leader, port, out, camera or [], length)
     elif leader == "expert":
-        result = _record_expert(out, episodes, seed, camera or [], task, fps, size)
+        result = _record_expert(out, range(seed, seed + episodes), camera or [], task, fps, size, offsets)
     else:
         robot = make_follower(follower, port, tuple(camera or ()))
         if camera and follower != "sim":
@@ -72,7 +83,7 @@ def record(
 
 
 def _record_expert(
-    out: Path, episodes: int, seed: int, cameras: list[str], task: str, fps: int, size: str
+    out: Path, seeds: range, cameras: list[str], task: str, fps: int, size: str, offsets: str
 ) -> dict[str, Any]:
     from rich.progress import Progress
 
@@ -87,11 +98,12 @@ def _record_expert(
         raise ConfigError(
             f"fw robot record: size={size} cannot be drawn; expected two even numbers up to 1280x960. Write 320x240."
         )
+    kit = read_offsets("fw robot record", offsets)
     writer = expert_writer(out, cameras, (height_px, width_px))
     with Progress(transient=True) as bar:
-        shown = bar.add_task("recording", total=episodes)
-        saved = demonstrate(writer, range(seed, seed + episodes), lambda *_: bar.advance(shown), cameras, task)
-    return {"saved": saved, "tried": episodes, "total": len(writer.rows)}
+        shown = bar.add_task("recording", total=len(seeds))
+        saved = demonstrate(writer, seeds, lambda *_: bar.advance(shown), cameras, task, kit)
+    return {"saved": saved, "tried": len(seeds), "total": len(writer.rows)}
 
 
 def _record_by_hand(robot: "UMIRobot", leader_name: str, port: str, out: Path, length: Length) -> dict[str, Any]:
@@ -222,6 +234,7 @@ def evaluate(
     scene: Annotated[str, typer.Option(help="challenge: one cube, one bin.")] = "challenge",
     runs: Annotated[int, typer.Option(min=1, help="Layouts, none of them among those of the demonstrations.")] = 50,
     seed: Annotated[int | None, typer.Option(min=0, help="Of the first layout.", show_default=False)] = None,
+    offsets: Offsets = "0,0,0,0,0",
     as_json: AsJson = False,
 ) -> None:
     """Let a policy put cubes into the bin in simulation, through the safety pipeline, and count."""
@@ -233,11 +246,11 @@ def evaluate(
 
     if scene != "challenge":
         raise ConfigError(f"fw robot eval: scene={scene} has no cube; expected challenge. Leave --scene out.")
-    policy = None if run is None else load_policy(run)
+    policy, kit = None if run is None else load_policy(run), read_offsets("fw robot eval", offsets)
     first = FIRST_UNSEEN_SEED if seed is None else seed
     with Progress(transient=True) as bar:
         shown = bar.add_task("evaluating", total=runs)
-        result = run_evaluation(policy, range(first, first + runs), lambda *_: bar.advance(shown))
+        result = run_evaluation(policy, range(first, first + runs), lambda *_: bar.advance(shown), kit)
     low, high = result.interval
     failed = [seed for seed, is_placed in zip(result.seeds, result.placed, strict=True) if not is_placed]
     mean_s = sum(result.times_s) / len(result.times_s) if result.times_s else None

@@ -80,7 +80,7 @@ def calibrate(
         prefix: the forced opening; auto tries several.
         preamble_text: stands between prompt and prefix, such as the end of a block of thoughts.
         probe_tokens: tokens that the model writes after the prefix.
-        text_classifier: bow or encoder, for the tier probe.
+        text_classifier: bow, encoder or finetune, for the tier probe.
         on_flag: what a flagged request gets; see `GuardOptions`.
         refusal_text: for `on_flag: message`.
         grouped: keep rows of one category in one part, which shows what happens with categories never seen.
@@ -98,7 +98,7 @@ def calibrate(
     _check(tier)
     goal.check()
     model.eval()
-    sets = _read_sets(harmful, benign, borderline)
+    sets = read_sets(harmful, benign, borderline)
     rows = make_rows(sets, grouped=grouped, frames=frames, seed=seed)
     base = _base_options(
         model, tokenizer, tier, prefix, preamble_text, probe_tokens, text_classifier, on_flag, refusal_text
@@ -119,7 +119,15 @@ def calibrate(
     return files
 
 
-def fit_guard(readings: Readings, tokenizer: Any, *, tier: str, goal: Goal) -> GuardFiles:
+def fit_guard(
+    readings: Readings,
+    tokenizer: Any,
+    *,
+    tier: str,
+    goal: Goal,
+    text_classifier: str | None = None,
+    text_base: str | None = None,
+) -> GuardFiles:
     """Make a guard of what a model said of labelled prompts; the model itself is not needed.
 
     Args:
@@ -127,6 +135,8 @@ def fit_guard(readings: Readings, tokenizer: Any, *, tier: str, goal: Goal) -> G
         tokenizer: of the model; the tiers of words read by it.
         tier: what decides.
         goal: of the threshold.
+        text_classifier: bow, encoder or finetune; None takes that of the readings.
+        text_base: folder of the model that finetune starts from; None takes MiniLM.
 
     Raises:
         ConfigError: for a tier that must not decide alone, a goal that is none, or too few rows of a class.
@@ -135,11 +145,17 @@ def fit_guard(readings: Readings, tokenizer: Any, *, tier: str, goal: Goal) -> G
     goal.check()
     rows, collected = readings.rows, readings.collected
     base = GuardOptions.parse(
-        {**readings.options.to_dict(), "stages": [{"tier": last_tier(tier)}], "early_exit": []}, where="guard calibrate"
+        {
+            **readings.options.to_dict(),
+            "stages": [{"tier": last_tier(tier)}],
+            "early_exit": [],
+            "text_classifier": text_classifier or readings.options.text_classifier,
+        },
+        where="guard calibrate",
     )
     judge = Scoring(base, {}, tokenizer=tokenizer)
     deciding = ("prefix_hidden", "probe_hidden") if tier == "cascade" else (tier,)
-    measured = measure_tiers(judge, collected, rows, deciding)
+    measured = measure_tiers(judge, collected, rows, deciding, text_base=text_base)
     options = decide(base, measured, judge, collected, rows, tier, goal)
     flagged = decided(options, measured, judge, collected)
     report = make_report(options, measured, flagged, rows, readings.candidates, [readings.dropped], goal.confidence)
@@ -151,6 +167,7 @@ def fit_guard(readings: Readings, tokenizer: Any, *, tier: str, goal: Goal) -> G
         judge.vocabulary if "next_token" in needed else None,
         readings.fingerprints,
         report,
+        judge.classifier if "probe" in needed else None,
     )
 
 
@@ -178,7 +195,12 @@ def make_rows(sets: Sequence[PromptSet], *, grouped: bool, frames: bool, seed: i
     return rows
 
 
-def _read_sets(harmful: PromptSource, benign: PromptSource, borderline: PromptSource | None) -> list[PromptSet]:
+def read_sets(harmful: PromptSource, benign: PromptSource, borderline: PromptSource | None) -> list[PromptSet]:
+    """Return the prompts of each class, each once.
+
+    Raises:
+        ConfigError: for fewer than 25 of a class, or a prompt in two of them.
+    """
     sets = [read_prompts(harmful, "harmful"), read_prompts(benign, "benign")]
     sets += [] if borderline is None else [read_prompts(borderline, "borderline")]
     _check_counts(sets)
@@ -194,7 +216,7 @@ def _mean_tokens(tokenizer: Any, rows: Rows) -> int:
 def _time_phases(files: GuardFiles, model: Any, tokenizer: Any, rows: Rows) -> None:
     assert files.report is not None
     timed = [rows.messages[row] for row in rows.where("test", "benign").nonzero().squeeze(1).tolist()[:TIMED]]
-    scoring = Scoring(files.options, files.scores, files.vocabulary, tokenizer)
+    scoring = Scoring(files.options, files.scores, files.vocabulary, tokenizer, files.classifier)
     add_latency(files.report, scoring, model, tokenizer, timed)
 
 

@@ -50,7 +50,11 @@ def export_guard(guard_folder: Path, out: Path) -> None:
         CheckpointError: if the guard is damaged.
         ConfigError: if something is there, or it cannot be written.
     """
-    read_guard(guard_folder)
+    if read_guard(guard_folder).classifier is not None:
+        raise ConfigError(
+            f"guard export: guard={guard_folder} has a text classifier of its own, too large for one file of code; "
+            "expected bow or a tier of hidden states. Calibrate with --text-classifier bow."
+        )
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"guard export: out={out} is not empty; expected a new folder. Choose another name.")
     files = {name: base64.b64encode((guard_folder / name).read_bytes()).decode("ascii") for name in (SETTINGS, WEIGHTS)}

@@ -49,10 +49,12 @@ def check_fingerprint(stored: Mapping[str, Any], model: Any, tokenizer: Any) -> 
     if different is None and not _same_weights(stored.get("weights", {}), found["weights"]):
         different = "weights"
     if different is not None:
-        thing = {"shape": "model", "weights": "weights of the model", "template": "chat template"}
+        thing = {"shape": "model", "weights": "model", "template": "chat template"}
+        # Which tensors were sampled says nothing; that some of them differ says all.
+        value = f"{len(found[different])} sampled tensors" if different == "weights" else _short(found[different])
         raise CheckpointError(
-            f"guard: {different}={_short(found[different])} of this {thing.get(different, different)} differs from "
-            "what the guard was calibrated with; expected the same one. Calibrate again, or accept the difference with "
+            f"guard: {different}={value} of this {thing.get(different, different)} differs from what the guard was "
+            "calibrated with; expected the same one. Calibrate again, or accept the difference with "
             "allow_mismatch=True (--allow-mismatch)."
         )
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from featherweight.guard.finetuned import finetune
 from featherweight.guard.linear import FOLDS, STRENGTHS, USUAL, Linear, fit_linear
 from featherweight.guard.metrics import auroc
 from featherweight.guard.options import READ_AT
@@ -20,7 +21,9 @@ WORDS = "prompt words alone"
 """The reference that reads no model: what a list of words would do."""
 
 
-def measure_tiers(judge: Scoring, collected: Collected, rows: Rows, deciding: Sequence[str]) -> dict[str, Measured]:
+def measure_tiers(
+    judge: Scoring, collected: Collected, rows: Rows, deciding: Sequence[str], *, text_base: str | None = None
+) -> dict[str, Measured]:
     """Fit every tier and score all rows: those of the fit by folds that had not seen them.
 
     Args:
@@ -28,6 +31,7 @@ def measure_tiers(judge: Scoring, collected: Collected, rows: Rows, deciding: Se
         collected: what was read of the rows.
         rows: with labels and parts.
         deciding: tiers whose penalty is chosen with care; the others are for the table.
+        text_base: folder of the model that `text_classifier: finetune` starts from; None takes MiniLM.
     """
     labels = torch.tensor([int(kind == "harmful") for kind in rows.kinds])
     fit = torch.tensor([part == "fit" for part in rows.parts])
@@ -35,6 +39,12 @@ def measure_tiers(judge: Scoring, collected: Collected, rows: Rows, deciding: Se
     groups = [key for key, part in zip(rows.keys, rows.parts, strict=True) if part == "fit"]
     categories = [name for name, part in zip(rows.categories, rows.parts, strict=True) if part == "fit"]
     judge.vocabulary = likeliest(collected.evidence.next_ids, NEXT_TOKEN_FEATURES)
+    if judge.options.text_classifier == "finetune":
+        texts = judge.texts(collected.evidence)
+        places = fit.nonzero().squeeze(1).tolist()
+        judge.classifier = finetune(
+            [texts[place] for place in places], [int(labels[place]) for place in places], base=text_base
+        )
     measured = {}
     for tier in READ_AT:
         strengths = STRENGTHS if tier in deciding else USUAL

@@ -12,6 +12,7 @@ from featherweight.guard.calibration import calibrate, fit_guard
 from featherweight.guard.decoding import Callback
 from featherweight.guard.decoding_loop import decoding_loop
 from featherweight.guard.evidence import Evidence
+from featherweight.guard.finetuned import FineTuned
 from featherweight.guard.fingerprint import check_fingerprint
 from featherweight.guard.linear import Linear
 from featherweight.guard.monitor import NAME, Monitor
@@ -34,6 +35,7 @@ class PrefixGuard:
         vocabulary: (F,) int64: the tokens whose log-probabilities the tier next_token reads.
         fingerprints: of the model it was calibrated with; None matches every model.
         report: of the calibration.
+        classifier: of texts, for `text_classifier: finetune`.
         callback: for `on_flag: callback`: (request, verdict) -> text of the reply, or None for the refusal text.
 
     Example:
@@ -50,10 +52,11 @@ class PrefixGuard:
         vocabulary: Tensor | None = None,
         fingerprints: Mapping[str, Any] | None = None,
         report: Report | None = None,
+        classifier: FineTuned | None = None,
         callback: Callback | None = None,
     ) -> None:
         self.options, self.fingerprints, self.report, self.callback = options, fingerprints, report, callback
-        self._scoring = Scoring(options, scores, vocabulary)
+        self._scoring = Scoring(options, scores, vocabulary, classifier=classifier)
 
     @property
     def tiers(self) -> tuple[str, ...]:
@@ -87,6 +90,8 @@ class PrefixGuard:
         target_tpr: float | None = None,
         cost_ratio: float | None = None,
         confidence: float | None = None,
+        text_classifier: str | None = None,
+        text_base: str | None = None,
     ) -> Self:
         """Make a guard from what a calibration kept of the model, without running it.
 
@@ -98,6 +103,8 @@ class PrefixGuard:
             target_tpr: see there.
             cost_ratio: see there.
             confidence: see there.
+            text_classifier: bow, encoder or finetune; None takes that of the calibration.
+            text_base: folder of the model that finetune starts from; None takes MiniLM.
 
         Raises:
             CheckpointError: if a folder is damaged.
@@ -105,7 +112,8 @@ class PrefixGuard:
         """
         goal = Goal(target_fpr, target_tpr, cost_ratio, confidence)
         readings = read_readings([Path(folder).expanduser() for folder in folders])
-        guard = cls._from_files(fit_guard(readings, tokenizer, tier=tier, goal=goal))
+        options = {"text_classifier": text_classifier, "text_base": text_base}
+        guard = cls._from_files(fit_guard(readings, tokenizer, tier=tier, goal=goal, **options))
         guard._scoring.tokenizer = tokenizer
         return guard
 
@@ -117,6 +125,7 @@ class PrefixGuard:
             vocabulary=files.vocabulary,
             fingerprints=files.fingerprints,
             report=files.report,
+            classifier=files.classifier,
         )
 
     def save_pretrained(self, folder: str | PathLike[str]) -> None:
@@ -126,7 +135,9 @@ class PrefixGuard:
             ConfigError: if the folder cannot be written.
         """
         scoring = self._scoring
-        files = GuardFiles(self.options, scoring.scores, scoring.vocabulary, self.fingerprints, self.report)
+        files = GuardFiles(
+            self.options, scoring.scores, scoring.vocabulary, self.fingerprints, self.report, scoring.classifier
+        )
         write_guard(Path(folder), files)
 
     def with_options(self, **changes: Any) -> Self:
@@ -138,6 +149,7 @@ class PrefixGuard:
             vocabulary=old.vocabulary,
             fingerprints=self.fingerprints,
             report=self.report,
+            classifier=old.classifier,
             callback=self.callback,
         )
         other._scoring.tokenizer = old.tokenizer
@@ -165,6 +177,10 @@ class PrefixGuard:
             CheckpointError: if the guard was not fitted for this tier.
         """
         return self._scoring.score(tier, evidence)
+
+    def text_features(self, texts: Sequence[str]) -> Tensor:
+        """Return the texts of probes as the numbers that the tier probe scores."""
+        return self._scoring.text_features(texts)
 
     def linear(self, tier: str) -> Linear:
         """Return the linear score of a tier."""

@@ -95,8 +95,9 @@ class GuardOptions(Config):
     """Looked at in this order."""
     early_exit: tuple[EarlyExit, ...] = ()
     """Places inside of the probe, in order; only if the last stage reads the probe."""
-    text_classifier: Literal["bow", "encoder"] = "bow"
-    """How the text of a probe becomes numbers: hashed words and pairs of words, or a frozen sentence encoder."""
+    text_classifier: Literal["bow", "encoder", "finetune"] = "bow"
+    """How the text of a probe becomes numbers: hashed words and pairs of words, a frozen sentence encoder, or one that
+    is trained as a whole."""
     include_prefix: bool = False
     """Whether the prefix stands in the text that is classified; one function builds it for fit and use."""
     on_flag: OnFlag = "message"

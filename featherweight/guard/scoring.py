@@ -7,6 +7,7 @@ from torch import Tensor
 
 from featherweight.errors import CheckpointError, ConfigError
 from featherweight.guard.evidence import Evidence, next_token_features, required
+from featherweight.guard.finetuned import FineTuned
 from featherweight.guard.linear import Linear
 from featherweight.guard.monitor import NAME, Monitor
 from featherweight.guard.options import GuardOptions
@@ -21,6 +22,7 @@ class Scoring:
         scores: tier -> linear score of its features.
         vocabulary: (F,) int64: the tokens whose log-probabilities the tier next_token reads.
         tokenizer: of the model; None as long as no text is read.
+        classifier: of texts, for `text_classifier: finetune`; None until it is trained.
     """
 
     def __init__(
@@ -29,9 +31,10 @@ class Scoring:
         scores: Mapping[str, Linear],
         vocabulary: Tensor | None = None,
         tokenizer: Any = None,
+        classifier: FineTuned | None = None,
     ) -> None:
         self.options, self.scores = options, dict(scores)
-        self.vocabulary, self.tokenizer = vocabulary, tokenizer
+        self.vocabulary, self.tokenizer, self.classifier = vocabulary, tokenizer, classifier
 
     def score(self, tier: str, evidence: Evidence) -> Tensor:
         """Return (B,) scores of a tier, larger for what ought to be refused.
@@ -59,8 +62,14 @@ class Scoring:
             return required(evidence, "prefix_hidden")
         if tier == "probe_hidden":
             return required(evidence, "probe_hidden")
-        texts = self.texts(evidence)
-        return bow_features(texts) if self.options.text_classifier == "bow" else encoder_features(texts)
+        return self.text_features(self.texts(evidence))
+
+    def text_features(self, texts: Sequence[str]) -> Tensor:
+        """Return (B, F): the texts of probes as numbers."""
+        if self.options.text_classifier == "encoder":
+            return encoder_features(texts)
+        # As long as nothing is trained, as in the search for a prefix, words stand for it.
+        return bow_features(texts) if self.classifier is None else self.classifier(texts)
 
     def new_monitor(self, rows: int) -> Monitor | None:
         """Return what watches answers, or None if none are watched."""

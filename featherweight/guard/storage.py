@@ -11,6 +11,7 @@ from torch import Tensor
 
 from featherweight.config.files import new_folder
 from featherweight.errors import CheckpointError, ConfigError
+from featherweight.guard.finetuned import FineTuned
 from featherweight.guard.linear import Linear
 from featherweight.guard.markdown import markdown_report
 from featherweight.guard.monitor import NAME
@@ -24,6 +25,8 @@ SETTINGS, WEIGHTS, REPORT, PAGE, TEXT = (
     "report.html",
     "report.md",
 )
+CLASSIFIER = "text_classifier"
+"""Sub-folder of a classifier that was trained as a whole."""
 _PARTS = ("mean", "std", "weight", "bias")
 
 
@@ -36,6 +39,8 @@ class GuardFiles:
     vocabulary: Tensor | None
     fingerprints: Mapping[str, Any] | None
     report: Report | None
+    classifier: FineTuned | None = None
+    """Of texts, where it was trained."""
 
 
 def write_guard(folder: Path, files: GuardFiles) -> None:
@@ -55,7 +60,7 @@ def write_guard(folder: Path, files: GuardFiles) -> None:
     if files.vocabulary is not None:
         tensors["vocabulary"] = files.vocabulary.contiguous()
     weights = save(tensors)
-    settings = {
+    settings: dict[str, Any] = {
         "options": files.options.to_dict(),
         "fingerprints": files.fingerprints,
         "sha256": hashlib.sha256(weights).hexdigest(),
@@ -63,6 +68,9 @@ def write_guard(folder: Path, files: GuardFiles) -> None:
     try:
         with new_folder(folder, replace=is_guard) as temporary:
             (temporary / WEIGHTS).write_bytes(weights)
+            if files.classifier is not None:
+                files.classifier.save(temporary / CLASSIFIER)
+                settings["classifier_sha256"] = _digest(temporary / CLASSIFIER)
             (temporary / SETTINGS).write_text(
                 json.dumps(settings, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
             )
@@ -103,6 +111,11 @@ def read_guard(folder: Path) -> GuardFiles:
         missing = wanted - scores.keys()
         if missing:
             raise ValueError(f"no weights for {', '.join(sorted(missing))}")
+        classifier = None
+        if options.text_classifier == "finetune" and any(stage.tier == "probe" for stage in options.stages):
+            if _digest(folder / CLASSIFIER) != stored.get("classifier_sha256"):
+                raise ValueError(f"{CLASSIFIER} is not the folder that was written")
+            classifier = FineTuned.load(folder / CLASSIFIER)
         report = None
         if (folder / REPORT).is_file():
             report = Report.from_json((folder / REPORT).read_text(encoding="utf-8"))
@@ -111,4 +124,13 @@ def read_guard(folder: Path) -> GuardFiles:
             f"guard: folder={folder} is damaged ({error}); expected the files that fw guard calibrate wrote. Copy them "
             "again, or calibrate again."
         ) from error
-    return GuardFiles(options, scores, tensors.get("vocabulary"), stored.get("fingerprints"), report)
+    return GuardFiles(options, scores, tensors.get("vocabulary"), stored.get("fingerprints"), report, classifier)
+
+
+def _digest(folder: Path) -> str:
+    """Return what tells the files of a folder from others."""
+    found = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            found.update(path.name.encode() + path.read_bytes())
+    return found.hexdigest()

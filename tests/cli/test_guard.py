@@ -35,6 +35,7 @@ def test_a_guard_is_calibrated_and_its_report_lies_beside_it(files, capsys):
         "guard_config.json",
         "report.html",
         "report.json",
+        "report.md",
     ]
 
 

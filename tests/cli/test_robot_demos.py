@@ -60,6 +60,7 @@ def test_a_hand_is_recorded_on_an_emulated_kit_for_as_long_as_told(tmp_path, cap
             "camera needs the sim",
         ),
         (["eval", "/nowhere"], "holds no policy.json"),
+        (["eval", "--offsets", "1,2"], "fw robot eval: offsets=1,2 cannot be simulated"),
         (["eval", "--scene", "student"], "scene=student has no cube"),
     ],
 )

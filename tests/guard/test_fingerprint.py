@@ -17,7 +17,7 @@ def test_a_guard_of_another_model_tokenizer_or_template_is_refused():
     with torch.no_grad():
         for weight in tuned.parameters():
             weight.mul_(1.03)
-    with pytest.raises(CheckpointError, match="weights of the model differs"):
+    with pytest.raises(CheckpointError, match="weights=.* of this model differs"):
         GuardedModel(tuned, tokenizer, guard)
     assert GuardedModel(tuned, tokenizer, guard, allow_mismatch=True)
     other = copy.deepcopy(tokenizer)
@@ -37,7 +37,7 @@ def test_an_adapter_makes_another_model_and_its_removal_the_old_one_again():
     stored = fingerprint(model, tokenizer)
     config = peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
     adapted = peft.get_peft_model(copy.deepcopy(model), config)
-    with pytest.raises(CheckpointError, match="weights of the model"):
+    with pytest.raises(CheckpointError, match="weights=.* of this model"):
         check_fingerprint(stored, adapted, tokenizer)
     check_fingerprint(fingerprint(adapted, tokenizer), adapted, tokenizer)
     check_fingerprint(stored, adapted.unload(), tokenizer)

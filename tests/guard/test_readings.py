@@ -11,6 +11,7 @@ from featherweight.guard.guard import PrefixGuard
 from featherweight.guard.readings import read_readings, require_one_prefix
 
 
+@pytest.mark.slow
 def test_a_guard_made_again_from_its_readings_is_the_same_to_the_last_bit(stand_in, cascade, readings_folder):
     again = PrefixGuard.refit([readings_folder], stand_in[1], tier="cascade", target_fpr=0.02)
     assert again.options == cascade.options and again.fingerprints == cascade.fingerprints

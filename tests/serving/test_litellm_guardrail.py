@@ -26,7 +26,8 @@ def test_what_is_flagged_or_cannot_be_judged_raises_its_refusal_and_the_rest_pas
     assert {one.flagged for one in verdicts} == {False, True}
 
     async def check_all(url):
-        rail = TextGuardrail(guard, Upstream(url, None, 10.0))
+        upstream = Upstream(url, None, 10.0)
+        rail = TextGuardrail(guard, upstream)
         for text, verdict in zip(texts, verdicts, strict=True):
             if verdict.flagged:
                 with pytest.raises(Flagged, match="I cannot help with that"):
@@ -36,9 +37,11 @@ def test_what_is_flagged_or_cannot_be_judged_raises_its_refusal_and_the_rest_pas
         for broken in ({}, {"messages": "hello"}):
             with pytest.raises(Flagged):
                 await rail.check(broken)
-        away = TextGuardrail(guard, Upstream("http://127.0.0.1:9", None, 2.0))
+        nowhere = Upstream("http://127.0.0.1:9", None, 2.0)
         with pytest.raises(Flagged):
-            await away.check(asked(texts[0]))
+            await TextGuardrail(guard, nowhere).check(asked(texts[0]))
+        for one in (upstream, nowhere):
+            await one.client.aclose()
 
     with running(model, tokenizer, name="stand-in", max_new_tokens=16) as engine:
         asyncio.run(check_all(engine.url))

@@ -17,8 +17,8 @@ from featherweight.serving.options import ServeOptions
 from featherweight.serving.proxy import Upstream, make_proxy
 
 WORLD = generated_world()
-GOOD = WORLD.prompts("test", "ordinary", 8)
-BAD = [marked(text) for text in WORLD.prompts("test", FORBIDDEN, 8)]
+GOOD = WORLD.prompts("test", "ordinary", 4)
+BAD = [marked(text) for text in WORLD.prompts("test", FORBIDDEN, 4)]
 
 
 def turns(text):

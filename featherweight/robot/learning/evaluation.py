@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from featherweight.robot.intervals import wilson_interval
+from featherweight.robot.kit import SERVOS
 from featherweight.robot.learning.policy import Policy, Seen
 from featherweight.robot.learning.policy_leader import PolicyLeader
 from featherweight.robot.recording.demonstrations import run_expert
@@ -40,7 +41,10 @@ class Evaluation:
 
 
 def evaluate(
-    policy: Policy | None, seeds: Sequence[int], on_run: Callable[[int, bool], None] | None = None
+    policy: Policy | None,
+    seeds: Sequence[int],
+    on_run: Callable[[int, bool], None] | None = None,
+    zero_offset_deg: Sequence[float] = (0.0,) * SERVOS,
 ) -> Evaluation:
     """Run a policy, or the expert if it is None, once for each seed, in virtual time through the safety pipeline.
 
@@ -48,8 +52,9 @@ def evaluate(
         policy: trained.
         seeds: of the layouts.
         on_run: called with each seed and whether its cube is in the bin.
+        zero_offset_deg: (6,) errors of assembly of the kit.
     """
-    session, result, start_s = VirtualSession(), Evaluation(), time.process_time()
+    session, result, start_s = VirtualSession(zero_offset_deg=zero_offset_deg), Evaluation(), time.process_time()
     for seed in seeds:
         session.reset(seed)
         begin_s = session.clock()

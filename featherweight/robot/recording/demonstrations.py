@@ -3,7 +3,10 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from featherweight.errors import ConfigError
+from featherweight.robot.kit import SERVOS
 from featherweight.robot.leaders.paced import PacedLeader
 from featherweight.robot.recording.layout import robot_features, vector
 from featherweight.robot.recording.recorder import EpisodeRecorder
@@ -33,6 +36,7 @@ def demonstrate(
     on_episode: Callable[[int, bool], None] | None = None,
     cameras: Sequence[str] = (),
     task: str = TASK,
+    zero_offset_deg: Sequence[float] = (0.0,) * SERVOS,
 ) -> int:
     """Let the expert put a cube into the bin once for each seed; only what succeeds is kept.
 
@@ -42,11 +46,12 @@ def demonstrate(
         on_episode: called with the seed and whether the cube is in the bin.
         cameras: names of cameras of the scene.
         task: what is done.
+        zero_offset_deg: (6,) errors of assembly of the kit, which this expert knows.
     Returns:
         Episodes that were kept.
     Cost: about a third of a second of one core for each demonstration without pictures.
     """
-    session = VirtualSession()
+    session = VirtualSession(zero_offset_deg=zero_offset_deg)
     height_px, width_px = writer.picture_size_px
     drawn = Cameras(session.world, cameras, width_px, height_px) if cameras else None
     kept = 0
@@ -71,7 +76,8 @@ def demonstrate(
 def run_expert(session: VirtualSession, writer: DemoWriter | None = None, cameras: Cameras | None = None) -> bool:
     """Run the expert in a fresh session and record it; return whether the cube lies in the bin at the end."""
     try:
-        targets = [tuple(map(float, target)) for target in pick_and_place(session.world.cube_m(), session.world.bin_m)]
+        joints = pick_and_place(session.world.cube_m(), session.world.bin_m)
+        targets = [tuple(map(float, target + np.array(session.zero_offset_deg))) for target in joints]
     except ConfigError:  # out of reach
         return False
     leader = PacedLeader(targets, RATE_HZ, session.clock)

@@ -3,13 +3,14 @@
 Experts, replays and policies run in it through the same safety pipeline as on a real kit, and always in the same way.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from featherweight.robot.contract import Teleoperator
 from featherweight.robot.emulator.emulated_kit import EmulatedKit
 from featherweight.robot.kinematics.dh import Array
+from featherweight.robot.kit import SERVOS
 from featherweight.robot.safety.config import SafetyConfig
 from featherweight.robot.safety.controller import Controller
 from featherweight.robot.sim.world import World
@@ -27,10 +28,19 @@ class VirtualSession:
         seed: of the layout.
         cubes: on the table.
         scene: see `sim.mjcf.build_mjcf`.
+        zero_offset_deg: (6,) errors of assembly of this kit, see `World`.
     """
 
-    def __init__(self, seed: int = 0, cubes: int = 1, scene: str = "challenge") -> None:
-        self.world = World(scene, cubes=cubes) if scene == "challenge" else World(scene)
+    def __init__(
+        self,
+        seed: int = 0,
+        cubes: int = 1,
+        scene: str = "challenge",
+        zero_offset_deg: Sequence[float] = (0.0,) * SERVOS,
+    ) -> None:
+        options = {"cubes": cubes} if scene == "challenge" else {}
+        self.zero_offset_deg = tuple(map(float, zero_offset_deg))
+        self.world = World(scene, zero_offset_deg=zero_offset_deg, **options)
         self.reset(seed)
 
     def reset(self, seed: int) -> None:

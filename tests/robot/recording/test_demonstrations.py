@@ -32,3 +32,11 @@ def test_pictures_of_the_scene_are_recorded_in_step(tmp_path, graphics):
     first, last = data[0]["observation.images.front"], data[len(data) - 1]["observation.images.front"]
     assert first.shape == (3, 48, 64) and np.abs(first - last).max() > 0.2
     assert check(tmp_path / "demos").problems == []
+
+
+def test_an_expert_that_knows_the_errors_of_a_kit_succeeds_with_it(tmp_path, expert_demos):
+    offsets = (3.0, -3.0, 4.0, 0.0, 2.0, 0.0)
+    assert demonstrate(expert_writer(tmp_path / "other"), [0], zero_offset_deg=offsets) == 1
+    here, there = (DemoDataset(root).episode(0)["action"] for root in (expert_demos, tmp_path / "other"))
+    # Grasping and letting go are the last places that both reach, whatever SYNC did before.
+    np.testing.assert_allclose(there[-1] - here[-1], offsets, atol=1e-4)
