@@ -278,8 +278,11 @@ class BEVTask(Task):
 
     @classmethod
     def illustrate_together(cls, runs: Mapping[str, Path], folder: Path) -> list[Path]:
-        """Put the sheets of several runs below one another, as held_out.png."""
-        together(runs, "held_out.png").save(folder / "held_out.png")
+        """Put the sheets of several runs below one another, as held_out.png; runs without one are left out."""
+        drawn = {name: run for name, run in runs.items() if (run / "held_out.png").is_file()}
+        if not drawn:
+            return []
+        together(drawn, "held_out.png").save(folder / "held_out.png")
         return [folder / "held_out.png"]
 
     def describe(self) -> dict[str, object]:
