@@ -8,6 +8,7 @@ import typer
 from featherweight.cli import answer
 from featherweight.cli.screen import AsJson, leave_cleanly, print_json, print_result
 from featherweight.errors import ConfigError
+from featherweight.text.corpus import require_corpus
 
 
 def evaluate(
@@ -57,6 +58,8 @@ def evaluate(
     """
     names = [name.strip() for name in (tasks or "").split(",") if name.strip()]
     _check(names or (["--list-tasks"] if list_tasks else []), questions or [], include, out, dtype)
+    for source in text or []:
+        require_corpus(source)
     if list_tasks:
         from featherweight.text.harness import task_names
 

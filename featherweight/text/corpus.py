@@ -48,18 +48,31 @@ def load_documents(source: str, *, text_key: str = "text", split_text_files: boo
     Raises:
         ConfigError: if the source is missing, empty, damaged, not UTF-8, or has no such column.
     """
-    if source in CORPORA:
-        documents: Iterable[str] = CORPORA[source]()
-    elif source.startswith(HUB_PREFIX):
-        documents = _from_datasets(source, text_key)
-    else:
-        documents = _from_path(Path(source).expanduser(), text_key, split_text_files)
+    documents = _documents(source, text_key, split_text_files)
     visible = [document for document in documents if document.strip()]
     if not visible:
         raise ConfigError(
             f"corpus: corpus={source} holds no text; expected at least one document. Choose another corpus."
         )
     return visible
+
+
+def require_corpus(source: str) -> None:
+    """Refuse a local source whose first file cannot be read, in no time; see `load_documents`.
+
+    Raises:
+        ConfigError: if it is missing, damaged or in an unknown format.
+    """
+    if not source.startswith(HUB_PREFIX):
+        next(_documents(source, "text", True), None)
+
+
+def _documents(source: str, text_key: str, split_text_files: bool) -> Iterator[str]:
+    if source in CORPORA:
+        return CORPORA[source]()
+    if source.startswith(HUB_PREFIX):
+        return iter(_from_datasets(source, text_key))
+    return _from_path(Path(source).expanduser(), text_key, split_text_files)
 
 
 def split_documents(documents: Iterable[str], held_out_fraction: float, seed: int = 0) -> tuple[list[str], list[str]]:

@@ -22,6 +22,8 @@ def test_bad_words_are_answered_before_a_model_is_loaded(tmp_path, capsys, monke
     assert run(["evaluate"]) == 2 and "model=None" in capsys.readouterr().err
     assert run(["evaluate", "tiny", "--questions", str(tmp_path / "no.jsonl")]) == 2
     assert "no.jsonl does not exist" in capsys.readouterr().err
+    assert run(["evaluate", "no/model/at/all", "--text", str(tmp_path / "no.txt")]) == 2
+    assert "no.txt does not exist" in capsys.readouterr().err  # before anybody looks for the model
     assert run(["evaluate", "tiny", "--tasks", "a", "--include", str(tmp_path / "no")]) == 2
     capsys.readouterr()
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None)
