@@ -1,5 +1,6 @@
 """`--nproc` is torchrun with the same command."""
 
+import shutil
 import sys
 
 import pytest
@@ -31,6 +32,8 @@ def test_all_options_of_the_command_travel(monkeypatch, tmp_path):
     own, recipe = tmp_path / "own.py", tmp_path / "recipe.yaml"
     own.write_text("")
     recipe.write_text("{task: {name: text, model: tiny, corpus: english}, micro_batch_size: 1, steps: 1}")
+    (tmp_path / "out").mkdir()
+    shutil.copy(recipe, tmp_path / "out" / "recipe.yaml")  # a run to resume
     words = [
         "train",
         str(recipe),

@@ -69,7 +69,7 @@ def test_what_the_task_would_take_is_not_judged(tmp_path, monkeypatch):
 def test_a_refused_start_takes_less_than_a_second_of_processor_time(tmp_path):
     write(tmp_path, [*GOOD, messages("user")])
     (tmp_path / "chat.yaml").write_text(
-        "task: {name: chat, model: tiny, data: a.jsonl}\nsteps: 1\nmicro_batch_size: 1\n"
+        "task: {name: chat, model: tiny, data: a.jsonl, template: chatml}\nsteps: 1\nmicro_batch_size: 1\n"
     )
     program = (
         "import sys; from featherweight.cli import run; print(run(['train', 'chat.yaml']), 'torch' in sys.modules)"

@@ -24,7 +24,11 @@ from featherweight.robot.learning.state import FEATURE_NAMES, select_features
 from featherweight.robot.recording.video import Picture
 
 EPSILON = 1e-6
-"""Added to a deviation: a joint that never moves has none."""
+"""Added to a deviation: a feature that never changes has none."""
+FARTHEST = 10.0
+"""Deviations from its mean at which a feature ends: one that stood still in all demonstrations may move later."""
+LEAST_DEG = 0.1
+"""Least deviation of a target: servos know whole degrees, and a joint that rests in all demonstrations has none."""
 
 
 @dataclass(frozen=True)
@@ -79,10 +83,12 @@ class Policy(nn.Module, ABC):
         for name, values in (("x", features), ("y", targets)):
             self.get_buffer(f"{name}_mean").copy_(values.mean(dim=0))
             self.get_buffer(f"{name}_std").copy_(values.std(dim=0, unbiased=False) + EPSILON)
+        self.get_buffer("y_std").clamp_(min=LEAST_DEG)
 
     def normal_features(self, features: Tensor) -> Tensor:
-        """Return (B, F) features in deviations from their mean."""
-        return (features - self.get_buffer("x_mean")) / self.get_buffer("x_std")
+        """Return (B, F) features in deviations from their mean, `FARTHEST` at most."""
+        normal = (features - self.get_buffer("x_mean")) / self.get_buffer("x_std")
+        return normal.clamp(-FARTHEST, FARTHEST)
 
     def normal_targets(self, targets: Tensor) -> Tensor:
         """Return (B, K, 6) targets in the units of the network's output."""

@@ -71,3 +71,11 @@ def test_pictures_are_scaled_by_the_means_of_what_a_new_pixel_covers():
     assert small.dtype == torch.uint8 and small.shape == (1, 3, 2, 4)
     assert small[0, 0, 0, 0] == round(float(picture[0, :2, :2, 0].float().mean()))
     assert torch.equal(scale_pictures(picture, (4, 8)), picture.movedim(-1, 1))
+
+
+def test_what_never_moved_in_the_demonstrations_does_not_drown_all_else(policy):
+    features = torch.zeros(9, 20)
+    features[:, 0] = torch.arange(9.0)
+    policy.fit_scales(features, torch.zeros(9, 4, 6))
+    assert policy.normal_features(features + 1.0).abs().max() == 10.0
+    assert float(policy.normal_targets(torch.ones(1, 4, 6)).max()) == pytest.approx(10.0)
