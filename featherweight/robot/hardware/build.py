@@ -13,6 +13,7 @@ from featherweight.robot.hardware.firmware_file import shipped_firmware
 from featherweight.robot.hardware.guide import assembly_pdf, printed_kg
 from featherweight.robot.hardware.masses import body_masses, static_loads, workspace
 from featherweight.robot.hardware.printed import plates, printed_parts
+from featherweight.robot.hardware.step import step_bytes
 from featherweight.robot.hardware.stl import stl_bytes, threemf_bytes
 from featherweight.robot.hardware.wiring import wiring_svg
 
@@ -39,7 +40,7 @@ def figures(assembly: Assembly, postures: int = 20_000) -> dict[str, Any]:
 
 
 def build_kit(out: Path, dimensions: Dimensions | None = None, replace: bool = False) -> tuple[list[Path], list[str]]:
-    """Write STL and 3MF of every part, plates, wiring, guide, bill, figures, firmware and the dimensions.
+    """Write STL, 3MF and STEP of every part, plates, wiring, guide, bill, figures, firmware and the dimensions.
 
     Args:
         out: folder to make; a folder that is there is only replaced if `replace`.
@@ -59,13 +60,12 @@ def build_kit(out: Path, dimensions: Dimensions | None = None, replace: bool = F
     assembly = Assembly(dimensions)
     parts = printed_parts(assembly)
     beds = plates(parts, assembly.dimensions)
-    left_out: list[str] = [
-        "STEP files are not made: the libraries that write them weigh hundreds of megabytes. Use 3MF."
-    ]
+    left_out: list[str] = []
     contents: dict[str, bytes | str] = {}
     for part in parts:
         contents[f"stl/{part.name}.stl"] = stl_bytes(part.solid)
         contents[f"3mf/{part.name}.3mf"] = threemf_bytes([(part.name, part.solid)])
+        contents[f"step/{part.name}.step"] = step_bytes(part.name, part.solid)
     for number, plate in enumerate(beds, start=1):
         contents[f"plates/plate_{number}.3mf"] = threemf_bytes(plate.items)
     contents["wiring.svg"] = wiring_svg()

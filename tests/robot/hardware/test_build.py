@@ -26,6 +26,14 @@ def test_figures_tell_masses_loads_and_workspace(assembly):
 def test_a_build_holds_every_file_that_the_kit_needs(tmp_path, graphics):
     files, left_out = build_kit(tmp_path / "kit")
     names = {str(path.relative_to(tmp_path / "kit")) for path in files}
-    assert {"wiring.svg", "assembly.pdf", "firmware.hex", "bill.json", "stl/base.stl", "plates/plate_1.3mf"} <= names
+    assert {
+        "wiring.svg",
+        "assembly.pdf",
+        "firmware.hex",
+        "bill.json",
+        "stl/base.stl",
+        "step/base.step",
+        "plates/plate_1.3mf",
+    } <= names
     assert all(path.stat().st_size > 50 for path in files)
-    assert len(left_out) == 1 and "STEP" in left_out[0]
+    assert not left_out
