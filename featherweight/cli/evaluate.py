@@ -57,9 +57,7 @@ def evaluate(
     fw evaluate runs/chat/model --tasks arc_easy,my_task --include ./tasks
     """
     names = [name.strip() for name in (tasks or "").split(",") if name.strip()]
-    _check(names or (["--list-tasks"] if list_tasks else []), questions or [], include, out, dtype)
-    for source in text or []:
-        require_corpus(source)
+    _check(names or (["--list-tasks"] if list_tasks else []), text or [], questions or [], include, out, dtype)
     if list_tasks:
         from featherweight.text.harness import task_names
 
@@ -95,7 +93,14 @@ def evaluate(
             print_result(report, out)
 
 
-def _check(names: list[str], questions: list[str], include: Path | None, out: Path | None, dtype: str | None) -> None:
+def _check(
+    names: list[str],
+    texts: list[str],
+    questions: list[str],
+    include: Path | None,
+    out: Path | None,
+    dtype: str | None,
+) -> None:
     """Refuse what cannot be done before torch is imported."""
     answer.require_sampling(0.0, None, dtype)
     if names:
@@ -106,6 +111,8 @@ def _check(names: list[str], questions: list[str], include: Path | None, out: Pa
         raise ConfigError(f"fw evaluate: include={include} is no folder; expected one with YAML files. Correct it.")
     if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"fw evaluate: out={out} is there already; expected a new folder. Choose another name.")
+    for source in texts:
+        require_corpus(source)
     for source in questions:
         if not Path(source).expanduser().exists() and not source.startswith("hf:"):
             raise ConfigError(f"fw evaluate: questions={source} does not exist; expected a file. Check the path.")

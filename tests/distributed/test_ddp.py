@@ -8,6 +8,8 @@ from shared_training import MICRO, STEPS, first_step, largest_difference, net, o
 import featherweight as fw
 from featherweight.distributed.ddp import bit_sum, check_replicas, valued_tensors
 
+pytestmark = pytest.mark.xdist_group("replicas")  # two processes find out everything once
+
 CLIPS = {
     "delayed": {"clip": "delayed", "max_grad_norm": 0.05},
     "per_tensor": {"clip": "per_tensor", "max_grad_norm": 0.02},

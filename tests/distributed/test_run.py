@@ -12,6 +12,8 @@ from featherweight.errors import ConfigError
 from featherweight.training.loop import Loop
 from featherweight.training.run import train
 
+pytestmark = pytest.mark.xdist_group("recipes of two processes")  # they train everything once
+
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):

@@ -14,6 +14,8 @@ from featherweight.guard.guard import PrefixGuard
 from featherweight.guard.guarded_model import GuardedModel
 from featherweight.guard.metrics import auroc
 
+pytestmark = pytest.mark.xdist_group("guard calibration")  # several look at one
+
 WORLD = generated_world()
 
 

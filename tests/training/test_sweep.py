@@ -8,6 +8,8 @@ from featherweight.report import Report
 from featherweight.training.events import Callback
 from featherweight.training.sweep import failures, sweep
 
+pytestmark = pytest.mark.xdist_group("sweeps")  # several look at one
+
 GRID = ["optimizer.lr=0.01,0.02", "seed=0,1"]
 TASK = {"name": "regression", "dropout": 0.1}
 
