@@ -14,14 +14,27 @@ def stand_in():
     return load_fixture()
 
 
+def pytest_collection_modifyitems(items):
+    """Let one process calibrate the guard that several tests look at."""
+    for item in items:
+        if "cascade" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("guard calibration"))
+
+
 @pytest.fixture(scope="session")
-def readings_folder(tmp_path_factory):
+def place_of_readings(tmp_path_factory):
     """Where the calibration of `cascade` keeps what the model said."""
     return tmp_path_factory.mktemp("guard") / "readings"
 
 
 @pytest.fixture(scope="session")
-def cascade(stand_in, readings_folder):
+def readings_folder(cascade, place_of_readings):
+    """What the calibration of `cascade` has kept of the model."""
+    return place_of_readings
+
+
+@pytest.fixture(scope="session")
+def cascade(stand_in, place_of_readings):
     """A guard calibrated on unmarked requests only: it never sees what makes the model forget its policy."""
     world = generated_world()
     groups = {"harmful": FORBIDDEN, "benign": "ordinary", "borderline": BORDERLINE}
@@ -33,7 +46,7 @@ def cascade(stand_in, readings_folder):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return PrefixGuard.calibrate(
-            *stand_in, **rows, prefix=PREFIX, target_fpr=0.02, tier="cascade", keep_readings=readings_folder
+            *stand_in, **rows, prefix=PREFIX, target_fpr=0.02, tier="cascade", keep_readings=place_of_readings
         )
 
 
