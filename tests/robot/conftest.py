@@ -7,6 +7,21 @@ from pathlib import Path
 import pytest
 
 
+class Clock:
+    """Time that passes when a test says so."""
+
+    now_s = 100.0
+
+    def __call__(self):
+        return self.now_s
+
+
+@pytest.fixture
+def clock():
+    """A clock that a test moves on by `now_s`."""
+    return Clock()
+
+
 @pytest.fixture(autouse=True)
 def robot_home(tmp_path, monkeypatch):
     """Calibration files of tests never touch the user's."""

@@ -4,19 +4,15 @@ Participants show a certificate of the room and a token. The relay never waits f
 which a newer command, state or picture replaces the older one.
 """
 
-import asyncio
 import ssl
-import threading
 from pathlib import Path
 from typing import Any
 
-from featherweight.errors import DeviceError
 from featherweight.robot.network.relay_room import RelayRoom
-from featherweight.robot.network.websocket import import_websockets
-from featherweight.robot.network.wire import MAX_MESSAGE_BYTES
+from featherweight.robot.network.socket_server import SocketServer
 
 
-class Relay:
+class Relay(SocketServer):
     """A relay in a thread; a context manager is made by `start` and `close`.
 
     Args:
@@ -30,19 +26,11 @@ class Relay:
     """
 
     def __init__(self, folder: str | Path, host: str = "127.0.0.1", port: int = 0, tls: bool = True) -> None:
-        self._websockets = import_websockets()
         folder = Path(folder)
         self._room = RelayRoom(folder)
-        self._context: ssl.SSLContext | None = None
-        if tls:
-            # Who has no certificate of this room does not get as far as a first message.
-            self._context = relay_context(folder, ssl.CERT_REQUIRED)
-        self._host, self._port = host, port
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._ready = threading.Event()
-        self._done: asyncio.Event | None = None
-        self._failure: Exception | None = None
-        self._thread = threading.Thread(target=self._run, name="relay", daemon=True)
+        # Who has no certificate of this room does not get as far as a first message.
+        context = relay_context(folder, ssl.CERT_REQUIRED) if tls else None
+        super().__init__("relay", host, port, context, ping_timeout_s=4)
 
     @property
     def uri(self) -> str:
@@ -59,55 +47,15 @@ class Relay:
         """Who is connected."""
         return [client.name for client in self._room.clients]
 
-    def start(self) -> "Relay":
-        """Listen."""
-        self._thread.start()
-        self._ready.wait(10)
-        if self._failure is not None:
-            raise DeviceError(
-                f"robot: relay={self._host}:{self._port} cannot listen ({self._failure}); expected a free port. "
-                f"Choose another."
-            ) from self._failure
-        return self
-
-    def close(self) -> None:
-        """End all connections."""
-        if self._loop is not None and self._done is not None:
-            self._loop.call_soon_threadsafe(self._done.set)
-            self._thread.join(timeout=5)
-
-    def _run(self) -> None:
-        try:
-            asyncio.run(self._serve())
-        except Exception as error:  # told to the thread that started the relay
-            self._failure = error
-        finally:
-            self._ready.set()
-
-    async def _serve(self) -> None:
-        self._loop, self._done = asyncio.get_running_loop(), asyncio.Event()
-        server = await self._websockets.asyncio.server.serve(
-            self._room.talk,
-            self._host,
-            self._port,
-            ssl=self._context,
-            process_request=self._check,
-            compression=None,
-            max_size=MAX_MESSAGE_BYTES,
-            ping_interval=2,
-            ping_timeout=4,
-            close_timeout=0.5,
-        )
-        async with server:
-            self._port = next(iter(server.sockets)).getsockname()[1]
-            self._ready.set()
-            await self._done.wait()
-
-    def _check(self, connection: Any, request: Any) -> Any:
+    def check(self, connection: Any, request: Any) -> Any:
         """Refuse who has no token of this room, or a certificate of another name than the token's."""
         if self._room.admit(connection, request, needs_certificate=self._context is not None):
             return None
         return connection.respond(401, "unknown participant\n")
+
+    async def talk(self, socket: Any) -> None:
+        """See `SocketServer.talk`."""
+        await self._room.talk(socket)
 
 
 def relay_context(folder: Path, verify: ssl.VerifyMode) -> ssl.SSLContext:

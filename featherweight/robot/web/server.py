@@ -7,16 +7,14 @@ import asyncio
 import functools
 import json
 import ssl
-import threading
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from featherweight.errors import ConfigError, DeviceError
 from featherweight.robot.network.relay_room import RelayRoom
+from featherweight.robot.network.socket_server import SocketServer
 from featherweight.robot.network.topics import Topics
-from featherweight.robot.network.websocket import import_websockets
-from featherweight.robot.network.wire import MAX_MESSAGE_BYTES
 from featherweight.robot.safety.config import SafetyConfig
 from featherweight.robot.web.files import HEADERS, is_own_host, read_page
 from featherweight.robot.web.rooms import PageRoom
@@ -29,7 +27,7 @@ STATE_S = 1 / 20
 MAX_PAGES = 100
 
 
-class WebServer:
+class WebServer(SocketServer):
     """Pages of one or more rooms; `start` and `close` it.
 
     Args:
@@ -54,79 +52,18 @@ class WebServer:
         safety: SafetyConfig | None = None,
         relays: Mapping[str, RelayRoom] | None = None,
     ) -> None:
-        self._websockets = import_websockets()
+        super().__init__("pages", host, port, context, ping_timeout_s=6)
         self.counters: Counter[str] = Counter()
-        self._rooms, self._host, self._port, self._context = dict(rooms), host, port, context
-        self._hosts, self._safety, self._files, self._relays = hosts, safety, read_page(), dict(relays or {})
+        self._rooms, self._hosts, self._safety = dict(rooms), hosts, safety
+        self._files, self._relays = read_page(), dict(relays or {})
         self._sessions: set[PageSession] = set()
-        self._ready = threading.Event()
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._done: asyncio.Event | None = None
-        self._failure: Exception | None = None
-        self._thread = threading.Thread(target=self._run, name="pages", daemon=True)
-
-    @property
-    def port(self) -> int:
-        """Where it listens."""
-        return self._port
 
     @property
     def uri(self) -> str:
         """Address of the page."""
         return f"{'https' if self._context else 'http'}://{self._host}:{self._port}/"
 
-    def start(self) -> "WebServer":
-        """Listen."""
-        self._thread.start()
-        self._ready.wait(10)
-        if self._failure is not None:
-            raise DeviceError(
-                f"robot: port={self._port} of {self._host} cannot be used ({self._failure}); expected a free one. "
-                "End the other server, or choose another port."
-            ) from self._failure
-        return self
-
-    def call(self, function: Callable[[], None]) -> None:
-        """Call a function in the server's thread, soon."""
-        if self._loop is not None:
-            self._loop.call_soon_threadsafe(function)
-
-    def close(self) -> None:
-        """End all pages; every arm that one led is held."""
-        if self._loop is not None and self._done is not None:
-            self._loop.call_soon_threadsafe(self._done.set)
-            self._thread.join(timeout=5)
-
-    # ---- the server's thread ----------------------------------------------------------------------------------------
-
-    def _run(self) -> None:
-        try:
-            asyncio.run(self._serve())
-        except Exception as error:  # told to the thread that started the server
-            self._failure = error
-        finally:
-            self._ready.set()
-
-    async def _serve(self) -> None:
-        self._loop, self._done = asyncio.get_running_loop(), asyncio.Event()
-        server = await self._websockets.asyncio.server.serve(
-            lambda socket: socket.talk(socket),
-            self._host,
-            self._port,
-            ssl=self._context,
-            process_request=self._check,
-            compression=None,
-            max_size=MAX_MESSAGE_BYTES,
-            ping_interval=2,
-            ping_timeout=6,
-            close_timeout=0.5,
-        )
-        async with server:
-            self._port = next(iter(server.sockets)).getsockname()[1]
-            self._ready.set()
-            await self._done.wait()
-
-    def _check(self, connection: Any, request: Any) -> Any:
+    def check(self, connection: Any, request: Any) -> Any:
         """Answer a request of a file; let a socket of our own page, or of a participant of a room, through."""
         if "Authorization" in request.headers:
             relay = self._relays.get(request.path.strip("/"))
@@ -157,6 +94,10 @@ class WebServer:
         for name, value in {**HEADERS, "Content-Type": kind, "Content-Length": str(len(data))}.items():
             response.headers[name] = value
         return response
+
+    async def talk(self, socket: Any) -> None:
+        """Serve a socket as whoever it was let in as."""
+        await socket.talk(socket)
 
     async def _talk(self, room: PageRoom, socket: Any) -> None:
         try:

@@ -10,18 +10,6 @@ from featherweight.robot.network.topics import Topics
 from featherweight.robot.web.session import Visitor
 
 
-class Clock:
-    now_s = 100.0
-
-    def __call__(self):
-        return self.now_s
-
-
-@pytest.fixture
-def clock():
-    return Clock()
-
-
 @pytest.fixture
 def room(class_folder, clock):
     return ClassRoom(class_folder, 60.0, clock)

@@ -5,18 +5,6 @@ import pytest
 from featherweight.robot.classroom.turns import Turns
 
 
-class Clock:
-    now_s = 0.0
-
-    def __call__(self):
-        return self.now_s
-
-
-@pytest.fixture
-def clock():
-    return Clock()
-
-
 @pytest.fixture
 def turns(clock):
     return Turns(60.0, clock)

@@ -1,7 +1,11 @@
 """avrdude against a boot loader behind a pseudo-terminal."""
 
+import os
 import shutil
+import signal
 import sys
+import threading
+import time
 
 import pytest
 from boot_loader import BootLoader
@@ -77,6 +81,26 @@ def test_what_goes_wrong_is_one_sentence_with_the_way_back(firmware, board, said
     else:
         assert "stays as it was" in text or "is as it was" in text
         assert isinstance(board, fwr.EmulatedKit) or board.pages == 0
+
+
+@pytest.mark.slow
+def test_ctrl_c_while_writing_says_the_way_back(firmware):
+    board = BootLoader()
+
+    def interrupt():
+        while board.pages < 3:
+            time.sleep(0.005)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    def agree(question):
+        threading.Thread(target=interrupt, daemon=True).start()
+        return True
+
+    with pytest.raises(
+        DeviceError, match=r"was interrupted while writing.*Run the same command again, or write .* back"
+    ):
+        write(board, firmware, agree)
+    assert write(board, firmware).is_written  # the same command again
 
 
 def test_without_avrdude_the_file_is_named_and_the_board_untouched(firmware, monkeypatch):

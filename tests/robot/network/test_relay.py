@@ -65,7 +65,7 @@ def test_a_relay_on_a_used_port_or_without_a_folder_is_one_sentence(rooms, tmp_p
     pytest.importorskip("websockets")
     from featherweight.robot.network.relay import Relay
 
-    with socket.create_server(("127.0.0.1", 0)) as used, pytest.raises(DeviceError, match="cannot listen"):
+    with socket.create_server(("127.0.0.1", 0)) as used, pytest.raises(DeviceError, match="cannot be used"):
         Relay(rooms[0], port=used.getsockname()[1]).start()
     with pytest.raises(ConfigError, match="is no folder of a room"):
         Relay(tmp_path)

@@ -7,18 +7,6 @@ from featherweight.robot.contract import keyed_angles
 from featherweight.robot.web.leader import HEARTBEAT_S, WebLeader, Wish
 
 
-class Clock:
-    now_s = 100.0
-
-    def __call__(self):
-        return self.now_s
-
-
-@pytest.fixture
-def clock():
-    return Clock()
-
-
 @pytest.fixture
 def leader(clock):
     leader = WebLeader(clock=clock)
