@@ -1,22 +1,25 @@
 """What each part of the ground segmentation is worth, at equal processor time on drives that nobody trained on.
 
     scripts/bench bev --rows column,ipm --seeds 0 --minutes 10     # rows in the CSV are skipped, stopped ones go on
+    scripts/bench bev --costs                                       # on a quiet machine, for all rows at once
     scripts/bench bev --table
 
 World: `fw bev synth`, 42 drives of 40 frames at 224 x 128 (seed 0), pitch known (but for the rows `steady`, `shaken`
 and `shaken_head`: 480 x 272, the true pitch 0.5 degrees off in the last two); labels exact at 0.5 m. The "pon" split
 leaves 34 drives to train on and 8 (320 frames) to judge. Network: tiny. AdamW 1e-3, warm-up of 50 steps, linear decay,
 weight decay 0.01, clip 1, batch 4, no augmentation. Every row takes as many steps as fit into the minutes of one core,
-by the cost of its own steps; the trained networks are kept beside the world. `prior` predicts in each cell what the
-training labels hold there most of the time.
+by the median cost of its own steps, measured once in rounds that alternate between rows; the trained networks are kept
+beside the world. `prior` predicts in each cell what the training labels hold there most of the time.
 """
 
 import argparse
+import contextlib
 import csv
 import json
 import statistics
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +38,7 @@ from featherweight.bev.task import BEVTask
 
 CSV = RESULTS / "bev.csv"
 BATCH, DRIVES = 4, 42
+ROUNDS, STEPS_A_ROUND = 5, 4
 LARGE = {"image_size": [272, 480]}
 PLAIN = {"bce": 1.0, "iou": 0.0, "cycle": 0.0, "relevance": 0.0}
 ROWS: dict[str, dict[str, Any]] = {
@@ -52,6 +56,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "column_memory": {"limit_sequences": 8, "model": {"memory_length": 3}},
     "column_ema": {"limit_sequences": 8, "ema": 0.995},
     "column_1_layer": {"limit_sequences": 8, "model": {"num_layers": 1}},
+    "upright": {"limit_sequences": 8, "model": {"view_transform": "upright"}},
     "steady": {"limit_sequences": 8, "model": LARGE},
     "shaken": {"limit_sequences": 8, "model": LARGE, "pitch_jitter_deg": 0.5},
     "shaken_head": {"limit_sequences": 8, "model": {**LARGE, "use_pitch_head": True}, "pitch_jitter_deg": 0.5},
@@ -86,20 +91,43 @@ def recipe(data: Path, row: str, seed: int, steps: int) -> dict[str, Any]:
     }
 
 
-def steps_in(data: Path, row: str, minutes: float) -> tuple[int, float]:
-    """Return how many steps fit into the minutes, and the processor seconds of one."""
+def measure_costs(folder: Path, rows: list[str]) -> None:
+    """Keep the processor seconds of one step of each row beside the world, of rounds that alternate between rows."""
+    with contextlib.ExitStack() as stack:
+        turns = {row: stack.enter_context(contextlib.closing(_steps(folder, row))) for row in rows if row != "prior"}
+        costs: dict[str, list[float]] = {row: [] for row in turns}
+        for turn in turns.values():
+            next(turn)  # the first step allocates
+        for _ in range(ROUNDS):
+            for row, turn in turns.items():
+                costs[row] += [next(turn) for _ in range(STEPS_A_ROUND)]
+    path = folder / "costs.json"
+    kept = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps({**kept, **{row: statistics.median(values) for row, values in costs.items()}}, indent=1))
+    print(path.read_text())
+
+
+def _steps(folder: Path, row: str) -> Iterator[float]:
+    """Train on one batch for ever, and yield the processor seconds of each step."""
+    data = world(folder, is_large=row in ("steady", *SHAKEN))
     task = BEVTask(BEVConfig.parse(_without_name(recipe(data, row, 0, 1)["task"])), seed=0)
     model = task.build_model()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6)
     batch = next(task.batches("train", micro_batch_size=BATCH, seed=0))
-    costs = []
-    for _ in range(12):
+    while True:
         start = time.process_time()
         optimizer.zero_grad()
         task.loss(model, batch)[0].backward()
         optimizer.step()
-        costs.append(time.process_time() - start)
-    cost = statistics.median(costs[2:])
+        yield time.process_time() - start
+
+
+def steps_in(data: Path, row: str, minutes: float) -> tuple[int, float]:
+    """Return how many steps fit into the minutes, and the processor seconds of one, as they were measured."""
+    path = data.parent / "costs.json"
+    if row not in (json.loads(path.read_text()) if path.exists() else {}):
+        measure_costs(data.parent, [row])
+    cost = json.loads(path.read_text())[row]
     return max(60, int(60 * minutes / cost)), cost
 
 
@@ -184,12 +212,16 @@ def main() -> None:
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir(), "featherweight-bev"))
+    parser.add_argument("--costs", action="store_true", help="only measure what a step of each row costs")
     parser.add_argument("--table", action="store_true")
     arguments = parser.parse_args()
     if arguments.table:
         print_table()
         return
     torch.set_num_threads(1)
+    if arguments.costs:
+        measure_costs(arguments.folder, arguments.rows.split(","))
+        return
     for seed in map(int, arguments.seeds.split(",")):
         for row in arguments.rows.split(","):
             minutes = 0 if row == "prior" else arguments.minutes

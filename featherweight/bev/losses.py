@@ -6,12 +6,13 @@ displacement costs less than a miss.
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.nn.functional import adaptive_avg_pool2d, binary_cross_entropy_with_logits, max_pool2d
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import adaptive_avg_pool2d, binary_cross_entropy_with_logits, pad
 from torch.utils.checkpoint import checkpoint
 
 from featherweight.config import Config
@@ -137,11 +138,54 @@ def iou_loss(
 def _lost(p: Tensor, y: Tensor, seen: Tensor, tolerance: int, eps: float, cells: tuple[int, ...]) -> Tensor:
     """Return 1 - IoU of each class (and frame) at a tolerance in cells."""
     if tolerance:
-        window = 2 * tolerance + 1
-        p, y = (max_pool2d(one, window, stride=1, padding=tolerance) for one in (p, y))
+        p, y = (dilate(one, tolerance) for one in (p, y))
     both = (seen * p * y).sum(cells)
     either = (seen * (p + y - p * y)).sum(cells)
     return 1 - (both + eps) / (either + eps)
+
+
+def dilate(x: Tensor, cells: int) -> Tensor:
+    """Return the largest value of the square of `cells` around each cell of (..., h, w), as `max_pool2d` does.
+
+    First along columns, then along rows: 2 (2 cells + 1) comparisons a cell instead of (2 cells + 1)^2, and no indices
+    that backward keeps. A quarter of the time of `max_pool2d` on a CPU. Of equal values the first one gets the
+    gradient.
+    """
+    return _Dilation.apply(_Dilation.apply(x, cells, -2), cells, -1)
+
+
+class _Dilation(torch.autograd.Function):
+    """The largest of 2 cells + 1 neighbours along one axis."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cells: int, axis: int) -> Tensor:
+        padded = _padded(x, cells, axis, -torch.inf)
+        size = x.shape[axis]
+        largest = padded.narrow(axis, 0, size)
+        for offset in range(1, 2 * cells + 1):
+            largest = torch.maximum(largest, padded.narrow(axis, offset, size))
+        ctx.save_for_backward(x, largest)
+        ctx.cells, ctx.axis = cells, axis
+        return largest
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        x, largest = ctx.saved_tensors
+        cells, axis, size = ctx.cells, ctx.axis, x.shape[ctx.axis]
+        padded = _padded(x, cells, axis, -torch.inf)
+        total = torch.zeros_like(padded)
+        left = gradient
+        for offset in range(2 * cells + 1):
+            share = left * (padded.narrow(axis, offset, size) == largest)
+            total.narrow(axis, offset, size).add_(share)
+            left = left - share
+        return total.narrow(axis, cells, size), None, None
+
+
+def _padded(x: Tensor, cells: int, axis: int, value: float) -> Tensor:
+    """Return `x` with `cells` more on both ends of one of its last two axes."""
+    return pad(x, (cells, cells, 0, 0) if axis == -1 else (0, 0, cells, cells), value=value)
 
 
 def cycle_loss(features: Tensor, restored: Tensor, relevance: Tensor) -> Tensor:

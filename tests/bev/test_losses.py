@@ -4,6 +4,7 @@ import torch
 from featherweight.bev.losses import (
     LossWeights,
     cycle_loss,
+    dilate,
     iou_loss,
     occupancy_loss,
     pitch_loss,
@@ -68,6 +69,24 @@ def test_a_small_displacement_costs_less_than_a_miss():
     truth = square(3)
     near, far = (iou_loss(logits_of(square(3, at)), truth, SEEN) for at in (6, 30))
     assert near < far
+
+
+@pytest.mark.parametrize("cells", [1, 2])
+def test_dilation_is_max_pooling_with_its_gradients(cells):
+    torch.manual_seed(0)
+    given = torch.randn(2, 3, 13, 9, dtype=torch.float64, requires_grad=True)
+    pooled = torch.nn.functional.max_pool2d(given, 2 * cells + 1, stride=1, padding=cells)
+    assert torch.equal(dilate(given, cells), pooled)
+    weight = torch.randn_like(pooled)
+    for one, other in zip(
+        torch.autograd.grad(dilate(given, cells), given, weight),
+        torch.autograd.grad(pooled, given, weight),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+    equal = torch.ones(1, 1, 5, 5, requires_grad=True)
+    dilate(equal, cells).sum().backward()
+    assert equal.grad.sum() == 25  # of equal values each window takes one
 
 
 def test_bfloat16_logits_are_summed_in_float32():

@@ -55,9 +55,9 @@ class Camera:
         v = torch.arange(rows, device=self.focal_y.device) + 0.5
         return torch.atan((v - self.center_y[:, None]) / self.focal_y[:, None]) + self.pitch[:, None]
 
-    def ground_row(self, depths: Tensor) -> Tensor:
-        """Return the feature row (B, D) where flat ground at (D,) horizontal distances is seen."""
-        angle = torch.atan(self.height[:, None] / depths) - self.pitch[:, None]
+    def ground_row(self, depths: Tensor, above: float = 0.0) -> Tensor:
+        """Return the feature row (B, D) where points `above` m over flat ground at (D,) distances are seen."""
+        angle = torch.atan((self.height[:, None] - above) / depths) - self.pitch[:, None]
         return self.center_y[:, None] + self.focal_y[:, None] * torch.tan(angle)
 
     def ground_points(self, rows: int, columns: int) -> Tensor:

@@ -1,6 +1,6 @@
 """Options of the network, as transformers keeps them, and the presets."""
 
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 from transformers import PreTrainedConfig
 
@@ -8,7 +8,7 @@ from featherweight.bev.data.classes import find_classes
 from featherweight.bev.grid import BEVGridConfig
 from featherweight.errors import ConfigError, did_you_mean
 
-ViewTransform = Literal["column", "ipm", "mlp"]
+ViewTransform = Literal["column", "upright", "ipm", "mlp"]
 
 _RESNET_18 = {
     "model_type": "resnet",
@@ -61,9 +61,11 @@ class FocusBEVConfig(PreTrainedConfig):
         hidden_channels: C, channels of image and ground features.
         level_strides: strides of the feature levels that the view transform reads, finest first; several levels share
             the depths: the finest serves the far ones.
-        view_transform: "column" (attention inside of image columns), "ipm" (flat ground, no parameters) or "mlp".
+        view_transform: "column" (attention inside of image columns), "upright" (each cell reads the picture where its
+            ground is seen and at several heights above), "ipm" (flat ground, no parameters) or "mlp".
         num_layers: cross-attention layers of the column transform.
         num_heads: heads of each.
+        upright_heights: m above each cell at which "upright" reads, besides the ground itself.
         use_cycle: whether the self-calibrated second pass runs.
         memory_length: past frames that are fused; 0 for none.
         use_pitch_head: whether the network estimates the pitch that the calibration does not tell.
@@ -92,6 +94,7 @@ class FocusBEVConfig(PreTrainedConfig):
         view_transform: ViewTransform = "column",
         num_layers: int = 2,
         num_heads: int = 4,
+        upright_heights: tuple[float, ...] = (0.5, 1.0, 1.5, 2.5),
         use_cycle: bool = False,
         memory_length: int = 0,
         use_pitch_head: bool = False,
@@ -115,6 +118,7 @@ class FocusBEVConfig(PreTrainedConfig):
         self.level_strides = tuple(level_strides)
         self.view_transform = view_transform
         self.num_layers, self.num_heads = num_layers, num_heads
+        self.upright_heights = tuple(upright_heights)
         self.use_cycle, self.memory_length, self.use_pitch_head = use_cycle, memory_length, use_pitch_head
         self.grid = dict(grid or {})
         self.feature_resolution, self.depth_step = feature_resolution, depth_step
@@ -158,14 +162,19 @@ class FocusBEVConfig(PreTrainedConfig):
         def refuse(what: str, now: str) -> None:
             raise ConfigError(f"FocusBEVConfig: {what}. {now}")
 
-        if self.view_transform not in ("column", "ipm", "mlp"):
-            refuse(f"view_transform='{self.view_transform}' is unknown; expected column, ipm or mlp", "Choose one.")
+        if self.view_transform not in get_args(ViewTransform):
+            refuse(
+                f"view_transform='{self.view_transform}' is unknown; expected column, upright, ipm or mlp",
+                "Choose one.",
+            )
         if self.hidden_channels % self.num_heads or self.hidden_channels % 8:
             refuse(
                 f"hidden_channels={self.hidden_channels}, num_heads={self.num_heads} do not fit; expected a multiple "
                 "of 8 and of the heads",
                 "Choose other channels.",
             )
+        if not self.upright_heights:
+            refuse("upright_heights=() is empty; expected heights in m", "Name some, or use view_transform='ipm'.")
         if self.use_cycle and self.view_transform != "column":
             refuse(
                 f"use_cycle=True with view_transform='{self.view_transform}' has no columns to go back to; expected "

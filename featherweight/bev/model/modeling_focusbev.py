@@ -31,7 +31,7 @@ from featherweight.bev.model.inverse_view import InverseView, seen_from_camera
 from featherweight.bev.model.layers import ResidualBlock, constant
 from featherweight.bev.model.pitch import PitchHead
 from featherweight.bev.model.temporal import TemporalFusion
-from featherweight.bev.model.view_transform import ColumnTransform, FlatGround, FlattenedMlp, ToGround
+from featherweight.bev.model.view_transform import ColumnTransform, FlatGround, FlattenedMlp, ToGround, UprightGround
 from featherweight.errors import ShapeError
 
 _WITH_FIRST_WEIGHTS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.GroupNorm, nn.LayerNorm, ColumnTransform, TemporalFusion)
@@ -82,6 +82,8 @@ class LevelTransform(nn.Module):
         self.stride, self.cycle, self.inverse_view = stride, None, None
         if config.view_transform == "ipm":
             self.direct: nn.Module | None = FlatGround(grid)
+        elif config.view_transform == "upright":
+            self.direct = UprightGround(grid, channels, config.upright_heights)
         elif config.view_transform == "mlp":
             height, width = config.image_size
             self.direct = FlattenedMlp((-(-height // stride), -(-width // stride)), grid)

@@ -6,7 +6,7 @@ give the same numbers in less memory.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from transformers import initialization as init
 
 from featherweight.bev.grid import BEVGridConfig
 from featherweight.bev.model.camera import Camera
-from featherweight.bev.model.layers import constant, sinusoids
+from featherweight.bev.model.layers import ZeroConv2d, constant, sinusoids
 
 INITIAL_SIGMA_ROWS = 1.5
 """Width of the ground prior at the start, in feature rows: a wider one is nearly flat and learns slowly."""
@@ -204,14 +204,37 @@ class FlatGround(nn.Module):
         super().__init__()
         self.points = grid.points()[..., :2].astype(np.float32)
 
-    def forward(self, features: Tensor, camera: Camera) -> Tensor:
-        """Return (B, C, rows, columns) from (B, C, h, w)."""
+    def forward(self, features: Tensor, camera: Camera, above: float = 0.0) -> Tensor:
+        """Return (B, C, rows, columns) from (B, C, h, w), of points `above` m over the ground."""
         rows, columns = features.shape[2:]
         points = constant(self.points, features)
         u = camera.column(points[..., 0], points[..., 1])
-        v = camera.ground_row(points[:, 0, 1]).clamp(0.5, rows - 0.5)[..., None].expand_as(u)
+        v = camera.ground_row(points[:, 0, 1], above).clamp(0.5, rows - 0.5)[..., None].expand_as(u)
         place = torch.stack([2 * u / columns - 1, 2 * v / rows - 1], dim=-1)
         return grid_sample(features.float(), place, align_corners=False).to(features.dtype)
+
+
+class UprightGround(nn.Module):
+    """What is seen above each cell: the feature on flat ground, plus a projection of those at several heights.
+
+    A cell behind the front of a car shows the car at the height of the ground and what lies beyond at that of the
+    roof: where the two change tells how far it reaches. At first only the ground counts.
+
+    Args:
+        grid: of the ground features.
+        channels: C.
+        heights: above the ground, m.
+    """
+
+    def __init__(self, grid: BEVGridConfig, channels: int, heights: Sequence[float]) -> None:
+        super().__init__()
+        self.flat, self.heights = FlatGround(grid), tuple(heights)
+        self.project = ZeroConv2d(channels * len(self.heights), channels, 1)
+
+    def forward(self, features: Tensor, camera: Camera) -> Tensor:
+        """Return (B, C, rows, columns) from (B, C, h, w)."""
+        above = [self.flat(features, camera, height) for height in self.heights]
+        return self.flat(features, camera) + self.project(torch.cat(above, dim=1))
 
 
 class FlattenedMlp(nn.Module):

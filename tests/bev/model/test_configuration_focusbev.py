@@ -23,6 +23,7 @@ def test_options_survive_a_file(tmp_path):
         ({"view_transform": "lss"}, "view_transform='lss'"),
         ({"hidden_channels": 30}, "hidden_channels=30"),
         ({"view_transform": "ipm", "use_cycle": True}, "no columns to go back"),
+        ({"upright_heights": []}, "upright_heights=\\(\\) is empty"),
         ({"depth_step": 0.6}, "depth_step=0.6"),
         ({"level_strides": (16, 8)}, "not ascending"),
         ({"priors": [0.5]}, "priors has 1"),

@@ -15,8 +15,15 @@ def new(**changes) -> FocusBEVForSegmentation:
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"use_cycle": True}, {"view_transform": "ipm"}, {"view_transform": "mlp"}, {"level_strides": [4, 8, 16]}],
-    ids=["column", "cycle", "ipm", "mlp", "levels"],
+    [
+        {},
+        {"use_cycle": True},
+        {"view_transform": "ipm"},
+        {"view_transform": "mlp"},
+        {"view_transform": "upright"},
+        {"level_strides": [4, 8, 16]},
+    ],
+    ids=["column", "cycle", "ipm", "mlp", "upright", "levels"],
 )
 def test_every_form_predicts_trains_and_is_loaded_as_it_was_saved(tmp_path, changes):
     model = new(**changes)

@@ -4,7 +4,7 @@ import torch
 
 from featherweight.bev.grid import BEVGridConfig
 from featherweight.bev.model.camera import Camera
-from featherweight.bev.model.view_transform import ColumnTransform, FlatGround, FlattenedMlp, ToGround
+from featherweight.bev.model.view_transform import ColumnTransform, FlatGround, FlattenedMlp, ToGround, UprightGround
 
 GRID = BEVGridConfig(x_min=-8, x_max=8, z_min=1, z_max=17, resolution=1.0, anchor="center")
 DEPTHS = np.arange(16) + 1.5
@@ -92,3 +92,22 @@ def test_ground_beside_the_picture_is_zero(kind):
 def test_the_matrix_of_older_work_maps_any_pixel_to_any_cell():
     module = FlattenedMlp((12, 20), GRID)
     assert module(torch.randn(2, 16, 12, 20), cameras()).shape == (2, 16, 16, 16)
+
+
+def test_upright_ground_begins_as_flat_ground_and_reads_what_stands_above_a_cell():
+    """A wall at 8 m that is 1.2 m high: seen 1 m above its foot, not 2.5 m above."""
+    camera, rows = cameras(1), 200
+    camera = Camera(
+        camera.focal_x, camera.focal_y * 20, camera.center_x, camera.center_y * 20, camera.height, camera.pitch
+    )
+    seen = camera.ground_row(torch.tensor([8.5]))[0], camera.ground_row(torch.tensor([8.5]), 1.2)[0]
+    v = torch.arange(rows)[:, None] + 0.5
+    wall = ((v <= seen[0]) & (v >= seen[1])).float().expand(1, 1, rows, 20).contiguous()
+    module = UprightGround(GRID, 1, (1.0, 2.5))
+    assert torch.equal(module(wall, camera), FlatGround(GRID)(wall, camera))
+    middle = (0, 0, 7, 8)
+    with torch.no_grad():
+        for height, expected in ((0, 1.0), (1, 0.0)):
+            module.project.weight.zero_()[0, height] = 1
+            read = module(wall, camera) - FlatGround(GRID)(wall, camera)
+            torch.testing.assert_close(read[middle].item(), expected)
