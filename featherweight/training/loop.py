@@ -209,7 +209,7 @@ class Loop:
                 mean_loss = self._finite_loss(float(total), items)  # this backward pass moves the weights
             (loss / per_item).backward()
         mean_loss = self._finite_loss(float(total), items) if mean_loss is None else mean_loss
-        share_gradients(self.world, self.model, self.optimizer, self.max_grad_norm)
+        share_gradients(self.world, self.model, self.optimizer, self.max_grad_norm, self.recipe.sharding.cores)
         grad_norm = self._clip()
         self.optimizer.step()
         for method in self.methods:

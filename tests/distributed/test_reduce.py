@@ -2,7 +2,8 @@
 
 import torch
 
-from featherweight.distributed.reduce import Traffic, _by_kind, _difference
+from featherweight.distributed.differences import of_gradients
+from featherweight.distributed.reduce import Traffic, _by_kind
 
 
 def test_traffic_adds_up_and_a_ring_sends_two_shares_of_an_all_reduce():
@@ -19,6 +20,6 @@ def test_tensors_of_one_dtype_travel_together_in_the_order_in_which_they_came():
 
 
 def test_a_difference_names_the_parameter_and_who_has_it():
-    assert "'b' has a gradient on rank 1 and none on rank 0" in _difference([["a"], ["a", "b"]])
-    assert "'a' has a gradient on rank 0 and none on rank 2" in _difference([["a"], ["a"], []])
-    assert "another order" in _difference([["a", "b"], ["b", "a"]])
+    assert "'b' has a gradient on rank 1 and none on rank 0" in of_gradients([["a"], ["a", "b"]])
+    assert "'a' has a gradient on rank 0 and none on rank 2" in of_gradients([["a"], ["a"], []])
+    assert "another order" in of_gradients([["a", "b"], ["b", "a"]])

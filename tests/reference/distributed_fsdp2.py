@@ -10,10 +10,12 @@ from distributed_ddp import refusal
 from ranks import COLLECTIVE_TIMEOUT_S
 from shared_training import MICRO, loss_of, train
 from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 import featherweight as fw
 from featherweight.distributed.fsdp2 import collectives_of
+from featherweight.distributed.run import traffic_of
 from featherweight.optim.sharding import local_of
 
 STEPS = 14
@@ -38,12 +40,16 @@ class Stack(nn.Module):
         self.odd, self.even = nn.Linear(16, 13), nn.Linear(13, 16)
         self.row = nn.Linear(16, 1)
 
-    def forward(self, tokens: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, depth: int = 2, use_row: bool = True) -> Tensor:
         x = self.embed(tokens)
-        for layer in self.layers:
+        for layer in self.layers[:depth]:
             x = x + layer(x)
         x = x + self.even(torch.tanh(self.odd(x)))
-        return x + torch.sigmoid(self.row(x))
+        return x + torch.sigmoid(self.row(x)) if use_row else x
+
+
+SAVED = ("std", "left", "lazy", "adamw")
+"""Kinds of which checkpoints are written."""
 
 
 def stack(dtype: torch.dtype = torch.float64) -> Stack:
@@ -119,7 +125,7 @@ def not_finite(rank: int, size: int) -> dict[str, Any]:
 def saved(rank: int, size: int, folder: Path) -> dict[str, Any]:
     """A checkpoint in the middle of an interval, and what the uninterrupted run comes to."""
     found = {}
-    for name in ("std", "lazy", "adamw"):
+    for name in SAVED:
         model, optimizer = sharded(**KINDS[name])
         train(model, optimizer, rank=rank, world_size=size, steps=6)
         fw.distributed.save(folder / name, model, optimizer)
@@ -135,6 +141,71 @@ def saved(rank: int, size: int, folder: Path) -> dict[str, Any]:
             "resumed": all(torch.equal(one[key], two[key]) for key in one),
             "parts": len(parts),
         }
+    return found
+
+
+def disagreement(rank: int, size: int) -> dict[str, Any]:
+    """What only process 1 uses: a weight beside layers, a layer, and a weight of a model that sums cores."""
+    tokens, found = torch.arange(3), {}
+    for what, words in (("weight", {"use_row": rank == 1}), ("layer", {"depth": 1 + rank})):
+        model, optimizer = sharded()
+
+        def step(model: Any = model, optimizer: Any = optimizer, words: Any = words) -> None:
+            model(tokens, **words).square().sum().backward()
+            optimizer.step()
+
+        found[what] = refusal(step)
+    model = stack()
+    fw.apply(model, fw.CoreGradient(target_modules=["0", "2", "odd", "even"], prefer="memory"))
+    fw.distributed.shard(model, "fsdp2")
+    with fw.optim.layerwise(model, optimizer_for(model)):
+        found["cores"] = refusal(lambda: model(tokens, use_row=rank == 1).square().sum().backward())
+    return found
+
+
+def several(rank: int, size: int) -> list[dict[str, int]]:
+    """What three models have sent that a process trains in turn."""
+    models = [sharded(), sharded()]
+    own = stack()  # groups of the user's own, each with a mesh of its own
+    for layer in [*own.layers, own]:
+        fully_shard(layer)
+    fw.distributed.shard(own, "fsdp2")
+    models.append((own, optimizer_for(own)))
+    for step in range(2):
+        for model, optimizer in models:
+            train(model, optimizer, rank=rank, world_size=size, steps=1, start=step)
+    return [{words: sum(one.payload_bytes.values()) for words, one in sent_by(model).items()} for model, _ in models]
+
+
+def sent_by(model: nn.Module) -> dict[str, Any]:
+    """What a model has sent, but for the means of all, which an ordinary step of rows does not need."""
+    return {words: one for words, one in traffic_of(model).items() if words != "sums of all"}
+
+
+class Narrow(nn.Module):
+    """Two rows, two columns: fewer than three processes; behind bases of one direction."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.few, self.thin = nn.Linear(16, 2, bias=False), nn.Linear(2, 16, bias=False)
+        self.embed = nn.Embedding(20, 16)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.embed(tokens)
+        return x + self.thin(torch.tanh(self.few(x)))
+
+
+def narrow_training(rank: int = 0, size: int = 1) -> dict[str, Tensor]:
+    """Weights after ten steps, behind right and left bases, of rows that some processes have none of."""
+    found = {}
+    for side in ("right", "left"):
+        torch.manual_seed(0)
+        model = Narrow().double()
+        fw.distributed.shard(model, "fsdp2")
+        keys = {"rank": 1, "update_proj_gap": 4, "proj_type": side}
+        groups = fw.optim.param_groups(model, ["few", "thin"], min_numel=1, **keys)
+        train(model, fw.optim.GaLoreAdamW(groups, lr=1e-2), rank=rank, world_size=size, steps=10)
+        found |= {f"{side} {name}": tensor for name, tensor in values(model).items()}
     return found
 
 
@@ -167,7 +238,7 @@ def refused(rank: int, size: int) -> dict[str, Any]:
     fw.distributed.shard(odd, "fsdp2")
     found["blocks"] = refusal(lambda: fw.optim.AdamW(odd.named_parameters(), lr=1e-3, state_bits=8))
     own = nn.Sequential(nn.Linear(16, 16))
-    torch.distributed.fsdp.fully_shard(own)
+    fully_shard(own)
     found["unknown"] = refusal(lambda: fw.optim.AdamW(own.parameters(), lr=1e-3))
     fw.distributed.shard(own, "fsdp2")
     found["own"] = refusal(lambda: fw.optim.AdamW(own.parameters(), lr=1e-3))
@@ -177,7 +248,7 @@ def refused(rank: int, size: int) -> dict[str, Any]:
 def continued(rank: int, size: int, folder: Path) -> dict[str, Any]:
     """What another number of processes makes of the checkpoints."""
     found = {}
-    for name in ("std", "lazy", "adamw"):
+    for name in SAVED:
         model, optimizer = sharded(**KINDS[name])
         fw.distributed.load(folder / name, model, optimizer)
         train(model, optimizer, rank=rank, world_size=size, steps=6, start=6)
@@ -192,8 +263,11 @@ def main() -> None:
     assert MICRO >= size
     if len(sys.argv) > 3:
         found: dict[str, Any] = {"trained": trained(rank, size), "continued": continued(rank, size, folder)}
+        found["narrow"] = narrow_training(rank, size)
     else:
-        found = {check.__name__: check(rank, size) for check in (trained, traffic, not_finite, refused)}
+        checks = (trained, traffic, not_finite, refused, several, disagreement)
+        found = {check.__name__: check(rank, size) for check in checks}
+        found["narrow"] = narrow_training(rank, size)
         found["saved"], found["eight_bits"] = saved(rank, size, folder), eight_bits(rank, size, folder)
     torch.save(found, f"{sys.argv[1]}-{rank}")
     fw.distributed.stop()
