@@ -72,7 +72,7 @@ def test_a_weight_or_a_layer_that_one_process_uses_alone_is_an_error_with_its_na
     for each in found:
         alone_used = each["disagreement"]
         assert "'row.bias' has a gradient on rank 1 and none on rank 0" in alone_used["weight"]
-        assert "rank 0 has come to the gradients of the model outside of its layers and rank 1" in alone_used["layer"]
+        assert "rank 0 has come to the weights of the model outside of its layers and rank 1" in alone_used["layer"]
         assert "to the weights of 'layers.1'" in alone_used["layer"]
         assert "'row.bias' has a gradient on rank 1 and none on rank 0" in alone_used["cores"]
 
@@ -110,6 +110,13 @@ def test_a_checkpoint_resumes_bitwise_on_as_many_processes_and_exactly_on_one(fo
     assert largest_difference(model.state_dict(), found[0]["saved"][name]["values"]) < EXACT
 
 
+def test_state_dicts_of_torchs_own_helpers_hold_the_whole_state_and_count_no_step(found):
+    # Mutations: local tensors, of which every process gets those of rank 0; a step that the helper makes.
+    for each in found:
+        assert each["torchs_own"]["counted"]
+        assert largest_difference(each["torchs_own"]["resumed"], each["torchs_own"]["whole"]) == 0
+
+
 def test_quantised_moments_are_saved_as_they_are_and_read_by_one_process(found, folder):
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(32, 256, bias=False), torch.nn.Linear(256, 256, bias=False))
@@ -133,6 +140,10 @@ def test_quantised_moments_are_saved_as_they_are_and_read_by_one_process(found, 
         ("blocks", "splits blocks of 256 elements"),
         ("unknown", "is a DTensor of which nothing is known"),
         ("own", "no error"),
+        ("FSDP 1", "flattens its shards, which then have no rows (FSDP 1)"),
+        ("flattened", "is a flattened shard of FullyShardedDataParallel (FSDP 1)"),
+        ("tensor parallel, columns", "that fully_shard has not made"),
+        ("tensor parallel, rows", "that fully_shard has not made"),
     ],
 )
 def test_what_has_no_form_on_rows_is_one_sentence(found, what, words):
@@ -146,5 +157,6 @@ def test_other_numbers_of_processes_train_the_same_and_read_the_checkpoints_of_t
         model, _ = alone(name)
         assert largest_difference(others[0]["trained"][name]["values"], model.state_dict()) < EXACT
     assert largest_difference(others[-1]["narrow"], narrow_training()) < EXACT
+    assert largest_difference(others[-1]["torchs_own"], found[0]["torchs_own"]["whole"]) < EXACT
     for name in SAVED:
         assert largest_difference(others[-1]["continued"][name], found[0]["saved"][name]["values"]) < EXACT

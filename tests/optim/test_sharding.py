@@ -92,6 +92,14 @@ def test_the_plan_follows_from_the_whole_shape_and_the_moments_from_the_rows():
     assert dense.shape == dense.moment_shapes["exp_avg"] == (4, 12)
 
 
+def test_whether_a_state_is_quantised_follows_from_the_whole_size():
+    # 6144 elements, of which a process has 3072: fewer than are quantised. Mutation: a plan from the rows at hand.
+    parameter = torch.nn.Parameter(torch.ones(6, 1024))
+    register_shard(parameter, ParameterShard((6, 1024), 0, 3, Two()))
+    (layout,) = AdamW([parameter], state_bits=8).layouts.values()
+    assert layout.moment_kind == "codes8" and layout.moment_shapes["exp_avg"] == (3, 1024)
+
+
 def test_the_whole_of_a_sharded_parameter_is_known_by_it_and_an_ordinary_tensor_is_itself():
     rows, whole, other = (torch.nn.Parameter(torch.ones(size, 3)) for size in (4, 7, 2))
     register_unsharded(whole, rows)

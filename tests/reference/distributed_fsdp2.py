@@ -1,17 +1,21 @@
 """One of several processes that hold rows; argv: where to save what was found, a folder for checkpoints."""
 
+import functools
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
 from distributed_ddp import refusal
 from ranks import COLLECTIVE_TIMEOUT_S
 from shared_training import MICRO, loss_of, train
 from torch import Tensor, nn
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.tensor import DTensor
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 import featherweight as fw
 from featherweight.distributed.fsdp2 import collectives_of
@@ -168,7 +172,7 @@ def several(rank: int, size: int) -> list[dict[str, int]]:
     models = [sharded(), sharded()]
     own = stack()  # groups of the user's own, each with a mesh of its own
     for layer in [*own.layers, own]:
-        fully_shard(layer)
+        fully_shard(layer, reshard_after_forward=True)
     fw.distributed.shard(own, "fsdp2")
     models.append((own, optimizer_for(own)))
     for step in range(2):
@@ -209,6 +213,37 @@ def narrow_training(rank: int = 0, size: int = 1) -> dict[str, Tensor]:
     return found
 
 
+def torchs_own(rank: int, size: int, folder: Path) -> dict[str, Any]:
+    """State dicts by the helpers of torch.distributed.checkpoint, as accelerate and torchtitan use them."""
+    from torch.distributed.checkpoint import state_dict as helpers
+
+    model, optimizer = sharded(**KINDS["std"])
+    train(model, optimizer, rank=rank, world_size=size, steps=6)
+    steps = [int(state["step"]) for state in optimizer.state.values()]
+    dcp.save(both(helpers, model, optimizer), checkpoint_id=str(folder / "torchs"))
+    counted = steps == [int(state["step"]) for state in optimizer.state.values()]
+    train(model, optimizer, rank=rank, world_size=size, steps=6, start=6)
+    return {"counted": counted, "whole": values(model), "resumed": of_torchs_own(rank, size, folder)}
+
+
+def both(helpers: Any, model: nn.Module, optimizer: Any) -> dict[str, Any]:
+    found = {"model": helpers.get_model_state_dict(model)}
+    return {**found, "optimizer": helpers.get_optimizer_state_dict(model, optimizer)}
+
+
+def of_torchs_own(rank: int, size: int, folder: Path) -> dict[str, Tensor]:
+    """What any number of processes makes of it."""
+    from torch.distributed.checkpoint import state_dict as helpers
+
+    model, optimizer = sharded(**KINDS["std"])
+    state = both(helpers, model, optimizer)
+    dcp.load(state, checkpoint_id=str(folder / "torchs"), no_dist=size == 1)
+    helpers.set_model_state_dict(model, state["model"])
+    helpers.set_optimizer_state_dict(model, optimizer, optim_state_dict=state["optimizer"])
+    train(model, optimizer, rank=rank, world_size=size, steps=6, start=6)
+    return values(model)
+
+
 def eight_bits(rank: int, size: int, folder: Path) -> dict[str, Any]:
     """Quantised moments of rows: whole blocks on each process, saved as they are."""
     torch.manual_seed(0)
@@ -237,6 +272,13 @@ def refused(rank: int, size: int) -> dict[str, Any]:
     odd = nn.Sequential(nn.Linear(64, 129, bias=False))
     fw.distributed.shard(odd, "fsdp2")
     found["blocks"] = refusal(lambda: fw.optim.AdamW(odd.named_parameters(), lr=1e-3, state_bits=8))
+    flat = FullyShardedDataParallel(nn.Sequential(nn.Linear(16, 16)), device_id=torch.device("cpu"))
+    found["FSDP 1"] = refusal(lambda: fw.distributed.shard(flat, "fsdp2"))
+    found["flattened"] = refusal(lambda: fw.optim.GaLoreAdamW(flat.parameters(), lr=1e-3, rank=4))
+    for what, style in (("columns", ColwiseParallel()), ("rows", RowwiseParallel())):
+        parallel = nn.Sequential(nn.Linear(16, 16))
+        parallelize_module(parallel, init_device_mesh("cpu", (size,)), {"0": style})
+        found[f"tensor parallel, {what}"] = refusal(functools.partial(fw.distributed.shard, parallel, "fsdp2"))
     own = nn.Sequential(nn.Linear(16, 16))
     fully_shard(own)
     found["unknown"] = refusal(lambda: fw.optim.AdamW(own.parameters(), lr=1e-3))
@@ -263,11 +305,13 @@ def main() -> None:
     assert MICRO >= size
     if len(sys.argv) > 3:
         found: dict[str, Any] = {"trained": trained(rank, size), "continued": continued(rank, size, folder)}
+        found["torchs_own"] = of_torchs_own(rank, size, folder)
         found["narrow"] = narrow_training(rank, size)
     else:
         checks = (trained, traffic, not_finite, refused, several, disagreement)
         found = {check.__name__: check(rank, size) for check in checks}
         found["narrow"] = narrow_training(rank, size)
+        found["torchs_own"] = torchs_own(rank, size, folder)
         found["saved"], found["eight_bits"] = saved(rank, size, folder), eight_bits(rank, size, folder)
     torch.save(found, f"{sys.argv[1]}-{rank}")
     fw.distributed.stop()

@@ -104,9 +104,9 @@ def resumed(folder: Path, **more: Any) -> dict[str, Any]:
     return {"equal": equal, "files": sorted(str(path.relative_to(folder)) for path in (folder / "whole").rglob("*"))}
 
 
-def grow(folder: Path, steps: int) -> Loop:
+def grow(folder: Path, steps: int, **changes: Any) -> Loop:
     """Go on from the newest checkpoint in a folder, if there is one, to so many steps, and write another one."""
-    loop, checkpoints = Loop(recipe()), Checkpoints(folder)
+    loop, checkpoints = Loop(recipe(**changes)), Checkpoints(folder)
     latest = checkpoints.latest()
     if latest is not None:
         loop.resume(latest)
