@@ -40,6 +40,12 @@ Borderline = Annotated[
 Mismatch = Annotated[
     bool, typer.Option("--allow-mismatch", help="Use the guard with another model than that of its calibration.")
 ]
+Tier = Annotated[
+    str,
+    typer.Option(
+        "--tier", help="What decides: prefix_hidden, next_token, continuation, probe, probe_hidden or cascade."
+    ),
+]
 BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Prompts that are read together.")]
 
 
@@ -50,9 +56,7 @@ def calibrate(
     benign: Benign,
     out: Out,
     borderline: Borderline = None,
-    tier: Annotated[
-        str, typer.Option("--tier", help="What decides: prefix_hidden, next_token, probe, probe_hidden or cascade.")
-    ] = "probe_hidden",
+    tier: Tier = "probe_hidden",
     target_fpr: TargetFpr = 0.01,
     target_tpr: TargetTpr = None,
     cost_ratio: CostRatio = None,
@@ -137,7 +141,7 @@ def score(
 ) -> None:
     """Print a verdict for each prompt as a line of JSON; exit code 1 if one is flagged.
 
-    The lines hold id, score, flagged, tier and probe_tokens, never the text.
+    The lines hold id, score, probability, flagged, tier and probe_tokens, never the text.
 
     [bold]Example[/bold]
 
@@ -154,6 +158,7 @@ def score(
                 line = {
                     "id": name,
                     "score": verdict.score,
+                    "probability": verdict.probability,
                     "flagged": verdict.flagged,
                     "tier": verdict.tier,
                     "probe_tokens": verdict.probe_tokens,

@@ -53,8 +53,13 @@ def evaluate_guard(
         scores[one.name] = torch.tensor([verdict.score for verdict in finite])
     columns = ["rows", "count", "flagged", "rate (%)", "from (%)", "to (%)", "probe tokens (mean)", "not judged"]
     report.add_table("Flagged", columns, table)
-    limit = guard.options.deciding.flag_above
+    stage = guard.options.deciding
     # Scores of earlier stages are on scales of their own, so only a guard of one stage has curves.
-    if len(guard.options.stages) == 1 and limit is not None and len(scores["harmful"]) and len(scores["benign"]):
-        add_quality(report, scores["harmful"], scores["benign"], limit)
+    if (
+        len(guard.options.stages) == 1
+        and stage.flag_above is not None
+        and len(scores["harmful"])
+        and len(scores["benign"])
+    ):
+        add_quality(report, scores["harmful"], scores["benign"], stage)
     return report

@@ -6,6 +6,7 @@ Each tier turns one part of it into features, which a linear classifier scores:
     logprob        log-likelihood of the forced prefix
     next_token     log-probabilities of the likeliest tokens after the prefix
     prefix_hidden  hidden states at the last token of the prefix
+    continuation   likelihood of the openings of policy reasons after the prefix, against that of other openings
     probe          the text that the model writes after the prefix
     probe_hidden   mean hidden states over the tokens that it writes there
 
@@ -23,6 +24,17 @@ from featherweight.errors import ConfigError
 NEXT_TOKENS = 64
 """So many of the likeliest next tokens are kept of each request."""
 
+TENSORS = (
+    "prompt_hidden",
+    "prefix_logprob",
+    "prefix_hidden",
+    "next_ids",
+    "next_logprobs",
+    "opening_logprobs",
+    "probe_hidden",
+)
+"""Parts of the evidence that are tensors with a row for each request."""
+
 
 @dataclass
 class Evidence:
@@ -38,6 +50,8 @@ class Evidence:
     """(B, NEXT_TOKENS) int64: the likeliest tokens after the prefix."""
     next_logprobs: Tensor | None = None
     """(B, NEXT_TOKENS) float32"""
+    opening_logprobs: Tensor | None = None
+    """(B, C) float32: of each opening that the options name, after the prefix."""
     probe_hidden: Tensor | None = None
     """(B, H) float32: mean over the probe tokens that were read; of the prefix where there are none."""
     probe_ids: list[list[int]] = field(default_factory=list)
@@ -49,7 +63,7 @@ class Evidence:
 def join_evidence(parts: list[Evidence]) -> Evidence:
     """Return the evidence of several batches as that of one."""
     tensors = {}
-    for name in ("prompt_hidden", "prefix_logprob", "prefix_hidden", "next_ids", "next_logprobs", "probe_hidden"):
+    for name in TENSORS:
         values = [getattr(part, name) for part in parts]
         tensors[name] = None if values[0] is None else torch.cat(values)
     ids = [one for part in parts for one in part.probe_ids]

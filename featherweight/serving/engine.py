@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from featherweight.errors import FeatherweightError
+from featherweight.guard.decoding import read_forced
 from featherweight.guard.monitor import HeldBack, Monitor
 from featherweight.guard.probe import Probe
 from featherweight.guard.room import require_room
@@ -192,8 +193,7 @@ class Engine:
                 self._judged(row, decoding)
                 return
             row.parked, trial = decoding, fork(decoding)
-            forced = torch.tensor(self._guard.options.forced_ids, device=self._device)
-            probe.read_prefix(extend(trial, forced, output_hidden_states=probe.needs_hidden), trial.hidden_states)
+            read_forced(trial, probe, self._guard.options.forced_ids)
             self._ready.append((trial, row))
         except FeatherweightError as error:
             job.tell(Ended("error", str(error)))
