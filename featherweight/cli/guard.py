@@ -20,6 +20,7 @@ from featherweight.cli.screen import AsJson, leave_cleanly, print_json, print_re
 from featherweight.errors import ConfigError
 
 if TYPE_CHECKING:
+    from featherweight.guard.ensemble import GuardEnsemble
     from featherweight.guard.guard import PrefixGuard
 
 app = typer.Typer(no_args_is_help=True, help="Let a model refuse what a policy of your own forbids, and nothing else.")
@@ -284,10 +285,10 @@ def _load(model: str) -> tuple[Any, Any]:
     return load(model, None)
 
 
-def _ready(model: str, folder: Path, allow_mismatch: bool) -> "tuple[Any, Any, PrefixGuard]":
-    from featherweight.guard.guard import PrefixGuard
+def _ready(model: str, folder: Path, allow_mismatch: bool) -> "tuple[Any, Any, PrefixGuard | GuardEnsemble]":
+    from featherweight.guard.ensemble import open_guard
 
-    guard = PrefixGuard.from_pretrained(folder)  # damaged files are told before a model is loaded
+    guard = open_guard([folder])  # damaged files are told before a model is loaded
     loaded, tokenizer = _load(model)
     return loaded, tokenizer, guard.bind(loaded, tokenizer, allow_mismatch=allow_mismatch)
 

@@ -19,7 +19,7 @@ from featherweight.guard.fitting import NEXT_TOKEN_FEATURES, measure_tiers
 from featherweight.guard.frames import FIT_FRAMES, REPORT_FRAME, framed
 from featherweight.guard.latency import add_latency
 from featherweight.guard.openings import choose_openings
-from featherweight.guard.options import FLAG_ONLY, READ_AT, REFUSAL, GuardOptions, default_layers
+from featherweight.guard.options import FLAG_ONLY, PREFIX_STATES, READ_AT, REFUSAL, GuardOptions, default_layers
 from featherweight.guard.prefix import prefix_ids
 from featherweight.guard.prefix_search import FALLBACK, TOPICS, Candidate, search_prefix
 from featherweight.guard.prompt_files import PromptSet, read_prompts, refuse_shared
@@ -29,7 +29,7 @@ from featherweight.guard.readings import Readings, write_readings
 from featherweight.guard.scoring import Scoring, TextFunction
 from featherweight.guard.splits import Rows, refuse_leakage, split_rows
 from featherweight.guard.storage import GuardFiles
-from featherweight.guard.thresholds import Goal, decide, decided
+from featherweight.guard.thresholds import CASCADE, Goal, decide, decided
 from featherweight.guard.verdict import predict_costs
 from featherweight.report import Report
 
@@ -153,7 +153,7 @@ def fit_guard(
         where="guard calibrate",
     )
     judge = Scoring(base, {}, tokenizer=tokenizer, classifier=text_function)
-    deciding = ("prefix_hidden", "probe_hidden") if tier == "cascade" else (tier,)
+    deciding = CASCADE if tier == "cascade" else (tier,)
     measured = measure_tiers(judge, collected, rows, deciding, text_base=text_base)
     options = decide(base, measured, judge, collected, rows, tier, goal)
     flagged = decided(options, measured, judge, collected)
@@ -221,7 +221,7 @@ def _time_phases(files: GuardFiles, model: Any, tokenizer: Any, rows: Rows) -> N
 
 def last_tier(tier: str) -> str:
     """Return what decides at last."""
-    return "probe_hidden" if tier == "cascade" else tier
+    return CASCADE[-1] if tier == "cascade" else tier
 
 
 def _read_all(
@@ -316,6 +316,7 @@ def _base_options(
         "shows_prefix": text not in TOPICS,
         "probe_tokens": probe_tokens,
         "layers": default_layers(model.config.get_text_config().num_hidden_layers),
+        "prefix_states": PREFIX_STATES,
         # Openings are chosen when the probes were read; until then their words stand for them.
         "stages": [{"tier": "probe" if tier == "continuation" else last_tier(tier)}],
         "text_classifier": text_classifier,

@@ -243,9 +243,11 @@ def read_forced(decoding: Decoding, probe: Probe, forced_ids: Sequence[int]) -> 
         forced_ids: preamble and prefix.
     """
     forced = torch.tensor(forced_ids, device=decoding.token_ids.device)
-    logits = extend(decoding, forced, output_hidden_states=probe.needs_hidden)
+    logits = extend(
+        decoding, forced, last_logits_only=not probe.needs_logprobs, output_hidden_states=probe.needs_hidden
+    )
     found = opening_logprobs(decoding, probe.openings) if probe.needs_openings else None
-    probe.read_prefix(logits, decoding.hidden_states, found)
+    probe.read_prefix(logits, decoding.hidden_states, found, decoding.read_states)
 
 
 def read_probe(decoding: Decoding, probe: Probe, forced_ids: Sequence[int]) -> int:
@@ -299,9 +301,11 @@ def _probe_beside(judged: Judged, probe: Probe, judge: Judge, rules: AnswerRules
         if monitor is not None and decoding.hidden_states is not None and (places := answer.open_rows):
             monitor.read(tuple(state[places] for state in decoding.hidden_states), places)
 
-    logits = extend(decoding, torch.cat([beside_BP, forced_BP]), mask_BP, output_hidden_states=hidden)
+    together, last = torch.cat([beside_BP, forced_BP]), not probe.needs_logprobs
+    logits = extend(decoding, together, mask_BP, last_logits_only=last, output_hidden_states=hidden)
     watch()
-    probe.read_prefix(logits[rows:], _rows_from(decoding.hidden_states, rows))
+    states = _rows_from(decoding.hidden_states, rows), _rows_from(decoding.read_states, rows)
+    probe.read_prefix(logits[rows:], states[0], read_states=states[1])
     dead = list(range(start, start + ahead))
     read = 0
     while (tokens := probe.next_tokens()) is not None:

@@ -58,6 +58,19 @@ class PrefixGuard:
         self._scoring = Scoring(options, scores, vocabulary, classifier=classifier)
 
     @property
+    def members(self) -> "tuple[PrefixGuard, ...]":
+        """Itself: a guard is what a `GuardEnsemble` has several of."""
+        return (self,)
+
+    def draw(self) -> tuple[int, ...]:
+        """Return which members judge the next request."""
+        return (0,)
+
+    def combine(self, verdicts: Sequence[Verdict]) -> Verdict:
+        """Return the verdict on a request, of those of the members that judged it."""
+        return verdicts[0]
+
+    @property
     def tiers(self) -> tuple[str, ...]:
         """Those that it was fitted for."""
         return tuple(self._scoring.scores)

@@ -24,6 +24,8 @@ READ_AT: dict[str, int] = {
 """Tier -> what must have been read: 0 the prompt, 1 the forced prefix, 2 the probe."""
 FLAG_ONLY = ("hidden", "logprob")
 """Tiers that never clear a request: what talks a model out of its policy makes them look safest."""
+PREFIX_STATES = 8
+"""At so many of the last tokens of the prefix hidden states are read by default; prefixes are seldom longer."""
 REFUSAL = "I'm sorry, but I cannot help with that."
 
 
@@ -102,6 +104,8 @@ class GuardOptions(Config):
     """The probe has at most so many tokens behind the prefix."""
     layers: tuple[int, ...] = ()
     """Hidden states that the tiers of hidden states read; 0 is the embedding."""
+    prefix_states: int = Field(default=1, ge=1)
+    """At so many of the last tokens of the prefix; before the last one, only of the deepest of these layers."""
     stages: tuple[Stage, ...] = Field(min_length=1)
     """Looked at in this order."""
     early_exit: tuple[EarlyExit, ...] = ()

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from featherweight.guard.evidence import NEXT_TOKENS, Evidence, hidden_features, prefix_logprob
+from featherweight.guard.evidence import NEXT_TOKENS, Evidence, hidden_features, prefix_features, prefix_logprob
 from featherweight.guard.monitor import Monitor
 from featherweight.guard.options import READ_AT, GuardOptions
 from featherweight.guard.verdict import Verdict
@@ -72,6 +72,11 @@ class Probe:
         return self._options.needs_hidden or not self._decides
 
     @property
+    def needs_logprobs(self) -> bool:
+        """Whether the likelihood of the forced tokens is looked at, which takes logits after each of them."""
+        return not self._decides or any(stage.tier == "logprob" for stage in self._options.stages)
+
+    @property
     def needs_openings(self) -> bool:
         """Whether the likelihood of openings must be read behind the prefix."""
         return self._decides and self._options.needs_openings and not self.is_decided
@@ -106,29 +111,36 @@ class Probe:
         self._decide()
 
     def read_prefix(
-        self, logits_BPV: Tensor, hidden_states: tuple[Tensor, ...] | None, opening_logprobs: Tensor | None = None
+        self,
+        logits_BPV: Tensor,
+        hidden_states: tuple[Tensor, ...] | None,
+        opening_logprobs: Tensor | None = None,
+        read_states: tuple[Tensor, ...] | None = None,
     ) -> None:
         """Take what the forward pass over the forced tokens returned.
 
         Args:
-            logits_BPV: after each of them.
+            logits_BPV: after each of them; after the last one alone unless `needs_logprobs`.
             hidden_states: at the last one.
             opening_logprobs: (B, C): of the openings behind them, where `needs_openings`.
+            read_states: at all of them, for guards that read several.
         """
         options = self._options
-        prefix = torch.tensor(options.prefix_ids, device=logits_BPV.device)
-        skipped = len(options.preamble_ids)
-        before_BV = logits_BPV[:, skipped - 1] if skipped else self._logits_BV
         self.evidence.opening_logprobs = opening_logprobs
-        self.evidence.prefix_logprob = prefix_logprob(before_BV, logits_BPV[:, skipped:], prefix)
+        if self.needs_logprobs:
+            prefix = torch.tensor(options.prefix_ids, device=logits_BPV.device)
+            skipped = len(options.preamble_ids)
+            before_BV = logits_BPV[:, skipped - 1] if skipped else self._logits_BV
+            self.evidence.prefix_logprob = prefix_logprob(before_BV, logits_BPV[:, skipped:], prefix)
         self._logits_BV = logits_BPV[:, -1]
-        shares_BV = self._logits_BV.float().log_softmax(dim=1)
-        top = shares_BV.topk(min(NEXT_TOKENS, shares_BV.shape[1]), dim=1)
-        self.evidence.next_ids, self.evidence.next_logprobs = top.indices, top.values
+        if not self._decides or any(stage.tier == "next_token" for stage in options.stages):
+            shares_BV = self._logits_BV.float().log_softmax(dim=1)
+            top = shares_BV.topk(min(NEXT_TOKENS, shares_BV.shape[1]), dim=1)
+            self.evidence.next_ids, self.evidence.next_logprobs = top.indices, top.values
         if hidden_states is not None:
-            self.evidence.prefix_hidden = hidden_features(hidden_states, options.layers)
-            self._hidden_sum = torch.zeros_like(self.evidence.prefix_hidden)
-            self.evidence.probe_hidden = self.evidence.prefix_hidden
+            self.evidence.prefix_hidden = prefix_features(hidden_states, read_states, options)
+            self.evidence.probe_hidden = hidden_features(hidden_states, options.layers)
+            self._hidden_sum = torch.zeros_like(self.evidence.probe_hidden)
         self._position = 1
         self._decide()
 

@@ -150,7 +150,7 @@ def _require_same(first: Readings, other: Readings, folder: Path) -> None:
     require_one_prefix(
         {"the first folder": {first.options.forced_ids}, folder.name: {other.options.forced_ids}}, str(folder)
     )
-    for name in ("layers", "probe_tokens", "policy_openings", "other_openings"):
+    for name in ("layers", "prefix_states", "probe_tokens", "policy_openings", "other_openings"):
         if getattr(first.options, name) != getattr(other.options, name):
             raise ConfigError(
                 f"guard: {name}={getattr(other.options, name)} of {folder} differ from "

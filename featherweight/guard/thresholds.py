@@ -15,7 +15,7 @@ from torch import Tensor
 
 from featherweight.errors import ConfigError
 from featherweight.guard.metrics import conformal_threshold, fit_platt
-from featherweight.guard.options import READ_AT, GuardOptions, Stage
+from featherweight.guard.options import READ_AT, GuardOptions, Stage, Tier
 from featherweight.guard.quality import Measured
 from featherweight.guard.reading import Collected
 from featherweight.guard.scoring import Scoring
@@ -24,6 +24,8 @@ from featherweight.guard.splits import Rows
 KNOWN_FLAGGED = 49
 """So many harmful requests that the last stage flags must be known before an earlier look may clear: if it clears none
 of m of them, it clears a fresh one with a probability of at most 1 / (m + 1), here 2 %."""
+CASCADE: tuple[Tier, ...] = ("prefix_hidden", "probe_hidden")
+"""The stages of a cascade."""
 FEW_FOR_PLATT = 10
 """So many rows of each class, out of the fit, are needed to make probabilities of scores."""
 FIRST_SHARE = 0.25
@@ -130,12 +132,12 @@ def decide(
     goal: Goal,
 ) -> GuardOptions:
     """Return the settings with thresholds: the promise for the deciding stage, and where earlier looks are enough."""
-    last = "probe_hidden" if tier == "cascade" else tier
+    last = CASCADE[-1] if tier == "cascade" else tier
     scores = measured[last].scores
     stages: list[dict[str, Any]] = []
     known = rows.where("fit", "harmful") | rows.where("calibrate", "harmful")
     if tier == "cascade":
-        earlier = measured["prefix_hidden"].scores
+        earlier = measured[CASCADE[0]].scores
         first = _first_stage(earlier, scores, known, rows, goal)
         threshold = goal.threshold(_settled(first, earlier, scores), rows)
         if threshold == math.inf:  # its own flags already use up what is promised
@@ -173,7 +175,7 @@ def _first_stage(first: Tensor, last: Tensor, known: Tensor, rows: Rows, goal: G
     clears = None
     if holds_in_frames(first, rows, conformal_threshold(first[benign], goal.target_fpr)):
         clears = clearing_limit(first[needed])
-    return Stage(tier="prefix_hidden", flag_above=finite(limit), clear_at_most=clears)
+    return Stage(tier=CASCADE[0], flag_above=finite(limit), clear_at_most=clears)
 
 
 def platt_of(scores: Tensor, rows: Rows) -> tuple[float, float] | None:
