@@ -194,7 +194,8 @@ class Engine:
             read = job.judged_ids if judges and job.judged_ids else job.prompt_ids
             for judge in judges:
                 require_room(self._model, len(read), judge)
-            generator = torch.Generator(self._device).manual_seed(job.seed)
+            generator = torch.Generator(self._device)
+            generator.manual_seed(job.seed)
             with self._using([Row(job, probes[0] if probes else None, generator)]):
                 hidden = any(probe.needs_hidden for probe in probes)
                 decoding = prefill(self._model, torch.tensor([read]), output_hidden_states=hidden)
