@@ -51,7 +51,7 @@ def main() -> None:
     found["replicas"] = {
         name: trained({**VARIANTS[name], "accumulation_steps": 5, "sharding": "ddp"}) for name in TWINS
     }
-    grow(folder / "grown", 5, **CORES, sharding=sharding)
+    grow(folder / "grown", 5, **CORES, accumulation_steps=5, sharding=sharding)
     if kind == "fsdp2":
         found["resumed"] = resumed(folder, **CORES, sharding=sharding)
         found["report"] = (folder / "whole" / "report.json").read_text()
