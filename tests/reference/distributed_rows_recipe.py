@@ -30,12 +30,13 @@ TEXT: dict[str, Any] = {
         "max_train_tokens": 20000,
         "max_held_out_tokens": 256,
     },
-    "optimizer": {"name": "galore", "rank": 8, "lr": 1e-3, "update_proj_gap": 3, "layerwise": True},
+    "optimizer": {**CORES["optimizer"], "rank": 8, "lr": 1e-3, "update_proj_gap": 3, "basis_method": "random"},
     "methods": [{"core_gradient": {"prefer": "memory"}}, {"mst": {"chunk_size": 16}}],
     "activation_checkpointing": True,
     "micro_batch_size": 1,
 }
-"""A Llama with a tied head, recomputed activations and chunks."""
+"""A Llama with a tied head, recomputed activations and chunks. Its bases are drawn from the seed: gradients that chunks
+form whole are summed by rows, to which a first basis can be fitted, while replicas wait for their common sketch."""
 VARIANTS["text"] = TEXT
 
 
