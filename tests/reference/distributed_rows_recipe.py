@@ -35,7 +35,7 @@ TEXT: dict[str, Any] = {
     "activation_checkpointing": True,
     "micro_batch_size": 1,
 }
-"""A Llama with a tied head, recomputed activations and chunks. Its bases are drawn from the seed: gradients that chunks
+"""A Llama with recomputed activations and chunks. Its bases are drawn from the seed: gradients that chunks
 form whole are summed by rows, to which a first basis can be fitted, while replicas wait for their common sketch."""
 VARIANTS["text"] = TEXT
 
