@@ -20,7 +20,7 @@ def measure(model):
 def trained():
     model = causal_model("llama")
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-2)
-    for step in range(30):
+    for _ in range(30):
         model(**batch(seed=3)).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
