@@ -14,6 +14,18 @@ if TYPE_CHECKING:
     from featherweight.methods.welore.stream import Progress
 
 
+MaxPerplexity = Annotated[
+    str | None,
+    typer.Option("--max-perplexity", help="Find the cut: 1.1x that of the model, or 25, a perplexity of 25."),
+]
+MethodName = Annotated[
+    str | None,
+    typer.Option(
+        "--method", help="plain (no data; the default), whitened or refit (need --calibration).", show_default=False
+    ),
+]
+
+
 def compress(
     model: Annotated[
         str,
@@ -37,20 +49,8 @@ def compress(
     param_ratio: Annotated[
         float | None, typer.Option("--param-ratio", help="Share of all parameters to keep, instead.")
     ] = None,
-    max_perplexity: Annotated[
-        str | None,
-        typer.Option(
-            "--max-perplexity", help="Find the cut: 1.1x is that of the model times 1.1, 25 a perplexity of 25."
-        ),
-    ] = None,
-    method: Annotated[
-        str | None,
-        typer.Option(
-            "--method",
-            help="plain (no data; the default), whitened or refit (need --calibration).",
-            show_default=False,
-        ),
-    ] = None,
+    max_perplexity: MaxPerplexity = None,
+    method: MethodName = None,
     calibration: Annotated[
         str | None, typer.Option("--calibration", help="Text to calibrate on: english, python or a file.")
     ] = None,

@@ -63,6 +63,6 @@ def stretch_positions(model: nn.Module, positions: int, scaling: RopeScaling, *,
     for name, module in list(model.named_modules()):
         if type(module).__name__.endswith("RotaryEmbedding") and hasattr(module, "config"):
             parent, _, last = name.rpartition(".")
-            built = type(module)(config=module.config)  # type: ignore[call-arg]
+            built = type(module)(config=module.config)
             device = next(module.buffers()).device
             setattr(model.get_submodule(parent), last, built.to(device))

@@ -83,17 +83,7 @@ def compress(
     """
     options = options or WeLore()
     out = Path(out)
-    limit = None if max_perplexity is None else PerplexityLimit.parse(max_perplexity)
-    if limit is not None and evaluate is None:
-        raise ConfigError(
-            f"compress: max_perplexity={max_perplexity} needs a text to measure on and evaluate=None; expected one. "
-            "Give --evaluate english, or a file."
-        )
-    if options.needs_calibration and calibration is None and limit is None:
-        raise ConfigError(
-            f"compress: method={options.method} needs data and calibration=None; expected a corpus. Give a text file, "
-            "or choose method='plain'."
-        )
+    limit = _limit(max_perplexity, options, evaluate, calibration)
     folder = Path(source).expanduser()
     if folder.suffix == ".json":
         raise ConfigError(
@@ -105,8 +95,7 @@ def compress(
     if not plan_only:
         _require_writable(out)
     shown = _Shown(source, options, None if plan_only else evaluate, evaluate_tokens, tell or _silent)
-    is_folder = (folder / "config.json").exists() and not is_low_rank_folder(folder)
-    if is_folder and limit is None and not options.needs_calibration:
+    if limit is None and not options.needs_calibration and _is_dense_folder(folder):
         report = compress_folder(
             folder,
             out,
@@ -130,6 +119,28 @@ def compress(
         write_atomically(out / "report.json", report.to_json())
         report.save_html(out / "report.html")
     return report
+
+
+def _limit(
+    max_perplexity: str | float | None, options: WeLore, evaluate: str | None, calibration: str | None
+) -> PerplexityLimit | None:
+    """Return the limit, if there is one, after the texts that are needed were looked at."""
+    limit = None if max_perplexity is None else PerplexityLimit.parse(max_perplexity)
+    if limit is not None and evaluate is None:
+        raise ConfigError(
+            "compress: max_perplexity needs a text to measure on and evaluate=None; expected one. Give --evaluate "
+            "english, or a file."
+        )
+    if options.needs_calibration and calibration is None and limit is None:
+        raise ConfigError(
+            f"compress: method={options.method} needs data and calibration=None; expected a corpus. Give a text file, "
+            "or choose method='plain'."
+        )
+    return limit
+
+
+def _is_dense_folder(folder: Path) -> bool:
+    return (folder / "config.json").exists() and not is_low_rank_folder(folder)
 
 
 def is_low_rank_folder(folder: Path) -> bool:

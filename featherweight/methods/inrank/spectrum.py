@@ -49,7 +49,11 @@ def layer_spectrum(layer: LowRankLinear, name: str, start: tuple[Tensor, Tensor]
         right = torch.cat([right, start[1].to(right)])
     if layer.activation is not None:
         right = _hidden_root(layer, right)
-    return product_spectrum(left, right)
+    values = product_spectrum(left, right)
+    if start is not None:  # of a layer that did not move, what rounding leaves of a difference is no spectrum
+        rounding = torch.finfo(left.dtype).eps * float(left.detach().norm() * right.detach().norm())
+        values = torch.where(values > rounding, values, 0)
+    return values
 
 
 def _hidden_root(layer: LowRankLinear, right_KN: Tensor) -> Tensor:
