@@ -68,7 +68,7 @@ def resume_conflicts(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str
 def _completed(recipe: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return a recipe with the defaults of the keys that its schedule did not know."""
     schedule = recipe.get("schedule")
-    return recipe if not isinstance(schedule, Mapping) else {**recipe, "schedule": Schedule().to_dict() | schedule}
+    return recipe if not isinstance(schedule, Mapping) else {**recipe, "schedule": {**Schedule().to_dict(), **schedule}}
 
 
 def changed_length(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:

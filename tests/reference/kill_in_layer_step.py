@@ -42,7 +42,8 @@ class Slow(Callback):
     """Says where the run is, and gives whoever wants to kill it the time to do so in the middle of a step."""
 
     def on_progress(self, event):
-        print(event.step, event.notice, flush=True)
+        sys.stdout.write(f"{event.step} {event.notice}\n")
+        sys.stdout.flush()
         time.sleep(0.05)
 
 
