@@ -173,8 +173,8 @@ def refused_pinning(size_bytes: int, error: Exception) -> DeviceError:
     reason = str(error).partition("\n")[0].rstrip(".")
     return DeviceError(
         f"host memory: pinned memory={size_bytes / 2**30:.2f} GiB was refused by the system ({reason}); expected "
-        "memory that a GPU can copy from. Raise the limit of locked memory (ulimit -l), shorten the sequences, or keep what "
-        "waits on the device."
+        "memory that a GPU can copy from. Raise the limit of locked memory (ulimit -l), shorten the sequences, or keep "
+        "what waits on the device."
     )
 
 
