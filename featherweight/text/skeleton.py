@@ -34,6 +34,7 @@ class TextSkeleton(Skeleton):
     """
 
     words = Words()
+    predicts_next_token = True
 
     def __init__(
         self,
