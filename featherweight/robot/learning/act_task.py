@@ -51,8 +51,8 @@ class ACTTask(DemonstratedTask):
     def new_policy(self) -> ACTPolicy:
         """See `DemonstratedTask`."""
         shape = {key: getattr(self.config, key) for key in ACTShape.model_fields}
-        seen = {"cameras": self.config.cameras, "sees_places": self.config.places_weight > 0}
-        return ACTPolicy(ACTConfig(**shape, **seen, fps=self.fps, features=self.features))
+        shape |= {"cameras": self.config.cameras, "sees_places": self.config.places_weight > 0}
+        return ACTPolicy(ACTConfig(**shape, fps=self.fps, features=self.features))
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
         """Return the sum over frames of the mean absolute error of a chunk, in deviations, and the number of frames.

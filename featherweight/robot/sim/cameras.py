@@ -66,7 +66,7 @@ def fixed_views(world: World, names: Sequence[str]) -> dict[str, CameraView]:
         if camera.bodyid[0] == 0:
             # MuJoCo's camera looks along -z with y up, ours along z with y down.
             turn = np.diag([1.0, -1.0, -1.0]) @ world.model.cam_mat0[camera.id].reshape(3, 3).T
-            views[name] = CameraView.of(np.column_stack([turn, -turn @ camera.pos]), float(camera.fovy[0]))
+            views[name] = CameraView.of(np.column_stack([turn, -turn @ camera.pos]).tolist(), float(camera.fovy[0]))
     return views
 
 

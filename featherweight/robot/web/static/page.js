@@ -18,7 +18,7 @@ const controls = new Controls({
   gamepad: (name) => write("gamepad", say(name ? "gamepad" : "noGamepad")),
 });
 const link = new Link({ welcome, state, picture, trouble: complain, wish: () => controls.wish() });
-const classroom = new Classroom((request) => link.tell({ class: request }));
+const classroom = new Classroom((request) => link.tell({ class: request }), (data) => link.send(data));
 
 /** Write a text if it is another one: a screen reader hears changes alone. */
 function write(id, text) { if (at(id).textContent !== text) at(id).textContent = text; }
