@@ -350,7 +350,7 @@ def test_beyond_300_ms_a_ghost_shows_where_the_arm_will_be_in_the_drawing_and_th
     server, robot = page_server(robot, impairment=Impairment(delay_s=0.18))
     page = open_page(server, size)
     page.wait_for_selector("#mode[data-mode=IDLE]")
-    page.wait_for_function("document.getElementById('picture').naturalWidth > 0")
+    wait_for(lambda: page.evaluate("document.getElementById('picture').naturalWidth > 0"))
     assert page.locator("#over").is_hidden()
     hold_slider(page, "shoulder_pan", 0.75)
     page.wait_for_selector("#mode[data-mode=ACTIVE]")
@@ -358,6 +358,7 @@ def test_beyond_300_ms_a_ghost_shows_where_the_arm_will_be_in_the_drawing_and_th
     assert page.get_attribute("#light", "data-light") == "bad" and page.inner_text("#line") == "bad"
     ahead = [float(word) for word in page.get_attribute("#drawing", "data-ghost").split()]
     assert len(ahead) == 6 and ahead[0] > 5
+    page.wait_for_selector("#over:not([hidden])")
     page.wait_for_timeout(600)
     left, right, count = page.evaluate(DRAWN)
     # The camera stands opposite, so an arm that turns to its left goes to the right of the middle of the picture.
