@@ -29,6 +29,8 @@ HANDS: dict[str, type[Hand]] = {
 }
 """Operator -> the model of a person in it."""
 OPERATORS = ("hand", "eager", "policy", "shared", "shared-eager")
+ALONE = ("hand", "eager")
+"""Those without a policy."""
 
 
 def parse_impairment(text: str) -> Impairment:
@@ -77,8 +79,7 @@ def run_challenge(
             f"challenge: operator={operator} is unknown; expected one of {', '.join(OPERATORS)}. "
             f"{did_you_mean(operator, OPERATORS)}"
         )
-    is_alone = operator in ("hand", "eager")
-    if not is_alone and policy is None:
+    if operator not in ALONE and policy is None:
         raise ConfigError(f"challenge: operator={operator} needs a policy; expected --policy RUN. Train one.")
     runs: list[RemoteRun] = []
 
@@ -86,7 +87,7 @@ def run_challenge(
         return runs[0].operator_side.delays.round_trip_ms.p50 / 1000
 
     def make_leader(see: Callable[[], Array], clock: Clock) -> Teleoperator:
-        if policy is None or is_alone:
+        if policy is None or operator in ALONE:
             return HANDS[operator](see, clock, seed)
         from featherweight.robot.learning.policy import Seen
         from featherweight.robot.learning.policy_leader import PolicyLeader
