@@ -19,6 +19,7 @@ from featherweight.optim.presets.galore_adafactor import GaLoreAdafactor
 from featherweight.optim.presets.gum import GUM
 from featherweight.optim.presets.ldadam import LDAdamW
 from featherweight.optim.presets.q_galore import QGaLoreAdamW
+from featherweight.optim.presets.scale import Scale, scale_param_groups
 from featherweight.optim.presets.tensor_galore import TensorGaLoreAdamW, TensorGRaD
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "LowRankOptimizer",
     "OptimizerConfig",
     "QGaLoreAdamW",
+    "Scale",
     "TensorGRaD",
     "TensorGaLoreAdamW",
     "adopt_new_rows",
@@ -45,5 +47,6 @@ __all__ = [
     "own_optimizer",
     "param_groups",
     "parse_optimizer",
+    "scale_param_groups",
     "tensor_param_groups",
 ]

@@ -29,6 +29,7 @@ from featherweight.optim.presets.galore_adafactor import GaLoreAdafactor
 from featherweight.optim.presets.gum import GUM
 from featherweight.optim.presets.ldadam import LDAdamW
 from featherweight.optim.presets.q_galore import QGaLoreAdamW
+from featherweight.optim.presets.scale import Scale, scale_param_groups
 from featherweight.optim.presets.tensor_galore import TensorGaLoreAdamW, TensorGRaD
 from featherweight.registry import Registry
 from featherweight.selection import ALL_LINEAR
@@ -73,8 +74,8 @@ class TensorSelection(OptimizerConfig):
     """Modules left out, same forms."""
 
 
-NOT_IN_RECIPES = ("seed", "beta1")
-"""Options that a recipe says elsewhere: its own `seed`, and ``betas[0]``."""
+NOT_IN_RECIPES = ("seed", "beta1", "normalize")
+"""Options that a recipe says elsewhere, its own `seed` and ``betas[0]``, and one that each group has of its own."""
 
 
 class NamedOptimizer(NamedTuple):
@@ -123,12 +124,14 @@ _TABLE: tuple[tuple[str, PresetClass, dict[str, Any]], ...] = (
     ("fira", Fira, {}),
     ("ldadam", LDAdamW, {}),
     ("gum", GUM, {}),
+    ("scale", Scale, {}),
     ("tensor_galore", TensorGaLoreAdamW, {}),
     ("tensor_galore_8bit", TensorGaLoreAdamW, {"state_bits": 8}),
     ("tensorgrad", TensorGRaD, {"rank": 0.20, "sparse_ratio": 0.05}),
 )
 _BASES: dict[PresetClass, type[OptimizerConfig]] = {
     AdamW: OptimizerConfig,
+    Scale: OptimizerConfig,
     TensorGaLoreAdamW: TensorSelection,
 }
 _OF_RECIPES: dict[PresetClass, dict[str, Any]] = {
@@ -219,6 +222,8 @@ def build_optimizer(
     elif isinstance(config, TensorSelection):
         shared = {key: getattr(config, key) for key in ("min_numel", "scale", "complex_pair")}
         groups = tensor_param_groups(model, config.target_modules, config.exclude_modules, **shared)
+    elif optimizers.get(config.name).optimizer is Scale:
+        groups = scale_param_groups(model)
     else:
         groups = [{"params": [(n, p) for n, p in model.named_parameters() if p.requires_grad], "low_rank": False}]
     groups = scale_embedding_lr(groups, model, config.lr, config.embedding_lr_factor)
