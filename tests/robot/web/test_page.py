@@ -206,6 +206,30 @@ def test_stop_and_escape_stop_and_the_reset_leads_back_to_a_held_arm(page_server
 
 
 @pytest.mark.slow
+def test_a_stop_outlives_the_tab_that_gave_it_and_the_next_tab_can_clear_it(page_server, open_page):
+    server, robot = page_server()
+    page = open_page(server)
+    ready(page)
+    hold_slider(page, "shoulder_pan", 0.9)
+    wait_for(lambda: robot.reported_deg()[0] > 3)
+    page.keyboard.press("Escape")
+    page.wait_for_selector("#mode[data-mode=ESTOP]")
+    page.context.close()
+
+    other = open_page(server)
+    other.wait_for_selector("#mode[data-mode=ESTOP]")
+    stopped = robot.reported_deg()
+    hold_slider(other, "elbow_flex", 0.9)
+    other.wait_for_timeout(500)
+    other.mouse.up()
+    assert robot.reported_deg() == stopped
+    other.click("#reset")
+    other.wait_for_selector("#mode[data-mode=IDLE]")
+    hold_slider(other, "elbow_flex", 0.9)
+    wait_for(lambda: robot.reported_deg()[2] > 3)
+
+
+@pytest.mark.slow
 def test_a_page_in_the_background_and_a_closed_one_hold_the_arm(page_server, open_page):
     server, robot = page_server()
     page = open_page(server)
