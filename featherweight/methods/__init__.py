@@ -3,7 +3,7 @@
 from featherweight.methods.construction import ConstructionHandle
 from featherweight.methods.core_gradient import CoreGradient
 from featherweight.methods.int8 import Int8, dequantized_state_dict
-from featherweight.methods.method import Method, applied_methods, methods, parse_methods
+from featherweight.methods.method import Method, applied_methods, groups_by_methods, methods, parse_methods
 from featherweight.methods.mst import MsT
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "MsT",
     "applied_methods",
     "dequantized_state_dict",
+    "groups_by_methods",
     "methods",
     "parse_methods",
 ]
