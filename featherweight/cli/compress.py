@@ -9,6 +9,8 @@ import typer
 
 from featherweight.cli.given import require_model
 from featherweight.cli.screen import AsJson, leave_cleanly, print_json, print_notice, print_result
+from featherweight.methods.options import WeLoreOptions
+from featherweight.text.compress_check import check_compression
 
 if TYPE_CHECKING:
     from featherweight.methods.welore.stream import Progress
@@ -65,20 +67,23 @@ def compress(
 
     fw compress smollm2 allocation=energy --plan-only
     """
+    given = {"rank_reduction": rank_reduction, "param_ratio": param_ratio, "method": method}
+    chosen = WeLoreOptions.parse({key: value for key, value in given.items() if value is not None}, where="compress")
+    chosen = chosen.override(changes or [], where="compress")
+    folder = out or Path(f"{Path(model).name}-small")
+    corpus = None if evaluate == "none" else evaluate
+    check_compression(model, folder, chosen, calibration=calibration, evaluate=corpus)
     from featherweight.methods.welore import WeLore
     from featherweight.text.compress import compress as run
 
-    given = {"rank_reduction": rank_reduction, "param_ratio": param_ratio, "method": method}
-    options = WeLore.parse({key: value for key, value in given.items() if value is not None}, where="compress")
-    options = options.override(changes or [], where="compress")
-    folder = out or Path(f"{Path(model).name}-small")
+    options = WeLore.parse(chosen.to_dict(), where="compress")
     with leave_cleanly("compress", [model, *(changes or [])]), _progress(silent=as_json) as progress:
         report = run(
             model,
             folder,
             options,
             calibration=calibration,
-            evaluate=None if evaluate == "none" else evaluate,
+            evaluate=corpus,
             plan_only=plan_only,
             progress=progress,
             tell=print_notice,

@@ -99,16 +99,20 @@ def require_exportable(source: str) -> str:
     return require_model(source) or source
 
 
-def require_template(source: str) -> None:
+def require_template(source: str, command: str = "fw chat") -> None:
     """Refuse a model that is known to have no chat template; other sources are judged when they are loaded.
 
+    Args:
+        source: of the model.
+        command: opens the message.
     Raises:
         ConfigError: if there is none.
     """
     if has_no_template(source):
         raise ConfigError(
-            f"fw chat: model={source} has no chat template (a base model); expected one that was trained on "
-            'conversations. Let it continue a text: fw generate MODEL --prompt "...", or add --template chatml.'
+            f"{command}: model={source} has no chat template (a base model); expected one that was trained on "
+            'conversations. Let it continue a text: fw generate MODEL --prompt "..."'
+            f"{', or add --template chatml' if command == 'fw chat' else ''}."
         )
 
 

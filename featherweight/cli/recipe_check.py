@@ -1,4 +1,4 @@
-"""What can be said of a recipe before torch is imported: its own keys, whether model and data are there, and enough."""
+"""What can be said of a recipe before torch is imported: keys, values, whether model and data are there and enough."""
 
 from collections.abc import Iterable, Mapping
 from itertools import islice
@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featherweight.cli.given import has_no_template, longest_row, require_model
-from featherweight.cli.recipe_words import is_choice, require_optimizers, require_words
 from featherweight.errors import ConfigError
+from featherweight.text.options import LanguageConfig
 
 if TYPE_CHECKING:
     from featherweight.training.recipe import Recipe
@@ -19,7 +19,7 @@ _LINES = (".jsonl", ".ndjson", ".csv", ".tsv")
 
 
 def check_recipe(path: Path, changes: Iterable[str] | None) -> "Recipe":
-    """Judge a recipe and what it names, as far as half a second reaches; values of task and optimizer come later.
+    """Judge a recipe and what it names, as far as half a second reaches.
 
     Args:
         path: of the recipe.
@@ -27,16 +27,20 @@ def check_recipe(path: Path, changes: Iterable[str] | None) -> "Recipe":
     Returns:
         The recipe.
     Raises:
-        ConfigError: if a key is wrong, a name or a model or data are not there, rows are longer than the model reads,
-            a template is missing, or no micro-batch can be filled.
+        ConfigError: if a key or a value is wrong, a name or a model or data are not there, rows are longer than the
+            model reads, a template is missing, or no micro-batch can be filled.
     """
     from featherweight.training.recipe import load_recipe
 
-    # First of all, because a change of the optimizer takes over options of the one before, which imports them.
-    require_optimizers(change.removeprefix("optimizer=") for change in changes or [] if is_choice(change))
-    recipe = load_recipe(path, changes or [])
+    return check_names(load_recipe(path, changes or []))
+
+
+def check_names(recipe: "Recipe") -> "Recipe":
+    """Judge a recipe that is read already, and return it; see `check_recipe`."""
+    recipe.check_options()
     task = recipe.task
-    require_words(task, recipe.optimizer)
+    if isinstance(config := recipe.task_config(), LanguageConfig):
+        config.check_weights([one.title for one in recipe.method_options() if one.needs_pretrained])
     if isinstance(model := task.get("model"), str):
         require_model(model)
         _require_length(task, model)
@@ -45,7 +49,31 @@ def check_recipe(path: Path, changes: Iterable[str] | None) -> "Recipe":
         _require_rows(task, recipe.micro_batch_size)
     elif task["name"] == "text":
         _require_text(task, recipe.micro_batch_size)
+    else:
+        _require_data_set(recipe)
     return recipe
+
+
+def _require_data_set(recipe: "Recipe") -> None:
+    """Refuse data that are not there, or problems that cannot be generated, of tasks on fields, frames or episodes."""
+    from featherweight.bev.options import BEVConfig
+    from featherweight.pde.options import PdeConfig
+    from featherweight.robot.learning.options import DemonstratedConfig
+
+    config = recipe.task_config()
+    if isinstance(config, PdeConfig):
+        from featherweight.pde.data_files import find_files
+        from featherweight.pde.problem_options import PROBLEM_OPTIONS, problem_options
+
+        problem_options(config) if config.data in PROBLEM_OPTIONS else find_files(config)
+    elif isinstance(config, BEVConfig):
+        from featherweight.bev.data.sources import kind_of
+
+        kind_of(config.data)
+    elif isinstance(config, DemonstratedConfig):
+        from featherweight.robot.recording.layout import read_info
+
+        read_info(config.data)
 
 
 def _require_length(task: Mapping[str, Any], model: str) -> None:

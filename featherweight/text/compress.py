@@ -20,15 +20,18 @@ from featherweight.config import write_atomically
 from featherweight.config.files import new_folder
 from featherweight.errors import CheckpointError, ConfigError
 from featherweight.methods.method import apply
+from featherweight.methods.options import WeLoreOptions
 from featherweight.methods.sealed_folder import RECORD
 from featherweight.methods.welore import WeLore
 from featherweight.methods.welore.stream import Progress, compress_folder
+from featherweight.models.export import require_room
 from featherweight.models.facts import model_facts
 from featherweight.models.load import load_model, load_tokenizer
 from featherweight.models.save import write_model_files
 from featherweight.models.sources import has_random_weights
 from featherweight.models.tokenizer import Tokenizer, encode_documents
 from featherweight.report import Facts, Report, Table
+from featherweight.text.compress_check import check_compression
 from featherweight.text.corpus import load_documents
 from featherweight.text.perplexity import describe_protocol, perplexity
 
@@ -78,22 +81,18 @@ def compress(
     """
     options = options or WeLore()
     out = Path(out)
-    if options.needs_calibration and calibration is None:
-        raise ConfigError(
-            f"compress: method={options.method} needs data and calibration=None; expected a corpus. Give a text file, "
-            "or choose method='plain'."
-        )
+    check_compression(source, out, options, calibration=calibration, evaluate=evaluate)
     folder = Path(source).expanduser()
-    if folder.suffix == ".json":
-        raise ConfigError(
-            f"compress: source={source} is a configuration without weights; expected a trained model. Give the folder "
-            f"that holds the weights, such as {folder.parent}."
-        )
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(f"compress: out={out} holds files already; expected a new or empty folder. Choose another.")
     if not plan_only:
         _require_writable(out)
+        _require_least_room(folder, out, options)
     shown = _Shown(source, options, None if plan_only else evaluate, evaluate_tokens, tell or _silent)
+
+    def on_plan(report: Report) -> None:
+        shown.plan(report)
+        if not plan_only:
+            _require_room(out, report)
+
     if not options.needs_calibration and (folder / "config.json").exists() and not is_low_rank_folder(folder):
         report = compress_folder(
             folder,
@@ -101,11 +100,11 @@ def compress(
             options,
             plan_only=plan_only,
             progress=progress,
-            on_plan=shown.plan,
+            on_plan=on_plan,
             on_complete=shown.result,
         )
     else:
-        report = _in_memory(source, out, options, calibration, plan_only, shown)
+        report = _in_memory(source, out, options, calibration, plan_only, shown, on_plan)
     if has_random_weights(source):
         report.add_facts({"weights": f"random: {source} is a shape, not a trained model"}, title="Source")
     if plan_only:
@@ -222,6 +221,7 @@ def _in_memory(
     calibration: str | None,
     plan_only: bool,
     shown: "_Shown",
+    on_plan: Callable[[Report], None],
 ) -> Report:
     tokenizer = load_tokenizer(source)
     model = load_model(source, tokenizer=tokenizer).eval()
@@ -232,13 +232,39 @@ def _in_memory(
         rows = stream[: len(stream) // int(length) * int(length)].view(-1, int(length))
         batches = rows.split(8)
     report = apply(model, options, batches)
-    shown.plan(report)
+    on_plan(report)
     if not plan_only:
         with _writing(out), new_folder(out) as temporary:
             write_model_files(model, tokenizer, temporary)
             del model
             shown.result(temporary)
     return report
+
+
+def _require_least_room(folder: Path, out: Path, options: WeLoreOptions) -> None:
+    """Refuse a disk without room for the least that can come out, before hours of reading spectra.
+
+    A matrix of which a share of the ranks stays takes that share of its bytes or more; ranks may go where they are
+    cheap, so half of it is asked for.
+    """
+    before = sum(file.stat().st_size for file in folder.glob("*.safetensors")) if folder.is_dir() else 0
+    least = min(before, options.max_bytes or 0) / 2
+    if options.param_ratio is not None:
+        least = before * options.param_ratio / 2
+    elif options.max_bytes is None and options.threshold is None and options.rank_pattern is None:
+        least = before * (1 - (0.5 if options.rank_reduction is None else options.rank_reduction)) / 2
+    require_room(out, least, where="compress")
+
+
+def _require_room(out: Path, report: Report) -> None:
+    """Refuse a disk without room for what a plan leaves, before anything of it is written.
+
+    What an interrupted run has written counts as written.
+    """
+    totals = report.section("Totals")
+    assert isinstance(totals, Facts)
+    written = sum(file.stat().st_size for file in out.with_name(f".{out.name}.partial").glob("model-*.safetensors"))
+    require_room(out, float(totals.facts["bytes after"]) - written, where="compress")  # type: ignore[arg-type]
 
 
 def _require_writable(out: Path) -> None:

@@ -1,21 +1,12 @@
 """ACT as a task for `fw train`: the next actions from pictures and joints, or from the state alone."""
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
-from featherweight.robot.learning.act import ACTConfig, ACTPolicy, ACTShape
-from featherweight.robot.learning.demonstrated import DemonstratedConfig, DemonstratedTask, chunk_errors
+from featherweight.robot.learning.act import ACTConfig, ACTPolicy
+from featherweight.robot.learning.demonstrated import DemonstratedTask, chunk_errors
+from featherweight.robot.learning.options import ACTShape, ACTTaskConfig
 from featherweight.training.task import Batch
-
-
-class ACTTaskConfig(ACTShape, DemonstratedConfig):
-    """What stands under `task` in a recipe."""
-
-    cameras: list[str] = []
-    """Cameras of the data set that the policy sees; none: it sees where cube and bin are, as behaviour cloning does."""
-    kl_weight: float = Field(default=10.0, ge=0)
-    """Weight of how far the latent vector is from a normal one."""
 
 
 class ACTTask(DemonstratedTask):

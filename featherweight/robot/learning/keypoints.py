@@ -9,8 +9,6 @@ Shapes: B pictures, H height, W width, P keypoints.
 import torch
 from torch import Tensor, nn
 
-STRIDE = 4
-
 
 class KeypointStem(nn.Module):
     """Three convolutions and P maps, each of which becomes its centre of mass.
