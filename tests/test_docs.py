@@ -130,7 +130,18 @@ def test_the_page_of_the_data_says_of_every_key_what_its_docstring_says():
     assert all(f"| `{one.name}` |" in page for one in FORMATS)
 
 
-OPTIMIZERS = ["adamw", "galore", "fira", "apollo", "ldadam", "gum", "galore_adafactor", "q_galore", "tensor_galore"]
+OPTIMIZERS = [
+    "adamw",
+    "galore",
+    "fira",
+    "apollo",
+    "ldadam",
+    "gum",
+    "scale",
+    "galore_adafactor",
+    "q_galore",
+    "tensor_galore",
+]
 """One of each family."""
 
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from featherweight.optim.presets.gum import GUM
     from featherweight.optim.presets.ldadam import LDAdamW
     from featherweight.optim.presets.q_galore import QGaLoreAdamW
+    from featherweight.optim.presets.scale import Scale, scale_param_groups
     from featherweight.optim.presets.tensor_galore import TensorGaLoreAdamW, TensorGRaD
 
 _LAZY = {
@@ -43,6 +44,7 @@ _LAZY = {
     "LowRankOptimizer": "featherweight.optim.low_rank",
     "OptimizerConfig": "featherweight.optim.named",
     "QGaLoreAdamW": "featherweight.optim.presets.q_galore",
+    "Scale": "featherweight.optim.presets.scale",
     "TensorGRaD": "featherweight.optim.presets.tensor_galore",
     "TensorGaLoreAdamW": "featherweight.optim.presets.tensor_galore",
     "adopt_new_rows": "featherweight.optim.exchange",
@@ -52,6 +54,7 @@ _LAZY = {
     "own_optimizer": "featherweight.optim.own",
     "param_groups": "featherweight.optim.groups",
     "parse_optimizer": "featherweight.optim.named",
+    "scale_param_groups": "featherweight.optim.presets.scale",
     "tensor_param_groups": "featherweight.optim.groups",
 }
 
@@ -70,6 +73,7 @@ __all__ = [
     "LowRankOptimizer",
     "OptimizerConfig",
     "QGaLoreAdamW",
+    "Scale",
     "TensorGRaD",
     "TensorGaLoreAdamW",
     "adopt_new_rows",
@@ -79,6 +83,7 @@ __all__ = [
     "own_optimizer",
     "param_groups",
     "parse_optimizer",
+    "scale_param_groups",
     "tensor_param_groups",
 ]
 

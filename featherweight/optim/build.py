@@ -14,6 +14,7 @@ from featherweight.optim.low_rank import LowRankOptimizer
 from featherweight.optim.named import MatrixSelection, OptimizerConfig, TensorSelection, optimizers
 from featherweight.optim.options import options_of
 from featherweight.optim.presets.arguments import arguments_of
+from featherweight.optim.presets.scale import Scale, scale_param_groups
 
 
 def build_optimizer(
@@ -37,6 +38,8 @@ def build_optimizer(
     elif isinstance(config, TensorSelection):
         shared = {key: getattr(config, key) for key in ("min_numel", "scale", "complex_pair")}
         groups = tensor_param_groups(model, config.target_modules, config.exclude_modules, **shared)
+    elif optimizers.get(config.name).optimizer is Scale:
+        groups = scale_param_groups(model)
     else:
         groups = [{"params": [(n, p) for n, p in model.named_parameters() if p.requires_grad], "low_rank": False}]
     groups = scale_embedding_lr(groups, model, config.lr, config.embedding_lr_factor)

@@ -15,6 +15,7 @@ from featherweight.optim.options import (
     NORM_KEY,
     SCHEDULER_KEYS,
     Option,
+    ScaleOptions,
     TensorOptions,
     is_number,
     options_of,
@@ -261,7 +262,8 @@ def check_group(where: str, group: Mapping[str, Any], defaults: Mapping[str, Any
             )
     is_tensor = projects_tensors(defaults)
     known: dict[str, Option] = {}
-    for family in (*MATRIX_FAMILIES, *((TensorOptions,) if is_tensor else ())):
+    own = (TensorOptions,) if is_tensor else (ScaleOptions,) if "normalize" in defaults else ()
+    for family in (*MATRIX_FAMILIES, *own):
         known |= options_of(family)
     for key, option in known.items():
         if key in group and key not in ("rank", "lazy"):

@@ -13,7 +13,7 @@ from pydantic import Field, create_model
 
 from featherweight.config import Config
 from featherweight.errors import ConfigError
-from featherweight.optim.options import AdafactorOptions, AdamWOptions, TensorOptions, options_of
+from featherweight.optim.options import AdafactorOptions, AdamWOptions, ScaleOptions, TensorOptions, options_of
 from featherweight.optim.presets import arguments as presets
 from featherweight.optim.presets.arguments import Arguments
 from featherweight.registry import Registry
@@ -61,8 +61,8 @@ class TensorSelection(OptimizerConfig):
     """Modules left out, same forms."""
 
 
-NOT_IN_RECIPES = ("seed", "beta1")
-"""Options that a recipe says elsewhere: its own `seed`, and ``betas[0]``."""
+NOT_IN_RECIPES = ("seed", "beta1", "normalize")
+"""Options that a recipe says elsewhere, its own `seed` and ``betas[0]``, and one that each group has of its own."""
 
 
 @dataclass(frozen=True)
@@ -119,11 +119,16 @@ _TABLE = (
     _Preset("fira", "fira:Fira", presets.FIRA),
     _Preset("ldadam", "ldadam:LDAdamW", presets.LDADAM),
     _Preset("gum", "gum:GUM", presets.LOW_RANK_MUON),
+    _Preset("scale", "scale:Scale", presets.SCALE),
     _Preset("tensor_galore", "tensor_galore:TensorGaLoreAdamW", presets.TENSOR_GALORE),
     _Preset("tensor_galore_8bit", "tensor_galore:TensorGaLoreAdamW", presets.TENSOR_GALORE, {"state_bits": 8}),
     _Preset("tensorgrad", "tensor_galore:TensorGRaD", presets.TENSORGRAD, {"rank": 0.20, "sparse_ratio": 0.05}),
 )
-_BASES: dict[type, type[OptimizerConfig]] = {AdamWOptions: OptimizerConfig, TensorOptions: TensorSelection}
+_BASES: dict[type, type[OptimizerConfig]] = {
+    AdamWOptions: OptimizerConfig,
+    ScaleOptions: OptimizerConfig,
+    TensorOptions: TensorSelection,
+}
 _OF_RECIPES: dict[type, dict[str, Any]] = {
     AdamWOptions: {"weight_decay": 0.0},
     AdafactorOptions: {"betas": (0.9, 0.0)},

@@ -186,6 +186,17 @@ class GUMOptions(FittedOptions, total=False):
     Stacked matrices never do."""
 
 
+class ScaleOptions(StepOptions, total=False):
+    """Options of SCALE."""
+
+    momentum: Annotated[Decay, Field(0.9)]
+    """Decay of the momentum of the output head, the only state of a matrix; 0 for none."""
+    normalize: Annotated[Literal["rows", "columns"], Field("rows")]
+    """What gets one length: rows (of out_features in nn.Linear), or columns, as in an embedding."""
+    rule: Annotated[Literal["scale"], Field("scale")]
+    """Inner rule."""
+
+
 class AdafactorOptions(FittedOptions, total=False):
     """Options of GaLore with Adafactor's rule."""
 

@@ -73,7 +73,15 @@ def _refuse_our_state(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[
         if kind is None:
             continue
         for parameter in group["params"]:
-            for key, value in optimizer.state.get(parameter, {}).items():
+            state = optimizer.state.get(parameter, {})
+            if "betas" in group and state and not any(key.startswith("exp_avg") for key in state):
+                group[KIND] = kind
+                raise CheckpointError(
+                    f"{type(optimizer).__name__}.step: a parameter {tuple(parameter.shape)} has no moments in a state "
+                    f"of {kind}; expected exp_avg and exp_avg_sq. Build a {kind} and load the state into it, or begin "
+                    "with a new state."
+                )
+            for key, value in state.items():
                 if isinstance(value, Tensor) and value.ndim and value.shape != parameter.shape:
                     group[KIND] = kind
                     raise CheckpointError(

@@ -19,6 +19,7 @@ from featherweight.optim.options import (
     GUMOptions,
     LDAdamOptions,
     QGaLoreOptions,
+    ScaleOptions,
     TensorOptions,
     defaults_of,
     options_of,
@@ -129,6 +130,9 @@ LOW_RANK_MUON = Arguments(
     {"full_rank_probability": 0.1},
     fixed={"rule": "muon"},
     positional=("lr", "momentum", "betas", "eps", "weight_decay"),
+)
+SCALE = Arguments(
+    ScaleOptions, {"momentum": 0.9}, fixed={"rank": None, "update_proj_gap": 1, "stagger": False, "rule": "scale"}
 )
 TENSOR_GALORE = Arguments(TensorOptions)
 TENSORGRAD = Arguments(TensorOptions, {"rank": 0.20, "sparse_ratio": 0.05})

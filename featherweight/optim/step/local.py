@@ -58,7 +58,7 @@ def local_matrix(layout: MatrixLayout, shard: ParameterShard, group: Mapping[str
 def _require_elementwise(name: str, rule: str) -> None:
     if not rules.get(rule).is_elementwise:
         raise ConfigError(
-            f"optimizer: '{name}' has rule={rule!r}, whose moments are sums over rows; expected an elementwise rule "
+            f"optimizer: '{name}' has rule={rule!r}, which is not elementwise; expected one that is "
             "on sharded rows. Use AdamW or GaLoreAdamW, or sharding ddp."
         )
 
