@@ -70,9 +70,24 @@ def require_model(source: str | None) -> str | None:
             f"load_model: source={source} is a folder without config.json; expected a model folder of Hugging Face. "
             "Choose the folder that holds config.json."
         )
+    if path.is_dir():
+        _require_settings(path / "config.json", source)
     if not path.exists() and source not in ALIASES:
         find_place(source)
     return source
+
+
+def _require_settings(file: Path, source: str) -> None:
+    """Refuse a model whose settings are no JSON object."""
+    try:
+        settings, reason = json.loads(file.read_text(encoding="utf-8")), "it holds no object"
+    except (OSError, ValueError, RecursionError) as error:
+        settings, reason = None, str(error)
+    if not isinstance(settings, dict):
+        raise ConfigError(
+            f"load_model: source={source} has a config.json that cannot be read ({reason}); expected a JSON object. "
+            "Load or save the model anew."
+        )
 
 
 def _require_finished_run(source: str, path: Path) -> None:

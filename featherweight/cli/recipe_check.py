@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 _ROWS = ("chat", "preference", "classification", "instructions")
 """Tasks whose key `data` names rows."""
+LARGE_BYTES = 2**24
+"""Texts up to this size are read before torch is imported."""
 _LINES = (".jsonl", ".ndjson", ".csv", ".tsv")
 """Files of at most one row a line."""
 
@@ -114,18 +116,29 @@ def _require_rows(task: Mapping[str, Any], micro_batch_size: int) -> None:
 
 
 def _require_text(task: Mapping[str, Any], micro_batch_size: int) -> None:
-    from featherweight.text.corpus import CORPORA, load_documents
+    from featherweight.text.corpus import CORPORA
 
     for key in ("corpus", "held_out"):
         source = task.get(key)
-        if isinstance(source, str) and source not in CORPORA and _is_missing(source):
-            load_documents(source)
+        if isinstance(source, str) and source not in CORPORA and not source.startswith("hf:"):
+            _require_corpus(Path(source).expanduser(), source)
     file = Path(str(task.get("corpus"))).expanduser()
     length = task.get("seq_len")
     if file.suffix == ".txt" and file.is_file() and isinstance(length, int) and length > 0:
         # A token has a byte or more, and a document, which has one at least, ends in a token of its own.
         rows = 2 * file.stat().st_size // length
         _require_enough(micro_batch_size, rows, f"{task['corpus']} has {file.stat().st_size:,} bytes")
+
+
+def _require_corpus(path: Path, source: str) -> None:
+    """Refuse a text that is not there, empty or damaged; a large one is read later."""
+    from featherweight.text.corpus import require_corpus
+
+    size = path.stat().st_size if path.is_file() else 0
+    if not path.is_dir() and size <= LARGE_BYTES:
+        require_corpus(source)
+    if path.is_file() and not size:
+        raise ConfigError(f"corpus: corpus={source} is empty; expected text. Choose another file.")
 
 
 def _require_enough(micro_batch_size: int, rows: Any, reason: str) -> None:

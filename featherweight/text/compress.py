@@ -84,8 +84,8 @@ def compress(
     check_compression(source, out, options, calibration=calibration, evaluate=evaluate)
     folder = Path(source).expanduser()
     if not plan_only:
-        _require_writable(out)
         _require_least_room(folder, out, options)
+        _require_writable(out)
     shown = _Shown(source, options, None if plan_only else evaluate, evaluate_tokens, tell or _silent)
 
     def on_plan(report: Report) -> None:
@@ -268,11 +268,10 @@ def _require_room(out: Path, report: Report) -> None:
 
 
 def _require_writable(out: Path) -> None:
-    """Refuse a place that cannot be written before the work begins, not behind it."""
-    with _writing(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=out.parent, prefix=f".{out.name}."):
-            pass
+    """Refuse a place that cannot be written before the work begins, not behind it; nothing is left there."""
+    existing = next(parent for parent in out.absolute().parents if parent.exists())
+    with _writing(out), TemporaryDirectory(dir=existing, prefix=f".{out.name}."):
+        pass
 
 
 @contextmanager

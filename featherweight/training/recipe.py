@@ -6,6 +6,7 @@ A recipe is data. What its names stand for is looked up in the registries of tas
 import json
 import math
 import os
+import re
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 class Recipe(Config):
     """A complete, serialisable description of a run; on the same machine it gives the same weights, bit by bit."""
 
-    name: str | None = Field(default=None, pattern=r"^[\w][\w.-]*$")
+    name: str | None = None
     """Opens the name of the run folder; None takes the name of the recipe file."""
     task: dict[str, Any]
     """The workload: `name` and its own options, for example {name: text, model: smollm2, corpus: english}."""
@@ -84,6 +85,16 @@ class Recipe(Config):
     """Optimizer options for each row of `fw compare`; a row whose name is no optimizer gives its `name` among them, and
     one with methods of its own its `methods`. A row without an entry takes the options of `optimizer` if it is of the
     same kind, else its defaults."""
+
+    @field_validator("name")
+    @classmethod
+    def _names_a_folder(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"\w[\w.-]*", value):
+            raise ValueError(
+                "is no name for a folder everywhere; expected letters, digits, '_', '.' and '-', the first one none of "
+                "the last two. Change it."
+            )
+        return value
 
     @field_validator("task", "optimizer", mode="before")
     @classmethod

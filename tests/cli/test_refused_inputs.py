@@ -45,6 +45,12 @@ REFUSED = [
     ([*TRAIN, "task={name: bev, data: nowhere}"], "data='nowhere' is no folder"),
     ([*TRAIN, "task={name: robot_act, data: nowhere, dim_model: 9}"], "n_heads=4 does not divide dim_model=9"),
     ([*TRAIN, "task={name: robot, data: nowhere}"], "root=nowhere has no meta/info.json"),
+    ([*TRAIN, "name=a/b"], "name='a/b' is no name for a folder everywhere"),
+    ([*TRAIN, "task.corpus=empty.txt"], "corpus=empty.txt is empty"),
+    ([*TRAIN, "task.corpus=noise.txt"], "corpus=noise.txt is no UTF-8 text at byte 0"),
+    ([*TRAIN, "task.corpus=/dev/null"], "corpus=/dev/null has the unknown ending ''"),
+    ([*TRAIN, "task.model=broken"], "source=broken has a config.json that cannot be read"),
+    (["train", "deep.yaml"], "deep.yaml: content is nested too deeply"),
     ([*TRAIN, "--out", "/dev/null/x"], "out=/dev/null/x cannot be written (/dev/null is no folder)"),
     ([*TRAIN, "--resume", "--out", "nowhere"], "out=nowhere holds no run"),
     (["train", "chat.yaml", "micro_batch_size=4"], "micro_batch_size=4 is more than the data can fill"),
@@ -102,11 +108,17 @@ def answers(tmp_path_factory):
     ):
         recipe = {"task": task, "optimizer": optimizer, "steps": 1, "micro_batch_size": 1}
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(recipe))
+    (folder / "deep.yaml").write_text("a: " + "[" * 2000)
+    (folder / "empty.txt").touch()
+    (folder / "noise.txt").write_bytes(b"\xff\xfe\x00")
+    (folder / "broken").mkdir()
+    (folder / "broken" / "config.json").write_text("{no")
     for name, kind, tokenizer in (("gpt", "gpt2", "BPE"), ("pieces", "llama", "Unigram"), ("bare", "llama", "BPE")):
         (folder / name).mkdir()
         (folder / name / "config.json").write_text(json.dumps({"model_type": kind}))
         (folder / name / "tokenizer.json").write_text(json.dumps({"model": {"type": tokenizer}}))
         (folder / name / "tokenizer_config.json").write_text("{}")
+    given = {path.name for path in folder.iterdir()}
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "COLUMNS": "1000", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM],
@@ -118,8 +130,7 @@ def answers(tmp_path_factory):
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
-    made = sorted(path.name for path in folder.iterdir())
-    assert made == ["bare", "chat.yaml", "chats.jsonl", "gpt", "pieces", "text.yaml", "wrong.yaml"]
+    assert {path.name for path in folder.iterdir()} == given
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
