@@ -27,10 +27,11 @@ from featherweight.guard.fitting import measure_tiers
 from featherweight.guard.frames import FIT_FRAMES, REPORT_FRAME, framed
 from featherweight.guard.linear import USUAL, Linear, fit_linear
 from featherweight.guard.metrics import auroc, conformal_threshold, rate_interval
-from featherweight.guard.options import READ_AT, GuardOptions, default_layers
+from featherweight.guard.openings import choose_openings
+from featherweight.guard.options import PREFIX_STATES, READ_AT, GuardOptions, default_layers
 from featherweight.guard.prefix import prefix_ids
 from featherweight.guard.prefix_search import likeliest
-from featherweight.guard.reading import collect
+from featherweight.guard.reading import collect, collect_openings
 from featherweight.guard.scoring import Scoring
 from featherweight.guard.splits import Rows
 from featherweight.guard.text_features import bow_features
@@ -47,6 +48,7 @@ def judge_for(model: Any, tokenizer: Any, prefix: str, probe_tokens: int, text_c
         prefix_ids=ids,
         probe_tokens=probe_tokens,
         layers=default_layers(model.config.num_hidden_layers),
+        prefix_states=PREFIX_STATES,
         stages=[{"tier": "probe_hidden"}],
         text_classifier=text_classifier,
     )
@@ -73,7 +75,13 @@ def stand_in(folder: Path, seed: int, model_folder: Path) -> list[dict[str, Any]
     rows = stand_in_rows(world, seed)
     judge = judge_for(model, tokenizer, world_of.PREFIX, 24)
     collected = collect([judge], model, tokenizer, rows.messages, batch_size=64)[0]
-    measured = measure_tiers(judge, collected, rows, ())
+    fit = [place for place, part in enumerate(rows.parts) if part == "fit"]
+    probes = [collected.evidence.probe_ids[place] for place in fit]
+    policy, other = choose_openings(probes, [int(rows.kinds[place] == "harmful") for place in fit])
+    judge.options = GuardOptions.parse({**judge.options.to_dict(), "policy_openings": policy, "other_openings": other})
+    found_openings = collect_openings(judge.options, model, tokenizer, rows.messages, batch_size=64)
+    collected.evidence.opening_logprobs = found_openings
+    measured = measure_tiers(judge, collected, rows, DECIDING)
     found = unguarded_rows(model, tokenizer, rows)
     ordinary = rows.where("test", "benign")
     for tier in READ_AT:
@@ -81,7 +89,7 @@ def stand_in(folder: Path, seed: int, model_folder: Path) -> list[dict[str, Any]
             area = auroc(measured[tier].scores[rows.where("test", kind)], measured[tier].scores[ordinary])
             found[f"AUROC {tier}, {name} against ordinary"] = f"{area:.4f}"
     goal, alone = Goal(0.02, confidence=0.95), torch.empty(0)
-    for tier in ("prefix_hidden", "probe", "probe_hidden", "cascade"):
+    for tier in (*DECIDING, "cascade"):
         options = decide(judge.options, measured, judge, collected, rows, tier, goal)
         flagged = decided(options, measured, judge, collected)
         for name, kind in KINDS.items():
@@ -95,6 +103,8 @@ def stand_in(folder: Path, seed: int, model_folder: Path) -> list[dict[str, Any]
     return [{"model": f"seed {seed}", "quantity": name, "value": value} for name, value in found.items()]
 
 
+DECIDING = ("prefix_hidden", "continuation", "probe", "probe_hidden")
+"""Tiers of which guards are made."""
 KINDS = {"forbidden": "harmful", "marked": "marked", "ordinary": "benign", "borderline": "borderline", "oos": "oos"}
 """Name in the table -> kind of the rows."""
 
@@ -288,10 +298,24 @@ def judge_for_text(judge: Scoring) -> Scoring:
     return Scoring(options, {}, tokenizer=judge.tokenizer)
 
 
+TIMED = ("prefix_hidden", "probe_hidden")
+"""Tiers whose costs are measured."""
+
+
+def passing_guard(base: GuardOptions, tier: str, size: int, device: str = "cpu") -> Any:
+    """Return a guard of a tier of hidden states that lets everything pass, which costs most."""
+    from featherweight.guard.guard import PrefixGuard
+
+    ahead = min(base.prefix_states, len(base.prefix_ids)) - 1 if tier == "prefix_hidden" else 0
+    width = (len(base.layers) + ahead) * size
+    parts = torch.zeros(width), torch.ones(width), torch.zeros(width), torch.zeros(())
+    score = Linear(*(part.to(device) for part in parts))
+    return PrefixGuard(GuardOptions.parse({**base.to_dict(), "stages": [{"tier": tier}]}), {tier: score})
+
+
 def latency(prompt_tokens: int, answer_tokens: int, rounds: int) -> list[dict[str, Any]]:
     """Return processor seconds of a request that passes, in each way, against an unguarded one, in turns."""
     from featherweight.guard.decoding import AnswerRules, answers, judge_prompts
-    from featherweight.guard.guard import PrefixGuard
     from featherweight.models.generation import generate, prefill
     from featherweight.models.load import load_model, load_tokenizer
 
@@ -302,13 +326,7 @@ def latency(prompt_tokens: int, answer_tokens: int, rounds: int) -> list[dict[st
     ids = torch.randint(100, 40000, (1, prompt_tokens), generator=torch.Generator().manual_seed(0))
     rules = AnswerRules(max_new_tokens=answer_tokens)
     base = judge_for(model, tokenizer, world_of.PREFIX, 12).options
-    width = len(base.layers) * model.config.hidden_size
-    zeros = Linear(torch.zeros(width), torch.ones(width), torch.zeros(width), torch.zeros(()))
-    zeros = Linear(*(getattr(zeros, part).to(device) for part in ("mean", "std", "weight", "bias")))
-    guards = {
-        tier: PrefixGuard(GuardOptions.parse({**base.to_dict(), "stages": [{"tier": tier}]}), {tier: zeros})
-        for tier in ("prefix_hidden", "probe_hidden")
-    }
+    guards = {tier: passing_guard(base, tier, model.config.hidden_size, device) for tier in READ_AT if tier in TIMED}
 
     def guarded(tier: str, parallel: bool) -> None:
         judged = judge_prompts(guards[tier], model, ids, None, rules, parallel=parallel)
@@ -350,20 +368,22 @@ def serving(requests: int, answer_tokens: int, rounds: int) -> list[dict[str, An
 
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from featherweight.guard.guard import PrefixGuard
     from featherweight.serving.engine import Engine
     from featherweight.serving.job import Ended, Job
 
     torch.manual_seed(0)
     shape = {"hidden_size": 256, "num_hidden_layers": 6, "intermediate_size": 688, "num_attention_heads": 8}
     model = LlamaForCausalLM(LlamaConfig(vocab_size=8192, max_position_embeddings=1024, **shape)).eval()
-    layers = default_layers(6)
-    width = 256 * len(layers)
-    zeros = Linear(torch.zeros(width), torch.ones(width), torch.zeros(width), torch.zeros(()))
-    base = {"prefix_text": "x", "prefix_ids": list(range(7)), "probe_tokens": 12, "layers": layers}
+    base = GuardOptions(
+        prefix_text="x",
+        prefix_ids=list(range(7)),
+        probe_tokens=12,
+        layers=default_layers(6),
+        prefix_states=PREFIX_STATES,
+        stages=[{"tier": "probe_hidden"}],
+    )
     guards: dict[str, Any] = {"without a guard": None}
-    for tier in ("prefix_hidden", "probe_hidden"):
-        guards[tier] = PrefixGuard(GuardOptions(**base, stages=[{"tier": tier}]), {tier: zeros})
+    guards |= {tier: passing_guard(base, tier, 256) for tier in TIMED}
     prompts = torch.randint(10, 8000, (requests, 200)).tolist()
 
     async def ask(engine: Engine) -> int:

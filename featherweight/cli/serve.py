@@ -14,7 +14,14 @@ from featherweight.errors import ConfigError
 
 def serve(
     model: answer.Model,
-    guard: answer.GuardFolder = None,
+    guard: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--guard",
+            help="Refuse what the guard in this folder flags; several, or an ensemble: see fw guard.",
+            show_default=False,
+        ),
+    ] = None,
     adapters: Annotated[
         Path | None,
         typer.Option(
@@ -80,4 +87,4 @@ def serve(
 
     loaded, tokenizer = answer.load(model, dtype)
     Console(stderr=True).print(f"{options.name} at http://{host}:{port}/v1, Ctrl-C ends it", highlight=False)
-    run(loaded, tokenizer, options, guard_folder=guard, adapters_folder=adapters)
+    run(loaded, tokenizer, options, guard_folders=guard or (), adapters_folder=adapters)

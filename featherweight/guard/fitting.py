@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from featherweight.guard.evidence import Evidence
 from featherweight.guard.finetuned import finetune
 from featherweight.guard.linear import FOLDS, STRENGTHS, USUAL, Linear, fit_linear
 from featherweight.guard.metrics import auroc
@@ -27,7 +28,7 @@ def measure_tiers(
     """Fit every tier and score all rows: those of the fit by folds that had not seen them.
 
     Args:
-        judge: gets the fitted scores.
+        judge: gets the fitted scores; with the caller's own function of texts, if there is one.
         collected: what was read of the rows.
         rows: with labels and parts.
         deciding: tiers whose penalty is chosen with care; the others are for the table.
@@ -46,7 +47,7 @@ def measure_tiers(
             [texts[place] for place in places], [int(labels[place]) for place in places], base=text_base
         )
     measured = {}
-    for tier in READ_AT:
+    for tier in readable_tiers(collected.evidence):
         strengths = STRENGTHS if tier in deciding else USUAL
         features = judge.features(tier, collected.evidence)
         judge.scores[tier], scores = fit_tier(features, labels, fit, groups, strengths)
@@ -56,6 +57,11 @@ def measure_tiers(
     _, scores = fit_tier(features, labels, fit, groups, USUAL)
     measured[WORDS] = Measured(scores, unseen_auroc(features[fit], labels[fit], categories))
     return measured
+
+
+def readable_tiers(evidence: Evidence) -> list[str]:
+    """Return the tiers that can be fitted: openings are compared only where a calibration asked for it."""
+    return [tier for tier in READ_AT if tier != "continuation" or evidence.opening_logprobs is not None]
 
 
 def fit_tier(

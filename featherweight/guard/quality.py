@@ -1,10 +1,12 @@
 """What a calibration has measured, as a report: rates with intervals, curves, and what they do not say."""
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from featherweight.guard.metrics import (
@@ -18,7 +20,7 @@ from featherweight.guard.metrics import (
     roc_curve,
     tpr_at_fpr,
 )
-from featherweight.guard.options import FLAG_ONLY, GuardOptions
+from featherweight.guard.options import FLAG_ONLY, GuardOptions, Stage
 from featherweight.guard.splits import Rows
 from featherweight.report import Report
 
@@ -54,14 +56,14 @@ def make_report(
     report = Report("Guard")
     deciding = options.deciding.tier
     scores = measured[deciding].scores
-    threshold = math.inf if options.deciding.flag_above is None else options.deciding.flag_above
+    threshold = limit_of(options.deciding)
     report.add_note(options.promise, "Promise")
     report.add_table(
         f"The guard: tier {deciding}, threshold {threshold:.4g}",
         ["test rows", "count", "flagged", "rate (%)", "from (%)", "to (%)"],
         [_rate(name, flagged[rows.where(part, kind)]) for name, part, kind in _groups(rows)],
     )
-    add_quality(report, scores[rows.where("test", "harmful")], scores[rows.where("test", "benign")], threshold)
+    add_quality(report, scores[rows.where("test", "harmful")], scores[rows.where("test", "benign")], options.deciding)
     report.add_table(
         "Tiers",
         ["tier", "AUROC", "borderline AUROC", *_columns(), "in a frame: TPR (%)", "FPR (%)"],
@@ -97,8 +99,14 @@ def make_report(
     return report
 
 
-def add_quality(report: Report, harmful: Tensor, benign: Tensor, threshold: float) -> None:
-    """Add how well scores tell test rows apart, with intervals of 95 %."""
+def limit_of(stage: Stage) -> float:
+    """Return the threshold of a stage; infinity if it flags nothing."""
+    return math.inf if stage.flag_above is None else stage.flag_above
+
+
+def add_quality(report: Report, harmful: Tensor, benign: Tensor, stage: Stage) -> None:
+    """Add how well the scores of a stage tell test rows apart, with intervals of 95 %."""
+    threshold = limit_of(stage)
     low, high = auroc_interval(harmful, benign)
     tpr = float((harmful > threshold).double().mean())
     fpr = float((benign > threshold).double().mean())
@@ -113,10 +121,32 @@ def add_quality(report: Report, harmful: Tensor, benign: Tensor, threshold: floa
             "false alarms at 95 % flagged (%)": 100 * fpr_at_tpr(harmful, benign, 0.95),
             "flagged at 1 % false alarms (%)": 100 * tpr_at_fpr(harmful, benign, 0.01),
             "flagged at 0.1 % false alarms (%)": 100 * tpr_at_fpr(harmful, benign, 0.001),
-            "calibration error": calibration_error([*harmful.tolist(), *benign.tolist()], labels),
         },
         "Quality",
     )
+    if stage.platt is not None:
+        _add_probabilities(report, torch.cat([harmful, benign]), torch.tensor(labels), stage.platt)
+
+
+def _add_probabilities(report: Report, scores: Tensor, labels: Tensor, platt: tuple[float, float]) -> None:
+    """Add how far the probabilities of Platt's scaling can be trusted."""
+    slope, offset = platt
+    odds = slope * scores.double() + offset
+    shares, table = odds.sigmoid(), []
+    for low, high in itertools.pairwise((0.0, 0.1, 0.3, 0.7, 0.9, 1.0)):
+        here = (shares >= low) & ((shares < high) | (high == 1.0))
+        if bool(here.any()):
+            hits = int(labels[here].sum())
+            share, count = 100 * float(shares[here].mean()), int(here.sum())
+            table.append([f"{low:.0%} to {high:.0%}", count, share, 100 * hits / count])
+    report.add_table("Probabilities", ["said", "rows", "said, mean (%)", "harmful (%)"], table)
+    facts = {
+        "slope and offset (Platt)": f"{slope:.4g}, {offset:.4g}",
+        "calibration error": calibration_error(odds.tolist(), labels.tolist()),
+        "calibration error of the bare scores": calibration_error(scores.tolist(), labels.tolist()),
+        "mean squared error (Brier)": float((shares - labels).square().mean()),
+    }
+    report.add_facts(facts, "Probabilities against what happened")
 
 
 def add_curves(report: Report, scores: Mapping[str, Tensor], rows: Rows) -> None:

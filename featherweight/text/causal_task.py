@@ -61,6 +61,7 @@ class CausalTask(LanguageTask):
     """The part of a task that every one shares whose loss is that of the next token."""
 
     facts: ModelFacts
+    predicts_next_token = True
 
     def build_model(self) -> nn.Module:
         """Return the model with float32 weights on the CPU; random weights follow from the task's seed."""

@@ -32,6 +32,7 @@ class TextSkeleton(Skeleton):
     """
 
     words = Words()
+    predicts_next_token = True
 
     def __init__(
         self, model: ModelSource, *, seq_len: int, layers: int | None = None, length_key: str = "seq_len"

@@ -8,7 +8,7 @@ a loss that is not finite; clip; update; move on the schedule. Several processes
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,6 +29,8 @@ from featherweight.training.clipping import clip_
 from featherweight.training.events import Callback, Event
 from featherweight.training.footprint import Footprint, predict_bytes
 from featherweight.training.interrupt import StopRequest, TrainingInterrupted
+from featherweight.training.layer_major import StepProgress
+from featherweight.training.passes import Surroundings, passes_of
 from featherweight.training.randomness import continue_rng, preserved_rng, rng_state, seed_everything, seed_of_rank
 from featherweight.training.recipe import Recipe
 from featherweight.training.resume import changed_length, resume_conflicts
@@ -106,10 +108,11 @@ class Loop:
         self.max_grad_norm = optimizer_config.max_grad_norm or recipe.max_grad_norm
         self.layerwise: LayerwiseHandle | None = None
         if optimizer_config.layerwise:
+            passes = self.world.share(recipe.accumulation_steps, 0)[2]  # backward passes of a process
             self.layerwise = layerwise(
                 self.model,
                 self.optimizer,
-                accumulation_steps=self.world.share(recipe.accumulation_steps, 0)[2],  # backward passes of a process
+                accumulation_steps=1 if recipe.schedule.order == "layer" else passes,
                 max_grad_norm=self.max_grad_norm or math.inf,  # the metrics show the norm
                 clip=optimizer_config.clip,
             )
@@ -120,6 +123,11 @@ class Loop:
         # Once more, so that dropout does not depend on how many numbers the building of the model has drawn.
         seed_everything(seed_of_rank(recipe.seed, self.world.rank))
         self._batches: Iterator[Batch] | None = None
+        self._tell_progress: Callable[[StepProgress], None] | None = None
+        around = Surroundings(
+            self.task, self.model, self.world, self.layerwise, self._autocast, self._finite_loss, self._on_progress
+        )
+        self._passes = passes_of(around, recipe)
         self._is_first_step = True
         self._stop = StopRequest()
         self._stops_together = False  # what the last step has agreed on
@@ -192,23 +200,8 @@ class Loop:
                     "accumulation_steps."
                 )
             )
-        # Apple's GPUs know no float64.
-        total = torch.zeros((), device=self.device, dtype=torch.float32 if self.device.type == "mps" else torch.float64)
         lr = float(self.scheduler.get_last_lr()[0])
-        mean_loss: float | None = None
-        # Reducers take the mean over processes, and what is wanted is the mean over the items of all of them.
-        per_item = items / self.world.size
-        for index in range(passes):
-            with self._autocast():
-                loss, _ = self.task.loss(self.model, micro_batches[min(index, own - 1)])
-            if index < own:
-                total += loss.detach()
-            else:
-                loss = loss * 0.0  # once more, so that all processes make equally many passes
-            if index == passes - 1 and (self.layerwise is not None or self.world.size > 1):
-                mean_loss = self._finite_loss(float(total), items)  # this backward pass moves the weights
-            (loss / per_item).backward()
-        mean_loss = self._finite_loss(float(total), items) if mean_loss is None else mean_loss
+        mean_loss = self._passes.run(micro_batches, items, passes)
         share_gradients(self.world, self.model, self.optimizer, self.max_grad_norm)
         grad_norm = self._clip()
         self.optimizer.step()
@@ -218,6 +211,10 @@ class Loop:
         self.scheduler.step()
         self.optimizer.zero_grad(set_to_none=True)
         return mean_loss, items, lr, grad_norm
+
+    def _on_progress(self, progress: StepProgress) -> None:
+        if self._tell_progress is not None:
+            self._tell_progress(progress)
 
     def _finite_loss(self, own_loss: float, items: int) -> float:
         """Return the loss per item over all processes; refuse one that is not finite."""
@@ -372,6 +369,7 @@ class Loop:
                 tell(moment, **details)
             stop.reason = self.world.on_first(lambda: stop.reason)  # who judges has read what the first one wrote
 
+        self._tell_progress = lambda progress: tell("on_progress", share=progress.share, notice=progress.words)
         tell_and_judge("on_start")
         if self.notice:
             tell("on_notice", notice=self.notice)

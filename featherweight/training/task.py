@@ -61,6 +61,8 @@ class Task(ABC):
     """What the task counts and measures."""
     share = Share()
     """What of the held-out split this process evaluates: all of it, unless a run in several says otherwise."""
+    predicts_next_token: ClassVar[bool] = False
+    """Whether the loss is that of a causal language model's next tokens alone, and a batch holds its arguments."""
     length_key: ClassVar[str | None] = None
     """Option that says how long a row is, for tasks whose rows have a length."""
 
