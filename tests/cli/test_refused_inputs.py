@@ -12,6 +12,8 @@ PROGRAM = """
 import contextlib, io, json, sys
 from featherweight.cli import run
 HEAVY = ("torch", "transformers", "accelerate", "peft", "datasets", "mujoco")
+with contextlib.redirect_stdout(io.StringIO()):
+    assert run(["train", "-h"]) == 0 and not set(HEAVY) & set(sys.modules)
 for arguments in json.load(sys.stdin):
     told, said = io.StringIO(), io.StringIO()
     with contextlib.redirect_stderr(told), contextlib.redirect_stdout(said):
