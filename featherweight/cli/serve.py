@@ -80,9 +80,10 @@ def serve(
         page=page,
     )
     require_template(model, "fw serve")
-    for option, folder in (("guard", guard), ("adapters", adapters)):
-        if folder is not None and not folder.is_dir():
-            raise ConfigError(f"fw serve: {option}={folder} is no folder; expected one. Check the path.")
+    for option, folders in (("guard", guard or []), ("adapters", [] if adapters is None else [adapters])):
+        for folder in folders:
+            if not folder.is_dir():
+                raise ConfigError(f"fw serve: {option}={folder} is no folder; expected one. Check the path.")
     from featherweight.serving.server import serve as run
 
     loaded, tokenizer = answer.load(model, dtype)
