@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from featherweight.methods.construction import ConstructionHandle
     from featherweight.methods.core_gradient import CoreGradient
     from featherweight.methods.int8 import Int8, dequantized_state_dict
-    from featherweight.methods.method import Method, applied_methods, parse_methods
+    from featherweight.methods.method import Method, applied_methods, groups_by_methods, parse_methods
     from featherweight.methods.mst import MsT
     from featherweight.methods.named import methods
 
@@ -23,6 +23,7 @@ _LAZY = {
     "MsT": "featherweight.methods.mst",
     "applied_methods": "featherweight.methods.method",
     "dequantized_state_dict": "featherweight.methods.int8",
+    "groups_by_methods": "featherweight.methods.method",
     "methods": "featherweight.methods.named",
     "parse_methods": "featherweight.methods.method",
 }
@@ -35,6 +36,7 @@ __all__ = [
     "MsT",
     "applied_methods",
     "dequantized_state_dict",
+    "groups_by_methods",
     "methods",
     "parse_methods",
 ]

@@ -169,6 +169,9 @@ class InRankOptions(MethodOptions):
     """Share of the spectrum that the rank must explain; else it grows."""
     criterion: Literal["energy", "variance"] = "energy"
     """energy: sums of squares; variance: about the mean over all min(M, N) values, the official code's form."""
+    growth: Literal["change", "product"] = "change"
+    """Of what the spectrum is taken. change: U V - U0 V0, what was learned since the start, so that initial values set
+    no rank; it keeps the first factors until growth ends. product: U V, the official code's way."""
     init_rank: int = Field(default=2, ge=1)
     """R at the start."""
     buffer: int = Field(default=100, ge=0)
@@ -187,12 +190,12 @@ class InRankOptions(MethodOptions):
     """Largest number of live components; None: the last at which two factors are smaller than the matrix."""
     rank_multiple: int = Field(default=1, ge=1)
     """Live components are rounded up to multiples of this, which bounds the number of shapes that a compiler sees."""
-    init: Literal["kaiming", "spectral", "orthogonal"] = "kaiming"
-    """Of the factors: as in the official code; truncated SVD of the layer's own weight, rescaled to its norm; or
-    orthonormal rows."""
-    buffer_init: Literal["zero", "random"] = "zero"
-    """Of the first buffer. zero: its columns of U are zero, as in every later buffer, so that ranks measure what is
-    learned; random: as the first components, the official code's way, where ranks follow the initialisation."""
+    init: Literal["kaiming", "spectral", "orthogonal"] = "spectral"
+    """Of the factors. spectral: truncated SVD of the layer's own weight, rescaled to its norm; kaiming: as in the
+    official code; orthogonal: orthonormal rows."""
+    buffer_init: Literal["zero", "random"] = "random"
+    """Of the first buffer. random: as the first components; zero: its columns of U are zero, as in every later buffer,
+    which costs quality."""
     keep_w0: bool = False
     """Keep the layer's weight, frozen, beside the factors, which then begin at zero: the paper's InRank. Saves no
     memory."""
@@ -202,6 +205,10 @@ class InRankOptions(MethodOptions):
     """Modules to grow: all-linear (without the output head), a regular expression, or a list of names."""
     exclude_modules: str | list[str] = ["lm_head"]
     """Modules left out, same forms."""
+    lr_factor: Literal["rank"] | Annotated[float, Field(gt=0)] = "rank"
+    """Multiplier of the learning rate for the factors. rank: N / (3 K) of the smaller side and the live components,
+    from 1 to 4, and it follows when K changes; 1.0: the rate of everything else, as in the official code. It takes
+    effect in a recipe, in `trainer_optimizer`, and where an optimizer is built from `param_groups` of this method."""
     seed: int = Field(default=0, ge=0)
     """Of the initial factors and of new rows."""
 
@@ -276,6 +283,9 @@ class WeLoreOptions(MethodOptions):
     allocation: Literal["threshold", "energy", "uniform"] | None = None
     """How ranks are shared out: the paper's threshold, the energy of each matrix, or alike. None: threshold for
     rank_reduction, energy for param_ratio and max_bytes."""
+    energy_floor: float | None = Field(default=None, gt=0, lt=1)
+    """Share of its energy that every matrix keeps at least, whatever the budget says; less than the budget goes then.
+    Kinds with flat spectra so keep nearly all of their ranks. Without data a small model needs 0.9999."""
     scope: Literal["all", "lrc"] | None = None
     """Cut all matrices, or only those that lose at least half of their rank (LRC). None: lrc where train says so."""
     method: Literal["plain", "whitened", "refit"] = "plain"

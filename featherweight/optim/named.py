@@ -31,6 +31,9 @@ class OptimizerConfig(Config):
     """Which optimizer: a name of the registry."""
     embedding_lr_factor: float = Field(default=1.0, gt=0)
     """Multiplier of lr for embeddings and output head."""
+    matrix_lr_factor: float = Field(default=1.0, gt=0)
+    """Multiplier of lr for the matrices of linear layers, factors of low rank among them: a rate of their own beside
+    that of embeddings, output head and norms."""
     layerwise: bool = False
     """Update each weight inside the backward pass and free its gradient at once."""
     max_grad_norm: float | None = Field(default=None, gt=0)

@@ -9,6 +9,7 @@ from featherweight.lazy_names import load_name
 
 if TYPE_CHECKING:
     from featherweight.optim.groups import tensor_param_groups as param_groups
+    from featherweight.pde.advection import solve_advection
     from featherweight.pde.burgers import solve_burgers
     from featherweight.pde.darcy import solve_darcy
     from featherweight.pde.files import FieldPairs, read_pairs, write_pairs
@@ -21,9 +22,18 @@ if TYPE_CHECKING:
     from featherweight.pde.pictures import draw_fields, draw_spectra
     from featherweight.pde.problem_options import BurgersConfig, DarcyConfig, NavierStokesConfig
     from featherweight.pde.random_field import neumann_field, periodic_field
+    from featherweight.pde.reaction_diffusion import solve_reaction_diffusion
+    from featherweight.pde.shallow_water import solve_shallow_water
     from featherweight.pde.task import PdeTask
+    from featherweight.pde.wave_options import AdvectionConfig, ReactionDiffusionConfig, ShallowWaterConfig
 
 _LAZY = {
+    "AdvectionConfig": "featherweight.pde.wave_options",
+    "ReactionDiffusionConfig": "featherweight.pde.wave_options",
+    "ShallowWaterConfig": "featherweight.pde.wave_options",
+    "solve_advection": "featherweight.pde.advection",
+    "solve_reaction_diffusion": "featherweight.pde.reaction_diffusion",
+    "solve_shallow_water": "featherweight.pde.shallow_water",
     "BurgersConfig": "featherweight.pde.problem_options",
     "DarcyConfig": "featherweight.pde.problem_options",
     "FNO": "featherweight.pde.fno",
@@ -53,6 +63,7 @@ _LAZY = {
 
 __all__ = [
     "FNO",
+    "AdvectionConfig",
     "BurgersConfig",
     "DarcyConfig",
     "FieldOperator",
@@ -60,6 +71,8 @@ __all__ = [
     "NavierStokesConfig",
     "PdeConfig",
     "PdeTask",
+    "ReactionDiffusionConfig",
+    "ShallowWaterConfig",
     "draw_fields",
     "draw_spectra",
     "error_by_shell",
@@ -73,9 +86,12 @@ __all__ = [
     "relative_h1",
     "relative_l2",
     "sample_pairs",
+    "solve_advection",
     "solve_burgers",
     "solve_darcy",
     "solve_navier_stokes",
+    "solve_reaction_diffusion",
+    "solve_shallow_water",
     "write_pairs",
 ]
 

@@ -5,18 +5,15 @@ Source: Li et al., arXiv 2010.08895, appendix A.3.
 """
 
 import math
-from typing import Literal, TypeVar
+from typing import Literal
 
 from pydantic import Field, model_validator
 
 from featherweight.config import Config
 from featherweight.errors import LISTED, ConfigError, did_you_mean
 from featherweight.pde.options import PdeConfig
-
-_Timed = TypeVar("_Timed", "BurgersConfig", "NavierStokesConfig")
-
-TIME_TOLERANCE = 0.01
-"""Largest relative error by the time step that is accepted unless a configuration says otherwise."""
+from featherweight.pde.time_options import TIME_TOLERANCE, require_times, steps_for
+from featherweight.pde.wave_options import AdvectionConfig, ReactionDiffusionConfig, ShallowWaterConfig
 
 
 class DarcyConfig(Config):
@@ -68,13 +65,13 @@ class BurgersConfig(Config):
 
     @model_validator(mode="after")
     def _times_fit(self) -> "BurgersConfig":
-        return _require_times(self)
+        return require_times(self)
 
     def resolved(self) -> "BurgersConfig":
         """Return the options with a number for each that was left open."""
         # A front moves at a speed near 1 and is as thin as the viscosity: a step must not cross it, nor two points.
         rate = max(400, min(2 * self.resolution * self.refine, 1 / self.viscosity))
-        return self if self.steps else self.model_copy(update={"steps": _steps(self, rate)})
+        return self if self.steps else self.model_copy(update={"steps": steps_for(self, rate)})
 
 
 class NavierStokesConfig(Config):
@@ -107,7 +104,7 @@ class NavierStokesConfig(Config):
 
     @model_validator(mode="after")
     def _times_fit(self) -> "NavierStokesConfig":
-        return _require_times(self)
+        return require_times(self)
 
     def resolved(self) -> "NavierStokesConfig":
         """Return the options with a number for each that was left open."""
@@ -119,29 +116,19 @@ class NavierStokesConfig(Config):
             refine = math.ceil(points / self.resolution - 1e-9)
         size = self.resolution * refine
         rate = max(200, size) if self.scheme == "rk4" else max(10_000, 40 * size)
-        return self.model_copy(update={"refine": refine, "steps": self.steps or _steps(self, rate)})
-
-
-def _steps(config: _Timed, rate: float) -> int:
-    """Return time steps up to the end at so many a unit of time, a multiple of the stored times."""
-    wanted = math.ceil(rate * max(1.0, config.final_time))
-    return math.ceil(wanted / config.snapshots) * config.snapshots
-
-
-def _require_times(config: _Timed) -> _Timed:
-    if config.steps is not None and config.steps % config.snapshots:
-        raise ValueError(
-            f"snapshots={config.snapshots} does not divide steps={config.steps}; expected a divisor. Change steps."
-        )
-    return config
+        return self.model_copy(update={"refine": refine, "steps": self.steps or steps_for(self, rate)})
 
 
 PROBLEM_OPTIONS: dict[str, tuple[type[Config], int]] = {
     "darcy": (DarcyConfig, 2),
     "burgers": (BurgersConfig, 1),
     "navier_stokes": (NavierStokesConfig, 2),
+    "advection": (AdvectionConfig, 1),
+    "reaction_diffusion": (ReactionDiffusionConfig, 1),
+    "shallow_water": (ShallowWaterConfig, 2),
 }
-"""Options and axes of the fields of every problem, by the name that commands and files use."""
+"""Options and axes of the fields of every problem (unless its option `dimensions` says otherwise), by the name that
+commands and files use."""
 
 
 def require_problem(name: str) -> None:
@@ -163,13 +150,15 @@ def problem_options(config: PdeConfig) -> Config:
     Raises:
         ConfigError: if one is not allowed, or there is not one of `n_modes` for each axis of the fields.
     """
-    kind, dimensions = PROBLEM_OPTIONS[config.data]
-    if len(config.n_modes) != dimensions:
-        raise ConfigError(
-            f"pde task: n_modes={config.n_modes} do not fit {config.data}, whose fields have {dimensions} axes; "
-            "expected as many. Give as many n_modes as the fields have axes."
-        )
+    kind, axes = PROBLEM_OPTIONS[config.data]
     options = dict(config.problem_options)
     if config.resolution is not None:
         options["resolution"] = config.resolution
-    return kind.parse(options, where="pde task problem_options")
+    chosen = kind.parse(options, where="pde task problem_options")
+    axes = int(getattr(chosen, "dimensions", axes))
+    if len(config.n_modes) != axes:
+        raise ConfigError(
+            f"pde task: n_modes={config.n_modes} do not fit {config.data}, whose fields have {axes} axes; expected as "
+            "many. Give as many n_modes as the fields have axes."
+        )
+    return chosen

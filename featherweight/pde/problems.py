@@ -1,22 +1,18 @@
 """The problems that data sets are generated for, with the parameters of the literature as defaults.
 
 A problem is a strict set of options and a function from generators (one for each sample) to inputs and solutions.
-Source: Li et al., arXiv 2010.08895, appendix A.3.
+Sources: Li et al., arXiv 2010.08895, appendix A.3; `wave_problems` has those of PDEBench.
 """
 
-import math
 from collections.abc import Callable, Sequence
-from contextlib import suppress
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import torch
 from torch import Generator, Tensor
 
 from featherweight.config import Config
-from featherweight.errors import NumericsError
 from featherweight.pde.burgers import solve_burgers
 from featherweight.pde.darcy import solve_darcy
-from featherweight.pde.metrics import relative_l2
 from featherweight.pde.navier_stokes import kolmogorov_forcing, solve_navier_stokes
 from featherweight.pde.problem_options import (
     PROBLEM_OPTIONS,
@@ -26,9 +22,15 @@ from featherweight.pde.problem_options import (
     require_problem,
 )
 from featherweight.pde.random_field import neumann_field, periodic_field
-from featherweight.pde.spectral import halved
-
-_Timed = TypeVar("_Timed", BurgersConfig, NavierStokesConfig)
+from featherweight.pde.time_errors import difference, timed_errors, without_single_time
+from featherweight.pde.wave_problems import (
+    advection_errors,
+    advection_samples,
+    reaction_diffusion_errors,
+    reaction_diffusion_samples,
+    shallow_water_errors,
+    shallow_water_samples,
+)
 
 
 def darcy_samples(config: DarcyConfig, generators: Sequence[Generator]) -> tuple[Tensor, Tensor]:
@@ -50,7 +52,7 @@ def darcy_errors(config: DarcyConfig, generators: Sequence[Generator]) -> dict[s
     a = _darcy_coefficient(config, generators)
     if a.shape[1] % 2 == 0 or a.shape[1] < 7:
         return {}
-    return {"half_grid": _difference(solve_darcy(a[:, ::2, ::2]), solve_darcy(a)[:, ::2, ::2])}
+    return {"half_grid": difference(solve_darcy(a[:, ::2, ::2]), solve_darcy(a)[:, ::2, ::2])}
 
 
 def _darcy_coefficient(config: DarcyConfig, generators: Sequence[Generator]) -> Tensor:
@@ -65,13 +67,13 @@ def burgers_samples(config: BurgersConfig, generators: Sequence[Generator]) -> t
     """Draw initial states and solve for later ones: (n, s) and (n, s), or (n, snapshots, s) for several times."""
     initial = _burgers_initial(config, generators)
     u = _burgers_solution(config, initial)
-    return initial[:, :: config.refine], _without_single_time(u[:, :, :: config.refine])
+    return initial[:, :: config.refine], without_single_time(u[:, :, :: config.refine])
 
 
 def burgers_errors(config: BurgersConfig, generators: Sequence[Generator]) -> dict[str, float]:
-    """Return "time_step" and "half_grid"; see `_timed_errors`."""
+    """Return "time_step" and "half_grid"; see `timed_errors`."""
     # Of fourth order on smooth states; on these, which are rough, errors fall by 6 where steps are halved, not by 16.
-    return _timed_errors(config, _burgers_initial(config, generators), _burgers_solution, order=2)
+    return timed_errors(config, _burgers_initial(config, generators), _burgers_solution, order=2)
 
 
 def _burgers_initial(config: BurgersConfig, generators: Sequence[Generator]) -> Tensor:
@@ -96,13 +98,13 @@ def navier_stokes_samples(config: NavierStokesConfig, generators: Sequence[Gener
     initial = _navier_stokes_initial(config, generators)
     w = _navier_stokes_solution(config, initial)
     every = config.resolved().refine
-    return initial[:, ::every, ::every], _without_single_time(w[:, :, ::every, ::every])
+    return initial[:, ::every, ::every], without_single_time(w[:, :, ::every, ::every])
 
 
 def navier_stokes_errors(config: NavierStokesConfig, generators: Sequence[Generator]) -> dict[str, float]:
-    """Return "time_step" and "half_grid"; see `_timed_errors`."""
+    """Return "time_step" and "half_grid"; see `timed_errors`."""
     initial = _navier_stokes_initial(config, generators)
-    return _timed_errors(config, initial, _navier_stokes_solution, order=4 if config.scheme == "rk4" else 1)
+    return timed_errors(config, initial, _navier_stokes_solution, order=4 if config.scheme == "rk4" else 1)
 
 
 def _navier_stokes_initial(config: NavierStokesConfig, generators: Sequence[Generator]) -> Tensor:
@@ -126,47 +128,13 @@ def _navier_stokes_solution(config: NavierStokesConfig, initial: Tensor) -> Tens
     )
 
 
-def _timed_errors(
-    config: _Timed, initial: Tensor, solve: Callable[[_Timed, Tensor], Tensor], *, order: int
-) -> dict[str, float]:
-    """Return relative errors of the last time, the largest of the samples.
-
-    "time_step": estimated from about half as many steps, whose error is 2^order times as large; infinite if these leave
-    the number range. "half_grid": the change with half as many points in each axis, which overstates the error of the
-    grid; missing if it cannot be halved.
-    """
-    resolved = config.resolved()
-    steps = resolved.steps or 1
-    fewer = max(1, steps // 2 // config.snapshots) * config.snapshots
-    found, errors = solve(resolved, initial)[:, -1], {}
-    if fewer < steps:
-        try:
-            coarse = solve(resolved.model_copy(update={"steps": fewer}), initial)[:, -1]
-            errors["time_step"] = _difference(coarse, found) / ((steps / fewer) ** order - 1)
-        except NumericsError:
-            errors["time_step"] = math.inf
-    if initial.shape[1] % 4 == 0:
-        every = (slice(None), *[slice(None, None, 2)] * (initial.ndim - 1))
-        with suppress(NumericsError):
-            errors["half_grid"] = _difference(solve(resolved, halved(initial))[:, -1], found[every])
-    return errors
-
-
-def _difference(one: Tensor, two: Tensor) -> float:
-    return float(relative_l2(one, two).max())
-
-
-def _without_single_time(solution: Tensor) -> Tensor:
-    return solution[:, 0] if solution.shape[1] == 1 else solution
-
-
 class Problem(NamedTuple):
     """Options and samples of one problem."""
 
     config: type[Config]
     """Its method `resolved` gives a number to every option that was left open."""
     dimensions: int
-    """Axes of its fields."""
+    """Axes of its fields, unless an option of that name says otherwise."""
     samples: Callable[..., tuple[Tensor, Tensor]]
     """(options, generators) to inputs and solutions."""
     errors: Callable[..., dict[str, float]]
@@ -174,11 +142,21 @@ class Problem(NamedTuple):
     is_periodic: bool
     """Whether its fields wrap around."""
 
+    def axes_of(self, config: Config) -> int:
+        """Return how many axes fields have under some options."""
+        return int(getattr(config, "dimensions", self.dimensions))
+
 
 PROBLEMS: dict[str, Problem] = {
-    "darcy": Problem(*PROBLEM_OPTIONS["darcy"], darcy_samples, darcy_errors, False),
-    "burgers": Problem(*PROBLEM_OPTIONS["burgers"], burgers_samples, burgers_errors, True),
-    "navier_stokes": Problem(*PROBLEM_OPTIONS["navier_stokes"], navier_stokes_samples, navier_stokes_errors, True),
+    name: Problem(*PROBLEM_OPTIONS[name], samples, errors, is_periodic)
+    for name, samples, errors, is_periodic in (
+        ("darcy", darcy_samples, darcy_errors, False),
+        ("burgers", burgers_samples, burgers_errors, True),
+        ("navier_stokes", navier_stokes_samples, navier_stokes_errors, True),
+        ("advection", advection_samples, advection_errors, True),
+        ("reaction_diffusion", reaction_diffusion_samples, reaction_diffusion_errors, True),
+        ("shallow_water", shallow_water_samples, shallow_water_errors, True),
+    )
 }
 """Every problem by the name that commands and files use."""
 

@@ -8,7 +8,13 @@ from featherweight.text.corpus import require_corpus
 
 
 def check_compression(
-    source: str, out: Path, options: WeLoreOptions, *, calibration: str | None, evaluate: str | None
+    source: str,
+    out: Path,
+    options: WeLoreOptions,
+    *,
+    calibration: str | None,
+    evaluate: str | None,
+    searches: bool = False,
 ) -> None:
     """Refuse a compression whose words do not fit.
 
@@ -18,10 +24,16 @@ def check_compression(
         options: of the cut.
         calibration: corpus to calibrate on.
         evaluate: corpus to measure perplexity on.
+        searches: whether the cut is looked for, on `evaluate`.
     Raises:
         ConfigError: if data are missing or not there, the source has no weights, or `out` holds something.
     """
-    if options.needs_calibration and calibration is None:
+    if searches and evaluate is None:
+        raise ConfigError(
+            "compress: max_perplexity needs a text to measure on and evaluate=None; expected one. Give --evaluate "
+            "english, or a file."
+        )
+    if options.needs_calibration and calibration is None and not searches:
         raise ConfigError(
             f"compress: method={options.method} needs data and calibration=None; expected a corpus. Give a text file, "
             "or choose method='plain'."

@@ -36,7 +36,8 @@ class LanguageTask(Task):
     def skeleton(cls, config: Any, *, seed: int, layers: int | None = None) -> TextSkeleton:
         """Return a task whose rows all have the longest length, without data and weights; see `Skeleton`."""
         length = getattr(config, cls.length_key)
-        return TextSkeleton(config.model, seq_len=length, layers=layers, length_key=cls.length_key)
+        stretched = (config.max_positions, config.rope_scaling)
+        return TextSkeleton(config.model, seq_len=length, layers=layers, length_key=cls.length_key, stretched=stretched)
 
     @classmethod
     def is_pretrained(cls, config: Any) -> bool:
@@ -141,8 +142,9 @@ def require_length(task: LanguageTask, facts: ModelFacts) -> None:
     """
     key, longest = task.length_key, facts.max_position_embeddings
     length = getattr(task.config, key)
-    if longest is not None and length > longest:
+    if longest is not None and length > max(longest, task.config.max_positions or 0):
         raise ConfigError(
             f"{task.where}: {key}={length} is longer than max_position_embeddings={longest} of model '{facts.name}'; "
-            f"expected 2 <= {key} <= {longest}. Lower {key} or choose another model."
+            f"expected 2 <= {key} <= {longest}. Lower {key}, set max_positions={length} to stretch its positions, or "
+            "choose another model."
         )

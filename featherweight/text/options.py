@@ -28,6 +28,11 @@ class LanguageConfig(Config):
     is refused. random: new ones, also for a model that has some."""
     tokenizer: str | None = None
     """Whose tokenizer: any source of a model, or bytes. None: the model's own; a new model has bytes."""
+    max_positions: int | None = Field(default=None, ge=2)
+    """Tokens that the model is to read at most, where that is more than its configuration says; the trained model says
+    so, too. None: what it says."""
+    rope_scaling: Literal["none", "linear", "yarn"] = "yarn"
+    """How `max_positions` stretches rotary positions; none: not at all, for new weights, or a model that can."""
     held_out_seed: int = 0
     """Seed of the held-out split; apart from the run's seed, so that runs with different seeds are compared on the same
     rows."""
@@ -146,6 +151,15 @@ class ClassificationConfig(RowsConfig):
     class_weights: Literal["balanced"] | dict[str, float] | None = None
     """How much each class counts in the loss. balanced: as if all were equally frequent, 1 on average; {name: weight}:
     the others have 1; None: all have 1. Held-out figures are not weighted."""
+
+    @field_validator("max_positions")
+    @classmethod
+    def _reads_what_it_reads(cls, positions: int | None) -> None:
+        if positions is not None:
+            raise ValueError(
+                f"={positions} is not there for a classification, whose longer texts are cut (`long_rows`); expected "
+                "null. Leave it out."
+            )
 
     @field_validator("class_weights")
     @classmethod

@@ -25,6 +25,7 @@ from featherweight.linalg.random import keyed_generator
 from featherweight.linalg.spectrum import explained_rank, variance_ratios
 from featherweight.methods.inrank.distribution import ranks_of_first_process
 from featherweight.methods.inrank.growth import grow, refactor
+from featherweight.methods.inrank.rates import divide_groups, follow_ranks
 from featherweight.methods.inrank.report import growth_report
 from featherweight.methods.inrank.spectrum import layer_spectrum
 from featherweight.methods.inrank.state import ATTRIBUTE, GrowthState, growing_layer, growth_state
@@ -85,8 +86,11 @@ class InRank(InRankOptions, Method):
                 continue
             live = self._live(self.init_rank, self.limit(*matrix_of(module).shape))
             # Seeded by the place among linear layers, so that a layer that stays dense moves no other one's draw.
-            replace_module(model, name, self._start(module, live, places[name]))
+            layer = self._start(module, live, places[name])
+            replace_module(model, name, layer)
             state.ranks[name] = min(self.init_rank, live)
+            if self.growth == "change" and not self.keep_w0:  # beside W0 the factors begin at zero
+                state.start[name] = (layer.U.weight.detach().clone(), layer.V.weight.detach().clone())
         if not state.ranks:
             reasons = "; ".join(f"{name} {reason}" for name, reason in list(state.dense.items())[:3])
             raise ConfigError(
@@ -131,6 +135,32 @@ class InRank(InRankOptions, Method):
         is_quiet = self.patience is not None and state.quiet_checks >= self.patience
         if is_quiet or (self.freeze_step is not None and step >= self.freeze_step):
             self.freeze(model, optimizer)
+        if self.lr_factor == "rank":
+            follow_ranks(model, optimizer)
+
+    def param_groups(
+        self, model: nn.Module, lr: float, groups: list[dict[str, Any]] | None = None
+    ) -> list[dict[str, Any]]:
+        """Return groups in which the factors of each layer run at `lr_factor` times their rate.
+
+        `after_step` keeps these rates true. Where a scheduler of torch runs beside it, call
+        `featherweight.training.follow_groups` after it; recipes and `MethodCallback` do.
+
+        Args:
+            model: that was given to `apply`.
+            lr: base rate of the optimizer.
+            groups: groups of named parameters to divide; None takes all that trains as one group.
+        Example:
+            >>> model = nn.Sequential(nn.Linear(64, 64))
+            >>> method = InRank(buffer=6)
+            >>> report = method.apply(model)
+            >>> optimizer = torch.optim.AdamW(method.param_groups(model, lr=1e-3), lr=1e-3)
+            >>> [(group["param_names"], group["lr"]) for group in optimizer.param_groups]
+            [(['0.U.bias'], 0.001), (['0.V.weight', '0.U.weight'], 0.0026666666666666666)]
+        """
+        groups = super().param_groups(model, lr, groups)
+        fixed = None if self.lr_factor == "rank" else self.lr_factor
+        return groups if fixed == 1.0 else divide_groups(unwrap_model(model), lr, groups, fixed)
 
     @torch.no_grad()
     def freeze(self, model: nn.Module, optimizer: Optimizer | None = None) -> None:
@@ -143,6 +173,7 @@ class InRank(InRankOptions, Method):
         model = unwrap_model(model)
         state = growth_state(model)
         state.is_frozen = True
+        state.start.clear()
         if self.activation is not None:
             return
         for name in state.ranks:
@@ -158,6 +189,7 @@ class InRank(InRankOptions, Method):
             "ranks": dict(state.ranks),
             "is_frozen": state.is_frozen,
             "quiet_checks": state.quiet_checks,
+            "measures_change": bool(state.start),
             "history": [dict(entry) for entry in state.history],
         }
 
@@ -177,6 +209,8 @@ class InRank(InRankOptions, Method):
         present.ranks.update(state["ranks"])
         present.is_frozen, present.quiet_checks = bool(state["is_frozen"]), int(state["quiet_checks"])
         present.history = [dict(entry) for entry in state["history"]]
+        if not state.get("measures_change", False):
+            present.start.clear()  # a run from before there was one goes on as it began
         record_in_config(unwrap_model(model))
 
     def report(self, model: nn.Module) -> Report:
@@ -252,7 +286,8 @@ class InRank(InRankOptions, Method):
     @torch.no_grad()
     def _check(self, model: nn.Module, state: GrowthState, optimizer: Optimizer, step: int) -> bool:
         """Measure all layers, grow those that need it, and tell whether one grew."""
-        spectra = {name: layer_spectrum(growing_layer(model, name), name) for name in state.ranks}
+        first = state.start
+        spectra = {name: layer_spectrum(growing_layer(model, name), name, first.get(name)) for name in state.ranks}
         wanted = {}
         for name, values in spectra.items():
             layer = growing_layer(model, name)
