@@ -98,6 +98,18 @@ class ACTTaskConfig(ACTShape, DemonstratedConfig):
     """Cameras of the data set that the policy sees; none: it sees where cube and bin are, as behaviour cloning does."""
     kl_weight: float = Field(default=10.0, ge=0)
     """Weight of how far the latent vector is from a normal one."""
+    places_weight: float = Field(default=0.0, ge=0)
+    """Weight of the mean error, in deviations, of where the eyes say that cube and bin are; the data set has to tell
+    where they are. 0 leaves the eyes to the error of the actions alone."""
+
+    @model_validator(mode="after")
+    def _check_places(self) -> Self:
+        if self.places_weight and not self.cameras:
+            raise ValueError(
+                f"places_weight={self.places_weight:g} has no eyes to teach; expected cameras. Name some, or leave "
+                "the weight out: without cameras the policy is told the places."
+            )
+        return self
 
 
 def policy_folder(folder: str | Path) -> Path:
