@@ -23,14 +23,16 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "reference"))
 import guard_stand_in as world_of
 
 from featherweight.guard.evidence import take_evidence
-from featherweight.guard.fitting import measure_tiers
+from featherweight.guard.finetuned import finetune
+from featherweight.guard.fitting import PARTS, measure_tiers, readable_tiers
 from featherweight.guard.frames import FIT_FRAMES, REPORT_FRAME, framed
-from featherweight.guard.linear import USUAL, Linear, fit_linear
+from featherweight.guard.linear import STRENGTHS, Linear, fit_linear
 from featherweight.guard.metrics import auroc, conformal_threshold, rate_interval
-from featherweight.guard.options import READ_AT, GuardOptions, default_layers
+from featherweight.guard.openings import choose_openings
+from featherweight.guard.options import PREFIX_STATES, READ_AT, GuardOptions, default_layers
 from featherweight.guard.prefix import prefix_ids
 from featherweight.guard.prefix_search import likeliest
-from featherweight.guard.reading import collect
+from featherweight.guard.reading import collect, collect_openings
 from featherweight.guard.scoring import Scoring
 from featherweight.guard.splits import Rows
 from featherweight.guard.text_features import bow_features
@@ -47,6 +49,7 @@ def judge_for(model: Any, tokenizer: Any, prefix: str, probe_tokens: int, text_c
         prefix_ids=ids,
         probe_tokens=probe_tokens,
         layers=default_layers(model.config.num_hidden_layers),
+        prefix_states=PREFIX_STATES,
         stages=[{"tier": "probe_hidden"}],
         text_classifier=text_classifier,
     )
@@ -73,7 +76,13 @@ def stand_in(folder: Path, seed: int, model_folder: Path) -> list[dict[str, Any]
     rows = stand_in_rows(world, seed)
     judge = judge_for(model, tokenizer, world_of.PREFIX, 24)
     collected = collect([judge], model, tokenizer, rows.messages, batch_size=64)[0]
-    measured = measure_tiers(judge, collected, rows, ())
+    fit = [place for place, part in enumerate(rows.parts) if part == "fit"]
+    probes = [collected.evidence.probe_ids[place] for place in fit]
+    policy, other = choose_openings(probes, [int(rows.kinds[place] == "harmful") for place in fit])
+    judge.options = GuardOptions.parse({**judge.options.to_dict(), "policy_openings": policy, "other_openings": other})
+    found_openings = collect_openings(judge.options, model, tokenizer, rows.messages, batch_size=64)
+    collected.evidence.opening_logprobs = found_openings
+    measured = measure_tiers(judge, collected, rows, DECIDING)
     found = unguarded_rows(model, tokenizer, rows)
     ordinary = rows.where("test", "benign")
     for tier in READ_AT:
@@ -81,7 +90,7 @@ def stand_in(folder: Path, seed: int, model_folder: Path) -> list[dict[str, Any]
             area = auroc(measured[tier].scores[rows.where("test", kind)], measured[tier].scores[ordinary])
             found[f"AUROC {tier}, {name} against ordinary"] = f"{area:.4f}"
     goal, alone = Goal(0.02, confidence=0.95), torch.empty(0)
-    for tier in ("prefix_hidden", "probe", "probe_hidden", "cascade"):
+    for tier in (*DECIDING, "cascade"):
         options = decide(judge.options, measured, judge, collected, rows, tier, goal)
         flagged = decided(options, measured, judge, collected)
         for name, kind in KINDS.items():
@@ -95,6 +104,8 @@ def stand_in(folder: Path, seed: int, model_folder: Path) -> list[dict[str, Any]
     return [{"model": f"seed {seed}", "quantity": name, "value": value} for name, value in found.items()]
 
 
+DECIDING = ("prefix_hidden", "continuation", "probe", "probe_hidden", "states")
+"""Tiers of which guards are made."""
 KINDS = {"forbidden": "harmful", "marked": "marked", "ordinary": "benign", "borderline": "borderline", "oos": "oos"}
 """Name in the table -> kind of the rows."""
 
@@ -151,7 +162,7 @@ def unguarded_rows(model: Any, tokenizer: Any, rows: Rows) -> dict[str, str]:
 def cascade_rows(
     options: GuardOptions, measured: Any, flagged: torch.Tensor, alone: torch.Tensor, rows: Rows
 ) -> dict[str, str]:
-    """Return how often a cascade decides without a generated token, and how often it says what probe_hidden says."""
+    """Return how often a cascade decides without a generated token, and how often it agrees with its last stage."""
     first = options.stages[0]
     scores = measured[first.tier].scores
     early = torch.tensor([first.flags(score) or first.clears(score) for score in scores.tolist()])
@@ -160,7 +171,7 @@ def cascade_rows(
         tested |= rows.where("test", kind)
     return {
         "cascade: decided without a generated token, all test rows (%)": percent(early[tested]),
-        "cascade: agrees with probe_hidden alone (%)": percent((flagged == alone)[tested]),
+        "cascade: agrees with states alone (%)": percent((flagged == alone)[tested]),
     }
 
 
@@ -256,17 +267,25 @@ def smollm2_rows(
     """Return a row for each tier."""
     names = ["forbidden", "ordinary", "borderline", *(["forbidden dressed", "ordinary dressed"] if with_frames else [])]
     index = [place for name in names for place in range(places[name].start, places[name].stop)]
-    labels = torch.tensor(
-        [int(name.startswith("forbidden")) for name in names for _ in range(places[name].stop - places[name].start)]
-    )
+    kinds = [name.split(" ")[0] for name in names for _ in range(places[name].stop - places[name].start)]
+    # A request and the same one in a frame stand in one fold.
+    groups = [f"{name.split(' ')[0]} {row}" for name in names for row in range(places[name].stop - places[name].start)]
+    labels = torch.tensor([int(kind == "forbidden") for kind in kinds])
     judge.vocabulary = likeliest(take_evidence(found.evidence, index).next_ids, 50)
-    features = {tier: judge.features(tier, found.evidence) for tier in READ_AT}
-    encoder = judge_for_text(judge)
-    features["probe (encoder)"] = encoder.features("probe", found.evidence)
+    features = {tier: judge.features(tier, found.evidence) for tier in readable_tiers(found.evidence)}
+    features["probe (encoder)"] = text_features(judge, found.evidence, "encoder")
+    if with_frames and judge.options.shows_prefix:
+        texts = judge.texts(found.evidence)
+        classifier = finetune([texts[place] for place in index], labels.tolist())
+        features["probe (finetune)"] = text_features(judge, found.evidence, "finetune", classifier)
     features["prompt words alone"] = bow_features([one[-1]["content"] for one in prompts])
-    rows = []
+    rows, fitted = [], {}
     for tier, values in features.items():
-        score, _ = fit_linear(values[index], labels, strengths=USUAL)
+        if tier == "states":
+            fitted[tier] = fitted[PARTS[0]].beside(fitted[PARTS[1]])
+        else:
+            fitted[tier], _ = fit_linear(values[index], labels, groups, kinds=kinds, strengths=STRENGTHS)
+        score = fitted[tier]
         scores = {name: score(values[place]) for name, place in places.items()}
         row: dict[str, Any] = {"prefix": prefix, "frames in the fit": with_frames, "tier": tier}
         for name in ("ordinary", "borderline", "oos"):
@@ -282,16 +301,30 @@ def smollm2_rows(
     return rows
 
 
-def judge_for_text(judge: Scoring) -> Scoring:
-    """Return one that reads the text of the probe with the sentence encoder."""
-    options = GuardOptions.parse({**judge.options.to_dict(), "text_classifier": "encoder"})
-    return Scoring(options, {}, tokenizer=judge.tokenizer)
+def text_features(judge: Scoring, evidence: Any, kind: str, classifier: Any = None) -> torch.Tensor:
+    """Return the words of probes as another classifier of texts sees them."""
+    options = GuardOptions.parse({**judge.options.to_dict(), "text_classifier": kind})
+    return Scoring(options, {}, tokenizer=judge.tokenizer, classifier=classifier).features("probe", evidence)
+
+
+TIMED = ("prefix_hidden", "probe_hidden")
+"""Tiers whose costs are measured."""
+
+
+def passing_guard(base: GuardOptions, tier: str, size: int, device: str = "cpu") -> Any:
+    """Return a guard of a tier of hidden states that lets everything pass, which costs most."""
+    from featherweight.guard.guard import PrefixGuard
+
+    ahead = min(base.prefix_states, len(base.prefix_ids)) - 1 if tier == "prefix_hidden" else 0
+    width = (len(base.layers) + ahead) * size
+    parts = torch.zeros(width), torch.ones(width), torch.zeros(width), torch.zeros(())
+    score = Linear(*(part.to(device) for part in parts))
+    return PrefixGuard(GuardOptions.parse({**base.to_dict(), "stages": [{"tier": tier}]}), {tier: score})
 
 
 def latency(prompt_tokens: int, answer_tokens: int, rounds: int) -> list[dict[str, Any]]:
     """Return processor seconds of a request that passes, in each way, against an unguarded one, in turns."""
     from featherweight.guard.decoding import AnswerRules, answers, judge_prompts
-    from featherweight.guard.guard import PrefixGuard
     from featherweight.models.generation import generate, prefill
     from featherweight.models.load import load_model, load_tokenizer
 
@@ -302,13 +335,7 @@ def latency(prompt_tokens: int, answer_tokens: int, rounds: int) -> list[dict[st
     ids = torch.randint(100, 40000, (1, prompt_tokens), generator=torch.Generator().manual_seed(0))
     rules = AnswerRules(max_new_tokens=answer_tokens)
     base = judge_for(model, tokenizer, world_of.PREFIX, 12).options
-    width = len(base.layers) * model.config.hidden_size
-    zeros = Linear(torch.zeros(width), torch.ones(width), torch.zeros(width), torch.zeros(()))
-    zeros = Linear(*(getattr(zeros, part).to(device) for part in ("mean", "std", "weight", "bias")))
-    guards = {
-        tier: PrefixGuard(GuardOptions.parse({**base.to_dict(), "stages": [{"tier": tier}]}), {tier: zeros})
-        for tier in ("prefix_hidden", "probe_hidden")
-    }
+    guards = {tier: passing_guard(base, tier, model.config.hidden_size, device) for tier in READ_AT if tier in TIMED}
 
     def guarded(tier: str, parallel: bool) -> None:
         judged = judge_prompts(guards[tier], model, ids, None, rules, parallel=parallel)
@@ -350,20 +377,22 @@ def serving(requests: int, answer_tokens: int, rounds: int) -> list[dict[str, An
 
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from featherweight.guard.guard import PrefixGuard
     from featherweight.serving.engine import Engine
     from featherweight.serving.job import Ended, Job
 
     torch.manual_seed(0)
     shape = {"hidden_size": 256, "num_hidden_layers": 6, "intermediate_size": 688, "num_attention_heads": 8}
     model = LlamaForCausalLM(LlamaConfig(vocab_size=8192, max_position_embeddings=1024, **shape)).eval()
-    layers = default_layers(6)
-    width = 256 * len(layers)
-    zeros = Linear(torch.zeros(width), torch.ones(width), torch.zeros(width), torch.zeros(()))
-    base = {"prefix_text": "x", "prefix_ids": list(range(7)), "probe_tokens": 12, "layers": layers}
+    base = GuardOptions(
+        prefix_text="x",
+        prefix_ids=list(range(7)),
+        probe_tokens=12,
+        layers=default_layers(6),
+        prefix_states=PREFIX_STATES,
+        stages=[{"tier": "probe_hidden"}],
+    )
     guards: dict[str, Any] = {"without a guard": None}
-    for tier in ("prefix_hidden", "probe_hidden"):
-        guards[tier] = PrefixGuard(GuardOptions(**base, stages=[{"tier": tier}]), {tier: zeros})
+    guards |= {tier: passing_guard(base, tier, 256) for tier in TIMED}
     prompts = torch.randint(10, 8000, (requests, 200)).tolist()
 
     async def ask(engine: Engine) -> int:

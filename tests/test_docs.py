@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from featherweight.methods.method import methods
+from featherweight.methods.named import methods
 from featherweight.optim import optimizers
 from featherweight.training.recipe import Recipe
 from featherweight.training.task import tasks
@@ -130,7 +130,18 @@ def test_the_page_of_the_data_says_of_every_key_what_its_docstring_says():
     assert all(f"| `{one.name}` |" in page for one in FORMATS)
 
 
-OPTIMIZERS = ["adamw", "galore", "fira", "apollo", "ldadam", "gum", "galore_adafactor", "q_galore", "tensor_galore"]
+OPTIMIZERS = [
+    "adamw",
+    "galore",
+    "fira",
+    "apollo",
+    "ldadam",
+    "gum",
+    "scale",
+    "galore_adafactor",
+    "q_galore",
+    "tensor_galore",
+]
 """One of each family."""
 
 

@@ -85,7 +85,7 @@ def load(source: str, dtype: str | None) -> tuple[Any, Any]:
 
 
 def gate_of(folder: Path | None, model: Any, tokenizer: Any, *, text: str | None = None) -> "Gate | None":
-    """Return what is asked before each answer: the guard of a folder, or None.
+    """Return what is asked before each answer: the guard or the ensemble of a folder, or None.
 
     Args:
         folder: of the guard.
@@ -98,10 +98,10 @@ def gate_of(folder: Path | None, model: Any, tokenizer: Any, *, text: str | None
     """
     if folder is None:
         return None
+    from featherweight.guard.ensemble import open_guard
     from featherweight.guard.gate import Gate
-    from featherweight.guard.guard import PrefixGuard
 
-    return Gate(PrefixGuard.from_pretrained(folder).bind(model, tokenizer), model, tokenizer, text=text)
+    return Gate(open_guard([folder]).bind(model, tokenizer), model, tokenizer, text=text)
 
 
 def require_unicode(text: str, where: str) -> str:

@@ -20,6 +20,7 @@ from featherweight.cli.screen import AsJson, leave_cleanly, print_json, print_re
 from featherweight.errors import ConfigError
 
 if TYPE_CHECKING:
+    from featherweight.guard.ensemble import GuardEnsemble
     from featherweight.guard.guard import PrefixGuard
 
 app = typer.Typer(no_args_is_help=True, help="Let a model refuse what a policy of your own forbids, and nothing else.")
@@ -40,6 +41,12 @@ Borderline = Annotated[
 Mismatch = Annotated[
     bool, typer.Option("--allow-mismatch", help="Use the guard with another model than that of its calibration.")
 ]
+Tier = Annotated[
+    str,
+    typer.Option(
+        "--tier", help="What decides: prefix_hidden, next_token, continuation, probe, probe_hidden, states or cascade."
+    ),
+]
 BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Prompts that are read together.")]
 
 
@@ -50,9 +57,7 @@ def calibrate(
     benign: Benign,
     out: Out,
     borderline: Borderline = None,
-    tier: Annotated[
-        str, typer.Option("--tier", help="What decides: prefix_hidden, next_token, probe, probe_hidden or cascade.")
-    ] = "probe_hidden",
+    tier: Tier = "probe_hidden",
     target_fpr: TargetFpr = 0.01,
     target_tpr: TargetTpr = None,
     cost_ratio: CostRatio = None,
@@ -137,7 +142,7 @@ def score(
 ) -> None:
     """Print a verdict for each prompt as a line of JSON; exit code 1 if one is flagged.
 
-    The lines hold id, score, flagged, tier and probe_tokens, never the text.
+    The lines hold id, score, probability, flagged, tier and probe_tokens, never the text.
 
     [bold]Example[/bold]
 
@@ -154,6 +159,7 @@ def score(
                 line = {
                     "id": name,
                     "score": verdict.score,
+                    "probability": verdict.probability,
                     "flagged": verdict.flagged,
                     "tier": verdict.tier,
                     "probe_tokens": verdict.probe_tokens,
@@ -216,6 +222,13 @@ def proxy(
         typer.Option("--upstream-key", help="What the engine asks for; or UPSTREAM_API_KEY.", show_default=False),
     ] = None,
     timeout: Annotated[float, typer.Option("--timeout", help="Seconds until the engine is given up.")] = 300.0,
+    order: Annotated[
+        str,
+        typer.Option(
+            "--order",
+            help="probe-first asks for the answer when the verdict has fallen, together at once (held back till then).",
+        ),
+    ] = "probe-first",
 ) -> None:
     """Stand in front of an engine that speaks to OpenAI's clients, and pass on only what the guard lets pass.
 
@@ -232,7 +245,8 @@ def proxy(
     options = ServeOptions(host=host, port=port, api_key=key, timeout_s=timeout)
     from featherweight.serving.server import run_proxy
 
-    run_proxy(upstream, guard, options, upstream_key=upstream_key or os.environ.get("UPSTREAM_API_KEY") or None)
+    theirs = upstream_key or os.environ.get("UPSTREAM_API_KEY") or None
+    run_proxy(upstream, guard, options, upstream_key=theirs, order=order)  # type: ignore[arg-type]  # checked there
 
 
 app.command("refit")(guard_folder.refit)
@@ -279,10 +293,10 @@ def _load(model: str) -> tuple[Any, Any]:
     return load(model, None)
 
 
-def _ready(model: str, folder: Path, allow_mismatch: bool) -> "tuple[Any, Any, PrefixGuard]":
-    from featherweight.guard.guard import PrefixGuard
+def _ready(model: str, folder: Path, allow_mismatch: bool) -> "tuple[Any, Any, PrefixGuard | GuardEnsemble]":
+    from featherweight.guard.ensemble import open_guard
 
-    guard = PrefixGuard.from_pretrained(folder)  # damaged files are told before a model is loaded
+    guard = open_guard([folder])  # damaged files are told before a model is loaded
     loaded, tokenizer = _load(model)
     return loaded, tokenizer, guard.bind(loaded, tokenizer, allow_mismatch=allow_mismatch)
 

@@ -9,11 +9,19 @@ from rich.console import Console
 
 from featherweight.cli import answer
 from featherweight.cli.given import require_template
+from featherweight.errors import ConfigError
 
 
 def serve(
     model: answer.Model,
-    guard: answer.GuardFolder = None,
+    guard: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--guard",
+            help="Refuse what the guard in this folder flags; several, or an ensemble: see fw guard.",
+            show_default=False,
+        ),
+    ] = None,
     adapters: Annotated[
         Path | None,
         typer.Option(
@@ -71,9 +79,13 @@ def serve(
         guard_details=guard_details,
         page=page,
     )
-    require_template(model)
+    require_template(model, "fw serve")
+    for option, folders in (("guard", guard or []), ("adapters", [] if adapters is None else [adapters])):
+        for folder in folders:
+            if not folder.is_dir():
+                raise ConfigError(f"fw serve: {option}={folder} is no folder; expected one. Check the path.")
     from featherweight.serving.server import serve as run
 
     loaded, tokenizer = answer.load(model, dtype)
     Console(stderr=True).print(f"{options.name} at http://{host}:{port}/v1, Ctrl-C ends it", highlight=False)
-    run(loaded, tokenizer, options, guard_folder=guard, adapters_folder=adapters)
+    run(loaded, tokenizer, options, guard_folders=guard or (), adapters_folder=adapters)

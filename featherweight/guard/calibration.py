@@ -8,25 +8,28 @@ Source: Prefix Guidance, arXiv 2408.08924; thresholds by split-conformal predict
 import random
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from featherweight.errors import ConfigError, did_you_mean
+from featherweight.guard.evidence import Evidence
 from featherweight.guard.fingerprint import fingerprint
-from featherweight.guard.fitting import NEXT_TOKEN_FEATURES, measure_tiers
+from featherweight.guard.fitting import NEXT_TOKEN_FEATURES, PARTS, measure_tiers
 from featherweight.guard.frames import FIT_FRAMES, REPORT_FRAME, framed
 from featherweight.guard.latency import add_latency
-from featherweight.guard.options import FLAG_ONLY, READ_AT, REFUSAL, GuardOptions, default_layers
+from featherweight.guard.openings import choose_openings
+from featherweight.guard.options import FLAG_ONLY, PREFIX_STATES, READ_AT, REFUSAL, GuardOptions, default_layers
 from featherweight.guard.prefix import prefix_ids
 from featherweight.guard.prefix_search import FALLBACK, TOPICS, Candidate, search_prefix
 from featherweight.guard.prompt_files import PromptSet, read_prompts, refuse_shared
 from featherweight.guard.quality import make_report
-from featherweight.guard.reading import collect, encode_judged
+from featherweight.guard.reading import collect, collect_openings, encode_judged
 from featherweight.guard.readings import Readings, write_readings
-from featherweight.guard.scoring import Scoring
+from featherweight.guard.scoring import Scoring, TextFunction
 from featherweight.guard.splits import Rows, refuse_leakage, split_rows
 from featherweight.guard.storage import GuardFiles
-from featherweight.guard.thresholds import Goal, decide, decided
+from featherweight.guard.thresholds import CASCADE, Goal, decide, decided
 from featherweight.guard.verdict import predict_costs
 from featherweight.report import Report
 
@@ -54,6 +57,7 @@ def calibrate(
     preamble_text: str = "",
     probe_tokens: int = 12,
     text_classifier: str = "bow",
+    text_function: TextFunction | None = None,
     on_flag: str = "message",
     refusal_text: str = REFUSAL,
     grouped: bool = False,
@@ -71,7 +75,7 @@ def calibrate(
         harmful: prompts that ought to be refused: a file, or a list of texts or conversations.
         benign: ordinary prompts; the promise holds for requests like these.
         borderline: prompts that look like the harmful ones and are allowed; without them they are often refused.
-        tier: what decides; `cascade` looks at prefix_hidden first and at probe_hidden where that is unsure.
+        tier: what decides; `cascade` looks at prefix_hidden first and at states where that is unsure.
         target_fpr: the promised rate of false alarms.
         target_tpr: promise this rate of flagged harmful requests instead.
         cost_ratio: take the threshold of least cost instead, a harmful request that passes being as bad as so many
@@ -81,13 +85,14 @@ def calibrate(
         preamble_text: stands between prompt and prefix, such as the end of a block of thoughts.
         probe_tokens: tokens that the model writes after the prefix.
         text_classifier: bow, encoder or finetune, for the tier probe.
+        text_function: takes texts, returns numbers, instead of those.
         on_flag: what a flagged request gets; see `GuardOptions`.
         refusal_text: for `on_flag: message`.
         grouped: keep rows of one category in one part, which shows what happens with categories never seen.
         frames: put a tenth of the fit into harmless frames, and measure one other frame.
         seed: of splits and frames.
         batch_size: prompts that are read together.
-        keep_readings: a folder for what the model said, from which `recalibrate` fits again without it.
+        keep_readings: a folder for what the model said, from which `PrefixGuard.refit` fits again without it.
         progress: called with rows read so far and all rows.
 
     Raises:
@@ -100,21 +105,13 @@ def calibrate(
     model.eval()
     sets = read_sets(harmful, benign, borderline)
     rows = make_rows(sets, grouped=grouped, frames=frames, seed=seed)
-    base = _base_options(
-        model, tokenizer, tier, prefix, preamble_text, probe_tokens, text_classifier, on_flag, refusal_text
-    )
-    candidates: list[Candidate] = []
-    if prefix == "auto":
-        base, candidates = _with_best_prefix(base, model, tokenizer, rows)
-    count = _counting(progress, len(rows.messages))
-    collected = collect(
-        [Scoring(base, {}, tokenizer=tokenizer)], model, tokenizer, rows.messages, batch_size=batch_size, progress=count
-    )[0]
-    tokens, dropped = _mean_tokens(tokenizer, rows), sum(one.dropped for one in sets)
-    readings = Readings(base, rows, collected, fingerprint(model, tokenizer), tokens, candidates, dropped)
+    words = text_classifier if text_function is None else "custom"
+    base = _base_options(model, tokenizer, tier, prefix, preamble_text, probe_tokens, words, on_flag, refusal_text)
+    readings = _read_all(base, model, tokenizer, rows, tier, prefix == "auto", batch_size, progress)
+    readings = replace(readings, dropped=sum(one.dropped for one in sets))
     if keep_readings is not None:
         write_readings(Path(keep_readings).expanduser(), readings)
-    files = fit_guard(readings, tokenizer, tier=tier, goal=goal)
+    files = fit_guard(readings, tokenizer, tier=tier, goal=goal, text_function=text_function)
     _time_phases(files, model, tokenizer, rows)
     return files
 
@@ -127,6 +124,7 @@ def fit_guard(
     goal: Goal,
     text_classifier: str | None = None,
     text_base: str | None = None,
+    text_function: TextFunction | None = None,
 ) -> GuardFiles:
     """Make a guard of what a model said of labelled prompts; the model itself is not needed.
 
@@ -137,6 +135,7 @@ def fit_guard(
         goal: of the threshold.
         text_classifier: bow, encoder or finetune; None takes that of the readings.
         text_base: folder of the model that finetune starts from; None takes MiniLM.
+        text_function: takes texts, returns numbers; for custom.
 
     Raises:
         ConfigError: for a tier that must not decide alone, a goal that is none, or too few rows of a class.
@@ -147,14 +146,14 @@ def fit_guard(
     base = GuardOptions.parse(
         {
             **readings.options.to_dict(),
-            "stages": [{"tier": last_tier(tier)}],
+            "stages": _asked_for(readings, last_tier(tier)),
             "early_exit": [],
             "text_classifier": text_classifier or readings.options.text_classifier,
         },
         where="guard calibrate",
     )
-    judge = Scoring(base, {}, tokenizer=tokenizer)
-    deciding = ("prefix_hidden", "probe_hidden") if tier == "cascade" else (tier,)
+    judge = Scoring(base, {}, tokenizer=tokenizer, classifier=text_function)
+    deciding = PARTS if last_tier(tier) == "states" else (tier,)
     measured = measure_tiers(judge, collected, rows, deciding, text_base=text_base)
     options = decide(base, measured, judge, collected, rows, tier, goal)
     flagged = decided(options, measured, judge, collected)
@@ -222,7 +221,54 @@ def _time_phases(files: GuardFiles, model: Any, tokenizer: Any, rows: Rows) -> N
 
 def last_tier(tier: str) -> str:
     """Return what decides at last."""
-    return "probe_hidden" if tier == "cascade" else tier
+    return CASCADE[-1] if tier == "cascade" else tier
+
+
+def _read_all(
+    base: GuardOptions,
+    model: Any,
+    tokenizer: Any,
+    rows: Rows,
+    tier: str,
+    searches: bool,
+    batch_size: int,
+    progress: Callable[[int, int], None],
+) -> Readings:
+    """Return all that the tiers look at, of every prompt, behind the given prefix or the best one."""
+    candidates: list[Candidate] = []
+    if searches:
+        base, candidates = _with_best_prefix(base, model, tokenizer, rows)
+    count, judges = _counting(progress, len(rows.messages)), [Scoring(base, {}, tokenizer=tokenizer)]
+    (collected,) = collect(judges, model, tokenizer, rows.messages, batch_size=batch_size, progress=count)
+    if tier == "continuation":
+        base = _with_openings(base, collected.evidence, rows)
+        found = collect_openings(base, model, tokenizer, rows.messages, batch_size=batch_size)
+        collected.evidence.opening_logprobs = found
+    marks = fingerprint(model, tokenizer)
+    return Readings(base, rows, collected, marks, _mean_tokens(tokenizer, rows), candidates)
+
+
+def _with_openings(base: GuardOptions, evidence: Evidence, rows: Rows) -> GuardOptions:
+    """Return the settings with the openings that the probes of the fit begin with."""
+    fit = [place for place, part in enumerate(rows.parts) if part == "fit"]
+    labels = [int(rows.kinds[place] == "harmful") for place in fit]
+    policy, other = choose_openings([evidence.probe_ids[place] for place in fit], labels)
+    chosen = {"policy_openings": policy, "other_openings": other, "stages": [{"tier": "continuation"}]}
+    return GuardOptions.parse({**base.to_dict(), **chosen}, where="guard calibrate")
+
+
+def _asked_for(readings: Readings, tier: str) -> list[dict[str, str]]:
+    """Return the one stage that a fit begins with.
+
+    Raises:
+        ConfigError: if it compares openings, which were not read.
+    """
+    if tier == "continuation" and readings.collected.evidence.opening_logprobs is None:
+        raise ConfigError(
+            "guard refit: tier=continuation compares openings, and these readings hold none; expected those of a "
+            "calibration with that tier. Run fw guard calibrate --tier continuation --keep-readings DIR."
+        )
+    return [{"tier": tier}]
 
 
 def _with_best_prefix(
@@ -270,7 +316,9 @@ def _base_options(
         "shows_prefix": text not in TOPICS,
         "probe_tokens": probe_tokens,
         "layers": default_layers(model.config.get_text_config().num_hidden_layers),
-        "stages": [{"tier": last_tier(tier)}],
+        "prefix_states": PREFIX_STATES,
+        # Openings are chosen when the probes were read; until then their words stand for them.
+        "stages": [{"tier": "probe" if tier == "continuation" else last_tier(tier)}],
         "text_classifier": text_classifier,
         "on_flag": on_flag,
         "refusal_text": refusal_text,
@@ -287,7 +335,7 @@ def _check(tier: str) -> None:
     if tier in FLAG_ONLY:
         raise ConfigError(
             f"guard calibrate: tier={tier} looks at what a bypass makes look safest, so it may not clear a request; "
-            "expected prefix_hidden, next_token, probe, probe_hidden or cascade. Choose one of them."
+            "expected prefix_hidden, next_token, continuation, probe, probe_hidden, states or cascade. Take one."
         )
 
 
@@ -313,10 +361,11 @@ def _check_counts(sets: Sequence[PromptSet]) -> None:
 
 def _add_costs(report: Report, options: GuardOptions, prompt: int) -> None:
     probe = options.probe_tokens if READ_AT[options.deciding.tier] == 2 else 0
+    openings = (len(options.openings), len(options.openings[0])) if options.needs_openings else (0, 0)
     table = []
     for answer in (32, 128, 512):
         for parallel in (False, True) if probe else (False,):
-            one = predict_costs(prompt, len(options.forced_ids), probe, answer, parallel=parallel)
+            one = predict_costs(prompt, len(options.forced_ids), probe, answer, parallel=parallel, openings=openings)
             share = one.extra_forwards / one.unguarded_forwards
             way = "beside the answer" if parallel else "before the answer"
             table.append([answer, way, one.unguarded_forwards, one.extra_forwards, 100 * share, one.extra_steps])

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from featherweight.guard.monitor import Monitor
+from featherweight.guard.openings import opening_logprobs
 from featherweight.guard.options import READ_AT
 from featherweight.guard.probe import Judge, Probe
 from featherweight.guard.room import require_room
@@ -123,6 +124,7 @@ def judge_prompts(
     prefilled = time.perf_counter()
     if not probe.is_decided:
         parallel = parallel and can_pad(decoding.cache) and READ_AT[judge.options.deciding.tier] == 2
+        parallel = parallel and not judge.options.needs_openings
         (_probe_beside if parallel else _probe_before)(judged, probe, judge, rules)
     judged.verdicts = probe.verdicts
     judged.seconds = {
@@ -232,6 +234,22 @@ def continue_refusal(
     return [] if monitor.stopped_at[0] is not None else [*begun, *tokens[0].tolist()]
 
 
+def read_forced(decoding: Decoding, probe: Probe, forced_ids: Sequence[int]) -> None:
+    """Read forced tokens, and what a probe has to know right behind them.
+
+    Args:
+        decoding: where the prompts end; it goes on behind the forced tokens.
+        probe: takes what is read.
+        forced_ids: preamble and prefix.
+    """
+    forced = torch.tensor(forced_ids, device=decoding.token_ids.device)
+    logits = extend(
+        decoding, forced, last_logits_only=not probe.needs_logprobs, output_hidden_states=probe.needs_hidden
+    )
+    found = opening_logprobs(decoding, probe.openings) if probe.needs_openings else None
+    probe.read_prefix(logits, decoding.hidden_states, found, decoding.read_states)
+
+
 def read_probe(decoding: Decoding, probe: Probe, forced_ids: Sequence[int]) -> int:
     """Read forced tokens and probe to the verdict, or to the end.
 
@@ -243,8 +261,7 @@ def read_probe(decoding: Decoding, probe: Probe, forced_ids: Sequence[int]) -> i
     Returns:
         Probe tokens that were read, of each row.
     """
-    forced = torch.tensor(forced_ids, device=decoding.token_ids.device)
-    probe.read_prefix(extend(decoding, forced, output_hidden_states=probe.needs_hidden), decoding.hidden_states)
+    read_forced(decoding, probe, forced_ids)
     read = 0
     while (tokens := probe.next_tokens()) is not None:
         extend(decoding, tokens[:, None], output_hidden_states=probe.needs_hidden)
@@ -257,10 +274,11 @@ def _probe_before(judged: Judged, probe: Probe, judge: Judge, rules: AnswerRules
     forced = judge.options.forced_ids
     with branch(judged.decoding) as trial:
         read = read_probe(trial, probe, forced)
-    rows = judged.decoding.rows
+    rows, openings = judged.decoding.rows, judge.options.openings if judge.options.needs_openings else ()
     judged.costs.prefix_tokens += len(forced) * rows
     judged.costs.probe_tokens += read * rows
-    judged.costs.extra_steps += 1 + read
+    judged.costs.opening_tokens += sum(len(one) - 1 for one in openings) * rows
+    judged.costs.extra_steps += 1 + read + any(len(one) > 1 for one in openings)
 
 
 def _probe_beside(judged: Judged, probe: Probe, judge: Judge, rules: AnswerRules) -> None:
@@ -283,9 +301,11 @@ def _probe_beside(judged: Judged, probe: Probe, judge: Judge, rules: AnswerRules
         if monitor is not None and decoding.hidden_states is not None and (places := answer.open_rows):
             monitor.read(tuple(state[places] for state in decoding.hidden_states), places)
 
-    logits = extend(decoding, torch.cat([beside_BP, forced_BP]), mask_BP, output_hidden_states=hidden)
+    together, last = torch.cat([beside_BP, forced_BP]), not probe.needs_logprobs
+    logits = extend(decoding, together, mask_BP, last_logits_only=last, output_hidden_states=hidden)
     watch()
-    probe.read_prefix(logits[rows:], _rows_from(decoding.hidden_states, rows))
+    states = _rows_from(decoding.hidden_states, rows), _rows_from(decoding.read_states, rows)
+    probe.read_prefix(logits[rows:], states[0], read_states=states[1])
     dead = list(range(start, start + ahead))
     read = 0
     while (tokens := probe.next_tokens()) is not None:

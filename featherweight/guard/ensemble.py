@@ -11,6 +11,7 @@ import json
 import math
 import secrets
 from collections.abc import Sequence
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
@@ -22,6 +23,9 @@ from featherweight.errors import CheckpointError, ConfigError
 from featherweight.guard.calibration import make_rows, read_sets
 from featherweight.guard.guard import PrefixGuard
 from featherweight.guard.metrics import conformal_threshold
+from featherweight.guard.monitor import Monitor
+from featherweight.guard.options import GuardOptions
+from featherweight.guard.storage import SETTINGS as GUARD_SETTINGS
 from featherweight.guard.verdict import Verdict
 
 Combination = Literal["any", "mean", "random"]
@@ -55,7 +59,13 @@ class GuardEnsemble:
                 "guard: combination='mean' needs members of one stage without early exits, and flag_above; expected "
                 "those. Make it with GuardEnsemble.calibrate."
             )
-        self.members, self.combination, self.flag_above = list(members), combination, flag_above
+        shown = {one.options.on_flag for one in members} & {"truncate", "continue"}
+        if shown:
+            raise ConfigError(
+                f"guard: on_flag={shown.pop()} goes on with the probe of one member; expected message, annotate or "
+                "callback for an ensemble. Change it with guard.with_options(on_flag='message')."
+            )
+        self.members, self.combination, self.flag_above = tuple(members), combination, flag_above
 
     @classmethod
     def calibrate(
@@ -95,6 +105,28 @@ class GuardEnsemble:
         limit = conformal_threshold(scores.mean(dim=0), target_fpr)
         return cls(members, combination, flag_above=limit)
 
+    @property
+    def options(self) -> GuardOptions:
+        """Those of the first member, which say what a flagged request gets."""
+        return self.members[0].options
+
+    def draw(self) -> tuple[int, ...]:
+        """Return which members judge the next request."""
+        return (secrets.randbelow(len(self.members)),) if self.combination == "random" else self._all
+
+    @property
+    def _all(self) -> tuple[int, ...]:
+        return tuple(range(len(self.members)))
+
+    def refusal(self, verdict: Verdict, request: Any = None) -> str:
+        """Return the text of the reply to a flagged request, as the first member would."""
+        return self.members[0].refusal(verdict, request)
+
+    def new_monitor(self, rows: int) -> Monitor | None:
+        """Return what watches the answers of so many rows: the monitor of the first member that has one, or None."""
+        watched = [one for one in self.members if one.options.monitor is not None]
+        return watched[0].new_monitor(rows) if watched else None
+
     def judge(self, model: Any, tokenizer: Any, prompts: Sequence[Any], *, batch_size: int = 8) -> list[Verdict]:
         """Return the verdicts of requests; what one member cannot judge is flagged.
 
@@ -107,7 +139,7 @@ class GuardEnsemble:
         Cost: with `random` that of one guard; otherwise that of all members.
         """
         if self.combination == "random":
-            chosen = [secrets.randbelow(len(self.members)) for _ in prompts]
+            chosen = [self.draw()[0] for _ in prompts]
             found: dict[int, Verdict] = {}
             for index, member in enumerate(self.members):
                 places = [place for place, one in enumerate(chosen) if one == index]
@@ -118,7 +150,9 @@ class GuardEnsemble:
         return [self.combine(verdicts) for verdicts in zip(*each, strict=True)]
 
     def combine(self, verdicts: Sequence[Verdict]) -> Verdict:
-        """Return the verdict of the ensemble on a request, of those of its members in order."""
+        """Return the verdict of the ensemble on a request, of those of the members that judged it."""
+        if self.combination == "random":
+            return verdicts[0]
         failed = next((one for one in verdicts if one.error is not None), None)
         if failed is not None:
             return failed
@@ -128,7 +162,7 @@ class GuardEnsemble:
             score = math.fsum(one.score for one in verdicts) / len(verdicts)
             return Verdict(score > self.flag_above, score, "ensemble", tokens)
         chosen = max(verdicts, key=lambda one: (one.flagged, one.score))
-        return Verdict(chosen.flagged, chosen.score, chosen.tier, tokens, chosen.probe_text)
+        return replace(chosen, probe_tokens=tokens)
 
     def bind(self, model: Any, tokenizer: Any, *, allow_mismatch: bool = False) -> Self:
         """Prove that the members belong to a model, and remember its tokenizer.
@@ -175,3 +209,30 @@ class GuardEnsemble:
         members = [PrefixGuard.from_pretrained(root / f"member-{index}") for index in range(count)]
         limit = math.inf if limit is None and combination == "mean" else limit
         return cls(members, combination, flag_above=limit)
+
+
+def open_guard(folders: Sequence[Path]) -> PrefixGuard | GuardEnsemble:
+    """Read a guard, an ensemble, or several guards that then work as one, of which one is enough to flag.
+
+    Args:
+        folders: of guards; one of an ensemble, or one that holds folders of guards, stands for those.
+
+    Raises:
+        CheckpointError: if one is no guard, or damaged.
+        ConfigError: for an ensemble beside others.
+    """
+    if not folders:
+        raise ConfigError("guard: folders=[] are none; expected the folder of a guard. Name one.")
+    if len(folders) == 1 and (folders[0] / SETTINGS).is_file():
+        return GuardEnsemble.from_pretrained(folders[0])
+    inner: list[Path] = []
+    for folder in folders:
+        if (folder / SETTINGS).is_file():
+            raise ConfigError(
+                f"guard: folder={folder} is an ensemble with a rule of its own; expected it alone. Leave the others "
+                "out, or name its members."
+            )
+        parts = [] if (folder / GUARD_SETTINGS).is_file() else sorted(folder.glob(f"*/{GUARD_SETTINGS}"))
+        inner += [part.parent for part in parts] or [folder]
+    guards = [PrefixGuard.from_pretrained(folder) for folder in inner]
+    return guards[0] if len(guards) == 1 else GuardEnsemble(guards)

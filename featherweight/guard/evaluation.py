@@ -5,6 +5,7 @@ from typing import Any
 import torch
 
 from featherweight.guard.calibration import PromptSource
+from featherweight.guard.ensemble import GuardEnsemble
 from featherweight.guard.guard import PrefixGuard
 from featherweight.guard.metrics import rate_interval
 from featherweight.guard.prompt_files import read_prompts, refuse_shared
@@ -13,7 +14,7 @@ from featherweight.report import Report
 
 
 def evaluate_guard(
-    guard: PrefixGuard,
+    guard: PrefixGuard | GuardEnsemble,
     model: Any,
     tokenizer: Any,
     *,
@@ -25,7 +26,7 @@ def evaluate_guard(
     """Return rates with intervals.
 
     Args:
-        guard: bound to the model.
+        guard: or an ensemble, bound to the model.
         model: in evaluation mode.
         tokenizer: its own.
         harmful: prompts that ought to be flagged.
@@ -53,8 +54,13 @@ def evaluate_guard(
         scores[one.name] = torch.tensor([verdict.score for verdict in finite])
     columns = ["rows", "count", "flagged", "rate (%)", "from (%)", "to (%)", "probe tokens (mean)", "not judged"]
     report.add_table("Flagged", columns, table)
-    limit = guard.options.deciding.flag_above
+    stage = guard.options.deciding
     # Scores of earlier stages are on scales of their own, so only a guard of one stage has curves.
-    if len(guard.options.stages) == 1 and limit is not None and len(scores["harmful"]) and len(scores["benign"]):
-        add_quality(report, scores["harmful"], scores["benign"], limit)
+    if (
+        len(guard.members) == len(guard.options.stages) == 1
+        and stage.flag_above is not None
+        and len(scores["harmful"])
+        and len(scores["benign"])
+    ):
+        add_quality(report, scores["harmful"], scores["benign"], stage)
     return report

@@ -5,9 +5,11 @@ Each tier turns one part of it into features, which a linear classifier scores:
     hidden         hidden states at the last token of the prompt
     logprob        log-likelihood of the forced prefix
     next_token     log-probabilities of the likeliest tokens after the prefix
-    prefix_hidden  hidden states at the last token of the prefix
+    prefix_hidden  hidden states at the last tokens of the prefix
+    continuation   likelihood of the openings of policy reasons after the prefix, against that of other openings
     probe          the text that the model writes after the prefix
     probe_hidden   mean hidden states over the tokens that it writes there
+    states         both: the log-odds of prefix_hidden and probe_hidden together
 
 Shapes: B requests, P tokens of the prefix, V vocabulary, H layers times hidden size.
 Source: Prefix Guidance, arXiv 2408.08924, is the tier `probe`.
@@ -19,9 +21,21 @@ import torch
 from torch import Tensor
 
 from featherweight.errors import ConfigError
+from featherweight.guard.options import GuardOptions
 
 NEXT_TOKENS = 64
 """So many of the likeliest next tokens are kept of each request."""
+
+TENSORS = (
+    "prompt_hidden",
+    "prefix_logprob",
+    "prefix_hidden",
+    "next_ids",
+    "next_logprobs",
+    "opening_logprobs",
+    "probe_hidden",
+)
+"""Parts of the evidence that are tensors with a row for each request."""
 
 
 @dataclass
@@ -33,11 +47,13 @@ class Evidence:
     prefix_logprob: Tensor | None = None
     """(B,) float32: of the whole prefix, each token after those before it."""
     prefix_hidden: Tensor | None = None
-    """(B, H) float32"""
+    """(B, H) float32, with the deepest layer of the tokens in front of the last one behind it where those are read."""
     next_ids: Tensor | None = None
     """(B, NEXT_TOKENS) int64: the likeliest tokens after the prefix."""
     next_logprobs: Tensor | None = None
     """(B, NEXT_TOKENS) float32"""
+    opening_logprobs: Tensor | None = None
+    """(B, C) float32: of each opening that the options name, after the prefix."""
     probe_hidden: Tensor | None = None
     """(B, H) float32: mean over the probe tokens that were read; of the prefix where there are none."""
     probe_ids: list[list[int]] = field(default_factory=list)
@@ -49,7 +65,7 @@ class Evidence:
 def join_evidence(parts: list[Evidence]) -> Evidence:
     """Return the evidence of several batches as that of one."""
     tensors = {}
-    for name in ("prompt_hidden", "prefix_logprob", "prefix_hidden", "next_ids", "next_logprobs", "probe_hidden"):
+    for name in TENSORS:
         values = [getattr(part, name) for part in parts]
         tensors[name] = None if values[0] is None else torch.cat(values)
     ids = [one for part in parts for one in part.probe_ids]
@@ -86,6 +102,25 @@ def prefix_logprob(before_BV: Tensor, after_BPV: Tensor, prefix_ids: Tensor) -> 
 def hidden_features(hidden_states: tuple[Tensor, ...], layers: tuple[int, ...]) -> Tensor:
     """Return the chosen hidden states of each row side by side: (B, H) float32."""
     return torch.cat([hidden_states[layer].float() for layer in layers], dim=1)
+
+
+def prefix_features(
+    hidden_states: tuple[Tensor, ...], read_states: tuple[Tensor, ...] | None, options: GuardOptions
+) -> Tensor:
+    """Return the hidden states at the end of the prefix side by side: (B, at least H) float32.
+
+    Args:
+        hidden_states: (B, D) of each layer, at the last token.
+        read_states: (B, at least P, D) of each layer, at all tokens; needed where several are read.
+        options: say which.
+    """
+    last_BH = hidden_features(hidden_states, options.layers)
+    count = options.prefix_states
+    if count == 1 or not options.layers:
+        return last_BH
+    assert read_states is not None, "the prefix was read in one call"
+    earlier_BPD = read_states[max(options.layers)][:, -count:-1].float()
+    return torch.cat([last_BH, earlier_BPD.flatten(1)], dim=1)
 
 
 def next_token_features(evidence: Evidence, vocabulary: Tensor) -> Tensor:

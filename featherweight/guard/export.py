@@ -50,7 +50,8 @@ def export_guard(guard_folder: Path, out: Path) -> None:
         CheckpointError: if the guard is damaged.
         ConfigError: if something is there, or it cannot be written.
     """
-    if read_guard(guard_folder).classifier is not None:
+    found = read_guard(guard_folder)
+    if found.classifier is not None or found.options.text_classifier == "custom":
         raise ConfigError(
             f"guard export: guard={guard_folder} has a text classifier of its own, too large for one file of code; "
             "expected bow or a tier of hidden states. Calibrate with --text-classifier bow."

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from featherweight.guard.evidence import Evidence
 from featherweight.guard.finetuned import finetune
 from featherweight.guard.linear import FOLDS, STRENGTHS, USUAL, Linear, fit_linear
 from featherweight.guard.metrics import auroc
@@ -17,6 +18,8 @@ from featherweight.guard.splits import Rows
 from featherweight.guard.text_features import bow_features
 
 NEXT_TOKEN_FEATURES = 50
+PARTS = ("prefix_hidden", "probe_hidden")
+"""Tiers whose log-odds `states` adds up: each is fitted alone, which overfits less than both together."""
 WORDS = "prompt words alone"
 """The reference that reads no model: what a list of words would do."""
 
@@ -27,7 +30,7 @@ def measure_tiers(
     """Fit every tier and score all rows: those of the fit by folds that had not seen them.
 
     Args:
-        judge: gets the fitted scores.
+        judge: gets the fitted scores; with the caller's own function of texts, if there is one.
         collected: what was read of the rows.
         rows: with labels and parts.
         deciding: tiers whose penalty is chosen with care; the others are for the table.
@@ -45,24 +48,35 @@ def measure_tiers(
         judge.classifier = finetune(
             [texts[place] for place in places], [int(labels[place]) for place in places], base=text_base
         )
+    kinds = [kind for kind, part in zip(rows.kinds, rows.parts, strict=True) if part == "fit"]
     measured = {}
-    for tier in READ_AT:
+    for tier in readable_tiers(collected.evidence):
+        if tier == "states":
+            continue
         strengths = STRENGTHS if tier in deciding else USUAL
         features = judge.features(tier, collected.evidence)
-        judge.scores[tier], scores = fit_tier(features, labels, fit, groups, strengths)
+        judge.scores[tier], scores = fit_tier(features, labels, fit, groups, kinds, strengths)
         measured[tier] = Measured(scores, unseen_auroc(features[fit], labels[fit], categories))
+    first, second = PARTS
+    judge.scores["states"] = judge.scores[first].beside(judge.scores[second])
+    measured["states"] = Measured(measured[first].scores + measured[second].scores)
     texts = ["\n".join(str(one.get("content") or "") for one in message) for message in rows.messages]
     features = bow_features(texts)
-    _, scores = fit_tier(features, labels, fit, groups, USUAL)
+    _, scores = fit_tier(features, labels, fit, groups, kinds, USUAL)
     measured[WORDS] = Measured(scores, unseen_auroc(features[fit], labels[fit], categories))
     return measured
 
 
+def readable_tiers(evidence: Evidence) -> list[str]:
+    """Return the tiers that can be fitted: openings are compared only where a calibration asked for it."""
+    return [tier for tier in READ_AT if tier != "continuation" or evidence.opening_logprobs is not None]
+
+
 def fit_tier(
-    features: Tensor, labels: Tensor, fit: Tensor, groups: list[str], strengths: Sequence[float]
+    features: Tensor, labels: Tensor, fit: Tensor, groups: list[str], kinds: list[str], strengths: Sequence[float]
 ) -> tuple[Linear, Tensor]:
     """Return the score of a tier, and that of all rows; those of the fit by folds that had not seen them."""
-    score, held_out = fit_linear(features[fit].cpu(), labels[fit], groups, strengths=strengths)
+    score, held_out = fit_linear(features[fit].cpu(), labels[fit], groups, kinds=kinds, strengths=strengths)
     scores = score(features.cpu())
     scores[fit] = held_out
     return score, scores

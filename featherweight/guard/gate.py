@@ -15,7 +15,7 @@ class Gate:
     """Judges a prompt that was read, before its answer begins.
 
     Args:
-        guard: bound to the tokenizer.
+        guard: or an ensemble, bound to the tokenizer.
         model: of the guard.
         tokenizer: its own.
         request: what a callback of the guard gets.
@@ -43,7 +43,7 @@ class Gate:
     @property
     def needs_hidden(self) -> bool:
         """Whether the prompt must be read with hidden states."""
-        return bool(self._guard.options.needs_hidden)
+        return any(one.options.needs_hidden for one in self._guard.members)
 
     def __call__(self, decoding: Decoding) -> str | None:
         """Return the text of the reply if the prompt is flagged, otherwise None; the decoding stays where it is.
@@ -66,7 +66,7 @@ class Gate:
     @property
     def hold_back(self) -> int:
         """So many of the newest tokens of an answer wait for what `check` says; 0 checks none."""
-        monitor = self._guard.options.monitor
+        monitor = self._guard.new_monitor(1)
         return 0 if monitor is None else int(monitor.hold_back)
 
     def check(self, decoding: Decoding) -> str | None:
@@ -79,10 +79,15 @@ class Gate:
         if self._text is not None:
             verdict: Verdict = self._guard.judge(self._model, self._tokenizer, [self._text])[0]
             return verdict
-        require_room(self._model, decoding.length, self._guard)
-        probe = Probe(self._guard, 1, self._stops)
+        verdicts = [self._verdict_of(self._guard.members[place], decoding) for place in self._guard.draw()]
+        combined: Verdict = self._guard.combine(verdicts)
+        return combined
+
+    def _verdict_of(self, member: Any, decoding: Decoding) -> Verdict:
+        require_room(self._model, decoding.length, member)
+        probe = Probe(member, 1, self._stops)
         probe.read_prompt(decoding.logits, decoding.hidden_states)
         if not probe.is_decided:
             with branch(decoding) as trial:
-                read_probe(trial, probe, self._guard.options.forced_ids)
+                read_probe(trial, probe, member.options.forced_ids)
         return probe.verdicts[0]

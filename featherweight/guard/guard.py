@@ -12,14 +12,13 @@ from featherweight.guard.calibration import calibrate, fit_guard
 from featherweight.guard.decoding import Callback
 from featherweight.guard.decoding_loop import decoding_loop
 from featherweight.guard.evidence import Evidence
-from featherweight.guard.finetuned import FineTuned
 from featherweight.guard.fingerprint import check_fingerprint
 from featherweight.guard.linear import Linear
 from featherweight.guard.monitor import NAME, Monitor
 from featherweight.guard.options import GuardOptions
 from featherweight.guard.reading import judge_all
 from featherweight.guard.readings import read_readings
-from featherweight.guard.scoring import Scoring
+from featherweight.guard.scoring import Scoring, TextFunction
 from featherweight.guard.storage import GuardFiles, read_guard, write_guard
 from featherweight.guard.thresholds import Goal
 from featherweight.guard.verdict import Verdict
@@ -35,7 +34,7 @@ class PrefixGuard:
         vocabulary: (F,) int64: the tokens whose log-probabilities the tier next_token reads.
         fingerprints: of the model it was calibrated with; None matches every model.
         report: of the calibration.
-        classifier: of texts, for `text_classifier: finetune`.
+        classifier: of texts, for `text_classifier: finetune` and `custom`.
         callback: for `on_flag: callback`: (request, verdict) -> text of the reply, or None for the refusal text.
 
     Example:
@@ -52,11 +51,24 @@ class PrefixGuard:
         vocabulary: Tensor | None = None,
         fingerprints: Mapping[str, Any] | None = None,
         report: Report | None = None,
-        classifier: FineTuned | None = None,
+        classifier: TextFunction | None = None,
         callback: Callback | None = None,
     ) -> None:
         self.options, self.fingerprints, self.report, self.callback = options, fingerprints, report, callback
         self._scoring = Scoring(options, scores, vocabulary, classifier=classifier)
+
+    @property
+    def members(self) -> "tuple[PrefixGuard, ...]":
+        """Itself: a guard is what a `GuardEnsemble` has several of."""
+        return (self,)
+
+    def draw(self) -> tuple[int, ...]:
+        """Return which members judge the next request."""
+        return (0,)
+
+    def combine(self, verdicts: Sequence[Verdict]) -> Verdict:
+        """Return the verdict on a request, of those of the members that judged it."""
+        return verdicts[0]
 
     @property
     def tiers(self) -> tuple[str, ...]:
@@ -64,13 +76,26 @@ class PrefixGuard:
         return tuple(self._scoring.scores)
 
     @classmethod
-    def from_pretrained(cls, folder: str | PathLike[str]) -> Self:
+    def from_pretrained(cls, folder: str | PathLike[str], *, text_function: TextFunction | None = None) -> Self:
         """Read the folder of a guard. No file of it can run code.
+
+        Args:
+            folder: of the guard.
+            text_function: what it was calibrated with, for `text_classifier: custom`.
 
         Raises:
             CheckpointError: if it is no guard, or damaged.
+            ConfigError: if it needs a function of the caller's, and got none.
         """
-        return cls._from_files(read_guard(Path(folder)))
+        guard = cls._from_files(read_guard(Path(folder)))
+        if guard.options.text_classifier == "custom" and "probe" in {stage.tier for stage in guard.options.stages}:
+            if text_function is None:
+                raise ConfigError(
+                    f"guard: text_function=None, and the guard of {folder} scores texts by a function that no file "
+                    "holds; expected that of its calibration. Call PrefixGuard.from_pretrained(..., text_function=...)."
+                )
+            guard._scoring.classifier = text_function
+        return guard
 
     @classmethod
     def calibrate(cls, model: nn.Module, tokenizer: Any, **arguments: Any) -> Self:
@@ -92,6 +117,7 @@ class PrefixGuard:
         confidence: float | None = None,
         text_classifier: str | None = None,
         text_base: str | None = None,
+        text_function: TextFunction | None = None,
     ) -> Self:
         """Make a guard from what a calibration kept of the model, without running it.
 
@@ -105,6 +131,7 @@ class PrefixGuard:
             confidence: see there.
             text_classifier: bow, encoder or finetune; None takes that of the calibration.
             text_base: folder of the model that finetune starts from; None takes MiniLM.
+            text_function: takes texts, returns numbers, instead of those.
 
         Raises:
             CheckpointError: if a folder is damaged.
@@ -112,8 +139,16 @@ class PrefixGuard:
         """
         goal = Goal(target_fpr, target_tpr, cost_ratio, confidence)
         readings = read_readings([Path(folder).expanduser() for folder in folders])
-        options = {"text_classifier": text_classifier, "text_base": text_base}
-        guard = cls._from_files(fit_guard(readings, tokenizer, tier=tier, goal=goal, **options))
+        files = fit_guard(
+            readings,
+            tokenizer,
+            tier=tier,
+            goal=goal,
+            text_classifier=text_classifier if text_function is None else "custom",
+            text_base=text_base,
+            text_function=text_function,
+        )
+        guard = cls._from_files(files)
         guard._scoring.tokenizer = tokenizer
         return guard
 

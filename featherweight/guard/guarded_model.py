@@ -5,6 +5,7 @@ from typing import Any
 
 from featherweight.errors import ConfigError
 from featherweight.guard.decoding_loop import decoding_loop
+from featherweight.guard.ensemble import GuardEnsemble
 from featherweight.guard.gate import Gate
 from featherweight.guard.guard import PrefixGuard
 from featherweight.guard.prefix import answer_ids
@@ -19,14 +20,16 @@ class GuardedModel:
     Args:
         model: of transformers, also inside PEFT, quantised or compressed; put into evaluation mode.
         tokenizer: its own, with a chat template.
-        guard: calibrated for it.
+        guard: calibrated for it; an ensemble answers in `chat` and `stream`.
         allow_mismatch: use a guard of another model all the same.
 
     Raises:
         CheckpointError: if the guard was calibrated with another model, tokenizer or chat template.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, guard: PrefixGuard, *, allow_mismatch: bool = False) -> None:
+    def __init__(
+        self, model: Any, tokenizer: Any, guard: PrefixGuard | GuardEnsemble, *, allow_mismatch: bool = False
+    ) -> None:
         self.model, self.tokenizer = model.eval(), tokenizer
         self.guard = guard.bind(model, tokenizer, allow_mismatch=allow_mismatch)
         self.verdict: Verdict | None = None
@@ -41,8 +44,13 @@ class GuardedModel:
             options: passed on.
 
         Raises:
-            ConfigError: with beams or an assistant.
+            ConfigError: with beams or an assistant, or an ensemble.
         """
+        if len(self.guard.members) > 1:
+            raise ConfigError(
+                "guard: generate takes one guard, and this is an ensemble; expected chat or stream for it. Call "
+                "guarded.chat(messages)."
+            )
         if "custom_generate" in options:
             raise ConfigError("guard: custom_generate is the guard's own way in; expected none. Leave it out.")
         if options.get("assistant_model") is not None:

@@ -142,6 +142,34 @@ def roc_curve(positives_N1: Tensor, negatives_N0: Tensor) -> tuple[list[float], 
     return fprs, tprs
 
 
+def fit_platt(positives_N1: Tensor, negatives_N0: Tensor) -> tuple[float, float]:
+    """Return slope (0 or more) and offset that turn scores into log-odds, at the shares of these rows.
+
+    Source: Platt 1999, with his targets a little inside of 0 and 1, so that scores without overlap stay finite.
+    """
+    scores = torch.cat([positives_N1, negatives_N0]).double()
+    counts = len(positives_N1), len(negatives_N0)
+    goals = torch.cat(
+        [
+            torch.full((counts[0],), (counts[0] + 1) / (counts[0] + 2), dtype=torch.float64),
+            torch.full((counts[1],), 1 / (counts[1] + 2), dtype=torch.float64),
+        ]
+    )
+    center, width = scores.mean(), scores.std().clamp(min=1e-9)
+    standard = torch.stack([(scores - center) / width, torch.ones_like(scores)], dim=1)
+    found = torch.zeros(2, dtype=torch.float64)
+    for _ in range(50):  # Newton, on a convex function of two numbers
+        shares = (standard @ found).sigmoid()
+        slopes = standard.T @ (shares - goals)
+        bends = (standard.T * (shares * (1 - shares))) @ standard + 1e-9 * torch.eye(2, dtype=torch.float64)
+        step = torch.linalg.solve(bends, slopes)
+        found = found - step * min(1.0, 4.0 / float(step.abs().max().clamp(min=1e-12)))
+        if float(step.abs().max()) < 1e-10:
+            break
+    slope = max(0.0, float(found[0] / width))
+    return slope, float(found[1]) - slope * float(center)
+
+
 def calibration_error(scores: Sequence[float], labels: Sequence[int], bins: int = 10) -> float:
     """Return the expected difference between probabilities (of log-odds) and what happened, over bins."""
     shares = torch.tensor(scores, dtype=torch.float64).sigmoid()

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 
 from featherweight.config import Config
 
-Tier = Literal["hidden", "logprob", "next_token", "prefix_hidden", "probe", "probe_hidden"]
+Tier = Literal["hidden", "logprob", "next_token", "prefix_hidden", "continuation", "probe", "probe_hidden", "states"]
 """What a stage looks at; see `featherweight.guard.evidence`."""
 OnFlag = Literal["message", "truncate", "continue", "annotate", "callback"]
 Branching = Literal["auto", "sequential", "parallel"]
@@ -17,12 +17,16 @@ READ_AT: dict[str, int] = {
     "logprob": 1,
     "next_token": 1,
     "prefix_hidden": 1,
+    "continuation": 1,
     "probe": 2,
     "probe_hidden": 2,
+    "states": 2,
 }
 """Tier -> what must have been read: 0 the prompt, 1 the forced prefix, 2 the probe."""
 FLAG_ONLY = ("hidden", "logprob")
 """Tiers that never clear a request: what talks a model out of its policy makes them look safest."""
+PREFIX_STATES = 8
+"""At so many of the last tokens of the prefix hidden states are read by default; prefixes are seldom longer."""
 REFUSAL = "I'm sorry, but I cannot help with that."
 
 
@@ -36,6 +40,9 @@ class Stage(Config):
     clear_at_most: float | None = None
     """A request with this score or a lower one passes, and later stages do not see it; None leaves all to them. The
     last stage lets everything pass that it does not flag."""
+    platt: tuple[float, float] | None = None
+    """Slope and offset that turn its score into the log-odds of a request that ought to be refused, at the shares of
+    the calibration; None if there were too few rows to fit them."""
 
     def flags(self, score: float) -> bool:
         """Tell whether a score is flagged."""
@@ -44,6 +51,13 @@ class Stage(Config):
     def clears(self, score: float) -> bool:
         """Tell whether a score passes for good."""
         return self.clear_at_most is not None and score <= self.clear_at_most
+
+    def probability(self, score: float) -> float | None:
+        """Return the probability that a request with this score ought to be refused; None if it was not fitted."""
+        if self.platt is None or not math.isfinite(score):
+            return None
+        slope, offset = self.platt
+        return 0.5 * (1 + math.tanh(0.5 * (slope * score + offset)))
 
 
 class EarlyExit(Config):
@@ -91,13 +105,19 @@ class GuardOptions(Config):
     """The probe has at most so many tokens behind the prefix."""
     layers: tuple[int, ...] = ()
     """Hidden states that the tiers of hidden states read; 0 is the embedding."""
+    prefix_states: int = Field(default=1, ge=1)
+    """At so many of the last tokens of the prefix; before the last one, only of the deepest of these layers."""
     stages: tuple[Stage, ...] = Field(min_length=1)
     """Looked at in this order."""
     early_exit: tuple[EarlyExit, ...] = ()
     """Places inside of the probe, in order; only if the last stage reads the probe."""
-    text_classifier: Literal["bow", "encoder", "finetune"] = "bow"
-    """How the text of a probe becomes numbers: hashed words and pairs of words, a frozen sentence encoder, or one that
-    is trained as a whole."""
+    policy_openings: tuple[tuple[int, ...], ...] = ()
+    """How the model goes on behind the prefix where it ought to refuse, as tokens; for the tier continuation."""
+    other_openings: tuple[tuple[int, ...], ...] = ()
+    """How it goes on elsewhere; all openings have one length."""
+    text_classifier: Literal["bow", "encoder", "finetune", "custom"] = "bow"
+    """How the text of a probe becomes numbers: hashed words and pairs of words, a frozen sentence encoder, one that is
+    trained as a whole, or a function of the caller's, which no file holds."""
     include_prefix: bool = False
     """Whether the prefix stands in the text that is classified; one function builds it for fit and use."""
     on_flag: OnFlag = "message"
@@ -124,6 +144,11 @@ class GuardOptions(Config):
         for stage in self.stages:
             if stage.tier in FLAG_ONLY and (stage.clear_at_most is not None or stage is self.stages[-1]):
                 raise ValueError(f"the tier {stage.tier} may flag a request, it may never clear one")
+        lengths = {len(one) for one in self.openings}
+        if self.needs_openings and not (self.policy_openings and self.other_openings):
+            raise ValueError("the tier continuation needs policy_openings and other_openings")
+        if len(lengths) > 1 or 0 in lengths:
+            raise ValueError("policy_openings and other_openings must have one length, of a token or more")
         if self.early_exit and places[-1] != 2:
             raise ValueError("early_exit needs a last stage that reads the probe")
         if self.on_flag in ("truncate", "continue") and not self.shows_prefix:
@@ -141,6 +166,16 @@ class GuardOptions(Config):
         return (*self.preamble_ids, *self.prefix_ids)
 
     @property
+    def openings(self) -> tuple[tuple[int, ...], ...]:
+        """All openings whose likelihood the tier continuation compares."""
+        return (*self.policy_openings, *self.other_openings)
+
+    @property
+    def needs_openings(self) -> bool:
+        """Whether some stage compares openings."""
+        return any(stage.tier == "continuation" for stage in self.stages)
+
+    @property
     def deciding(self) -> Stage:
         """The last stage."""
         return self.stages[-1]
@@ -148,12 +183,12 @@ class GuardOptions(Config):
     @property
     def needs_hidden(self) -> bool:
         """Whether some stage reads hidden states."""
-        return any(stage.tier in ("hidden", "prefix_hidden", "probe_hidden") for stage in self.stages)
+        return any(stage.tier in ("hidden", "prefix_hidden", "probe_hidden", "states") for stage in self.stages)
 
     def with_threshold(self, flag_above: float) -> Self:
         """Return a copy whose last stage alone decides, at another threshold; infinities flag nothing or everything."""
         limit = None if flag_above == math.inf else max(flag_above, -1e300)
-        stages = [{"tier": self.deciding.tier, "flag_above": limit}]
+        stages = [{"tier": self.deciding.tier, "flag_above": limit, "platt": self.deciding.platt}]
         return self.parse({**self.to_dict(), "stages": stages, "early_exit": []})
 
 

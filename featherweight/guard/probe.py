@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from featherweight.guard.evidence import NEXT_TOKENS, Evidence, hidden_features, prefix_logprob
+from featherweight.guard.evidence import NEXT_TOKENS, Evidence, hidden_features, prefix_features, prefix_logprob
 from featherweight.guard.monitor import Monitor
 from featherweight.guard.options import READ_AT, GuardOptions
 from featherweight.guard.verdict import Verdict
@@ -72,6 +72,21 @@ class Probe:
         return self._options.needs_hidden or not self._decides
 
     @property
+    def needs_logprobs(self) -> bool:
+        """Whether the likelihood of the forced tokens is looked at, which takes logits after each of them."""
+        return not self._decides or any(stage.tier == "logprob" for stage in self._options.stages)
+
+    @property
+    def needs_openings(self) -> bool:
+        """Whether the likelihood of openings must be read behind the prefix."""
+        return self._decides and self._options.needs_openings and not self.is_decided
+
+    @property
+    def openings(self) -> tuple[tuple[int, ...], ...]:
+        """The openings whose likelihood is read behind the prefix."""
+        return self._options.openings
+
+    @property
     def is_decided(self) -> bool:
         """Whether every request has its verdict."""
         return self._decides and all(verdict is not None for verdict in self._verdicts)
@@ -95,21 +110,37 @@ class Probe:
             self.evidence.prompt_hidden = hidden_features(hidden_states, self._options.layers)
         self._decide()
 
-    def read_prefix(self, logits_BPV: Tensor, hidden_states: tuple[Tensor, ...] | None) -> None:
-        """Take what the forward pass over the forced tokens returned: all logits, and the last hidden states."""
+    def read_prefix(
+        self,
+        logits_BPV: Tensor,
+        hidden_states: tuple[Tensor, ...] | None,
+        opening_logprobs: Tensor | None = None,
+        read_states: tuple[Tensor, ...] | None = None,
+    ) -> None:
+        """Take what the forward pass over the forced tokens returned.
+
+        Args:
+            logits_BPV: after each of them; after the last one alone unless `needs_logprobs`.
+            hidden_states: at the last one.
+            opening_logprobs: (B, C): of the openings behind them, where `needs_openings`.
+            read_states: at all of them, for guards that read several.
+        """
         options = self._options
-        prefix = torch.tensor(options.prefix_ids, device=logits_BPV.device)
-        skipped = len(options.preamble_ids)
-        before_BV = logits_BPV[:, skipped - 1] if skipped else self._logits_BV
-        self.evidence.prefix_logprob = prefix_logprob(before_BV, logits_BPV[:, skipped:], prefix)
+        self.evidence.opening_logprobs = opening_logprobs
+        if self.needs_logprobs:
+            prefix = torch.tensor(options.prefix_ids, device=logits_BPV.device)
+            skipped = len(options.preamble_ids)
+            before_BV = logits_BPV[:, skipped - 1] if skipped else self._logits_BV
+            self.evidence.prefix_logprob = prefix_logprob(before_BV, logits_BPV[:, skipped:], prefix)
         self._logits_BV = logits_BPV[:, -1]
-        shares_BV = self._logits_BV.float().log_softmax(dim=1)
-        top = shares_BV.topk(min(NEXT_TOKENS, shares_BV.shape[1]), dim=1)
-        self.evidence.next_ids, self.evidence.next_logprobs = top.indices, top.values
+        if not self._decides or any(stage.tier == "next_token" for stage in options.stages):
+            shares_BV = self._logits_BV.float().log_softmax(dim=1)
+            top = shares_BV.topk(min(NEXT_TOKENS, shares_BV.shape[1]), dim=1)
+            self.evidence.next_ids, self.evidence.next_logprobs = top.indices, top.values
         if hidden_states is not None:
-            self.evidence.prefix_hidden = hidden_features(hidden_states, options.layers)
-            self._hidden_sum = torch.zeros_like(self.evidence.prefix_hidden)
-            self.evidence.probe_hidden = self.evidence.prefix_hidden
+            self.evidence.prefix_hidden = prefix_features(hidden_states, read_states, options)
+            self.evidence.probe_hidden = hidden_features(hidden_states, options.layers)
+            self._hidden_sum = torch.zeros_like(self.evidence.probe_hidden)
         self._position = 1
         self._decide()
 
@@ -209,4 +240,5 @@ class Probe:
         ids: list[int] = self.evidence.probe_ids[row] if self.evidence.probe_ids else []
         text: Any = self._judge.probe_text(ids) if ids else ""
         ended = bool(self.evidence.probe_ended) and self.evidence.probe_ended[row]
-        return Verdict(flagged, score, tier, len(ids), text, error, tuple(ids), ended)
+        share = next((one.probability(score) for one in self._options.stages if one.tier == tier), None)
+        return Verdict(flagged, score, tier, len(ids), text, error, tuple(ids), ended, share)

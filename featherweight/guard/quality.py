@@ -1,10 +1,12 @@
 """What a calibration has measured, as a report: rates with intervals, curves, and what they do not say."""
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from featherweight.guard.metrics import (
@@ -18,11 +20,13 @@ from featherweight.guard.metrics import (
     roc_curve,
     tpr_at_fpr,
 )
-from featherweight.guard.options import FLAG_ONLY, GuardOptions
+from featherweight.guard.options import FLAG_ONLY, GuardOptions, Stage
 from featherweight.guard.splits import Rows
 from featherweight.report import Report
 
 TARGETS = (0.01, 0.02, 0.05)
+FEW_OF_CATEGORY = 5
+"""A category with fewer test rows has no line of its own: its rate would say nothing."""
 LIMITS = (
     "The guard knows of a request what the model knows of it: a model that refuses nothing gives it little to read. It "
     "judges where the reply begins, not what a long reply becomes. Who knows its prefix and its weights can search for "
@@ -54,14 +58,14 @@ def make_report(
     report = Report("Guard")
     deciding = options.deciding.tier
     scores = measured[deciding].scores
-    threshold = math.inf if options.deciding.flag_above is None else options.deciding.flag_above
+    threshold = limit_of(options.deciding)
     report.add_note(options.promise, "Promise")
     report.add_table(
         f"The guard: tier {deciding}, threshold {threshold:.4g}",
         ["test rows", "count", "flagged", "rate (%)", "from (%)", "to (%)"],
         [_rate(name, flagged[rows.where(part, kind)]) for name, part, kind in _groups(rows)],
     )
-    add_quality(report, scores[rows.where("test", "harmful")], scores[rows.where("test", "benign")], threshold)
+    add_quality(report, scores[rows.where("test", "harmful")], scores[rows.where("test", "benign")], options.deciding)
     report.add_table(
         "Tiers",
         ["tier", "AUROC", "borderline AUROC", *_columns(), "in a frame: TPR (%)", "FPR (%)"],
@@ -97,8 +101,14 @@ def make_report(
     return report
 
 
-def add_quality(report: Report, harmful: Tensor, benign: Tensor, threshold: float) -> None:
-    """Add how well scores tell test rows apart, with intervals of 95 %."""
+def limit_of(stage: Stage) -> float:
+    """Return the threshold of a stage; infinity if it flags nothing."""
+    return math.inf if stage.flag_above is None else stage.flag_above
+
+
+def add_quality(report: Report, harmful: Tensor, benign: Tensor, stage: Stage) -> None:
+    """Add how well the scores of a stage tell test rows apart, with intervals of 95 %."""
+    threshold = limit_of(stage)
     low, high = auroc_interval(harmful, benign)
     tpr = float((harmful > threshold).double().mean())
     fpr = float((benign > threshold).double().mean())
@@ -113,10 +123,32 @@ def add_quality(report: Report, harmful: Tensor, benign: Tensor, threshold: floa
             "false alarms at 95 % flagged (%)": 100 * fpr_at_tpr(harmful, benign, 0.95),
             "flagged at 1 % false alarms (%)": 100 * tpr_at_fpr(harmful, benign, 0.01),
             "flagged at 0.1 % false alarms (%)": 100 * tpr_at_fpr(harmful, benign, 0.001),
-            "calibration error": calibration_error([*harmful.tolist(), *benign.tolist()], labels),
         },
         "Quality",
     )
+    if stage.platt is not None:
+        _add_probabilities(report, torch.cat([harmful, benign]), torch.tensor(labels), stage.platt)
+
+
+def _add_probabilities(report: Report, scores: Tensor, labels: Tensor, platt: tuple[float, float]) -> None:
+    """Add how far the probabilities of Platt's scaling can be trusted."""
+    slope, offset = platt
+    odds = slope * scores.double() + offset
+    shares, table = odds.sigmoid(), []
+    for low, high in itertools.pairwise((0.0, 0.1, 0.3, 0.7, 0.9, 1.0)):
+        here = (shares >= low) & ((shares < high) | (high == 1.0))
+        if bool(here.any()):
+            hits = int(labels[here].sum())
+            share, count = 100 * float(shares[here].mean()), int(here.sum())
+            table.append([f"{low:.0%} to {high:.0%}", count, share, 100 * hits / count])
+    report.add_table("Probabilities", ["said", "rows", "said, mean (%)", "harmful (%)"], table)
+    facts = {
+        "slope and offset (Platt)": f"{slope:.4g}, {offset:.4g}",
+        "calibration error": calibration_error(odds.tolist(), labels.tolist()),
+        "calibration error of the bare scores": calibration_error(scores.tolist(), labels.tolist()),
+        "mean squared error (Brier)": float((shares - labels).square().mean()),
+    }
+    report.add_facts(facts, "Probabilities against what happened")
 
 
 def add_curves(report: Report, scores: Mapping[str, Tensor], rows: Rows) -> None:
@@ -189,14 +221,22 @@ def _share(scores: Tensor, threshold: float) -> float | None:
 
 
 def _add_categories(report: Report, flagged: Tensor, rows: Rows) -> None:
+    """Add a line for each category with rows enough for a rate, and one for all others of a kind."""
     table = []
     for kind in ("harmful", "benign", "borderline"):
-        where = rows.where("test", kind)
-        names = sorted({category for category, here in zip(rows.categories, where.tolist(), strict=True) if here})
-        for name in names if names != [""] else []:
-            chosen = [here and category == name for category, here in zip(rows.categories, where.tolist(), strict=True)]
-            found = flagged[[place for place, here in enumerate(chosen) if here]]
-            table.append([kind, *_rate(name or "(none)", found)])
+        places = rows.where("test", kind).nonzero().squeeze(1).tolist()
+        by_name: dict[str, list[int]] = {}
+        for place in places:
+            by_name.setdefault(rows.categories[place], []).append(place)
+        if set(by_name) <= {""}:
+            continue
+        few = [name for name, found in by_name.items() if len(found) < FEW_OF_CATEGORY]
+        shown = {name or "(none)": found for name, found in sorted(by_name.items()) if name not in few}
+        if few:
+            shown[f"{len(few)} with fewer than {FEW_OF_CATEGORY} rows"] = [
+                place for name in few for place in by_name[name]
+            ]
+        table += [[kind, *_rate(name, flagged[found])] for name, found in shown.items()]
     if table:
         columns = ["rows", "category", "count", "flagged", "rate (%)", "from (%)", "to (%)"]
         report.add_table("Categories", columns, table)

@@ -9,11 +9,13 @@ from torch import Tensor
 
 from featherweight.guard.decoding import AnswerRules, judge_prompts, read_probe
 from featherweight.guard.evidence import Evidence, join_evidence, take_evidence
+from featherweight.guard.openings import opening_logprobs
+from featherweight.guard.options import GuardOptions
 from featherweight.guard.prefix import answer_ids
 from featherweight.guard.probe import Judge, Probe
 from featherweight.guard.room import require_room
 from featherweight.guard.verdict import Verdict
-from featherweight.models.generation import branch, prefill, stop_token_ids_of
+from featherweight.models.generation import branch, extend, prefill, stop_token_ids_of
 from featherweight.models.templates import stop_ids
 
 
@@ -101,6 +103,29 @@ def collect(
     return [_joined(found, back) for found in parts]
 
 
+def collect_openings(
+    options: GuardOptions, model: Any, tokenizer: Any, prompts: Sequence[Any], *, batch_size: int = 16
+) -> Tensor:
+    """Return the log-likelihood of openings behind every prompt and the forced prefix.
+
+    Args:
+        options: name the openings and the prefix.
+        model: in evaluation mode.
+        tokenizer: its own.
+        prompts: texts or lists of messages.
+        batch_size: prompts that are read together.
+
+    Returns:
+        (N, C) float32, in the order of the prompts.
+    """
+    found = torch.empty((len(prompts), len(options.openings)))
+    for places, rows in batches(tokenizer, prompts, batch_size):
+        decoding = prefill(model, *left_padded(rows))
+        extend(decoding, torch.tensor(options.forced_ids))
+        found[places] = opening_logprobs(decoding, options.openings).cpu()
+    return found
+
+
 def at_place(probe: Probe, count: int) -> Evidence:
     """Return what was known of a probe after so many tokens."""
     ids = [one[:count] for one in probe.evidence.probe_ids]
@@ -108,7 +133,8 @@ def at_place(probe: Probe, count: int) -> Evidence:
         done and len(one) < count
         for one, done in zip(probe.evidence.probe_ids, probe.evidence.probe_ended, strict=True)
     ]
-    return Evidence(probe_hidden=probe.snapshots[count], probe_ids=ids, probe_ended=ended)
+    known = {"prefix_hidden": probe.evidence.prefix_hidden, "probe_hidden": probe.snapshots[count]}
+    return Evidence(**known, probe_ids=ids, probe_ended=ended)
 
 
 def _joined(parts: list[tuple[Evidence, dict[int, Evidence]]], order: list[int]) -> Collected:
@@ -122,7 +148,8 @@ def _joined(parts: list[tuple[Evidence, dict[int, Evidence]]], order: list[int])
 
 
 def _last(whole: Evidence) -> Evidence:
-    return Evidence(probe_hidden=whole.probe_hidden, probe_ids=whole.probe_ids, probe_ended=whole.probe_ended)
+    known = {"prefix_hidden": whole.prefix_hidden, "probe_hidden": whole.probe_hidden}
+    return Evidence(**known, probe_ids=whole.probe_ids, probe_ended=whole.probe_ended)
 
 
 def judge_all(

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from featherweight.config.files import new_folder
 from featherweight.errors import CheckpointError, ConfigError
+from featherweight.guard.evidence import TENSORS as PARTS
 from featherweight.guard.evidence import Evidence, join_evidence
 from featherweight.guard.options import GuardOptions
 from featherweight.guard.prefix_search import Candidate
@@ -23,7 +24,6 @@ from featherweight.guard.reading import Collected
 from featherweight.guard.splits import Rows
 
 ROWS, TENSORS, SETTINGS = "rows.jsonl", "evidence.safetensors", "readings.json"
-_PARTS = ("prompt_hidden", "prefix_logprob", "prefix_hidden", "next_ids", "next_logprobs", "probe_hidden")
 
 
 @dataclass(frozen=True)
@@ -60,9 +60,7 @@ def write_readings(folder: Path, readings: Readings) -> None:
             f"guard: readings={folder} is there and holds none; expected a new folder. Choose another name."
         )
     rows, found, options = readings.rows, readings.collected, readings.options
-    tensors = {
-        name: value.contiguous() for name in _PARTS if isinstance(value := getattr(found.evidence, name), Tensor)
-    }
+    tensors = {name: value.contiguous() for name in PARTS if isinstance(value := getattr(found.evidence, name), Tensor)}
     for place, evidence in found.snapshots.items():
         if evidence.probe_hidden is not None:
             tensors[f"probe_hidden.{place}"] = evidence.probe_hidden.contiguous()
@@ -152,7 +150,7 @@ def _require_same(first: Readings, other: Readings, folder: Path) -> None:
     require_one_prefix(
         {"the first folder": {first.options.forced_ids}, folder.name: {other.options.forced_ids}}, str(folder)
     )
-    for name in ("layers", "probe_tokens"):
+    for name in ("layers", "prefix_states", "probe_tokens", "policy_openings", "other_openings"):
         if getattr(first.options, name) != getattr(other.options, name):
             raise ConfigError(
                 f"guard: {name}={getattr(other.options, name)} of {folder} differ from "
@@ -198,14 +196,15 @@ def _read(folder: Path) -> Readings:
             "prompts again."
         ) from error
     require_one_prefix(forced, str(folder))
-    evidence = Evidence(**{name: tensors.get(name) for name in _PARTS}, probe_ids=ids, probe_ended=ended)
+    evidence = Evidence(**{name: tensors.get(name) for name in PARTS}, probe_ids=ids, probe_ended=ended)
     snapshots = {}
     for name, value in tensors.items():
         if "." in name:
             place = int(name.split(".")[1])
             cut = [one[:place] for one in ids]
             over = [done and len(one) < place for one, done in zip(ids, ended, strict=True)]
-            snapshots[place] = Evidence(probe_hidden=value, probe_ids=cut, probe_ended=over)
+            known = {"prefix_hidden": evidence.prefix_hidden, "probe_hidden": value}
+            snapshots[place] = Evidence(**known, probe_ids=cut, probe_ended=over)
     return Readings(
         options,
         rows,

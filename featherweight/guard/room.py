@@ -11,6 +11,11 @@ def context_of(model: Any) -> int | None:
     return getattr(model.config.get_text_config(), "max_position_embeddings", None)
 
 
+def reserved_tokens(guard: Any) -> int:
+    """Return how many tokens behind a prompt a guard, or each guard of an ensemble, may read."""
+    return max(len(one.options.forced_ids) + one.options.probe_tokens for one in guard.members)
+
+
 def require_room(model: Any, tokens: int, guard: Judge) -> None:
     """Refuse a prompt that leaves no room for prefix and probe: it could not be judged.
 

@@ -1,17 +1,21 @@
 """From evidence to scores: the features of each tier, and the linear score fitted on them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from featherweight.errors import CheckpointError, ConfigError
 from featherweight.guard.evidence import Evidence, next_token_features, required
-from featherweight.guard.finetuned import FineTuned
 from featherweight.guard.linear import Linear
 from featherweight.guard.monitor import NAME, Monitor
+from featherweight.guard.openings import continuation_features
 from featherweight.guard.options import GuardOptions
 from featherweight.guard.text_features import bow_features, classified_text, encoder_features
+
+TextFunction = Callable[[Sequence[str]], Tensor]
+"""N texts -> (N,) or (N, F) numbers."""
 
 
 class Scoring:
@@ -22,7 +26,7 @@ class Scoring:
         scores: tier -> linear score of its features.
         vocabulary: (F,) int64: the tokens whose log-probabilities the tier next_token reads.
         tokenizer: of the model; None as long as no text is read.
-        classifier: of texts, for `text_classifier: finetune`; None until it is trained.
+        classifier: of texts, for `text_classifier: finetune` and `custom`; None until it is there.
     """
 
     def __init__(
@@ -31,7 +35,7 @@ class Scoring:
         scores: Mapping[str, Linear],
         vocabulary: Tensor | None = None,
         tokenizer: Any = None,
-        classifier: FineTuned | None = None,
+        classifier: TextFunction | None = None,
     ) -> None:
         self.options, self.scores = options, dict(scores)
         self.vocabulary, self.tokenizer, self.classifier = vocabulary, tokenizer, classifier
@@ -60,8 +64,12 @@ class Scoring:
             return next_token_features(evidence, self.vocabulary.to(required(evidence, "next_ids").device))
         if tier == "prefix_hidden":
             return required(evidence, "prefix_hidden")
+        if tier == "continuation":
+            return continuation_features(required(evidence, "opening_logprobs"), len(self.options.policy_openings))
         if tier == "probe_hidden":
             return required(evidence, "probe_hidden")
+        if tier == "states":
+            return torch.cat([required(evidence, "prefix_hidden"), required(evidence, "probe_hidden")], dim=1)
         return self.text_features(self.texts(evidence))
 
     def text_features(self, texts: Sequence[str]) -> Tensor:
@@ -69,7 +77,15 @@ class Scoring:
         if self.options.text_classifier == "encoder":
             return encoder_features(texts)
         # As long as nothing is trained, as in the search for a prefix, words stand for it.
-        return bow_features(texts) if self.classifier is None else self.classifier(texts)
+        if self.classifier is None:
+            return bow_features(texts)
+        found = self.classifier(texts)
+        if found.ndim not in (1, 2) or len(found) != len(texts):
+            raise ConfigError(
+                f"guard: text_function gave {tuple(found.shape)} for {len(texts)} texts; expected (N,) or (N, F) "
+                "numbers. Return a row for each text."
+            )
+        return found.detach().float().reshape(len(texts), -1)
 
     def new_monitor(self, rows: int) -> Monitor | None:
         """Return what watches answers, or None if none are watched."""

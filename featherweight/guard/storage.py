@@ -16,6 +16,7 @@ from featherweight.guard.linear import Linear
 from featherweight.guard.markdown import markdown_report
 from featherweight.guard.monitor import NAME
 from featherweight.guard.options import GuardOptions
+from featherweight.guard.scoring import TextFunction
 from featherweight.report import Report
 
 SETTINGS, WEIGHTS, REPORT, PAGE, TEXT = (
@@ -39,8 +40,8 @@ class GuardFiles:
     vocabulary: Tensor | None
     fingerprints: Mapping[str, Any] | None
     report: Report | None
-    classifier: FineTuned | None = None
-    """Of texts, where it was trained."""
+    classifier: TextFunction | None = None
+    """Of texts, where it was trained, or was given; only the former is written."""
 
 
 def write_guard(folder: Path, files: GuardFiles) -> None:
@@ -68,7 +69,7 @@ def write_guard(folder: Path, files: GuardFiles) -> None:
     try:
         with new_folder(folder, replace=is_guard) as temporary:
             (temporary / WEIGHTS).write_bytes(weights)
-            if files.classifier is not None:
+            if isinstance(files.classifier, FineTuned):
                 files.classifier.save(temporary / CLASSIFIER)
                 settings["classifier_sha256"] = _digest(temporary / CLASSIFIER)
             (temporary / SETTINGS).write_text(

@@ -35,4 +35,5 @@ def judge_text(guard: Any, probe: str, *, ended: bool) -> Verdict:
     score = float(guard.linear("probe")(guard.text_features([text]))[0])
     error = None if math.isfinite(score) else "the score is not a finite number"
     flagged = error is not None or options.deciding.flags(score)
-    return Verdict(flagged, score, "probe", len(probe.split()), probe, error)
+    share = options.deciding.probability(score)
+    return Verdict(flagged, score, "probe", len(probe.split()), probe, error, probability=share)

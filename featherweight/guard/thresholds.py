@@ -8,13 +8,14 @@ import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from featherweight.errors import ConfigError
-from featherweight.guard.metrics import conformal_threshold
-from featherweight.guard.options import READ_AT, GuardOptions, Stage
+from featherweight.guard.metrics import conformal_threshold, fit_platt
+from featherweight.guard.options import READ_AT, GuardOptions, Stage, Tier
 from featherweight.guard.quality import Measured
 from featherweight.guard.reading import Collected
 from featherweight.guard.scoring import Scoring
@@ -23,6 +24,10 @@ from featherweight.guard.splits import Rows
 KNOWN_FLAGGED = 49
 """So many harmful requests that the last stage flags must be known before an earlier look may clear: if it clears none
 of m of them, it clears a fresh one with a probability of at most 1 / (m + 1), here 2 %."""
+CASCADE: tuple[Tier, ...] = ("prefix_hidden", "states")
+"""The stages of a cascade."""
+FEW_FOR_PLATT = 10
+"""So many rows of each class, out of the fit, are needed to make probabilities of scores."""
 FIRST_SHARE = 0.25
 """Of the promised rate of false alarms, about what the first stage of a cascade uses; the last one gets the rest."""
 
@@ -127,11 +132,12 @@ def decide(
     goal: Goal,
 ) -> GuardOptions:
     """Return the settings with thresholds: the promise for the deciding stage, and where earlier looks are enough."""
-    last = "probe_hidden" if tier == "cascade" else tier
-    scores, stages = measured[last].scores, []
+    last = CASCADE[-1] if tier == "cascade" else tier
+    scores = measured[last].scores
+    stages: list[dict[str, Any]] = []
     known = rows.where("fit", "harmful") | rows.where("calibrate", "harmful")
     if tier == "cascade":
-        earlier = measured["prefix_hidden"].scores
+        earlier = measured[CASCADE[0]].scores
         first = _first_stage(earlier, scores, known, rows, goal)
         threshold = goal.threshold(_settled(first, earlier, scores), rows)
         if threshold == math.inf:  # its own flags already use up what is promised
@@ -144,6 +150,8 @@ def decide(
         threshold = goal.threshold(scores, rows)
     needed = known & (scores > threshold)
     stages.append({"tier": last, "flag_above": finite(threshold)})
+    for stage in stages:
+        stage["platt"] = platt_of(measured[stage["tier"]].scores, rows)
     early = []
     if READ_AT[last] == 2 and math.isfinite(threshold):
         for place, evidence in sorted(collected.snapshots.items()):
@@ -167,7 +175,14 @@ def _first_stage(first: Tensor, last: Tensor, known: Tensor, rows: Rows, goal: G
     clears = None
     if holds_in_frames(first, rows, conformal_threshold(first[benign], goal.target_fpr)):
         clears = clearing_limit(first[needed])
-    return Stage(tier="prefix_hidden", flag_above=finite(limit), clear_at_most=clears)
+    return Stage(tier=CASCADE[0], flag_above=finite(limit), clear_at_most=clears)
+
+
+def platt_of(scores: Tensor, rows: Rows) -> tuple[float, float] | None:
+    """Return what makes probabilities of scores, fitted on the rows of calibration; None if there are too few."""
+    harmful = scores[rows.where("calibrate", "harmful")]
+    others = scores[rows.where("calibrate", "benign") | rows.where("calibrate", "borderline")]
+    return None if min(len(harmful), len(others)) < FEW_FOR_PLATT else fit_platt(harmful, others)
 
 
 def _settled(first: Stage, earlier: Tensor, scores: Tensor) -> Tensor:

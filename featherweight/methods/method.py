@@ -8,49 +8,31 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, cast
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from featherweight.config import Config
 from featherweight.errors import ConfigError
+from featherweight.methods.named import methods, named_options, where_of
+from featherweight.methods.options import MethodOptions
 from featherweight.methods.sealed_folder import unwatch_saving, watch_saving
 from featherweight.methods.stale_optimizer import noting_exchanges
 from featherweight.ownership import Part, refuse_owned
-from featherweight.registry import Registry
 from featherweight.report import Report
+from featherweight.unwrap import unwrap_model
 
 # A plain attribute, so that a deep copy of a model knows what was done to the original.
 _ATTRIBUTE = "_featherweight_methods"
 
 
-class Method(Config, ABC):
+class Method(MethodOptions, ABC):
     """A named change of a model: its options, how it is made and how it is undone.
 
     What a method remembers of a model it leaves on the model, never on itself. What has a default here is what a method
     may know more.
     """
-
-    keeps_parameters: ClassVar[bool] = False
-    """The parameters stay the same objects, so an optimizer may hold them already."""
-    freezes_model: ClassVar[bool] = False
-    """The model's own weights are frozen, and what trains is a small part."""
-    needs_pretrained: ClassVar[bool] = False
-    """It changes little of a model, or keeps what the model knows: on random weights it is refused in a recipe."""
-    needs_layerwise: ClassVar[bool] = False
-    """Takes effect with layer-wise updates alone (`fw.optim.layerwise`)."""
-
-    @property
-    def needs_calibration(self) -> bool:
-        """Whether `apply` needs data."""
-        return False
-
-    @property
-    def checkpoints_activations(self) -> bool:
-        """Whether it brings activation checkpointing along, in the place of the model's own."""
-        return False
 
     @abstractmethod
     def apply(self, model: nn.Module, calibration: Any = None) -> Report:
@@ -72,6 +54,19 @@ class Method(Config, ABC):
             step: optimizer steps that are done, this one included.
         """
 
+    def param_groups(
+        self, model: nn.Module, lr: float, groups: list[dict[str, Any]] | None = None
+    ) -> list[dict[str, Any]]:
+        """Return the groups that an optimizer of the model should have; by default those that are given.
+
+        Args:
+            model: that was given to `apply`.
+            lr: base rate of the optimizer.
+            groups: groups of named parameters to divide further; None takes all that trains as one group.
+        """
+        trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+        return [{"params": trained}] if groups is None else groups
+
     def state_dict(self, model: nn.Module) -> dict[str, Any]:
         """Return what a checkpoint must hold besides the weights, as numbers, text and plain containers."""
         return {}
@@ -89,18 +84,6 @@ class Method(Config, ABC):
         For methods whose result is more than the weights of a model that its ecosystem opens.
         """
         return nullcontext()
-
-
-methods: Registry[type[Method]] = Registry("method", "featherweight.methods")
-"""Methods by the name that a recipe uses."""
-methods.register("core_gradient", "featherweight.methods.core_gradient:CoreGradient")
-methods.register("mst", "featherweight.methods.mst:MsT")
-methods.register("int8", "featherweight.methods.int8:Int8")
-methods.register("base4bit", "featherweight.methods.base4bit:Base4bit")
-methods.register("welore", "featherweight.methods.welore:WeLore")
-methods.register("inrank", "featherweight.methods.inrank:InRank")
-methods.register("lora", "featherweight.methods.lora:LoRA")
-methods.register("s2ft", "featherweight.methods.s2ft.method:S2FT")
 
 
 def apply(model: nn.Module, method: Method, calibration: Any = None) -> Report:
@@ -196,6 +179,14 @@ def applied_methods(model: nn.Module) -> list[Method]:
     return list(vars(model).get(_ATTRIBUTE, []))
 
 
+def groups_by_methods(model: nn.Module, lr: float, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return parameter groups as all methods of a model want them; see `Method.param_groups`."""
+    inner = unwrap_model(model)
+    for method in applied_methods(inner):
+        groups = method.param_groups(inner, lr, groups)
+    return groups
+
+
 def parse_methods(entries: Sequence[Any]) -> list[Method]:
     """Return the methods that a recipe lists.
 
@@ -207,20 +198,8 @@ def parse_methods(entries: Sequence[Any]) -> list[Method]:
         >>> parse_methods([{"mst": {"chunk_size": 512}}])[0].chunk_size
         512
     """
-    parsed: list[Method] = []
-    for entry in entries:
-        entry = {entry: {}} if isinstance(entry, str) else entry
-        if not isinstance(entry, Mapping) or len(entry) != 1:
-            raise ConfigError(
-                f"recipe methods: entry={entry!r} names no single method; expected a name, or one name with its "
-                "options. Write for example {mst: {chunk_size: 512}}."
-            )
-        ((name, options),) = entry.items()
-        method = methods.get(name).parse(options or {}, where=f"recipe methods {name}")
-        if any(type(method) is type(one) for one in parsed):
-            raise ConfigError(f"recipe methods: {name} stands twice; expected each method once. Remove one of the two.")
-        parsed.append(method)
-    return parsed
+    found = ((methods.get(name), name, options) for name, options in named_options(entries))
+    return [cast("type[Method]", method).parse(options, where=where_of(name)) for method, name, options in found]
 
 
 def check_method(method: object) -> None:

@@ -53,6 +53,8 @@ class Decoding:
     """(B, V): of the token that comes next."""
     hidden_states: tuple[Tensor, ...] | None = None
     """(B, D) for the embedding and each layer, at the last token; None unless asked for."""
+    read_states: tuple[Tensor, ...] | None = None
+    """(B, P, D) for the embedding and each layer, at all tokens of the last `extend`; None unless asked for."""
 
     @property
     def length(self) -> int:
@@ -109,6 +111,7 @@ def prefill(
     for start in range(0, token_ids.shape[1], size):
         part = slice(start, start + size)
         _read(decoding, token_ids[:, part], None if mask is None else mask[:, part], 1, output_hidden_states)
+    decoding.read_states = None  # those of a whole prompt would keep its activations alive
     return decoding
 
 
@@ -118,6 +121,7 @@ def extend(
     token_ids: Tensor,
     attention_mask: Tensor | None = None,
     *,
+    last_logits_only: bool = False,
     output_hidden_states: bool = False,
 ) -> Tensor:
     """Read further tokens in one forward pass, such as a forced prefix; the decoding goes on behind them.
@@ -127,10 +131,12 @@ def extend(
         token_ids: (P,) for all rows alike, or (B, P).
         attention_mask: (B, P), 0 on padding, which a row has in front of its new tokens where it gets fewer of them
             than others; None if there is none. Sliding windows would count it as tokens; see `can_pad`.
-        output_hidden_states: keep the hidden states of the last token.
+        last_logits_only: make no logits after the other tokens, which saves most of a large vocabulary.
+        output_hidden_states: keep the hidden states of the last token, and of all of them as `read_states`.
 
     Returns:
-        (B, P, V): the logits after each of these tokens; those after the last are also `decoding.logits`.
+        (B, P, V): the logits after each of these tokens, or (B, 1, V); those after the last are also
+        `decoding.logits`.
 
     Raises:
         ShapeError: if there are no tokens, not as many rows, or a row without a token.
@@ -148,7 +154,8 @@ def extend(
         attention_mask = torch.ones_like(token_ids_BP)
     elif attention_mask is not None and decoding.attention_mask is None:
         decoding.attention_mask = torch.ones_like(decoding.token_ids)
-    return _read(decoding, token_ids_BP, attention_mask, 0, output_hidden_states)
+    logits_BPV = _read(decoding, token_ids_BP, attention_mask, int(last_logits_only), output_hidden_states)
+    return logits_BPV[:, -1:] if last_logits_only else logits_BPV
 
 
 def stream(
@@ -257,6 +264,7 @@ def keep_rows(decoding: Decoding, rows: Sequence[int] | Tensor) -> None:
         decoding.attention_mask = decoding.attention_mask[indices]
     if decoding.hidden_states is not None:
         decoding.hidden_states = tuple(state[indices] for state in decoding.hidden_states)
+    decoding.read_states = None
 
 
 def drop_columns(decoding: Decoding, columns: Sequence[int] | Tensor) -> None:
@@ -392,4 +400,5 @@ def _read(decoding: Decoding, token_ids_BP: Tensor, mask_BP: Tensor | None, keep
     decoding.attention_mask = mask_BL
     decoding.logits = logits_BPV[:, -1]
     decoding.hidden_states = tuple(state[:, -1] for state in output.hidden_states) if hidden else None
+    decoding.read_states = tuple(output.hidden_states) if hidden else None
     return logits_BPV

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from featherweight.errors import DeviceError
-from featherweight.simulated import device_kind
+from featherweight.simulated import device_kind, simulated_device
 
 
 class HostRing:
@@ -114,7 +114,7 @@ class HostRing:
 
     def _check(self, tensor: Tensor) -> None:
         """Fail before a forward pass that the host cannot hold, and not in the middle of it."""
-        if tensor.nbytes <= self._checked_bytes:
+        if tensor.nbytes <= self._checked_bytes or simulated_device() is not None:  # of another host than this one
             return
         needed_bytes, free_bytes = self.count * tensor.nbytes, available_host_bytes()
         if free_bytes is not None and needed_bytes > free_bytes:
@@ -142,6 +142,54 @@ def _host_memory(tensor: Tensor) -> Tensor:
     if device_kind(tensor.device) == "cuda" and tensor.device.type != "cuda":
         return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")  # a simulated GPU's host: not its memory
     return torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu", pin_memory=tensor.device.type == "cuda")
+
+
+def to_host(tensor: Tensor) -> Tensor:
+    """Return a copy of a tensor in host memory; on a CPU the tensor itself.
+
+    On a GPU the copy is in order with the present stream, as is the one back, so nobody waits for either.
+
+    Raises:
+        DeviceError: if the system refuses pinned memory.
+    """
+    if device_kind(tensor.device) == "cpu":
+        return tensor
+    try:
+        host = _host_memory(tensor)
+    except RuntimeError as error:
+        raise refused_pinning(tensor.nbytes, error) from error
+    return host.copy_(tensor.detach(), non_blocking=True)
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return what `to_host` has given on the device; on a CPU the tensor itself."""
+    if tensor.device == device:
+        return tensor
+    return torch.empty(tensor.shape, dtype=tensor.dtype, device=device).copy_(tensor, non_blocking=True)
+
+
+def refused_pinning(size_bytes: int, error: Exception) -> DeviceError:
+    """Return the error for memory that the system does not pin."""
+    reason = str(error).partition("\n")[0].rstrip(".")
+    return DeviceError(
+        f"host memory: pinned memory={size_bytes / 2**30:.2f} GiB was refused by the system ({reason}); expected "
+        "memory that a GPU can copy from. Raise the limit of locked memory (ulimit -l), shorten the sequences, or keep "
+        "what waits on the device."
+    )
+
+
+def require_host_bytes(where: str, what: str, needed_bytes: int, way_out: str) -> None:
+    """Fail before work begins that the host cannot hold.
+
+    Raises:
+        DeviceError: says what is needed, what is free, and `way_out`.
+    """
+    free_bytes = available_host_bytes()
+    if free_bytes is not None and needed_bytes > free_bytes:
+        raise DeviceError(
+            f"{where}: {what} take host memory={needed_bytes / 2**30:.2f} GiB; expected at most the "
+            f"{free_bytes / 2**30:.2f} GiB that are free. {way_out}"
+        )
 
 
 def available_host_bytes() -> int | None:

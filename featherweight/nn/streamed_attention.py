@@ -28,11 +28,11 @@ class Visibility:
 
     Args:
         documents: (S,) number of each token's document, contiguous, on the CPU, where it is looked at; -1 for padding,
-            which sees nothing and is not seen.
+            which sees nothing and is not seen. None for one document without padding: nothing is looked at.
         window: a query sees itself and `window - 1` tokens before; None for all.
     """
 
-    documents: Tensor
+    documents: Tensor | None
     window: int | None = None
 
     def between(self, queries: tuple[int, int], keys: tuple[int, int]) -> bool | Literal["causal"] | Tensor:
@@ -45,20 +45,44 @@ class Visibility:
         (first, behind), (key_first, key_behind) = queries, keys
         if self.window is not None and first - (key_behind - 1) >= self.window:
             return False
+        is_inside = self.window is None or (behind - 1) - key_first < self.window
+        if self.documents is None:
+            if is_inside and (key_behind <= first or queries == keys):
+                return True if key_behind <= first else "causal"
+            return self._near(queries, keys)
         asking, asked = self.documents[first:behind], self.documents[key_first:key_behind]
         ends = [int(one) for one in torch.stack([asking[0], asking[-1], asked[0], asked[-1]])]
-        is_inside = self.window is None or (behind - 1) - key_first < self.window
         # Documents are contiguous: with equal ends there is but one, unless padding lies inside.
         is_one = ends[0] >= 0 and len(set(ends)) == 1 and not bool((asked < 0).any() or (asking < 0).any())
         if is_one and is_inside and (key_behind <= first or queries == keys):
             return True if key_behind <= first else "causal"
-        mask = (asking[:, None] == asked[None, :]) & (asking[:, None] >= 0)
-        position = torch.arange(first, behind, device=mask.device)[:, None]
-        key_position = torch.arange(key_first, key_behind, device=mask.device)[None, :]
-        mask &= key_position <= position
+        mask = self._near(queries, keys)
+        mask &= (asking[:, None] == asked[None, :]) & (asking[:, None] >= 0)
+        return mask if bool(mask.any()) else False
+
+    def _near(self, queries: tuple[int, int], keys: tuple[int, int]) -> Tensor:
+        """Return the (T, N) mask of keys that are not behind a query and inside of its window."""
+        position, key_position = torch.arange(*queries)[:, None], torch.arange(*keys)[None, :]
+        mask = key_position <= position
         if self.window is not None:
             mask &= position - key_position < self.window
-        return mask if bool(mask.any()) else False
+        return mask
+
+    def columns(self, seen_TN: Tensor, query: int, key: int) -> slice | None:
+        """Return the keys, inside of their chunk, among which all are that some rows of a mask see; None for no key.
+
+        Args:
+            seen_TN: rows of a mask that `between` gave.
+            query: position of its first row.
+            key: position of its first column.
+        """
+        count, width = seen_TN.shape
+        if self.documents is None:
+            first = 0 if self.window is None else max(0, query - self.window + 1 - key)
+            behind = min(width, query + count - key)
+            return slice(first, behind) if first < behind else None
+        found = seen_TN.any(0).nonzero()
+        return slice(int(found[0]), int(found[-1]) + 1) if len(found) else None
 
 
 class KeyValueStore:
@@ -187,11 +211,11 @@ class _Work:
                 continue
             for start in range(0, count, TILE):
                 rows = slice(start, min(start + TILE, count))
-                columns = seen[rows].any(0).nonzero()
-                if len(columns):  # keys behind the last one that is seen, or before the first, are left out
-                    keys = slice(int(columns[0]), int(columns[-1]) + 1)
+                keys = self.visibility.columns(seen[rows], first + start, key_first)
+                if keys is not None:  # keys behind the last one that is seen, or before the first, are left out
                     mask = seen[rows, keys]
-                    yield _Block(chunk, rows, keys, None if bool(mask.all()) else mask.to(device), False)
+                    is_whole = self.visibility.documents is not None and bool(mask.all())
+                    yield _Block(chunk, rows, keys, None if is_whole else mask.to(device), False)
 
 
 class _Block(NamedTuple):

@@ -54,8 +54,8 @@ def distributed_state(state_dict: dict[str, Any], optimizer: Any) -> dict[str, A
     for number, (_, parameter, _) in zip(numbers, named_parameters(optimizer.param_groups), strict=True):
         shard = shard_of(parameter)
         if shard is not None and number in state_dict["state"]:
-            names = optimizer.step_of(parameter).layout.sharded_names
-            state_dict["state"][number] = shard.distributed_state(state_dict["state"][number], names)
+            layout, state = optimizer.step_of(parameter).layout, state_dict["state"][number]
+            state_dict["state"][number] = shard.distributed_state(state, layout.sharded_names, layout.shared_columns)
     return state_dict
 
 
@@ -73,7 +73,15 @@ def _refuse_our_state(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[
         if kind is None:
             continue
         for parameter in group["params"]:
-            for key, value in optimizer.state.get(parameter, {}).items():
+            state = optimizer.state.get(parameter, {})
+            if "betas" in group and state and not any(key.startswith("exp_avg") for key in state):
+                group[KIND] = kind
+                raise CheckpointError(
+                    f"{type(optimizer).__name__}.step: a parameter {tuple(parameter.shape)} has no moments in a state "
+                    f"of {kind}; expected exp_avg and exp_avg_sq. Build a {kind} and load the state into it, or begin "
+                    "with a new state."
+                )
+            for key, value in state.items():
                 if isinstance(value, Tensor) and value.ndim and value.shape != parameter.shape:
                     group[KIND] = kind
                     raise CheckpointError(
@@ -147,7 +155,8 @@ def _restore(optimizer: Any, state_dict: dict[str, Any], own_groups: Sequence[Gr
     for saved_id, parameter in zip(saved_ids, parameters, strict=True):
         if saved := state_dict["state"].get(saved_id):
             if (shard := shard_of(parameter)) is not None:
-                saved = shard.local_state(saved, optimizer.step_of(parameter).layout.sharded_names)
+                layout = optimizer.step_of(parameter).layout
+                saved = shard.local_state(saved, layout.sharded_names, layout.shared_columns)
             optimizer.state[parameter] = _restored(saved, parameter.device, where)
     for group, parameter, _ in named_parameters(optimizer.param_groups):
         if state := optimizer.state.get(parameter):

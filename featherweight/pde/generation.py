@@ -38,7 +38,7 @@ def sample_pairs(
     """Generate a data set in memory.
 
     Args:
-        problem: darcy, burgers or navier_stokes.
+        problem: a name of `featherweight.pde.problems.PROBLEMS`, such as darcy.
         n: samples.
         seed: of all samples.
         split: "train" and "test" have different samples under the same seed.
@@ -49,7 +49,7 @@ def sample_pairs(
         ConfigError: for an unknown problem.
         NumericsError: if `steps` of the options are too few; see `time_tolerance` there.
     Example:
-        >>> from featherweight.pde.problems import DarcyConfig
+        >>> from featherweight.pde.problem_options import DarcyConfig
         >>> sample_pairs("darcy", 3, config=DarcyConfig(resolution=16)).y.shape
         torch.Size([3, 16, 16])
     """
@@ -100,7 +100,7 @@ def generate(
     left alone, so a second call continues an interrupted one.
 
     Args:
-        problem: darcy, burgers or navier_stokes.
+        problem: a name of `featherweight.pde.problems.PROBLEMS`, such as darcy.
         out: the folder.
         n: training samples.
         n_test: test samples; 0 for none.

@@ -147,7 +147,7 @@ class Endpoints:
             assert verdict is not None, "what is guarded gets a verdict"
             shown = verdict_details(verdict) if options.guard_details else None
             entry: dict[str, Any] = {"flagged": verdict.flagged, "categories": {"policy": verdict.flagged}}
-            entry["category_scores"] = {"policy": None if shown is None else shown["score"]}
+            entry["category_scores"] = {"policy": None if shown is None else shown["probability"]}
             results.append(entry if shown is None else {**entry, "guard": shown})
         return JSONResponse({"id": "modr", "model": options.name, "results": results})
 

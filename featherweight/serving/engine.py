@@ -12,19 +12,20 @@ import threading
 import time
 from collections.abc import Collection
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from featherweight.errors import FeatherweightError
+from featherweight.guard.decoding import read_forced
 from featherweight.guard.monitor import HeldBack, Monitor
 from featherweight.guard.probe import Probe
 from featherweight.guard.room import require_room
 from featherweight.guard.verdict import Verdict
 from featherweight.methods.s2ft.layer import BASE
 from featherweight.models.cache import can_pad
-from featherweight.models.generation import Decoding, drop_columns, extend, fork, join, keep_rows, prefill
+from featherweight.models.generation import Decoding, branch, drop_columns, extend, fork, join, keep_rows, prefill
 from featherweight.models.sampling import GREEDY, choose
 from featherweight.serving.adapters import RowAdapters
 from featherweight.serving.job import Ended, Job, TokenWritten, VerdictFell
@@ -43,14 +44,26 @@ class Closing(FeatherweightError):
 
 
 @dataclass
+class Ballot:
+    """The verdicts of the guards that judge a request, until all have spoken."""
+
+    decoding: Decoding
+    """Where the answer goes on."""
+    voters: int
+    """How many guards judge it."""
+    verdicts: list[Verdict] = field(default_factory=list)
+    """Of those that have spoken."""
+
+
+@dataclass
 class Row:
     """A row of a batch: the probe of a request, or its answer."""
 
     job: Job
     probe: Probe | None
     generator: torch.Generator
-    parked: Decoding | None = None
-    """Where the answer goes on, while the probe is read."""
+    ballot: "Ballot | None" = None
+    """What the verdict of the probe goes into."""
     monitor: Monitor | None = None
     """Watches the answer."""
     held: HeldBack | None = None
@@ -68,7 +81,7 @@ class Engine:
     Args:
         model: a causal language model; put into evaluation mode.
         stop_token_ids: they end an answer.
-        guard: bound to the model's tokenizer; None answers everything.
+        guard: or an ensemble, bound to the model's tokenizer; None answers everything.
         max_batch: requests that are answered together.
         max_queue: requests that wait.
         adapters: that requests may name.
@@ -106,7 +119,8 @@ class Engine:
     @property
     def running(self) -> int:
         """Requests that are read or answered."""
-        return self._reading + sum(len(rows) for _, rows in self._batches) + len(self._ready)
+        # An ensemble has several rows for one request.
+        return self._reading + len({row.job.number for row in self._rows()})
 
     @property
     def is_alive(self) -> bool:
@@ -174,37 +188,57 @@ class Engine:
         try:
             begin = time.monotonic()
             job.seconds["queue"] = begin - job.started
-            probe = Probe(self._guard, 1, self._stops) if self._guard is not None and job.is_guarded else None
-            read = job.judged_ids if probe is not None and job.judged_ids else job.prompt_ids
-            if probe is not None:
-                require_room(self._model, len(read), self._guard)
-            ids = torch.tensor([read])
+            is_judged = self._guard is not None and job.is_guarded
+            judges = [self._guard.members[place] for place in self._guard.draw()] if is_judged else []
+            probes = [Probe(one, 1, self._stops) for one in judges]
+            read = job.judged_ids if judges and job.judged_ids else job.prompt_ids
+            for judge in judges:
+                require_room(self._model, len(read), judge)
             generator = torch.Generator(self._device)
-            row = Row(job, probe, generator.manual_seed(job.seed))
-            with self._using([row]):
-                decoding = prefill(self._model, ids, output_hidden_states=probe is not None and probe.needs_hidden)
+            generator.manual_seed(job.seed)
+            with self._using([Row(job, probes[0] if probes else None, generator)]):
+                hidden = any(probe.needs_hidden for probe in probes)
+                decoding = prefill(self._model, torch.tensor([read]), output_hidden_states=hidden)
             job.seconds["prefill"] = time.monotonic() - begin
-            if probe is None:
-                self._answer(decoding, row)
+            if not probes:
+                self._answer(decoding, Row(job, None, generator))
                 return
-            probe.read_prompt(decoding.logits, decoding.hidden_states)
-            if probe.is_decided:
-                self._judged(row, decoding)
-                return
-            row.parked, trial = decoding, fork(decoding)
-            forced = torch.tensor(self._guard.options.forced_ids, device=self._device)
-            probe.read_prefix(extend(trial, forced, output_hidden_states=probe.needs_hidden), trial.hidden_states)
-            self._ready.append((trial, row))
+            ballot = Ballot(decoding, len(probes))
+            for judge, probe in zip(judges, probes, strict=True):
+                self._begin_probe(Row(job, probe, generator, ballot), judge)
         except FeatherweightError as error:
             job.tell(Ended("error", str(error)))
+            job.cancel()  # the probes that it has already
         except Exception as error:
             _log.exception("request %d failed", job.number)
             job.tell(Ended("error", type(error).__name__))
+            job.cancel()
 
-    def _judged(self, row: Row, decoding: Decoding) -> None:
+    def _begin_probe(self, row: Row, judge: Any) -> None:
+        """Read the forced prefix behind a prompt; only a probe that needs more tokens becomes a row of the batch."""
+        assert row.probe is not None and row.ballot is not None
+        probe, decoding = row.probe, row.ballot.decoding
+        probe.read_prompt(decoding.logits, decoding.hidden_states)
+        if not probe.is_decided:
+            with branch(decoding) as trial:
+                read_forced(trial, probe, judge.options.forced_ids)
+                kept = None if probe.is_decided else fork(trial)
+            if kept is not None:
+                self._ready.append((kept, row))
+                return
+        self._cast(row)
+
+    def _cast(self, row: Row) -> None:
+        """Count the verdict of a probe; with the last one, the request is judged."""
+        assert row.probe is not None and row.ballot is not None
+        ballot = row.ballot
+        ballot.verdicts += row.probe.verdicts
+        if len(ballot.verdicts) == ballot.voters:
+            row.probe, row.ballot = None, None
+            self._judged(row, ballot.decoding, self._guard.combine(ballot.verdicts))
+
+    def _judged(self, row: Row, decoding: Decoding, verdict: Verdict) -> None:
         """Tell the verdict, and let the answer begin if the request passes."""
-        assert row.probe is not None
-        verdict, row.probe, row.parked = row.probe.verdicts[0], None, None
         job = row.job
         job.seconds["verdict"] = time.monotonic() - job.started
         job.tell(VerdictFell(verdict))
@@ -285,6 +319,8 @@ class Engine:
             extend(decoding, torch.tensor(tokens, device=self._device)[:, None], output_hidden_states=hidden)
         states = decoding.hidden_states
         for place, row in enumerate(rows):
+            if row.probe is None and row.monitor is None:
+                continue
             own = None if states is None else tuple(one[place : place + 1] for one in states)
             if row.probe is not None:
                 row.probe.read_token(decoding.logits[place : place + 1], own)
@@ -303,8 +339,7 @@ class Engine:
         if row.probe is not None:
             chosen = row.probe.next_tokens()
             if chosen is None:
-                assert row.parked is not None
-                self._judged(row, row.parked)
+                self._cast(row)
                 return None
             return int(chosen)
         if row.monitor is not None and row.monitor.stopped_at[0] is not None:

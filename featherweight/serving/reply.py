@@ -91,6 +91,7 @@ def verdict_details(verdict: Verdict) -> dict[str, Any]:
     return {
         "flagged": verdict.flagged,
         "score": verdict.score if verdict.error is None else None,
+        "probability": verdict.probability,
         "tier": verdict.tier,
         "probe_tokens": verdict.probe_tokens,
         "error": verdict.error,

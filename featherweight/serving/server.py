@@ -1,16 +1,18 @@
 """The start and the end of a server: the model is loaded, requests are taken, running answers are finished."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from featherweight.errors import MissingExtraError
+from featherweight.guard.ensemble import open_guard
 from featherweight.guard.guard import PrefixGuard
 from featherweight.guard.prefix import require_chat_template
 from featherweight.guard.reading import all_stops
 from featherweight.serving.adapters import open_adapters
 from featherweight.serving.app import make_app
 from featherweight.serving.options import ServeOptions
-from featherweight.serving.proxy import Upstream, make_proxy
+from featherweight.serving.proxy import Order, Upstream, make_proxy
 
 
 def serve(
@@ -18,7 +20,7 @@ def serve(
     tokenizer: Any,
     options: ServeOptions,
     *,
-    guard_folder: Path | None = None,
+    guard_folders: Sequence[Path] = (),
     adapters_folder: Path | None = None,
 ) -> None:
     """Serve a model until the process is told to end (SIGINT, SIGTERM); running answers are finished.
@@ -27,7 +29,7 @@ def serve(
         model: a causal language model.
         tokenizer: its own, with a chat template.
         options: of the server.
-        guard_folder: a guard of the model; None answers everything.
+        guard_folders: of guards of the model; one that flags is enough. None of them answers everything.
         adapters_folder: whose sub-folders are adapters of S2FT or LoRA, which requests name as their model.
 
     Raises:
@@ -36,9 +38,7 @@ def serve(
         MissingExtraError: without the extra serve.
     """
     require_chat_template(tokenizer)
-    guard = None
-    if guard_folder is not None:
-        guard = PrefixGuard.from_pretrained(guard_folder).bind(model, tokenizer)
+    guard = open_guard(guard_folders).bind(model, tokenizer) if guard_folders else None
     adapters = None
     if adapters_folder is not None:
         adapters = open_adapters(model.eval(), adapters_folder, slots=options.max_batch)
@@ -47,7 +47,14 @@ def serve(
     _run(app, options)
 
 
-def run_proxy(upstream: str, guard_folder: Path, options: ServeOptions, *, upstream_key: str | None = None) -> None:
+def run_proxy(
+    upstream: str,
+    guard_folder: Path,
+    options: ServeOptions,
+    *,
+    upstream_key: str | None = None,
+    order: Order = "probe-first",
+) -> None:
     """Run the proxy in front of an engine until the process is told to end.
 
     Args:
@@ -55,6 +62,7 @@ def run_proxy(upstream: str, guard_folder: Path, options: ServeOptions, *, upstr
         guard_folder: a guard of the tier probe.
         options: of the server.
         upstream_key: what the engine asks for.
+        order: of probe and answer.
 
     Raises:
         ConfigError: if the guard looks at more than words, or the address is none.
@@ -62,7 +70,7 @@ def run_proxy(upstream: str, guard_folder: Path, options: ServeOptions, *, upstr
         MissingExtraError: without the extra serve.
     """
     guard = PrefixGuard.from_pretrained(guard_folder)
-    _run(make_proxy(guard, Upstream(upstream, upstream_key, options.timeout_s), options), options)
+    _run(make_proxy(guard, Upstream(upstream, upstream_key, options.timeout_s), options, order), options)
 
 
 def _run(app: Any, options: ServeOptions) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from featherweight.errors import ConfigError
 from featherweight.guard.prefix import answer_ids
+from featherweight.guard.room import reserved_tokens
 from featherweight.guard.verdict import Verdict
 from featherweight.models.chat import GrowingText, encode_text
 from featherweight.serving.engine import Busy, Closing, Engine
@@ -22,7 +23,7 @@ class Service:
         engine: answers.
         tokenizer: of its model.
         options: of the server.
-        guard: of the engine, or None.
+        guard: of the engine, or an ensemble, or None.
         context: tokens that the model can read; None if it does not say.
         adapters: names that requests may give as `model`, beside that of the model itself.
     """
@@ -99,8 +100,7 @@ class Service:
             raise RequestError(400, str(error), param="messages") from error
         room = asked.max_new_tokens
         if self._context is not None:
-            asks = None if self._guard is None else self._guard.options
-            reserve = 0 if asks is None else len(asks.forced_ids) + asks.probe_tokens
+            reserve = 0 if self._guard is None else reserved_tokens(self._guard)
             room = min(room, self._context - len(prompt_ids) - len(begun_ids))
             if room < 1 or len(judged_ids or prompt_ids) + reserve > self._context:
                 raise RequestError(

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -12,6 +13,8 @@ from featherweight.report.formatting import format_value
 from featherweight.training.events import Callback, Event
 from featherweight.training.summary import metric_words
 
+SECONDS_BETWEEN_LINES = 60.0
+"""Without a terminal, of the progress inside of a long step."""
 FULL_WIDTH = 80
 """Columns of a terminal that hold all numbers beside the bar."""
 
@@ -38,6 +41,7 @@ class ConsoleProgress(Callback):
     def __init__(self, label: str = "train", console: Console | None = None) -> None:
         self.label, self.console = label, console or PatientConsole()
         self._bar: Progress | None = None
+        self._said_at = time.monotonic()
 
     def on_start(self, event: Event) -> None:
         """Show the bar; a resumed run says where it goes on."""
@@ -58,8 +62,17 @@ class ConsoleProgress(Callback):
         self._bar.add_task(self.label, total=event.recipe.step_count, completed=event.step, numbers="")
         self._bar.start()
 
+    def on_progress(self, event: Event) -> None:
+        """Move the bar inside of a step, or print a line once a minute."""
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=event.step + event.share, numbers=event.notice)
+        elif time.monotonic() - self._said_at > SECONDS_BETWEEN_LINES:
+            self._said_at = time.monotonic()
+            self._print(f"step {event.step + 1}/{event.recipe.steps}  {event.share:.0%}: {event.notice}")
+
     def on_step(self, event: Event) -> None:
         """Move the bar, or print a line."""
+        self._said_at = time.monotonic()
         if self._bar is not None:
             # In a narrow terminal the count of the steps and the time left matter more than the other numbers.
             numbers = _numbers(event) if self.console.width >= FULL_WIDTH else _loss(event)

@@ -37,8 +37,10 @@ class Event:
     """Memory, predicted and measured so far."""
     checkpoint: Path | None = None
     """The folder that was written; only in `on_checkpoint`."""
+    share: float = 0.0
+    """How much of the step after these is done, in (0, 1]; only in `on_progress`, whose `notice` says where it is."""
     notice: str = ""
-    """What the user should know; only in `on_notice`."""
+    """What the user should know; only in `on_notice` and `on_progress`."""
 
 
 class Callback:
@@ -46,6 +48,9 @@ class Callback:
 
     def on_start(self, event: Event) -> None:
         """Before the first step, also of a resumed run (`event.step` says where it starts)."""
+
+    def on_progress(self, event: Event) -> None:
+        """Now and then inside of a step that goes layer by layer; `event.share` says how much of it is done."""
 
     def on_step(self, event: Event) -> None:
         """After each optimizer step."""

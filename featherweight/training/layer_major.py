@@ -3,54 +3,36 @@
 A step of micro-batches runs the whole network for each; this one runs each layer for all of them. Kept are the input of
 every layer (as activation checkpointing does, on the host if asked), keys and values of one layer, and the gradient of
 one boundary; a layer's weights are updated in its last backward pass, so no gradient and no sum outlives its layer, and
-a basis that is due is fitted to the whole sum.
+a basis that is due is fitted to the whole sum. Each layer's weights are needed twice a step, whatever the number of
+rows: they may wait on the host, too (`featherweight.nn.weight_slots`).
 Shapes: S tokens of a row, C of a chunk, D hidden, L layers.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from featherweight.errors import ConfigError, did_you_mean
-from featherweight.nn.streamed_attention import KeyValueStore
+from featherweight.errors import ConfigError
+from featherweight.nn.offload import require_host_bytes, to_device, to_host
 from featherweight.optim.backward.layerwise import LayerwiseHandle
 from featherweight.optim.backward.window import Part
-from featherweight.training.separate_layers import Arguments, SeparateLayers, Stream
+from featherweight.training.layer_rows import IGNORED, Row, label_count, rows_of
+from featherweight.training.layer_weights import LayerWeights
+from featherweight.training.separate_layers import SeparateLayers
 
-INPUTS = ("input_ids", "labels", "attention_mask", "position_ids")
-IGNORED = -100
-"""A label that counts for nothing, as everywhere in transformers."""
+Place = Literal["device", "host"]
 
 
-@dataclass
-class _Row:
-    """One row of a batch: its chunks, and what is kept of them."""
+class StepProgress(NamedTuple):
+    """How far a step has come."""
 
-    tokens: dict[str, Tensor]
-    """Arguments of the model, (1, S) each."""
-    targets: Tensor
-    """(1, S), shifted: what each token is to predict."""
-    documents: Tensor
-    """(S,) on the CPU; -1 for padding."""
-    bounds: list[tuple[int, int]]
-    """Chunks that hold anything but padding."""
-    arguments: list[Arguments] = field(default_factory=list)
-    """Of each layer."""
-    boundaries: list[list[Tensor | None]] = field(default_factory=list)
-    """Input of each layer, and last what the last one returns, by chunk: (1, C, D)."""
-    gradients: list[Tensor] = field(default_factory=list)
-    """Of the boundary that the backward pass has reached, by chunk."""
-
-    def stream(self) -> Stream:
-        return Stream(KeyValueStore(self.bounds), self.documents)
-
-    def cut(self, tensors: Mapping[str, Tensor], chunk: int) -> dict[str, Tensor]:
-        first, behind = self.bounds[chunk]
-        return {name: tensor[:, first:behind] for name, tensor in tensors.items()}
+    share: float
+    """Of the step's arithmetic without attention, in (0, 1]."""
+    words: str
+    """What was done last: "backward, layer 3 of 30, chunk 2 of 16"."""
 
 
 class LayerMajor:
@@ -65,12 +47,18 @@ class LayerMajor:
             gradient is complete, and freed. None leaves gradients in ``.grad`` for an optimizer of your own.
         chunk_tokens: C.
         inputs: where the inputs of the layers wait: "device", or "host".
+        weights: where the weights of the layers wait: "device", or "host", from where each comes into one of few slots
+            for its turn and goes back when it has changed; needs a handle. Between steps they are ordinary tensors.
+        slots: layers that are on the device at a time.
+        progress: told now and then how far a step has come; after each chunk of each layer.
     Raises:
         ConfigError: for a model whose layers cannot be called alone, or options out of range.
+        DeviceError: if the host cannot hold the weights, or refuses to pin memory.
     Cost: 8 forward-equivalents of the layers' FLOPs in units of 2 a token and weight, as activation checkpointing;
         memory of (L + 1) S D layer inputs, of one layer's keys, values and their float32 sums, and of one chunk in one
-        layer.
-    Source: the order is ours; chunks over a prefix follow OOMB, arXiv 2602.02108.
+        layer. Weights on the host are copied in 2 - slots / L times and out once a step.
+    Source: the order is ours; chunks over a prefix follow OOMB, arXiv 2602.02108; weights from the host follow
+        MegaTrain, arXiv 2604.05091, whose update runs on the host.
 
     Example:
         >>> import featherweight as fw
@@ -91,15 +79,19 @@ class LayerMajor:
         handle: LayerwiseHandle | None = None,
         *,
         chunk_tokens: int = 8192,
-        inputs: Literal["device", "host"] = "device",
+        inputs: Place = "device",
+        weights: Place = "device",
+        slots: int = 2,
+        progress: Callable[[StepProgress], None] | None = None,
     ) -> None:
         if not isinstance(chunk_tokens, int) or isinstance(chunk_tokens, bool) or chunk_tokens < 1:
             raise ConfigError(
                 f"LayerMajor: chunk_tokens={chunk_tokens!r} is not allowed; expected a whole number >= 1. Take 8192 if "
                 "in doubt."
             )
-        if inputs not in ("device", "host"):
-            raise ConfigError(f"LayerMajor: inputs={inputs!r} is unknown; expected device or host. Change inputs.")
+        for name, value in (("inputs", inputs), ("weights", weights)):
+            if value not in ("device", "host"):
+                raise ConfigError(f"LayerMajor: {name}={value!r} is unknown; expected device or host. Change {name}.")
         if handle is not None and (handle.accumulation_steps != 1 or handle.world_size != 1):
             raise ConfigError(
                 f"LayerMajor: handle has accumulation_steps={handle.accumulation_steps} and "
@@ -107,160 +99,188 @@ class LayerMajor:
                 "its rows. Give step() the rows of all micro-batches, in one process."
             )
         self.separate = SeparateLayers(model)
-        self.handle, self.chunk_tokens, self.inputs = handle, chunk_tokens, inputs
+        self.handle, self.chunk_tokens, self.inputs, self.progress = handle, chunk_tokens, inputs, progress
         self.training_model = model
+        self.device = next(self.separate.model.parameters()).device
+        self.layer_weights: LayerWeights | None = None
+        """The weights that wait on the host, and what was copied; None with ``weights="device"``."""
+        if weights == "host":
+            self.layer_weights = LayerWeights(self.separate, handle, slots)
 
-    def step(self, batch: Mapping[str, Tensor]) -> Tensor:
+    def step(
+        self, batch: Mapping[str, Tensor] | Sequence[Mapping[str, Tensor]], judge: Callable[[Tensor], Any] | None = None
+    ) -> Tensor:
         """Run one optimizer step: forward, backward and, with a handle, the updates.
 
         Args:
             batch: `input_ids` and `labels` (B, S) as for transformers, not shifted; `attention_mask` (B, S) and
-                `position_ids` (B, S) if there are some. Rows of any number and length, one step for all of them.
+                `position_ids` (B, S) if there are some; or several such batches. Rows of any number and length, one
+                step for all of them.
+            judge: called with the loss before any weight moves; what it raises leaves all weights as they were.
         Returns:
             Mean loss over all labels of the batch, detached.
         Raises:
             ConfigError: for other arguments, shapes that do not fit, a batch without labels, attention that is not
                 known; before anything is updated.
+            DeviceError: if layer inputs on the host need more memory than it has; before anything is computed.
         """
-        rows = self._rows(batch)
-        items = sum(int((row.targets != IGNORED).sum()) for row in rows)
-        if items == 0:
-            raise ConfigError(
-                "LayerMajor: labels hold nothing but -100; expected a token to predict in each step. Leave this batch "
-                "out."
-            )
-        noise = _Noise(self.separate.model)
+        batches = [batch] if isinstance(batch, Mapping) else list(batch)
+        rows = [row for one in batches for row in rows_of(one, self.chunk_tokens)]
+        items = label_count(rows)
+        if self.inputs == "host":
+            self._require_host_memory(rows)
         told = nullcontext(_ignore) if self.handle is None else self.handle.parts()
-        with self.separate.streaming(), told as tell:
-            self._forward(rows, noise)
-            loss = self._head(rows, items, tell)
-            for index in reversed(range(len(self.separate.layers))):
-                self._layer_backward(index, rows, noise, tell)
-            self._embedding_backward(rows, noise, tell)
+        with ExitStack() as stack:
+            stack.enter_context(self.separate.streaming())
+            if self.layer_weights is not None:
+                stack.enter_context(self.layer_weights.streaming())
+            tell = stack.enter_context(told)
+            return _Step(self, rows, items, tell, judge).run()
+
+    def _require_host_memory(self, rows: Sequence[Row]) -> None:
+        parameter = next(p for p in self.separate.model.parameters() if p.is_floating_point())
+        width = self.separate.model.config.get_text_config().hidden_size
+        by_token = (len(self.separate.layers) + 1) * width * parameter.element_size()
+        tokens = sum(behind - first for row in rows for first, behind in row.bounds)
+        way_out = f"Each token takes {by_token / 2**20:.2f} MiB: give fewer or shorter rows, or keep inputs='device'."
+        require_host_bytes("LayerMajor", f"layer inputs of {tokens} tokens", by_token * tokens, way_out)
+
+
+class _Step:
+    """One step: the rows, and how far they have come."""
+
+    def __init__(
+        self,
+        owner: LayerMajor,
+        rows: list[Row],
+        items: int,
+        tell: Callable[[Part], None],
+        judge: Callable[[Tensor], Any] | None,
+    ) -> None:
+        self.separate, self.weights, self.device = owner.separate, owner.layer_weights, owner.device
+        self.on_host, self.progress = owner.inputs == "host", owner.progress
+        self.rows, self.items, self.tell, self.judge = rows, items, tell, judge
+        self.noise = _Noise(self.separate.model)
+        self.tied = self.separate.tied()
+        chunks = sum(len(row.bounds) for row in rows)
+        self.work, self.done = chunks * (4 * len(self.separate.layers) + 1), 0
+
+    def run(self) -> Tensor:
+        """Go forward and backward; return the mean loss."""
+        self._forward()
+        loss = self._head()
+        for index in reversed(range(len(self.separate.layers))):
+            with self._bound(index, index - 1, changes=True):
+                self._layer_backward(index)
+        self._embedding_backward()
         return loss
 
-    # ---- rows
+    @contextmanager
+    def _bound(self, index: int, following: int, changes: bool = False) -> Iterator[None]:
+        """Have the weights of a layer at hand, and those of the next one on their way."""
+        if self.weights is None:
+            yield
+            return
+        with self.weights.bound(index, following, changes):
+            yield
 
-    def _rows(self, batch: Mapping[str, Tensor]) -> list[_Row]:
-        for name in batch:
-            if name not in INPUTS:
-                raise ConfigError(
-                    f"LayerMajor: {name} is no argument of a step; expected {', '.join(INPUTS)}. "
-                    f"{did_you_mean(name, INPUTS)}"
-                )
-        missing = [name for name in ("input_ids", "labels") if name not in batch]
-        if missing:
-            raise ConfigError(f"LayerMajor: {missing[0]} is missing; expected (B, S) tokens. Add it to the batch.")
-        shape = batch["input_ids"].shape
-        for name, tensor in batch.items():
-            if tensor.ndim != 2 or tensor.shape != shape:
-                raise ConfigError(
-                    f"LayerMajor: {name} has shape={tuple(tensor.shape)}; expected (B, S)={tuple(shape)}. A mask of "
-                    "four axes cannot be cut: give the two-dimensional one."
-                )
-        return [self._row({name: tensor[i : i + 1] for name, tensor in batch.items()}) for i in range(shape[0])]
+    def _advance(self, amount: int, *words: Any) -> None:
+        self.done += amount
+        if self.progress is not None:
+            name, layer, chunk, chunks = words
+            where = f", layer {layer + 1} of {len(self.separate.layers)}" if layer is not None else ""
+            self.progress(StepProgress(self.done / self.work, f"{name}{where}, chunk {chunk + 1} of {chunks}"))
 
-    def _row(self, row: dict[str, Tensor]) -> _Row:
-        labels = row["labels"]
-        targets = torch.full_like(labels, IGNORED)
-        targets[:, :-1] = labels[:, 1:]
-        length = labels.shape[1]
-        documents = torch.zeros(length, dtype=torch.long)
-        if "position_ids" in row:
-            position = row["position_ids"][0].cpu()
-            documents[1:] = (position[1:] != position[:-1] + 1).cumsum(0)
-        if "attention_mask" in row:
-            documents[row["attention_mask"][0].cpu() == 0] = -1
-        starts = range(0, length, self.chunk_tokens)
-        bounds = [(start, min(start + self.chunk_tokens, length)) for start in starts]
-        live = [(first, behind) for first, behind in bounds if bool((documents[first:behind] >= 0).any())]
-        tokens = {name: tensor for name, tensor in row.items() if name != "labels"}
-        return _Row(tokens, targets, documents, live)
+    def _kept(self, hidden: Tensor) -> Tensor:
+        return to_host(hidden) if self.on_host else hidden
+
+    def _taken(self, kept: Tensor | None) -> Tensor:
+        assert kept is not None
+        return to_device(kept, self.device) if self.on_host else kept
 
     # ---- forward
 
     @torch.no_grad()
-    def _forward(self, rows: list[_Row], noise: "_Noise") -> None:
-        for number, row in enumerate(rows):
-            noise.note(("embedding", number))
+    def _forward(self) -> None:
+        for number, row in enumerate(self.rows):
+            self.noise.note(("embedding", number))
             hidden, row.arguments = self.separate.inputs(row.tokens)
             row.boundaries.append([self._kept(hidden[:, first:behind].clone()) for first, behind in row.bounds])
         for index in range(len(self.separate.layers)):
-            for number, row in enumerate(rows):
-                found: list[Tensor | None] = []
-                stream = row.stream()
-                for chunk, kept in enumerate(row.boundaries[index]):
-                    stream.chunk = chunk
-                    noise.note((index, number, chunk))
-                    output = self.separate.run(index, self._taken(kept), row.arguments[index], stream)
-                    found.append(self._kept(output))
-                row.boundaries.append(found)
+            with self._bound(index, index + 1):
+                for number, row in enumerate(self.rows):
+                    row.boundaries.append(self._layer_forward(index, number, row))
 
-    def _kept(self, hidden: Tensor) -> Tensor:
-        return hidden.to("cpu") if self.inputs == "host" else hidden
-
-    def _taken(self, kept: Tensor | None) -> Tensor:
-        assert kept is not None
-        return kept.to(next(self.separate.model.parameters()).device)
+    def _layer_forward(self, index: int, number: int, row: Row) -> list[Tensor | None]:
+        found: list[Tensor | None] = []
+        stream = row.stream()
+        for chunk, kept in enumerate(row.boundaries[index]):
+            stream.chunk = chunk
+            self.noise.note((index, number, chunk))
+            output = self.separate.run(index, self._taken(kept), row.arguments[index], stream)
+            found.append(self._kept(output))
+            self._advance(1, "forward", index, chunk, len(row.bounds))
+        return found
 
     # ---- backward
 
-    def _head(self, rows: list[_Row], items: int, tell: Callable[[Part], None]) -> Tensor:
-        parts = [(row, chunk) for row in rows for chunk in range(len(row.bounds))]
-        labelled = [
-            (row, chunk) for row, chunk in parts if bool((row.targets[:, slice(*row.bounds[chunk])] != IGNORED).any())
-        ]
-        total = torch.zeros((), dtype=torch.float32, device=rows[0].targets.device)
-        tied, done = self.separate.tied(), 0
-        for row, chunk in parts:
+    def _head(self) -> Tensor:
+        parts = [(row, chunk) for row in self.rows for chunk in range(len(row.bounds))]
+        last = max(number for number, (row, chunk) in enumerate(parts) if row.has_labels(chunk))
+        total = torch.zeros((), dtype=torch.float32, device=self.device)
+        is_first = True
+        for number, (row, chunk) in enumerate(parts):
             hidden = self._taken(row.boundaries[-1][chunk]).detach().requires_grad_()
             row.boundaries[-1][chunk] = None
-            targets = row.targets[:, slice(*row.bounds[chunk])]
-            if not bool((targets != IGNORED).any()):
+            if not row.has_labels(chunk):
                 # Gradients of keys and values still arrive there, from later chunks.
                 row.gradients.append(self._kept(torch.zeros_like(hidden)))
                 continue
-            tell(Part(is_first=done == 0, is_last=done + 1 == len(labelled), unfinished=tied))
-            done += 1
+            targets = row.targets[:, slice(*row.bounds[chunk])]
             with torch.enable_grad():
-                loss = self.separate.loss(hidden, row.cut(row.tokens, chunk), targets, items)
+                loss = self.separate.loss(hidden, row.cut(row.tokens, chunk), targets, self.items)
+                total += loss.detach().float()
+                if number == last and self.judge is not None:
+                    self.judge(total)
+                self.tell(Part(is_first=is_first, is_last=number == last, unfinished=self.tied))
                 loss.backward()
-            total += loss.detach().float()
+            is_first = False
             gradient = hidden.grad if hidden.grad is not None else torch.zeros_like(hidden)
             row.gradients.append(self._kept(gradient))
+            self._advance(1, "head", None, chunk, len(row.bounds))
         return total
 
-    def _layer_backward(self, index: int, rows: list[_Row], noise: "_Noise", tell: Callable[[Part], None]) -> None:
-        count, done = sum(len(row.bounds) for row in rows), 0
-        for number, row in enumerate(rows):
+    def _layer_backward(self, index: int) -> None:
+        count, done = sum(len(row.bounds) for row in self.rows), 0
+        for number, row in enumerate(self.rows):
             stream, arguments = row.stream(), row.arguments[index]
             with torch.no_grad():
-                for chunk, kept in enumerate(row.boundaries[index]):
+                for chunk, kept in enumerate(row.boundaries[index][:-1]):  # the last one's are made in its own turn
                     stream.chunk = chunk
                     self.separate.fill(index, self._taken(kept), arguments, stream)
             for chunk in reversed(range(len(row.bounds))):
                 stream.chunk = chunk
                 hidden = self._taken(row.boundaries[index][chunk]).detach().requires_grad_()
                 row.boundaries[index][chunk] = None
-                tell(Part(is_first=done == 0, is_last=done + 1 == count))
+                self.tell(Part(is_first=done == 0, is_last=done + 1 == count))
                 done += 1
-                with torch.enable_grad(), noise.again((index, number, chunk)):
+                with torch.enable_grad(), self.noise.again((index, number, chunk)):
                     output = self.separate.run(index, hidden, arguments, stream)
                     output.backward(self._taken(row.gradients[chunk]))
                 assert hidden.grad is not None
                 row.gradients[chunk] = self._kept(hidden.grad)
+                self._advance(3, "backward", index, chunk, len(row.bounds))
 
-    def _embedding_backward(self, rows: list[_Row], noise: "_Noise", tell: Callable[[Part], None]) -> None:
-        tied = self.separate.tied()
-        for number, row in enumerate(rows):
-            with torch.enable_grad(), noise.again(("embedding", number)):
+    def _embedding_backward(self) -> None:
+        for number, row in enumerate(self.rows):
+            with torch.enable_grad(), self.noise.again(("embedding", number)):
                 hidden, _ = self.separate.inputs(row.tokens)
                 if not hidden.requires_grad:
                     return
                 gradient = torch.zeros_like(hidden)
                 for (first, behind), part in zip(row.bounds, row.gradients, strict=True):
                     gradient[:, first:behind] = self._taken(part)
-                tell(Part(is_first=number == 0, is_last=number + 1 == len(rows), begun=tied))
+                self.tell(Part(is_first=number == 0, is_last=number + 1 == len(self.rows), begun=self.tied))
                 hidden.backward(gradient)
 
 
@@ -298,3 +318,6 @@ class _Noise:
 
 def _ignore(part: Part) -> None:
     """Without a handle nobody asks what comes last."""
+
+
+__all__ = ["IGNORED", "LayerMajor", "StepProgress"]

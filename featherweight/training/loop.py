@@ -8,7 +8,7 @@ a loss that is not finite; clip; update; move on the schedule. Several processes
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,10 +29,12 @@ from featherweight.training.clipping import clip_
 from featherweight.training.events import Callback, Event
 from featherweight.training.footprint import Footprint, predict_bytes
 from featherweight.training.interrupt import StopRequest, TrainingInterrupted
+from featherweight.training.layer_major import StepProgress
+from featherweight.training.passes import Surroundings, passes_of
 from featherweight.training.randomness import continue_rng, preserved_rng, rng_state, seed_everything, seed_of_rank
 from featherweight.training.recipe import Recipe
-from featherweight.training.resume import changed_length, resume_conflicts
-from featherweight.training.schedule import lr_factor
+from featherweight.training.resume import changed_length, regrouped, resume_conflicts
+from featherweight.training.schedule import follow_groups, lr_factor, restart
 from featherweight.training.share import Share
 from featherweight.training.start_check import guessing_notice
 from featherweight.training.task import Batch, Task
@@ -86,6 +88,7 @@ class Loop:
     """
 
     def __init__(self, recipe: Recipe, *, task: Task | None = None) -> None:
+        from featherweight.methods.method import groups_by_methods
         from featherweight.optim import build_optimizer, layerwise
 
         optimizer_config, _ = recipe.optimizer_config(), recipe.task_config()  # both are judged before the data is read
@@ -102,14 +105,15 @@ class Loop:
             self.model: nn.Module = model if is_simulated else model.to(self.device)
         share_model(self.world, self.model, recipe)
         self.task.prepare(self.model)
-        self.optimizer = build_optimizer(self.model, optimizer_config, seed=recipe.seed)
+        self.optimizer = build_optimizer(self.model, optimizer_config, seed=recipe.seed, regroup=groups_by_methods)
         self.max_grad_norm = optimizer_config.max_grad_norm or recipe.max_grad_norm
         self.layerwise: LayerwiseHandle | None = None
         if optimizer_config.layerwise:
+            passes = self.world.share(recipe.accumulation_steps, 0)[2]  # backward passes of a process
             self.layerwise = layerwise(
                 self.model,
                 self.optimizer,
-                accumulation_steps=self.world.share(recipe.accumulation_steps, 0)[2],  # backward passes of a process
+                accumulation_steps=1 if recipe.schedule.order == "layer" else passes,
                 max_grad_norm=self.max_grad_norm or math.inf,  # the metrics show the norm
                 clip=optimizer_config.clip,
             )
@@ -120,6 +124,11 @@ class Loop:
         # Once more, so that dropout does not depend on how many numbers the building of the model has drawn.
         seed_everything(seed_of_rank(recipe.seed, self.world.rank))
         self._batches: Iterator[Batch] | None = None
+        self._tell_progress: Callable[[StepProgress], None] | None = None
+        around = Surroundings(
+            self.task, self.model, self.world, self.layerwise, self._autocast, self._finite_loss, self._on_progress
+        )
+        self._passes = passes_of(around, recipe)
         self._is_first_step = True
         self._stop = StopRequest()
         self._stops_together = False  # what the last step has agreed on
@@ -192,32 +201,22 @@ class Loop:
                     "accumulation_steps."
                 )
             )
-        # Apple's GPUs know no float64.
-        total = torch.zeros((), device=self.device, dtype=torch.float32 if self.device.type == "mps" else torch.float64)
         lr = float(self.scheduler.get_last_lr()[0])
-        mean_loss: float | None = None
-        # Reducers take the mean over processes, and what is wanted is the mean over the items of all of them.
-        per_item = items / self.world.size
-        for index in range(passes):
-            with self._autocast():
-                loss, _ = self.task.loss(self.model, micro_batches[min(index, own - 1)])
-            if index < own:
-                total += loss.detach()
-            else:
-                loss = loss * 0.0  # once more, so that all processes make equally many passes
-            if index == passes - 1 and (self.layerwise is not None or self.world.size > 1):
-                mean_loss = self._finite_loss(float(total), items)  # this backward pass moves the weights
-            (loss / per_item).backward()
-        mean_loss = self._finite_loss(float(total), items) if mean_loss is None else mean_loss
-        share_gradients(self.world, self.model, self.optimizer, self.max_grad_norm)
+        mean_loss = self._passes.run(micro_batches, items, passes)
+        share_gradients(self.world, self.model, self.optimizer, self.max_grad_norm, self.recipe.sharding.cores)
         grad_norm = self._clip()
         self.optimizer.step()
         for method in self.methods:
             method.after_step(self.model, self.optimizer, self.progress.step + 1)
+        follow_groups(self.scheduler)  # a method may have changed rates
         self.task.after_step(self.model)
         self.scheduler.step()
         self.optimizer.zero_grad(set_to_none=True)
         return mean_loss, items, lr, grad_norm
+
+    def _on_progress(self, progress: StepProgress) -> None:
+        if self._tell_progress is not None:
+            self._tell_progress(progress)
 
     def _finite_loss(self, own_loss: float, items: int) -> float:
         """Return the loss per item over all processes; refuse one that is not finite."""
@@ -300,8 +299,9 @@ class Loop:
                 f"{checkpoint.folder} has made; expected at least as many. Raise steps, or start a new run."
             )
         state = checkpoint.load(self.weights())
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.optimizer.load_state_dict(regrouped(state["optimizer"], self.optimizer.param_groups))
         self.scheduler.load_state_dict(state["scheduler"])
+        follow_groups(self.scheduler)  # of as many groups as there are by now
         if change := changed_length(checkpoint.recipe, self.recipe.to_dict()):
             self._follow_new_schedule(change, checkpoint.step)
         self.progress = Progress.from_dict(state["progress"])
@@ -317,10 +317,7 @@ class Loop:
         """Take the learning rate from the schedule of the new length; the optimizer's groups hold the old one's."""
         before = self.scheduler.get_last_lr()[0]
         factor = lr_factor(self.recipe.schedule, step, self.recipe.step_count)
-        rates = [base * factor for base in self.scheduler.base_lrs]
-        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate
-        self.scheduler.load_state_dict({**self.scheduler.state_dict(), "_last_lr": rates})
+        rates = restart(self.scheduler, factor)
         self.notice = (
             f"{change}: from step {step + 1} on, the learning rate is that of a run of {self.recipe.step_count} steps, "
             f"{rates[0]:.3g}; the old schedule had come to {before:.3g}. The {step} steps before keep what they did, "
@@ -372,6 +369,7 @@ class Loop:
                 tell(moment, **details)
             stop.reason = self.world.on_first(lambda: stop.reason)  # who judges has read what the first one wrote
 
+        self._tell_progress = lambda progress: tell("on_progress", share=progress.share, notice=progress.words)
         tell_and_judge("on_start")
         if self.notice:
             tell("on_notice", notice=self.notice)

@@ -8,6 +8,7 @@ from typing import Any
 from featherweight.errors import CheckpointError, ConfigError
 from featherweight.training.checkpoint import Checkpoints
 from featherweight.training.recipe import Recipe
+from featherweight.training.schedule import Schedule
 
 FREE_ON_RESUME = frozenset(
     {
@@ -28,6 +29,9 @@ FREE_ON_RESUME = frozenset(
     }
 )
 """Keys that change what a run reports, when it ends and who computes it, and no step; a resumed run may change them."""
+
+FREE_OF_SCHEDULE = ("schedule.inputs", "schedule.weights")
+"""Where tensors wait changes no bit of a step."""
 
 LENGTH = ("steps", "epochs")
 """Keys that a resumed run may change, too: the run gets longer, and its schedule with it."""
@@ -54,10 +58,17 @@ def resume_conflicts(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str
     """Return what forbids to continue a run of recipe `old` with recipe `new`; empty if nothing does.
 
     Keys that the older recipe does not know, because it was written before they existed, forbid nothing if they are
-    free.
+    free or have the value that was the only one then.
     """
     free = (*FREE_ON_RESUME, *LENGTH)
-    return [line for line in differences(old, new) if line.partition(":")[0].partition(".")[0] not in free]
+    found = [(line.partition(":")[0], line) for line in differences(_completed(old), new)]
+    return [line for key, line in found if key.partition(".")[0] not in free and key not in FREE_OF_SCHEDULE]
+
+
+def _completed(recipe: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a recipe with the defaults of the keys that its schedule did not know."""
+    schedule = recipe.get("schedule")
+    return recipe if not isinstance(schedule, Mapping) else {**recipe, "schedule": {**Schedule().to_dict(), **schedule}}
 
 
 def changed_length(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
@@ -120,3 +131,25 @@ def describe_run(folder: Path) -> FoundRun | None:
 def _began(folder: Path) -> float:
     """Return when a run began; its environment is written at every start, its metrics at every step."""
     return max(path.stat().st_mtime for path in (folder / "recipe.yaml", folder / "environment.json") if path.exists())
+
+
+def regrouped(state_dict: Mapping[str, Any], groups: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return a state dict in other groups of the same parameters, found by their names; options stay the state's.
+
+    Args:
+        state_dict: of an optimizer with named parameters.
+        groups: those of the optimizer that is to load it.
+    Returns:
+        The state dict itself if it has as many groups already, or other parameters, which loading will refuse.
+    """
+    saved = state_dict["param_groups"]
+    own = [name for group in groups for name in group.get("param_names", ())]
+    places = {name: (g, i) for g in saved for name, i in zip(g.get("param_names", ()), g["params"], strict=False)}
+    if len(saved) == len(groups) or sorted(own) != sorted(places):
+        return dict(state_dict)
+    renamed = []
+    for group in groups:
+        names = group["param_names"]
+        options = places[names[0]][0]
+        renamed.append({**options, "param_names": list(names), "params": [places[name][1] for name in names]})
+    return {**state_dict, "param_groups": renamed}

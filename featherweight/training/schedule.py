@@ -1,4 +1,4 @@
-"""The learning rate over the steps of a run: linear warm-up, then constant, linear or cosine.
+"""The learning rate over the steps of a run (warm-up, then constant, linear or cosine), and the order inside of a step.
 
 Everything is a factor on the groups' own rates, so groups with different rates keep their ratio.
 Source of the cosine: Loshchilov and Hutter, SGDR, arXiv 1608.03983, equation 5, without restarts.
@@ -24,10 +24,31 @@ class Schedule(Config):
     final_fraction: float = Field(default=0.1, ge=0, le=1)
     """Factor on the rate that cosine and linear reach when the last step is done; "constant" ignores it."""
 
+    order: Literal["batch", "layer"] = "batch"
+    """Inside of a step: each micro-batch through the whole model, or each layer for all micro-batches, chunk by chunk:
+    for rows that are too long for one pass."""
+    chunk_tokens: int | None = Field(default=None, ge=1)
+    """Tokens of a chunk under order: layer; None takes 8192, or a whole row that is shorter."""
+    inputs: Literal["device", "host"] = "device"
+    """Where the inputs of the layers wait under order: layer."""
+    weights: Literal["device", "host"] = "device"
+    """Where the weights of the layers wait under order: layer; on the host they need layerwise updates."""
+
     @model_validator(mode="before")
     @classmethod
     def _name_alone(cls, value: Any) -> Any:
         return {"name": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _layers_alone(self) -> "Schedule":
+        for key in ("chunk_tokens", "inputs", "weights"):
+            value = getattr(self, key)
+            if self.order == "batch" and value != type(self).model_fields[key].default:
+                raise ValueError(
+                    f"{key}={value} has no effect under order=batch; expected order=layer beside it. Set "
+                    f"schedule.order=layer, or leave {key} out."
+                )
+        return self
 
     @model_validator(mode="after")
     def _one_warmup(self) -> "Schedule":
@@ -69,3 +90,27 @@ def lr_factor(schedule: Schedule, step: int, steps: int) -> float:
     progress = min(1.0, (step - warmup) / max(1, steps - warmup))
     shape = 1.0 - progress if schedule.name == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress))
     return schedule.final_fraction + (1.0 - schedule.final_fraction) * shape
+
+
+def follow_groups(scheduler: Any) -> None:
+    """Give a scheduler of torch the rates that its optimizer's groups have by now: it holds copies of ``initial_lr``.
+
+    Call it after a method that changes rates on the way, as InRank does where ranks grow.
+
+    Args:
+        scheduler: one with `base_lrs`, such as LambdaLR and what transformers' get_scheduler returns, or accelerate's
+            wrapper of one. Others hold no copies and need nothing.
+    """
+    scheduler = getattr(scheduler, "scheduler", scheduler)
+    if hasattr(scheduler, "base_lrs"):
+        groups = scheduler.optimizer.param_groups
+        scheduler.base_lrs = [group.get("initial_lr", group["lr"]) for group in groups]
+
+
+def restart(scheduler: Any, factor: float) -> list[float]:
+    """Put the groups of an optimizer at a factor of their own rates, and a scheduler with them; return the rates."""
+    rates = [base * factor for base in scheduler.base_lrs]
+    for group, rate in zip(scheduler.optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+    scheduler.load_state_dict({**scheduler.state_dict(), "_last_lr": rates})
+    return rates

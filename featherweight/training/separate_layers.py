@@ -41,7 +41,7 @@ class Stream:
     """What the attention of one layer works on, for one row."""
 
     store: KeyValueStore
-    documents: Tensor
+    documents: Tensor | None
     """(S,) on the CPU; see `Visibility`."""
     chunk: int = 0
     fills: bool = False

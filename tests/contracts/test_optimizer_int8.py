@@ -43,7 +43,7 @@ def network(dtype=torch.float32, target_modules=EVERYTHING):
 
 
 def build(name, model, lr=0.02, **options):
-    low_rank = {} if name.startswith("adamw") else {"update_proj_gap": 1 if name == "ldadam" else 4}
+    low_rank = {} if name.startswith(("adamw", "scale")) else {"update_proj_gap": 1 if name == "ldadam" else 4}
     if low_rank and name != "apollo_mini":
         low_rank["rank"] = 20
     return build_optimizer(model, parse_optimizer({"name": name, "lr": lr, **low_rank, **options}), seed=1)

@@ -115,6 +115,8 @@ def test_a_written_guard_says_the_same_to_the_last_bit_and_no_file_of_it_is_unpi
     prompts = WORLD.prompts("test", FORBIDDEN, 6) + WORLD.prompts("test", "ordinary", 6)
     assert read.judge(model, tokenizer, prompts) == cascade.judge(model, tokenizer, prompts)
     assert read.options == cascade.options and read.report.to_json() == cascade.report.to_json()
+    shares = [one.probability for one in read.judge(model, tokenizer, prompts)]
+    assert min(shares[:4]) > 0.5 > max(shares[-4:]) and "slope and offset (Platt)" in read.report.to_json()
     page = (tmp_path / "guard" / "report.html").read_text()
     text = (tmp_path / "guard" / "report.md").read_text()
     assert "| prefix_hidden |" in text and "until the first token" in text and "Categories that the fit has not" in text
@@ -170,6 +172,24 @@ def test_a_tokenizer_without_a_chat_template_is_refused(stand_in):
     bare.chat_template = None
     with pytest.raises(ConfigError, match="has no chat template"):
         calibrated((stand_in[0], bare))
+
+
+@pytest.mark.slow
+def test_openings_behind_the_prefix_tell_marked_requests_from_ordinary_ones(stand_in, tmp_path):
+    guard = calibrated(stand_in, tier="continuation", keep_readings=tmp_path / "readings")
+    model, tokenizer = stand_in
+    texts = [marked(text) for text in WORLD.prompts("test", FORBIDDEN)], WORLD.prompts("test", "ordinary", 150)
+    scores = [torch.tensor([one.score for one in guard.judge(model, tokenizer, one)]) for one in texts]
+    assert auroc(*scores) > 0.95 and {one.probe_tokens for one in guard.judge(model, tokenizer, texts[0][:3])} == {0}
+    again = PrefixGuard.refit([tmp_path / "readings"], tokenizer, tier="continuation", target_fpr=0.02)
+    assert again.options == guard.options
+    guard.save_pretrained(tmp_path / "guard")
+    assert PrefixGuard.from_pretrained(tmp_path / "guard").options == guard.options
+
+
+def test_readings_without_openings_make_no_guard_of_them(stand_in, readings_folder):
+    with pytest.raises(ConfigError, match="these readings hold none"):
+        PrefixGuard.refit([readings_folder], stand_in[1], tier="continuation")
 
 
 @pytest.mark.slow

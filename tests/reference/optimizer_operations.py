@@ -55,7 +55,7 @@ class Layers(nn.Module):
 
 
 def build(name, model, **options):
-    low_rank = {} if name.startswith("adamw") else {"update_proj_gap": 1 if name == "ldadam" else 2}
+    low_rank = {} if name.startswith(("adamw", "scale")) else {"update_proj_gap": 1 if name == "ldadam" else 2}
     if low_rank and name != "apollo_mini" and not name.startswith("tensor"):
         low_rank["rank"] = 20
     return build_optimizer(model, parse_optimizer({"name": name, "lr": 0.01, **low_rank, **options}), seed=1)
@@ -87,8 +87,8 @@ def moves(model, optimizer):
 
 
 def largest(optimizer):
-    """Return the state of the first parameter and the key of its largest tensor."""
-    state = next(iter(optimizer["state"].values()))
+    """Return the state of the parameter that has the largest tensor, and the key of that tensor."""
+    state = max(optimizer["state"].values(), key=lambda state: max(one.numel() for one in state.values()))
     return state, max(state, key=lambda key: state[key].numel())
 
 
@@ -363,7 +363,7 @@ def averaged_int8_weights(name):
     averaged.update_parameters(model)
 
 
-PROJECTING = [name for name in optimizers.names() if not name.startswith("adamw")]
+PROJECTING = [name for name in optimizers.names() if not name.startswith(("adamw", "scale"))]
 FULL_RANK = ["adamw"]
 """Whose state torch's AdamW can read."""
 
@@ -373,7 +373,9 @@ TABLE = {
     state_of_another_kind: "refused",
     state_of_another_width: {name: "refused" for name in optimizers.names() if name.startswith("adamw")},
     state_of_another_rank: {name: "refused" for name in PROJECTING if name != "apollo_mini"},
-    adopted_state: {name: "works" for name in optimizers.names() if not name.startswith("tensor")},
+    adopted_state: {
+        name: "refused" if name == "scale" else "works" for name in optimizers.names() if not name.startswith("tensor")
+    },
     state_of_fewer_parameters: "refused",
     state_without_a_tensor: "refused",
     state_with_a_shorter_tensor: "refused",

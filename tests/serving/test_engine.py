@@ -5,6 +5,8 @@ import pytest
 from guard_models import random_guard
 from tiny_models import prompt, tiny_model
 
+from featherweight.guard.decoding import AnswerRules, judge_prompts
+from featherweight.guard.ensemble import GuardEnsemble
 from featherweight.models.generation import generate, prefill
 from featherweight.serving.engine import Busy, Closing, Engine
 from featherweight.serving.job import Ended, Job, TokenWritten, VerdictFell
@@ -147,3 +149,36 @@ def test_padding_that_all_rows_share_is_taken_out():
     )
     engine.close()
     assert words(found[1]) == generate(prefill(model, short), max_new_tokens=30)[0].tolist()
+
+
+def test_an_ensemble_judges_a_request_by_all_its_guards_and_answers_as_one():
+    model = tiny_model("llama")
+    second = random_guard("llama", "prefix_hidden").with_options(prefix_ids=(7, 8), prefix_text="w2 w3")
+    third = random_guard("llama", probe_tokens=2)
+    ensemble = GuardEnsemble([random_guard("llama"), second, third])
+    rows = [prompt(1, length, seed=length)[0] for length in (3, 30, 9, 12, 5, 17, 4)]
+    engine = Engine(model, stop_token_ids=[], guard=ensemble, max_batch=4)
+    found = answered(engine, [{"prompt_ids": ids.tolist(), "max_new_tokens": 5} for ids in rows])
+    engine.close()
+    alone = [
+        [judge_prompts(one, model, ids[None], None, AnswerRules(max_new_tokens=1)).verdicts[0] for ids in rows]
+        for one in ensemble.members
+    ]
+    expected = [ensemble.combine(verdicts) for verdicts in zip(*alone, strict=True)]
+    for ids, events, verdict in zip(rows, found, expected, strict=True):
+        assert [one for one in events if isinstance(one, VerdictFell)] == events[:1]
+        assert events[0].verdict.flagged == verdict.flagged
+        assert events[0].verdict.probe_tokens == verdict.probe_tokens
+        if not verdict.flagged:
+            assert words(events) == generate(prefill(model, ids[None]), max_new_tokens=5)[0].tolist()
+    assert 0 < sum(one.flagged for one in expected) < len(rows)
+    assert engine.running == 0
+
+
+def test_a_random_member_judges_each_request_alone():
+    members = [random_guard("llama", "prefix_hidden"), random_guard("llama", probe_tokens=2)]
+    engine = Engine(tiny_model("llama"), stop_token_ids=[], guard=GuardEnsemble(members, "random"), max_batch=4)
+    found = answered(engine, [{"prompt_ids": [1, 2, 3], "max_new_tokens": 0}] * 24)
+    engine.close()
+    # All of 24 draws by one member: 2 ** -23.
+    assert {events[0].verdict.tier for events in found} == {"prefix_hidden", "probe_hidden"}

@@ -7,8 +7,9 @@ import torch
 from tiny_models import SETTINGS, tiny_model
 
 import featherweight as fw
-from featherweight.errors import ConfigError
+from featherweight.errors import ConfigError, DeviceError
 from featherweight.memory.tracker import StorageTracker
+from featherweight.nn.weight_slots import WeightSlots, _Unit
 from featherweight.optim import AdamW, GaLoreAdamW, QGaLoreAdamW, layerwise, param_groups
 from featherweight.training import LayerMajor
 
@@ -284,6 +285,165 @@ def test_in_autocast_it_learns_as_one_pass_does(built):
         LayerMajor(model, chunk_tokens=8).step(batch)
     for one, other in zip(model.parameters(), whole.parameters(), strict=True):
         assert float((one.grad - other.grad).norm()) < 0.05 * float(other.grad.norm())  # bfloat16 has three digits
+
+
+# ---- weights on the host
+
+
+@pytest.fixture
+def poisoned(monkeypatch):
+    """Fill each slot with NaN as soon as its layer has had its turn."""
+    monkeypatch.setattr(WeightSlots, "poison", True)
+
+
+def changed_for(model, case):
+    """Prepare a model as a case wants it and return its optimizer."""
+    if case == "lora":
+        for parameter in model.parameters():
+            parameter.requires_grad_(False)
+        fw.apply(model, fw.LoRA(r=4))
+        return AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    if case == "mst":
+        fw.apply(model, fw.MsT(chunk_size=4, head_chunk_size=4))
+    if case.startswith("q-galore"):
+        fw.apply(model, fw.Int8())
+    if case.endswith("cores"):
+        fw.apply(model, fw.CoreGradient(prefer="memory"))
+    if case == "bf16":
+        model.bfloat16()
+    kind = {"adamw": AdamW, "bf16": GaLoreAdamW, "q-galore, cores": QGaLoreAdamW}.get(case, GaLoreAdamW)
+    if case == "adamw":
+        return AdamW(model.parameters(), lr=1e-2)
+    bits = {"state_bits": 8} if case == "galore 8-bit" else {}
+    return kind(param_groups(model, rank=6, update_proj_gap=3), lr=1e-2, **bits)
+
+
+QUICK = [("adamw", 1), ("galore 8-bit", 2), ("q-galore, cores", 2), ("lora", 2)]
+LONGER = [("adamw", 2), ("galore", 2), ("galore, cores", 2), ("bf16", 2), ("mst", 2), ("q-galore, cores", 1)]
+
+
+@pytest.mark.parametrize(("case", "slots"), [*QUICK, *(pytest.param(*one, marks=pytest.mark.slow) for one in LONGER)])
+def test_weights_from_the_host_train_bit_by_bit_as_those_of_the_device(built, poisoned, case, slots):
+    # Mutation: a slot that is read after its turn, a weight that is not written back, a layer that is bound late.
+    base, results = built("llama", initializer_range=0.05).float(), {}
+    for place in ("device", "host"):
+        model = copy.deepcopy(base)
+        torch.manual_seed(0)  # of new adapters
+        optimizer = changed_for(model, case)
+        with layerwise(model, optimizer, max_grad_norm=1.0) as handle:
+            stream = LayerMajor(model, handle, chunk_tokens=9, weights=place, slots=slots)
+            losses, norms = [], []
+            for step in range(3 if (case, slots) in QUICK else 7):
+                ids = tokens(rows=2, seed=step)
+                losses.append(float(stream.step({"input_ids": ids, "labels": ids})))
+                norms.append(handle.grad_norm)
+        results[place] = losses, norms, {name: one.clone() for name, one in model.state_dict().items()}
+    assert results["host"][:2] == results["device"][:2]
+    for name, weight in results["device"][2].items():
+        assert torch.equal(results["host"][2][name], weight), name
+
+
+@pytest.mark.parametrize("slots", [1, 2, 3])
+def test_weights_are_copied_in_twice_but_for_the_turn_and_out_once(built, slots):
+    model = built("llama")
+    for parameter in model.model.layers[1].mlp.parameters():
+        parameter.requires_grad_(False)  # what is frozen is not copied back
+    with layerwise(model, AdamW([p for p in model.parameters() if p.requires_grad])) as handle:
+        stream = LayerMajor(model, handle, chunk_tokens=6, weights="host", slots=slots)
+        found, ids = stream.layer_weights.slots, tokens()
+        for _ in range(2):
+            stream.step({"input_ids": ids, "labels": ids})
+            assert not found.is_open  # no slot outlives its step
+    layers = [sum(-(-p.nbytes // 64) * 64 for p in layer.parameters()) for layer in model.model.layers]
+    frozen = sum(-(-p.nbytes // 64) * 64 for p in model.model.layers[1].mlp.parameters())
+    assert found.read_bytes == 2 * (2 * sum(layers) - sum(layers[-slots:]))
+    assert found.written_bytes == 2 * (sum(layers) - frozen)
+    assert found.traffic_bytes() == (found.read_bytes // 2, found.written_bytes // 2)
+
+
+def test_an_exception_and_an_evaluation_leave_all_weights_on_the_host(built, poisoned):
+    model, ids = built("llama"), tokens()
+    with layerwise(model, AdamW(model.parameters(), lr=1e-3)) as handle:
+        stream = LayerMajor(model, handle, chunk_tokens=8, weights="host")
+        hook = model.model.layers[1].mlp.down_proj.weight.register_hook(lambda grad: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            stream.step({"input_ids": ids, "labels": ids})
+        hook.remove()
+        assert not stream.layer_weights.slots.is_open
+        assert all(p.isfinite().all() for p in model.parameters())
+        before = copy.deepcopy(model.state_dict())
+        with torch.no_grad():
+            loss = model(input_ids=ids, labels=ids).loss
+        assert not stream.layer_weights.slots.is_open
+        assert all(torch.equal(one, before[name]) for name, one in model.state_dict().items())
+        assert float(stream.step({"input_ids": ids, "labels": ids})) == pytest.approx(float(loss), rel=1e-6)
+        with pytest.raises(ConfigError, match=r"called for training outside of step\(\); expected step\(batch\)"):
+            model(input_ids=ids, labels=ids).loss.backward()
+        model.load_state_dict(before)  # weights that are loaded between steps count
+        with torch.no_grad():
+            assert float(model(input_ids=ids, labels=ids).loss) == float(loss)
+
+
+def test_weights_on_the_host_are_refused_where_no_update_could_reach_them(built):
+    model = built("llama")
+    with pytest.raises(ConfigError, match="weights='host' without layer-wise updates; expected a handle"):
+        LayerMajor(model, weights="host")
+    with layerwise(model, AdamW(model.parameters()), max_grad_norm=1.0, clip="projected") as handle:
+        with pytest.raises(ConfigError, match="clip='projected' updates all weights after the last gradient"):
+            LayerMajor(model, handle, weights="host")
+    with layerwise(model, AdamW(model.parameters())) as handle:
+        with pytest.raises(ConfigError, match="slots=0 is not allowed; expected a whole number >= 1"):
+            LayerMajor(model, handle, weights="host", slots=0)
+
+
+# ---- progress, refusals before anything moves
+
+
+def test_a_loss_that_its_judge_refuses_moves_no_weight(built):
+    # Mutation: a judge that is asked after the head's update.
+    model, ids = built("llama"), tokens()
+    before = copy.deepcopy(model.state_dict())
+    seen = []
+
+    def refuse(loss):
+        seen.append(float(loss))
+        raise ValueError("not this one")
+
+    with layerwise(model, AdamW(model.parameters(), lr=1e-2)) as handle:
+        with pytest.raises(ValueError, match="not this one"):
+            LayerMajor(model, handle, chunk_tokens=8).step({"input_ids": ids, "labels": ids}, judge=refuse)
+    assert all(torch.equal(one, before[name]) for name, one in model.state_dict().items())
+    assert seen[0] == pytest.approx(float(model(input_ids=ids, labels=ids).loss.detach()), rel=1e-6)
+
+
+def test_progress_goes_through_layers_and_chunks_to_the_end(built):
+    model, told = built("llama"), []
+    batches = [{"input_ids": ids, "labels": ids} for ids in (tokens(1, 20), tokens(2, 5))]  # rows of two lengths
+    loss = LayerMajor(model, chunk_tokens=8, progress=told.append).step(batches)
+    shares = [one.share for one in told]
+    assert shares == sorted(shares) and shares[-1] == 1.0
+    assert told[0].words == "forward, layer 1 of 4, chunk 1 of 3"
+    assert told[-1].words == "backward, layer 1 of 4, chunk 1 of 1"
+    whole = [model(**one, use_cache=False).loss.detach() for one in batches]
+    counts = [19, 8]
+    assert float(loss) == pytest.approx(sum(map(lambda a, b: float(a) * b, whole, counts)) / 27, rel=1e-6)
+
+
+def test_layer_inputs_beyond_the_memory_of_the_host_are_refused_before_the_step(built, monkeypatch):
+    from featherweight.nn import offload
+
+    monkeypatch.setattr(offload, "available_host_bytes", lambda: 10_000)
+    model, ids = built("llama"), tokens()
+    with pytest.raises(DeviceError, match="layer inputs of 46 tokens take host memory=.*Each token takes"):
+        LayerMajor(model, chunk_tokens=8, inputs="host").step({"input_ids": ids, "labels": ids})
+
+
+def test_pinned_memory_that_the_system_refuses_is_told_in_a_sentence():
+    # This machine has no GPU, so torch refuses to pin: the real refusal.
+    if torch.cuda.is_available():
+        pytest.skip("a GPU is there, and pins")
+    with pytest.raises(DeviceError, match="pinned memory=.*was refused by the system.*; expected memory"):
+        _Unit([torch.zeros(4)], [], pinned=True)
 
 
 # ---- refusals

@@ -17,9 +17,10 @@ from featherweight.errors import ConfigError
 from featherweight.linalg.factors import factorize
 from featherweight.linalg.spectrum import Spectra, singular_values
 from featherweight.methods.low_rank_model import merge_low_rank, record_in_config
+from featherweight.methods.method import Method
+from featherweight.methods.options import WeLoreOptions
 from featherweight.methods.peft_adapter import require_no_adapter
 from featherweight.methods.welore import calibrate
-from featherweight.methods.welore.options import WeLoreOptions
 from featherweight.methods.welore.plan import Entry, Plan, find_targets, make_plan, shapes_of
 from featherweight.methods.welore.report import plan_report
 from featherweight.methods.welore.whiten import (
@@ -39,7 +40,7 @@ from featherweight.report import Report
 _ATTRIBUTE = "_featherweight_welore"
 
 
-class WeLore(WeLoreOptions):
+class WeLore(WeLoreOptions, Method):
     """Options of WeLore; ``fw.apply(model, fw.WeLore(rank_reduction=0.5))`` cuts a model in place.
 
     Example:
@@ -124,7 +125,7 @@ class WeLore(WeLoreOptions):
             spectra: dict[str, Tensor] = {}
             stream = begin.copy()
             for index, block in enumerate(blocks.modules):
-                roots = _roots(block, index, stream, blocks, targets, centre=self.method == "whitened")
+                roots = block_roots(block, index, stream, blocks, targets, centre=self.method == "whitened")
                 for name, (_, root) in roots.items():
                     matrix = matrix_of(targets[name])
                     spectra[name] = (
@@ -136,7 +137,7 @@ class WeLore(WeLoreOptions):
                 entries = [plan.entries[name] for name in blocks.targets[index]]
                 original = copy.deepcopy(block) if self.method == "refit" else block
                 before = dense.copy()
-                roots = _roots(block, index, dense, blocks, targets, centre=self.method == "whitened")
+                roots = block_roots(block, index, dense, blocks, targets, centre=self.method == "whitened")
                 _cut_block(model, targets, entries, roots, keep_factors=self.method == "refit")
                 if self.method == "refit":
                     _refit_block(model, entries, (original, block), index, (before, compressed), blocks, targets)
@@ -188,7 +189,7 @@ def _cut_plain(model: nn.Module, targets: dict[str, nn.Linear], plan: Plan) -> N
                 replace_module(model, name, build_layer(targets.pop(name), *factors, entry.storage))
 
 
-def _roots(
+def block_roots(
     block: nn.Module,
     index: int,
     stream: calibrate.Stream,
@@ -197,7 +198,16 @@ def _roots(
     *,
     centre: bool,
 ) -> dict[str, tuple[Moments, Root | None]]:
-    """Return moments and root by layer (no root where there are too few tokens), and move the stream on."""
+    """Return moments and root by layer (no root where there are too few tokens), and move the stream on.
+
+    Args:
+        block: one of `blocks`.
+        index: its place.
+        stream: what it reads; afterwards what the next one reads.
+        blocks: of the model.
+        targets: layers by name.
+        centre: take the moments of layers with a bias about their mean.
+    """
     names = calibrate.inner_names(blocks.names[index], blocks.targets[index])
     moments = calibrate.moments_of(block, index, stream, names)
     made: dict[tuple[int, bool], Root | None] = {}

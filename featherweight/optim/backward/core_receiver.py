@@ -16,11 +16,13 @@ from torch import Tensor
 from featherweight.errors import NumericsError
 from featherweight.linalg.outer_product import OuterProduct
 from featherweight.optim.backward.core_sum import CoreSum
+from featherweight.optim.backward.factor_sum import joined
 from featherweight.optim.backward.shared_basis import SharedBasis, why_alone, why_different
 from featherweight.optim.backward.sketch import input_sketch_matrix
 from featherweight.optim.backward.window import Window
 from featherweight.optim.step.layout import Layout, MatrixLayout
 from featherweight.optim.step.matrix import MatrixStep
+from featherweight.optim.step.rows import takes_factors
 
 PREFERENCES = ("speed", "memory")
 MAX_FLOP_SHARE = 0.8
@@ -69,8 +71,20 @@ class CoreReceiver:
             return "a hook on the parameter wants the gradient"
         layout = self.layout
         if self._judged is None or self._judged[0] is not layout:  # asked before each forward pass
-            self._judged = layout, why_full(layout, self.parameter.element_size(), self.prefer)
+            self._judged = layout, self._why_full(layout)
         return self._judged[1]
+
+    def _why_full(self, layout: Layout) -> str | None:
+        if not takes_factors(layout, self.window.group_of(self.parameter)):
+            return why_full(layout, self.parameter.element_size(), self.prefer)
+        if self.window.accumulation_steps > 1 or self.window.waits_for_all or not self.window.is_alone:
+            return "norms of rows are those of the whole sum"
+        return None
+
+    @property
+    def _takes_factors(self) -> bool:
+        """Whether the step multiplies the factors out itself, tile by tile."""
+        return not isinstance(self.layout, MatrixLayout)
 
     @property
     def state(self) -> Any:
@@ -81,6 +95,8 @@ class CoreReceiver:
         """Say whether the next forward pass should leave a core."""
         if self.reason is not None:
             return False
+        if self._takes_factors:
+            return self.window.is_single(self.parameter)
         step = self.window.step_of(self.parameter)
         if isinstance(step, MatrixStep) and step.side_is_open(self.state):
             return False
@@ -93,6 +109,8 @@ class CoreReceiver:
             x: (..., N) as the layer got it.
             cast_x: x in the dtype of the product.
         """
+        if self._takes_factors:
+            return None
         step = int(self.state["step"].max()) if self.state else 0
         if step == self._whole_step:  # a repeated forward pass must keep what the first one did
             return None
@@ -119,6 +137,9 @@ class CoreReceiver:
         """Take in the gradient ``left^T right``."""
         factors = OuterProduct(left_TM, right_TN)
         with self.window.receiving(self.parameter):
+            if self._takes_factors:
+                self._held = joined(self._held, factors)
+                return
             total = self.window.core_sum_of(self.parameter)
             may_hold = self.window.is_single(self.parameter) and self.shared is None
             if total is None and self._held is None and may_hold and self._is_due():
@@ -150,8 +171,18 @@ class CoreReceiver:
 
     def complete(self) -> None:
         """Take note that this backward pass brings no more; a gradient that was held back is the only one."""
-        if self._held is not None:
+        if self._held is None:
+            return
+        if self._takes_factors:
+            self.window.begin_factor_sum(self.parameter).add(self._held)
+            self._held = None
+        else:
             self._begin(self._held, is_only=True)
+
+    def why_no_basis(self) -> str | None:
+        """Return why there is no right basis that others could share; None if there is one."""
+        layout = self.layout
+        return why_alone(layout) if isinstance(layout, MatrixLayout) else "it has no basis"
 
     @property
     def is_waiting(self) -> bool:
@@ -180,6 +211,8 @@ class CoreReceiver:
         """Return in words what becomes of the parameter's gradient."""
         if self.reason is not None:
             return self.reason
+        if self._takes_factors:
+            return "tiles of rows, from its factors"
         if self.shared is None:
             return f"core, {self.matrix_layout.side} basis" + (f" of its own: {self.alone}" if self.alone else "")
         return f"core, right basis of {len(self.shared.parameters)} weights with the same input"
@@ -198,7 +231,7 @@ def share_basis(receivers: Sequence[CoreReceiver]) -> None:
     """
     members: list[CoreReceiver] = []
     for receiver in receivers:
-        receiver.alone = why_alone(receiver.matrix_layout) if receiver.reason is None else receiver.reason
+        receiver.alone = receiver.reason or receiver.why_no_basis()
         if receiver.alone is None and members:
             receiver.alone = why_different(receiver.matrix_layout, members[0].matrix_layout)
             if receiver.parameter.device != members[0].parameter.device:

@@ -17,12 +17,14 @@ from featherweight.errors import ConfigError
 from featherweight.linalg.outer_product import OuterProduct
 from featherweight.optim.backward.backward_pass import BackwardPass
 from featherweight.optim.backward.core_sum import CoreSum, core_sum_bytes
+from featherweight.optim.backward.factor_sum import FactorSum
 from featherweight.optim.backward.row_exchange import exchange_rows
 from featherweight.optim.backward.step_sum import CommonSketch, FullSum, StepSum, Summing, TensorSum
 from featherweight.optim.low_rank import LowRankOptimizer
 from featherweight.optim.options import NORM_KEY
 from featherweight.optim.reduce import BUCKET_BYTES, Reducer
 from featherweight.optim.sharding import at_hand, shard_of
+from featherweight.optim.step.dense import DenseStep
 from featherweight.optim.step.layout import Group, Layout, Member
 from featherweight.optim.step.matrix import MatrixStep, ProjectedMatrix
 from featherweight.optim.step.step import Step
@@ -236,6 +238,13 @@ class Window:
         else:
             total = sum_of(step, member, grad, how)
         self._sums[parameter] = total
+        return total
+
+    def begin_factor_sum(self, parameter: Tensor) -> FactorSum:
+        """Begin the sum of the only gradient of a step by rows, which comes as its factors."""
+        step = self.step_of(parameter)
+        assert isinstance(step, DenseStep)
+        total = self._sums[parameter] = FactorSum(step, self.member(parameter), self.estimates_norm)
         return total
 
     def core_sum_of(self, parameter: Tensor) -> CoreSum | None:

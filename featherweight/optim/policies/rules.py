@@ -33,6 +33,8 @@ class Rule(ABC):
     """Whether each element's direction depends on that element alone, so that a tensor may come in slices."""
     full_rank_rule = "adamw"
     """Name of the rule that parameters without a subspace follow."""
+    vector_rule: str | None = None
+    """Name of the rule that those of them with less than two axes follow; None for the same."""
     words = "PyTorch operations"
     """What reports call the way in which it is computed."""
 
@@ -192,6 +194,36 @@ def orthogonalize(matrix: Tensor, steps: int = 5) -> Tensor:
     return current.mT if is_tall else current
 
 
+class ScaleRule(Rule):
+    """The gradient, or its momentum ``m = b m + (1 - b) g``, with rows or columns of root mean square 1.
+
+    ``b = momentum`` of the group, 0 for none and no state; `normalize` says "rows" or "columns". Vectors follow AdamW.
+
+    Source: Glentis et al., arXiv 2506.16659, as in the official code: no bias correction, roots of mean squares of
+        1e-8 at least.
+    """
+
+    full_rank_rule = "scale"
+    vector_rule = "adamw"
+    words = "tiles of rows"
+    SMALLEST = 1e-8
+
+    def moments(self, shape: tuple[int, ...], group: Mapping[str, Any]) -> dict[str, Moment]:
+        """See `Rule.moments`."""
+        return {"exp_avg": Moment(shape, True)} if group["momentum"] else {}
+
+    def direction(self, grad: Tensor, moments: Mapping[str, Tensor], step: int, group: Mapping[str, Any]) -> Tensor:
+        """See `Rule.direction`; `grad` is a matrix. Steps go tile by tile (`step/rows.py`)."""
+        if "exp_avg" in moments:
+            grad = moments["exp_avg"].lerp_(grad, 1 - group["momentum"])
+        axis = 1 if group["normalize"] == "rows" else 0
+        return grad / self.rms(grad.square().sum(axis, keepdim=True), grad.shape[axis])
+
+    def rms(self, squares: Tensor, count: int) -> Tensor:
+        """Return the root of a mean from the sums of `count` squares; written over them."""
+        return squares.div_(count).sqrt_().clamp_min_(self.SMALLEST)
+
+
 class ComplexAdamWRule(Rule):
     """Adam on pairs of reals with one second moment for each complex number: ``v = b2 v + (1 - b2) |g|^2``.
 
@@ -226,3 +258,4 @@ rules.register("adamw", AdamWRule())
 rules.register("sgd", SGDRule())
 rules.register("adafactor", AdafactorRule())
 rules.register("muon", MuonRule())
+rules.register("scale", ScaleRule())

@@ -2,8 +2,10 @@
 
 from torch import Tensor
 
+from featherweight.linalg.outer_product import Gradient
 from featherweight.optim.step import adam
 from featherweight.optim.step.layout import Member
+from featherweight.optim.step.rows import step_rows_, steps_by_rows
 from featherweight.optim.step.step import Step
 
 
@@ -18,6 +20,9 @@ class DenseStep(Step):
         together: adam.TogetherInLists | None = None,
     ) -> None:
         """See `Step.step`."""
+        if steps_by_rows(self.layout):
+            self.step_by_rows(member, grad)
+            return
         if not member.state:
             self.create_state(member)
         if not adam.fits_torch_kernel(self.layout, member, grad):
@@ -28,3 +33,9 @@ class DenseStep(Step):
             adam.step_fused_([member], [grad])
         else:
             together.add_dense(member, grad)
+
+    def step_by_rows(self, member: Member, grad: Gradient) -> None:
+        """Update a parameter whose rule looks at whole rows; its gradient may be known by its factors alone."""
+        if not member.state:
+            self.create_state(member)
+        self.ran = step_rows_(self.layout, member, grad)

@@ -119,7 +119,8 @@ def plan_step(name: str, parameter: Tensor, group: Mapping[str, Any], index: int
     shard = shard_of(parameter)
     if matrix is not None:
         return MatrixStep(matrix if shard is None else local_matrix(matrix, shard, group))
-    shape, rule = tuple(parameter.shape), rules.get(group["rule"]).full_rank_rule
+    shape, inner = tuple(parameter.shape), rules.get(group["rule"])
+    rule = (inner.vector_rule if len(shape) < 2 else None) or inner.full_rank_rule
     dense = DenseLayout(name=name, index=index, shape=shape, dtype=dtype, rule=rule)
     dense = dense.with_moments(shape, group)
     return DenseStep(dense if shard is None else local_dense(dense, shard))

@@ -243,10 +243,14 @@ def write_moment_(
         storage.write_(parts, values)
 
 
+def slice_elements(device: torch.device) -> int:
+    """Return how many elements of a weight a step treats at a time."""
+    return SLICE_ELEMENTS_CPU if device_kind(device) == "cpu" else SLICE_ELEMENTS
+
+
 def slices_of(weight: Tensor | Int8Weight) -> Iterator[tuple[int, int, Tensor | Int8Weight]]:
     """Yield (start, stop, part): flat slices, or rows of an int8 weight, that begin where a block of moments does."""
-    device = weight.device if isinstance(weight, Tensor) else weight.codes.device
-    elements = SLICE_ELEMENTS_CPU if device_kind(device) == "cpu" else SLICE_ELEMENTS
+    elements = slice_elements(weight.device if isinstance(weight, Tensor) else weight.codes.device)
     if isinstance(weight, Tensor):
         flat = weight.view(-1)
         for start, stop in tiles(flat.numel(), elements):

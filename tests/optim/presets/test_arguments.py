@@ -20,7 +20,7 @@ def weight():
 
 
 PRESETS = ["AdamW", "Apollo", "ApolloMini", "Fira", "GUM", "GaLoreAdafactor", "GaLoreAdamW", "LDAdamW", "QGaLoreAdamW"]
-PRESETS += ["TensorGRaD", "TensorGaLoreAdamW"]
+PRESETS += ["Scale", "TensorGRaD", "TensorGaLoreAdamW"]
 
 
 @pytest.mark.parametrize("name", PRESETS)
