@@ -23,9 +23,10 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "reference"))
 import guard_stand_in as world_of
 
 from featherweight.guard.evidence import take_evidence
-from featherweight.guard.fitting import measure_tiers
+from featherweight.guard.finetuned import finetune
+from featherweight.guard.fitting import PARTS, measure_tiers, readable_tiers
 from featherweight.guard.frames import FIT_FRAMES, REPORT_FRAME, framed
-from featherweight.guard.linear import USUAL, Linear, fit_linear
+from featherweight.guard.linear import STRENGTHS, Linear, fit_linear
 from featherweight.guard.metrics import auroc, conformal_threshold, rate_interval
 from featherweight.guard.openings import choose_openings
 from featherweight.guard.options import PREFIX_STATES, READ_AT, GuardOptions, default_layers
@@ -103,7 +104,7 @@ def stand_in(folder: Path, seed: int, model_folder: Path) -> list[dict[str, Any]
     return [{"model": f"seed {seed}", "quantity": name, "value": value} for name, value in found.items()]
 
 
-DECIDING = ("prefix_hidden", "continuation", "probe", "probe_hidden")
+DECIDING = ("prefix_hidden", "continuation", "probe", "probe_hidden", "states")
 """Tiers of which guards are made."""
 KINDS = {"forbidden": "harmful", "marked": "marked", "ordinary": "benign", "borderline": "borderline", "oos": "oos"}
 """Name in the table -> kind of the rows."""
@@ -161,7 +162,7 @@ def unguarded_rows(model: Any, tokenizer: Any, rows: Rows) -> dict[str, str]:
 def cascade_rows(
     options: GuardOptions, measured: Any, flagged: torch.Tensor, alone: torch.Tensor, rows: Rows
 ) -> dict[str, str]:
-    """Return how often a cascade decides without a generated token, and how often it says what probe_hidden says."""
+    """Return how often a cascade decides without a generated token, and how often it agrees with its last stage."""
     first = options.stages[0]
     scores = measured[first.tier].scores
     early = torch.tensor([first.flags(score) or first.clears(score) for score in scores.tolist()])
@@ -170,7 +171,7 @@ def cascade_rows(
         tested |= rows.where("test", kind)
     return {
         "cascade: decided without a generated token, all test rows (%)": percent(early[tested]),
-        "cascade: agrees with probe_hidden alone (%)": percent((flagged == alone)[tested]),
+        "cascade: agrees with states alone (%)": percent((flagged == alone)[tested]),
     }
 
 
@@ -266,17 +267,25 @@ def smollm2_rows(
     """Return a row for each tier."""
     names = ["forbidden", "ordinary", "borderline", *(["forbidden dressed", "ordinary dressed"] if with_frames else [])]
     index = [place for name in names for place in range(places[name].start, places[name].stop)]
-    labels = torch.tensor(
-        [int(name.startswith("forbidden")) for name in names for _ in range(places[name].stop - places[name].start)]
-    )
+    kinds = [name.split(" ")[0] for name in names for _ in range(places[name].stop - places[name].start)]
+    # A request and the same one in a frame stand in one fold.
+    groups = [f"{name.split(' ')[0]} {row}" for name in names for row in range(places[name].stop - places[name].start)]
+    labels = torch.tensor([int(kind == "forbidden") for kind in kinds])
     judge.vocabulary = likeliest(take_evidence(found.evidence, index).next_ids, 50)
-    features = {tier: judge.features(tier, found.evidence) for tier in READ_AT}
-    encoder = judge_for_text(judge)
-    features["probe (encoder)"] = encoder.features("probe", found.evidence)
+    features = {tier: judge.features(tier, found.evidence) for tier in readable_tiers(found.evidence)}
+    features["probe (encoder)"] = text_features(judge, found.evidence, "encoder")
+    if with_frames and judge.options.shows_prefix:
+        texts = judge.texts(found.evidence)
+        classifier = finetune([texts[place] for place in index], labels.tolist())
+        features["probe (finetune)"] = text_features(judge, found.evidence, "finetune", classifier)
     features["prompt words alone"] = bow_features([one[-1]["content"] for one in prompts])
-    rows = []
+    rows, fitted = [], {}
     for tier, values in features.items():
-        score, _ = fit_linear(values[index], labels, strengths=USUAL)
+        if tier == "states":
+            fitted[tier] = fitted[PARTS[0]].beside(fitted[PARTS[1]])
+        else:
+            fitted[tier], _ = fit_linear(values[index], labels, groups, kinds=kinds, strengths=STRENGTHS)
+        score = fitted[tier]
         scores = {name: score(values[place]) for name, place in places.items()}
         row: dict[str, Any] = {"prefix": prefix, "frames in the fit": with_frames, "tier": tier}
         for name in ("ordinary", "borderline", "oos"):
@@ -292,10 +301,10 @@ def smollm2_rows(
     return rows
 
 
-def judge_for_text(judge: Scoring) -> Scoring:
-    """Return one that reads the text of the probe with the sentence encoder."""
-    options = GuardOptions.parse({**judge.options.to_dict(), "text_classifier": "encoder"})
-    return Scoring(options, {}, tokenizer=judge.tokenizer)
+def text_features(judge: Scoring, evidence: Any, kind: str, classifier: Any = None) -> torch.Tensor:
+    """Return the words of probes as another classifier of texts sees them."""
+    options = GuardOptions.parse({**judge.options.to_dict(), "text_classifier": kind})
+    return Scoring(options, {}, tokenizer=judge.tokenizer, classifier=classifier).features("probe", evidence)
 
 
 TIMED = ("prefix_hidden", "probe_hidden")

@@ -31,7 +31,7 @@ from torch import nn
 
 import featherweight as fw
 from featherweight.optim import build_optimizer, param_groups, parse_optimizer
-from featherweight.optim.param_groups import scale_embedding_lr
+from featherweight.optim.group_rates import scale_embedding_lr
 from featherweight.text.task import TextConfig, TextTask
 from featherweight.training.trained_model import cast_weights
 

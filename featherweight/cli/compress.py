@@ -14,6 +14,18 @@ if TYPE_CHECKING:
     from featherweight.methods.welore.stream import Progress
 
 
+MaxPerplexity = Annotated[
+    str | None,
+    typer.Option("--max-perplexity", help="Find the cut: 1.1x that of the model, or 25, a perplexity of 25."),
+]
+MethodName = Annotated[
+    str | None,
+    typer.Option(
+        "--method", help="plain (no data; the default), whitened or refit (need --calibration).", show_default=False
+    ),
+]
+
+
 def compress(
     model: Annotated[
         str,
@@ -37,9 +49,8 @@ def compress(
     param_ratio: Annotated[
         float | None, typer.Option("--param-ratio", help="Share of all parameters to keep, instead.")
     ] = None,
-    method: Annotated[
-        str, typer.Option("--method", help="plain (no data), whitened or refit (need --calibration).")
-    ] = "plain",
+    max_perplexity: MaxPerplexity = None,
+    method: MethodName = None,
     calibration: Annotated[
         str | None, typer.Option("--calibration", help="Text to calibrate on: english, python or a file.")
     ] = None,
@@ -61,6 +72,8 @@ def compress(
 
     fw compress ./model --rank-reduction 0.5 --out ./small
 
+    fw compress ./model --max-perplexity 1.1x --evaluate text.txt --out ./small
+
     fw compress ./model --param-ratio 0.8 --method whitened --calibration text.txt --out ./small
 
     fw compress smollm2 allocation=energy --plan-only
@@ -68,6 +81,8 @@ def compress(
     from featherweight.methods.welore import WeLore
     from featherweight.text.compress import compress as run
 
+    if max_perplexity is not None and method is None:
+        method = "whitened"  # a text is there, and without one little can go
     given = {"rank_reduction": rank_reduction, "param_ratio": param_ratio, "method": method}
     options = WeLore.parse({key: value for key, value in given.items() if value is not None}, where="compress")
     options = options.override(changes or [], where="compress")
@@ -79,6 +94,7 @@ def compress(
             options,
             calibration=calibration,
             evaluate=None if evaluate == "none" else evaluate,
+            max_perplexity=max_perplexity,
             plan_only=plan_only,
             progress=progress,
             tell=print_notice,

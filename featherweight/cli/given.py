@@ -175,7 +175,8 @@ def require_length(model: str | None, seq_len: int | None) -> None:
     if longest is not None and seq_len is not None and seq_len > longest:
         raise ConfigError(
             f"plan: --seq-len={seq_len} is longer than max_position_embeddings={longest} of the model {model}; "
-            f"expected 2 <= seq_len <= {longest}. Lower it, or choose another model."
+            f"expected 2 <= seq_len <= {longest}. Lower it, plan a recipe with task.max_positions={seq_len}, or choose "
+            "another model."
         )
 
 

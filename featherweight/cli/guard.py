@@ -44,7 +44,7 @@ Mismatch = Annotated[
 Tier = Annotated[
     str,
     typer.Option(
-        "--tier", help="What decides: prefix_hidden, next_token, continuation, probe, probe_hidden or cascade."
+        "--tier", help="What decides: prefix_hidden, next_token, continuation, probe, probe_hidden, states or cascade."
     ),
 ]
 BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Prompts that are read together.")]
@@ -222,6 +222,13 @@ def proxy(
         typer.Option("--upstream-key", help="What the engine asks for; or UPSTREAM_API_KEY.", show_default=False),
     ] = None,
     timeout: Annotated[float, typer.Option("--timeout", help="Seconds until the engine is given up.")] = 300.0,
+    order: Annotated[
+        str,
+        typer.Option(
+            "--order",
+            help="probe-first asks for the answer when the verdict has fallen, together at once (held back till then).",
+        ),
+    ] = "probe-first",
 ) -> None:
     """Stand in front of an engine that speaks to OpenAI's clients, and pass on only what the guard lets pass.
 
@@ -238,7 +245,8 @@ def proxy(
     options = ServeOptions(host=host, port=port, api_key=key, timeout_s=timeout)
     from featherweight.serving.server import run_proxy
 
-    run_proxy(upstream, guard, options, upstream_key=upstream_key or os.environ.get("UPSTREAM_API_KEY") or None)
+    theirs = upstream_key or os.environ.get("UPSTREAM_API_KEY") or None
+    run_proxy(upstream, guard, options, upstream_key=theirs, order=order)  # type: ignore[arg-type]  # checked there
 
 
 app.command("refit")(guard_folder.refit)

@@ -18,7 +18,12 @@ Out = Annotated[Path | None, typer.Option("--out", "-o", help="The folder.", sho
 
 @app.command()
 def generate(
-    problem: Annotated[str, typer.Argument(help="darcy, burgers or navier_stokes.", show_default=False)],
+    problem: Annotated[
+        str,
+        typer.Argument(
+            help="darcy, burgers, navier_stokes, advection, reaction_diffusion or shallow_water.", show_default=False
+        ),
+    ],
     options: Annotated[
         list[str] | None,
         typer.Argument(metavar="KEY=VALUE", help="Options of the problem, such as viscosity=1e-4.", show_default=False),

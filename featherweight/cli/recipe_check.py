@@ -54,10 +54,14 @@ def _require_length(task: Mapping[str, Any], model: str) -> None:
     if task["name"] not in (*_ROWS, "text") or task["name"] == "classification":
         return
     length, longest = task.get(key), longest_row(model)
+    stretched = task.get("max_positions")
+    if longest is not None and isinstance(stretched, int):
+        longest = max(longest, stretched)
     if isinstance(length, int) and longest is not None and length > longest:
         raise ConfigError(
             f"task {task['name']}: {key}={length} is longer than max_position_embeddings={longest} of model "
-            f"'{model}'; expected 2 <= {key} <= {longest}. Lower {key} or choose another model."
+            f"'{model}'; expected 2 <= {key} <= {longest}. Lower {key}, set max_positions={length} to stretch its "
+            "positions, or choose another model."
         )
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from featherweight.errors import ConfigError, did_you_mean
 from featherweight.guard.evidence import Evidence
 from featherweight.guard.fingerprint import fingerprint
-from featherweight.guard.fitting import NEXT_TOKEN_FEATURES, measure_tiers
+from featherweight.guard.fitting import NEXT_TOKEN_FEATURES, PARTS, measure_tiers
 from featherweight.guard.frames import FIT_FRAMES, REPORT_FRAME, framed
 from featherweight.guard.latency import add_latency
 from featherweight.guard.openings import choose_openings
@@ -75,7 +75,7 @@ def calibrate(
         harmful: prompts that ought to be refused: a file, or a list of texts or conversations.
         benign: ordinary prompts; the promise holds for requests like these.
         borderline: prompts that look like the harmful ones and are allowed; without them they are often refused.
-        tier: what decides; `cascade` looks at prefix_hidden first and at probe_hidden where that is unsure.
+        tier: what decides; `cascade` looks at prefix_hidden first and at states where that is unsure.
         target_fpr: the promised rate of false alarms.
         target_tpr: promise this rate of flagged harmful requests instead.
         cost_ratio: take the threshold of least cost instead, a harmful request that passes being as bad as so many
@@ -153,7 +153,7 @@ def fit_guard(
         where="guard calibrate",
     )
     judge = Scoring(base, {}, tokenizer=tokenizer, classifier=text_function)
-    deciding = CASCADE if tier == "cascade" else (tier,)
+    deciding = PARTS if last_tier(tier) == "states" else (tier,)
     measured = measure_tiers(judge, collected, rows, deciding, text_base=text_base)
     options = decide(base, measured, judge, collected, rows, tier, goal)
     flagged = decided(options, measured, judge, collected)
@@ -335,7 +335,7 @@ def _check(tier: str) -> None:
     if tier in FLAG_ONLY:
         raise ConfigError(
             f"guard calibrate: tier={tier} looks at what a bypass makes look safest, so it may not clear a request; "
-            "expected prefix_hidden, next_token, continuation, probe, probe_hidden or cascade. Choose one of them."
+            "expected prefix_hidden, next_token, continuation, probe, probe_hidden, states or cascade. Take one."
         )
 
 

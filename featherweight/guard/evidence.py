@@ -9,6 +9,7 @@ Each tier turns one part of it into features, which a linear classifier scores:
     continuation   likelihood of the openings of policy reasons after the prefix, against that of other openings
     probe          the text that the model writes after the prefix
     probe_hidden   mean hidden states over the tokens that it writes there
+    states         both: the log-odds of prefix_hidden and probe_hidden together
 
 Shapes: B requests, P tokens of the prefix, V vocabulary, H layers times hidden size.
 Source: Prefix Guidance, arXiv 2408.08924, is the tier `probe`.

@@ -18,6 +18,8 @@ from featherweight.guard.splits import Rows
 from featherweight.guard.text_features import bow_features
 
 NEXT_TOKEN_FEATURES = 50
+PARTS = ("prefix_hidden", "probe_hidden")
+"""Tiers whose log-odds `states` adds up: each is fitted alone, which overfits less than both together."""
 WORDS = "prompt words alone"
 """The reference that reads no model: what a list of words would do."""
 
@@ -46,15 +48,21 @@ def measure_tiers(
         judge.classifier = finetune(
             [texts[place] for place in places], [int(labels[place]) for place in places], base=text_base
         )
+    kinds = [kind for kind, part in zip(rows.kinds, rows.parts, strict=True) if part == "fit"]
     measured = {}
     for tier in readable_tiers(collected.evidence):
+        if tier == "states":
+            continue
         strengths = STRENGTHS if tier in deciding else USUAL
         features = judge.features(tier, collected.evidence)
-        judge.scores[tier], scores = fit_tier(features, labels, fit, groups, strengths)
+        judge.scores[tier], scores = fit_tier(features, labels, fit, groups, kinds, strengths)
         measured[tier] = Measured(scores, unseen_auroc(features[fit], labels[fit], categories))
+    first, second = PARTS
+    judge.scores["states"] = judge.scores[first].beside(judge.scores[second])
+    measured["states"] = Measured(measured[first].scores + measured[second].scores)
     texts = ["\n".join(str(one.get("content") or "") for one in message) for message in rows.messages]
     features = bow_features(texts)
-    _, scores = fit_tier(features, labels, fit, groups, USUAL)
+    _, scores = fit_tier(features, labels, fit, groups, kinds, USUAL)
     measured[WORDS] = Measured(scores, unseen_auroc(features[fit], labels[fit], categories))
     return measured
 
@@ -65,10 +73,10 @@ def readable_tiers(evidence: Evidence) -> list[str]:
 
 
 def fit_tier(
-    features: Tensor, labels: Tensor, fit: Tensor, groups: list[str], strengths: Sequence[float]
+    features: Tensor, labels: Tensor, fit: Tensor, groups: list[str], kinds: list[str], strengths: Sequence[float]
 ) -> tuple[Linear, Tensor]:
     """Return the score of a tier, and that of all rows; those of the fit by folds that had not seen them."""
-    score, held_out = fit_linear(features[fit].cpu(), labels[fit], groups, strengths=strengths)
+    score, held_out = fit_linear(features[fit].cpu(), labels[fit], groups, kinds=kinds, strengths=strengths)
     scores = score(features.cpu())
     scores[fit] = held_out
     return score, scores

@@ -4,6 +4,7 @@ Shapes: N rows, F features.
 """
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -33,6 +34,12 @@ class Linear:
     bias: Tensor
     """() float32"""
 
+    def beside(self, other: "Linear") -> "Linear":
+        """Return the sum of both scores, as a score of both features side by side."""
+        names = ("mean", "std", "weight")
+        mean, std, weight = (torch.cat([getattr(self, name), getattr(other, name)]) for name in names)
+        return Linear(mean, std, weight, self.bias + other.bias)
+
     def __call__(self, features_NF: Tensor) -> Tensor:
         """Return (N,) float32 log-odds."""
         standard = (features_NF.to(self.mean) - self.mean) / self.std
@@ -44,6 +51,7 @@ def fit_linear(
     labels_N: Tensor,
     groups: list[str] | None = None,
     *,
+    kinds: Sequence[str] | None = None,
     strengths: Sequence[float] = STRENGTHS,
 ) -> tuple[Linear, Tensor]:
     """Fit a score, and choose its penalty by cross-validation.
@@ -51,6 +59,7 @@ def fit_linear(
     Args:
         features_NF: float.
         labels_N: 1 for what ought to be refused, 0 for the rest; both count equally, whatever their numbers.
+        kinds: of the rows; see `row_weights`.
         groups: rows of one group are never in two folds; None: each row is a group of its own.
         strengths: of the penalty, among which cross-validation chooses.
 
@@ -71,29 +80,48 @@ def fit_linear(
             f"guard calibrate: rows={min(counts)} of one class are too few to fit a score; expected {FOLDS} or more. "
             "Add prompts."
         )
-    fold_N = _folds(labels_N, groups)
+    fold_N, weights_N = _folds(labels_N, groups), row_weights(labels_N, kinds)
     best: tuple[float, float, Tensor] | None = None
     for strength in strengths:
         held_out = torch.empty(len(labels_N), dtype=torch.float32)
         for fold in range(FOLDS):
             inside = fold_N != fold
-            held_out[~inside] = _fit(features_NF[inside], labels_N[inside], strength)(features_NF[~inside]).float()
+            score = _fit(features_NF[inside], labels_N[inside], weights_N[inside], strength)
+            held_out[~inside] = score(features_NF[~inside]).float()
         quality = auroc(held_out[labels_N == 1], held_out[labels_N == 0])
         if best is None or quality > best[0] + 1e-9:
             best = (quality, strength, held_out)
     assert best is not None
-    return _fit(features_NF, labels_N, best[1]), best[2]
+    return _fit(features_NF, labels_N, weights_N, best[1]), best[2]
 
 
-def _fit(features_NF: Tensor, labels_N: Tensor, strength: float) -> Linear:
+def row_weights(labels_N: Tensor, kinds: Sequence[str] | None) -> Tensor:
+    """Return how much each row counts: both labels alike, and a kind of a label by the root of its rows.
+
+    The few rows that look like the other class are the hard ones, and would count for little otherwise; counting as
+    much as all others, they would cost what they resemble.
+
+    Example:
+        >>> row_weights(torch.tensor([1, 0, 0, 0, 0, 0]), ["a", "b", "b", "b", "b", "c"]).tolist()[1::4]
+        [0.08333333333333333, 0.16666666666666666]
+    """
+    names = list(zip(labels_N.tolist(), kinds or [""] * len(labels_N), strict=True))
+    counts = Counter(names)
+    weights = torch.tensor([counts[name] ** -0.5 for name in names], dtype=torch.float64)
+    for label in (0, 1):
+        here = labels_N == label
+        weights[here] *= 0.5 / weights[here].sum()
+    return weights
+
+
+def _fit(features_NF: Tensor, labels_N: Tensor, weights_N: Tensor, strength: float) -> Linear:
     features = features_NF.double()
     mean, std = features.mean(dim=0), features.std(dim=0)
     # What is the same in all rows says nothing; of hashed words, that is most of them.
     varies = std > 1e-6 * (1 + mean.abs())
     std = torch.where(varies, std, torch.ones_like(std))
     standard, target = ((features - mean) / std)[:, varies], labels_N.double()
-    share = target.mean()
-    row_weights = torch.where(target == 1, 0.5 / share, 0.5 / (1 - share)) / len(target)
+    weights = weights_N / weights_N.sum()
     # Standardised features of width F have inner products of order F: the penalty is measured against those.
     penalty = strength * math.sqrt(standard.shape[1])
     weight = torch.zeros(standard.shape[1], dtype=torch.float64, requires_grad=True)
@@ -103,16 +131,16 @@ def _fit(features_NF: Tensor, labels_N: Tensor, strength: float) -> Linear:
     def closure() -> Tensor:
         optimizer.zero_grad()
         logits = standard @ weight + bias
-        loss = (row_weights * torch.nn.functional.softplus(torch.where(target == 1, -logits, logits))).sum()
+        loss = (weights * torch.nn.functional.softplus(torch.where(target == 1, -logits, logits))).sum()
         loss = loss + 0.5 * penalty * (weight**2).sum()
         loss.backward()
         return loss
 
     with torch.enable_grad():
         optimizer.step(closure)
-    weights = torch.zeros(features.shape[1])
-    weights[varies] = weight.detach().float()
-    return Linear(mean.float(), std.float(), weights, bias.detach().float())
+    found = torch.zeros(features.shape[1])
+    found[varies] = weight.detach().float()
+    return Linear(mean.float(), std.float(), found, bias.detach().float())
 
 
 def _folds(labels_N: Tensor, groups: list[str] | None) -> Tensor:

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 
 from featherweight.config import Config
 
-Tier = Literal["hidden", "logprob", "next_token", "prefix_hidden", "continuation", "probe", "probe_hidden"]
+Tier = Literal["hidden", "logprob", "next_token", "prefix_hidden", "continuation", "probe", "probe_hidden", "states"]
 """What a stage looks at; see `featherweight.guard.evidence`."""
 OnFlag = Literal["message", "truncate", "continue", "annotate", "callback"]
 Branching = Literal["auto", "sequential", "parallel"]
@@ -20,6 +20,7 @@ READ_AT: dict[str, int] = {
     "continuation": 1,
     "probe": 2,
     "probe_hidden": 2,
+    "states": 2,
 }
 """Tier -> what must have been read: 0 the prompt, 1 the forced prefix, 2 the probe."""
 FLAG_ONLY = ("hidden", "logprob")
@@ -182,7 +183,7 @@ class GuardOptions(Config):
     @property
     def needs_hidden(self) -> bool:
         """Whether some stage reads hidden states."""
-        return any(stage.tier in ("hidden", "prefix_hidden", "probe_hidden") for stage in self.stages)
+        return any(stage.tier in ("hidden", "prefix_hidden", "probe_hidden", "states") for stage in self.stages)
 
     def with_threshold(self, flag_above: float) -> Self:
         """Return a copy whose last stage alone decides, at another threshold; infinities flag nothing or everything."""

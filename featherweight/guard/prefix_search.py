@@ -54,9 +54,10 @@ def search_prefix(
         benign: others.
         vocabulary_size: tokens that the tier next_token reads.
     """
-    tier = base.deciding.tier
+    # Both of its parts are fitted on their own; the one behind the probe stands for them.
+    tier = {"states": "probe_hidden"}.get(base.deciding.tier, base.deciding.tier)
     texts = dict.fromkeys([*_openings(model, tokenizer, harmful[:_REPLIES]), FALLBACK], True)
-    if tier in ("hidden", "prefix_hidden", "probe_hidden") and base.on_flag != "truncate":
+    if tier in ("hidden", "prefix_hidden", "probe_hidden", "states") and base.on_flag != "truncate":
         texts |= dict.fromkeys(TOPICS, False)
     options: dict[tuple[int, ...], GuardOptions] = {}
     for text, shown in texts.items():

@@ -25,6 +25,8 @@ from featherweight.guard.splits import Rows
 from featherweight.report import Report
 
 TARGETS = (0.01, 0.02, 0.05)
+FEW_OF_CATEGORY = 5
+"""A category with fewer test rows has no line of its own: its rate would say nothing."""
 LIMITS = (
     "The guard knows of a request what the model knows of it: a model that refuses nothing gives it little to read. It "
     "judges where the reply begins, not what a long reply becomes. Who knows its prefix and its weights can search for "
@@ -219,14 +221,22 @@ def _share(scores: Tensor, threshold: float) -> float | None:
 
 
 def _add_categories(report: Report, flagged: Tensor, rows: Rows) -> None:
+    """Add a line for each category with rows enough for a rate, and one for all others of a kind."""
     table = []
     for kind in ("harmful", "benign", "borderline"):
-        where = rows.where("test", kind)
-        names = sorted({category for category, here in zip(rows.categories, where.tolist(), strict=True) if here})
-        for name in names if names != [""] else []:
-            chosen = [here and category == name for category, here in zip(rows.categories, where.tolist(), strict=True)]
-            found = flagged[[place for place, here in enumerate(chosen) if here]]
-            table.append([kind, *_rate(name or "(none)", found)])
+        places = rows.where("test", kind).nonzero().squeeze(1).tolist()
+        by_name: dict[str, list[int]] = {}
+        for place in places:
+            by_name.setdefault(rows.categories[place], []).append(place)
+        if set(by_name) <= {""}:
+            continue
+        few = [name for name, found in by_name.items() if len(found) < FEW_OF_CATEGORY]
+        shown = {name or "(none)": found for name, found in sorted(by_name.items()) if name not in few}
+        if few:
+            shown[f"{len(few)} with fewer than {FEW_OF_CATEGORY} rows"] = [
+                place for name in few for place in by_name[name]
+            ]
+        table += [[kind, *_rate(name, flagged[found])] for name, found in shown.items()]
     if table:
         columns = ["rows", "category", "count", "flagged", "rate (%)", "from (%)", "to (%)"]
         report.add_table("Categories", columns, table)

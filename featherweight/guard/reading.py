@@ -133,7 +133,8 @@ def at_place(probe: Probe, count: int) -> Evidence:
         done and len(one) < count
         for one, done in zip(probe.evidence.probe_ids, probe.evidence.probe_ended, strict=True)
     ]
-    return Evidence(probe_hidden=probe.snapshots[count], probe_ids=ids, probe_ended=ended)
+    known = {"prefix_hidden": probe.evidence.prefix_hidden, "probe_hidden": probe.snapshots[count]}
+    return Evidence(**known, probe_ids=ids, probe_ended=ended)
 
 
 def _joined(parts: list[tuple[Evidence, dict[int, Evidence]]], order: list[int]) -> Collected:
@@ -147,7 +148,8 @@ def _joined(parts: list[tuple[Evidence, dict[int, Evidence]]], order: list[int])
 
 
 def _last(whole: Evidence) -> Evidence:
-    return Evidence(probe_hidden=whole.probe_hidden, probe_ids=whole.probe_ids, probe_ended=whole.probe_ended)
+    known = {"prefix_hidden": whole.prefix_hidden, "probe_hidden": whole.probe_hidden}
+    return Evidence(**known, probe_ids=whole.probe_ids, probe_ended=whole.probe_ended)
 
 
 def judge_all(

@@ -203,7 +203,8 @@ def _read(folder: Path) -> Readings:
             place = int(name.split(".")[1])
             cut = [one[:place] for one in ids]
             over = [done and len(one) < place for one, done in zip(ids, ended, strict=True)]
-            snapshots[place] = Evidence(probe_hidden=value, probe_ids=cut, probe_ended=over)
+            known = {"prefix_hidden": evidence.prefix_hidden, "probe_hidden": value}
+            snapshots[place] = Evidence(**known, probe_ids=cut, probe_ended=over)
     return Readings(
         options,
         rows,

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from featherweight.errors import CheckpointError, ConfigError
@@ -67,6 +68,8 @@ class Scoring:
             return continuation_features(required(evidence, "opening_logprobs"), len(self.options.policy_openings))
         if tier == "probe_hidden":
             return required(evidence, "probe_hidden")
+        if tier == "states":
+            return torch.cat([required(evidence, "prefix_hidden"), required(evidence, "probe_hidden")], dim=1)
         return self.text_features(self.texts(evidence))
 
     def text_features(self, texts: Sequence[str]) -> Tensor:

@@ -24,7 +24,7 @@ from featherweight.guard.splits import Rows
 KNOWN_FLAGGED = 49
 """So many harmful requests that the last stage flags must be known before an earlier look may clear: if it clears none
 of m of them, it clears a fresh one with a probability of at most 1 / (m + 1), here 2 %."""
-CASCADE: tuple[Tier, ...] = ("prefix_hidden", "probe_hidden")
+CASCADE: tuple[Tier, ...] = ("prefix_hidden", "states")
 """The stages of a cascade."""
 FEW_FOR_PLATT = 10
 """So many rows of each class, out of the fit, are needed to make probabilities of scores."""

@@ -4,7 +4,7 @@ from featherweight.methods.construction import ConstructionHandle
 from featherweight.methods.core_gradient import CoreGradient
 from featherweight.methods.host_weights import HostWeights
 from featherweight.methods.int8 import Int8, dequantized_state_dict
-from featherweight.methods.method import Method, applied_methods, methods, parse_methods
+from featherweight.methods.method import Method, applied_methods, groups_by_methods, methods, parse_methods
 from featherweight.methods.mst import MsT
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "MsT",
     "applied_methods",
     "dequantized_state_dict",
+    "groups_by_methods",
     "methods",
     "parse_methods",
 ]

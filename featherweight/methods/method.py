@@ -21,6 +21,7 @@ from featherweight.methods.stale_optimizer import noting_exchanges
 from featherweight.ownership import Part, refuse_owned
 from featherweight.registry import Registry
 from featherweight.report import Report
+from featherweight.unwrap import unwrap_model
 
 # A plain attribute, so that a deep copy of a model knows what was done to the original.
 _ATTRIBUTE = "_featherweight_methods"
@@ -71,6 +72,19 @@ class Method(Config, ABC):
             optimizer: that has made the step.
             step: optimizer steps that are done, this one included.
         """
+
+    def param_groups(
+        self, model: nn.Module, lr: float, groups: list[dict[str, Any]] | None = None
+    ) -> list[dict[str, Any]]:
+        """Return the groups that an optimizer of the model should have; by default those that are given.
+
+        Args:
+            model: that was given to `apply`.
+            lr: base rate of the optimizer.
+            groups: groups of named parameters to divide further; None takes all that trains as one group.
+        """
+        trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+        return [{"params": trained}] if groups is None else groups
 
     def state_dict(self, model: nn.Module) -> dict[str, Any]:
         """Return what a checkpoint must hold besides the weights, as numbers, text and plain containers."""
@@ -194,6 +208,14 @@ def _require_outermost(model: nn.Module, method: Method) -> None:
 def applied_methods(model: nn.Module) -> list[Method]:
     """Return the methods that are applied to a model, in order."""
     return list(vars(model).get(_ATTRIBUTE, []))
+
+
+def groups_by_methods(model: nn.Module, lr: float, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return parameter groups as all methods of a model want them; see `Method.param_groups`."""
+    inner = unwrap_model(model)
+    for method in applied_methods(inner):
+        groups = method.param_groups(inner, lr, groups)
+    return groups
 
 
 def parse_methods(entries: Sequence[Any]) -> list[Method]:

@@ -12,12 +12,12 @@ from torch import nn
 
 from featherweight.config import Config
 from featherweight.errors import ConfigError
+from featherweight.optim.group_rates import scale_embedding_lr, scale_matrix_lr
 from featherweight.optim.low_rank import LowRankOptimizer
 from featherweight.optim.options import options_of
 from featherweight.optim.param_groups import (
     exempt_vectors_from_decay,
     param_groups,
-    scale_embedding_lr,
     tensor_param_groups,
 )
 from featherweight.optim.presets.adamw import AdamW
@@ -44,6 +44,9 @@ class OptimizerConfig(Config):
     """Which optimizer: a name of the registry."""
     embedding_lr_factor: float = Field(default=1.0, gt=0)
     """Multiplier of lr for embeddings and output head."""
+    matrix_lr_factor: float = Field(default=1.0, gt=0)
+    """Multiplier of lr for the matrices of linear layers, factors of low rank among them: a rate of their own beside
+    that of embeddings, output head and norms."""
     layerwise: bool = False
     """Update each weight inside the backward pass and free its gradient at once."""
     max_grad_norm: float | None = Field(default=None, gt=0)
@@ -201,8 +204,17 @@ def inherited_options(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     return {"name": name} | {key: value for key, value in given.items() if key not in {"name", *ours.values}}
 
 
+Regroup = Callable[[nn.Module, float, list[dict[str, Any]]], list[dict[str, Any]]]
+"""Divides the groups of a model further, from the base rate: what methods want of the optimizer."""
+
+
 def build_optimizer(
-    model: nn.Module, config: OptimizerConfig, *, seed: int = 0, decay_vectors: bool = True
+    model: nn.Module,
+    config: OptimizerConfig,
+    *,
+    seed: int = 0,
+    decay_vectors: bool = True,
+    regroup: Regroup | None = None,
 ) -> LowRankOptimizer:
     """Return the optimizer that `config` describes for the trainable parameters of `model`.
 
@@ -211,6 +223,7 @@ def build_optimizer(
         config: from `parse_optimizer`.
         seed: of random bases and of stochastic rounding.
         decay_vectors: whether `weight_decay` acts on norms and biases too; transformers.Trainer leaves them out.
+        regroup: divides the groups further, such as `featherweight.methods.groups_by_methods`.
     Raises:
         ConfigError: if target_modules select nothing.
     """
@@ -227,6 +240,10 @@ def build_optimizer(
     else:
         groups = [{"params": [(n, p) for n, p in model.named_parameters() if p.requires_grad], "low_rank": False}]
     groups = scale_embedding_lr(groups, model, config.lr, config.embedding_lr_factor)
+    if config.matrix_lr_factor != 1.0:
+        groups = scale_matrix_lr(groups, model, config.lr, config.matrix_lr_factor)
+    if regroup is not None:
+        groups = regroup(model, config.lr, groups)
     if config.weight_decay and not decay_vectors:
         groups = exempt_vectors_from_decay(groups)
     preset: Callable[..., LowRankOptimizer] = (named := optimizers.get(config.name)).optimizer

@@ -374,7 +374,10 @@ def _words(kind: Any, limits: Mapping[str, float]) -> str:
 LOW_RANK_KEYS = ("rank", "update_proj_gap", "scale", "proj_type")
 """galore-torch's group keys; a group that has one of them is projected."""
 
-GROUP_KEYS = ("params", "param_names", "name", "low_rank", "split", "stacked")
+RANK_LR_KEY = "rank_lr_factor"
+"""Multiplier of lr that a group has for the live rank of its factors; who makes them grow keeps it true."""
+
+GROUP_KEYS = ("params", "param_names", "name", "low_rank", "split", "stacked", RANK_LR_KEY)
 """What a group may hold besides the options of the optimizer."""
 
 NORM_KEY = "last_grad_norm"

@@ -41,7 +41,7 @@ def own_optimizer(optimizer: type[Optimizer], config: type[OptimizerConfig] | No
 
     Returns:
         The entry. The training loop clips, follows the schedule, saves and resumes as for its own optimizers;
-        `layerwise` and `embedding_lr_factor` are refused.
+        `layerwise`, `embedding_lr_factor` and `matrix_lr_factor` are refused.
 
     Raises:
         ConfigError: if an argument has the name of an option that all optimizers have.
@@ -55,11 +55,11 @@ def own_optimizer(optimizer: type[Optimizer], config: type[OptimizerConfig] | No
     kind = type(optimizer.__name__, (InRecipes, optimizer), {"__module__": optimizer.__module__})
 
     def build(model: nn.Module, options: OptimizerConfig) -> Any:
-        if options.layerwise or options.embedding_lr_factor != 1.0:
+        if options.layerwise or options.embedding_lr_factor != 1.0 or options.matrix_lr_factor != 1.0:
             raise ConfigError(
                 f"optimizer {options.name}: layerwise={options.layerwise}, embedding_lr_factor="
-                f"{options.embedding_lr_factor:g} are options of featherweight's own optimizers; expected false and 1. "
-                "Leave them out."
+                f"{options.embedding_lr_factor:g}, matrix_lr_factor={options.matrix_lr_factor:g} are options of "
+                "featherweight's own optimizers; expected false, 1 and 1. Leave them out."
             )
         given = {key: getattr(options, key) for key in type(options).model_fields if key not in _SHARED}
         return kind([one for one in model.parameters() if one.requires_grad], **given)

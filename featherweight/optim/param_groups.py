@@ -24,7 +24,7 @@ from featherweight.optim.policies.lazy import lazy_options
 from featherweight.optim.policies.refresh import SEEDED_METHODS
 from featherweight.optim.tucker.neuraloperator import translated
 from featherweight.optim.tucker.plan import SPECTRAL_KINDS, projects_tensors
-from featherweight.selection import ALL_LINEAR, Pattern, select_embeddings, select_matrices, select_modules
+from featherweight.selection import ALL_LINEAR, Pattern, select_matrices, select_modules
 
 logger = logging.getLogger(__name__)
 
@@ -150,34 +150,6 @@ def _trainable(where: str, model: nn.Module) -> dict[str, nn.Parameter]:
             "requires_grad_(True)."
         )
     return trainable
-
-
-def scale_embedding_lr(
-    groups: list[dict[str, Any]], model: nn.Module, lr: float, factor: float
-) -> list[dict[str, Any]]:
-    """Move embeddings and output heads into groups that run at ``factor * lr``.
-
-    GaLore's recipes run these parameters at the full lr and the matrices at ``scale * lr``; a fair comparison gives
-    AdamW the same freedom.
-
-    Args:
-        groups: groups of named parameters.
-        model: the model they come from.
-        lr: base learning rate.
-        factor: multiplier for embeddings and heads.
-    Returns:
-        New list of groups.
-    """
-    embeddings = {id(p) for p in select_embeddings(model).values()}
-    split = []
-    for group in groups:
-        inside = [(n, p) for n, p in group["params"] if id(p) in embeddings]
-        outside = [(n, p) for n, p in group["params"] if id(p) not in embeddings]
-        if outside:
-            split.append({**group, "params": outside})
-        if inside:
-            split.append({**group, "params": inside, "lr": group.get("lr", lr) * factor})
-    return split
 
 
 def exempt_vectors_from_decay(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -38,7 +38,7 @@ def sample_pairs(
     """Generate a data set in memory.
 
     Args:
-        problem: darcy, burgers or navier_stokes.
+        problem: a name of `featherweight.pde.problems.PROBLEMS`, such as darcy.
         n: samples.
         seed: of all samples.
         split: "train" and "test" have different samples under the same seed.
@@ -100,7 +100,7 @@ def generate(
     left alone, so a second call continues an interrupted one.
 
     Args:
-        problem: darcy, burgers or navier_stokes.
+        problem: a name of `featherweight.pde.problems.PROBLEMS`, such as darcy.
         out: the folder.
         n: training samples.
         n_test: test samples; 0 for none.

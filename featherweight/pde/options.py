@@ -15,7 +15,7 @@ class PdeConfig(Config):
 
     data: str = "darcy"
     """A folder of `fw pde generate`, a file of training pairs, or the name of a problem (darcy, burgers,
-    navier_stokes), whose samples are then generated at the start."""
+    navier_stokes, advection, reaction_diffusion, shallow_water), whose samples are then generated at the start."""
     test_data: list[str] = []
     """Files to test on; the first one counts for `held_out_loss`, others at another resolution test the transfer to it.
     Empty: the folder's test files, or the last tenth of the training file."""

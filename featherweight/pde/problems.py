@@ -1,31 +1,42 @@
 """The problems that data sets are generated for, with the parameters of the literature as defaults.
 
 A problem is a strict set of options and a function from generators (one for each sample) to inputs and solutions.
-Source: Li et al., arXiv 2010.08895, appendix A.3.
+Sources: Li et al., arXiv 2010.08895, appendix A.3; `wave_problems` has those of PDEBench.
 """
 
 import math
 from collections.abc import Callable, Sequence
-from contextlib import suppress
-from typing import Literal, NamedTuple, TypeVar
+from typing import Literal, NamedTuple
 
 import torch
 from pydantic import Field, model_validator
 from torch import Generator, Tensor
 
 from featherweight.config import Config
-from featherweight.errors import LISTED, ConfigError, NumericsError, did_you_mean
+from featherweight.errors import LISTED, ConfigError, did_you_mean
 from featherweight.pde.burgers import solve_burgers
 from featherweight.pde.darcy import solve_darcy
-from featherweight.pde.metrics import relative_l2
 from featherweight.pde.navier_stokes import kolmogorov_forcing, solve_navier_stokes
 from featherweight.pde.random_field import neumann_field, periodic_field
-from featherweight.pde.spectral import halved
-
-_Timed = TypeVar("_Timed", "BurgersConfig", "NavierStokesConfig")
-
-TIME_TOLERANCE = 0.01
-"""Largest relative error by the time step that is accepted unless a configuration says otherwise."""
+from featherweight.pde.time_errors import (
+    TIME_TOLERANCE,
+    difference,
+    require_times,
+    steps_for,
+    timed_errors,
+    without_single_time,
+)
+from featherweight.pde.wave_problems import (
+    AdvectionConfig,
+    ReactionDiffusionConfig,
+    ShallowWaterConfig,
+    advection_errors,
+    advection_samples,
+    reaction_diffusion_errors,
+    reaction_diffusion_samples,
+    shallow_water_errors,
+    shallow_water_samples,
+)
 
 
 class DarcyConfig(Config):
@@ -77,13 +88,13 @@ class BurgersConfig(Config):
 
     @model_validator(mode="after")
     def _times_fit(self) -> "BurgersConfig":
-        return _require_times(self)
+        return require_times(self)
 
     def resolved(self) -> "BurgersConfig":
         """Return the options with a number for each that was left open."""
         # A front moves at a speed near 1 and is as thin as the viscosity: a step must not cross it, nor two points.
         rate = max(400, min(2 * self.resolution * self.refine, 1 / self.viscosity))
-        return self if self.steps else self.model_copy(update={"steps": _steps(self, rate)})
+        return self if self.steps else self.model_copy(update={"steps": steps_for(self, rate)})
 
 
 class NavierStokesConfig(Config):
@@ -116,7 +127,7 @@ class NavierStokesConfig(Config):
 
     @model_validator(mode="after")
     def _times_fit(self) -> "NavierStokesConfig":
-        return _require_times(self)
+        return require_times(self)
 
     def resolved(self) -> "NavierStokesConfig":
         """Return the options with a number for each that was left open."""
@@ -128,21 +139,7 @@ class NavierStokesConfig(Config):
             refine = math.ceil(points / self.resolution - 1e-9)
         size = self.resolution * refine
         rate = max(200, size) if self.scheme == "rk4" else max(10_000, 40 * size)
-        return self.model_copy(update={"refine": refine, "steps": self.steps or _steps(self, rate)})
-
-
-def _steps(config: _Timed, rate: float) -> int:
-    """Return time steps up to the end at so many a unit of time, a multiple of the stored times."""
-    wanted = math.ceil(rate * max(1.0, config.final_time))
-    return math.ceil(wanted / config.snapshots) * config.snapshots
-
-
-def _require_times(config: _Timed) -> _Timed:
-    if config.steps is not None and config.steps % config.snapshots:
-        raise ValueError(
-            f"snapshots={config.snapshots} does not divide steps={config.steps}; expected a divisor. Change steps."
-        )
-    return config
+        return self.model_copy(update={"refine": refine, "steps": self.steps or steps_for(self, rate)})
 
 
 def darcy_samples(config: DarcyConfig, generators: Sequence[Generator]) -> tuple[Tensor, Tensor]:
@@ -164,7 +161,7 @@ def darcy_errors(config: DarcyConfig, generators: Sequence[Generator]) -> dict[s
     a = _darcy_coefficient(config, generators)
     if a.shape[1] % 2 == 0 or a.shape[1] < 7:
         return {}
-    return {"half_grid": _difference(solve_darcy(a[:, ::2, ::2]), solve_darcy(a)[:, ::2, ::2])}
+    return {"half_grid": difference(solve_darcy(a[:, ::2, ::2]), solve_darcy(a)[:, ::2, ::2])}
 
 
 def _darcy_coefficient(config: DarcyConfig, generators: Sequence[Generator]) -> Tensor:
@@ -179,13 +176,13 @@ def burgers_samples(config: BurgersConfig, generators: Sequence[Generator]) -> t
     """Draw initial states and solve for later ones: (n, s) and (n, s), or (n, snapshots, s) for several times."""
     initial = _burgers_initial(config, generators)
     u = _burgers_solution(config, initial)
-    return initial[:, :: config.refine], _without_single_time(u[:, :, :: config.refine])
+    return initial[:, :: config.refine], without_single_time(u[:, :, :: config.refine])
 
 
 def burgers_errors(config: BurgersConfig, generators: Sequence[Generator]) -> dict[str, float]:
-    """Return "time_step" and "half_grid"; see `_timed_errors`."""
+    """Return "time_step" and "half_grid"; see `timed_errors`."""
     # Of fourth order on smooth states; on these, which are rough, errors fall by 6 where steps are halved, not by 16.
-    return _timed_errors(config, _burgers_initial(config, generators), _burgers_solution, order=2)
+    return timed_errors(config, _burgers_initial(config, generators), _burgers_solution, order=2)
 
 
 def _burgers_initial(config: BurgersConfig, generators: Sequence[Generator]) -> Tensor:
@@ -210,13 +207,13 @@ def navier_stokes_samples(config: NavierStokesConfig, generators: Sequence[Gener
     initial = _navier_stokes_initial(config, generators)
     w = _navier_stokes_solution(config, initial)
     every = config.resolved().refine
-    return initial[:, ::every, ::every], _without_single_time(w[:, :, ::every, ::every])
+    return initial[:, ::every, ::every], without_single_time(w[:, :, ::every, ::every])
 
 
 def navier_stokes_errors(config: NavierStokesConfig, generators: Sequence[Generator]) -> dict[str, float]:
-    """Return "time_step" and "half_grid"; see `_timed_errors`."""
+    """Return "time_step" and "half_grid"; see `timed_errors`."""
     initial = _navier_stokes_initial(config, generators)
-    return _timed_errors(config, initial, _navier_stokes_solution, order=4 if config.scheme == "rk4" else 1)
+    return timed_errors(config, initial, _navier_stokes_solution, order=4 if config.scheme == "rk4" else 1)
 
 
 def _navier_stokes_initial(config: NavierStokesConfig, generators: Sequence[Generator]) -> Tensor:
@@ -240,40 +237,6 @@ def _navier_stokes_solution(config: NavierStokesConfig, initial: Tensor) -> Tens
     )
 
 
-def _timed_errors(
-    config: _Timed, initial: Tensor, solve: Callable[[_Timed, Tensor], Tensor], *, order: int
-) -> dict[str, float]:
-    """Return relative errors of the last time, the largest of the samples.
-
-    "time_step": estimated from about half as many steps, whose error is 2^order times as large; infinite if these leave
-    the number range. "half_grid": the change with half as many points in each axis, which overstates the error of the
-    grid; missing if it cannot be halved.
-    """
-    resolved = config.resolved()
-    steps = resolved.steps or 1
-    fewer = max(1, steps // 2 // config.snapshots) * config.snapshots
-    found, errors = solve(resolved, initial)[:, -1], {}
-    if fewer < steps:
-        try:
-            coarse = solve(resolved.model_copy(update={"steps": fewer}), initial)[:, -1]
-            errors["time_step"] = _difference(coarse, found) / ((steps / fewer) ** order - 1)
-        except NumericsError:
-            errors["time_step"] = math.inf
-    if initial.shape[1] % 4 == 0:
-        every = (slice(None), *[slice(None, None, 2)] * (initial.ndim - 1))
-        with suppress(NumericsError):
-            errors["half_grid"] = _difference(solve(resolved, halved(initial))[:, -1], found[every])
-    return errors
-
-
-def _difference(one: Tensor, two: Tensor) -> float:
-    return float(relative_l2(one, two).max())
-
-
-def _without_single_time(solution: Tensor) -> Tensor:
-    return solution[:, 0] if solution.shape[1] == 1 else solution
-
-
 class Problem(NamedTuple):
     """Options and samples of one problem."""
 
@@ -286,13 +249,22 @@ class Problem(NamedTuple):
     is_periodic: bool
     """Whether its fields wrap around."""
     dimensions: int
-    """Axes of its fields."""
+    """Axes of its fields, unless an option of that name says otherwise."""
+
+    def axes_of(self, config: Config) -> int:
+        """Return how many axes fields have under some options."""
+        return int(getattr(config, "dimensions", self.dimensions))
 
 
 PROBLEMS: dict[str, Problem] = {
     "darcy": Problem(DarcyConfig, darcy_samples, darcy_errors, False, 2),
     "burgers": Problem(BurgersConfig, burgers_samples, burgers_errors, True, 1),
     "navier_stokes": Problem(NavierStokesConfig, navier_stokes_samples, navier_stokes_errors, True, 2),
+    "advection": Problem(AdvectionConfig, advection_samples, advection_errors, True, 1),
+    "reaction_diffusion": Problem(
+        ReactionDiffusionConfig, reaction_diffusion_samples, reaction_diffusion_errors, True, 1
+    ),
+    "shallow_water": Problem(ShallowWaterConfig, shallow_water_samples, shallow_water_errors, True, 2),
 }
 """Every problem by the name that commands and files use."""
 

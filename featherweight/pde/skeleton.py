@@ -59,7 +59,8 @@ def _shapes(config: PdeConfig) -> tuple[tuple[int, ...], tuple[int, ...]]:
     if config.data not in PROBLEMS:
         train, _ = load_splits(config)
         return tuple(train.x.shape[1:]), tuple(train.y.shape[1:])
-    options, dimensions = problem_options(config).to_dict(), PROBLEMS[config.data].dimensions
+    chosen = problem_options(config)
+    options, dimensions = chosen.to_dict(), PROBLEMS[config.data].axes_of(chosen)
     if dimensions != len(config.n_modes):
         raise ConfigError(
             f"pde task: n_modes={config.n_modes} do not fit {config.data}, whose fields have {dimensions} axes; "

@@ -29,6 +29,7 @@ from featherweight.planner.candidates import (
     recipe_of,
 )
 from featherweight.planner.need import need_of
+from featherweight.planner.operators import operator_rows
 from featherweight.planner.recipe_text import recipe_text
 from featherweight.planner.report import add_best, add_rows
 from featherweight.planner.row import PlanRow
@@ -201,7 +202,8 @@ def plan(
             size.
         exclude: tags of what must not be given up; see `TAGS`.
         limit: stop once so many recipes fit, the most faithful ones; None tries all.
-        recipe: gives task, steps and schedule; None a short run on the English corpus.
+        recipe: gives task, steps and schedule; None a short run on the English corpus. One whose task has no rows of
+            some length (pde, bev) is planned as it stands, under the optimizers of its `compare`, too.
         calibration: file of a measured card; None takes the user's own, or defaults that say so.
         on_progress: told what is being simulated.
     Returns:
@@ -214,6 +216,13 @@ def plan(
     families_without(exclude)  # a wrong tag is answered before anything is read
     target = Target.of(budget, device, calibration=calibration)
     families = families_without(exclude, on_cpu=target.kind == "cpu")
+    if model is None and recipe is not None and seq_len is tokens_per_step is None:
+        given = load_recipe(recipe)
+        if given.task_class.length_key is None:
+            tell = on_progress or (lambda _: None)
+            fitting, misfits, lacking = operator_rows(given, target, limit=limit, tell=tell)
+            lines = _assumptions(target, fitting or ([] if lacking is None else [lacking]))
+            return Plan(target, fitting, misfits, lines, time.monotonic() - started, lacking)
     base = base_recipe(model, recipe, seq_len, tokens_per_step)
     search = _Search(base, target, on_progress or (lambda _: None))
     rows: list[PlanRow] = []

@@ -1,14 +1,17 @@
 """A guard in front of an engine that runs elsewhere and speaks OpenAI's HTTP interface (llama.cpp, vLLM, our own).
 
 Two requests: the first one ends with the forced prefix as the beginning of an answer, and its continuation is judged;
-only if it passes does the client's own request go upstream. The engine's cache of prompts makes the second one cheap.
+only if it passes does the client's own request go upstream (the order `probe-first`). The engine's cache of prompts
+makes the second one cheap. In the order `together` both go at once, and nothing of the answer is read before the
+verdict; it is for engines whose running requests share a prompt.
 Only words cross HTTP, so the guard must be one of the tier `probe`.
 """
 
+import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import Any
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from typing import Any, Literal, get_args
 
 from featherweight.errors import ConfigError, MissingExtraError
 from featherweight.guard.guard import PrefixGuard
@@ -18,9 +21,10 @@ from featherweight.guard.verdict import Verdict
 from featherweight.serving.meters import Meters
 from featherweight.serving.options import ServeOptions
 from featherweight.serving.reply import Reply
-from featherweight.serving.request import RequestError, parse_chat, parse_json, read_body, require_key
+from featherweight.serving.request import Asked, RequestError, parse_chat, parse_json, read_body, require_key
 
 CHAT = "/v1/chat/completions"
+Order = Literal["probe-first", "together"]
 _PASSED_ON = ("content-type", "x-request-id")
 
 
@@ -83,10 +87,20 @@ class Proxy:
         guard: of the tier probe.
         upstream: the engine.
         options: of the server.
+        order: whether the client's request waits for the verdict, or its answer does.
+
+    Raises:
+        ConfigError: for another order.
     """
 
-    def __init__(self, guard: PrefixGuard, upstream: Upstream, options: ServeOptions) -> None:
-        self._guard, self._upstream, self._options = guard, upstream, options
+    def __init__(
+        self, guard: PrefixGuard, upstream: Upstream, options: ServeOptions, order: Order = "probe-first"
+    ) -> None:
+        if order not in get_args(Order):
+            raise ConfigError(
+                f"guard proxy: order={order!r} is unknown; expected probe-first or together. Write probe-first."
+            )
+        self._guard, self._upstream, self._options, self._order = guard, upstream, options, order
         self.meters = Meters()
 
     def check_key(self, header: str | None) -> None:
@@ -102,17 +116,26 @@ class Proxy:
         body = parse_json(await read_body(request, self._options.max_body_bytes))
         # What else stands there is for the engine to understand or refuse.
         asked = parse_chat({key: body[key] for key in ("messages", "stream") if key in body}, 1)
+        # Written anew: of a key that stands there twice, the engine might read the other one.
+        answer = _Answer(self.passed_on("POST", CHAT, json.dumps(body).encode()))
         try:
-            text, ended = await self._upstream.continued(asked.prompt, str(body.get("model") or ""), self._guard)
+            if self._order == "together":
+                answer.begin()
+            return await self._decided(asked, str(body.get("model") or ""), answer)
+        finally:
+            await answer.drop()
+
+    async def _decided(self, asked: Asked, name: str, answer: "_Answer") -> Any:
+        try:
+            text, ended = await self._upstream.continued(asked.prompt, name, self._guard)
             verdict = judge_text(self._guard, text, ended=ended)
         except Exception as error:  # the engine is away, slow, or says something else
             verdict = Verdict(True, float("nan"), "none", 0, error=type(error).__name__)
         is_shadow = self._guard.options.on_flag == "annotate" and verdict.error is None
         self.meters.count_verdict(verdict, "pass" if not verdict.flagged else "shadow" if is_shadow else "block")
         if not verdict.flagged or is_shadow:
-            # Written anew: of a key that stands there twice, the engine might read the other one.
-            return await self.passed_on("POST", CHAT, json.dumps(body).encode())
-        return self._refused(verdict, asked.is_stream, str(body.get("model") or ""), asked.prompt)
+            return await answer.take()
+        return self._refused(verdict, asked.is_stream, name, asked.prompt)
 
     async def passed_on(self, method: str, path: str, body: bytes) -> Any:
         """Return what the engine says to a request, byte by byte as it comes.
@@ -157,13 +180,43 @@ class Proxy:
         return StreamingResponse(iter([*lines, "data: [DONE]\n\n"]), media_type="text/event-stream")
 
 
-def make_proxy(guard: PrefixGuard, upstream: Upstream, options: ServeOptions) -> Any:
+class _Answer:
+    """The engine's answer to a request, asked for before or after the verdict, and given up if nobody takes it."""
+
+    def __init__(self, asking: Coroutine[Any, Any, Any]) -> None:
+        self._asking: Coroutine[Any, Any, Any] | None = asking
+        self._task: asyncio.Task[Any] | None = None
+
+    def begin(self) -> None:
+        """Ask at once; what comes waits."""
+        assert self._asking is not None
+        self._task, self._asking = asyncio.create_task(self._asking), None
+
+    async def take(self) -> Any:
+        """Return the answer; it is the client's now."""
+        waited, self._asking, self._task = self._task or self._asking, None, None
+        assert waited is not None
+        return await waited
+
+    async def drop(self) -> None:
+        """Give up what was not taken, which ends the engine's work on it."""
+        if self._asking is not None:
+            self._asking.close()
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError, RequestError):
+                response = await self._task
+                await response.body_iterator.aclose()
+
+
+def make_proxy(guard: PrefixGuard, upstream: Upstream, options: ServeOptions, order: Order = "probe-first") -> Any:
     """Return the application.
 
     Args:
         guard: of the tier probe.
         upstream: the engine.
         options: of the server; its limits of batch and queue are the engine's own.
+        order: of the two requests.
 
     Raises:
         ConfigError: if the guard looks at what does not cross HTTP.
@@ -177,7 +230,7 @@ def make_proxy(guard: PrefixGuard, upstream: Upstream, options: ServeOptions) ->
             "guard proxy: fastapi is not installed; expected the extra serve. Run pip install 'featherweight[serve]'."
         ) from error
     require_text_guard(guard, "guard proxy")
-    proxy = Proxy(guard, upstream, options)
+    proxy = Proxy(guard, upstream, options, order)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Any) -> AsyncIterator[None]:

@@ -67,14 +67,19 @@ async def read_body(request: Any, limit: int) -> bytes:
     """Return the body of a request.
 
     Raises:
-        RequestError: with status 413 as soon as it is larger than the limit.
+        RequestError: with status 413 as soon as it is larger than the limit, and 499 if the client breaks off.
     """
+    from starlette.requests import ClientDisconnect
+
     parts, size = [], 0
-    async for part in request.stream():
-        size += len(part)
-        if size > limit:
-            raise RequestError(413, f"serve: the body has more than {limit} bytes; expected fewer.")
-        parts.append(part)
+    try:
+        async for part in request.stream():
+            size += len(part)
+            if size > limit:
+                raise RequestError(413, f"serve: the body has more than {limit} bytes; expected fewer.")
+            parts.append(part)
+    except ClientDisconnect:
+        raise RequestError(499, "serve: the client broke off in the middle of its request.") from None
     return b"".join(parts)
 
 

@@ -12,7 +12,7 @@ from featherweight.guard.reading import all_stops
 from featherweight.serving.adapters import open_adapters
 from featherweight.serving.app import make_app
 from featherweight.serving.options import ServeOptions
-from featherweight.serving.proxy import Upstream, make_proxy
+from featherweight.serving.proxy import Order, Upstream, make_proxy
 
 
 def serve(
@@ -47,7 +47,14 @@ def serve(
     _run(app, options)
 
 
-def run_proxy(upstream: str, guard_folder: Path, options: ServeOptions, *, upstream_key: str | None = None) -> None:
+def run_proxy(
+    upstream: str,
+    guard_folder: Path,
+    options: ServeOptions,
+    *,
+    upstream_key: str | None = None,
+    order: Order = "probe-first",
+) -> None:
     """Run the proxy in front of an engine until the process is told to end.
 
     Args:
@@ -55,6 +62,7 @@ def run_proxy(upstream: str, guard_folder: Path, options: ServeOptions, *, upstr
         guard_folder: a guard of the tier probe.
         options: of the server.
         upstream_key: what the engine asks for.
+        order: of probe and answer.
 
     Raises:
         ConfigError: if the guard looks at more than words, or the address is none.
@@ -62,7 +70,7 @@ def run_proxy(upstream: str, guard_folder: Path, options: ServeOptions, *, upstr
         MissingExtraError: without the extra serve.
     """
     guard = PrefixGuard.from_pretrained(guard_folder)
-    _run(make_proxy(guard, Upstream(upstream, upstream_key, options.timeout_s), options), options)
+    _run(make_proxy(guard, Upstream(upstream, upstream_key, options.timeout_s), options, order), options)
 
 
 def _run(app: Any, options: ServeOptions) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from featherweight.errors import ConfigError
 from featherweight.models.facts import ModelFacts
 from featherweight.models.load import load_model
+from featherweight.models.positions import stretch_positions
 from featherweight.models.templates import stop_ids
 from featherweight.text.causal_loss import held_out_metrics, summed_loss
 from featherweight.text.language_task import LanguageTask
@@ -54,7 +55,10 @@ class Endings:
 def begin_model(task: LanguageTask) -> nn.Module:
     """Return the causal model of a task with float32 weights on the CPU; random weights follow from the task's seed."""
     config, is_random = task.config, task.config.weights == "random"
-    return load_model(config.model, tokenizer=task.tokenizer, seed=task.seed, random_weights=is_random)
+    model = load_model(config.model, tokenizer=task.tokenizer, seed=task.seed, random_weights=is_random)
+    if config.max_positions is not None:
+        stretch_positions(model, config.max_positions, config.rope_scaling, where=task.where)
+    return model
 
 
 class CausalTask(LanguageTask):

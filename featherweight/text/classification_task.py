@@ -56,6 +56,15 @@ class ClassificationConfig(RowsConfig):
     """How much each class counts in the loss. balanced: as if all were equally frequent, 1 on average; {name: weight}:
     the others have 1; None: all have 1. Held-out figures are not weighted."""
 
+    @field_validator("max_positions")
+    @classmethod
+    def _reads_what_it_reads(cls, positions: int | None) -> None:
+        if positions is not None:
+            raise ValueError(
+                f"={positions} is not there for a classification, whose longer texts are cut (`long_rows`); expected "
+                "null. Leave it out."
+            )
+
     @field_validator("class_weights")
     @classmethod
     def _are_positive(cls, weights: Any) -> Any:

@@ -36,6 +36,11 @@ class LanguageConfig(Config):
     is refused. random: new ones, also for a model that has some."""
     tokenizer: str | None = None
     """Whose tokenizer: any source of a model, or bytes. None: the model's own; a new model has bytes."""
+    max_positions: int | None = Field(default=None, ge=2)
+    """Tokens that the model is to read at most, where that is more than its configuration says; the trained model says
+    so, too. None: what it says."""
+    rope_scaling: Literal["none", "linear", "yarn"] = "yarn"
+    """How `max_positions` stretches rotary positions; none: not at all, for new weights, or a model that can."""
     held_out_seed: int = 0
     """Seed of the held-out split; apart from the run's seed, so that runs with different seeds are compared on the same
     rows."""
@@ -80,7 +85,8 @@ class LanguageTask(Task):
     def skeleton(cls, config: Any, *, seed: int, layers: int | None = None) -> TextSkeleton:
         """Return a task whose rows all have the longest length, without data and weights; see `Skeleton`."""
         length = getattr(config, cls.length_key)
-        return TextSkeleton(config.model, seq_len=length, layers=layers, length_key=cls.length_key)
+        stretched = (config.max_positions, config.rope_scaling)
+        return TextSkeleton(config.model, seq_len=length, layers=layers, length_key=cls.length_key, stretched=stretched)
 
     @classmethod
     def is_pretrained(cls, config: Any) -> bool:
@@ -185,8 +191,9 @@ def require_length(task: LanguageTask, facts: ModelFacts) -> None:
     """
     key, longest = task.length_key, facts.max_position_embeddings
     length = getattr(task.config, key)
-    if longest is not None and length > longest:
+    if longest is not None and length > max(longest, task.config.max_positions or 0):
         raise ConfigError(
             f"{task.where}: {key}={length} is longer than max_position_embeddings={longest} of model '{facts.name}'; "
-            f"expected 2 <= {key} <= {longest}. Lower {key} or choose another model."
+            f"expected 2 <= {key} <= {longest}. Lower {key}, set max_positions={length} to stretch its positions, or "
+            "choose another model."
         )

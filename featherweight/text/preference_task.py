@@ -304,7 +304,10 @@ class PreferenceSkeleton(TextSkeleton):
     """Stands for the task in a simulation: twice the rows, and no logits."""
 
     def __init__(self, config: PreferenceConfig, *, layers: int | None = None) -> None:
-        super().__init__(config.model, seq_len=config.max_tokens, layers=layers, length_key="max_tokens")
+        stretched = (config.max_positions, config.rope_scaling)
+        super().__init__(
+            config.model, seq_len=config.max_tokens, layers=layers, length_key="max_tokens", stretched=stretched
+        )
         self.config = config
         self.words = words_of(config)
 

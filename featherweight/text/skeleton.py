@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from featherweight.errors import ConfigError
 from featherweight.models.configuration import new_model
 from featherweight.models.facts import model_configuration
+from featherweight.models.positions import RopeScaling, stretch_configuration
 from featherweight.models.sources import ModelSource
 from featherweight.text.causal_loss import summed_loss
 from featherweight.text.packing import IGNORED_LABEL
@@ -27,6 +28,7 @@ class TextSkeleton(Skeleton):
         seq_len: tokens of one row.
         layers: build only so many of the decoder layers; None builds all.
         length_key: what a message calls the length of a row.
+        stretched: `max_positions` and `rope_scaling` of the task.
     Raises:
         ConfigError: if the model does not exist, or `seq_len` is longer than it can read.
     """
@@ -35,16 +37,25 @@ class TextSkeleton(Skeleton):
     predicts_next_token = True
 
     def __init__(
-        self, model: ModelSource, *, seq_len: int, layers: int | None = None, length_key: str = "seq_len"
+        self,
+        model: ModelSource,
+        *,
+        seq_len: int,
+        layers: int | None = None,
+        length_key: str = "seq_len",
+        stretched: tuple[int | None, RopeScaling] = (None, "none"),
     ) -> None:
         self.seq_len = seq_len
         self._configuration = model_configuration(model)
+        if stretched[0] is not None:
+            stretch_configuration(self._configuration, stretched[0], stretched[1], where="text task")
         text = self._configuration.get_text_config()
         self.longest: int | None = getattr(text, "max_position_embeddings", None)
         if self.longest is not None and seq_len > self.longest:
             raise ConfigError(
                 f"text task: {length_key}={seq_len} is longer than max_position_embeddings={self.longest} of "
-                f"the model; expected 2 <= {length_key} <= {self.longest}. Lower {length_key} or choose another model."
+                f"the model; expected 2 <= {length_key} <= {self.longest}. Lower {length_key}, set "
+                f"max_positions={seq_len} to stretch its positions, or choose another model."
             )
         self.period = _period(getattr(text, "layer_types", None) or ["all"])
         self.layers: int | None = text.num_hidden_layers if text.num_hidden_layers % self.period == 0 else None

@@ -20,6 +20,7 @@ _LAZY = {
     "Task": "featherweight.training.task",
     "Words": "featherweight.training.task",
     "TrainingInterrupted": "featherweight.training.interrupt",
+    "follow_groups": "featherweight.training.schedule",
     "measure": "featherweight.training.dry_run",
     "tasks": "featherweight.training.task",
     "train": "featherweight.training.run",

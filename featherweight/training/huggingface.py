@@ -20,7 +20,7 @@ from transformers.trainer_callback import TrainerCallback, TrainerControl, Train
 from transformers.training_args import TrainingArguments
 
 from featherweight.errors import ConfigError
-from featherweight.methods.method import Method
+from featherweight.methods.method import Method, groups_by_methods
 from featherweight.optim import (
     Layerwise,
     LayerwiseHandle,
@@ -33,6 +33,7 @@ from featherweight.optim.backward.updates import layerwise_handles
 from featherweight.report import Report, format_bytes
 from featherweight.training.footprint import predict_bytes
 from featherweight.training.run import save_report
+from featherweight.training.schedule import follow_groups
 from featherweight.unwrap import unwrap_optimizer
 
 _waiting: "WeakKeyDictionary[nn.Module, _Factory]" = WeakKeyDictionary()
@@ -194,7 +195,8 @@ class _Factory:
                 "so that each micro-batch would make a step; expected the TrainingArguments. Call "
                 "trainer_optimizer(name, model, args, ...), or add fw.training.ReportCallback() to callbacks."
             )
-        optimizer = build_optimizer(model, config, seed=0 if args is None else args.seed, decay_vectors=False)
+        seed = 0 if args is None else args.seed
+        optimizer = build_optimizer(model, config, seed=seed, decay_vectors=False, regroup=groups_by_methods)
         for handle in layerwise_handles(model):
             handle.remove()  # of an earlier Trainer of this model, whose hooks would take the gradients
         if config.layerwise:
@@ -345,6 +347,7 @@ class MethodCallback(TrainerCallback):
     ) -> None:
         """Let the method do what is due; the Trainer counts the step only afterwards."""
         self.method.after_step(kwargs["model"], kwargs["optimizer"], state.global_step + 1)
+        follow_groups(kwargs.get("lr_scheduler"))
 
 
 def _ours(optimizer: Any) -> LowRankOptimizer | None:

@@ -33,8 +33,8 @@ from featherweight.training.layer_major import StepProgress
 from featherweight.training.passes import Surroundings, passes_of
 from featherweight.training.randomness import continue_rng, preserved_rng, rng_state, seed_everything, seed_of_rank
 from featherweight.training.recipe import Recipe
-from featherweight.training.resume import changed_length, resume_conflicts
-from featherweight.training.schedule import lr_factor
+from featherweight.training.resume import changed_length, regrouped, resume_conflicts
+from featherweight.training.schedule import follow_groups, lr_factor, restart
 from featherweight.training.share import Share
 from featherweight.training.start_check import guessing_notice
 from featherweight.training.task import Batch, Task
@@ -88,6 +88,7 @@ class Loop:
     """
 
     def __init__(self, recipe: Recipe, *, task: Task | None = None) -> None:
+        from featherweight.methods.method import groups_by_methods
         from featherweight.optim import build_optimizer, layerwise
 
         optimizer_config, _ = recipe.optimizer_config(), recipe.task_config()  # both are judged before the data is read
@@ -104,7 +105,7 @@ class Loop:
             self.model: nn.Module = model if is_simulated else model.to(self.device)
         share_model(self.world, self.model, recipe)
         self.task.prepare(self.model)
-        self.optimizer = build_optimizer(self.model, optimizer_config, seed=recipe.seed)
+        self.optimizer = build_optimizer(self.model, optimizer_config, seed=recipe.seed, regroup=groups_by_methods)
         self.max_grad_norm = optimizer_config.max_grad_norm or recipe.max_grad_norm
         self.layerwise: LayerwiseHandle | None = None
         if optimizer_config.layerwise:
@@ -202,11 +203,12 @@ class Loop:
             )
         lr = float(self.scheduler.get_last_lr()[0])
         mean_loss = self.passes.run(micro_batches, items, passes)
-        share_gradients(self.world, self.model, self.optimizer, self.max_grad_norm)
+        share_gradients(self.world, self.model, self.optimizer, self.max_grad_norm, self.recipe.sharding.cores)
         grad_norm = self._clip()
         self.optimizer.step()
         for method in self.methods:
             method.after_step(self.model, self.optimizer, self.progress.step + 1)
+        follow_groups(self.scheduler)  # a method may have changed rates
         self.task.after_step(self.model)
         self.scheduler.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -297,8 +299,9 @@ class Loop:
                 f"{checkpoint.folder} has made; expected at least as many. Raise steps, or start a new run."
             )
         state = checkpoint.load(self.weights())
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.optimizer.load_state_dict(regrouped(state["optimizer"], self.optimizer.param_groups))
         self.scheduler.load_state_dict(state["scheduler"])
+        follow_groups(self.scheduler)  # of as many groups as there are by now
         if change := changed_length(checkpoint.recipe, self.recipe.to_dict()):
             self._follow_new_schedule(change, checkpoint.step)
         self.progress = Progress.from_dict(state["progress"])
@@ -314,10 +317,7 @@ class Loop:
         """Take the learning rate from the schedule of the new length; the optimizer's groups hold the old one's."""
         before = self.scheduler.get_last_lr()[0]
         factor = lr_factor(self.recipe.schedule, step, self.recipe.step_count)
-        rates = [base * factor for base in self.scheduler.base_lrs]
-        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate
-        self.scheduler.load_state_dict({**self.scheduler.state_dict(), "_last_lr": rates})
+        rates = restart(self.scheduler, factor)
         self.notice = (
             f"{change}: from step {step + 1} on, the learning rate is that of a run of {self.recipe.step_count} steps, "
             f"{rates[0]:.3g}; the old schedule had come to {before:.3g}. The {step} steps before keep what they did, "

@@ -131,3 +131,25 @@ def describe_run(folder: Path) -> FoundRun | None:
 def _began(folder: Path) -> float:
     """Return when a run began; its environment is written at every start, its metrics at every step."""
     return max(path.stat().st_mtime for path in (folder / "recipe.yaml", folder / "environment.json") if path.exists())
+
+
+def regrouped(state_dict: Mapping[str, Any], groups: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return a state dict in other groups of the same parameters, found by their names; options stay the state's.
+
+    Args:
+        state_dict: of an optimizer with named parameters.
+        groups: those of the optimizer that is to load it.
+    Returns:
+        The state dict itself if it has as many groups already, or other parameters, which loading will refuse.
+    """
+    saved = state_dict["param_groups"]
+    own = [name for group in groups for name in group.get("param_names", ())]
+    places = {name: (g, i) for g in saved for name, i in zip(g.get("param_names", ()), g["params"], strict=False)}
+    if len(saved) == len(groups) or sorted(own) != sorted(places):
+        return dict(state_dict)
+    renamed = []
+    for group in groups:
+        names = group["param_names"]
+        options = places[names[0]][0]
+        renamed.append({**options, "param_names": list(names), "params": [places[name][1] for name in names]})
+    return {**state_dict, "param_groups": renamed}

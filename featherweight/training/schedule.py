@@ -90,3 +90,27 @@ def lr_factor(schedule: Schedule, step: int, steps: int) -> float:
     progress = min(1.0, (step - warmup) / max(1, steps - warmup))
     shape = 1.0 - progress if schedule.name == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress))
     return schedule.final_fraction + (1.0 - schedule.final_fraction) * shape
+
+
+def follow_groups(scheduler: Any) -> None:
+    """Give a scheduler of torch the rates that its optimizer's groups have by now: it holds copies of ``initial_lr``.
+
+    Call it after a method that changes rates on the way, as InRank does where ranks grow.
+
+    Args:
+        scheduler: one with `base_lrs`, such as LambdaLR and what transformers' get_scheduler returns, or accelerate's
+            wrapper of one. Others hold no copies and need nothing.
+    """
+    scheduler = getattr(scheduler, "scheduler", scheduler)
+    if hasattr(scheduler, "base_lrs"):
+        groups = scheduler.optimizer.param_groups
+        scheduler.base_lrs = [group.get("initial_lr", group["lr"]) for group in groups]
+
+
+def restart(scheduler: Any, factor: float) -> list[float]:
+    """Put the groups of an optimizer at a factor of their own rates, and a scheduler with them; return the rates."""
+    rates = [base * factor for base in scheduler.base_lrs]
+    for group, rate in zip(scheduler.optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+    scheduler.load_state_dict({**scheduler.state_dict(), "_last_lr": rates})
+    return rates

@@ -88,3 +88,20 @@ def test_a_compressed_folder_trains_on(folder, monkeypatch, capsys):
     trained = fw.load_low_rank(done.folder / "model")
     before = fw.load_low_rank(folder / "small")
     assert not torch.equal(trained.model.layers[0].mlp.up_proj.P, before.model.layers[0].mlp.up_proj.P)
+
+
+def test_the_cut_of_a_wanted_perplexity_is_found_and_judged_on_other_text(folder, capsys):
+    words = ["compress", str(folder / "model"), "min_dim=32", "--max-perplexity", "1.2x"]
+    words += ["--evaluate", str(folder / "text.txt"), "--out", str(folder / "small"), "--json"]
+    assert run(words) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["bytes kept"] < 1
+    # Chosen on the next tokens of the same text, which repeats itself.
+    assert facts["perplexity after"] <= 1.25 * facts["perplexity before"]
+    page = (folder / "small" / "report.html").read_text()
+    assert "What cutting one kind alone costs" in page and "mlp.up_proj" in page
+    for wrong, message in (("1.0x", "no limit"), ("2", "below the"), ("much", "no limit")):
+        assert run([*words[:4], wrong, *words[5:8], str(folder / wrong)]) == 2
+        assert message in capsys.readouterr().err
+    assert run([*words[:5], "--evaluate", "none", "--out", str(folder / "other")]) == 2
+    assert "needs a text" in capsys.readouterr().err

@@ -1,7 +1,10 @@
 import pytest
 import torch
+from guard_models import random_guard
+from tiny_models import prompt, tiny_model
 
 from featherweight.errors import ConfigError
+from featherweight.guard.decoding import AnswerRules, judge_prompts
 from featherweight.guard.evidence import (
     Evidence,
     hidden_features,
@@ -42,3 +45,25 @@ def test_hidden_states_of_chosen_layers_stand_side_by_side_in_float32():
 def test_what_was_not_read_is_told():
     with pytest.raises(ConfigError, match="evidence=prompt_hidden was not read"):
         required(Evidence(), "prompt_hidden")
+
+
+@pytest.mark.parametrize("parallel", [False, True])
+@torch.no_grad()
+def test_states_of_the_last_tokens_of_the_prefix_are_those_of_the_whole_text_read_at_once(parallel):
+    model, rows = tiny_model("llama"), prompt(3, 9)
+    guard = random_guard("llama", "states", prefix_states=3)
+    seen = {}
+    plain = guard.score
+
+    def score(tier, evidence):
+        seen[tier] = evidence.prefix_hidden
+        return plain(tier, evidence)
+
+    guard.score = score
+    judge_prompts(guard, model, rows, None, AnswerRules(max_new_tokens=8), parallel=parallel)
+    forced = torch.tensor(guard.options.forced_ids).expand(3, -1)
+    states = model(input_ids=torch.cat([rows, forced], dim=1), output_hidden_states=True).hidden_states
+    last = torch.cat([states[layer][:, -1] for layer in guard.options.layers], dim=1)
+    expected = torch.cat([last, states[max(guard.options.layers)][:, -3:-1].flatten(1)], dim=1)
+    # Float32 sums of other shapes, over four layers.
+    torch.testing.assert_close(seen["states"], expected, rtol=0, atol=1e-4)

@@ -50,6 +50,24 @@ def test_both_classes_count_equally_whatever_their_numbers():
     assert float((score(fresh[200:]) > 0).double().mean()) < 0.4
 
 
+def test_a_kind_of_few_rows_counts_for_more_than_its_number():
+    rows, labels = classes(count=200)
+    kinds = ["bad"] * 200 + ["plain"] * 180 + ["close"] * 20
+    rows[380:, 0] += 1.5  # what is close looks like the other class in one place, and tells itself apart in another
+    rows[380:, 1] += 1.5
+    several, _ = fit_linear(rows, labels, kinds=kinds, strengths=(1e-2,))
+    alike, _ = fit_linear(rows, labels, strengths=(1e-2,))
+    assert float(several(rows[380:]).mean()) < float(alike(rows[380:]).mean()) - 0.1
+
+
+def test_two_scores_side_by_side_are_their_sum():
+    rows, labels = classes(count=40)
+    first, second = (fit_linear(one, labels, strengths=(1e-2,))[0] for one in (rows[:, :5], rows[:, 5:]))
+    both = first.beside(second)
+    # The order of float32 sums.
+    torch.testing.assert_close(both(rows), first(rows[:, :5]) + second(rows[:, 5:]), rtol=0, atol=1e-4)
+
+
 def test_what_cannot_be_fitted_is_refused():
     rows, labels = classes()
     with pytest.raises(ConfigError, match="features are not finite"):

@@ -55,6 +55,12 @@ def test_embedding_lr_factor_reaches_embedding_and_head_only(name):
     assert rates == {"embed.weight": 0.4, "head.weight": 0.4, "mlp.weight": 0.1, "mlp.bias": 0.1}
 
 
+def test_matrix_lr_factor_reaches_matrices_only():
+    optimizer = build_optimizer(Tiny(), parse_optimizer({"name": "adamw", "lr": 0.1, "matrix_lr_factor": 0.5}))
+    rates = {name: group["lr"] for group in optimizer.param_groups for name in group["param_names"]}
+    assert rates == {"embed.weight": 0.1, "head.weight": 0.1, "mlp.weight": 0.05, "mlp.bias": 0.1}
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

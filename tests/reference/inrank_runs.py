@@ -2,8 +2,11 @@
 
 from causal_models import batch
 
-# A random buffer, so that ranks grow within a few steps.
-FAST = {"buffer": 4, "every": 2, "warmup": 1, "init_rank": 1, "buffer_init": "random"}
+# Ranks that grow within a few steps: those of the product, which a random start sets.
+FAST = {
+    "buffer": 4, "every": 2, "warmup": 1, "init_rank": 1,
+    "init": "kaiming", "buffer_init": "random", "growth": "product",
+}  # fmt: skip
 
 
 def train(model, method, optimizer, steps, start=0):

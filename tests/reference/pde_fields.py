@@ -5,11 +5,15 @@ import torch
 from torch import Tensor
 
 from featherweight.pde.problems import BurgersConfig, DarcyConfig, NavierStokesConfig
+from featherweight.pde.wave_problems import AdvectionConfig, ReactionDiffusionConfig, ShallowWaterConfig
 
 SMALL_PROBLEMS = {
     "darcy": DarcyConfig(resolution=9),
     "burgers": BurgersConfig(resolution=16, refine=2, steps=10),
     "navier_stokes": NavierStokesConfig(resolution=8, refine=2, steps=10),
+    "advection": AdvectionConfig(resolution=16, largest_wavenumber=3),
+    "reaction_diffusion": ReactionDiffusionConfig(resolution=8, dimensions=3, steps=10),
+    "shallow_water": ShallowWaterConfig(resolution=8, steps=20, time_tolerance=None),
 }
 
 

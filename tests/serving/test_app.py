@@ -3,6 +3,7 @@
 import asyncio
 import json
 import math
+import socket
 import time
 
 import httpx
@@ -305,6 +306,18 @@ def test_a_server_that_is_told_to_end_finishes_its_streams_and_takes_no_more(sta
         ending.stop()
         with pytest.raises(httpx.ConnectError):
             httpx.get(ending.url + "/health")
+
+
+def test_a_client_that_breaks_off_inside_of_its_request_is_no_failure_of_the_server(server, caplog):
+    host, port = server.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), 5) as client:
+        client.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 900\r\n\r\n{")
+        time.sleep(0.2)
+    counted, deadline = "", time.monotonic() + 10
+    while 'status="499"' not in counted and time.monotonic() < deadline:
+        counted = httpx.get(server.url + "/metrics").text
+    assert 'status="499"' in counted and 'status="500"' not in counted
+    assert not [record for record in caplog.records if record.exc_info]
 
 
 @pytest.mark.slow

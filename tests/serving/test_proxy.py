@@ -1,6 +1,7 @@
 """The proxy in front of our own server, which plays the engine."""
 
 import contextlib
+import json
 import threading
 import time
 
@@ -26,8 +27,8 @@ def turns(text):
 
 
 @contextlib.contextmanager
-def proxied(url, guard, **options):
-    app = make_proxy(guard, Upstream(url, None, 10.0), ServeOptions(port=0, **options))
+def proxied(url, guard, order="probe-first", **options):
+    app = make_proxy(guard, Upstream(url, None, 10.0), ServeOptions(port=0, **options), order)
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
@@ -75,6 +76,29 @@ def test_what_passes_gets_the_engines_own_answer_and_what_is_flagged_never_reach
                 assert found.message.content == plain == "".join(one.delta.content or "" for one in pieces)
         assert [one.id for one in client.models.list()] == ["stand-in"]
         direct.close()
+
+
+def test_an_answer_that_is_asked_for_beside_the_probe_waits_for_the_verdict_and_is_given_up_if_that_is_bad(
+    engine, guard, stand_in
+):
+    verdicts = guard.judge(*stand_in, [*GOOD, *BAD])
+    picked = {one.flagged: text for text, one in zip([*GOOD, *BAD], verdicts, strict=True)}
+    with proxied(engine.url, guard, order="together") as url:
+        for flagged, text in picked.items():
+            for stream in (False, True):
+                body = {"messages": turns(text), "temperature": 0, "stream": stream}
+                shown = httpx.post(f"{url}/v1/chat/completions", json=body).content.decode()
+                alone = httpx.post(f"{engine.url}/v1/chat/completions", json={**body, "stream": False}).json()
+                assert ("content_filter" in shown) == flagged == (guard.options.refusal_text in shown)
+                if not stream:
+                    content = None if flagged else alone["choices"][0]["message"]["content"]
+                    assert json.loads(shown)["choices"][0]["message"]["content"] == content
+    deadline = time.monotonic() + 10
+    while engine.service.engine.running and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert engine.service.engine.running == 0 and len(picked) == 2
+    with pytest.raises(ConfigError, match="order='last' is unknown"):
+        make_proxy(guard, Upstream(engine.url, None, 1), ServeOptions(port=0), "last")
 
 
 def test_the_beginning_of_an_answer_does_not_steer_the_probe(engine, guard, stand_in):

@@ -205,8 +205,7 @@ def test_core_gradients_without_layerwise_updates_are_refused():
         losses(optimizer={**Q_GALORE, "layerwise": False}, methods=["core_gradient"])
 
 
-# A random buffer, so that ranks grow within a few steps.
-GROWING = {"inrank": {"buffer": 4, "every": 1, "warmup": 0, "explained": 0.5, "patience": 2, "buffer_init": "random"}}
+GROWING = {"inrank": {"buffer": 4, "every": 1, "warmup": 0, "explained": 0.8, "patience": 2}}
 
 
 def test_a_recipe_with_inrank_resumes_bit_by_bit_while_ranks_grow(tmp_path):
@@ -229,6 +228,29 @@ def test_a_recipe_with_inrank_resumes_bit_by_bit_while_ranks_grow(tmp_path):
 
         assert [resumed.step()["loss"] for _ in range(4)] + [resumed.evaluate()["held_out_loss"]] == expected
         assert growth_state(resumed.model) == growth_state(whole.model)
+
+
+def test_a_checkpoint_from_before_factors_had_a_rate_goes_on_as_it_began(tmp_path):
+    from featherweight.training.checkpoint import Checkpoints
+
+    former = {"lr_factor": 1.0, "growth": "product", "init": "kaiming", "explained": 0.5}
+    growing = {**GROWING["inrank"], "explained": 0.5}
+    settings = {**SETTINGS, "optimizer": {"name": "adamw", "lr": 1e-2}, "steps": 6}
+    recipe = Recipe.parse({**settings, "methods": [{"inrank": growing}]})
+    whole = Loop(Recipe.parse({**settings, "methods": [{"inrank": {**growing, **former}}]}))
+    assert len(whole.optimizer.param_groups) == 2  # embeddings and the rest; no group for a layer
+    whole.step()
+    state = whole.state_dict()
+    del state["methods"][0]["measures_change"]
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, whole.model, state, recipe.to_dict())
+    expected = [whole.step()["loss"] for _ in range(4)]
+
+    resumed = Loop(recipe)
+    assert len(resumed.optimizer.param_groups) > 2
+    resumed.resume(checkpoints.latest())
+
+    assert [resumed.step()["loss"] for _ in range(4)] == expected
 
 
 def test_a_run_with_inrank_reports_ranks_over_time_and_saves_a_low_rank_model(tmp_path):

@@ -13,7 +13,7 @@ moments that follow exactly, memory for live components only, a buffer that begi
 import logging
 import math
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -26,6 +26,7 @@ from featherweight.linalg.random import keyed_generator
 from featherweight.linalg.spectrum import explained_rank, variance_ratios
 from featherweight.methods.inrank.distribution import ranks_of_first_process
 from featherweight.methods.inrank.growth import grow, refactor
+from featherweight.methods.inrank.rates import divide_groups, follow_ranks
 from featherweight.methods.inrank.report import growth_report
 from featherweight.methods.inrank.spectrum import layer_spectrum
 from featherweight.methods.inrank.state import ATTRIBUTE, GrowthState, growing_layer, growth_state
@@ -61,6 +62,9 @@ class InRank(Method):
     """Share of the spectrum that the rank must explain; else it grows."""
     criterion: Literal["energy", "variance"] = "energy"
     """energy: sums of squares; variance: about the mean over all min(M, N) values, the official code's form."""
+    growth: Literal["change", "product"] = "change"
+    """Of what the spectrum is taken. change: U V - U0 V0, what was learned since the start, so that initial values set
+    no rank; it keeps the first factors until growth ends. product: U V, the official code's way."""
     init_rank: int = Field(default=2, ge=1)
     """R at the start."""
     buffer: int = Field(default=100, ge=0)
@@ -79,12 +83,12 @@ class InRank(Method):
     """Largest number of live components; None: the last at which two factors are smaller than the matrix."""
     rank_multiple: int = Field(default=1, ge=1)
     """Live components are rounded up to multiples of this, which bounds the number of shapes that a compiler sees."""
-    init: Literal["kaiming", "spectral", "orthogonal"] = "kaiming"
-    """Of the factors: as in the official code; truncated SVD of the layer's own weight, rescaled to its norm; or
-    orthonormal rows."""
-    buffer_init: Literal["zero", "random"] = "zero"
-    """Of the first buffer. zero: its columns of U are zero, as in every later buffer, so that ranks measure what is
-    learned; random: as the first components, the official code's way, where ranks follow the initialisation."""
+    init: Literal["kaiming", "spectral", "orthogonal"] = "spectral"
+    """Of the factors. spectral: truncated SVD of the layer's own weight, rescaled to its norm; kaiming: as in the
+    official code; orthogonal: orthonormal rows."""
+    buffer_init: Literal["zero", "random"] = "random"
+    """Of the first buffer. random: as the first components; zero: its columns of U are zero, as in every later buffer,
+    which costs quality."""
     keep_w0: bool = False
     """Keep the layer's weight, frozen, beside the factors, which then begin at zero: the paper's InRank. Saves no
     memory."""
@@ -94,6 +98,10 @@ class InRank(Method):
     """Modules to grow: all-linear (without the output head), a regular expression, or a list of names."""
     exclude_modules: str | list[str] = ["lm_head"]
     """Modules left out, same forms."""
+    lr_factor: Literal["rank"] | Annotated[float, Field(gt=0)] = "rank"
+    """Multiplier of the learning rate for the factors. rank: N / (3 K) of the smaller side and the live components,
+    from 1 to 4, and it follows when K changes; 1.0: the rate of everything else, as in the official code. It takes
+    effect in a recipe, in `trainer_optimizer`, and where an optimizer is built from `param_groups` of this method."""
     seed: int = Field(default=0, ge=0)
     """Of the initial factors and of new rows."""
 
@@ -133,8 +141,11 @@ class InRank(Method):
                 continue
             live = self._live(self.init_rank, self.limit(*matrix_of(module).shape))
             # Seeded by the place among linear layers, so that a layer that stays dense moves no other one's draw.
-            replace_module(model, name, self._start(module, live, places[name]))
+            layer = self._start(module, live, places[name])
+            replace_module(model, name, layer)
             state.ranks[name] = min(self.init_rank, live)
+            if self.growth == "change" and not self.keep_w0:  # beside W0 the factors begin at zero
+                state.start[name] = (layer.U.weight.detach().clone(), layer.V.weight.detach().clone())
         if not state.ranks:
             reasons = "; ".join(f"{name} {reason}" for name, reason in list(state.dense.items())[:3])
             raise ConfigError(
@@ -179,6 +190,32 @@ class InRank(Method):
         is_quiet = self.patience is not None and state.quiet_checks >= self.patience
         if is_quiet or (self.freeze_step is not None and step >= self.freeze_step):
             self.freeze(model, optimizer)
+        if self.lr_factor == "rank":
+            follow_ranks(model, optimizer)
+
+    def param_groups(
+        self, model: nn.Module, lr: float, groups: list[dict[str, Any]] | None = None
+    ) -> list[dict[str, Any]]:
+        """Return groups in which the factors of each layer run at `lr_factor` times their rate.
+
+        `after_step` keeps these rates true. Where a scheduler of torch runs beside it, call
+        `featherweight.training.follow_groups` after it; recipes and `MethodCallback` do.
+
+        Args:
+            model: that was given to `apply`.
+            lr: base rate of the optimizer.
+            groups: groups of named parameters to divide; None takes all that trains as one group.
+        Example:
+            >>> model = nn.Sequential(nn.Linear(64, 64))
+            >>> method = InRank(buffer=6)
+            >>> report = method.apply(model)
+            >>> optimizer = torch.optim.AdamW(method.param_groups(model, lr=1e-3), lr=1e-3)
+            >>> [(group["param_names"], group["lr"]) for group in optimizer.param_groups]
+            [(['0.U.bias'], 0.001), (['0.V.weight', '0.U.weight'], 0.0026666666666666666)]
+        """
+        groups = super().param_groups(model, lr, groups)
+        fixed = None if self.lr_factor == "rank" else self.lr_factor
+        return groups if fixed == 1.0 else divide_groups(unwrap_model(model), lr, groups, fixed)
 
     @torch.no_grad()
     def freeze(self, model: nn.Module, optimizer: Optimizer | None = None) -> None:
@@ -191,6 +228,7 @@ class InRank(Method):
         model = unwrap_model(model)
         state = growth_state(model)
         state.is_frozen = True
+        state.start.clear()
         if self.activation is not None:
             return
         for name in state.ranks:
@@ -206,6 +244,7 @@ class InRank(Method):
             "ranks": dict(state.ranks),
             "is_frozen": state.is_frozen,
             "quiet_checks": state.quiet_checks,
+            "measures_change": bool(state.start),
             "history": [dict(entry) for entry in state.history],
         }
 
@@ -225,6 +264,8 @@ class InRank(Method):
         present.ranks.update(state["ranks"])
         present.is_frozen, present.quiet_checks = bool(state["is_frozen"]), int(state["quiet_checks"])
         present.history = [dict(entry) for entry in state["history"]]
+        if not state.get("measures_change", False):
+            present.start.clear()  # a run from before there was one goes on as it began
         record_in_config(unwrap_model(model))
 
     def report(self, model: nn.Module) -> Report:
@@ -300,7 +341,8 @@ class InRank(Method):
     @torch.no_grad()
     def _check(self, model: nn.Module, state: GrowthState, optimizer: Optimizer, step: int) -> bool:
         """Measure all layers, grow those that need it, and tell whether one grew."""
-        spectra = {name: layer_spectrum(growing_layer(model, name), name) for name in state.ranks}
+        first = state.start
+        spectra = {name: layer_spectrum(growing_layer(model, name), name, first.get(name)) for name in state.ranks}
         wanted = {}
         for name, values in spectra.items():
             layer = growing_layer(model, name)

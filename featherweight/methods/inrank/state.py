@@ -4,7 +4,7 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from featherweight.errors import ConfigError
 from featherweight.nn.low_rank_linear import LowRankLinear
@@ -26,6 +26,11 @@ class GrowthState:
     """Checks in a row at which no layer grew."""
     history: list[dict[str, Any]] = field(default_factory=list)
     """One entry for each layer and check: step, layer, rank, live, explained, values."""
+    start: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict, compare=False, repr=False)
+    """The factors that a layer began with, for as long as growth is measured by the change since then."""
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update({"start": {}, **state})  # models that were pickled before there was a start
 
 
 def growth_state(model: nn.Module) -> GrowthState:

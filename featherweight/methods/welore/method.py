@@ -124,7 +124,7 @@ class WeLore(WeLoreOptions):
             spectra: dict[str, Tensor] = {}
             stream = begin.copy()
             for index, block in enumerate(blocks.modules):
-                roots = _roots(block, index, stream, blocks, targets, centre=self.method == "whitened")
+                roots = block_roots(block, index, stream, blocks, targets, centre=self.method == "whitened")
                 for name, (_, root) in roots.items():
                     matrix = matrix_of(targets[name])
                     spectra[name] = (
@@ -136,7 +136,7 @@ class WeLore(WeLoreOptions):
                 entries = [plan.entries[name] for name in blocks.targets[index]]
                 original = copy.deepcopy(block) if self.method == "refit" else block
                 before = dense.copy()
-                roots = _roots(block, index, dense, blocks, targets, centre=self.method == "whitened")
+                roots = block_roots(block, index, dense, blocks, targets, centre=self.method == "whitened")
                 _cut_block(model, targets, entries, roots, keep_factors=self.method == "refit")
                 if self.method == "refit":
                     _refit_block(model, entries, (original, block), index, (before, compressed), blocks, targets)
@@ -188,7 +188,7 @@ def _cut_plain(model: nn.Module, targets: dict[str, nn.Linear], plan: Plan) -> N
                 replace_module(model, name, build_layer(targets.pop(name), *factors, entry.storage))
 
 
-def _roots(
+def block_roots(
     block: nn.Module,
     index: int,
     stream: calibrate.Stream,
@@ -197,7 +197,16 @@ def _roots(
     *,
     centre: bool,
 ) -> dict[str, tuple[Moments, Root | None]]:
-    """Return moments and root by layer (no root where there are too few tokens), and move the stream on."""
+    """Return moments and root by layer (no root where there are too few tokens), and move the stream on.
+
+    Args:
+        block: one of `blocks`.
+        index: its place.
+        stream: what it reads; afterwards what the next one reads.
+        blocks: of the model.
+        targets: layers by name.
+        centre: take the moments of layers with a bias about their mean.
+    """
     names = calibrate.inner_names(blocks.names[index], blocks.targets[index])
     moments = calibrate.moments_of(block, index, stream, names)
     made: dict[tuple[int, bool], Root | None] = {}

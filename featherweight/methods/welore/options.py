@@ -25,6 +25,9 @@ class WeLoreOptions(Method):
     allocation: Literal["threshold", "energy", "uniform"] | None = None
     """How ranks are shared out: the paper's threshold, the energy of each matrix, or alike. None: threshold for
     rank_reduction, energy for param_ratio and max_bytes."""
+    energy_floor: float | None = Field(default=None, gt=0, lt=1)
+    """Share of its energy that every matrix keeps at least, whatever the budget says; less than the budget goes then.
+    Kinds with flat spectra so keep nearly all of their ranks. Without data a small model needs 0.9999."""
     scope: Literal["all", "lrc"] | None = None
     """Cut all matrices, or only those that lose at least half of their rank (LRC). None: lrc where train says so."""
     method: Literal["plain", "whitened", "refit"] = "plain"

@@ -164,7 +164,7 @@ def make_plan(
     dense_numel = sum(t.rows * t.columns for t in shapes.values())
     dense_bytes = sum(t.rows * t.columns * t.itemsize for t in shapes.values())
     other = (total_numel - dense_numel, total_bytes - dense_bytes)
-    allocation = _allocate(shapes, spectra, options, other, total_numel)
+    allocation = _above_floor(_allocate(shapes, spectra, options, other, total_numel), spectra, options)
     entries = {}
     for name, target in shapes.items():
         rank = allocation.ranks[name]
@@ -201,7 +201,7 @@ def _allocate(
         budget = options.param_ratio * total_numel - other[0]
 
     def cost(name: str, ranks: np.ndarray) -> np.ndarray:
-        return _costs(shapes[name], ranks, options, in_bytes)
+        return storage_costs(shapes[name], ranks, options, in_bytes=in_bytes)
 
     if options.allocation == "threshold":
         return sp.threshold_budget_ranks(spectra, cost, budget)
@@ -210,8 +210,16 @@ def _allocate(
     return sp.budget_ranks(spectra, cost, budget)
 
 
-def _costs(target: Target, ranks: np.ndarray, options: WeLoreOptions, in_bytes: bool) -> np.ndarray:
-    """Return what each rank takes in its storage; the full rank stays dense."""
+def _above_floor(allocation: sp.Allocation, spectra: sp.Spectra, options: WeLoreOptions) -> sp.Allocation:
+    """Raise ranks to those that keep `energy_floor` of each matrix; ranks that the user gave stay."""
+    if options.energy_floor is None or options.rank_pattern is not None:
+        return allocation
+    floors = {name: sp.explained_rank(values, options.energy_floor) for name, values in spectra.items()}
+    return sp.Allocation({n: max(rank, floors[n]) for n, rank in allocation.ranks.items()}, allocation.threshold)
+
+
+def storage_costs(target: Target, ranks: np.ndarray, options: WeLoreOptions, *, in_bytes: bool = True) -> np.ndarray:
+    """Return the bytes (or numbers) that each rank takes in its storage; the full rank stays dense."""
     rows, columns = target.rows, target.columns
 
     def of(rank: int) -> int:

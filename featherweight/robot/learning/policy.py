@@ -73,14 +73,14 @@ class Policy(nn.Module, ABC):
     picture_size_px: tuple[int, int] = (0, 0)
     """(height, width) of the pictures that it sees."""
 
-    def _add_scales(self) -> None:
-        for name, shape in (("x", (len(self.config.features),)), ("y", (self.chunk, SERVOS))):
+    def _add_scales(self, further: int = 0) -> None:
+        for name, shape in (("x", (len(self.config.features) + further,)), ("y", (self.chunk, SERVOS))):
             self.register_buffer(f"{name}_mean", torch.zeros(shape))
             self.register_buffer(f"{name}_std", torch.ones(shape))
 
-    def fit_scales(self, features: Tensor, targets: Tensor) -> None:
-        """Take mean and deviation of (n, F) features and (n, K, 6) targets."""
-        for name, values in (("x", features), ("y", targets)):
+    def fit_scales(self, rows: Mapping[str, Tensor]) -> None:
+        """Take mean and deviation of (n, F) "features" and (n, K, 6) "targets"."""
+        for name, values in (("x", rows["features"]), ("y", rows["targets"])):
             self.get_buffer(f"{name}_mean").copy_(values.mean(dim=0))
             self.get_buffer(f"{name}_std").copy_(values.std(dim=0, unbiased=False) + EPSILON)
         self.get_buffer("y_std").clamp_(min=LEAST_DEG)

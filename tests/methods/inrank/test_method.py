@@ -59,10 +59,10 @@ def test_initial_factors(init):
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
 
 
-def test_the_first_buffer_begins_at_zero():
+def test_the_first_buffer_begins_at_zero_if_wanted():
     model = causal_model("llama").eval()
     twin = copy.deepcopy(model)
-    fw.apply(model, InRank(init_rank=3, buffer=6))
+    fw.apply(model, InRank(init_rank=3, buffer=6, buffer_init="zero"))
     fw.apply(twin, InRank(init_rank=3, buffer=6, buffer_init="random"))
     for layer, random in zip(low_rank_modules(model).values(), low_rank_modules(twin).values(), strict=True):
         assert layer.rank == 9 and not layer.U.weight[:, 3:].any()

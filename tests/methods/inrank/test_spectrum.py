@@ -1,5 +1,7 @@
 """Ranks follow the spectrum of what is learned."""
 
+import copy
+
 import torch
 from causal_models import batch, causal_model
 from inrank_runs import FAST, train
@@ -7,6 +9,7 @@ from inrank_runs import FAST, train
 import featherweight as fw
 from featherweight.linalg.spectrum import explained_rank
 from featherweight.methods.inrank import InRank, growth_state
+from featherweight.methods.inrank.spectrum import layer_spectrum
 from featherweight.methods.low_rank_model import low_rank_modules
 
 
@@ -43,6 +46,28 @@ def test_the_rank_is_the_least_that_explains_enough_and_never_falls():
     assert checked == 11 and max(before.values()) > 4
     history = growth_state(model).history
     assert len(history) == 11 * len(before) and {e["step"] for e in history} == set(range(3, 24, 2))
+
+
+def test_a_start_of_many_components_sets_no_rank_and_what_is_learned_does(generator):
+    model = causal_model("llama", torch.float64)
+    methods = {growth: InRank(**{**FAST, "buffer": 8, "growth": growth}) for growth in ("product", "change")}
+    fw.apply(model, methods["change"])
+    layer = model.model.layers[0].mlp.up_proj
+    first = layer.weight.detach().clone()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    with torch.no_grad():
+        layer.U.weight += torch.outer(
+            torch.randn(layer.out_features, generator=generator, dtype=torch.float64), torch.eye(9)[0]
+        )
+    change = torch.linalg.svdvals(layer.weight.detach() - first)
+    torch.testing.assert_close(layer_spectrum(layer, "up", growth_state(model).start["model.layers.0.mlp.up_proj"]),
+                               change[:18], rtol=1e-9, atol=1e-12)  # fmt: skip
+    twin = copy.deepcopy(model)
+    methods["change"].after_step(model, optimizer, 3)
+    methods["product"].load_state_dict(twin, {**methods["product"].state_dict(twin), "measures_change": False})
+    methods["product"].after_step(twin, torch.optim.SGD(twin.parameters(), lr=0.0), 3)
+    assert set(growth_state(model).ranks.values()) == {1}
+    assert min(growth_state(twin).ranks.values()) > 1
 
 
 def test_raising_the_share_never_lowers_a_rank_at_the_first_check():
