@@ -4,6 +4,7 @@ import pytest
 
 from featherweight.errors import ConfigError
 from featherweight.memory.tracker import StorageTracker
+from featherweight.planner.answers import answer
 from featherweight.planner.host import PROCESS_BYTES, host_need, require_host
 from featherweight.planner.solve import solve
 from featherweight.training.estimate import estimate_memory
@@ -70,3 +71,19 @@ def test_the_longest_row_obeys_both_budgets():
 def test_a_recipe_that_keeps_nothing_on_the_host_needs_none():
     need = host_need(recipe(order="batch", chunk_tokens=None, inputs="device", weights="device"))
     assert (need.inputs_bytes, need.weights_bytes, need.read_bytes, need.written_bytes) == (0, 0, 0, 0)
+
+
+def test_the_command_judges_a_recipe_by_two_budgets_and_says_what_is_missing(tmp_path):
+    path = tmp_path / "long.yaml"
+    recipe().to_file(path)
+    found = answer(None, "24GiB", recipe=path, device="rtx4090", host_memory="8GB")
+    assert found.to_dict()["host"]["inputs_bytes"] == 4 * 1024 * 64 * 4
+    assert any("over the link in a step" in one for one in found.plan.assumptions)
+    with pytest.raises(ConfigError, match="host-memory=8GB with schedule.order=batch; expected a recipe whose steps"):
+        answer(
+            None,
+            "24GiB",
+            recipe=recipe(order="batch", chunk_tokens=None, inputs="device", weights="device"),
+            device="rtx4090",
+            host_memory="8GB",
+        )
