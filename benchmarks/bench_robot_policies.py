@@ -1,4 +1,4 @@
-"""Who puts the cube into the bin, over which network: a model of a hand, a policy, the hand helped by the policy.
+"""Who puts the cube into the bin, over which network: models of a hand, a policy, the hands helped by the policy.
 
     scripts/bench robot_policies [--policy runs/robot] [--runs 30] [--operators hand,policy,shared] [--cubes 1]
 
@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from featherweight.robot.challenge.run import OPERATORS, parse_impairment, run_challenge
+from featherweight.robot.challenge.run import ALONE, OPERATORS, parse_impairment, run_challenge
 from featherweight.robot.challenge.score import Score
 from featherweight.robot.challenge.summary import summarize
 from featherweight.robot.learning.evaluation import FIRST_UNSEEN_SEED
@@ -74,7 +74,7 @@ def main() -> None:
     done = read_scores()
     missing = [key for key in keys if key not in done]
     policy = None
-    if any(operator != "hand" for operator, *_ in missing):
+    if any(operator not in ALONE for operator, *_ in missing):
         policy = train_policy() if arguments.policy is None else load_policy(arguments.policy)
     for key in track(missing, "running"):
         operator, network, cubes, seed = key

@@ -13,6 +13,8 @@ from featherweight.errors import ConfigError
 if TYPE_CHECKING:
     import numpy as np
 
+    from featherweight.robot.camera.view import CameraView
+
 
 def calibrate_camera(
     pictures: Annotated[
@@ -29,6 +31,7 @@ def calibrate_camera(
     save: Annotated[
         str | None, typer.Option(help="Write what was found into the calibration of this kit.", show_default=False)
     ] = None,
+    camera: Annotated[str, typer.Option(help="Name of the camera in that calibration.")] = "front",
     as_json: AsJson = False,
 ) -> None:
     """Find the joints' zero and the camera's place from pictures of a card on the gripper and one on the table.
@@ -43,6 +46,7 @@ def calibrate_camera(
     fw robot calibrate-camera --pictures photos --fovy 43.3 --save umirobot
     """
     from featherweight.robot.camera.calibrate import calibrate_camera as calibrate
+    from featherweight.robot.camera.view import CameraView
 
     told: dict[str, Any] = {}
     if pictures is not None:
@@ -68,7 +72,8 @@ def calibrate_camera(
         "dots": result.dots,
     }
     if save is not None:
-        told["saved"] = str(_save(save, result.zero_offset_deg))
+        view = CameraView.of(result.pose.tolist(), 42.0 if pictures is None else fovy)
+        told["saved"] = str(_save(save, result.zero_offset_deg, camera, view))
     if as_json:
         print_json(told)
         return
@@ -107,10 +112,11 @@ def read_pictures(folder: Path) -> "tuple[list[list[float]], list[np.ndarray]]":
     return angles, pictures
 
 
-def _save(id: str, found_deg: tuple[float, ...]) -> Path:
+def _save(id: str, found_deg: tuple[float, ...], camera: str, view: "CameraView") -> Path:
     """Add what was found to the offsets of a kit's calibration, which the reported angles had in them already."""
     from featherweight.robot.calibration_file import KitCalibration, load_calibration
 
     calibration = load_calibration(id) or KitCalibration(id=id)
     offsets = [old + new for old, new in zip(calibration.zero_offset_deg, [*found_deg, 0.0], strict=True)]
-    return calibration.model_copy(update={"zero_offset_deg": offsets}).save()
+    cameras = {**calibration.cameras, camera: view}
+    return calibration.model_copy(update={"zero_offset_deg": offsets, "cameras": cameras}).save()

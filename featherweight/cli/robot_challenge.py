@@ -12,7 +12,11 @@ from featherweight.errors import ConfigError
 
 def challenge(
     operator: Annotated[
-        str, typer.Option(help="hand (a model of a person), policy, or shared (the hand, helped by the policy).")
+        str,
+        typer.Option(
+            help="hand (a model of a person who moves and waits), eager (of one who never waits), policy, or shared "
+            "and shared-eager (those hands, helped by the policy)."
+        ),
     ] = "hand",
     policy: Annotated[Path | None, typer.Option(help="Folder of a run of fw robot train.", show_default=False)] = None,
     impair: Annotated[
@@ -42,7 +46,7 @@ def challenge(
     fw robot challenge --score logs/10000.jsonl
     """
     from featherweight.robot.challenge.log import read_log
-    from featherweight.robot.challenge.run import parse_impairment, run_challenge
+    from featherweight.robot.challenge.run import ALONE, parse_impairment, run_challenge
     from featherweight.robot.challenge.score import score_log
     from featherweight.robot.challenge.summary import summarize
 
@@ -53,9 +57,10 @@ def challenge(
         else:
             print("\n".join(f"{name}: {value}" for name, value in told.items()))
         return
-    if policy is not None and operator == "hand":
+    if policy is not None and operator in ALONE:
         raise ConfigError(
-            "fw robot challenge: policy is given to the hand; expected --operator policy or shared. Choose."
+            f"fw robot challenge: policy is given to operator={operator}, a hand; expected --operator policy, shared "
+            "or shared-eager. Choose."
         )
     network, loaded = parse_impairment(impair), None
     if policy is not None:

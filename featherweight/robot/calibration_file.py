@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from featherweight.config import Config
 from featherweight.errors import ConfigError
+from featherweight.robot.camera.view import CameraView
 from featherweight.robot.kit import LIMIT_DEG, SERVOS
 
 
@@ -53,6 +54,9 @@ class KitCalibration(Config):
     """Smallest cut-off of the One-Euro filter."""
     filter_beta: float = Field(default=0.02, ge=0)
     """How much the cut-off rises with the speed (in degrees a second)."""
+
+    cameras: dict[str, CameraView] = {}
+    """Cameras beside the kit, by name; `fw robot calibrate-camera --save` finds them."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -32,7 +32,7 @@ def test_a_run_is_judged_logged_and_scored_again_to_the_same_number(tmp_path, ca
     ("arguments", "message"),
     [
         (["--operator", "policy"], "needs a policy"),
-        (["--policy", "runs/robot"], "policy is given to the hand"),
+        (["--policy", "runs/robot"], "policy is given to operator=hand, a hand"),
         (["--impair", "mars"], "is unknown; expected a network"),
         (["--score", "/nowhere"], "cannot be read"),
         (["--operator", "shared", "--policy", "/nowhere"], "holds no policy.json"),

@@ -30,13 +30,14 @@ def write_episode(writer, length, task="wave"):
     return writer.save(task)
 
 
-def write_scene_episodes(root, episodes, frames):
+def write_scene_episodes(root, episodes, frames, cameras=()):
     """Write episodes of a waving arm with a cube and a bin beside it, in the simulator's features."""
     from featherweight.robot.recording.demonstrations import SCENE_KEY, expert_writer
 
-    writer = expert_writer(root)
+    writer = expert_writer(root, cameras, (32, 48))
     for number in range(episodes):
         for i in range(frames):
-            values, _ = frame(i, number)
-            writer.add({**values, SCENE_KEY: [0.15, 0.01 * number, 0.011, 1.0, 0.0, 0.0, 0.16]})
+            values, picture = frame(i, number)
+            values = {**values, SCENE_KEY: [0.15, 0.01 * number, 0.011, 1.0, 0.0, 0.0, 0.16]}
+            writer.add(values, dict.fromkeys(cameras, picture))
         writer.save("wave")

@@ -62,7 +62,8 @@ def expert_demos(tmp_path_factory):
 @pytest.fixture(scope="module")  # not longer: Playwright keeps an event loop in this thread, and other tests run theirs
 def chromium():
     """A headless Chromium, or a skip that names the install lines."""
-    program = shutil.which("chromium") or shutil.which("google-chrome")
+    programs = map(shutil.which, ("chromium", "chromium-headless-shell", "google-chrome"))
+    program = next(filter(None, programs), None)
     if importlib.util.find_spec("playwright") is None or program is None:
         pytest.skip("no browser; run pip install playwright, and apt-get install -y chromium")
     from playwright.sync_api import sync_playwright

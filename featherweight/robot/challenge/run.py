@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from featherweight.errors import ConfigError, did_you_mean
-from featherweight.robot.challenge.hand import Clock, HandModel
+from featherweight.robot.challenge.eager import EagerHand
+from featherweight.robot.challenge.hand import Clock, Hand
 from featherweight.robot.challenge.log import write_log
+from featherweight.robot.challenge.patient import PatientHand
 from featherweight.robot.challenge.remote import RemoteRun, first_free_cube
 from featherweight.robot.challenge.score import TIME_LIMIT_S, Score, score_log
-from featherweight.robot.challenge.shared import SharedLeader
+from featherweight.robot.challenge.shared import SWINGING_AGREEMENT_DEG, SWINGING_SHARE, SharedLeader
 from featherweight.robot.contract import Teleoperator
 from featherweight.robot.kinematics.dh import Array
 from featherweight.robot.network.impaired import Impairment
@@ -19,7 +21,16 @@ from featherweight.robot.sim.session import VirtualSession
 if TYPE_CHECKING:
     from featherweight.robot.learning.policy import Policy
 
-OPERATORS = ("hand", "policy", "shared")
+HANDS: dict[str, type[Hand]] = {
+    "hand": PatientHand,
+    "eager": EagerHand,
+    "shared": PatientHand,
+    "shared-eager": EagerHand,
+}
+"""Operator -> the model of a person in it."""
+OPERATORS = ("hand", "eager", "policy", "shared", "shared-eager")
+ALONE = ("hand", "eager")
+"""Those without a policy."""
 
 
 def parse_impairment(text: str) -> Impairment:
@@ -52,8 +63,9 @@ def run_challenge(
     """Run the challenge once, in virtual time.
 
     Args:
-        operator: "hand" (a model of a person), "policy", or "shared" (the hand, helped by the policy).
-        policy: trained; for the last two.
+        operator: "hand" (a model of a person who moves and waits), "eager" (of one who never waits), "policy", or
+            "shared" and "shared-eager" (a hand, helped by the policy).
+        policy: trained; for those that have one.
         seed: of layout, hand and network.
         impairment: of the network, each way.
         cubes: on the table.
@@ -67,7 +79,7 @@ def run_challenge(
             f"challenge: operator={operator} is unknown; expected one of {', '.join(OPERATORS)}. "
             f"{did_you_mean(operator, OPERATORS)}"
         )
-    if operator != "hand" and policy is None:
+    if operator not in ALONE and policy is None:
         raise ConfigError(f"challenge: operator={operator} needs a policy; expected --policy RUN. Train one.")
     runs: list[RemoteRun] = []
 
@@ -75,13 +87,16 @@ def run_challenge(
         return runs[0].operator_side.delays.round_trip_ms.p50 / 1000
 
     def make_leader(see: Callable[[], Array], clock: Clock) -> Teleoperator:
-        if policy is None or operator == "hand":
-            return HandModel(see, clock, seed)
+        if policy is None or operator in ALONE:
+            return HANDS[operator](see, clock, seed)
         from featherweight.robot.learning.policy import Seen
         from featherweight.robot.learning.policy_leader import PolicyLeader
 
         helper = PolicyLeader(policy, lambda: Seen(see()), clock, in_thread=False, delay=round_trip_s)
-        return helper if operator == "policy" else SharedLeader(HandModel(see, clock, seed), helper)
+        if operator == "policy":
+            return helper
+        swings = (SWINGING_SHARE, SWINGING_AGREEMENT_DEG) if operator == "shared-eager" else ()
+        return SharedLeader(HANDS[operator](see, clock, seed), helper, *swings)
 
     session = VirtualSession(seed, cubes=cubes)
     network = impairment.model_copy(update={"seed": 2 * seed})

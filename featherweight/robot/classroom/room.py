@@ -14,6 +14,7 @@ from featherweight.config import write_atomically
 from featherweight.errors import ConfigError
 from featherweight.robot.classroom.board import Board
 from featherweight.robot.classroom.turns import Turns
+from featherweight.robot.classroom.uploads import Uploads
 from featherweight.robot.network.relay_room import RelayRoom
 from featherweight.robot.network.topics import Topics
 from featherweight.robot.network.transport import Transport
@@ -47,6 +48,8 @@ class ClassRoom:
         """Simulator -> student."""
         self.robots_of_all = [name for name, member in members.items() if member["role"] == "robot"]
         self.turns = {name: Turns(slice_s, clock) for name in self.robots_of_all if name not in self.owners}
+        self.uploads = Uploads(self.folder, clock)
+        """What students hand in."""
         self.modes: dict[str, str] = {}
         """Robot -> mode, as it said last."""
         self.news: dict[str, dict[str, Any]] = {}
@@ -94,17 +97,26 @@ class ClassRoom:
         if news is not None:
             score = news.get("score") or {}
             own = {key: news.get(key) for key in ("challenge", "left", "recording", "frames", "episodes", "trouble")}
-            told["own"] = {**own, "points": score.get("points")}
+            told["own"] = {**own, "points": score.get("points"), "uploads": self.uploads.told(visitor.name)}
         return {"class": told, "scene": news.get("scene") if news else None}
 
     def left(self, visitor: Visitor, robot: str) -> None:
         """See `PageRoom`; the place in the queue is kept for a while, as lines break."""
         self._seen_s[visitor.name, robot] = self._clock()
 
+    def upload(self, visitor: Visitor, data: bytes) -> None:
+        """See `PageRoom`; students hand in grippers and masters, bound to their names and this room."""
+        if visitor.role == "operator":
+            self.uploads.add(visitor.name, data)
+
     def ask(self, visitor: Visitor, robot: str, request: dict[str, Any]) -> None:
-        """See `PageRoom`: {"turn": bool}, {"challenge": bool}, {"record": bool}, or of a teacher {"all": "stop"}."""
+        """See `PageRoom`: {"turn": bool}, {"challenge": bool}, {"record": bool}, {"upload": {...}}, or of a teacher
+        {"all": "stop"}.
+        """
         if not isinstance(request, dict):
             return
+        if "upload" in request and visitor.role == "operator":
+            self.uploads.begin(visitor.name, request["upload"])
         if "turn" in request and robot in self.turns and visitor.role == "operator":
             turns = self.turns[robot]
             turns.ask(visitor.name) if request["turn"] and turns.place(visitor.name) is None else turns.leave(
@@ -141,6 +153,7 @@ class ClassRoom:
 
     def look(self) -> None:
         """Forget who is gone; to be called about once a second."""
+        self.uploads.look()
         now_s = self._clock()
         for (name, robot), seen_s in list(self._seen_s.items()):
             if now_s - seen_s > ABSENT_S:

@@ -94,6 +94,8 @@ class ClassServer:
         if self.simulators is not None:
             self.simulators.close()
         self._server.close()
+        for room in self.rooms.values():
+            room.uploads.close()
 
     def _look(self) -> None:
         while not self._stop.wait(LOOK_S):

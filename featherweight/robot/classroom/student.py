@@ -39,7 +39,7 @@ class Student:
 
     def __init__(self, robot: SimRobot, transport: Transport, topics: Topics, folder: Path) -> None:
         self.lesson = Lesson(robot, folder)
-        self.side = FollowerSide(robot, transport, topics)
+        self.side = FollowerSide(robot, transport, topics, views=robot.camera_views)
         self._robot, self._transport, self._topics = robot, transport, topics
         self._requests: deque[dict[str, Any]] = deque(maxlen=16)
         self._news_s = 0.0

@@ -10,6 +10,7 @@ from pydantic import Field
 from featherweight.config import Config
 from featherweight.errors import ConfigError, DeviceError
 from featherweight.robot.calibration_file import KitCalibration, load_calibration
+from featherweight.robot.camera.view import CameraView
 from featherweight.robot.contract import Action, Features, Observation, Robot, keyed_angles, ordered_angles
 from featherweight.robot.driver.link import SerialLink, acquire, release
 from featherweight.robot.driver.link_state import Goal, LinkState, LinkStatistics
@@ -75,6 +76,11 @@ class UMIRobot(Robot):
     def observation_features(self) -> Features:
         """Joint key -> float."""
         return dict.fromkeys(JOINT_KEYS, float)
+
+    @property
+    def camera_views(self) -> dict[str, CameraView]:
+        """Cameras beside the kit whose place is known, by name."""
+        return dict(self.calibration.cameras)
 
     @property
     def is_connected(self) -> bool:

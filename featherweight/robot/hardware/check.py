@@ -1,8 +1,8 @@
 """The judge's pre-flight: does a gripper, or a part from a file, print, fit the arm, and spare the servos?
 
-A gripper is a Python file with a function ``build(dimensions)`` that returns a `Gripper`; a part is a file of triangles
-(STL, 3MF, OBJ, PLY, OFF) in millimetres. Every fault has a short name, a sentence with numbers, and places for
-pictures.
+A gripper is a Python file with a function ``build(dimensions)`` that returns a `Gripper`, or a JSON file of dimensions
+from which the kit's own is built; a part is a file of triangles (STL, 3MF, OBJ, PLY, OFF) in millimetres. Every fault
+has a short name, a sentence with numbers, and places for pictures.
 """
 
 import importlib.util
@@ -16,7 +16,7 @@ from featherweight.errors import ConfigError, MissingExtraError
 from featherweight.robot.hardware.arm import WRIST_HORN
 from featherweight.robot.hardware.assembly import Assembly
 from featherweight.robot.hardware.dimensions import Dimensions
-from featherweight.robot.hardware.gripper import FINGER_END, Gripper
+from featherweight.robot.hardware.gripper import FINGER_END, Gripper, build_gripper
 from featherweight.robot.hardware.masses import static_loads
 from featherweight.robot.hardware.printability import NOWHERE, Fault, mesh_faults, overhang_mm2
 from featherweight.robot.hardware.printed import GAP_MM
@@ -124,7 +124,7 @@ def load_mesh(path: Path) -> tuple[Array, Any]:
 
 
 def check(path: str | Path, dimensions: Dimensions | None = None) -> Checked:
-    """Examine a gripper (.py) or a single part (a mesh).
+    """Examine a gripper (.py, or .json with dimensions of its own) or a single part (a mesh).
 
     Raises:
         MissingExtraError: if the packages of the extra `kit` are missing.
@@ -133,8 +133,10 @@ def check(path: str | Path, dimensions: Dimensions | None = None) -> Checked:
     path, d = Path(path), dimensions or Dimensions()
     result = Checked(path)
     try:
-        if path.suffix == ".py":
-            gripper = load_gripper(path, d)
+        if path.suffix in (".py", ".json"):
+            if path.suffix == ".json":
+                d = Dimensions.from_file(path)
+            gripper = load_gripper(path, d) if path.suffix == ".py" else build_gripper(d)
             result.gripper = gripper
             for name in PARTS:
                 solid = getattr(gripper, name)
@@ -144,7 +146,7 @@ def check(path: str | Path, dimensions: Dimensions | None = None) -> Checked:
     except MissingExtraError:
         raise
     except ConfigError as error:
-        kind = "fails" if path.suffix == ".py" else "no mesh"
+        kind = "fails" if path.suffix in (".py", ".json") else "no mesh"
         result.faults.append((path.name, Fault(kind, str(error), NOWHERE)))
         return result
     for name, vertices, faces in result.parts:

@@ -5,74 +5,21 @@ autoencoder); when the policy acts, z is its mean, zero. Options have the names 
 tiny one.
 Source: Zhao et al., Learning fine-grained bimanual manipulation with low-cost hardware, arXiv 2304.13705.
 
-Shapes: B frames, F features, K actions of a chunk, 6 joints, D width, S tokens, Z latent.
+Shapes: B frames, F features, K actions of a chunk, 6 joints, D width, Z latent, 4 places.
 """
 
 from collections.abc import Mapping
 from typing import Any, Literal, Self
 
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from featherweight.config import Config
 from featherweight.robot.kit import SERVOS
-from featherweight.robot.learning.keypoints import STRIDE, KeypointStem
+from featherweight.robot.learning.eyes import SCENE_FEATURES, SceneHead, scene_features
+from featherweight.robot.learning.keypoints import KeypointStem
+from featherweight.robot.learning.options import ACTShape
 from featherweight.robot.learning.policy import Policy, PolicyConfig
 from featherweight.robot.learning.transformer import DecoderLayer, EncoderLayer
-
-
-class ACTShape(Config):
-    """What one chooses of an ACT policy."""
-
-    chunk_size: int = Field(default=20, ge=1, le=200)
-    """Actions of one prediction."""
-    n_action_steps: int = Field(default=1, ge=1)
-    """Actions that are carried out before the next prediction."""
-    temporal_ensemble_coeff: float | None = Field(default=0.01, ge=0)
-    """Overlapping chunks are blended with the weights exp(-coeff i), the oldest first; None takes the newest alone."""
-    picture_height_px: int = Field(default=96, ge=16, multiple_of=STRIDE)
-    """Pictures are scaled to this height."""
-    picture_width_px: int = Field(default=128, ge=16, multiple_of=STRIDE)
-    """Pictures are scaled to this width."""
-    keypoints: int = Field(default=32, ge=1)
-    """Places that the stem finds in a picture."""
-    dim_model: int = Field(default=128, ge=8)
-    """Width of the transformer."""
-    n_heads: int = Field(default=4, ge=1)
-    """Heads of its attention."""
-    dim_feedforward: int = Field(default=512, ge=8)
-    """Width between the two linears of a layer."""
-    n_encoder_layers: int = Field(default=2, ge=1)
-    """Layers that mix what is seen."""
-    n_decoder_layers: int = Field(default=1, ge=1)
-    """Layers that turn it into actions."""
-    use_vae: bool = True
-    """Whether a latent vector carries the style of a demonstration in training."""
-    latent_dim: int = Field(default=32, ge=1)
-    """Numbers of the latent vector."""
-    n_vae_encoder_layers: int = Field(default=2, ge=1)
-    """Layers of the encoder of actions."""
-    dropout: float = Field(default=0.1, ge=0, lt=1)
-    """Share left out in training."""
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if self.dim_model % self.n_heads:
-            raise ValueError(
-                f"n_heads={self.n_heads} does not divide dim_model={self.dim_model}; expected a divisor. Change one."
-            )
-        if self.n_action_steps > self.chunk_size:
-            raise ValueError(
-                f"n_action_steps={self.n_action_steps} is more than chunk_size={self.chunk_size}; expected at most "
-                "that. Lower it."
-            )
-        if self.temporal_ensemble_coeff is not None and self.n_action_steps != 1:
-            raise ValueError(
-                f"n_action_steps={self.n_action_steps} leaves nothing to blend; expected 1 with "
-                "temporal_ensemble_coeff. Set that to null."
-            )
-        return self
 
 
 class ACTConfig(ACTShape, PolicyConfig):
@@ -80,6 +27,13 @@ class ACTConfig(ACTShape, PolicyConfig):
 
     kind: Literal["act"] = "act"
     """Action chunking with a transformer."""
+    sees_places: bool = False
+    """Whether a head says from the pictures where cube and bin are, which the policy then sees beside them."""
+
+    @property
+    def feature_count(self) -> int:
+        """Numbers that the transformer sees of arm and scene."""
+        return len(self.features) + SCENE_FEATURES * self.sees_places
 
 
 class ACTPolicy(Policy):
@@ -100,29 +54,61 @@ class ACTPolicy(Policy):
         layer = (width, config.n_heads, config.dim_feedforward, config.dropout)
         self.stems = nn.ModuleList(KeypointStem(config.keypoints) for _ in config.cameras)
         self.camera_projs = nn.ModuleList(nn.Linear(2 * config.keypoints, width) for _ in config.cameras)
-        self.state_proj, self.latent_proj = nn.Linear(len(config.features), width), nn.Linear(config.latent_dim, width)
+        if config.sees_places:
+            self.scene_head = SceneHead(2 * config.keypoints * len(config.cameras))
+        self.state_proj = nn.Linear(config.feature_count, width)
+        self.latent_proj = nn.Linear(config.latent_dim, width)
         self.encoder = nn.ModuleList(EncoderLayer(*layer) for _ in range(config.n_encoder_layers))
         self.decoder = nn.ModuleList(DecoderLayer(*layer) for _ in range(config.n_decoder_layers))
         self.places = nn.Parameter(torch.randn(2 + len(config.cameras), width) * 0.02)
         self.queries = nn.Parameter(torch.randn(self.chunk, width))
         self.action_head = nn.Linear(width, SERVOS)
         if config.use_vae:
-            self.vae_state_proj = nn.Linear(len(config.features), width)
+            self.vae_state_proj = nn.Linear(config.feature_count, width)
             self.vae_action_proj = nn.Linear(SERVOS, width)
             self.vae_encoder = nn.ModuleList(EncoderLayer(*layer) for _ in range(config.n_vae_encoder_layers))
             self.vae_places = nn.Parameter(torch.randn(2 + self.chunk, width) * 0.02)
             self.vae_query = nn.Parameter(torch.randn(width) * 0.02)
             self.vae_head = nn.Linear(width, 2 * config.latent_dim)
-        self._add_scales()
+        self._add_scales(config.feature_count - len(config.features))
 
-    def encode_style(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def fit_scales(self, rows: Mapping[str, Tensor]) -> None:
+        """See `Policy`; with places, they are told by "places" (n, 4)."""
+        if self.config.sees_places:
+            self.scene_head.fit_scales(rows["places"])
+            rows = {
+                **rows,
+                "features": torch.cat([rows["features"], scene_features(rows["features"], rows["places"])], -1),
+            }
+        super().fit_scales(rows)
+
+    def look(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, list[Tensor], Tensor | None]:
+        """Return (B, F) features in deviations, a (B, D) token for each camera, and (B, 4) places or None.
+
+        While the policy learns where things are, the transformer is told the true places: with its own, which are
+        wrong at first, it would learn to follow the joints. Later it has its own.
+
+        Args:
+            batch: "features", a "picture.<camera>" for each camera, and in training "places" (B, 4), if it sees them.
+        """
+        found = [stem(batch[f"picture.{name}"]) for name, stem in zip(self.config.cameras, self.stems, strict=True)]
+        tokens = [proj(one) for proj, one in zip(self.camera_projs, found, strict=True)]
+        features, places = batch["features"], None
+        if self.config.sees_places:
+            places = self.scene_head(torch.cat(found, dim=-1))
+            told = batch["places"] if self.training else places
+            features = torch.cat([features, scene_features(features, told)], dim=-1)
+        return self.normal_features(features), tokens, places
+
+    def encode_style(self, batch: Mapping[str, Tensor], features: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and logarithm of the variance, (B, Z) each, of the latent vector of demonstrated chunks.
 
         Args:
-            batch: "features" (B, F), "targets" (B, K, 6) degrees, "weights" (B, K), 0 beyond the episode.
+            batch: "targets" (B, K, 6) degrees, "weights" (B, K), 0 beyond the episode.
+            features: (B, F) in deviations, of `look`.
         """
         actions = self.normal_targets(batch["targets"]) * batch["weights"][..., None]
-        state = self.vae_state_proj(self.normal_features(batch["features"]))
+        state = self.vae_state_proj(features)
         query = self.vae_query.expand(len(state), 1, -1)
         x = torch.cat([query, state[:, None], self.vae_action_proj(actions)], dim=1)
         for layer in self.vae_encoder:
@@ -130,20 +116,17 @@ class ACTPolicy(Policy):
         mean, log_variance = self.vae_head(x[:, 0]).float().chunk(2, dim=-1)
         return mean, log_variance
 
-    def normal_chunks(self, batch: Mapping[str, Tensor], latent: Tensor | None = None) -> Tensor:
+    def normal_chunks(self, features: Tensor, camera_tokens: list[Tensor], latent: Tensor | None = None) -> Tensor:
         """Return (B, K, 6) predictions in the units of the network's output.
 
         Args:
-            batch: "features" (B, F), and "picture.<camera>" (B, 3, H, W) bytes for each camera.
+            features: (B, F) in deviations.
+            camera_tokens: (B, D) each; both of `look`.
             latent: (B, Z); None for zero.
         """
-        features = batch["features"]
         if latent is None:
             latent = features.new_zeros(len(features), self.config.latent_dim)
-        tokens = [self.latent_proj(latent), self.state_proj(self.normal_features(features))]
-        for name, stem, proj in zip(self.config.cameras, self.stems, self.camera_projs, strict=True):
-            tokens.append(proj(stem(batch[f"picture.{name}"])))
-        memory = torch.stack(tokens, dim=1)
+        memory = torch.stack([self.latent_proj(latent), self.state_proj(features), *camera_tokens], dim=1)
         for layer in self.encoder:
             memory = layer(memory, self.places)
         x = torch.zeros_like(self.queries).expand(len(features), -1, -1)
@@ -153,8 +136,9 @@ class ACTPolicy(Policy):
         return result
 
     def forward(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """Return (B, K, 6) degrees relative to the reported angles; see `normal_chunks`."""
-        return self.to_degrees(self.normal_chunks(batch))
+        """Return (B, K, 6) degrees relative to the reported angles; see `look`."""
+        features, tokens, _ = self.look(batch)
+        return self.to_degrees(self.normal_chunks(features, tokens))
 
     def predict(self, batch: Mapping[str, Tensor]) -> Tensor:
         """See `Policy`."""

@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
-from featherweight.config import Config
 from featherweight.errors import ConfigError, did_you_mean
 from featherweight.robot.kit import JOINT_KEYS
+from featherweight.robot.learning.eyes import PLACE_COLUMNS
+from featherweight.robot.learning.options import DemonstratedConfig
 from featherweight.robot.learning.policy import Policy, load_policy, scale_pictures
 from featherweight.robot.learning.state import FEATURE_NAMES, PROPRIOCEPTION, select_features
 from featherweight.robot.recording import layout
@@ -26,19 +26,6 @@ from featherweight.robot.recording.demonstrations import SCENE_KEY
 from featherweight.robot.sim.session import SCENE_NAMES
 from featherweight.training.order import micro_batch_numbers, shuffled_rows
 from featherweight.training.task import Split, Task, Words
-
-
-class DemonstratedConfig(Config):
-    """Where demonstrations come from."""
-
-    data: str
-    """Folder of a data set; `fw robot record --leader expert` makes one."""
-    episodes: int | None = Field(default=None, ge=2)
-    """The first ones alone; None takes all."""
-    held_out: float = Field(default=0.1, gt=0, lt=1)
-    """Share of the episodes, the last ones, that only measure the loss; at least one."""
-    start_from: str | None = None
-    """Folder of a trained policy whose weights and scales are the start, such as that of another kit."""
 
 
 class DemonstratedTask(Task):
@@ -52,13 +39,13 @@ class DemonstratedTask(Task):
     config: DemonstratedConfig
     seed: int
 
-    def _read(self, chunk: int, cameras: Sequence[str], size_px: tuple[int, int]) -> None:
-        """Read the data set; called once, by the constructor."""
+    def _read(self, chunk: int, cameras: Sequence[str], size_px: tuple[int, int], needs_places: bool = False) -> None:
+        """Read the data set; called once, by the constructor. With `needs_places` rows tell where cube and bin are."""
         config = self.config
         data = DemoDataset(config.data)
         count = len(data.episodes) if config.episodes is None else min(config.episodes, len(data.episodes))
         self.features = list(PROPRIOCEPTION if cameras else FEATURE_NAMES)
-        check_demonstrations(data, cameras)
+        check_demonstrations(data, cameras, needs_scene=not cameras or needs_places)
         if count < 2:
             raise ConfigError(
                 f"robot task: episodes={count} of {config.data} are too few; expected at least 2. Record more."
@@ -66,13 +53,22 @@ class DemonstratedTask(Task):
         held_out = max(1, round(config.held_out * count))
         self.fps, self.episodes = float(data.fps), (count - held_out, held_out)
         bounds = range(count - held_out), range(count - held_out, count)
-        self.train, self.held_out = (self._rows(data, part, chunk, cameras, size_px) for part in bounds)
+        self.train, self.held_out = (self._rows(data, part, chunk, cameras, size_px, needs_places) for part in bounds)
 
     def _rows(
-        self, data: DemoDataset, numbers: range, chunk: int, cameras: Sequence[str], size_px: tuple[int, int]
+        self,
+        data: DemoDataset,
+        numbers: range,
+        chunk: int,
+        cameras: Sequence[str],
+        size_px: tuple[int, int],
+        needs_places: bool,
     ) -> dict[str, Tensor]:
         parts = [_chunks(data.episode(number), chunk, self.features) for number in numbers]
         rows = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        if needs_places:
+            scenes = np.concatenate([data.episode(number)[SCENE_KEY] for number in numbers])
+            rows["places"] = torch.from_numpy(scenes[:, PLACE_COLUMNS].astype(np.float32))
         for name in cameras:
             # Filled in place: pictures are most of what a task holds, and are never there twice.
             pictures, start = torch.empty((len(rows["features"]), 3, *size_px), dtype=torch.uint8), 0
@@ -98,7 +94,7 @@ class DemonstratedTask(Task):
             torch.manual_seed(self.seed)
             policy = self.new_policy()
         if self.config.start_from is None:
-            policy.fit_scales(self.train["features"], self.train["targets"])
+            policy.fit_scales(self.train)
             return policy
         start = load_policy(self.config.start_from)
         shapes = [{name: tuple(t.shape) for name, t in one.state_dict().items()} for one in (policy, start)]
@@ -123,7 +119,7 @@ class DemonstratedTask(Task):
         """Yield {"features": (B, F), "targets": (B, K, 6) degrees, "weights": (B, K)}; see `Task.batches`.
 
         A weight is 0 where the chunk reaches beyond the episode, else 1. With cameras each has a "picture.<camera>"
-        (B, 3, H, W) of bytes.
+        (B, 3, H, W) of bytes, and "places" (B, 4) metres where a policy learns them.
         """
         turns = micro_batch_numbers(
             micro_batch_size=micro_batch_size,
@@ -197,7 +193,7 @@ def as_policy(model: nn.Module) -> Policy:
     return model
 
 
-def check_demonstrations(data: DemoDataset, cameras: Sequence[str] = ()) -> None:
+def check_demonstrations(data: DemoDataset, cameras: Sequence[str] = (), needs_scene: bool = True) -> None:
     """Refuse a set whose numbers mean something else, or that lacks a camera.
 
     Raises:
@@ -210,7 +206,7 @@ def check_demonstrations(data: DemoDataset, cameras: Sequence[str] = ()) -> None
             "of this arm with fw robot record."
         )
     wanted = {"action": JOINT_KEYS, "observation.state": JOINT_KEYS}
-    for key, names in (wanted if cameras else {**wanted, SCENE_KEY: SCENE_NAMES}).items():
+    for key, names in ({**wanted, SCENE_KEY: SCENE_NAMES} if needs_scene else wanted).items():
         feature = data.features.get(key)
         if feature is None or list(feature["names"] or []) != list(names):
             found = None if feature is None else feature["names"]

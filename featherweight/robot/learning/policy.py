@@ -20,6 +20,7 @@ from featherweight.errors import CheckpointError, ConfigError
 from featherweight.registry import Registry
 from featherweight.robot.kinematics.dh import Array
 from featherweight.robot.kit import JOINT_KEYS, SERVOS
+from featherweight.robot.learning.options import policy_folder
 from featherweight.robot.learning.state import FEATURE_NAMES, select_features
 from featherweight.robot.recording.video import Picture
 
@@ -73,14 +74,14 @@ class Policy(nn.Module, ABC):
     picture_size_px: tuple[int, int] = (0, 0)
     """(height, width) of the pictures that it sees."""
 
-    def _add_scales(self) -> None:
-        for name, shape in (("x", (len(self.config.features),)), ("y", (self.chunk, SERVOS))):
+    def _add_scales(self, further: int = 0) -> None:
+        for name, shape in (("x", (len(self.config.features) + further,)), ("y", (self.chunk, SERVOS))):
             self.register_buffer(f"{name}_mean", torch.zeros(shape))
             self.register_buffer(f"{name}_std", torch.ones(shape))
 
-    def fit_scales(self, features: Tensor, targets: Tensor) -> None:
-        """Take mean and deviation of (n, F) features and (n, K, 6) targets."""
-        for name, values in (("x", features), ("y", targets)):
+    def fit_scales(self, rows: Mapping[str, Tensor]) -> None:
+        """Take mean and deviation of (n, F) "features" and (n, K, 6) "targets"."""
+        for name, values in (("x", rows["features"]), ("y", rows["targets"])):
             self.get_buffer(f"{name}_mean").copy_(values.mean(dim=0))
             self.get_buffer(f"{name}_std").copy_(values.std(dim=0, unbiased=False) + EPSILON)
         self.get_buffer("y_std").clamp_(min=LEAST_DEG)
@@ -156,12 +157,7 @@ def load_policy(folder: str | Path) -> Policy:
     """
     from safetensors.torch import load_file
 
-    places = [Path(folder), Path(folder) / "model"]
-    found = next((place for place in places if (place / "policy.json").exists()), None)
-    if found is None:
-        raise CheckpointError(
-            f"policy: folder={folder} holds no policy.json; expected a trained policy. Train one with fw robot train."
-        )
+    found = policy_folder(folder)
     try:
         options = json.loads((found / "policy.json").read_text())["policy"]
         policy = policies.get(options["kind"]).from_options(options)

@@ -10,10 +10,11 @@ import secrets
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from featherweight.errors import DeviceError, MissingExtraError
+from featherweight.robot.camera.view import CameraView
 from featherweight.robot.driver.umirobot import UMIRobot
 from featherweight.robot.kit import SERVOS
 from featherweight.robot.network.frames import StateFrame
@@ -43,6 +44,7 @@ class FollowerSide:
         topics: of this robot.
         safety: limits.
         clock_ns: monotonic clock; another one lets tests run faster than time.
+        views: of its cameras, for pages that draw into their pictures.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class FollowerSide:
         topics: Topics,
         safety: SafetyConfig | None = None,
         clock_ns: Callable[[], int] = time.monotonic_ns,
+        views: Mapping[str, CameraView] | None = None,
     ) -> None:
         self.safety = safety or SafetyConfig()
         self.lease = Lease(self.safety.lease_s)
@@ -61,6 +64,7 @@ class FollowerSide:
             follower, self.safety, getattr(getattr(follower, "calibration", None), "range_deg", None)
         )
         self.counters: Counter[str] = Counter()
+        self._views = {name: view.to_dict() for name, view in (views or {}).items()}
         self._follower, self._transport, self._topics, self._clock_ns = follower, transport, topics, clock_ns
         self._commands: deque[tuple[bytes, int]] = deque(maxlen=MAILBOX)
         self._requests: deque[tuple[dict[str, object], bool]] = deque(maxlen=MAILBOX)
@@ -145,6 +149,7 @@ class FollowerSide:
             "playout_ms": self.playout.delay_ms,
             "lost": delays.lost,
             "reordered": delays.reordered,
+            "views": self._views,
         }
 
     def _take_request(self, message: bytes, is_instructor: bool) -> None:
@@ -232,7 +237,7 @@ def serve(
         camera_fps: pictures a second of each camera that the robot has.
     """
     robot._require_connection("serve")
-    side = FollowerSide(robot, transport, topics, safety)
+    side = FollowerSide(robot, transport, topics, safety, views=robot.camera_views)
     stop = stop or threading.Event()
     cameras = [key for key, value in robot.observation_features.items() if isinstance(value, tuple)]
     sender = threading.Thread(target=send_pictures, args=(robot, transport, topics, stop, camera_fps), daemon=True)

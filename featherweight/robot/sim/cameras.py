@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featherweight.errors import ConfigError, did_you_mean
+from featherweight.robot.camera.view import CameraView
 from featherweight.robot.sim.graphics import import_mujoco, require_graphics
 from featherweight.robot.sim.world import World
 
@@ -55,6 +56,18 @@ class Cameras:
     def close(self) -> None:
         """Give the graphics back; without it an exception is printed when Python ends."""
         self._renderer.close()
+
+
+def fixed_views(world: World, names: Sequence[str]) -> dict[str, CameraView]:
+    """Return where cameras stand and how wide they look; those that an arm carries are left out."""
+    views = {}
+    for name in names:
+        camera = world.model.camera(name)
+        if camera.bodyid[0] == 0:
+            # MuJoCo's camera looks along -z with y up, ours along z with y down.
+            turn = np.diag([1.0, -1.0, -1.0]) @ world.model.cam_mat0[camera.id].reshape(3, 3).T
+            views[name] = CameraView.of(np.column_stack([turn, -turn @ camera.pos]).tolist(), float(camera.fovy[0]))
+    return views
 
 
 class CameraThread:

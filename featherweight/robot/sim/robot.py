@@ -5,13 +5,14 @@ from typing import Any, Literal
 from pydantic import Field
 
 from featherweight.config import Config
+from featherweight.robot.camera.view import CameraView
 from featherweight.robot.contract import Features, Observation
 from featherweight.robot.driver.link import SerialLink
 from featherweight.robot.driver.link_state import LinkCore
 from featherweight.robot.driver.umirobot import UMIRobot, UMIRobotConfig
 from featherweight.robot.emulator.emulated_kit import EmulatedKit
 from featherweight.robot.emulator.in_process import InProcessPort
-from featherweight.robot.sim.cameras import CameraThread
+from featherweight.robot.sim.cameras import CameraThread, fixed_views
 from featherweight.robot.sim.parts import ArmParts
 from featherweight.robot.sim.world import World
 
@@ -77,6 +78,11 @@ class SimRobot(UMIRobot):
         """Joint key -> float, camera name -> (H, W, 3)."""
         shape = (self.sim_config.height_px, self.sim_config.width_px, 3)
         return super().observation_features | dict.fromkeys(self.sim_config.cameras, shape)
+
+    @property
+    def camera_views(self) -> dict[str, CameraView]:
+        """Its cameras that stand still, by name."""
+        return fixed_views(self.world, self.sim_config.cameras)
 
     def connect(self, calibrate: bool = True) -> None:
         """Start the simulation.

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from featherweight.errors import ConfigError
 from featherweight.robot.driver.umirobot import UMIRobot
 from featherweight.robot.network.follower_side import serve
 from featherweight.robot.network.impaired import Impaired, Impairment
@@ -52,6 +53,14 @@ class PageRoom(Protocol):
         """Take a request of a page that is none to the robot."""
         ...
 
+    def upload(self, visitor: Visitor, data: bytes) -> None:
+        """Take a piece of a file that a page announced.
+
+        Raises:
+            ConfigError: if nothing is taken here.
+        """
+        ...
+
 
 class _OneToken:
     """A room with one token and nothing to tell."""
@@ -80,6 +89,10 @@ class _OneToken:
 
     def ask(self, visitor: Visitor, robot: str, request: dict[str, Any]) -> None:
         """See `PageRoom`."""
+
+    def upload(self, visitor: Visitor, data: bytes) -> None:
+        """See `PageRoom`."""
+        raise ConfigError("web: files are taken in a classroom alone; expected none. Open the page of a class.")
 
 
 class LocalRoom(_OneToken):

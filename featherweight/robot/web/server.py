@@ -162,6 +162,9 @@ class WebServer(SocketServer):
 
     def _take(self, room: PageRoom, session: PageSession, robot: str, text: str | bytes) -> None:
         try:
+            if isinstance(text, bytes):
+                room.upload(session.visitor, text)
+                return
             message = parse(text)
             if "class" in message:
                 room.ask(session.visitor, robot, message["class"])

@@ -2,7 +2,7 @@
 
 import pytest
 
-from featherweight.robot.challenge.hand import HandModel
+from featherweight.robot.challenge.patient import PatientHand
 from featherweight.robot.challenge.remote import RemoteRun, first_free_cube
 from featherweight.robot.network.impaired import Impairment
 from featherweight.robot.safety.mode import Mode
@@ -13,7 +13,7 @@ pytest.importorskip("mujoco")
 
 def test_an_operator_sees_the_scene_as_late_as_the_network_is(monkeypatch):
     session, seen = VirtualSession(10_000), []
-    run = RemoteRun(session, lambda see, clock: seen.append(see) or HandModel(see, clock), Impairment(delay_s=0.1), 0)
+    run = RemoteRun(session, lambda see, clock: seen.append(see) or PatientHand(see, clock), Impairment(delay_s=0.1), 0)
     with run.leader:
         for _ in range(120):
             session.robot.sleep(1 / 60)
@@ -28,7 +28,7 @@ def test_an_operator_sees_the_scene_as_late_as_the_network_is(monkeypatch):
 
 def test_a_dead_network_leaves_the_arm_held_and_the_run_ends():
     session = VirtualSession(10_000)
-    run = RemoteRun(session, HandModel, Impairment(delay_s=0.01), 10_000, first_free_cube)
+    run = RemoteRun(session, PatientHand, Impairment(delay_s=0.01), 10_000, first_free_cube)
     with run.leader:
         for _ in range(200):
             session.robot.sleep(1 / 60)

@@ -3,7 +3,14 @@
 import pytest
 from robot_classes import token
 
+from featherweight.robot.hardware.solids import box, triangles
+from featherweight.robot.hardware.stl import stl_of
+
 pytestmark = pytest.mark.slow
+
+
+pytest.importorskip("manifold3d")
+pytest.importorskip("trimesh")
 
 
 def test_students_and_teacher_do_a_lesson_and_the_teacher_stops_it(chromium, class_folder, find_violations):
@@ -41,6 +48,12 @@ def test_students_and_teacher_do_a_lesson_and_the_teacher_stops_it(chromium, cla
         assert student.inner_text("#board").startswith("student01")
         assert teacher.inner_text("#board") == student.inner_text("#board")
 
+        student.set_input_files("#hand-in-gripper", {"name": "a.stl", "mimeType": "", "buffer": b"a letter" * 9000})
+        student.wait_for_function("() => document.getElementById('handed-gripper').textContent.includes('no mesh')")
+        block = stl_of(*triangles(box((0, 30), (0, 20), (0, 10))))
+        student.set_input_files("#hand-in-master", {"name": "m.stl", "mimeType": "", "buffer": block})
+        student.wait_for_function("() => document.getElementById('handed-master').textContent.includes('overhang')")
+
         student.select_option("#robot", "arm1")
         student.wait_for_selector("#turns:not([hidden])")
         student.click("#queue")
@@ -60,4 +73,7 @@ def test_students_and_teacher_do_a_lesson_and_the_teacher_stops_it(chromium, cla
         for context in contexts:
             context.close()
         server.close()
-    assert (class_folder / "students" / "student01" / "run_0001.jsonl").exists()
+    student_folder = class_folder / "students" / "student01"
+    assert (student_folder / "run_0001.jsonl").exists()
+    assert (student_folder / "uploads" / "master-001.stl").read_bytes() == block
+    assert not (student_folder / "uploads" / "gripper-001.stl").exists()

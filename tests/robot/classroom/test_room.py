@@ -137,3 +137,16 @@ def test_requests_go_to_the_own_simulator_and_scores_to_the_board(room):
     told = room.told(Visitor("student02"), "sim-student02")["class"]
     assert [(row["name"], row["points"]) for row in told["board"]] == [("student01", 66.7)]
     assert room.board.rows[0].runs == 1
+
+
+def test_a_file_is_kept_under_the_name_that_its_key_has_in_this_room(room, class_folder):
+    data = b"a letter"
+    for visitor in (Visitor("eve", "observer"), Visitor("student02")):
+        room.ask(visitor, "sim-student01", {"upload": {"slot": "gripper", "name": "../student01.stl", "bytes": 99}})
+        room.upload(visitor, data)
+    assert room.uploads.told("eve") == {} and set(room.uploads._coming) == {"student02"}
+    robot(room, "sim-student02")[0].publish(Topics("lab1", "sim-student02").news, b'{"frames": 0}')
+    told = room.told(Visitor("student02"), "sim-student02")["class"]["own"]["uploads"]
+    assert told == {"gripper": {"state": "coming", "text": ""}}
+    robot(room, "sim-student01")[0].publish(Topics("lab1", "sim-student01").news, b'{"frames": 0}')
+    assert room.told(Visitor("student01"), "sim-student01")["class"]["own"]["uploads"] == {}

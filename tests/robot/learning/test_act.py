@@ -30,21 +30,36 @@ def batch(count=2):
 
 
 def test_a_latent_vector_changes_the_actions_and_none_is_its_mean(policy):
-    rows = batch()
-    none = policy.normal_chunks(rows)
-    torch.testing.assert_close(policy.normal_chunks(rows, torch.zeros(2, 3)), none)
-    assert not torch.allclose(policy.normal_chunks(rows, torch.ones(2, 3)), none)
+    seen = policy.look(batch())[:2]
+    none = policy.normal_chunks(*seen)
+    torch.testing.assert_close(policy.normal_chunks(*seen, torch.zeros(2, 3)), none)
+    assert not torch.allclose(policy.normal_chunks(*seen, torch.ones(2, 3)), none)
 
 
 def test_the_encoder_of_actions_does_not_see_beyond_the_episode(policy):
     rows = batch()
     rows["weights"][:, 2:] = 0
-    mean, log_variance = policy.encode_style(rows)
+    features = policy.look(rows)[0]
+    mean, log_variance = policy.encode_style(rows, features)
     assert mean.shape == log_variance.shape == (2, 3)
     rows["targets"][:, 2:] += 100
-    torch.testing.assert_close(policy.encode_style(rows)[0], mean)
+    torch.testing.assert_close(policy.encode_style(rows, features)[0], mean)
     rows["targets"][:, :2] += 1
-    assert not torch.allclose(policy.encode_style(rows)[0], mean)
+    assert not torch.allclose(policy.encode_style(rows, features)[0], mean)
+
+
+def test_a_policy_that_learns_places_is_told_them_in_training_and_sees_its_own_afterwards():
+    torch.manual_seed(0)
+    policy = ACTPolicy(ACTConfig(**SMALL, **SEEING, sees_places=True))
+    rows = {**batch(), "places": torch.tensor([[0.15, 0.0, 0.1, 0.12], [0.2, 0.02, 0.1, -0.12]])}
+    policy.fit_scales(rows)
+    told = {**rows, "places": rows["places"] + 0.05}
+    policy.train()
+    assert not torch.allclose(policy(rows), policy(told))
+    policy.eval()
+    torch.testing.assert_close(policy(rows), policy(told))
+    picture = {**rows, "picture.front": 255 - rows["picture.front"]}
+    assert not torch.allclose(policy.look(rows)[2], policy.look(picture)[2])
 
 
 def test_an_act_policy_acts_on_pictures_of_any_size_and_comes_back_from_its_file(policy, tmp_path):

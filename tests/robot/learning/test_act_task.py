@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 import torch
-from robot_demos import new_writer, write_episode
+from robot_demos import new_writer, write_episode, write_scene_episodes
 
 from featherweight.errors import ConfigError
 from featherweight.robot.learning.act_task import ACTTask, ACTTaskConfig
@@ -49,12 +49,38 @@ def test_the_latent_vector_costs_its_divergence_in_training_alone(demos):
         policy.eval()
         plain, count = task.loss(policy, batch)
         assert count == 4 and float(task.loss(policy, batch)[0]) == float(plain)
-        mean, log_variance = policy.encode_style(batch)
+        mean, log_variance = policy.encode_style(batch, policy.look(batch)[0])
         divergence = -0.5 * (1 + log_variance - mean**2 - log_variance.exp()).sum()
         task.config = task.config.model_copy(update={"kl_weight": 1e4})
         policy.train()
         value, _ = task.loss(policy, batch)
     assert float(value) == pytest.approx(1e4 * float(divergence) + float(plain), rel=0.05)
+
+
+def test_eyes_learn_where_cube_and_bin_are_and_the_report_says_how_far_off_they_are(tmp_path):
+    pytest.importorskip("mujoco")
+    write_scene_episodes(tmp_path / "seen", episodes=4, frames=6, cameras=("front",))
+    task = make(tmp_path / "seen", places_weight=1.0, use_vae=False, dropout=0.0)
+    assert torch.allclose(task.train["places"][0, 2:], task.train["places"][5, 2:])  # the bin stands still
+    policy = task.build_model()
+    assert policy.config.sees_places and policy.config.feature_count == 16
+    batch = next(task.batches("train", micro_batch_size=8, seed=0))
+    with torch.no_grad():
+        told = [float(task.loss(policy.train(), batch)[0])]
+        task.config = task.config.model_copy(update={"places_weight": 3.0})
+        told.append(float(task.loss(policy, batch)[0]))
+        places = policy.look(batch)[2]
+    normal = policy.scene_head.normal
+    off = 8 * float((normal(places) - normal(batch["places"])).abs().mean())
+    assert told[1] - told[0] == pytest.approx(2 * off, rel=1e-4)
+    assert 1 < task.evaluate(policy, micro_batch_size=64)["places_error_mm"] < 1000
+
+
+def test_places_need_cameras_and_a_set_that_tells_them(demos):
+    with pytest.raises(ConfigError, match="places_weight=1 has no eyes to teach; expected cameras"):
+        ACTTaskConfig.parse({"data": "demos", "places_weight": 1.0}, where="act")
+    with pytest.raises(ConfigError, match=r"observation.environment_state=None of .* are other numbers"):
+        make(demos, places_weight=1.0)
 
 
 def test_cameras_that_are_not_there_are_one_sentence(demos, tmp_path):

@@ -30,7 +30,7 @@ def test_a_stem_learns_where_a_patch_is_to_a_part_of_a_pixel():
     torch.manual_seed(0)
     stem, head = KeypointStem(4, width=8), nn.Linear(8, 2)
     optimizer = torch.optim.Adam([*stem.parameters(), *head.parameters()], lr=1e-2)
-    for _ in range(60):
+    for _ in range(45):
         place = torch.randint(2, 26, (16, 2))
         pictures = torch.full((16, 3, 32, 32), 200, dtype=torch.uint8)
         for picture, (y, x) in zip(pictures, place, strict=True):

@@ -17,7 +17,12 @@ def policy():
     torch.manual_seed(0)
     policy = BCPolicy(BCConfig(chunk=4, hidden=8, layers=1))
     generator = torch.Generator().manual_seed(1)
-    policy.fit_scales(torch.randn(50, 20, generator=generator), 3 + 7 * torch.randn(50, 4, 6, generator=generator))
+    policy.fit_scales(
+        {
+            "features": torch.randn(50, 20, generator=generator),
+            "targets": 3 + 7 * torch.randn(50, 4, 6, generator=generator),
+        }
+    )
     return policy
 
 
@@ -76,6 +81,6 @@ def test_pictures_are_scaled_by_the_means_of_what_a_new_pixel_covers():
 def test_what_never_moved_in_the_demonstrations_does_not_drown_all_else(policy):
     features = torch.zeros(9, 20)
     features[:, 0] = torch.arange(9.0)
-    policy.fit_scales(features, torch.zeros(9, 4, 6))
+    policy.fit_scales({"features": features, "targets": torch.zeros(9, 4, 6)})
     assert policy.normal_features(features + 1.0).abs().max() == 10.0
     assert float(policy.normal_targets(torch.ones(1, 4, 6)).max()) == pytest.approx(10.0)

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -172,3 +173,53 @@ def test_fifty_killed_writers_lose_no_finished_episode(tmp_path):
     write_episode(new_writer(root, cameras=True), 3)
     result = check(root)
     assert result.problems == [] and result.whole == result.episodes > saved > 20
+
+
+LONG_PROGRAM = """
+import sys, time
+sys.path.insert(0, sys.argv[2])
+import numpy as np
+from robot_demos import frame
+from featherweight.robot.recording.layout import robot_features
+from featherweight.robot.recording.writer import DemoWriter
+writer = DemoWriter(sys.argv[1], 30, "umirobot", robot_features(), {"front": (240, 320)})
+wall = np.random.default_rng(0).integers(0, 255, (240, 320, 3), dtype=np.uint8) // 8 + 100
+print("ready", len(writer.rows), flush=True)
+while len(writer.rows) < 20:
+    for i in range(300):
+        picture = wall.copy()
+        picture[40:80, (7 * i) % 280 : (7 * i) % 280 + 40] = (200, 40, 30)
+        writer.add(frame(i, len(writer.rows))[0], {"front": picture})
+        time.sleep(0.002)  # thirty times as fast as an arm
+    print("saved", writer.save("wave"), flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_twenty_episodes_of_ten_seconds_survive_fifty_kills_at_random_instants(tmp_path):
+    root, chance, told, episode_s = tmp_path / "demos", random.Random(0), 0, 1.5
+    reference = os.path.dirname(sys.modules["robot_demos"].__file__)
+    command = [sys.executable, "-c", LONG_PROGRAM, str(root), reference]
+    for kills in range(51):
+        began_s = time.monotonic()
+        writer = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert int(writer.stdout.readline().split()[1]) >= told
+        starting_s, is_last = time.monotonic() - began_s, kills == 50
+        if is_last:
+            assert writer.wait(600) == 0
+        else:
+            # Up to two episodes; most of these instants lie within one, some within the saving of one.
+            time.sleep(chance.uniform(0.0, 2 * max(episode_s, 0.5 * starting_s)))
+            os.kill(writer.pid, signal.SIGKILL)
+        words = writer.communicate()[0].split()
+        told = max([told, *(int(word) + 1 for word in words[1::2])])
+        data = DemoDataset(root)
+        assert len(data.episodes) >= told and len(data) == 300 * len(data.episodes)
+        if len(data):
+            assert data[len(data) - 1]["observation.images.front"].shape == (3, 240, 320)
+        if told >= 18 and not is_last:
+            shutil.rmtree(root)  # so that later kills meet unfinished sets, too
+            told = 0
+
+    result = check(root)
+    assert result.problems == [] and result.whole == result.episodes == 20 and result.frames == 6000

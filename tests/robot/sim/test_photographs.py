@@ -18,6 +18,7 @@ def test_poses_are_whole_degrees_above_the_table_and_the_same_each_time():
     np.testing.assert_array_equal(calibration_poses(10), poses)
 
 
+@pytest.mark.slow
 def test_thirty_pictures_bring_the_model_within_a_millimetre(graphics):
     world, poses = World("empty", zero_offset_deg=OFFSETS, cards=True), calibration_poses(30)
     found = calibrate_camera(list(poses), take_pictures(world, poses), 42.0)

@@ -9,6 +9,7 @@ import pytest
 from robot_web import TOKEN, patience
 
 from featherweight import robot as fwr
+from featherweight.robot.camera.pinhole import Pinhole
 from featherweight.robot.network.impaired import Impairment
 
 SIZES = [pytest.param((360, 740), id="phone"), pytest.param((1280, 800), id="desk", marks=pytest.mark.slow)]
@@ -205,6 +206,30 @@ def test_stop_and_escape_stop_and_the_reset_leads_back_to_a_held_arm(page_server
 
 
 @pytest.mark.slow
+def test_a_stop_outlives_the_tab_that_gave_it_and_the_next_tab_can_clear_it(page_server, open_page):
+    server, robot = page_server()
+    page = open_page(server)
+    ready(page)
+    hold_slider(page, "shoulder_pan", 0.9)
+    wait_for(lambda: robot.reported_deg()[0] > 3)
+    page.keyboard.press("Escape")
+    page.wait_for_selector("#mode[data-mode=ESTOP]")
+    page.context.close()
+
+    other = open_page(server)
+    other.wait_for_selector("#mode[data-mode=ESTOP]")
+    stopped = robot.reported_deg()
+    hold_slider(other, "elbow_flex", 0.9)
+    other.wait_for_timeout(500)
+    other.mouse.up()
+    assert robot.reported_deg() == stopped
+    other.click("#reset")
+    other.wait_for_selector("#mode[data-mode=IDLE]")
+    hold_slider(other, "elbow_flex", 0.9)
+    wait_for(lambda: robot.reported_deg()[2] > 3)
+
+
+@pytest.mark.slow
 def test_a_page_in_the_background_and_a_closed_one_hold_the_arm(page_server, open_page):
     server, robot = page_server()
     page = open_page(server)
@@ -324,23 +349,48 @@ def test_the_drawing_has_the_points_of_the_kinematics(page_server, open_page):
         wrist = fwr.kinematics.forward(angles)[0] + [0, 0, 0.0606]
         assert np.allclose(points[3], wrist, atol=1e-9)
         assert np.allclose(points[4], fwr.kinematics.tool_point(angles), atol=1e-9)
+    view = {"fovy_deg": 42.0, "pose": [0, 1, 0, 0, 0.515, 0, -0.857, 0, -0.857, 0, -0.515, 0.642]}
+    seen = page.evaluate(
+        "async ([points, view]) => (await import('/arm.js')).project(points, view, 320, 240)", [drawn[0], view]
+    )
+    expected = Pinhole(320, 240, 42.0).project(drawn[0], np.array(view["pose"]).reshape(3, 4))
+    assert np.allclose(seen, expected, atol=1e-9)
+
+
+DRAWN = """() => { const canvas = document.getElementById("over"), pen = canvas.getContext("2d");
+  const {data} = pen.getImageData(0, 0, canvas.width, canvas.height);
+  let [left, right, count] = [canvas.width, 0, 0];
+  for (let i = 3; i < data.length; i += 4) if (data[i]) {
+    const x = ((i - 3) / 4) % canvas.width; count += 1; left = Math.min(left, x); right = Math.max(right, x); }
+  return [left / canvas.width, right / canvas.width, count]; }"""
 
 
 @pytest.mark.slow
-def test_beyond_300_ms_a_ghost_shows_where_the_arm_will_be(page_server, open_page):
-    server, robot = page_server(impairment=Impairment(delay_s=0.18))
-    page = open_page(server)
+@pytest.mark.parametrize("size", [(360, 740), (1280, 800)])
+def test_beyond_300_ms_a_ghost_shows_where_the_arm_will_be_in_the_drawing_and_the_picture(
+    size, graphics, page_server, open_page
+):
+    robot = fwr.SimRobot(fwr.SimRobotConfig(scene="empty", cameras=("front",)))
+    server, robot = page_server(robot, impairment=Impairment(delay_s=0.18))
+    page = open_page(server, size)
     page.wait_for_selector("#mode[data-mode=IDLE]")
+    wait_for(lambda: page.evaluate("document.getElementById('picture').naturalWidth > 0"))
+    assert page.locator("#over").is_hidden()
     hold_slider(page, "shoulder_pan", 0.75)
     page.wait_for_selector("#mode[data-mode=ACTIVE]")
     page.wait_for_selector("#ghost:not([hidden])")
     assert page.get_attribute("#light", "data-light") == "bad" and page.inner_text("#line") == "bad"
     ahead = [float(word) for word in page.get_attribute("#drawing", "data-ghost").split()]
     assert len(ahead) == 6 and ahead[0] > 5
-    wait_for(lambda: robot.reported_deg()[0] > 35, 10)
+    page.wait_for_selector("#over:not([hidden])")
+    page.wait_for_timeout(600)
+    left, right, count = page.evaluate(DRAWN)
+    # The camera stands opposite, so an arm that turns to its left goes to the right of the middle of the picture.
+    assert page.locator("#over").is_visible() and count > 100 and 0.3 < left < 0.55 < right
+    wait_for(lambda: robot.reported_deg()[0] > 35, 20)
     page.mouse.up()
     page.wait_for_selector("#mode[data-mode=HOLD]")
-    assert page.locator("#ghost").is_hidden() and page.inner_text("#trip").endswith("ms")
+    assert page.locator("#ghost").is_hidden() and page.locator("#over").is_hidden() and page.problems == []
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from featherweight.errors import ConfigError
+from featherweight.robot.camera.view import CameraView
 from featherweight.robot.network.follower_side import FollowerSide
 from featherweight.robot.network.inproc import InprocBroker
 from featherweight.robot.network.topics import Topics
@@ -13,6 +14,7 @@ from featherweight.robot.virtual_robot import VirtualRobot
 from featherweight.robot.web.session import WAITING_STATES, PageSession, Visitor
 
 TOPICS = Topics("lab1", "arm1")
+VIEW = CameraView(fovy_deg=42.0, pose=[0, 1, 0, 0, 0.5, 0, -0.9, 0, -0.9, 0, -0.5, 0.6])
 
 
 class Page:
@@ -23,12 +25,14 @@ class Page:
         self.arm.sleep(0.2)
         broker = InprocBroker("lab1")
         self.robot_link = broker.join("arm1", "robot")
-        self.side = FollowerSide(self.arm, self.robot_link, TOPICS, clock_ns=lambda: round(self.arm.now_s * 1e9))
+        self.side = FollowerSide(
+            self.arm, self.robot_link, TOPICS, clock_ns=lambda: round(self.arm.now_s * 1e9), views={"front": VIEW}
+        )
         visitor = Visitor("alice", role)
         self.session = PageSession(visitor, broker.join("alice", role), TOPICS, clock=lambda: self.arm.now_s)
         self.echo = (0.0, 0.0)
         self.last, self.wish, self.seen = {}, None, 0
-        self.line = []
+        self.line, self.views = [], []
 
     def run(self, seconds, is_page_alive=True, until=lambda: False):
         for i in range(round(seconds * 60)):
@@ -44,6 +48,7 @@ class Page:
             state = self.session.state_message()
             if state is not None and is_page_alive:
                 self.last = json.loads(state)
+                self.views += [self.last["views"]] if "views" in self.last else []
                 self.seen = self.last["s"]
                 self.echo = (self.last["t"], now_ms)
             if until():
@@ -53,6 +58,11 @@ class Page:
     @property
     def mode(self):
         return self.side.controller.mode
+
+
+def test_a_page_is_told_once_where_cameras_stand(page):
+    page.run(1.2)  # two status messages
+    assert page.views == [{"front": VIEW.to_dict()}]
 
 
 @pytest.fixture

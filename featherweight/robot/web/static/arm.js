@@ -30,6 +30,39 @@ export class Prediction {
   }
 }
 
+/**
+ * Return where points of the world appear in a picture of a camera, in its pixels; null for what lies behind it.
+ * @param {object} view {fovy_deg, pose}: rows of (rotation | place) from the world to the camera: x right, y down, z ahead
+ */
+export function project(points, { fovy_deg: fovy, pose }, width, height) {
+  const focal = height / 2 / Math.tan(fovy * RAD / 2);
+  return points.map(([x, y, z]) => {
+    const [right, down, ahead] = [0, 4, 8].map((i) => pose[i] * x + pose[i + 1] * y + pose[i + 2] * z + pose[i + 3]);
+    return ahead > 0.01 ? [focal * right / ahead + (width - 1) / 2, focal * down / ahead + (height - 1) / 2] : null;
+  });
+}
+
+/** Draw where the arm will be over the camera's picture, which fills its frame as `object-fit: contain` has it. */
+export function drawGhost(canvas, degrees, view, picture) {
+  const ratio = window.devicePixelRatio || 1, width = canvas.clientWidth, height = canvas.clientHeight;
+  canvas.width = Math.round(width * ratio); canvas.height = Math.round(height * ratio);
+  const scale = Math.min(width / picture.naturalWidth, height / picture.naturalHeight);
+  const left = (width - scale * picture.naturalWidth) / 2, top = (height - scale * picture.naturalHeight) / 2;
+  const points = project(armPoints(degrees), view, picture.naturalWidth, picture.naturalHeight)
+    .filter((point) => point).map(([x, y]) => [left + (x + 0.5) * scale, top + (y + 0.5) * scale]);
+  const pen = canvas.getContext("2d");
+  pen.setTransform(ratio, 0, 0, ratio, 0, 0);
+  pen.lineCap = pen.lineJoin = "round";
+  // A dark line below a bright one is seen on every ground.
+  for (const [colour, wide, dashes] of [["#16202b", 6, []], ["#ffb347", 3, [7, 6]]]) {
+    pen.strokeStyle = colour; pen.lineWidth = wide; pen.setLineDash(dashes);
+    pen.beginPath(); points.forEach((point, i) => pen[i ? "lineTo" : "moveTo"](...point)); pen.stroke();
+    const end = points[points.length - 1];
+    pen.setLineDash([]);
+    if (end) { pen.beginPath(); pen.arc(end[0], end[1], 4 + (degrees[5] + 90) / 36, 0, 2 * Math.PI); pen.stroke(); }
+  }
+}
+
 /** Draw the arm, and cubes and bin if the scene is known, twice: from the side, in the arm's plane, and from above. */
 export function drawArm(canvas, degrees, ghost, scene, words) {
   const ratio = window.devicePixelRatio || 1, width = canvas.clientWidth, height = canvas.clientHeight;

@@ -2,18 +2,38 @@
 
 import { say } from "./words.js";
 
+const SLOTS = ["gripper", "master"], MOST_BYTES = 4000000;
 const at = (id) => document.getElementById(id);
 const write = (id, text) => { if (at(id).textContent !== text) at(id).textContent = text; };
 
 export class Classroom {
-  /** @param {function} ask sends a request */
-  constructor(ask) {
+  /**
+   * @param {function} ask sends a request
+   * @param {function} send sends a file
+   */
+  constructor(ask, send) {
     this.told = null; this.visitor = null; this.board = "";
     at("queue").addEventListener("click", () => ask({ turn: !(this.told && this.told.waiting) }));
     at("challenge").addEventListener("click", () => ask({ challenge: !(this.told && this.told.own && this.told.own.challenge) }));
     at("record").addEventListener("click", () => ask({ record: !(this.told && this.told.own && this.told.own.recording) }));
+    for (const slot of SLOTS) at(`hand-in-${slot}`).addEventListener("change", (event) => this.handIn(slot, event.target, ask, send));
     at("stop-all").addEventListener("click", () => ask({ all: "stop" }));
     at("reset-all").addEventListener("click", () => ask({ all: "reset" }));
+  }
+
+  async handIn(slot, input, ask, send) {
+    const [file] = input.files;
+    if (!file) return;
+    input.disabled = true;
+    ask({ upload: { slot, name: file.name, bytes: file.size } });
+    try {
+      if (file.size <= MOST_BYTES) await send(await file.arrayBuffer());
+    } catch {
+      write(`handed-${slot}`, say("handInLost"));
+    }
+    // So that the same file can be chosen again, after it was changed.
+    input.value = "";
+    input.disabled = false;
   }
 
   show(told, visitor) {
@@ -43,6 +63,11 @@ export class Classroom {
       const news = [own.points === null || own.points === undefined ? "" : say("scored", { p: own.points }),
         own.episodes ? say("saved", { n: own.episodes }) : "", own.trouble || ""].filter(Boolean);
       write("own-news", news.join(" · "));
+      for (const slot of SLOTS) {
+        const found = (own.uploads || {})[slot];
+        if (found) write(`handed-${slot}`, [say({ coming: "handInComing", checking: "handInChecking", good: "handInGood",
+          faulty: "handInFaulty" }[found.state]), found.text].filter(Boolean).join(" "));
+      }
     }
     const text = JSON.stringify(told.board);
     if (text === this.board) return;

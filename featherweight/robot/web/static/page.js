@@ -1,6 +1,6 @@
 // Puts the page together: what the hand holds goes out, what the robot says is shown.
 
-import { armPoints, drawArm, Prediction } from "./arm.js";
+import { armPoints, drawArm, drawGhost, Prediction } from "./arm.js";
 import { Classroom } from "./classroom.js";
 import { Controls } from "./controls.js";
 import { Link } from "./link.js";
@@ -9,7 +9,7 @@ import { choose, explain, preferred, say } from "./words.js";
 const GHOST_MS = 300, GOOD_MS = 150, SPEED = { SYNC: 30, ACTIVE: 80 };
 const at = (id) => document.getElementById(id);
 const prediction = new Prediction(), isDark = matchMedia("(prefers-color-scheme: dark)");
-let newest = null, visitor = null, trouble = "connecting", troubleText = "", shownPicture = "", isBack = false, drawnAt = 0, scene = null, drawn = "", pictures = [];
+let newest = null, visitor = null, trouble = "connecting", troubleText = "", shownPicture = "", isBack = false, drawnAt = 0, scene = null, views = {}, drawn = "", pictures = [];
 
 const controls = new Controls({
   changed: () => { if (controls.isHeld) isBack = false; link.beat(true); },
@@ -18,7 +18,7 @@ const controls = new Controls({
   gamepad: (name) => write("gamepad", say(name ? "gamepad" : "noGamepad")),
 });
 const link = new Link({ welcome, state, picture, trouble: complain, wish: () => controls.wish() });
-const classroom = new Classroom((request) => link.tell({ class: request }));
+const classroom = new Classroom((request) => link.tell({ class: request }), (data) => link.send(data));
 
 /** Write a text if it is another one: a screen reader hears changes alone. */
 function write(id, text) { if (at(id).textContent !== text) at(id).textContent = text; }
@@ -30,7 +30,7 @@ function complain(key, text) {
 }
 
 function welcome(message) {
-  visitor = message; trouble = null; scene = null;
+  visitor = message; trouble = null; scene = null; views = {};
   write("whom", message.room === "here" ? "" : `${message.hello} · ${message.room}`);
   const choice = at("robot");
   choice.replaceChildren(...message.robots.map((name) => new Option(name, name, false, name === message.robot)));
@@ -45,6 +45,7 @@ function state(message) {
   if (message.q) controls.follow(message.q);
   classroom.show(message.class, visitor);
   scene = message.scene || scene;
+  views = message.views || views;
   show();
 }
 
@@ -136,6 +137,9 @@ function animate(now) {
     : prediction.advance(null, null, 0, 0);
   at("ghost").hidden = !ghost;
   at("drawing").dataset.ghost = ghost ? ghost.map(Math.round).join(" ") : "";
+  const view = ghost && !at("camera-figure").hidden && at("picture").naturalWidth ? views[link.camera] : null;
+  at("over").hidden = !view;
+  if (view) drawGhost(at("over"), ghost, view, at("picture"));
   if (newest && !at("main").hidden) {
     // The same picture again would only empty the battery.
     const canvas = at("drawing"), words = { side: say("side"), above: say("above") };

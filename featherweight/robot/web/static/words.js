@@ -26,6 +26,8 @@ export const WORDS = {
     joinQueue: "Ask for a turn", leaveQueue: "Give my turn back", yourTurn: "Your turn, {s} s left", waitTurn: "Number {n} in the queue; {name} drives",
     freeTurn: "Nobody drives; ask for a turn", challenge: "Start the challenge", endChallenge: "End the challenge ({s} s left)",
     record: "Record an episode", endRecord: "Save the episode ({n} frames)", scored: "{p} points", saved: "{n} episodes saved",
+    handInGripper: "Hand in a gripper (STL, 3MF, JSON)", handInMaster: "Hand in a master (STL, 3MF)", handInComing: "Coming in …",
+    handInChecking: "Being examined …", handInGood: "Good, kept:", handInFaulty: "Not kept:", handInLost: "The line broke; try again.",
   },
   ja: {
     title: "アーム", language: "言語", robot: "ロボット", state: "状態", driver: "操縦者", trip: "往復遅延", tool: "手先",
@@ -52,6 +54,8 @@ export const WORDS = {
     joinQueue: "順番を取る", leaveQueue: "順番を返す", yourTurn: "あなたの番です。残り {s} 秒", waitTurn: "{n} 番目に待っています。{name} が操縦中",
     freeTurn: "操縦者なし。順番を取れます", challenge: "チャレンジ開始", endChallenge: "チャレンジ終了 (残り {s} 秒)",
     record: "エピソードを記録", endRecord: "エピソードを保存 ({n} フレーム)", scored: "{p} 点", saved: "{n} エピソード保存済み",
+    handInGripper: "グリッパを提出 (STL, 3MF, JSON)", handInMaster: "マスターを提出 (STL, 3MF)", handInComing: "受信中…",
+    handInChecking: "検査中…", handInGood: "合格、保存しました:", handInFaulty: "保存していません:", handInLost: "回線が切れました。もう一度試してください。",
   },
   bn: {
     title: "বাহু", language: "ভাষা", robot: "রোবট", state: "অবস্থা", driver: "চালক", trip: "যাওয়া-আসার সময়", tool: "অগ্রভাগ",
@@ -78,6 +82,8 @@ export const WORDS = {
     joinQueue: "পালা চাই", leaveQueue: "পালা ফিরিয়ে দিন", yourTurn: "আপনার পালা, {s} সেকেন্ড বাকি", waitTurn: "সারিতে {n} নম্বর; {name} চালাচ্ছেন",
     freeTurn: "কেউ চালাচ্ছেন না; পালা চাইতে পারেন", challenge: "চ্যালেঞ্জ শুরু", endChallenge: "চ্যালেঞ্জ শেষ ({s} সেকেন্ড বাকি)",
     record: "পর্ব রেকর্ড করুন", endRecord: "পর্ব সংরক্ষণ ({n} ফ্রেম)", scored: "{p} নম্বর", saved: "{n}টি পর্ব সংরক্ষিত",
+    handInGripper: "গ্রিপার জমা দিন (STL, 3MF, JSON)", handInMaster: "মাস্টার জমা দিন (STL, 3MF)", handInComing: "আসছে…",
+    handInChecking: "পরীক্ষা চলছে…", handInGood: "ভালো, রাখা হলো:", handInFaulty: "রাখা হয়নি:", handInLost: "লাইন কেটে গেছে; আবার চেষ্টা করুন।",
   },
 };
 

@@ -1,11 +1,12 @@
-"""The model of a hand: reaction time, speed, and one wait for each correction."""
+"""The model of a patient hand: reaction time, speed, and one wait for each correction."""
 
 from collections import deque
 
 import numpy as np
 import pytest
 
-from featherweight.robot.challenge.hand import OVER_CUBE_M, REACTION_S, HandModel
+from featherweight.robot.challenge.hand import REACTION_S
+from featherweight.robot.challenge.patient import OVER_CUBE_M, PatientHand
 from featherweight.robot.contract import keyed_angles
 from featherweight.robot.kinematics.dh import tool_point
 
@@ -15,7 +16,7 @@ SCENE = np.array([0.17, 0.02, 0.011, 1.0, 0.0, 0.0, 0.17])
 def work(delay_s, seconds=14.0, seed=0):
     """Let a hand lead an arm that follows at once and is seen late; return (angles at 60 Hz, hand)."""
     now_s, late = [0.0], deque([(0.0,) * 6] * (1 + round(60 * delay_s)))
-    hand, angles = HandModel(lambda: SCENE, lambda: now_s[0], seed), []
+    hand, angles = PatientHand(lambda: SCENE, lambda: now_s[0], seed), []
     with hand:
         assert hand.get_action() is None  # it does not see the arm yet
         for i in range(round(60 * seconds)):
@@ -50,7 +51,7 @@ def test_under_delay_each_move_waits_until_its_end_is_seen(seed):
 
 def test_a_cube_in_the_bin_is_left_alone():
     now_s = [0.0]
-    hand = HandModel(lambda: np.array([0.0, 0.17, 0.011, 1, 0, 0.0, 0.17]), lambda: now_s[0])
+    hand = PatientHand(lambda: np.array([0.0, 0.17, 0.011, 1, 0, 0.0, 0.17]), lambda: now_s[0])
     with hand:
         for i in range(200):
             now_s[0] = i / 60
