@@ -100,7 +100,8 @@ def ddp_adamw() -> Training:
 def ddp_power_sgd() -> Training:
     """PyTorch's hook that sends two factors of each gradient, with error feedback."""
     model = llama()
-    wrapped = DistributedDataParallel(model)
+    # One bucket: the second sums of several are begun by threads, over gloo now and then in another order on each rank.
+    wrapped = DistributedDataParallel(model, bucket_cap_mb=1024)
     state = powerSGD_hook.PowerSGDState(None, matrix_approximation_rank=RANK, start_powerSGD_iter=2)
     wrapped.register_comm_hook(state, powerSGD_hook.powerSGD_hook)
     factors = [sum(one.shape) * RANK for one in model.parameters() if one.ndim == 2]

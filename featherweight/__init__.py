@@ -41,6 +41,7 @@ _LAZY = {
     "remove": "featherweight.methods.method",
     "apply_to_new_models": "featherweight.methods.construction",
     "CoreGradient": "featherweight.methods.core_gradient",
+    "HostWeights": "featherweight.methods.host_weights",
     "MsT": "featherweight.methods.mst",
     "s2ft": "featherweight.methods.s2ft",
     "S2FTConfig": "featherweight.methods.s2ft",

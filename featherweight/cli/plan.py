@@ -93,6 +93,15 @@ def plan(
             autocompletion=completion.cards,
         ),
     ] = None,
+    host_memory: Annotated[
+        str | None,
+        typer.Option(
+            "--host-memory",
+            help="Second budget, for what RECIPE keeps on the host layer by layer.",
+            show_default=False,
+            callback=require_size,
+        ),
+    ] = None,
     seq_len: Annotated[int | None, typer.Option("--seq-len", help="Tokens of a row.", show_default=False)] = None,
     tokens_per_step: Annotated[
         int | None, typer.Option("--tokens-per-step", help="Tokens of an optimizer step.", show_default=False)
@@ -156,6 +165,8 @@ def plan(
     fw plan recipe.yaml --budget 16GB --why
 
     fw plan recipe.yaml --gpus 8 --card h100-80gb
+
+    fw plan recipe.yaml --device rtx4090 --host-memory 64GB --solve max_seq_len
     """
     if gpus is not None:
         with leave_cleanly("plan", []):
@@ -197,6 +208,7 @@ def plan(
                 exclude=[tag.strip() for tag in exclude.split(",") if tag.strip()],
                 unknown=solve,
                 why=why,
+                host_memory=host_memory,
                 on_progress=tell,
             )
         found = answers.plan

@@ -130,7 +130,7 @@ def _look_first(recipe: Path, changes: list[str] | None, out: Path | None, *, re
         from featherweight.config import read_mapping
         from featherweight.text.first_look import look_first
 
-        if out is not None and "TORCHELASTIC_RUN_ID" not in os.environ:  # the first of several processes makes it
+        if out is not None and "WORLD_SIZE" not in os.environ:  # the first of several processes makes it
             from featherweight.training.run_folder import check_place
 
             check_place(out)

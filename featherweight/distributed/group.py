@@ -6,7 +6,7 @@ Backends are PyTorch's: gloo on CPUs, NCCL beside it on GPUs. One process withou
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 
@@ -21,6 +21,7 @@ TIMEOUT_S = 600.0
 """How long a collective waits for the slowest process."""
 GRACE_S = 15.0
 """How long after its time-out a store may still say by itself what has kept it."""
+_timeout_s = [TIMEOUT_S]  # that of the present group
 VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 """What torchrun sets; SLURM, Ray Train, SkyPilot and Kubernetes can."""
 
@@ -92,6 +93,7 @@ def start(*, timeout_s: float = TIMEOUT_S) -> torch.device:
                 f"{torch.accelerator.device_count()}; expected one for each process. Lower --nproc-per-node."
             )
         torch.accelerator.set_device_index(device.index)
+    _timeout_s[0] = timeout_s
     address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     timeout = timedelta(seconds=timeout_s)
@@ -107,6 +109,23 @@ def start(*, timeout_s: float = TIMEOUT_S) -> torch.device:
         ) from error
     logger.info("rank %d of %d on %s of %s", number, count, device, os.uname().nodename)
     return device
+
+
+def new_group(ranks: Sequence[Sequence[int]] | None = None, *, backend: str | None = None) -> dist.ProcessGroup:
+    """Return a group of all processes, or that of this process among several; a collective.
+
+    Groups beside the first one would have torch's own time-out, half an hour, whatever `start` was told.
+
+    Args:
+        ranks: of each group; None for one of all processes.
+        backend: None for that of the first group.
+    """
+    timeout = timedelta(seconds=_timeout_s[0])
+    if ranks is None:
+        return dist.new_group(backend=backend, timeout=timeout)
+    mine, _ = dist.new_subgroups_by_enumeration([list(one) for one in ranks], timeout=timeout, backend=backend)
+    assert mine is not None, "every process is in one of the groups"
+    return mine
 
 
 def _meet(connect: Callable[[], dist.Store], timeout_s: float) -> dist.Store:

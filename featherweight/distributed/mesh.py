@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
+from featherweight.distributed.group import new_group
 from featherweight.distributed.reduce import Traffic
 from featherweight.distributed.turns import Turns
 from featherweight.optim.sharding import ParameterShard, share_of
@@ -31,10 +32,10 @@ class MeshCollectives:
     def __init__(self, mesh: DeviceMesh, turns: Turns, *, reduce_dtype: torch.dtype | None = None) -> None:
         self.mesh, self.reduce_dtype, self._turns = mesh, reduce_dtype, turns
         ranks = mesh.mesh.tolist() if mesh.ndim == 2 else [mesh.mesh.tolist()]
-        self.group, _ = dist.new_subgroups_by_enumeration(ranks)
+        self.group = new_group(ranks)
         self._copies: Any = None
         if mesh.ndim == 2:
-            self._copies, _ = dist.new_subgroups_by_enumeration([list(column) for column in zip(*ranks, strict=True)])
+            self._copies = new_group(list(zip(*ranks, strict=True)))
         self.traffic = Traffic()
         """What optimizers have sent."""
         self.engine_traffic = Traffic()

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from featherweight.distributed.differences import of_gradients
+from featherweight.distributed.group import new_group
 from featherweight.distributed.turns import Turns
 from featherweight.distributed.world import common
 from featherweight.errors import ConfigError
@@ -57,7 +58,7 @@ class TorchReducer:
     """
 
     def __init__(self, *, reduce_dtype: torch.dtype | None = None, turns: Turns | None = None) -> None:
-        self.group = dist.new_group()
+        self.group = new_group()
         self.reduce_dtype, self._turns = reduce_dtype, turns
         self.traffic = Traffic()
         """What has been sent since the object was made."""

@@ -27,6 +27,9 @@ from featherweight.quant.int8_weight import int8_weight_of
 from featherweight.report import Report
 from featherweight.unwrap import local_of
 
+ENGINE = "weights and gradients by FSDP2"
+"""Who has sent what evaluations gather, too."""
+
 
 class SharedRecipe(Protocol):
     """What of a recipe several processes must agree on."""
@@ -208,8 +211,11 @@ def processes_report(world: World, model: nn.Module, bytes_by_category: dict[str
     everyone = world.gather((str(world.device), bytes_by_category))
     report = Report("Processes")
     categories = list(bytes_by_category)
-    rows = [[rank, device, *[found.get(name) for name in categories]] for rank, (device, found) in enumerate(everyone)]
-    columns = ["rank", "device", *[f"{name.replace('_', ' ')} (bytes)" for name in categories]]
+    rows = [
+        [f"rank {rank}", device, *[found.get(name) for name in categories]]
+        for rank, (device, found) in enumerate(everyone)
+    ]
+    columns = ["process", "device", *[f"{name.replace('_', ' ')} (bytes)" for name in categories]]
     report.add_table("Processes", columns, rows)
     traffic = traffic_of(model)
     if traffic and steps:
@@ -218,11 +224,15 @@ def processes_report(world: World, model: nn.Module, bytes_by_category: dict[str
         facts = {
             "collectives of a step": round(sum(one.calls for one in traffic.values()) / steps, 1),
             "sent by a rank in a step (bytes)": sum(sent.values()),
-            **({f"of these {words} (bytes)": count for words, count in sent.items()} if len(sent) > 1 else {}),
+            **({_part(words): count for words, count in sent.items()} if len(sent) > 1 else {}),
             "as whole float32 gradients (bytes)": round(2 * (world.size - 1) / world.size * weights),
         }
         report.add_facts(facts, title="Traffic")
     return report
+
+
+def _part(words: str) -> str:
+    return f"of these {words}{', evaluations included' if words == ENGINE else ''} (bytes)"
 
 
 def traffic_of(model: nn.Module) -> dict[str, Traffic]:
@@ -232,5 +242,5 @@ def traffic_of(model: nn.Module) -> dict[str, Traffic]:
     shards = (shard_of(parameter) for parameter in model.parameters())
     collectives: Any = next((one.collectives for one in shards if one is not None), None)
     if collectives is not None:
-        found |= {"cores by rows": collectives.traffic, "weights and gradients by FSDP2": collectives.engine_traffic}
+        found |= {"cores by rows": collectives.traffic, ENGINE: collectives.engine_traffic}
     return found

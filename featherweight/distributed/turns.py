@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 from featherweight.distributed.differences import of_gradients
+from featherweight.distributed.group import new_group
 from featherweight.distributed.world import common
 from featherweight.errors import ConfigError
 
@@ -33,7 +34,7 @@ class Turns:
     """
 
     def __init__(self, *, is_late: bool) -> None:
-        self._group = dist.new_group(backend="gloo")
+        self._group = new_group(backend="gloo")
         self._is_late = is_late
         self._pending: _Turn | None = None
 

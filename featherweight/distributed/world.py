@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from featherweight.distributed.group import local_device, rank, world_size
+from featherweight.distributed.group import local_device, new_group, rank, world_size
 from featherweight.errors import ConfigError, DeviceError, FeatherweightError
 
 Result = TypeVar("Result")
@@ -181,7 +181,7 @@ _made: list[Any] = []  # the default group, and the one on CPUs that was made be
 def _group_on_cpus() -> Any:
     """Return one group for what is agreed, a few numbers and texts, whatever the accelerator; made once, together."""
     if not _made or _made[0] is not dist.group.WORLD:
-        _made[:] = [dist.group.WORLD, dist.new_group(backend="gloo")]
+        _made[:] = [dist.group.WORLD, new_group(backend="gloo")]
     return _made[1]
 
 

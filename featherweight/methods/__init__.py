@@ -10,6 +10,7 @@ from featherweight.lazy_names import load_name
 if TYPE_CHECKING:
     from featherweight.methods.construction import ConstructionHandle
     from featherweight.methods.core_gradient import CoreGradient
+    from featherweight.methods.host_weights import HostWeights
     from featherweight.methods.int8 import Int8, dequantized_state_dict
     from featherweight.methods.method import Method, applied_methods, groups_by_methods, parse_methods
     from featherweight.methods.mst import MsT
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 _LAZY = {
     "ConstructionHandle": "featherweight.methods.construction",
     "CoreGradient": "featherweight.methods.core_gradient",
+    "HostWeights": "featherweight.methods.host_weights",
     "Int8": "featherweight.methods.int8",
     "Method": "featherweight.methods.method",
     "MsT": "featherweight.methods.mst",
@@ -31,6 +33,7 @@ _LAZY = {
 __all__ = [
     "ConstructionHandle",
     "CoreGradient",
+    "HostWeights",
     "Int8",
     "Method",
     "MsT",

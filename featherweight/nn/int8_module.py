@@ -40,7 +40,9 @@ class Int8Module(nn.Module):
         """Return references to the present codes and scales."""
         owner = self._weight_owner[0] if self._weight_owner else self
         codes, scale = (local_of(owner._stored(name)) for name in (CODES, SCALE))
-        return Int8Weight(codes, scale.view(torch.float32), owner.group_size)
+        # No view without need: a graph that holds this must follow a buffer whose memory is exchanged.
+        scale = scale if scale.dtype == torch.float32 else scale.view(torch.float32)
+        return Int8Weight(codes, scale, owner.group_size)
 
     def _stored(self, name: str) -> Tensor:
         """Return codes or scale bits: a buffer, or a parameter without gradient once `store_as_parameters_` was called.

@@ -17,9 +17,12 @@ import torch
 from torch import Tensor
 
 from featherweight.errors import ShapeError
+from featherweight.simulated import device_kind
 
 TILE = 1024
 """Queries that share a mask at a time, so that a mask takes TILE x N numbers."""
+SCORE_ELEMENTS = 1 << 26
+"""Scores that exist at a time where no kernel of torch's goes without them: 256 MiB in float32."""
 
 
 @dataclass(frozen=True)
@@ -49,18 +52,18 @@ class Visibility:
         if self.documents is None:
             if is_inside and (key_behind <= first or queries == keys):
                 return True if key_behind <= first else "causal"
-            return self._near(queries, keys)
+            return self.near(queries, keys)
         asking, asked = self.documents[first:behind], self.documents[key_first:key_behind]
         ends = [int(one) for one in torch.stack([asking[0], asking[-1], asked[0], asked[-1]])]
         # Documents are contiguous: with equal ends there is but one, unless padding lies inside.
         is_one = ends[0] >= 0 and len(set(ends)) == 1 and not bool((asked < 0).any() or (asking < 0).any())
         if is_one and is_inside and (key_behind <= first or queries == keys):
             return True if key_behind <= first else "causal"
-        mask = self._near(queries, keys)
+        mask = self.near(queries, keys)
         mask &= (asking[:, None] == asked[None, :]) & (asking[:, None] >= 0)
         return mask if bool(mask.any()) else False
 
-    def _near(self, queries: tuple[int, int], keys: tuple[int, int]) -> Tensor:
+    def near(self, queries: tuple[int, int], keys: tuple[int, int]) -> Tensor:
         """Return the (T, N) mask of keys that are not behind a query and inside of its window."""
         position, key_position = torch.arange(*queries)[:, None], torch.arange(*keys)[None, :]
         mask = key_position <= position
@@ -193,24 +196,34 @@ class _Work:
     scale: float
     softcap: float | None
 
-    def blocks(self, count: int, device: torch.device) -> Iterator["_Block"]:
+    def blocks(self, query: Tensor) -> Iterator["_Block"]:
         """Yield every block in which something is seen.
 
         Args:
-            count: T.
-            device: of the masks.
+            query: (B, H, T, h).
         """
+        count, device, runs_flash = query.shape[2], query.device, _runs_flash(query, self)
         first = self.store.bounds[self.chunk][0]
         for chunk in range(self.chunk + 1):
             key_first, key_behind = self.store.bounds[chunk]
             seen = self.visibility.between((first, first + count), (key_first, key_behind))
             if seen is False:
                 continue
-            if not isinstance(seen, Tensor):
-                yield _Block(chunk, slice(0, count), slice(0, key_behind - key_first), None, seen == "causal")
+            width = key_behind - key_first
+            if not isinstance(seen, Tensor) and runs_flash:
+                yield _Block(chunk, slice(0, count), slice(0, width), None, seen == "causal")
                 continue
-            for start in range(0, count, TILE):
-                rows = slice(start, min(start + TILE, count))
+            tile = TILE
+            if not runs_flash:
+                tile = max(1, min(TILE, SCORE_ELEMENTS // (query.shape[0] * query.shape[1] * width)))
+                seen = (
+                    self.visibility.near((first, first + count), (key_first, key_behind)) if seen == "causal" else seen
+                )
+            for start in range(0, count, tile):
+                rows = slice(start, min(start + tile, count))
+                if not isinstance(seen, Tensor):
+                    yield _Block(chunk, rows, slice(0, width), None, False)
+                    continue
                 keys = self.visibility.columns(seen[rows], first + start, key_first)
                 if keys is not None:  # keys behind the last one that is seen, or before the first, are left out
                     mask = seen[rows, keys]
@@ -262,7 +275,7 @@ class _StreamedAttention(torch.autograd.Function):
         groups, wide = folded.shape[2], _wide(query.dtype)
         output = torch.zeros(folded.shape[:-1] + value.shape[-1:], dtype=wide, device=query.device)
         logsumexp = torch.full(folded.shape[:-1], float("-inf"), dtype=wide, device=query.device)
-        for block in work.blocks(query.shape[2], query.device):
+        for block in work.blocks(query):
             keys, values = (block.of_keys(one, groups) for one in work.store.pair(block.chunk))
             part, part_lse = _forward(block.of_queries(folded), keys, values, block, work, groups)
             _merge_(output[:, :, :, block.rows], logsumexp[:, :, :, block.rows], part, part_lse)
@@ -281,7 +294,7 @@ class _StreamedAttention(torch.autograd.Function):
         own = torch.zeros(key.shape, dtype=wide, device=key.device), torch.zeros_like(value, dtype=wide)
         # A query that sees nothing has no sum; any finite one gives it no weight on masked keys.
         lse = torch.where(logsumexp == float("-inf"), torch.zeros_like(logsumexp), logsumexp).unsqueeze(-1)
-        for block in work.blocks(query.shape[2], query.device):
+        for block in work.blocks(query):
             keys, values = (block.of_keys(one, groups) for one in work.store.pair(block.chunk))
             asking, due, whole, total = (block.of_queries(one) for one in (folded, gradient, output, lse))
             found = _backward(asking, due, whole, total.squeeze(-1), keys, values, block, work, groups)
@@ -384,7 +397,7 @@ def _merge_(output: Tensor, logsumexp: Tensor, part: Tensor, part_lse: Tensor) -
 
 
 def _runs_flash(query: Tensor, work: _Work) -> bool:
-    return query.device.type == "cpu" and work.softcap is None
+    return device_kind(query.device) == "cpu" and work.softcap is None
 
 
 def _bias(seen: Tensor | None, dtype: torch.dtype) -> Tensor | None:

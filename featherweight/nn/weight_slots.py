@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from featherweight.errors import ConfigError, DeviceError
 from featherweight.nn.offload import refused_pinning, require_host_bytes
 from featherweight.quant.int8_weight import has_values, int8_weight_of
+from featherweight.simulated import device_kind, simulated_device
 from featherweight.unwrap import is_distributed
 
 ALIGNMENT = 64
@@ -59,14 +60,43 @@ class _Unit:
             self.size_bytes += -(-tensor.nbytes // ALIGNMENT) * ALIGNMENT
             if id(tensor) in is_trained:
                 self.trained_bytes = self.size_bytes
+        self.written: Any = None  # event: the host holds what was last trained
+        if simulated_device() is not None:
+            self._simulate()
+            return
         try:
             self.host = torch.zeros(self.size_bytes, dtype=torch.uint8, device="cpu", pin_memory=pinned)
         except RuntimeError as error:
             raise refused_pinning(self.size_bytes, error) from error
-        self.written: Any = None  # event: the host holds what was last trained
+        self.trained_host = self.host[: self.trained_bytes]
         self._rest = [entry.rest_in(self.host) for entry in self.entries]
         for entry, place in zip(self.entries, self._rest, strict=True):
             place.copy_(entry.tensor.detach())
+
+    def _simulate(self) -> None:
+        """Take the memory that it would take: none of a simulated GPU."""
+        tensors = [entry.tensor.detach() for entry in self.entries]
+        if device_kind(tensors[0].device) == "cpu":
+            self.host, self._rest = torch.empty(self.size_bytes, dtype=torch.uint8), tensors
+            self.trained_host = self.host[: self.trained_bytes]
+        else:
+            self.host, self.trained_host = (
+                torch.empty(size, dtype=torch.uint8, device="meta") for size in (self.size_bytes, self.trained_bytes)
+            )
+            self._rest = [one.new_empty(()).expand(one.shape) for one in tensors]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {
+            "tensors": [entry.tensor for entry in self.entries],
+            "trained": sum(entry.start < self.trained_bytes for entry in self.entries),
+            "pinned": self.host.is_pinned(),
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take memory of one's own: a copy of a model has weights of its own."""
+        tensors = state["tensors"]
+        self.__init__(tensors, tensors[: state["trained"]], state["pinned"])  # type: ignore[misc]
+        self.rest()
 
     def come_to(self, memory: Tensor) -> None:
         """Let all tensors be what stands in a slot."""
@@ -141,6 +171,23 @@ class WeightSlots:
         for unit in self.units:
             unit.rest()
 
+    def __getstate__(self) -> dict[str, Any]:
+        self.close()
+        streams = dict.fromkeys(("_incoming", "_outgoing"))
+        return {**vars(self), **streams}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        if self.device.type == "cuda":
+            self._incoming, self._outgoing = torch.cuda.Stream(self.device), torch.cuda.Stream(self.device)
+
+    def bring_back(self) -> None:
+        """Move the weights to the device, and be used no more."""
+        self.close()
+        for unit in self.units:
+            for entry in unit.entries:
+                entry.tensor.data = entry.tensor.detach().to(self.device, copy=True)
+
     @property
     def host_bytes(self) -> int:
         """Bytes of host memory that the weights take."""
@@ -197,7 +244,7 @@ class WeightSlots:
         slot.is_bound = False
         with self._on(self._outgoing) if changes else nullcontext():
             if changes:
-                unit.host[: unit.trained_bytes].copy_(slot.memory[: unit.trained_bytes], non_blocking=True)
+                unit.trained_host.copy_(slot.memory[: unit.trained_bytes], non_blocking=True)
                 self.written_bytes += unit.trained_bytes
             if self._outgoing is not None:
                 slot.free = torch.cuda.current_stream(self.device).record_event()
@@ -281,8 +328,8 @@ def _trained_of(layer: nn.Module, tensors: Sequence[Tensor]) -> list[Tensor]:
     found = {id(p) for p in layer.parameters() if p.requires_grad}
     for parameter in layer.parameters():
         if parameter.requires_grad and (int8 := int8_weight_of(parameter)) is not None:
-            storages = {one.untyped_storage().data_ptr() for one in (int8.codes, int8.block_scale)}
-            found |= {id(one) for one in tensors if one.untyped_storage().data_ptr() in storages}
+            storages = {one.untyped_storage()._cdata for one in (int8.codes, int8.block_scale)}
+            found |= {id(one) for one in tensors if one.untyped_storage()._cdata in storages}
     return [one for one in tensors if id(one) in found]
 
 
@@ -296,11 +343,11 @@ def _require_plain(tensors: Sequence[Sequence[Tensor]]) -> None:
                     f"HostWeights: {words}that is distributed over processes; expected one of this process alone. Use "
                     "sharding none or ddp."
                 )
-            if not has_values(one):
+            if not has_values(one) and simulated_device() is None:
                 raise DeviceError(
                     f"HostWeights: {words}on device={one.device} without values; expected weights. Load them first."
                 )
-            storage = one.untyped_storage().data_ptr()
+            storage = one.untyped_storage()._cdata
             if storage in seen:
                 raise ConfigError(
                     f"HostWeights: {words}that shares its memory with another one; expected tensors of their own. "

@@ -1,15 +1,22 @@
 """`answer`: a plan together with the questions about it, as `fw plan --solve --why` asks them."""
 
-from dataclasses import dataclass
+import time
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
 from featherweight.errors import ConfigError
 from featherweight.planner.advice import Why, explain
+from featherweight.planner.host import HostNeed, host_need, require_host
+from featherweight.planner.need import need_of
 from featherweight.planner.plan import Plan, plan
+from featherweight.planner.row import PlanRow
 from featherweight.planner.solve import Solution, check_unknown, solve
-from featherweight.training.recipe import RecipeSource, load_recipe
+from featherweight.planner.target import Target
+from featherweight.planner.time_model import seconds_of
+from featherweight.training.estimate import estimate_memory
+from featherweight.training.recipe import Recipe, RecipeSource, load_recipe
 
 
 @dataclass(frozen=True)
@@ -24,6 +31,8 @@ class Answers:
     """Why there is no such setting, where nothing fits."""
     reasons: Why | None = None
     """What fills the memory, and what to change."""
+    host: HostNeed | None = None
+    """What the recipe takes of the host, where that has a budget."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values: those of the plan, and beside them "solution" and "why"."""
@@ -36,6 +45,8 @@ class Answers:
             }
         elif self.unsolvable is not None:
             content["solution"] = {"value": None, "reason": self.unsolvable}
+        if self.host is not None:
+            content["host"] = {**asdict(self.host), "total_bytes": self.host.total_bytes}
         if self.reasons is not None:
             content["why"] = self.reasons.to_dict()
         return content
@@ -49,6 +60,7 @@ def answer(
     device: str | torch.device | None = None,
     unknown: str | None = None,
     why: bool = False,
+    host_memory: str | int | None = None,
     **options: Any,
 ) -> Answers:
     """Search for recipes that fit a budget, and answer questions about one of them.
@@ -63,6 +75,7 @@ def answer(
         device: as for `fw.plan`.
         unknown: setting to solve for, as for `fw.solve`; None asks for none.
         why: say what fills the memory and what to change.
+        host_memory: a second budget, for what a recipe with ``schedule.order=layer`` keeps on the host.
         options: others of `fw.plan`.
     Raises:
         ConfigError: if an argument is wrong, the model cannot be simulated, or no value of the setting fits although
@@ -71,6 +84,9 @@ def answer(
     """
     if unknown is not None:
         check_unknown(unknown)
+    layers = _asked_by_layers(model, recipe, host_memory)
+    if layers is not None:
+        return _answer_by_layers(layers, budget, device, unknown, host_memory)
     found = plan(model, budget, recipe=recipe, device=device, **options)
     tell = options.get("on_progress") or (lambda _: None)
     asked = load_recipe(recipe) if recipe is not None and model is None else None
@@ -89,3 +105,55 @@ def answer(
         tell("single changes")
         reasons = found.why() if asked is None else explain(asked, found.target, name="the recipe as it stands")
     return Answers(found, solution, unsolvable, reasons)
+
+
+def _asked_by_layers(model: Any, recipe: RecipeSource | None, host_memory: str | int | None) -> Recipe | None:
+    """Return the recipe that a second budget asks about; None where there is no second budget.
+
+    Raises:
+        ConfigError: if there is no recipe whose steps go layer by layer.
+    """
+    if host_memory is None:
+        return None
+    asked = None if recipe is None or model is not None else load_recipe(recipe)
+    if asked is None or asked.schedule.order != "layer":
+        found = "no recipe" if asked is None else f"schedule.order={asked.schedule.order}"
+        raise ConfigError(
+            f"plan: host-memory={host_memory} with {found}; expected a recipe whose steps go layer by layer, as only "
+            "these keep anything on the host. Set schedule.order=layer, inputs=host and weights=host in it."
+        )
+    return asked
+
+
+def _answer_by_layers(
+    recipe: Recipe,
+    budget: str | int | None,
+    device: str | torch.device | None,
+    unknown: str | None,
+    host_memory: str | int | None,
+) -> Answers:
+    """Judge a recipe as it stands by two budgets, or solve for its longest row, rank or batch under both."""
+    started, target = time.monotonic(), Target.of(budget, device)
+    solution = None
+    if unknown is not None:
+        solution = solve(unknown, None, recipe, budget, device=device, host_memory=host_memory)  # type: ignore[arg-type]
+        recipe = solution.recipe
+    host = require_host(recipe, host_memory) or host_need(recipe)
+    estimate = estimate_memory(None, recipe, device=target.device)
+    need, seconds = need_of(estimate, target), seconds_of(estimate.cost, target)
+    row = PlanRow(
+        "the recipe as it stands", "layer by layer", (), recipe, estimate, need, estimate.tokens_per_step / seconds
+    )
+    fits = need.fits(target)
+    link = host.link_seconds(target)
+    assumptions = [
+        f"host: {host.total_bytes / 2**30:.2f} GiB, of it layer inputs {host.inputs_bytes / 2**30:.2f} and weights "
+        f"{host.weights_bytes / 2**30:.2f}",
+        f"over the link in a step: {host.read_bytes / 2**30:.2f} GiB in, {host.written_bytes / 2**30:.2f} GiB out"
+        + ("" if link is None else f", {link:.2f} s of a step of {seconds:.2f} s"),
+    ]
+    refused = (
+        {} if fits else {row.family: f"needs {need.total_bytes / 2**30:.2f} GiB of {target.usable_bytes / 2**30:.2f}"}
+    )
+    found = Plan(target, [row] if fits else [], refused, assumptions, time.monotonic() - started, None if fits else row)
+    return Answers(found, solution, host=host)

@@ -1,5 +1,6 @@
 """`solve`: the inverse questions. How long a sequence, how large a micro-batch or rank, how small a card is enough?"""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from os import PathLike
@@ -8,6 +9,7 @@ from typing import Any, Literal, get_args
 import torch
 
 from featherweight.errors import LISTED, ConfigError, did_you_mean
+from featherweight.planner.host import HostNeed, host_limit, host_need, require_host
 from featherweight.planner.need import Need, need_of
 from featherweight.planner.target import Target
 from featherweight.training.estimate import estimate_memory, skeleton_of, with_model
@@ -18,6 +20,7 @@ UNKNOWNS: tuple[Unknown, ...] = get_args(Unknown)
 """What can be asked for."""
 _SEQUENCE_STEP = 128
 _LARGEST = 2**24
+_FULL = 10**12
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,8 @@ class Solution:
     """The recipe with this value."""
     need: Need
     """What it takes of the device."""
+    host: HostNeed | None = None
+    """What it takes of the host, where that has a budget."""
 
 
 def solve(
@@ -42,6 +47,7 @@ def solve(
     *,
     device: str | torch.device | None = None,
     calibration: str | PathLike[str] | None = None,
+    host_memory: str | int | None = None,
 ) -> Solution:
     """Find the largest value of one setting of a recipe that fits a budget, or the smallest budget of the recipe.
 
@@ -53,6 +59,7 @@ def solve(
         budget: as for `fw.plan`; not used by min_memory, unless it says which card is meant.
         device: as for `fw.plan`.
         calibration: as for `fw.plan`.
+        host_memory: a second budget, for what waits on the host under ``schedule.order=layer``; None does not look.
     Raises:
         ConfigError: if the question is unknown, or not even the smallest value fits.
     Cost: some ten simulations.
@@ -70,15 +77,24 @@ def solve(
         changed = base.override([f"{key}={value}"])
         return changed, _need(changed, target)
 
-    value = largest_within(lambda one: at(one)[1].total_bytes, target.usable_bytes, smallest, largest, step)
+    def filled(value: int) -> int:
+        """Return how full the fuller of both memories is, in parts of `_FULL`."""
+        changed, need = at(value)
+        share = need.total_bytes / target.usable_bytes
+        if host_memory is not None:
+            share = max(share, host_need(changed).total_bytes / host_limit(host_memory))
+        return math.ceil(share * _FULL)
+
+    value = largest_within(filled, _FULL, smallest, largest, step)
     if value is None:
+        require_host(base.override([f"{key}={smallest}"]), host_memory)
         needed = at(smallest)[1].total_bytes
         raise ConfigError(
             f"solve: {key}={smallest} already needs {needed / 2**30:.2f} GiB of {target.usable_bytes / 2**30:.2f}; "
             "expected a recipe that fits for some value. Ask fw plan for a leaner recipe."
         )
     changed, need = at(value)
-    return Solution(unknown, value, changed, need)
+    return Solution(unknown, value, changed, need, None if host_memory is None else host_need(changed))
 
 
 def check_unknown(unknown: str) -> None:
@@ -126,7 +142,9 @@ def largest_within(bytes_at: Callable[[int], int], limit: int, smallest: int, la
 
 def _range(unknown: Unknown, base: Recipe) -> tuple[str, int, int, int]:
     if unknown == "max_seq_len":
-        return base.length_key(), _SEQUENCE_STEP, skeleton_of(base).longest or _LARGEST, _SEQUENCE_STEP
+        chunks = base.schedule.chunk_tokens or 1  # no row is shorter than a chunk
+        smallest = -(-chunks // _SEQUENCE_STEP) * _SEQUENCE_STEP
+        return base.length_key(), smallest, skeleton_of(base).longest or _LARGEST, _SEQUENCE_STEP
     if unknown == "micro_batch":
         return "micro_batch_size", 1, 2**16, 1
     if "rank" not in type(base.optimizer_config()).model_fields:

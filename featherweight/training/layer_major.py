@@ -16,9 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from featherweight.errors import ConfigError
+from featherweight.methods.host_weights import streams_weights
 from featherweight.nn.offload import require_host_bytes, to_device, to_host
 from featherweight.optim.backward.layerwise import LayerwiseHandle
 from featherweight.optim.backward.window import Part
+from featherweight.simulated import simulated_device
 from featherweight.training.layer_rows import IGNORED, Row, label_count, rows_of
 from featherweight.training.layer_weights import LayerWeights
 from featherweight.training.separate_layers import SeparateLayers
@@ -99,6 +101,12 @@ class LayerMajor:
                 "its rows. Give step() the rows of all micro-batches, in one process."
             )
         self.separate = SeparateLayers(model)
+        if any(streams_weights(layer) for layer in self.separate.layers):
+            raise ConfigError(
+                f"LayerMajor: model={type(model).__name__} has fw.HostWeights, which brings each layer for each call; "
+                "expected weights that one step at a time moves. Call fw.remove(model, fw.HostWeights()), and give "
+                "weights='host' here."
+            )
         self.handle, self.chunk_tokens, self.inputs, self.progress = handle, chunk_tokens, inputs, progress
         self.training_model = model
         self.device = next(self.separate.model.parameters()).device
@@ -137,10 +145,17 @@ class LayerMajor:
             tell = stack.enter_context(told)
             return _Step(self, rows, items, tell, judge).run()
 
-    def _require_host_memory(self, rows: Sequence[Row]) -> None:
+    @property
+    def boundary_bytes_per_token(self) -> int:
+        """Bytes of one token between two layers."""
         parameter = next(p for p in self.separate.model.parameters() if p.is_floating_point())
-        width = self.separate.model.config.get_text_config().hidden_size
-        by_token = (len(self.separate.layers) + 1) * width * parameter.element_size()
+        width: int = self.separate.model.config.get_text_config().hidden_size
+        return width * parameter.element_size()
+
+    def _require_host_memory(self, rows: Sequence[Row]) -> None:
+        if simulated_device() is not None:
+            return
+        by_token = (len(self.separate.layers) + 1) * self.boundary_bytes_per_token
         tokens = sum(behind - first for row in rows for first, behind in row.bounds)
         way_out = f"Each token takes {by_token / 2**20:.2f} MiB: give fewer or shorter rows, or keep inputs='device'."
         require_host_bytes("LayerMajor", f"layer inputs of {tokens} tokens", by_token * tokens, way_out)

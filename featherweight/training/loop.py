@@ -128,7 +128,7 @@ class Loop:
         around = Surroundings(
             self.task, self.model, self.world, self.layerwise, self._autocast, self._finite_loss, self._on_progress
         )
-        self._passes = passes_of(around, recipe)
+        self.passes = passes_of(around, recipe)
         self._is_first_step = True
         self._stop = StopRequest()
         self._stops_together = False  # what the last step has agreed on
@@ -202,7 +202,7 @@ class Loop:
                 )
             )
         lr = float(self.scheduler.get_last_lr()[0])
-        mean_loss = self._passes.run(micro_batches, items, passes)
+        mean_loss = self.passes.run(micro_batches, items, passes)
         share_gradients(self.world, self.model, self.optimizer, self.max_grad_norm, self.recipe.sharding.cores)
         grad_norm = self._clip()
         self.optimizer.step()

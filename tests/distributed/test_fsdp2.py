@@ -23,7 +23,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def found(folder):
-    return ranks.run("distributed_fsdp2.py", 2, folder, str(folder), seconds=300)
+    return ranks.run("distributed_fsdp2.py", 2, folder, str(folder), seconds=900)
 
 
 def alone(name, steps=STEPS):

@@ -70,5 +70,8 @@ def test_a_resumed_run_on_rows_is_the_uninterrupted_one_and_its_page_tells_bytes
         pytest.skip("runs of replicas of rows are resumed as those of rows")
     assert all(each["resumed"]["equal"] for each in found)
     page = found[0]["report"]
-    assert "planned weights (bytes)" in page and "of these weights and gradients by FSDP2 (bytes)" in page
+    assert (
+        "planned weights (bytes)" in page
+        and "of these weights and gradients by FSDP2, evaluations included (bytes)" in page
+    )
     assert "save_best=True keeps the weights of one process" in found[1]["save_best"]

@@ -11,7 +11,9 @@ from torch.nn.parallel import DistributedDataParallel
 import featherweight as fw
 from featherweight.methods.inrank import growth_state
 
-METHOD = fw.InRank(buffer=4, every=2, warmup=1, init_rank=1, patience=None, freeze_step=7, buffer_init="random")
+METHOD = fw.InRank(
+    buffer=4, every=2, warmup=1, init_rank=1, patience=None, freeze_step=7, init="kaiming", growth="product"
+)
 STEPS = 10
 
 

@@ -1,0 +1,89 @@
+"""The second budget: bytes on the host and over the link are those of the simulated step, and answers obey both."""
+
+import pytest
+
+from featherweight.errors import ConfigError
+from featherweight.memory.tracker import StorageTracker
+from featherweight.planner.answers import answer
+from featherweight.planner.host import PROCESS_BYTES, host_need, require_host
+from featherweight.planner.solve import solve
+from featherweight.training.estimate import estimate_memory
+from featherweight.training.loop import Loop
+from featherweight.training.recipe import Recipe
+
+MODEL = {
+    "model_type": "llama",
+    "hidden_size": 64,
+    "intermediate_size": 160,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 260,
+    "max_position_embeddings": 8192,
+}
+HOST = {"order": "layer", "chunk_tokens": 256, "inputs": "host", "weights": "host"}
+
+
+def recipe(seq_len=1024, layers=3, **schedule):
+    task = {"name": "text", "model": {**MODEL, "num_hidden_layers": layers}, "tokenizer": "bytes", "weights": "random"}
+    task |= {"seq_len": seq_len, "max_train_tokens": 2 * seq_len, "max_held_out_tokens": 2 * seq_len}
+    values = {"task": task, "optimizer": {"name": "adamw", "layerwise": True}, "steps": 4, "micro_batch_size": 1}
+    return Recipe.parse({**values, "memory_steps": [], "schedule": {**HOST, **schedule}}, where="recipe")
+
+
+def test_traffic_by_formula_is_what_the_simulated_step_copies():
+    one = recipe()
+    need = host_need(one)
+    assert need.read_bytes + need.written_bytes == estimate_memory(None, one, device="cuda").cost.host_bytes
+    assert need.inputs_bytes == 4 * 1024 * 64 * 4
+
+
+def test_bytes_of_many_layers_follow_from_few():
+    # Mutation: what does not grow with the layers, such as the turn, counted for each.
+    few, many = host_need(recipe(layers=3)), host_need(recipe(layers=7))
+    assert many.weights_bytes * 3 == few.weights_bytes * 7
+    layer = few.weights_bytes // 3
+    assert many.read_bytes - few.read_bytes == 4 * (2 * layer + (3 * 64 * 4 * 1024 + 64 * 4 * 768))
+
+
+def test_the_simulated_peak_of_a_step_layer_by_layer_is_the_tracked_one():
+    # On a CPU, where the tracker can see it; to the byte.
+    one = recipe(inputs="device", weights="device")
+    loop = Loop(one)
+    with StorageTracker(loop.model, loop.optimizer) as tracker:
+        loop.step()
+        loop.step()
+    assert estimate_memory(None, one, device="cpu").peak_bytes == tracker.peak_bytes
+
+
+def test_the_longest_row_obeys_both_budgets():
+    one = recipe()
+    budget = PROCESS_BYTES + host_need(one).weights_bytes + 4 * 1920 * 64 * 4
+    found = solve("max_seq_len", None, one, "24GiB", device="rtx4090", host_memory=budget)
+    assert found.value == 1920
+    assert found.host.total_bytes <= budget
+    with pytest.raises(ConfigError, match=r"host-memory=0\.0 GiB is less than .*not even the weights fit"):
+        solve("max_seq_len", None, one, "24GiB", device="rtx4090", host_memory="1MB")
+    with pytest.raises(ConfigError, match="1,920 tokens of a row fit. Lower task.seq_len to 1920"):
+        require_host(recipe(seq_len=2048), budget)
+
+
+def test_a_recipe_that_keeps_nothing_on_the_host_needs_none():
+    need = host_need(recipe(order="batch", chunk_tokens=None, inputs="device", weights="device"))
+    assert (need.inputs_bytes, need.weights_bytes, need.read_bytes, need.written_bytes) == (0, 0, 0, 0)
+
+
+def test_the_command_judges_a_recipe_by_two_budgets_and_says_what_is_missing(tmp_path):
+    path = tmp_path / "long.yaml"
+    recipe().to_file(path)
+    found = answer(None, "24GiB", recipe=path, device="rtx4090", host_memory="8GB")
+    assert found.to_dict()["host"]["inputs_bytes"] == 4 * 1024 * 64 * 4
+    assert any("over the link in a step" in one for one in found.plan.assumptions)
+    with pytest.raises(ConfigError, match="host-memory=8GB with schedule.order=batch; expected a recipe whose steps"):
+        answer(
+            None,
+            "24GiB",
+            recipe=recipe(order="batch", chunk_tokens=None, inputs="device", weights="device"),
+            device="rtx4090",
+            host_memory="8GB",
+        )
