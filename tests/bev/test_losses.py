@@ -1,8 +1,8 @@
 import pytest
 import torch
 
+from featherweight.bev.loss_weights import LossWeights
 from featherweight.bev.losses import (
-    LossWeights,
     cycle_loss,
     dilate,
     iou_loss,
