@@ -95,8 +95,10 @@ def run_challenge(
         helper = PolicyLeader(policy, lambda: Seen(see()), clock, in_thread=False, delay=round_trip_s)
         if operator == "policy":
             return helper
-        swings = (SWINGING_SHARE, SWINGING_AGREEMENT_DEG) if operator == "shared-eager" else ()
-        return SharedLeader(HANDS[operator](see, clock, seed), helper, *swings)
+        hand = HANDS[operator](see, clock, seed)
+        if operator == "shared-eager":
+            return SharedLeader(hand, helper, SWINGING_SHARE, SWINGING_AGREEMENT_DEG, keeps_height=True)
+        return SharedLeader(hand, helper)
 
     session = VirtualSession(seed, cubes=cubes)
     network = impairment.model_copy(update={"seed": 2 * seed})

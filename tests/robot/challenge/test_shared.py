@@ -1,7 +1,10 @@
 """A hand that is helped."""
 
+import numpy as np
+
 from featherweight.robot.challenge.shared import SHARE, SharedLeader
 from featherweight.robot.contract import Teleoperator, keyed_angles
+from featherweight.robot.kinematics import table_top, tool_point
 
 
 class Fixed(Teleoperator):
@@ -19,6 +22,18 @@ class Fixed(Teleoperator):
 
     def get_action(self):
         return None if self.angles is None else keyed_angles(self.angles)
+
+
+def test_the_height_of_the_tool_can_stay_with_the_hand():
+    above, below = (np.degrees(table_top([0.17, 0.02, height])) for height in (0.065, 0.055))
+    action = SharedLeader(Fixed((*above, 60)), Fixed((*below, 60)), keeps_height=True).get_action()
+    tools = [tool_point(np.radians(joints)) for joints in (above, list(action.values())[:5])]
+    # The policy wants to be 10 mm lower; what it may still do is along the table, to first order.
+    assert abs(tools[1][2] - tools[0][2]) < 0.001
+    beside = np.degrees(table_top([0.17, 0.04, 0.065]))
+    action = SharedLeader(Fixed((*above, 60)), Fixed((*beside, 60)), keeps_height=True).get_action()
+    tool = tool_point(np.radians(list(action.values())[:5]))
+    assert tool[1] > 0.03 and abs(tool[2] - 0.065) < 0.002
 
 
 def test_a_policy_helps_where_it_agrees_and_leaves_the_gripper_and_the_way_to_the_hand():
