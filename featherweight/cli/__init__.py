@@ -6,6 +6,7 @@ quick.
 """
 
 import io
+import logging
 import os
 import sys
 import warnings
@@ -118,6 +119,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code; see `main`."""
     warnings.formatwarning = _format_warning
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        # One process of each machine says what all of them have found.
+        warnings.simplefilter("ignore")
+        logging.getLogger("featherweight").setLevel(logging.ERROR)
     without_kernel_advice()
     if sys.platform == "darwin":
         # Apple's GPUs lack some decompositions of matrices; torch reads this once and then computes them on the CPU.

@@ -131,7 +131,7 @@ def _look_first(recipe: Path, changes: list[str] | None, out: Path | None, *, re
         from featherweight.text.first_look import look_first
 
         look_first(read_mapping(recipe), changes)
-    elif out is not None and "TORCHELASTIC_RUN_ID" not in os.environ:  # a launcher starts a run that is new so, too
+    elif out is not None and "WORLD_SIZE" not in os.environ:  # several processes look together, when they have met
         from featherweight.training.run_folder import require_run
 
         require_run(out)

@@ -54,9 +54,12 @@ def save(folder: str | os.PathLike[str], model: nn.Module, optimizer: Optimizer 
     manifest = {"format_version": FORMAT_VERSION, "world_size": world.size, **_options(inner)}
     with _explained(final, "written", "a writable folder with free space that all processes share. Free some space"):
         world.on_first(lambda: _begin(partial))
-        with world.together(), _quiet():
+        with world.together():
             if not partial.is_dir():
-                raise OSError(f"{partial} is not seen by rank {world.rank}")
+                raise CheckpointError(
+                    f"distributed: folder={final} cannot be written, as rank {world.rank} does not see what rank 0 has "
+                    "begun there; expected one file system that all processes share. Put the folder on a shared one."
+                )
         with _quiet():
             dcp.save(_tensors(model, inner), checkpoint_id=str(partial), no_dist=world.size == 1)
         world.on_first(lambda: _complete(partial, final, manifest))
@@ -136,7 +139,7 @@ def _empty_states(place: Path, optimizer: LowRankOptimizer, stored: set[str]) ->
         layout.create_state(created, parameter.device)
         shard = shard_of(parameter)
         if shard is not None:
-            created = shard.distributed_state(created, layout.sharded_names)
+            created = shard.distributed_state(created, layout.sharded_names, layout.shared_columns)
         for key in keys:
             found: Any = metadata[prefix + key]
             if key not in created or (shard is None and created[key].shape != found.size):

@@ -15,11 +15,13 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from featherweight.distributed.ddp import give_weights
+from featherweight.distributed.engine import WatchedGather, WatchedReduceScatter
 from featherweight.distributed.int8_rows import register_int8_rows, store_codes_as_parameters
 from featherweight.distributed.layer_groups import repeated_layers
-from featherweight.distributed.mesh import CountedGather, CountedReduceScatter, MeshCollectives
+from featherweight.distributed.mesh import MeshCollectives
 from featherweight.distributed.reduce import TorchReducer
-from featherweight.distributed.world import World
+from featherweight.distributed.turns import Turns
+from featherweight.distributed.world import World, common
 from featherweight.errors import ConfigError
 from featherweight.optim.reduce import attach_reducer
 from featherweight.optim.sharding import register_shard, register_unsharded, shard_of
@@ -44,6 +46,7 @@ def shard_fully(
             `shard_size` that does not divide the processes.
     """
     parameters = list(model.parameters())
+    _refuse_tensor_parallel(model)
     if not any(isinstance(one, DTensor) for one in parameters):
         world = World()
         mesh = _mesh(parameters[0].device.type, world.size, shard_size)
@@ -61,8 +64,23 @@ def shard_fully(
         for name, parameter in model.named_parameters(remove_duplicate=False):
             if name in before:
                 register_unsharded(before[name], parameter)
-    register_shards(model, reduce_dtype=reduce_dtype)
-    attach_reducer(model, TorchReducer(reduce_dtype=reduce_dtype))
+    turns = Turns(is_late=parameters[0].device.type != "cpu")
+    register_shards(model, turns, reduce_dtype=reduce_dtype)
+    attach_reducer(model, TorchReducer(reduce_dtype=reduce_dtype, turns=turns))
+
+
+def _refuse_tensor_parallel(model: nn.Module) -> None:
+    """Refuse DTensors that no `fully_shard` has made: those of tensor parallel may look like rows, too."""
+    held = {parameter for group in model.modules() if isinstance(group, FSDPModule) for parameter in group.parameters()}
+    for name, parameter in model.named_parameters():
+        if isinstance(parameter, DTensor) and parameter not in held:
+            raise common(
+                ConfigError(
+                    f"distributed.shard: '{name}' is a DTensor with placements {tuple(parameter.placements)} that "
+                    "fully_shard has not made; expected ordinary parameters, or rows of fully_shard. Leave tensor "
+                    "parallel (parallelize_module) out, which is not supported."
+                )
+            )
 
 
 def _mesh(device_type: str, count: int, shard_size: int | None) -> DeviceMesh:
@@ -82,44 +100,52 @@ def node_size(count: int) -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", count))
 
 
-def register_shards(model: nn.Module, *, reduce_dtype: torch.dtype | None = None) -> None:
+def register_shards(model: nn.Module, turns: Turns, *, reduce_dtype: torch.dtype | None = None) -> None:
     """Tell optimizers which rows of a model's parameters this process holds; a collective.
 
     Args:
         model: after `fully_shard`.
+        turns: where all processes compare what comes next.
         reduce_dtype: what cores below double precision are sent as.
     Raises:
         ConfigError: for parameters that are sharded in another way than by rows over one dimension of a mesh.
     """
-    made: dict[int, MeshCollectives] = {}
+    made: dict[Any, MeshCollectives] = {}  # one for all groups over the same processes
     for name, parameter in model.named_parameters():
         if not isinstance(parameter, DTensor):
             continue
         mesh, placements = parameter.device_mesh, tuple(parameter.placements)
         if placements not in ((Shard(0),), (Replicate(), Shard(0))):
-            raise ConfigError(
-                f"distributed.shard: '{name}' has placements {placements} on a mesh of {mesh.ndim} dimensions; "
-                "expected rows over one dimension, (Shard(0),) or (Replicate(), Shard(0)). Use fully_shard without "
-                "shard_placement_fn; tensor parallel is not supported."
+            raise common(
+                ConfigError(
+                    f"distributed.shard: '{name}' has placements {placements} on a mesh of {mesh.ndim} dimensions; "
+                    "expected rows over one dimension, (Shard(0),) or (Replicate(), Shard(0)). Use fully_shard without "
+                    "shard_placement_fn; tensor parallel is not supported."
+                )
             )
-        if id(mesh) not in made:
-            made[id(mesh)] = MeshCollectives(mesh, reduce_dtype=reduce_dtype)
-        register_shard(parameter, made[id(mesh)].shard(tuple(parameter.shape)))
+        key = str((mesh.device_type, mesh.mesh.tolist()))
+        if key not in made:
+            made[key] = MeshCollectives(mesh, turns, reduce_dtype=reduce_dtype)
+        register_shard(parameter, made[key].shard(tuple(parameter.shape)))
     register_int8_rows(model)
     for collectives in made.values():
-        _watch_engine(model, collectives)
+        _watch_engine(model, collectives, turns)
 
 
-def _watch_engine(model: nn.Module, collectives: MeshCollectives) -> None:
-    """Count what FSDP2 sends, and learn which tensors layers compute with in place of their rows.
+def _watch_engine(model: nn.Module, collectives: MeshCollectives, turns: Turns) -> None:
+    """Count and compare what FSDP2 sends, and learn which tensors layers compute with in place of their rows.
 
     These tensors stay the same objects over all steps; each group is gathered once to see them.
     """
-    for group in model.modules():
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    for place_name, group in model.named_modules():
         if not isinstance(group, FSDPModule):
             continue
-        group.set_custom_all_gather(CountedGather(collectives.engine_traffic))  # type: ignore[arg-type]
-        group.set_custom_reduce_scatter(CountedReduceScatter(collectives.engine_traffic))  # type: ignore[arg-type]
+        words = f"'{place_name}'" if place_name else "the model outside of its layers"
+        traffic = collectives.engine_traffic
+        gather, scatter = WatchedGather(words, traffic, turns), WatchedReduceScatter(words, traffic, turns)
+        group.set_custom_all_gather(gather)  # type: ignore[arg-type]
+        group.set_custom_reduce_scatter(scatter)  # type: ignore[arg-type]
         assert isinstance(group, nn.Module)
         rows = {(place, name): one for place in group.modules() for name, one in place._parameters.items()}
         group.unshard()
@@ -127,6 +153,8 @@ def _watch_engine(model: nn.Module, collectives: MeshCollectives) -> None:
             whole = place._parameters[name]
             if parameter is not None and whole is not None and whole is not parameter:
                 register_unsharded(whole, parameter)
+                if whole.requires_grad:
+                    scatter.watch(whole, names[parameter])
         group.reshard()
     collectives.engine_traffic.forget()
 

@@ -5,7 +5,8 @@ Backends are PyTorch's: gloo on CPUs, NCCL beside it on GPUs. One process withou
 
 import logging
 import os
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 
@@ -18,6 +19,8 @@ logger = logging.getLogger(__name__)
 
 TIMEOUT_S = 600.0
 """How long a collective waits for the slowest process."""
+GRACE_S = 15.0
+"""How long after its time-out a store may still say by itself what has kept it."""
 VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 """What torchrun sets; SLURM, Ray Train, SkyPilot and Kubernetes can."""
 
@@ -93,11 +96,8 @@ def start(*, timeout_s: float = TIMEOUT_S) -> torch.device:
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     timeout = timedelta(seconds=timeout_s)
     try:
-        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-            store = _store_of_attempt(count, timeout)
-            dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=timeout)
-        else:
-            dist.init_process_group(backend, timeout=timeout)
+        store = _meet(lambda: _store_of_attempt(count, number, timeout), timeout_s)
+        dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=timeout)
     except (RuntimeError, ValueError) as error:  # torch raises both, and its own kinds of the former
         reason = str(error).partition("\n")[0]
         raise DeviceError(
@@ -109,14 +109,45 @@ def start(*, timeout_s: float = TIMEOUT_S) -> torch.device:
     return device
 
 
-def _store_of_attempt(count: int, timeout: timedelta) -> dist.Store:
-    """Return the store of torchrun's agent, with names of this attempt alone.
+def _meet(connect: Callable[[], dist.Store], timeout_s: float) -> dist.Store:
+    """Return the store at which all processes meet.
+
+    A connection to a port of somebody else is accepted and never answered, and in torch 2.13 a store waits for the
+    answer for ever, whatever its time-out; so it waits beside.
+
+    Raises:
+        RuntimeError: if it cannot be reached, or does not answer in time.
+    """
+    made: list[dist.Store] = []
+    failed: list[Exception] = []
+
+    def run() -> None:
+        try:
+            made.append(connect())
+        except (RuntimeError, ValueError) as error:
+            failed.append(error)
+
+    waiting = threading.Thread(target=run, daemon=True)
+    waiting.start()
+    waiting.join(timeout_s + GRACE_S)
+    if failed:
+        raise failed[0]
+    if not made:
+        raise RuntimeError("no answer: the port belongs to another program")
+    return made[0]
+
+
+def _store_of_attempt(count: int, number: int, timeout: timedelta) -> dist.Store:
+    """Return the store of rank 0, or of torchrun's agent, with names of this attempt alone.
 
     The agent keeps one store over restarts. In torch 2.13 gloo then finds the addresses of the processes that were
     there before, and connects to none.
     """
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    store = dist.TCPStore(host, port, is_master=False, timeout=timeout)
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        store = dist.TCPStore(host, port, is_master=False, timeout=timeout)
+    else:
+        store = dist.TCPStore(host, port, count, is_master=number == 0, timeout=timeout, multi_tenant=True)
     return dist.PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}-of-{count}", store)
 
 

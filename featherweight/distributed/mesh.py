@@ -15,7 +15,8 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from featherweight.distributed.reduce import Traffic
-from featherweight.optim.sharding import ParameterShard
+from featherweight.distributed.turns import Turns
+from featherweight.optim.sharding import ParameterShard, share_of
 
 
 class MeshCollectives:
@@ -23,11 +24,12 @@ class MeshCollectives:
 
     Args:
         mesh: of one dimension, or (copies, processes that share one).
+        turns: where all processes of the model compare what comes next.
         reduce_dtype: what cores below float64 are sent as; None for their own dtype.
     """
 
-    def __init__(self, mesh: DeviceMesh, *, reduce_dtype: torch.dtype | None = None) -> None:
-        self.mesh, self.reduce_dtype = mesh, reduce_dtype
+    def __init__(self, mesh: DeviceMesh, turns: Turns, *, reduce_dtype: torch.dtype | None = None) -> None:
+        self.mesh, self.reduce_dtype, self._turns = mesh, reduce_dtype, turns
         ranks = mesh.mesh.tolist() if mesh.ndim == 2 else [mesh.mesh.tolist()]
         self.group, _ = dist.new_subgroups_by_enumeration(ranks)
         self._copies: Any = None
@@ -44,15 +46,18 @@ class MeshCollectives:
         return self.mesh.size(-1)
 
     @property
+    def position(self) -> int:
+        """Which of them this one is, from 0."""
+        return self.mesh.get_local_rank(self.mesh.ndim - 1)
+
+    @property
     def copies(self) -> int:
         """Number of copies."""
         return self.mesh.size() // self.world_size
 
     def shard(self, shape: tuple[int, ...]) -> ParameterShard:
         """Return which rows of a parameter this process holds, by the rule of ``torch.chunk``."""
-        chunk, rank = -(-shape[0] // self.world_size), self.mesh.get_local_rank(self.mesh.ndim - 1)
-        start, stop = (min(end * chunk, shape[0]) for end in (rank, rank + 1))
-        return ParameterShard(shape, start, stop, self)
+        return ParameterShard(shape, *share_of(shape[0], self.world_size, self.position), self)
 
     def sum_(self, tensor: Tensor) -> None:
         """See `Collectives.sum_`."""
@@ -76,12 +81,18 @@ class MeshCollectives:
             by_dtype[whole.dtype].append(index)
         found: dict[int, Tensor] = {}
         for dtype, members in by_dtype.items():
-            rows = self._mean_rows([wholes[index] for index in members], self._wire_dtype(dtype))
+            rows = self._share_sums([wholes[index] for index in members], self._wire_dtype(dtype), is_mean=True)
             found |= dict(zip(members, rows, strict=True))
         return [found[index] for index in range(len(wholes))]
 
-    def _mean_rows(self, wholes: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
-        count, rank = self.world_size, self.mesh.get_local_rank(self.mesh.ndim - 1)
+    def sum_rows(self, whole: Tensor) -> Tensor:
+        """See `Collectives.sum_rows`; over the processes that share one copy."""
+        (rows,) = self._share_sums([whole], whole.dtype, is_mean=False)
+        return rows
+
+    def _share_sums(self, wholes: Sequence[Tensor], dtype: torch.dtype, *, is_mean: bool) -> list[Tensor]:
+        """Return the rows of this process of sums over the processes of a copy, or of means over all of them."""
+        count = self.world_size
         chunks = [-(-len(whole) // count) for whole in wholes]
         parts = []
         for whole, chunk in zip(wholes, chunks, strict=True):
@@ -93,15 +104,16 @@ class MeshCollectives:
         kept = sent.new_empty(len(sent) // count)
         self.traffic.count("reduce_scatter", wholes, sent.nbytes)
         dist.reduce_scatter_single(kept, sent, group=self.group)
-        if self._copies is not None:
+        if is_mean and self._copies is not None:
             self.traffic.count("all_reduce_of_copies", [kept], kept.nbytes)
             dist.all_reduce(kept, group=self._copies)
-        kept.div_(self.mesh.size())
+        if is_mean:
+            kept.div_(self.mesh.size())
         rows = []
         for whole, part in zip(wholes, kept.split([part.shape[1] for part in parts]), strict=True):
             chunk = -(-len(whole) // count)
-            mine = max(0, min(chunk, len(whole) - rank * chunk))
-            rows.append(part.view(chunk, *whole.shape[1:])[:mine].to(whole.dtype))
+            start, stop = share_of(len(whole), count, self.position)
+            rows.append(part.view(chunk, *whole.shape[1:])[: stop - start].to(whole.dtype))
         return rows
 
     def _wire_dtype(self, dtype: torch.dtype) -> torch.dtype:
@@ -109,49 +121,22 @@ class MeshCollectives:
 
     def sums(self, values: Sequence[float]) -> list[float]:
         """See `Collectives.sums`."""
+        self._turns.meet(f"{len(values)} sums of the optimizer")
         tensor = torch.tensor(values, dtype=torch.float64, device=self.mesh.device_type)
         dist.all_reduce(tensor, group=self.group)
         return list(tensor.tolist())
 
     def all_true(self, flags: Sequence[bool]) -> list[bool]:
         """See `Collectives.all_true`."""
+        self._turns.meet(f"a step of {len(flags)} parameters")
         found = torch.tensor(flags, dtype=torch.int32, device=self.mesh.device_type)
         dist.all_reduce(found, op=dist.ReduceOp.MIN, group=self.group)
         return [bool(flag) for flag in found.tolist()]
 
-    def distribute(self, rows: Tensor, total: int) -> Tensor:
+    def distribute(self, part: Tensor, total: int, axis: int = 0) -> Tensor:
         """See `Collectives.distribute`."""
-        shape = torch.Size((total, *rows.shape[1:]))
+        shape = torch.Size((*part.shape[:axis], total, *part.shape[axis + 1 :]))
         stride = torch.empty(shape, device="meta").stride()
-        placements = [Shard(0)] if self.mesh.ndim == 1 else [Replicate(), Shard(0)]
+        placements = [Shard(axis)] if self.mesh.ndim == 1 else [Replicate(), Shard(axis)]
         # Without shape and stride an uneven tensor is taken for an even one.
-        return DTensor.from_local(rows, self.mesh, placements, run_check=False, shape=shape, stride=stride)
-
-
-class _Counted:
-    """What FSDP2 asks of a collective of its own choice, with the bytes counted."""
-
-    def __init__(self, traffic: Traffic) -> None:
-        self.traffic = traffic
-
-    def allocate(self, size: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """Return memory for a collective."""
-        return torch.empty(*size, dtype=dtype, device=device)
-
-
-class CountedGather(_Counted):
-    """FSDP2's gathering of weights."""
-
-    def __call__(self, output_tensor: Tensor, input_tensor: Tensor, group: Any, async_op: bool = False) -> Any:
-        """Gather, as `torch.distributed.all_gather_single` does."""
-        self.traffic.count("all_gather", [input_tensor], output_tensor.nbytes)
-        return dist.all_gather_single(output_tensor, input_tensor, group=group, async_op=async_op)
-
-
-class CountedReduceScatter(_Counted):
-    """FSDP2's sum of gradients."""
-
-    def __call__(self, output_tensor: Tensor, input_tensor: Tensor, group: Any, op: Any, async_op: bool = False) -> Any:
-        """Sum, as `torch.distributed.reduce_scatter_single` does."""
-        self.traffic.count("reduce_scatter", [input_tensor], input_tensor.nbytes)
-        return dist.reduce_scatter_single(output_tensor, input_tensor, group=group, op=op, async_op=async_op)
+        return DTensor.from_local(part, self.mesh, placements, run_check=False, shape=shape, stride=stride)

@@ -22,5 +22,10 @@ class ShardingOptions(Config):
     """Optimizer steps between comparisons of what all processes hold alike; 0 never compares."""
     reduce_dtype: Literal["float32", "bfloat16"] = "float32"
     """What cores and gradients below double precision are sent as."""
+    cores: Literal["auto"] | bool = "auto"
+    """Send cores in place of gradients. auto: layer-wise updates do, and under ddp other steps without max_grad_norm.
+    true: under ddp also with max_grad_norm, which then limits the norm of what the optimizer uses; fsdp2 and hsdp ask
+    for layer-wise updates with core_gradient then. false: whole gradients, which layer-wise updates under ddp and
+    core_gradient do not have."""
     reshard_after_forward: bool = True
     """fsdp2 and hsdp: free the weights of a layer between its forward and its backward pass, and gather them twice."""

@@ -10,6 +10,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from featherweight.distributed.differences import of_gradients
+from featherweight.distributed.turns import Turns
+from featherweight.distributed.world import common
 from featherweight.errors import ConfigError
 
 
@@ -50,11 +53,12 @@ class TorchReducer:
 
     Args:
         reduce_dtype: what floats below float64 are sent as; None for their own dtype.
+        turns: of a sharded model, which has collectives of others, too; what comes next is then compared there.
     """
 
-    def __init__(self, *, reduce_dtype: torch.dtype | None = None) -> None:
+    def __init__(self, *, reduce_dtype: torch.dtype | None = None, turns: Turns | None = None) -> None:
         self.group = dist.new_group()
-        self.reduce_dtype = reduce_dtype
+        self.reduce_dtype, self._turns = reduce_dtype, turns
         self.traffic = Traffic()
         """What has been sent since the object was made."""
 
@@ -88,6 +92,9 @@ class TorchReducer:
 
     def require_same(self, names: Sequence[str]) -> None:
         """See `Reducer.require_same`: one collective of 16 bytes; the names travel only if they differ."""
+        if self._turns is not None:
+            self._turns.meet("the updates of the optimizer", names)
+            return
         digest = int.from_bytes(hashlib.sha256("\0".join(names).encode()).digest()[:7], "big")
         ends = torch.tensor([digest, -digest], dtype=torch.int64, device=self._device())
         dist.all_reduce(ends, op=dist.ReduceOp.MAX, group=self.group)
@@ -96,7 +103,7 @@ class TorchReducer:
             return
         everyone: list[Any] = [None] * self.world_size
         dist.all_gather_object(everyone, list(names), group=self.group)
-        raise ConfigError(_difference(everyone))
+        raise common(ConfigError(of_gradients(everyone)))
 
     def _wire_dtype(self, tensor: Tensor) -> torch.dtype:
         if self.reduce_dtype is None or not tensor.is_floating_point() or tensor.dtype == torch.float64:
@@ -121,21 +128,3 @@ def _by_kind(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
     for tensor in tensors:
         kinds[tensor.dtype, tensor.device].append(tensor)
     return list(kinds.values())
-
-
-def _difference(everyone: Sequence[Sequence[str]]) -> str:
-    """Return in a sentence who has a gradient that others lack."""
-    first = everyone[0]
-    for number, names in enumerate(everyone):
-        extra = [name for name in names if name not in first] or [name for name in first if name not in names]
-        if extra:
-            has, lacks = (number, 0) if extra[0] in names else (0, number)
-            return (
-                f"distributed: '{extra[0]}' has a gradient on rank {has} and none on rank {lacks}; expected gradients "
-                "of the same parameters on all processes. A layer that only some of them use (a condition, an expert) "
-                "must take part everywhere: add its output times 0 to the loss."
-            )
-    return (
-        f"distributed: gradients come in another order on rank 0 ({', '.join(first[:3])}, ...) than elsewhere; "
-        "expected one order. Build the same model, and call its layers in the same order, in all processes."
-    )

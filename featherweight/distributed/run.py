@@ -3,12 +3,13 @@
 import json
 import math
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
+import featherweight
 from featherweight.distributed.comm_hook import average_gradients_
 from featherweight.distributed.ddp import check_replicas
 from featherweight.distributed.group import launched_processes
@@ -34,6 +35,15 @@ class SharedRecipe(Protocol):
     accumulation_steps: int
     save_best: Any
 
+    @property
+    def method_names(self) -> list[str]:
+        """Names of the methods."""
+        ...
+
+    def optimizer_config(self) -> Any:
+        """Return the options of the optimizer."""
+        ...
+
     def to_dict(self) -> dict[str, Any]:
         """Return all keys as plain values."""
         ...
@@ -50,7 +60,8 @@ def begin_sharding(world: World, recipe: SharedRecipe) -> None:
         if (count := launched_processes()) > 1 and torch.distributed.is_available():
             _require_group(count)
         return
-    world.require_same({"the recipe": json.dumps(recipe.to_dict(), sort_keys=True)})
+    versions = {"the version of featherweight": featherweight.__version__, "the version of torch": torch.__version__}
+    world.require_same({**versions, "the recipe": json.dumps(recipe.to_dict(), sort_keys=True)})
     if recipe.sharding.kind == "none":
         raise common(
             ConfigError(
@@ -66,7 +77,27 @@ def begin_sharding(world: World, recipe: SharedRecipe) -> None:
                 "whole checkpoints), or set sharding=ddp."
             )
         )
+    if problem := _why_no_such_cores(recipe):
+        cores = str(recipe.sharding.cores).lower()
+        raise common(ConfigError(f"recipe: sharding.cores={cores} {problem}. Or set sharding.cores=auto."))
     world.require_enough(recipe.accumulation_steps)
+
+
+def _why_no_such_cores(recipe: SharedRecipe) -> str | None:
+    """Return what is wrong with the key `cores` of a recipe and what to do, or None."""
+    options, is_layerwise = recipe.sharding, recipe.optimizer_config().layerwise
+    holds_rows, leaves_cores = options.kind in ("fsdp2", "hsdp"), "core_gradient" in recipe.method_names
+    if options.cores is True and holds_rows and not (is_layerwise and leaves_cores):
+        return (
+            f"has no cores to send under {options.kind}, which sums gradients where they are formed; expected "
+            "layer-wise updates with core gradients. Set optimizer.layerwise=true and methods=[core_gradient]"
+        )
+    if options.cores is False and is_layerwise and (leaves_cores or not holds_rows):
+        return (
+            "asks for whole gradients, which layer-wise updates do not keep; expected updates after the backward pass. "
+            "Set optimizer.layerwise=false and leave core_gradient out"
+        )
+    return None
 
 
 def _require_group(count: int) -> None:
@@ -90,7 +121,13 @@ def share_model(world: World, model: nn.Module, recipe: SharedRecipe) -> None:
         )
 
 
-def share_gradients(world: World, model: nn.Module, optimizer: Optimizer, max_grad_norm: float | None) -> None:
+def share_gradients(
+    world: World,
+    model: nn.Module,
+    optimizer: Optimizer,
+    max_grad_norm: float | None,
+    cores: Literal["auto"] | bool = "auto",
+) -> None:
     """Average the gradients of an ordinary step; those of layer-wise updates and of fsdp2 are averaged already.
 
     Args:
@@ -98,6 +135,7 @@ def share_gradients(world: World, model: nn.Module, optimizer: Optimizer, max_gr
         model: that `share_model` has shared.
         optimizer: one of `fw.optim`.
         max_grad_norm: if it is set whole gradients travel, whose norm it limits; else cores where they are enough.
+        cores: of the recipe, which may ask for one of the two.
     """
     if (
         world.size == 1
@@ -107,7 +145,8 @@ def share_gradients(world: World, model: nn.Module, optimizer: Optimizer, max_gr
         return
     reducer = attached_reducer(model)
     if reducer is not None:
-        average_gradients_(optimizer, reducer, whole=max_grad_norm is not None)
+        whole = max_grad_norm is not None if cores == "auto" else not cores
+        average_gradients_(optimizer, reducer, whole=whole)
 
 
 def clip_rows_(parameters: Sequence[nn.Parameter], limit: float | None) -> float:

@@ -24,6 +24,11 @@ class Collectives(Protocol):
         """Number of processes."""
         ...
 
+    @property
+    def position(self) -> int:
+        """Which of them this one is, from 0."""
+        ...
+
     def sum_(self, tensor: Tensor) -> None:
         """Replace a tensor by its sum over the processes."""
         ...
@@ -45,6 +50,10 @@ class Collectives(Protocol):
         """
         ...
 
+    def sum_rows(self, whole: Tensor) -> Tensor:
+        """Return of a matrix's sum over the processes the rows of this process, by the rule of ``torch.chunk``."""
+        ...
+
     def sums(self, values: Sequence[float]) -> list[float]:
         """Return sums over the processes in float64, the same bits on all."""
         ...
@@ -53,9 +62,20 @@ class Collectives(Protocol):
         """Return for each flag whether it is true on every process."""
         ...
 
-    def distribute(self, rows: Tensor, total: int) -> Tensor:
-        """Return the rows at hand as part of a tensor of all of them, which checkpoints reshard (a DTensor)."""
+    def distribute(self, part: Tensor, total: int, axis: int = 0) -> Tensor:
+        """Return the rows (or columns) at hand as part of a tensor of all, which checkpoints reshard (a DTensor)."""
         ...
+
+
+def share_of(total: int, count: int, position: int) -> tuple[int, int]:
+    """Return where the share of a process begins and ends along an axis, by the rule of ``torch.chunk``.
+
+    Example:
+        >>> [share_of(7, 3, position) for position in range(3)], share_of(1, 3, 2)
+        ([(0, 3), (3, 6), (6, 7)], (1, 1))
+    """
+    chunk = -(-total // count)
+    return min(position * chunk, total), min((position + 1) * chunk, total)
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,28 +100,42 @@ class ParameterShard:
         """Return all rows of a tensor of which this process holds its own; a collective."""
         return self.collectives.gather_rows(rows, self.full_shape[0])
 
-    def distributed_state(self, state: Mapping[str, Tensor], names: Collection[str]) -> dict[str, Tensor]:
+    def share(self, total: int) -> tuple[int, int]:
+        """Return where the share of this process begins and ends along another axis of `total`."""
+        return share_of(total, self.collectives.world_size, self.collectives.position)
+
+    def distributed_state(
+        self, state: Mapping[str, Tensor], names: Collection[str], columns: int | None = None
+    ) -> dict[str, Tensor]:
         """Return a state whose sharded tensors are parts of whole ones.
 
         Args:
             state: of this process.
             names: of what is sharded; of quantised tensors equal shares of flat codes and scales.
+            columns: of the whole tensors where columns are shared; None where rows are.
         """
         rows, count = self.stop - self.start, self.collectives.world_size
 
         def whole(value: Tensor) -> Tensor:
-            is_flat = value.shape[:1] != (rows,) or len(value.shape) != len(self.full_shape)
+            if columns is not None:
+                return self.collectives.distribute(value, columns, 1)
+            is_flat = value.shape[:1] != (rows,) or value.ndim == 1 < len(self.full_shape)
             return self.collectives.distribute(value, len(value) * count if is_flat else self.full_shape[0])
 
         return {key: whole(value) if key in names else value for key, value in state.items()}
 
-    def local_state(self, state: Mapping[str, Tensor], names: Collection[str]) -> dict[str, Tensor]:
+    def local_state(
+        self, state: Mapping[str, Tensor], names: Collection[str], columns: int | None = None
+    ) -> dict[str, Tensor]:
         """Return what this process holds of a state of whole tensors, or of what `distributed_state` has made."""
         local = {}
         for key, value in state.items():
             if is_distributed(value):
                 value = local_of(value)
-            elif key in names and value.ndim == len(self.full_shape) and len(value) == self.full_shape[0]:
+            elif key in names and columns is not None:
+                first, last = self.share(columns)
+                value = value[:, first:last] if value.shape[1] == columns else value
+            elif key in names and value.ndim >= min(2, len(self.full_shape)) and len(value) == self.full_shape[0]:
                 value = value[self.start : self.stop]
             elif key in names:  # flat codes and scales, of which each process has an equal share
                 count = self.collectives.world_size
@@ -124,6 +158,9 @@ class ParameterShard:
             )
 
 
+_FLAT = {"_is_flat_param": "FullyShardedDataParallel (FSDP 1)", "ds_id": "DeepSpeed ZeRO-3"}
+"""What marks a parameter of an engine that flattens, and its name."""
+
 _shards: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
 
@@ -136,9 +173,15 @@ def shard_of(parameter: Tensor) -> ParameterShard | None:
     """Return what is known of a sharded parameter; None for an ordinary one.
 
     Raises:
-        ConfigError: for a DTensor that nobody has registered.
+        ConfigError: for a DTensor that nobody has registered, and for shards without rows.
     """
     found: ParameterShard | None = _shards.get(parameter)
+    for mark, words in _FLAT.items():
+        if hasattr(parameter, mark):
+            raise ConfigError(
+                f"optimizer: a parameter {tuple(parameter.shape)} is a flattened shard of {words}, which has no rows; "
+                'expected ordinary parameters. Give the bare model to fw.distributed.shard(model, "fsdp2") (FSDP2).'
+            )
     if found is None and is_distributed(parameter):
         raise ConfigError(
             f"optimizer: a parameter {tuple(parameter.shape)} is a DTensor of which nothing is known; expected a model "

@@ -54,8 +54,8 @@ def distributed_state(state_dict: dict[str, Any], optimizer: Any) -> dict[str, A
     for number, (_, parameter, _) in zip(numbers, named_parameters(optimizer.param_groups), strict=True):
         shard = shard_of(parameter)
         if shard is not None and number in state_dict["state"]:
-            names = optimizer.step_of(parameter).layout.sharded_names
-            state_dict["state"][number] = shard.distributed_state(state_dict["state"][number], names)
+            layout, state = optimizer.step_of(parameter).layout, state_dict["state"][number]
+            state_dict["state"][number] = shard.distributed_state(state, layout.sharded_names, layout.shared_columns)
     return state_dict
 
 
@@ -155,7 +155,8 @@ def _restore(optimizer: Any, state_dict: dict[str, Any], own_groups: Sequence[Gr
     for saved_id, parameter in zip(saved_ids, parameters, strict=True):
         if saved := state_dict["state"].get(saved_id):
             if (shard := shard_of(parameter)) is not None:
-                saved = shard.local_state(saved, optimizer.step_of(parameter).layout.sharded_names)
+                layout = optimizer.step_of(parameter).layout
+                saved = shard.local_state(saved, layout.sharded_names, layout.shared_columns)
             optimizer.state[parameter] = _restored(saved, parameter.device, where)
     for group, parameter, _ in named_parameters(optimizer.param_groups):
         if state := optimizer.state.get(parameter):

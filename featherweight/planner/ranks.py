@@ -158,6 +158,7 @@ def plan_ranks(
     device: str | None = None,
     budget: str | int | None = None,
     calibration: str | PathLike[str] | None = None,
+    estimate: MemoryEstimate | None = None,
 ) -> RanksPlan:
     """Say what each of several GPUs holds and sends under a recipe as it stands.
 
@@ -167,6 +168,7 @@ def plan_ranks(
         device: a card such as "h100-80gb"; None takes that of this machine.
         budget: memory of a GPU to use; None takes all.
         calibration: file of a measured card.
+        estimate: of one GPU with its share of the micro-batches, if it is known already; None simulates it.
     Raises:
         ConfigError: if the recipe is wrong or cannot be simulated, or has fewer micro-batches than GPUs.
     Cost: a simulation of one process, 10 to 60 s of one core.
@@ -182,7 +184,7 @@ def plan_ranks(
         )
     passes = -(-base.accumulation_steps // gpus)
     of_one = base.override([f"accumulation_steps={passes}"])
-    estimate = estimate_memory(None, of_one, device=target.device)
+    estimate = estimate_memory(None, of_one, device=target.device) if estimate is None else estimate
     kept = _kept_bytes(estimate, target)
     rows, refused = [], {}
     shardings = {"ddp": 1, **({"hsdp": NODE} if gpus > NODE and gpus % NODE == 0 else {}), "fsdp2": gpus}

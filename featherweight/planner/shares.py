@@ -27,6 +27,7 @@ class _Counted:
     """Collectives of processes that are not there: whoever plans, sends nothing."""
 
     world_size: int
+    position: int = 0
 
     def sum_(self, tensor: Tensor) -> None:
         """See `Collectives.sum_`."""
@@ -39,6 +40,10 @@ class _Counted:
         """See `Collectives.mean_rows`."""
         raise NotImplementedError
 
+    def sum_rows(self, whole: Tensor) -> Tensor:
+        """See `Collectives.sum_rows`."""
+        raise NotImplementedError
+
     def sums(self, values: Sequence[float]) -> list[float]:
         """See `Collectives.sums`."""
         return list(values)
@@ -47,7 +52,7 @@ class _Counted:
         """See `Collectives.all_true`."""
         return list(flags)
 
-    def distribute(self, rows: Tensor, total: int) -> Tensor:
+    def distribute(self, part: Tensor, total: int, axis: int = 0) -> Tensor:
         """See `Collectives.distribute`."""
         raise NotImplementedError
 

@@ -138,7 +138,7 @@ class InstructionTask(CausalTask):
         if self._questions:
             prefix = answer_prefix(self._questions)
             metrics |= evaluate_multiple_choice(
-                model, self.tokenizer, self._questions, template=self.template, prefix=prefix
+                model, self.tokenizer, self._questions, template=self.template, prefix=prefix, share=self.share
             )
         return metrics
 

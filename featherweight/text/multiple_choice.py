@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from featherweight.errors import ConfigError
 from featherweight.text.instructions import Instruction, Template, prompt_tokens
+from featherweight.training.share import Share
 
 ANSWER_PREFIX = "the correct answer is "
 """How the responses of the commonsense tasks begin."""
@@ -23,8 +24,9 @@ def evaluate_multiple_choice(
     *,
     template: Template = "alpaca",
     prefix: str = ANSWER_PREFIX,
+    share: Share | None = None,
 ) -> dict[str, float]:
-    """Return the share of questions whose right option is the most probable one.
+    """Return the share of questions whose right option is the most probable one; a collective of the processes.
 
     Args:
         model: a causal language model; its mode comes back afterwards.
@@ -32,44 +34,53 @@ def evaluate_multiple_choice(
         examples: questions with options.
         template: of the prompt.
         prefix: how a response begins before the option.
+        share: which questions are those of this process; None for all.
     Returns:
         accuracy, questions, and chance: the accuracy of guessing.
     Raises:
         ConfigError: if a question has no options, or its answer is none of them.
-    Cost: one forward pass for a question whose options differ in one token, else one for each option.
+    Cost: one forward pass for each question, with a row for each option if they differ in more than one token.
     """
+    asked, share = list(examples), share or Share()
+    for example in asked:  # all of them before the first pass, so that no process is left waiting for another one
+        if _options_of(example)[1] not in _options_of(example)[0]:
+            options, answer = _options_of(example)
+            raise ConfigError(
+                f"multiple_choice: answer={answer!r} is none of the options {options}; expected a question with "
+                "'Answer format: a/b', or a cloze. Leave other tasks out."
+            )
     was_training = model.training
     model.eval()
     right = count = chance = 0.0
     try:
-        for example in examples:
-            options, answer = (
-                (list(example.texts), example.output) if example.texts else (example.options, example.answer)
-            )
-            if answer not in options:
-                raise ConfigError(
-                    f"multiple_choice: answer={answer!r} is none of the options {options}; expected a question with "
-                    "'Answer format: a/b', or a cloze. Leave other tasks out."
-                )
+        for example, counts in share.of(asked):
+            options, answer = _options_of(example)
             prompt = prompt_tokens(example.instruction, tokenizer, template=template, for_training=False)
             begin = "" if example.texts else prefix
             scores = option_scores(
                 model, tokenizer, prompt, [f"{begin}{option}" for option in options], per_token=bool(example.texts)
             )
-            right += options[int(scores.argmax())] == answer
-            chance += 1 / len(options)
-            count += 1
+            if counts:
+                right += options[int(scores.argmax())] == answer
+                chance += 1 / len(options)
+                count += 1
     finally:
         model.train(was_training)
-    if not count:
+    if not asked:
         raise ConfigError("multiple_choice: examples=0 are none; expected some questions. Give a longer list.")
+    right, count, chance = share.sums(right, count, chance)
     return {"accuracy": right / count, "questions": count, "chance": chance / count}
+
+
+def _options_of(example: Instruction) -> tuple[Sequence[str], str]:
+    """Return the options of a question and the right one."""
+    return (list(example.texts), example.output) if example.texts else (example.options, example.answer)
 
 
 def is_multiple_choice(example: Instruction) -> bool:
     """Tell whether a question has two options or more and its answer is one of them."""
-    options = example.texts or example.options
-    return len(options) > 1 and (example.output if example.texts else example.answer) in options
+    options, answer = _options_of(example)
+    return len(options) > 1 and answer in options
 
 
 def answer_prefix(examples: Iterable[Instruction]) -> str:

@@ -203,7 +203,7 @@ class Loop:
             )
         lr = float(self.scheduler.get_last_lr()[0])
         mean_loss = self._passes.run(micro_batches, items, passes)
-        share_gradients(self.world, self.model, self.optimizer, self.max_grad_norm)
+        share_gradients(self.world, self.model, self.optimizer, self.max_grad_norm, self.recipe.sharding.cores)
         grad_norm = self._clip()
         self.optimizer.step()
         for method in self.methods:

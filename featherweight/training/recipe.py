@@ -49,7 +49,7 @@ class Recipe(Config):
     max_grad_norm: float | None = Field(default=1.0, gt=0)
     """Gradients are scaled down to this norm over all parameters; None never clips."""
     sharding: ShardingOptions = ShardingOptions()
-    """How several processes train one model: auto, none, ddp (fsdp2 not yet) or with options, see `ShardingOptions`."""
+    """How several processes train one model: auto, none, ddp, fsdp2, hsdp, or their options (docs/distributed.md)."""
     precision: Literal["fp32", "bf16", "bf16_autocast"] = "fp32"
     """fp32 weights; bf16 weights (written with stochastic rounding); or fp32 weights with matrix products in bf16."""
     activation_checkpointing: bool = False

@@ -18,7 +18,7 @@ from torch import nn
 
 from featherweight.config import write_atomically
 from featherweight.distributed.group import explain_lost_processes, start
-from featherweight.distributed.run import processes_report
+from featherweight.distributed.run import begin_sharding, processes_report
 from featherweight.distributed.world import World, common
 from featherweight.errors import CheckpointError
 from featherweight.report import Report
@@ -104,6 +104,7 @@ def train(
             raise CheckpointError(
                 "run: out=None leaves open what to resume; expected the folder of a run. Give its path as out."
             )
+    begin_sharding(world, parsed)  # what cannot run together leaves every folder as it is
     name = run_name(recipe, parsed)
     folder = world.on_first(lambda: Path(out) if out is not None else new_run_folder(name))
     with ExitStack() as held, explain_lost_processes():

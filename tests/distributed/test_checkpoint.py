@@ -9,6 +9,9 @@ from shared_training import net, optimizer_for, train
 import featherweight as fw
 from featherweight.errors import CheckpointError, ConfigError
 
+pytestmark = pytest.mark.slow
+"""torch.distributed.checkpoint takes five seconds to import; what `fw train` writes is of another form."""
+
 
 def test_a_run_goes_on_bitwise_from_its_checkpoint(tmp_path):
     model = net()

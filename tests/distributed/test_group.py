@@ -1,6 +1,10 @@
 """The group: refusals of what a launcher has set wrongly, and what a lost process is called."""
 
+import os
 import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,6 +23,8 @@ from featherweight.distributed.group import (
 from featherweight.errors import ConfigError, DeviceError
 from featherweight.training.compare import compare
 from featherweight.training.sweep import sweep
+
+REFERENCE = Path(__file__).parents[1] / "reference"
 
 
 @pytest.fixture
@@ -67,6 +73,33 @@ def test_a_port_in_use_is_an_error_with_its_address(launched):
         launched(WORLD_SIZE="2", RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
         with pytest.raises(DeviceError, match=rf"127.0.0.1:{port} \(.*(EADDRINUSE|in use)"):
             start(timeout_s=2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_group_that_cannot_form_ends_all_of_its_processes_and_one_says_why(count):
+    # A port that somebody else uses, and one of two processes that nobody has started.
+    with socket.socket() as used:
+        used.bind(("127.0.0.1", 0))
+        if count == 2:
+            used.listen()
+        port = str(used.getsockname()[1])
+        shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+        if count == 1:
+            used.close()
+        processes = [
+            subprocess.Popen(
+                [sys.executable, str(REFERENCE / "launched_start.py")],
+                stdout=subprocess.PIPE,
+                text=True,
+                env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            )
+            for rank in range(count)
+        ]
+        outputs = [process.communicate(timeout=240)[0] for process in processes]
+    assert [process.returncode for process in processes] == [1] * count
+    assert outputs[0].count(f"group of 2 processes does not form at 127.0.0.1:{port}") == 1
+    assert len(outputs[0].splitlines()) == 1 and not any(outputs[1:])
 
 
 def test_what_one_process_does_is_refused_in_several(launched):

@@ -167,7 +167,10 @@ def test_two_workers_of_ray_train_train_one_run(recipe, tmp_path):
     values["optimizer"] = {"name": "adamw", "lr": 1e-3}
     recipe.write_text(yaml.safe_dump({**values, "save_model": False}))
     example = REFERENCE.parents[1] / "examples" / "launch_ray.py"
+    # A worker imports Ray, Arrow and torch before it answers, which takes minutes where others share the cores; after
+    # 60 s Ray Train ends all workers and begins anew, and so forever.
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "RAY_AUTH_MODE": "disabled"}
+    environment["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = "900"
     path = [str(REFERENCE.parents[1]), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     command = [sys.executable, str(example), str(recipe), str(tmp_path / "run")]
     done = subprocess.run(
@@ -175,7 +178,7 @@ def test_two_workers_of_ray_train_train_one_run(recipe, tmp_path):
         env={**environment, "PYTHONPATH": os.pathsep.join(path)},
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=1500,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]

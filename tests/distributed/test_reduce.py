@@ -1,8 +1,8 @@
-"""Traffic is counted, tensors of one kind travel together, and a difference between ranks is a sentence."""
+"""Traffic is counted, tensors of one kind travel together."""
 
 import torch
 
-from featherweight.distributed.reduce import Traffic, _by_kind, _difference
+from featherweight.distributed.reduce import Traffic, _by_kind
 
 
 def test_traffic_adds_up_and_a_ring_sends_two_shares_of_an_all_reduce():
@@ -16,9 +16,3 @@ def test_traffic_adds_up_and_a_ring_sends_two_shares_of_an_all_reduce():
 def test_tensors_of_one_dtype_travel_together_in_the_order_in_which_they_came():
     one, two, three = torch.zeros(1), torch.zeros(2, dtype=torch.float64), torch.zeros(3)
     assert [[len(each) for each in kind] for kind in _by_kind([one, two, three])] == [[1, 3], [2]]
-
-
-def test_a_difference_names_the_parameter_and_who_has_it():
-    assert "'b' has a gradient on rank 1 and none on rank 0" in _difference([["a"], ["a", "b"]])
-    assert "'a' has a gradient on rank 0 and none on rank 2" in _difference([["a"], ["a"], []])
-    assert "another order" in _difference([["a", "b"], ["b", "a"]])

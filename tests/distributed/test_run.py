@@ -1,24 +1,22 @@
 """Recipes over two processes: the training of one process, one folder, and errors that all of them raise."""
 
 import pytest
-import ranks
 import torch
-from distributed_loop import GALORE, VARIANTS, recipe
+from distributed_loop import EPOCHS, GALORE, VARIANTS, grow, recipe
 from shared_training import largest_difference
 
 from featherweight.distributed.run import begin_sharding
 from featherweight.distributed.world import World
 from featherweight.errors import ConfigError
 from featherweight.training.loop import Loop
-from featherweight.training.run import train
 
-pytestmark = pytest.mark.xdist_group("recipes of two processes")  # they train everything once
+pytestmark = pytest.mark.xdist_group("two processes")  # they find out everything once
 
 
-@pytest.fixture(scope="module")
-def found(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("loop")
-    return ranks.run("distributed_loop.py", 2, folder, str(folder))
+@pytest.fixture
+def found(two):
+    """What two processes have found that run recipes."""
+    return [each["recipes"] for each in two]
 
 
 @pytest.mark.parametrize("name", ["ordinary", "cores", "adamw"])
@@ -54,16 +52,27 @@ def test_one_run_folder_holds_what_one_process_would_write(found):
         assert f"whole/{name}" in files
 
 
-def test_all_processes_end_early_after_the_same_evaluation_and_go_on_together(found, tmp_path):
+def test_a_checkpoint_of_one_process_goes_on_in_two_and_then_in_one_again(two, folder_of_two):
+    # Two steps, three, and three. Mutation: a place in the data that counts those of a process.
+    grown, loop = grow(folder_of_two / "grown", 8), Loop(recipe())
+    for _ in range(8):
+        loop.step()
+    assert largest_difference(grown.model.state_dict(), loop.model.state_dict()) < 1e-12
+
+
+def test_all_processes_end_early_after_the_same_evaluation_and_go_on_together(found):
     # Mutations: a reason to stop that the first process keeps to itself, weights of the best evaluation on every rank.
-    changes = {"epochs": 4, "steps": None, "evaluate_every": 1, "save_best": True}
-    alone = train(recipe(**changes), out=tmp_path / "alone", callbacks=[]).summary
+    loop, losses = Loop(recipe(**EPOCHS)), []
+    for _ in range(8):
+        loop.step()
+        losses.append(loop.evaluate()["held_out_loss"])
+    best = 1 + min(range(8), key=losses.__getitem__)
     for each in found:
         judged = each["judged"]
         assert judged["why"].startswith("early_stopping: held_out_loss has not become better")
         # The first evaluation is the best so far, two more are waited for; 4 epochs of 24 samples are 8 steps of 12.
-        assert judged["steps"] == [3, 8] == [3, alone.steps]
-        assert judged["best"] == [3, alone.best_step]
+        assert judged["steps"] == [3, loop.recipe.step_count] == [3, 8]
+        assert judged["best"] == [3, best]
 
 
 def test_a_loss_that_is_not_finite_on_one_rank_is_an_error_on_all_before_any_update(found):

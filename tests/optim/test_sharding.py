@@ -21,7 +21,7 @@ from featherweight.unwrap import local_of
 class Two:
     """Collectives of two processes of which this one has all rows twice."""
 
-    world_size = 2
+    world_size, position = 2, 0
 
     def sum_(self, tensor):
         tensor.mul_(2)
@@ -32,8 +32,8 @@ class Two:
     def all_true(self, flags):
         return [False for _ in flags]
 
-    def distribute(self, rows, total):
-        return torch.cat([rows, rows])[:total]
+    def distribute(self, part, total, axis=0):
+        return torch.cat([part, part], axis).narrow(axis, 0, total)
 
 
 def shard(rows=7, start=0, stop=4):
@@ -75,11 +75,29 @@ def test_the_plan_follows_from_the_whole_shape_and_the_moments_from_the_rows():
     # As DTensors they would have the whole shape; so they do here, for the plan alone.
     wide.data, tall.data = torch.ones(8, 12), torch.ones(12, 5)
     left, right = GaLoreAdamW([wide, tall], rank=2).layouts.values()
-    assert (left.side, left.moment_shapes["exp_avg"], left.basis_shapes()) == ("left", (2, 12), {"basis_left": (8, 2)})
+    assert (left.side, left.moment_shapes["exp_avg"], left.basis_shapes()) == ("left", (2, 6), {"basis_left": (8, 2)})
     assert (right.side, right.moment_shapes["exp_avg"]) == ("right", (6, 2))
-    assert right.sharded_names > {"exp_avg", "exp_avg_sq"} and not left.sharded_names
+    assert right.sharded_names == left.sharded_names > {"exp_avg", "exp_avg_sq"}
+    assert (left.shared_columns, right.shared_columns) == (12, None)
+    state = {"exp_avg": torch.arange(24.0).view(2, 12)}
+    local = left.shard.local_state(state, left.sharded_names, left.shared_columns)
+    assert local["exp_avg"].tolist() == state["exp_avg"][:, :6].tolist()
+    assert left.shard.distributed_state(local, left.sharded_names, 12)["exp_avg"].shape == (2, 12)
+    # Blocks of codes run along whole rows of a core, so quantised ones are whole on every process.
+    large = torch.nn.Parameter(torch.ones(512, 1024))
+    register_shard(large, ParameterShard((512, 1024), 0, 256, Two()))
+    (quantised,) = GaLoreAdamW([large], rank=256, proj_type="left", state_bits=8).layouts.values()
+    assert quantised.moment_shapes["exp_avg"] == (256, 1024) and not quantised.sharded_names
     (dense,) = AdamW([wide]).layouts.values()
     assert dense.shape == dense.moment_shapes["exp_avg"] == (4, 12)
+
+
+def test_whether_a_state_is_quantised_follows_from_the_whole_size():
+    # 6144 elements, of which a process has 3072: fewer than are quantised. Mutation: a plan from the rows at hand.
+    parameter = torch.nn.Parameter(torch.ones(6, 1024))
+    register_shard(parameter, ParameterShard((6, 1024), 0, 3, Two()))
+    (layout,) = AdamW([parameter], state_bits=8).layouts.values()
+    assert layout.moment_kind == "codes8" and layout.moment_shapes["exp_avg"] == (3, 1024)
 
 
 def test_the_whole_of_a_sharded_parameter_is_known_by_it_and_an_ordinary_tensor_is_itself():

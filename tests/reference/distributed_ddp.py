@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from ranks import COLLECTIVE_TIMEOUT_S
-from shared_training import MICRO, Net, first_step, net, optimizer_for, train, values
+from shared_training import MICRO, STEPS, Net, first_step, net, optimizer_for, train, values
 
 import featherweight as fw
 from featherweight.distributed.comm_hook import average_gradients_
@@ -15,6 +15,8 @@ from featherweight.distributed.ddp import bit_sum
 from featherweight.errors import FeatherweightError, NumericsError
 from featherweight.optim.reduce import attached_reducer
 
+SHORT = 12
+"""Steps, with two refreshes, of default tests; the slow ones make all of them."""
 CLIPS = {
     "delayed": {"clip": "delayed", "max_grad_norm": 0.05},
     "per_tensor": {"clip": "per_tensor", "max_grad_norm": 0.02},
@@ -51,19 +53,19 @@ def refusal(action: Any) -> str:
     return "no error"
 
 
-def clipped(rank: int, size: int) -> dict[str, Any]:
+def clipped(rank: int, size: int, steps: int) -> dict[str, Any]:
     found = {}
     for name, options in CLIPS.items():
         model, optimizer = replica()
         first_step(model, optimizer)
         seen: list[Any] = []
         note = partial(_note, seen, model)
-        train(model, optimizer, rank=rank, world_size=size, layerwise=options, after_step=note)
+        train(model, optimizer, rank=rank, world_size=size, steps=steps, layerwise=options, after_step=note)
         found[name] = {"values": values(model), "hashes": seen}
     return found
 
 
-def ordinary(rank: int, size: int) -> dict[str, Any]:
+def ordinary(rank: int, size: int, steps: int) -> dict[str, Any]:
     """Steps that are not layer-wise, with whole gradients and with cores; and the full-rank optimizer, layer-wise."""
     found = {}
     for name, whole in (("whole", True), ("cores", False)):
@@ -71,10 +73,10 @@ def ordinary(rank: int, size: int) -> dict[str, Any]:
         first_step(model, optimizer)
         reducer = attached_reducer(model)
         average = partial(average_gradients_, optimizer, reducer, whole=whole)
-        train(model, optimizer, rank=rank, world_size=size, before_step=average)
+        train(model, optimizer, rank=rank, world_size=size, steps=steps, before_step=average)
         found[name] = {"values": values(model), "bytes": reducer.traffic.payload_bytes["all_reduce"]}
     model, optimizer = replica("AdamW")
-    train(model, optimizer, rank=rank, world_size=size, layerwise={})
+    train(model, optimizer, rank=rank, world_size=size, steps=steps, layerwise={})
     found["adamw"] = {"values": values(model)}
     return found
 
@@ -140,7 +142,7 @@ def disagreement(rank: int, size: int) -> dict[str, Any]:
 
 def traffic(rank: int, size: int) -> dict[str, Any]:
     """What travels in a step without a refresh."""
-    model, optimizer = replica()
+    model, optimizer = replica(gap=10)
     first_step(model, optimizer)
     reducer = attached_reducer(model)
     train(model, optimizer, rank=rank, world_size=size, steps=1, layerwise={})
@@ -183,14 +185,22 @@ def experts(rank: int, size: int) -> dict[str, Any]:
     return {"values": values(model), "before": before}
 
 
+def findings(steps: int) -> dict[str, Any]:
+    """All that replicas find out; the trainings that are compared with one process make so many steps."""
+    rank, size = fw.distributed.rank(), fw.distributed.world_size()
+    assert MICRO >= size
+    found = {check.__name__: check(rank, size, steps) for check in (clipped, ordinary)}
+    return {
+        **found,
+        **{check.__name__: check(rank, size) for check in (hooked, not_finite, disagreement, traffic, experts)},
+    }
+
+
 def main() -> None:
     torch.set_num_threads(1)
     fw.distributed.start(timeout_s=COLLECTIVE_TIMEOUT_S)
     rank, size = fw.distributed.rank(), fw.distributed.world_size()
-    assert MICRO >= size
-    checks = [clipped, ordinary, hooked, not_finite, disagreement, traffic, experts]
-    chosen = sys.argv[2].split(",") if len(sys.argv) > 2 else [check.__name__ for check in checks]
-    found = {check.__name__: check(rank, size) for check in checks if check.__name__ in chosen}
+    found = {"clipped": clipped(rank, size, STEPS), "not_finite": not_finite(rank, size)}
     torch.save(found, f"{sys.argv[1]}-{rank}")
     fw.distributed.stop()
 

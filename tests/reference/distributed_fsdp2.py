@@ -1,19 +1,25 @@
 """One of several processes that hold rows; argv: where to save what was found, a folder for checkpoints."""
 
+import functools
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
 from distributed_ddp import refusal
 from ranks import COLLECTIVE_TIMEOUT_S
 from shared_training import MICRO, loss_of, train
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.tensor import DTensor
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 import featherweight as fw
 from featherweight.distributed.fsdp2 import collectives_of
+from featherweight.distributed.run import traffic_of
 from featherweight.optim.sharding import local_of
 
 STEPS = 14
@@ -38,12 +44,16 @@ class Stack(nn.Module):
         self.odd, self.even = nn.Linear(16, 13), nn.Linear(13, 16)
         self.row = nn.Linear(16, 1)
 
-    def forward(self, tokens: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, depth: int = 2, use_row: bool = True) -> Tensor:
         x = self.embed(tokens)
-        for layer in self.layers:
+        for layer in self.layers[:depth]:
             x = x + layer(x)
         x = x + self.even(torch.tanh(self.odd(x)))
-        return x + torch.sigmoid(self.row(x))
+        return x + torch.sigmoid(self.row(x)) if use_row else x
+
+
+SAVED = ("std", "left", "lazy", "adamw")
+"""Kinds of which checkpoints are written."""
 
 
 def stack(dtype: torch.dtype = torch.float64) -> Stack:
@@ -119,7 +129,7 @@ def not_finite(rank: int, size: int) -> dict[str, Any]:
 def saved(rank: int, size: int, folder: Path) -> dict[str, Any]:
     """A checkpoint in the middle of an interval, and what the uninterrupted run comes to."""
     found = {}
-    for name in ("std", "lazy", "adamw"):
+    for name in SAVED:
         model, optimizer = sharded(**KINDS[name])
         train(model, optimizer, rank=rank, world_size=size, steps=6)
         fw.distributed.save(folder / name, model, optimizer)
@@ -136,6 +146,102 @@ def saved(rank: int, size: int, folder: Path) -> dict[str, Any]:
             "parts": len(parts),
         }
     return found
+
+
+def disagreement(rank: int, size: int) -> dict[str, Any]:
+    """What only process 1 uses: a weight beside layers, a layer, and a weight of a model that sums cores."""
+    tokens, found = torch.arange(3), {}
+    for what, words in (("weight", {"use_row": rank == 1}), ("layer", {"depth": 1 + rank})):
+        model, optimizer = sharded()
+
+        def step(model: Any = model, optimizer: Any = optimizer, words: Any = words) -> None:
+            model(tokens, **words).square().sum().backward()
+            optimizer.step()
+
+        found[what] = refusal(step)
+    model = stack()
+    fw.apply(model, fw.CoreGradient(target_modules=["0", "2", "odd", "even"], prefer="memory"))
+    fw.distributed.shard(model, "fsdp2")
+    with fw.optim.layerwise(model, optimizer_for(model)):
+        found["cores"] = refusal(lambda: model(tokens, use_row=rank == 1).square().sum().backward())
+    return found
+
+
+def several(rank: int, size: int) -> list[dict[str, int]]:
+    """What three models have sent that a process trains in turn."""
+    models = [sharded(), sharded()]
+    own = stack()  # groups of the user's own, each with a mesh of its own
+    for layer in [*own.layers, own]:
+        fully_shard(layer, reshard_after_forward=True)
+    fw.distributed.shard(own, "fsdp2")
+    models.append((own, optimizer_for(own)))
+    for step in range(2):
+        for model, optimizer in models:
+            train(model, optimizer, rank=rank, world_size=size, steps=1, start=step)
+    return [{words: sum(one.payload_bytes.values()) for words, one in sent_by(model).items()} for model, _ in models]
+
+
+def sent_by(model: nn.Module) -> dict[str, Any]:
+    """What a model has sent, but for the means of all, which an ordinary step of rows does not need."""
+    return {words: one for words, one in traffic_of(model).items() if words != "sums of all"}
+
+
+class Narrow(nn.Module):
+    """Two rows, two columns: fewer than three processes; behind bases of one direction."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.few, self.thin = nn.Linear(16, 2, bias=False), nn.Linear(2, 16, bias=False)
+        self.embed = nn.Embedding(20, 16)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.embed(tokens)
+        return x + self.thin(torch.tanh(self.few(x)))
+
+
+def narrow_training(rank: int = 0, size: int = 1) -> dict[str, Tensor]:
+    """Weights after ten steps, behind right and left bases, of rows that some processes have none of."""
+    found = {}
+    for side in ("right", "left"):
+        torch.manual_seed(0)
+        model = Narrow().double()
+        fw.distributed.shard(model, "fsdp2")
+        keys = {"rank": 1, "update_proj_gap": 4, "proj_type": side}
+        groups = fw.optim.param_groups(model, ["few", "thin"], min_numel=1, **keys)
+        train(model, fw.optim.GaLoreAdamW(groups, lr=1e-2), rank=rank, world_size=size, steps=10)
+        found |= {f"{side} {name}": tensor for name, tensor in values(model).items()}
+    return found
+
+
+def torchs_own(rank: int, size: int, folder: Path) -> dict[str, Any]:
+    """State dicts by the helpers of torch.distributed.checkpoint, as accelerate and torchtitan use them."""
+    from torch.distributed.checkpoint import state_dict as helpers
+
+    model, optimizer = sharded(**KINDS["std"])
+    train(model, optimizer, rank=rank, world_size=size, steps=6)
+    steps = [int(state["step"]) for state in optimizer.state.values()]
+    dcp.save(both(helpers, model, optimizer), checkpoint_id=str(folder / "torchs"))
+    counted = steps == [int(state["step"]) for state in optimizer.state.values()]
+    train(model, optimizer, rank=rank, world_size=size, steps=6, start=6)
+    return {"counted": counted, "whole": values(model), "resumed": of_torchs_own(rank, size, folder)}
+
+
+def both(helpers: Any, model: nn.Module, optimizer: Any) -> dict[str, Any]:
+    found = {"model": helpers.get_model_state_dict(model)}
+    return {**found, "optimizer": helpers.get_optimizer_state_dict(model, optimizer)}
+
+
+def of_torchs_own(rank: int, size: int, folder: Path) -> dict[str, Tensor]:
+    """What any number of processes makes of it."""
+    from torch.distributed.checkpoint import state_dict as helpers
+
+    model, optimizer = sharded(**KINDS["std"])
+    state = both(helpers, model, optimizer)
+    dcp.load(state, checkpoint_id=str(folder / "torchs"), no_dist=size == 1)
+    helpers.set_model_state_dict(model, state["model"])
+    helpers.set_optimizer_state_dict(model, optimizer, optim_state_dict=state["optimizer"])
+    train(model, optimizer, rank=rank, world_size=size, steps=6, start=6)
+    return values(model)
 
 
 def eight_bits(rank: int, size: int, folder: Path) -> dict[str, Any]:
@@ -166,8 +272,15 @@ def refused(rank: int, size: int) -> dict[str, Any]:
     odd = nn.Sequential(nn.Linear(64, 129, bias=False))
     fw.distributed.shard(odd, "fsdp2")
     found["blocks"] = refusal(lambda: fw.optim.AdamW(odd.named_parameters(), lr=1e-3, state_bits=8))
+    flat = FullyShardedDataParallel(nn.Sequential(nn.Linear(16, 16)), device_id=torch.device("cpu"))
+    found["FSDP 1"] = refusal(lambda: fw.distributed.shard(flat, "fsdp2"))
+    found["flattened"] = refusal(lambda: fw.optim.GaLoreAdamW(flat.parameters(), lr=1e-3, rank=4))
+    for what, style in (("columns", ColwiseParallel()), ("rows", RowwiseParallel())):
+        parallel = nn.Sequential(nn.Linear(16, 16))
+        parallelize_module(parallel, init_device_mesh("cpu", (size,)), {"0": style})
+        found[f"tensor parallel, {what}"] = refusal(functools.partial(fw.distributed.shard, parallel, "fsdp2"))
     own = nn.Sequential(nn.Linear(16, 16))
-    torch.distributed.fsdp.fully_shard(own)
+    fully_shard(own)
     found["unknown"] = refusal(lambda: fw.optim.AdamW(own.parameters(), lr=1e-3))
     fw.distributed.shard(own, "fsdp2")
     found["own"] = refusal(lambda: fw.optim.AdamW(own.parameters(), lr=1e-3))
@@ -177,7 +290,7 @@ def refused(rank: int, size: int) -> dict[str, Any]:
 def continued(rank: int, size: int, folder: Path) -> dict[str, Any]:
     """What another number of processes makes of the checkpoints."""
     found = {}
-    for name in ("std", "lazy", "adamw"):
+    for name in SAVED:
         model, optimizer = sharded(**KINDS[name])
         fw.distributed.load(folder / name, model, optimizer)
         train(model, optimizer, rank=rank, world_size=size, steps=6, start=6)
@@ -192,8 +305,13 @@ def main() -> None:
     assert MICRO >= size
     if len(sys.argv) > 3:
         found: dict[str, Any] = {"trained": trained(rank, size), "continued": continued(rank, size, folder)}
+        found["torchs_own"] = of_torchs_own(rank, size, folder)
+        found["narrow"] = narrow_training(rank, size)
     else:
-        found = {check.__name__: check(rank, size) for check in (trained, traffic, not_finite, refused)}
+        checks = (trained, traffic, not_finite, refused, several, disagreement)
+        found = {check.__name__: check(rank, size) for check in checks}
+        found["narrow"] = narrow_training(rank, size)
+        found["torchs_own"] = torchs_own(rank, size, folder)
         found["saved"], found["eight_bits"] = saved(rank, size, folder), eight_bits(rank, size, folder)
     torch.save(found, f"{sys.argv[1]}-{rank}")
     fw.distributed.stop()

@@ -1,11 +1,9 @@
-"""One of several processes that run recipes; argv: where to save what was found, a folder for runs."""
+"""What several processes find out that run recipes."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
-from ranks import COLLECTIVE_TIMEOUT_S
 
 import featherweight as fw
 from featherweight.distributed.ddp import bit_sum
@@ -32,6 +30,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "dropout": {"task": {"name": "regression", "dropout": 0.3}},
 }
 """Recipes that differ from `recipe()`."""
+EPOCHS: dict[str, Any] = {"epochs": 4, "steps": None}
+"""Of 24 samples each, which are two steps."""
 
 
 def recipe(**changes: Any) -> Recipe:
@@ -104,20 +104,37 @@ def resumed(folder: Path, **more: Any) -> dict[str, Any]:
     return {"equal": equal, "files": sorted(str(path.relative_to(folder)) for path in (folder / "whole").rglob("*"))}
 
 
+def grow(folder: Path, steps: int, **changes: Any) -> Loop:
+    """Go on from the newest checkpoint in a folder, if there is one, to so many steps, and write another one."""
+    loop, checkpoints = Loop(recipe(**changes)), Checkpoints(folder)
+    latest = checkpoints.latest()
+    if latest is not None:
+        loop.resume(latest)
+    while loop.progress.step < steps:
+        loop.step()
+    weights, state = loop.weights(), loop.state_dict()
+    loop.world.on_first(lambda: checkpoints.save(steps, weights, state, loop.recipe.to_dict()))
+    return loop
+
+
 def judged(folder: Path) -> dict[str, Any]:
     """A run of epochs that keeps its best weights and ends early, resumed with more patience."""
     stop = {"patience": 2, "threshold": 100.0}
-    changes = {"epochs": 4, "steps": None, "evaluate_every": 1, "save_best": True, "early_stopping": stop}
+    changes = {**EPOCHS, "evaluate_every": 1, "save_best": True, "early_stopping": stop}
     short = fw.train(recipe(**changes), out=folder / "judged", callbacks=[]).summary
     stop["patience"] = 99
     longer = fw.train(recipe(**changes), out=folder / "judged", resume=True, callbacks=[]).summary
     return {"steps": [short.steps, longer.steps], "why": short.ended_early, "best": [short.best_step, longer.best_step]}
 
 
-def main() -> None:
-    torch.set_num_threads(1)
-    fw.distributed.start(timeout_s=COLLECTIVE_TIMEOUT_S)
-    rank, folder = fw.distributed.rank(), Path(sys.argv[2])
+def findings(folder: Path) -> dict[str, Any]:
+    """All that recipes of several processes find out.
+
+    Args:
+        folder: for runs; one of one process is in it already.
+    """
+    rank = fw.distributed.rank()
+    grow(folder / "grown", 5)
     found: dict[str, Any] = {name: trained(changes) for name, changes in VARIANTS.items()}
     found["resumed"] = resumed(folder)
     found["judged"] = judged(folder)
@@ -133,9 +150,4 @@ def main() -> None:
     found["none"] = refusal(lambda: Loop(recipe(sharding="none")))
     found["used folder"] = refusal(lambda: fw.train(recipe(), out=folder / "whole", callbacks=[]))
     found["bad key"] = refusal(lambda: fw.train({"task": "regression", "stpes": 3}, callbacks=[]))
-    torch.save(found, f"{sys.argv[1]}-{rank}")
-    fw.distributed.stop()
-
-
-if __name__ == "__main__":
-    main()
+    return found

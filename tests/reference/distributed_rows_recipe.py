@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from distributed_loop import GALORE, recipe, refusal, resumed, trained
+from distributed_loop import GALORE, grow, recipe, refusal, resumed, trained
 from ranks import COLLECTIVE_TIMEOUT_S
 
 import featherweight as fw
@@ -20,7 +20,24 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "clipped": {"max_grad_norm": 0.1},
 }
 """Recipes that differ from `recipe()`."""
-TWINS = ("cores", "cores clipped")
+TWINS = ("cores", "cores clipped", "text")
+TEXT: dict[str, Any] = {
+    "task": {
+        "name": "text",
+        "model": "tiny",
+        "corpus": "english",
+        "seq_len": 32,
+        "max_train_tokens": 20000,
+        "max_held_out_tokens": 256,
+    },
+    "optimizer": {**CORES["optimizer"], "rank": 8, "lr": 1e-3, "update_proj_gap": 3, "basis_method": "random"},
+    "methods": [{"core_gradient": {"prefer": "memory"}}, {"mst": {"chunk_size": 16}}],
+    "activation_checkpointing": True,
+    "micro_batch_size": 1,
+}
+"""A Llama with recomputed activations and chunks. Its bases are drawn from the seed: gradients that chunks
+form whole are summed by rows, to which a first basis can be fitted, while replicas wait for their common sketch."""
+VARIANTS["text"] = TEXT
 
 
 def main() -> None:
@@ -35,6 +52,7 @@ def main() -> None:
     found["replicas"] = {
         name: trained({**VARIANTS[name], "accumulation_steps": 5, "sharding": "ddp"}) for name in TWINS
     }
+    grow(folder / "grown", 5, **CORES, accumulation_steps=5, sharding=sharding)
     if kind == "fsdp2":
         found["resumed"] = resumed(folder, **CORES, sharding=sharding)
         found["report"] = (folder / "whole" / "report.json").read_text()

@@ -20,6 +20,10 @@ def run(program: str, world_size: int, folder: Path, *arguments: str, seconds: f
     processes = start(program, world_size, folder, *arguments)
     try:
         outputs = [process.communicate(timeout=seconds)[0] for process in processes]
+    except subprocess.TimeoutExpired:
+        for process in processes:
+            process.kill()
+        raise AssertionError("\n".join(process.communicate()[0] for process in processes)) from None
     finally:
         for process in processes:
             process.kill()

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import featherweight as fw
 
-STEPS, GAP, MICRO = 30, 10, 4
+STEPS, GAP, MICRO = 30, 5, 4
 """Optimizer steps, refresh interval, micro-batches of a step over all processes."""
 
 
@@ -50,8 +50,8 @@ def items_of(step: int) -> int:
     return sum(len(batch(number)[0]) for number in range(step * MICRO, (step + 1) * MICRO))
 
 
-def optimizer_for(model: nn.Module, kind: str = "GaLoreAdamW", **options: Any) -> Any:
-    groups = fw.optim.param_groups(model, ["up", "mid", "down"], min_numel=1, rank=4, update_proj_gap=GAP)
+def optimizer_for(model: nn.Module, kind: str = "GaLoreAdamW", gap: int = GAP, **options: Any) -> Any:
+    groups = fw.optim.param_groups(model, ["up", "mid", "down"], min_numel=1, rank=4, update_proj_gap=gap)
     if kind == "AdamW":
         return fw.optim.AdamW(model.parameters(), lr=1e-2, **options)
     return getattr(fw.optim, kind)(groups, lr=1e-2, **options)

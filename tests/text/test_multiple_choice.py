@@ -7,6 +7,7 @@ from featherweight.models import load_model
 from featherweight.models.tokenizer import byte_tokenizer
 from featherweight.text.instructions import Instruction, as_cloze, prompt_tokens
 from featherweight.text.multiple_choice import evaluate_multiple_choice, option_scores
+from featherweight.training.share import Share
 
 ARC = "Choose: What is red? Answer1: a cloud Answer2: blood\n\nAnswer format: answer1/answer2"
 
@@ -83,3 +84,28 @@ def test_a_model_that_was_told_the_answers_is_right_and_its_opposite_wrong(cloze
 def test_questions_without_options_are_refused(examples):
     with pytest.raises(ConfigError, match="multiple_choice: .*expected"):
         evaluate_multiple_choice(load_model("tiny"), byte_tokenizer(), examples)
+
+
+class OneOfTwo(Share):
+    """What one of two processes evaluates; the sums are made by the test."""
+
+    def __init__(self, rank):
+        super().__init__()
+        self._rank, self._size, self.own = rank, 2, ()
+
+    def sums(self, *values):
+        self.own = values
+        return list(values)
+
+
+def test_processes_share_the_questions_and_make_equally_many_passes():
+    # Three questions on two processes: one of them repeats another's, which does not count. Mutation: each asks all.
+    tokenizer, questions = byte_tokenizer(), [Instruction(ARC, "the answer is", answer) for answer in ("answer1",) * 3]
+    alone, shares = Counting(), [OneOfTwo(0), OneOfTwo(1)]
+    whole = evaluate_multiple_choice(alone, tokenizer, questions)
+    models = [Counting(), Counting()]
+    for model, share in zip(models, shares, strict=True):
+        evaluate_multiple_choice(model, tokenizer, questions, share=share)
+    assert [len(model.calls) for model in (alone, *models)] == [3, 2, 2]
+    right, count, chance = (one + two for one, two in zip(shares[0].own, shares[1].own, strict=True))
+    assert {"accuracy": right / count, "questions": count, "chance": chance / count} == whole

@@ -52,6 +52,8 @@ class _MatrixSum:
     """Matrices Omega of the sketches, by side."""
     sketches: dict[str, Tensor] = field(default_factory=dict)
     norm_sketch: Tensor | None = None
+    is_outside: bool = False
+    """Whether the part inside of the subspace was taken from the sketch of the norm already."""
 
     def products(self) -> list[Tensor]:
         """Return what has as many rows as the matrix behind a right basis."""
@@ -231,7 +233,7 @@ class CoreSum:
 
     def _outside(self, total: _MatrixSum) -> list[Tensor]:
         """Return the tensor whose norm stands for what lies outside of the subspace, if one is kept."""
-        if total.norm_sketch is None or self.layout.seeded_basis == "gaussian":
+        if total.norm_sketch is None or total.is_outside or self.layout.seeded_basis == "gaussian":
             return [] if total.norm_sketch is None else [total.norm_sketch]
         omega = norm_matrix(self.layout, total.norm_key, total.norm_sketch.device)
         return [total.norm_sketch - _back_times(total.matrix.subspace(), total.core, omega)]
@@ -241,29 +243,36 @@ class CoreSum:
         self._verdicts = None
         self.sums = dict(sorted(self.sums.items()))
         sums = self.sums.values()
-        products = [] if self._keeps_rows else [tensor for total in sums for tensor in total.products()]
+        products = [] if self._comes_in_parts else [tensor for total in sums for tensor in total.products()]
         return [*products, *(sketch for total in sums for sketch in total.sketches.values())]
 
     @property
-    def _keeps_rows(self) -> bool:
-        return self.local.shard is not None and self.layout.side == "right"
+    def _comes_in_parts(self) -> bool:
+        return self.local.shard is not None and (self.layout.side == "right" or self.local.core_columns is not None)
 
     def row_tensors(self) -> Sequence[Tensor]:
-        """See `RowSum.row_tensors`."""
-        return [tensor for total in self.sums.values() for tensor in total.products()] if self._keeps_rows else []
+        """See `RowSum.row_tensors`; columns of a core as rows."""
+        if not self._comes_in_parts:
+            return []
+        if self.layout.side == "right":
+            return [tensor for total in self.sums.values() for tensor in total.products()]
+        # What lies outside of a left basis takes whole columns to tell: told before these part, as it is linear, too.
+        return [one for total in self.sums.values() for one in (total.core.mT.contiguous(), *self._outside(total))]
 
     def take_rows(self, rows: Sequence[Tensor]) -> None:
         """See `RowSum.take_rows`."""
-        left = iter(rows)
+        is_left, mine = self.layout.side == "left", iter(rows)
         for total in self.sums.values() if rows else ():
-            total.core = next(left)
-            total.norm_sketch = None if total.norm_sketch is None else next(left)
+            core = next(mine)
+            total.core, total.is_outside = core.mT.contiguous() if is_left else core, is_left
+            total.norm_sketch = None if total.norm_sketch is None else next(mine)
 
     def size(self) -> Size:
         """See `RowSum.size`."""
         (verdict,) = self._read()
-        # Behind a left basis every process has the whole core, which counts once.
-        share = 1.0 if self._keeps_rows or self.local.shard is None else 1 / self.local.shard.collectives.world_size
+        # Where every process has the whole core it counts once.
+        is_whole = self.local.shard is not None and not self._comes_in_parts
+        share = 1 / self.local.shard.collectives.world_size if is_whole and self.local.shard is not None else 1.0
         return Size(verdict.squared_norm * share, verdict.is_usable)
 
     def agree(self, size: Size) -> None:

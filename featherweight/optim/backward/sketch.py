@@ -64,7 +64,7 @@ def remembered_core(matrix: ProjectedMatrix) -> Tensor | None:
     """
     if matrix.counter("moment_step") == 0 or "exp_avg" not in matrix.layout.moments:
         return None
-    mean, shard = matrix.mean_core(), matrix.layout.shard
+    mean, shard = matrix.layout.whole_columns(matrix.mean_core()), matrix.layout.shard
     if shard is not None and matrix.layout.side == "right":
         mean = shard.whole(mean)
     return mean if bool(mean.any()) else None

@@ -126,9 +126,17 @@ class Layout:
     @property
     def sharded_names(self) -> set[str]:
         """Names of the state tensors of which this process holds its own rows."""
-        is_sharded = self.shard is not None and getattr(self, "side", "right") == "right"
         parts = {f"{name}_{suffix}" for name in self.moments for suffix in _SUFFIXES} | set(self.moments)
-        return parts if is_sharded else set()
+        return parts if self._shares_moments else set()
+
+    @property
+    def _shares_moments(self) -> bool:
+        return self.shard is not None
+
+    @property
+    def shared_columns(self) -> int | None:
+        """Columns of the whole moments, where each process holds some of these; None where it holds rows."""
+        return None
 
     @cached_property
     def moment_kind(self) -> str | None:
@@ -250,6 +258,8 @@ class MatrixLayout(Layout):
     """What becomes of the part of the gradient outside the subspace."""
     product_dtype: torch.dtype
     """Dtype of products with bases: bfloat16 for bfloat16 weights with bases of 16 bits or fewer, else `dtype`."""
+    core_columns: tuple[int, int] | None = None
+    """First column at hand of a core behind a left basis, and the one behind the last; None for all of them."""
     queue_size: int
     """Similarities of subspaces that a lazy refresh keeps; 0 for refreshes at fixed intervals."""
 
@@ -273,7 +283,18 @@ class MatrixLayout(Layout):
         """Shape of the core of one matrix."""
         left = self.rank if self.side in ("left", "both") else self.rows
         right = self.rank if self.side in ("right", "both") else self.columns
+        if self.core_columns is not None:
+            right = self.core_columns[1] - self.core_columns[0]
         return (left, right)
+
+    @property
+    def _shares_moments(self) -> bool:
+        return self.shard is not None and (self.side == "right" or self.core_columns is not None)
+
+    @property
+    def shared_columns(self) -> int | None:
+        """See `Layout.shared_columns`."""
+        return None if self.core_columns is None else self.columns
 
     def zero_core(self, device: torch.device) -> Tensor:
         """Return a core of zeros in the dtype of the arithmetic."""
@@ -293,7 +314,9 @@ class MatrixLayout(Layout):
     def whole(self) -> Self:
         """The layout of the whole matrix, of which this process may hold some rows."""
         return (
-            self if self.shard is None else replace(self, shape=self.shard.full_shape, rows=self.all_rows, shard=None)
+            self
+            if self.shard is None
+            else replace(self, shape=self.shard.full_shape, rows=self.all_rows, shard=None, core_columns=None)
         )
 
     def basis_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -340,7 +363,7 @@ class MatrixLayout(Layout):
     # ---- from the parameter to its matrices
 
     def project(self, subspace: MatrixSubspace, grad_MN: Tensor) -> tuple[Tensor, MatrixSubspace]:
-        """Return the core of a gradient, of all processes that hold rows of it, and the subspace of the rows at hand.
+        """Return the core at hand of a gradient of which processes hold rows, and the subspace of the rows at hand.
 
         Args:
             subspace: of the whole matrix.
@@ -348,9 +371,17 @@ class MatrixLayout(Layout):
         """
         subspace = self.at_hand(subspace)
         core = subspace.project(grad_MN).to(self.dtype)
-        if self.shard is not None and subspace.left is not None:
+        if self.shard is not None and self.core_columns is not None:
+            core = self.shard.collectives.sum_rows(core.mT).mT.contiguous()
+        elif self.shard is not None and subspace.left is not None:
             self.shard.collectives.sum_(core)
         return core, subspace
+
+    def whole_columns(self, core: Tensor) -> Tensor:
+        """Return all columns of what has those of the core at hand; a collective if that are not all."""
+        if self.shard is None or self.core_columns is None:
+            return core
+        return self.shard.collectives.gather_rows(core.mT.contiguous(), self.columns).mT.contiguous()
 
     def at_hand(self, subspace: MatrixSubspace) -> MatrixSubspace:
         """Return the part of a subspace that belongs to the rows at hand."""

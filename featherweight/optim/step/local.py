@@ -3,7 +3,8 @@
 | side | core | moments of a process | traffic of a step | of a refresh |
 |---|---|---|---|---|
 | right | ``G_i Q``, its rows | its rows | 0 | the gradient of the matrix is gathered |
-| left | ``sum P_i^T G_i`` | all (R, N) | R N, summed | the same |
+| left | ``sum P_i^T G_i``, its columns | its columns | R N summed by columns, R N gathered | the same |
+| left, quantised | ``sum P_i^T G_i`` | all (R, N) | R N, summed | the same |
 | none | the gradient's rows | its rows | 0 | - |
 """
 
@@ -15,6 +16,7 @@ from featherweight.errors import ConfigError
 from featherweight.optim.policies.rules import rules
 from featherweight.optim.sharding import ParameterShard
 from featherweight.optim.step.layout import DenseLayout, MatrixLayout
+from featherweight.quant.storage import DenseStorage
 
 
 def local_dense(layout: DenseLayout, shard: ParameterShard) -> DenseLayout:
@@ -52,6 +54,9 @@ def local_matrix(layout: MatrixLayout, shard: ParameterShard, group: Mapping[str
     local = replace(layout, shape=shard.shape, rows=shard.stop - shard.start, shard=shard)
     if layout.side == "right":
         _require_blocks(layout, shard, layout.rank)
+    elif all(isinstance(kept, DenseStorage) and kept.dtype is None for kept in layout.moments.values()):
+        # Blocks of codes, and random bits of a rounding, run along whole rows of the core: those stay whole.
+        local = replace(local, core_columns=shard.share(layout.columns))
     return replace(local, moment_shapes=dict.fromkeys(layout.moment_shapes, local.core_shape))
 
 

@@ -332,7 +332,7 @@ class ProjectedMatrix:
         add_core_(
             weight_MN,
             subspace,
-            direction,
+            None if direction is None else self.layout.whole_columns(direction),
             alpha=alpha * factor,
             beta=beta,
             rounding=rounding_of(self.group, self.index, step),
