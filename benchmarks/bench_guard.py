@@ -29,7 +29,7 @@ from featherweight.guard.frames import FIT_FRAMES, REPORT_FRAME, framed
 from featherweight.guard.linear import STRENGTHS, Linear, fit_linear
 from featherweight.guard.metrics import auroc, conformal_threshold, rate_interval
 from featherweight.guard.openings import choose_openings
-from featherweight.guard.options import PREFIX_STATES, READ_AT, GuardOptions, default_layers
+from featherweight.guard.options import PREFIX_STATES, READ_AT, GuardOptions, default_layers, default_prefix_states
 from featherweight.guard.prefix import prefix_ids
 from featherweight.guard.prefix_search import likeliest
 from featherweight.guard.reading import collect, collect_openings
@@ -49,7 +49,7 @@ def judge_for(model: Any, tokenizer: Any, prefix: str, probe_tokens: int, text_c
         prefix_ids=ids,
         probe_tokens=probe_tokens,
         layers=default_layers(model.config.num_hidden_layers),
-        prefix_states=PREFIX_STATES,
+        prefix_states=default_prefix_states(ids),
         stages=[{"tier": "probe_hidden"}],
         text_classifier=text_classifier,
     )

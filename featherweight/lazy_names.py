@@ -11,13 +11,14 @@ def load_name(package: str, places: Mapping[str, str], name: str) -> Any:
 
     Args:
         package: its ``__name__``.
-        places: public name to the module that defines it.
+        places: public name to the module that defines it, or "module:attribute" where it has another name there.
         name: what is asked for.
     Raises:
         AttributeError: if it is no public name.
     """
     if name not in places:
         raise AttributeError(f"module {package!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(places[name]), name)
+    module, _, attribute = places[name].partition(":")
+    value = getattr(importlib.import_module(module), attribute or name)
     setattr(sys.modules[package], name, value)
     return value

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from featherweight.methods.method import methods
+from featherweight.methods.named import methods
 from featherweight.optim import optimizers
 from featherweight.training.recipe import Recipe
 from featherweight.training.task import tasks

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from featherweight.bev.losses import LossWeights
+from featherweight.bev.loss_weights import LossWeights
 from featherweight.config import Config
 
 if TYPE_CHECKING:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from featherweight.bev.checkpoint_folder import network_folder
 from featherweight.bev.geometry import (
     check_camera,
     check_intrinsics,
@@ -21,7 +22,7 @@ from featherweight.bev.image_processing_focusbev import FocusBEVImageProcessor, 
 from featherweight.bev.model.modeling_focusbev import FocusBEVForSegmentation
 from featherweight.bev.pictures import Panel, class_colors, hatch, heat, legend, map_picture, overlay, sheet
 from featherweight.bev.streaming import StreamingSegmenter, level_camera
-from featherweight.errors import CheckpointError, ConfigError
+from featherweight.errors import ConfigError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -69,20 +70,7 @@ def load(checkpoint: str | Path) -> tuple[FocusBEVForSegmentation, FocusBEVImage
     Raises:
         CheckpointError: if there is none.
     """
-    folder = Path(checkpoint)
-    if (folder / "model" / "config.json").is_file():
-        folder = folder / "model"
-    if not (folder / "config.json").is_file():
-        raise CheckpointError(
-            f"bev: checkpoint='{checkpoint}' holds no trained network (config.json); expected the folder of a run of "
-            "`fw bev train`. Train one first."
-        )
-    kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
-    if kind != "focusbev":
-        raise CheckpointError(
-            f"bev: checkpoint='{checkpoint}' is a '{kind}'; expected a 'focusbev'. Give the folder of a run of "
-            "`fw bev train`."
-        )
+    folder = network_folder(checkpoint)
     model = FocusBEVForSegmentation.from_pretrained(folder)
     return model.eval(), FocusBEVImageProcessor.from_pretrained(folder)
 

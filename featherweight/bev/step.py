@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from featherweight.bev.image_processing_focusbev import normalized
-from featherweight.bev.losses import LossWeights
+from featherweight.bev.loss_weights import LossWeights
 from featherweight.bev.model.modeling_focusbev import BEVSegmenterOutput, Memory
 from featherweight.training.task import Batch
 

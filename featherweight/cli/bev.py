@@ -12,7 +12,19 @@ from featherweight.errors import ConfigError
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", help="Maps of the ground from one camera.")
 
-Checkpoint = Annotated[Path, typer.Argument(help="Folder of a run, or of its model.", show_default=False)]
+
+def _require_network(checkpoint: Path) -> Path:
+    """Return what was given if a trained network lies there; asked before torch is imported."""
+    from featherweight.bev.checkpoint_folder import network_folder
+
+    network_folder(checkpoint)
+    return checkpoint
+
+
+Checkpoint = Annotated[
+    Path,
+    typer.Argument(help="Folder of a run, or of its model.", show_default=False, callback=_require_network),
+]
 Data = Annotated[Path | None, typer.Option("--data", help="Folder in nuScenes' format.", show_default=False)]
 Intrinsics = Annotated[
     Path | None, typer.Option("--intrinsics", help='JSON with the camera\'s matrix: {"K": 3 x 3}.', show_default=False)
@@ -158,10 +170,13 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Judge a network on the drives that its split keeps for this: mIoU with its protocol; refuses leaking splits."""
-    from featherweight.bev.evaluation import evaluate as judge
-
     if data is None:
         raise ConfigError("fw bev eval: data=None; expected --data with a folder in nuScenes' format. Name it.")
+    from featherweight.bev.data.sources import kind_of
+
+    kind_of(data)
+    from featherweight.bev.evaluation import evaluate as judge
+
     result = judge(checkpoint, data, split=split, allow_leak=allow_leak, details=details)
     if as_json:
         print(json.dumps(result.to_dict(), indent=2))

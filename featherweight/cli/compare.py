@@ -7,7 +7,6 @@ import typer
 
 from featherweight.cli.optimizer_names import FormerSpelling, Optimizers, given_names
 from featherweight.cli.recipe_check import check_recipe
-from featherweight.cli.recipe_words import require_optimizers
 from featherweight.cli.screen import (
     AsJson,
     Imports,
@@ -52,7 +51,14 @@ def compare(
     """
     checked = check_recipe(recipe, changes)
     names = [name.strip() for name in given_names(optimizers, methods).split(",") if name.strip()]
-    require_optimizers(checked.compare.get(name, {}).get("name", name) for name in names)
+    from featherweight.training.recipe import method_recipe
+
+    for name in names:
+        method_recipe(checked, name).check_options()
+    if resume and out is not None:
+        from featherweight.training.run_folder import require_begun
+
+        require_begun(out, "compare", "comparison")
     from featherweight.report import Note
     from featherweight.training.compare import compare as run_comparison
     from featherweight.training.compare import failure_title

@@ -9,6 +9,8 @@ import typer
 
 from featherweight.cli.given import require_model
 from featherweight.cli.screen import AsJson, leave_cleanly, print_json, print_notice, print_result
+from featherweight.methods.options import WeLoreOptions
+from featherweight.text.compress_check import check_compression
 
 if TYPE_CHECKING:
     from featherweight.methods.welore.stream import Progress
@@ -72,28 +74,27 @@ def compress(
 
     fw compress ./model --rank-reduction 0.5 --out ./small
 
-    fw compress ./model --max-perplexity 1.1x --evaluate text.txt --out ./small
-
     fw compress ./model --param-ratio 0.8 --method whitened --calibration text.txt --out ./small
+
+    fw compress ./model --max-perplexity 1.1x --evaluate text.txt --out ./small
 
     fw compress smollm2 allocation=energy --plan-only
     """
+    chosen = _options(changes, rank_reduction, param_ratio, method, searches=max_perplexity is not None)
+    folder = out or Path(f"{Path(model).name}-small")
+    corpus = None if evaluate == "none" else evaluate
+    texts: dict[str, Any] = {"calibration": calibration, "evaluate": corpus}
+    check_compression(model, folder, chosen, **texts, searches=max_perplexity is not None)
     from featherweight.methods.welore import WeLore
     from featherweight.text.compress import compress as run
 
-    if max_perplexity is not None and method is None:
-        method = "whitened"  # a text is there, and without one little can go
-    given = {"rank_reduction": rank_reduction, "param_ratio": param_ratio, "method": method}
-    options = WeLore.parse({key: value for key, value in given.items() if value is not None}, where="compress")
-    options = options.override(changes or [], where="compress")
-    folder = out or Path(f"{Path(model).name}-small")
+    options = WeLore.parse(chosen.to_dict(), where="compress")
     with leave_cleanly("compress", [model, *(changes or [])]), _progress(silent=as_json) as progress:
         report = run(
             model,
             folder,
             options,
-            calibration=calibration,
-            evaluate=None if evaluate == "none" else evaluate,
+            **texts,
             max_perplexity=max_perplexity,
             plan_only=plan_only,
             progress=progress,
@@ -106,6 +107,21 @@ def compress(
             print_json({"folder": None if plan_only else str(folder), **facts})
         else:
             print_result(report, None if plan_only else folder)
+
+
+def _options(
+    changes: list[str] | None,
+    rank_reduction: float | None,
+    param_ratio: float | None,
+    method: str | None,
+    *,
+    searches: bool,
+) -> WeLoreOptions:
+    """Return the options of the cut; one that is looked for has a text, and without data little can go."""
+    method = "whitened" if searches and method is None else method
+    given = {"rank_reduction": rank_reduction, "param_ratio": param_ratio, "method": method}
+    found = WeLoreOptions.parse({key: value for key, value in given.items() if value is not None}, where="compress")
+    return found.override(changes or [], where="compress")
 
 
 @contextmanager

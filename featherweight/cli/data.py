@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from featherweight.cli.given import has_no_template
 from featherweight.cli.screen import AsJson, print_json
 from featherweight.errors import ConfigError
 
@@ -127,14 +128,19 @@ def require_data(data: str) -> None:
         next(read_rows(data))
 
 
-def tokenizer_of(model: str, template: str | None, *, has_turns: bool = True) -> Any:
+def tokenizer_of(model: str, template: str | None, *, command: str = "fw data", has_turns: bool = True) -> Any:
     """Return a model's tokenizer, for data with turns with the template that is asked for."""
+    if has_turns and template is None and has_no_template(model):
+        raise ConfigError(
+            f"{command}: model={model} has no chat template (a base model); expected one. Choose one: --template "
+            "chatml or --template alpaca."
+        )
     from featherweight.models.load import load_tokenizer
     from featherweight.models.templates import choose_template
 
     tokenizer = load_tokenizer(model)
     if has_turns:
-        choose_template(tokenizer, template, where="fw data")
+        choose_template(tokenizer, template, where=command)
     return tokenizer
 
 

@@ -103,12 +103,12 @@ def _check(
 ) -> None:
     """Refuse what cannot be done before torch is imported."""
     answer.require_sampling(0.0, None, dtype)
+    if include is not None and not include.is_dir():
+        raise ConfigError(f"fw evaluate: include={include} is no folder; expected one with YAML files. Correct it.")
     if names:
         from featherweight.text.harness_names import require_harness
 
-        require_harness(names)
-    if include is not None and not include.is_dir():
-        raise ConfigError(f"fw evaluate: include={include} is no folder; expected one with YAML files. Correct it.")
+        require_harness(names, include)
     if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"fw evaluate: out={out} is there already; expected a new folder. Choose another name.")
     for source in texts:

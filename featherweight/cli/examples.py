@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import featherweight
-from featherweight.errors import ConfigError, did_you_mean
+from featherweight.errors import LISTED, ConfigError, did_you_mean
 
 
 def example_recipes() -> dict[str, Path]:
@@ -24,6 +24,6 @@ def read_example(name: str) -> str:
     if name not in known:
         raise ConfigError(
             f"fw init: example={name!r} is unknown; expected one of {', '.join(known) or 'none (none are installed)'}. "
-            f"{did_you_mean(name, known)}"
+            f"{did_you_mean(name, known, otherwise=LISTED)}"
         )
     return known[name].read_text(encoding="utf-8")

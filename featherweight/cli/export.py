@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from featherweight.cli.given import require_exportable, require_model
+from featherweight.cli.given import has_no_template, require_exportable, require_model
 from featherweight.cli.screen import AsJson, leave_cleanly, print_json, print_result
 from featherweight.errors import ConfigError, did_you_mean
 from featherweight.models.place import require_adapter_folder
@@ -57,8 +57,7 @@ def export(
     kind, _, dtype = to.partition(":")
     if out.exists() and (not out.is_dir() or any(out.iterdir()) or kind == "gguf"):
         raise ConfigError(f"export: out={out} is there already; expected a new place. Choose another name.")
-    if kind == "adapter":
-        require_adapter_folder(model)
+    _look_first(model, kind, base)
     from featherweight.report import Report
 
     with leave_cleanly("export", [model, "--to", to]):
@@ -70,11 +69,6 @@ def export(
         elif kind == "adapter":
             from featherweight.models.adapter_export import export_adapter
 
-            if base is not None:
-                raise ConfigError(
-                    f"fw export: base={base} is of no use for --to adapter, which merges nothing; expected none. Leave "
-                    "it out."
-                )
             facts = export_adapter(model, out)
         elif kind == "ollama":
             from featherweight.models.ollama import export_ollama
@@ -90,3 +84,23 @@ def export(
         report = Report("Written")
         report.add_facts(facts)
         print_result(report, None)
+
+
+def _look_first(model: str, kind: str, base: str | None) -> None:
+    """Refuse what the model's files show to be impossible, before anything is loaded."""
+    if kind == "adapter":
+        require_adapter_folder(model)
+        if base is not None:
+            raise ConfigError(
+                f"fw export: base={base} is of no use for --to adapter, which merges nothing; expected none. Leave it "
+                "out."
+            )
+    if kind in ("gguf", "ollama"):
+        from featherweight.models.gguf_family import require_gguf_source
+
+        require_gguf_source(model, base)
+    if kind == "ollama" and has_no_template(model):
+        raise ConfigError(
+            f"fw export: model={model} has no chat template (a base model), which Ollama writes conversations by; "
+            "expected one. Write the GGUF file alone: --to gguf:q8_0."
+        )

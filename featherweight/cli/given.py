@@ -70,9 +70,24 @@ def require_model(source: str | None) -> str | None:
             f"load_model: source={source} is a folder without config.json; expected a model folder of Hugging Face. "
             "Choose the folder that holds config.json."
         )
+    if path.is_dir():
+        _require_settings(path / "config.json", source)
     if not path.exists() and source not in ALIASES:
         find_place(source)
     return source
+
+
+def _require_settings(file: Path, source: str) -> None:
+    """Refuse a model whose settings are no JSON object."""
+    try:
+        settings, reason = json.loads(file.read_text(encoding="utf-8")), "it holds no object"
+    except (OSError, ValueError, RecursionError) as error:
+        settings, reason = None, str(error)
+    if not isinstance(settings, dict):
+        raise ConfigError(
+            f"load_model: source={source} has a config.json that cannot be read ({reason}); expected a JSON object. "
+            "Load or save the model anew."
+        )
 
 
 def _require_finished_run(source: str, path: Path) -> None:
@@ -99,16 +114,20 @@ def require_exportable(source: str) -> str:
     return require_model(source) or source
 
 
-def require_template(source: str) -> None:
+def require_template(source: str, command: str = "fw chat") -> None:
     """Refuse a model that is known to have no chat template; other sources are judged when they are loaded.
 
+    Args:
+        source: of the model.
+        command: opens the message.
     Raises:
         ConfigError: if there is none.
     """
     if has_no_template(source):
         raise ConfigError(
-            f"fw chat: model={source} has no chat template (a base model); expected one that was trained on "
-            'conversations. Let it continue a text: fw generate MODEL --prompt "...", or add --template chatml.'
+            f"{command}: model={source} has no chat template (a base model); expected one that was trained on "
+            'conversations. Let it continue a text: fw generate MODEL --prompt "..."'
+            f"{', or add --template chatml' if command == 'fw chat' else ''}."
         )
 
 

@@ -79,7 +79,7 @@ def look(
 
     check_weights(model, None, where=command)
     is_classified = read.format.name == "classification"
-    tokenizer = tokenizer_of(model, template, has_turns=not is_classified)
+    tokenizer = tokenizer_of(model, template, command=command, has_turns=not is_classified)
     found = survey(
         data, tokenizer, columns=columns, ignore_columns=ignore_columns, train_on=roles_of(train_on), examples=0
     )

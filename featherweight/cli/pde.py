@@ -47,14 +47,16 @@ def generate(
 
     fw pde generate navier_stokes viscosity=1e-4 final_time=5 --n 200 --out data/ns
     """
+    from featherweight.pde.problem_options import PROBLEM_OPTIONS, require_problem
+
+    require_problem(problem)
+    words = list(options or []) + ([f"resolution={resolution}"] if resolution is not None else [])
+    config = PROBLEM_OPTIONS[problem][0]().override(words, where="fw pde generate")
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from featherweight.pde.generation import generate as generate_files
-    from featherweight.pde.problems import find_problem
 
-    words = list(options or []) + ([f"resolution={resolution}"] if resolution is not None else [])
-    config = find_problem(problem).config().override(words, where="fw pde generate")
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console()
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:

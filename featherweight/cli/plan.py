@@ -165,6 +165,10 @@ def plan(
         return
     _require_question(recipe, model, seq_len, tokens_per_step, data)
     require_length(model, seq_len)
+    if recipe is not None:
+        from featherweight.training.recipe import load_recipe
+
+        load_recipe(recipe).check_options()
     seen = None
     if data is not None and model is not None:
         seen = look(

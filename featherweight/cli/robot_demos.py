@@ -238,14 +238,18 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Let a policy put cubes into the bin in simulation, through the safety pipeline, and count."""
+    from featherweight.robot.learning.options import policy_folder
+
+    if scene != "challenge":
+        raise ConfigError(f"fw robot eval: scene={scene} has no cube; expected challenge. Leave --scene out.")
+    if run is not None:
+        policy_folder(run)
     from rich.progress import Progress
 
     from featherweight.robot.learning.evaluation import FIRST_UNSEEN_SEED
     from featherweight.robot.learning.evaluation import evaluate as run_evaluation
     from featherweight.robot.learning.policy import load_policy
 
-    if scene != "challenge":
-        raise ConfigError(f"fw robot eval: scene={scene} has no cube; expected challenge. Leave --scene out.")
     policy, kit = None if run is None else load_policy(run), read_offsets("fw robot eval", offsets)
     first = FIRST_UNSEEN_SEED if seed is None else seed
     with Progress(transient=True) as bar:

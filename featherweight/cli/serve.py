@@ -9,6 +9,7 @@ from rich.console import Console
 
 from featherweight.cli import answer
 from featherweight.cli.given import require_template
+from featherweight.errors import ConfigError
 
 
 def serve(
@@ -78,7 +79,11 @@ def serve(
         guard_details=guard_details,
         page=page,
     )
-    require_template(model)
+    require_template(model, "fw serve")
+    for option, folders in (("guard", guard or []), ("adapters", [] if adapters is None else [adapters])):
+        for folder in folders:
+            if not folder.is_dir():
+                raise ConfigError(f"fw serve: {option}={folder} is no folder; expected one. Check the path.")
     from featherweight.serving.server import serve as run
 
     loaded, tokenizer = answer.load(model, dtype)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from featherweight.cli.recipe_words import require_axes
+from featherweight.cli.recipe_check import check_names
 from featherweight.cli.screen import (
     AsJson,
     Imports,
@@ -51,12 +51,17 @@ def sweep(
 
     fw sweep recipe.yaml optimizer.lr=1e-4,2e-4 seed=0,1,2,3 --out runs/first --resume
     """
-    from featherweight.training.grid import split_axes
+    from featherweight.training.grid import grid_points, split_axes
     from featherweight.training.recipe import load_recipe
 
     fixed, axes = split_axes(changes)
     base = load_recipe(recipe, fixed)
-    require_axes(base, axes)
+    for point in grid_points(base, axes):
+        check_names(point.recipe)
+    if resume and out is not None:
+        from featherweight.training.run_folder import require_begun
+
+        require_begun(out, "sweep", "sweep")
     from featherweight.training.run import run_name
     from featherweight.training.run_folder import new_run_folder
     from featherweight.training.sweep import failures

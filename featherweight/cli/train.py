@@ -130,6 +130,10 @@ def _look_first(recipe: Path, changes: list[str] | None, out: Path | None, *, re
         from featherweight.config import read_mapping
         from featherweight.text.first_look import look_first
 
+        if out is not None and "TORCHELASTIC_RUN_ID" not in os.environ:  # the first of several processes makes it
+            from featherweight.training.run_folder import check_place
+
+            check_place(out)
         look_first(read_mapping(recipe), changes)
     elif out is not None and "WORLD_SIZE" not in os.environ:  # several processes look together, when they have met
         from featherweight.training.run_folder import require_run

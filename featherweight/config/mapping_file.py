@@ -55,6 +55,8 @@ def read_mapping(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise ConfigError(
             f"{path}: content is no YAML ({_yaml_reason(error)}); expected 'key: value' lines. Correct it."
         ) from None
+    except RecursionError:
+        raise ConfigError(f"{path}: content is nested too deeply; expected a few levels. Correct it.") from None
     except _RepeatedKeyError as error:
         raise ConfigError(
             f"{path}: key='{error.args[0]}' stands twice; expected each key once. Remove one of them."
@@ -104,6 +106,8 @@ def parse_value(text: str) -> Any:
         return yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         raise ValueError(_yaml_reason(error)) from None
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
 class _RepeatedKeyError(Exception):

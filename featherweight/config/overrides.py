@@ -35,7 +35,20 @@ def override(values: dict[str, Any], assignment: str, root: type[BaseModel], whe
             f"{where}: {key}={text} is no YAML value ({error}); expected a number, text, list or "
             "mapping. Quote text that holds special characters."
         ) from None
+    if (run_together := _without_space(value)) is not None:
+        name, _, rest = run_together.partition(":")
+        raise ConfigError(
+            f"{where}: {key}={text} has '{run_together}' without a space behind the colon; expected '{name}: {rest}'. "
+            "Add the space, and quote the whole word for your shell."
+        )
     _assign(values, path, value, root, where)
+
+
+def _without_space(value: Any) -> str | None:
+    """Return a key such as "name:pde", which YAML reads as one word without a value; None if there is none."""
+    parts = value if isinstance(value, list) else value.values() if isinstance(value, dict) else ()
+    own = [key for key, one in value.items() if one is None and ":" in str(key)] if isinstance(value, dict) else []
+    return str(own[0]) if own else next((found for one in parts if (found := _without_space(one)) is not None), None)
 
 
 def _assign(values: dict[str, Any], path: list[str], value: Any, root: type[BaseModel], where: str) -> None:

@@ -19,9 +19,9 @@ from featherweight.guard.fitting import NEXT_TOKEN_FEATURES, PARTS, measure_tier
 from featherweight.guard.frames import FIT_FRAMES, REPORT_FRAME, framed
 from featherweight.guard.latency import add_latency
 from featherweight.guard.openings import choose_openings
-from featherweight.guard.options import FLAG_ONLY, PREFIX_STATES, READ_AT, REFUSAL, GuardOptions, default_layers
+from featherweight.guard.options import FLAG_ONLY, READ_AT, REFUSAL, GuardOptions, default_layers, default_prefix_states
 from featherweight.guard.prefix import prefix_ids
-from featherweight.guard.prefix_search import FALLBACK, TOPICS, Candidate, search_prefix
+from featherweight.guard.prefix_search import FALLBACK, TOPICS, Candidate, search_prefix, with_prefix
 from featherweight.guard.prompt_files import PromptSet, read_prompts, refuse_shared
 from featherweight.guard.quality import make_report
 from featherweight.guard.reading import collect, collect_openings, encode_judged
@@ -280,8 +280,7 @@ def _with_best_prefix(
     )
     candidates = search_prefix(base, model, tokenizer, harmful, benign, NEXT_TOKEN_FEATURES)
     best = candidates[0]
-    chosen = {"prefix_text": best.text, "prefix_ids": best.ids, "shows_prefix": best.is_refusal}
-    return GuardOptions.parse({**base.to_dict(), **chosen}), candidates
+    return with_prefix(base, best.text, best.ids, best.is_refusal), candidates
 
 
 def _counting(progress: Callable[[int, int], None], total: int) -> Callable[[int], None]:
@@ -316,7 +315,7 @@ def _base_options(
         "shows_prefix": text not in TOPICS,
         "probe_tokens": probe_tokens,
         "layers": default_layers(model.config.get_text_config().num_hidden_layers),
-        "prefix_states": PREFIX_STATES,
+        "prefix_states": default_prefix_states(ids),
         # Openings are chosen when the probes were read; until then their words stand for them.
         "stages": [{"tier": "probe" if tier == "continuation" else last_tier(tier)}],
         "text_classifier": text_classifier,

@@ -1,6 +1,7 @@
 """What a guard is, as one file of settings can hold it: its prefix, its stages and what a flagged request gets."""
 
 import math
+from collections.abc import Sequence
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
@@ -25,8 +26,8 @@ READ_AT: dict[str, int] = {
 """Tier -> what must have been read: 0 the prompt, 1 the forced prefix, 2 the probe."""
 FLAG_ONLY = ("hidden", "logprob")
 """Tiers that never clear a request: what talks a model out of its policy makes them look safest."""
-PREFIX_STATES = 8
-"""At so many of the last tokens of the prefix hidden states are read by default; prefixes are seldom longer."""
+PREFIX_STATES, LEAST_TOKENS = 8, 5
+"""Of a long prefix, hidden states are read at so many of its last tokens; of one below so many, at the last alone."""
 REFUSAL = "I'm sorry, but I cannot help with that."
 
 
@@ -190,6 +191,14 @@ class GuardOptions(Config):
         limit = None if flag_above == math.inf else max(flag_above, -1e300)
         stages = [{"tier": self.deciding.tier, "flag_above": limit, "platt": self.deciding.platt}]
         return self.parse({**self.to_dict(), "stages": stages, "early_exit": []})
+
+
+def default_prefix_states(prefix_ids: Sequence[int]) -> int:
+    """Return at how many of the last tokens of a prefix hidden states are read.
+
+    In a short one the model has not yet come back from what talked it out of its policy; only its last token has.
+    """
+    return PREFIX_STATES if len(prefix_ids) >= LEAST_TOKENS else 1
 
 
 def default_layers(count: int) -> tuple[int, ...]:

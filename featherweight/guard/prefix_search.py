@@ -15,7 +15,7 @@ from torch import Tensor
 from featherweight.errors import ConfigError
 from featherweight.guard.linear import USUAL, fit_linear
 from featherweight.guard.metrics import auroc
-from featherweight.guard.options import GuardOptions
+from featherweight.guard.options import GuardOptions, default_prefix_states
 from featherweight.guard.prefix import prefix_ids
 from featherweight.guard.reading import all_stops, batches, collect, left_padded
 from featherweight.guard.scoring import Scoring
@@ -24,6 +24,8 @@ from featherweight.models.generation import generate, prefill
 FALLBACK = "I'm sorry, but I cannot"
 TOPICS = ("This question is about", "The user wants")
 """Openings that are no refusals: the state of the model behind them holds what it takes the request to be."""
+LONG_ENOUGH = 7
+"""Tokens of an opening that brings a model back."""
 _REFUSALS = ("sorry", "cannot", "can't", "can not", "unable", "not able", "apolog", "won't")
 _REPLIES, _REPLY_TOKENS, _ROWS, _LENGTHS, _SHARE = 24, 16, 40, (3, 5, 8, 12), 0.05
 
@@ -62,7 +64,7 @@ def search_prefix(
     options: dict[tuple[int, ...], GuardOptions] = {}
     for text, shown in texts.items():
         _, ids = prefix_ids(tokenizer, text, preamble=base.preamble_text)
-        options.setdefault(ids, _with_prefix(base, text, ids, shown))
+        options.setdefault(ids, with_prefix(base, text, ids, shown))
     prompts = [*harmful[:_ROWS], *benign[:_ROWS]]
     labels = torch.tensor([1] * len(harmful[:_ROWS]) + [0] * len(benign[:_ROWS]))
     judges = [Scoring(one, {}, tokenizer=tokenizer) for one in options.values()]
@@ -73,7 +75,17 @@ def search_prefix(
         one = judge.options
         quality = auroc(scores[labels == 1], scores[labels == 0])
         found.append(Candidate(one.prefix_text, one.prefix_ids, one.shows_prefix, least_error(scores, labels), quality))
-    return sorted(found, key=lambda one: (round(one.error, 6), -round(one.auroc, 6), len(one.ids)))
+    return sorted(found, key=_rank)
+
+
+def _rank(one: Candidate) -> tuple[float, float, bool, int]:
+    """Order candidates; of equal ones the shorter is cheaper, unless it is too short.
+
+    Differs from the paper, where the shorter one always wins: behind "I'm sorry" alone, a model that was talked out of
+    its policy has not come back yet. In the stand-in of the tests no such request was flagged there, 46 % were behind
+    "I'm sorry, but", and all of them behind "I'm sorry, but I cannot" (7 tokens).
+    """
+    return round(one.error, 6), -round(one.auroc, 6), len(one.ids) < LONG_ENOUGH, len(one.ids)
 
 
 def least_error(scores_N: Tensor, labels_N: Tensor) -> float:
@@ -93,8 +105,10 @@ def likeliest(next_ids_BK: Tensor | None, count: int) -> Tensor:
     return torch.tensor(sorted(token for token, _ in counted.most_common(count)))
 
 
-def _with_prefix(base: GuardOptions, text: str, ids: tuple[int, ...], shown: bool) -> GuardOptions:
-    return GuardOptions.parse({**base.to_dict(), "prefix_text": text, "prefix_ids": ids, "shows_prefix": shown})
+def with_prefix(base: GuardOptions, text: str, ids: tuple[int, ...], shown: bool) -> GuardOptions:
+    """Return the settings with another prefix, and the states that are read of one of its length."""
+    chosen = {"prefix_text": text, "prefix_ids": ids, "shows_prefix": shown}
+    return GuardOptions.parse({**base.to_dict(), **chosen, "prefix_states": default_prefix_states(ids)})
 
 
 def _openings(model: Any, tokenizer: Any, prompts: Sequence[Any]) -> list[str]:

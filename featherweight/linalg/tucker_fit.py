@@ -15,6 +15,7 @@ import torch
 from torch import Generator, Tensor
 
 from featherweight.errors import LISTED, ConfigError, NumericsError, ShapeError, did_you_mean
+from featherweight.linalg.limits import MAX_WORKSPACE_BYTES
 from featherweight.linalg.orthonormal import one_thread
 from featherweight.linalg.tucker import (
     SliceSubspace,
@@ -25,9 +26,6 @@ from featherweight.linalg.tucker import (
     squared_norm,
     upcast,
 )
-
-MAX_WORKSPACE_BYTES = 1 << 28
-"""Largest transient copy of an unfolding: 256 MiB."""
 
 TuckerMethod = Literal["auto", "st_hosvd", "hooi", "subspace", "randomized"]
 TUCKER_METHODS: tuple[str, ...] = get_args(TuckerMethod)

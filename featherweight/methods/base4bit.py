@@ -5,32 +5,26 @@ is trained, so a method that trains something of its own beside it follows. The 
 Source: Dettmers et al., QLoRA, arXiv 2305.14314, section 3 (NF4, double quantisation).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import nn
 
 from featherweight.errors import ConfigError, MissingExtraError
 from featherweight.import_hook import without_kernel_advice
 from featherweight.methods.method import Method
+from featherweight.methods.options import Base4bitOptions
 from featherweight.methods.peft_adapter import require_no_adapter
 from featherweight.nn.module_tree import replace_module, shared_parameters
 from featherweight.report import Report
 from featherweight.selection import select_modules
 
 _TRAINED_BEFORE = "_featherweight_trained_before_base4bit"
-_REFUSED = {
-    "Int8": "trains weights in int8",
-    "InRank": "trains weights whose rank grows",
-    "WeLore": "trains factors of the weights",
-    "CoreGradient": "serves weights that are trained",
-}
-"""Methods that want weights which are trained, or to be made something else; each with the reason."""
 
 
-class Base4bit(Method):
+class Base4bit(Base4bitOptions, Method):
     """Options of frozen 4-bit weights; apply them before the adapter: ``fw.apply(model, fw.Base4bit())``.
 
     Needs the extra `base4bit` (bitsandbytes, on GPUs and CPUs).
@@ -44,13 +38,6 @@ class Base4bit(Method):
         >>> model.model.layers[0].mlp.up_proj.base_layer.weight.dtype
         torch.uint8
     """
-
-    freezes_model: ClassVar[bool] = True
-
-    target_modules: str | list[str] = "all-linear"
-    """Modules whose weights become four bits: all-linear, a regular expression or names, as in PEFT."""
-    exclude_modules: str | list[str] = []
-    """Modules that keep their float weights: a regular expression or names."""
 
     def apply(self, model: nn.Module, calibration: Any = None) -> Report:
         """Freeze a model in place and quantise its layers; see `fw.apply`. One float weight after the other is freed.
@@ -128,34 +115,6 @@ class Base4bit(Method):
                 "expected nn.Linear. Select other modules."
             )
         return chosen, left
-
-
-def check_company(methods: Sequence[Any]) -> None:
-    """Refuse 4-bit weights beside methods that train the weights, without an adapter, or behind it.
-
-    Args:
-        methods: of a recipe, in order, `Base4bit` among them.
-    Raises:
-        ConfigError: names the method.
-    """
-    names = [type(method).__name__ for method in methods]
-    for name in names:
-        if name in _REFUSED:
-            raise ConfigError(
-                f"recipe methods: base4bit freezes the weights, and {name} {_REFUSED[name]}; expected one of the two. "
-                "Leave one out."
-            )
-    adapters = [names.index(name) for name in ("LoRA", "S2FT") if name in names]
-    if not adapters:
-        raise ConfigError(
-            f"recipe methods: base4bit freezes every weight, and methods={names} train none; expected an adapter "
-            "behind it. Write methods: [base4bit, lora], or leave base4bit out to train all weights."
-        )
-    if min(adapters) < names.index("Base4bit"):
-        raise ConfigError(
-            f"recipe methods: base4bit comes behind {names[min(adapters)]}, which then stands beside float weights; "
-            "expected it first. Write methods: [base4bit, lora]."
-        )
 
 
 def frozen_layers(model: nn.Module) -> dict[str, Any]:

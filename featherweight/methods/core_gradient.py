@@ -8,10 +8,9 @@ ordinary one.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import torch
-from pydantic import model_validator
 from torch import Tensor, nn
 
 from featherweight.errors import ConfigError
@@ -24,6 +23,7 @@ from featherweight.methods.forward_patch import (
     unpatch_forward,
 )
 from featherweight.methods.method import Method
+from featherweight.methods.options import CoreGradientOptions
 from featherweight.methods.shared_input import layers_with_one_input
 from featherweight.nn.int8_linear import Int8Linear
 from featherweight.nn.int8_module import Int8Module
@@ -32,10 +32,10 @@ from featherweight.optim.backward.updates import core_receiver
 from featherweight.optim.sharding import sharded_of
 from featherweight.ownership import Part, refuse_owned
 from featherweight.report import Report
-from featherweight.selection import ALL_LINEAR, select_modules
+from featherweight.selection import select_modules
 
 
-class CoreGradient(Method):
+class CoreGradient(CoreGradientOptions, Method):
     """Let linear layers compute what a low-rank optimizer uses of a gradient, and never the gradient.
 
     Takes effect with `fw.optim.layerwise` and an optimizer that drops what lies outside of its subspaces (GaLore,
@@ -53,34 +53,6 @@ class CoreGradient(Method):
         ...     model(torch.ones(8, 64)).square().mean().backward()
         >>> fw.remove(model, CoreGradient())
     """
-
-    keeps_parameters: ClassVar[bool] = True
-    needs_layerwise: ClassVar[bool] = True
-
-    target_modules: str | list[str] = ALL_LINEAR
-    """Layers that may leave cores: all-linear, a regular expression, or a list of names."""
-    exclude_modules: str | list[str] = []
-    """Layers left out, same forms."""
-    prefer: Literal["speed", "memory"] = "speed"
-    """speed: leave a core where it takes clearly fewer FLOPs than the gradient. memory: where it takes fewer bytes."""
-    refresh: Literal["thin", "full"] = "thin"
-    """How a new basis is computed: from thin products with the factors of the gradient, or from the whole gradient,
-    which is then formed for this layer and step."""
-    share_basis: bool = False
-    """One right basis for layers that read the same input (q, k, v; gate, up), so that one thin product is computed and
-    kept for all of them. Which layers these are says `featherweight.methods.shared_input.shared_inputs`; which of their
-    weights have a basis on the right side (`proj_type`), of one rank, says the optimizer: its report names the others.
-    Saves activations and FLOPs; in the optimizer's state each weight keeps a copy of the basis, as without sharing.
-    """
-
-    @model_validator(mode="after")
-    def _shared_bases_are_thin(self) -> "CoreGradient":
-        if self.share_basis and self.refresh == "full":
-            raise ValueError(
-                "share_basis=True fits one basis to thin products of several layers, and refresh='full' wants the "
-                "whole gradient of one; expected one of the two. Leave refresh at 'thin'."
-            )
-        return self
 
     def apply(self, model: nn.Module, calibration: Any = None) -> Report:
         """Change the model in place; see `fw.apply`.

@@ -11,24 +11,24 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Any
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from featherweight.errors import ConfigError, NumericsError
 from featherweight.methods.method import Method
+from featherweight.methods.options import Int8Options
 from featherweight.nn.int8_linear import int8_class, to_float_, to_int8_
 from featherweight.nn.int8_module import CODES, SCALE, Int8Module
 from featherweight.ownership import Part, refuse_owned
-from featherweight.quant.int8_weight import GROUP_SIZE, Int8Weight, has_values
+from featherweight.quant.int8_weight import Int8Weight, has_values
 from featherweight.report import Report
 from featherweight.selection import select_embedding_modules, select_modules
 
 
-class Int8(Method):
+class Int8(Int8Options, Method):
     """Options of int8 weights; ``fw.apply(model, fw.Int8())`` applies them, before the optimizer is built or after.
 
     Example:
@@ -41,17 +41,6 @@ class Int8(Method):
         >>> model[0].weight_codes.dtype
         torch.int8
     """
-
-    keeps_parameters: ClassVar[bool] = True
-
-    target_modules: str | list[str] = "all-linear"
-    """Modules whose weights become int8: all-linear, a regular expression or names, as in PEFT."""
-    exclude_modules: str | list[str] = []
-    """Modules that keep their float weights: a regular expression or names."""
-    embeddings: bool = False
-    """Take embeddings and the output head too."""
-    group_size: Annotated[int, Field(gt=0)] = GROUP_SIZE
-    """Elements of a row that share a scale; each scale takes four bytes."""
 
     def apply(self, model: nn.Module, calibration: Any = None) -> Report:
         """Change a model in place; see `fw.apply`. Each float weight is freed before the next one is converted.

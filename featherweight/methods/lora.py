@@ -10,10 +10,9 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 from unittest.mock import patch
 
-from pydantic import Field
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 
@@ -21,6 +20,7 @@ from featherweight.errors import ConfigError
 from featherweight.import_hook import without_kernel_advice
 from featherweight.methods.low_rank_model import low_rank_modules
 from featherweight.methods.method import Method
+from featherweight.methods.options import LoRAOptions
 from featherweight.methods.peft_adapter import (
     PREFIX,
     head_settings,
@@ -40,7 +40,7 @@ ADAPTER = "default"
 _TRAINED_BEFORE = "_featherweight_trained_before_lora"
 
 
-class LoRA(Method):
+class LoRA(LoRAOptions, Method):
     """Options of LoRA; fields that `peft.LoraConfig` has mean the same, and biases stay frozen.
 
     Initial values are drawn from torch's global generator, as in PEFT; a recipe seeds it. Adapters are float32 beside
@@ -55,24 +55,6 @@ class LoRA(Method):
         True
         >>> fw.remove(model, fw.LoRA())
     """
-
-    freezes_model: ClassVar[bool] = True
-    needs_pretrained: ClassVar[bool] = True
-
-    r: int = Field(default=16, gt=0)
-    """Rank of the change of each module."""
-    lora_alpha: int = Field(default=32, gt=0)
-    """The change is multiplied by lora_alpha / r, or by lora_alpha / sqrt(r) with use_rslora."""
-    target_modules: list[str] | str | None = None
-    """Names, a regular expression or all-linear; None takes all linear layers without the output head."""
-    exclude_modules: list[str] | str = []
-    """Names or a regular expression of modules to leave out."""
-    lora_dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Share of the adapters' inputs that is dropped in training."""
-    use_rslora: bool = False
-    """Scale by lora_alpha / sqrt(r), which lets larger ranks learn."""
-    use_dora: bool = False
-    """Train the length of each output's weights apart from their direction (DoRA); slower, and not on int8 weights."""
 
     def apply(self, model: nn.Module, calibration: Any = None) -> Report:
         """Freeze a model in place and put adapters beside its layers; see `fw.apply`.

@@ -8,18 +8,18 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, cast
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from featherweight.config import Config
 from featherweight.errors import ConfigError
+from featherweight.methods.named import methods, named_options, where_of
+from featherweight.methods.options import MethodOptions
 from featherweight.methods.sealed_folder import unwatch_saving, watch_saving
 from featherweight.methods.stale_optimizer import noting_exchanges
 from featherweight.ownership import Part, refuse_owned
-from featherweight.registry import Registry
 from featherweight.report import Report
 from featherweight.unwrap import unwrap_model
 
@@ -27,31 +27,12 @@ from featherweight.unwrap import unwrap_model
 _ATTRIBUTE = "_featherweight_methods"
 
 
-class Method(Config, ABC):
+class Method(MethodOptions, ABC):
     """A named change of a model: its options, how it is made and how it is undone.
 
     What a method remembers of a model it leaves on the model, never on itself. What has a default here is what a method
     may know more.
     """
-
-    keeps_parameters: ClassVar[bool] = False
-    """The parameters stay the same objects, so an optimizer may hold them already."""
-    freezes_model: ClassVar[bool] = False
-    """The model's own weights are frozen, and what trains is a small part."""
-    needs_pretrained: ClassVar[bool] = False
-    """It changes little of a model, or keeps what the model knows: on random weights it is refused in a recipe."""
-    needs_layerwise: ClassVar[bool] = False
-    """Takes effect with layer-wise updates alone (`fw.optim.layerwise`)."""
-
-    @property
-    def needs_calibration(self) -> bool:
-        """Whether `apply` needs data."""
-        return False
-
-    @property
-    def checkpoints_activations(self) -> bool:
-        """Whether it brings activation checkpointing along, in the place of the model's own."""
-        return False
 
     @abstractmethod
     def apply(self, model: nn.Module, calibration: Any = None) -> Report:
@@ -103,18 +84,6 @@ class Method(Config, ABC):
         For methods whose result is more than the weights of a model that its ecosystem opens.
         """
         return nullcontext()
-
-
-methods: Registry[type[Method]] = Registry("method", "featherweight.methods")
-"""Methods by the name that a recipe uses."""
-methods.register("core_gradient", "featherweight.methods.core_gradient:CoreGradient")
-methods.register("mst", "featherweight.methods.mst:MsT")
-methods.register("int8", "featherweight.methods.int8:Int8")
-methods.register("base4bit", "featherweight.methods.base4bit:Base4bit")
-methods.register("welore", "featherweight.methods.welore:WeLore")
-methods.register("inrank", "featherweight.methods.inrank:InRank")
-methods.register("lora", "featherweight.methods.lora:LoRA")
-methods.register("s2ft", "featherweight.methods.s2ft.method:S2FT")
 
 
 def apply(model: nn.Module, method: Method, calibration: Any = None) -> Report:
@@ -229,20 +198,8 @@ def parse_methods(entries: Sequence[Any]) -> list[Method]:
         >>> parse_methods([{"mst": {"chunk_size": 512}}])[0].chunk_size
         512
     """
-    parsed: list[Method] = []
-    for entry in entries:
-        entry = {entry: {}} if isinstance(entry, str) else entry
-        if not isinstance(entry, Mapping) or len(entry) != 1:
-            raise ConfigError(
-                f"recipe methods: entry={entry!r} names no single method; expected a name, or one name with its "
-                "options. Write for example {mst: {chunk_size: 512}}."
-            )
-        ((name, options),) = entry.items()
-        method = methods.get(name).parse(options or {}, where=f"recipe methods {name}")
-        if any(type(method) is type(one) for one in parsed):
-            raise ConfigError(f"recipe methods: {name} stands twice; expected each method once. Remove one of the two.")
-        parsed.append(method)
-    return parsed
+    found = ((methods.get(name), name, options) for name, options in named_options(entries))
+    return [cast("type[Method]", method).parse(options, where=where_of(name)) for method, name, options in found]
 
 
 def check_method(method: object) -> None:

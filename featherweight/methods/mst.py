@@ -8,10 +8,9 @@ the module objects stay, no checkpointing is forced, and no token is dropped fro
 
 import types
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
@@ -30,6 +29,7 @@ from featherweight.methods.fused_head import HeadSettings, causal_forward, find_
 from featherweight.methods.layer_checkpoint import checkpoint_layers, restore_layers
 from featherweight.methods.method import Method
 from featherweight.methods.mlp_structure import MlpStructure, find_structure, mlp_structures
+from featherweight.methods.options import MsTOptions, Tokens
 from featherweight.methods.probe import difference
 from featherweight.nn.chunk_size import mlp_chunk_size
 from featherweight.nn.chunked import chunk
@@ -37,10 +37,8 @@ from featherweight.nn.chunked_mlp import feed_forward
 from featherweight.ownership import Part, refuse_owned
 from featherweight.report import Report
 
-Tokens = Literal["auto"] | Annotated[int, Field(gt=0)]
 
-
-class MsT(Method):
+class MsT(MsTOptions, Method):
     """Options of the Mini-Sequence Transformer; ``fw.apply(model, fw.MsT())`` applies it.
 
     Example:
@@ -55,34 +53,6 @@ class MsT(Method):
         (True, None)
     """
 
-    keeps_parameters: ClassVar[bool] = True
-
-    mlp: bool = True
-    """Run feed-forward layers in chunks; they keep only their input for the backward pass."""
-    head: bool = True
-    """Compute the loss in chunks, without logits, when labels are given. The output's logits are then None."""
-    head_in_eval: bool = False
-    """Do so in eval mode too; else a model in eval mode returns logits, which metrics may need."""
-    checkpoint: Literal["selective", "offload"] | bool = False
-    """Activation checkpointing of the layers: true keeps each layer's input and repeats the layer in the backward pass,
-    selective keeps attention's result too, offload moves the inputs to host memory, false leaves the model's way."""
-    chunk_size: Tokens = "auto"
-    """Tokens of a chunk in feed-forward layers; auto chooses by their width and leaves short inputs whole."""
-    head_chunk_size: Tokens = "auto"
-    """Tokens of a chunk in the loss; auto chooses by the size of the vocabulary."""
-    save: Literal["input", "products"] = "input"
-    """What feed-forward layers keep: their input, or also gate and up projections, which are then computed once."""
-    accum_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """In which dtype gradients of weights are summed over chunks; auto takes float32 for 16-bit weights."""
-    tokenwise: bool = False
-    """Run everything in a layer but attention in chunks: norms, projections, the feed-forward layer. A model whose
-    layers cannot be cut is refused."""
-
-    @property
-    def checkpoints_activations(self) -> bool:
-        """Whether `checkpoint` is on."""
-        return bool(self.checkpoint)
-
     def apply(self, model: nn.Module, calibration: Any = None) -> Report:
         """Change a model in place; see `fw.apply`.
 
@@ -90,11 +60,6 @@ class MsT(Method):
             ConfigError: if nothing in the model can be changed, the method is applied already, or `tokenwise` does not
                 fit the model.
         """
-        if self.tokenwise and self.save == "products":
-            raise ConfigError(
-                "MsT: save='products' is given beside tokenwise=True, whose regions keep their inputs alone; expected "
-                "save='input'. Drop one of the two."
-            )
         report = Report("Mini-Sequence Transformer")
         rows: list[list[str | float | None]] = []
         changed: list[nn.Module] = []

@@ -104,12 +104,13 @@ def require_new(out: Path) -> None:
         raise ConfigError(f"export: out={out} is there already; expected a new place. Choose another name.")
 
 
-def require_room(out: Path, needed_bytes: float) -> None:
-    """Refuse an export that the disk has no room for, before the work begins.
+def require_room(out: Path, needed_bytes: float, *, where: str = "export") -> None:
+    """Refuse a result that the disk has no room for, before the work begins.
 
     Args:
         out: where to.
         needed_bytes: of the result, roughly.
+        where: opens the message.
 
     Raises:
         ConfigError: if less is free.
@@ -120,8 +121,8 @@ def require_room(out: Path, needed_bytes: float) -> None:
     needed = math.ceil(needed_bytes * 1.02) + 2**20
     if needed > free_bytes:
         raise ConfigError(
-            f"export: out={out} needs about {format_bytes(needed)}, and its disk has {format_bytes(free_bytes)} free; "
-            "expected room for all of it. Free some space, choose another disk, or a smaller type."
+            f"{where}: out={out} needs about {format_bytes(needed)}, and its disk has {format_bytes(free_bytes)} free; "
+            "expected room for all of it. Free some space, choose another disk, or a smaller result."
         )
 
 

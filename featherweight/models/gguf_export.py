@@ -20,13 +20,13 @@ from featherweight.config.files import new_file
 from featherweight.errors import ConfigError, MissingExtraError
 from featherweight.models.export import cannot_write, count_parameters, dense_model, require_new, require_room
 from featherweight.models.facts import model_configuration
+from featherweight.models.gguf_family import FAMILY, require_family, require_gguf_source
 from featherweight.models.gguf_tokenizer import GgufTokenizer, read_tokenizer
+from featherweight.models.place import ADAPTER_FILE
 
 BYTES_PER_WEIGHT = {"f16": 2.0, "q8_0": 34 / 32, "q4_0": 18 / 32}
 """Types of a file, and what a weight of a matrix takes: a block of 32 has a factor in float16."""
 
-_FAMILY = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
-"""llama.cpp's name of each architecture of transformers that is written."""
 _NAMES = {
     "model.embed_tokens": "token_embd",
     "model.norm": "output_norm",
@@ -70,11 +70,12 @@ def export_gguf(source: str, file: Path, *, kind: str, base: str | None = None) 
             "'featherweight[demo]'"
         )
     require_new(file)
-    if not (Path(source).expanduser() / "adapter_config.json").exists():
-        require_family(model_configuration(source), source)
+    require_gguf_source(source, base)
+    if not (Path(source).expanduser() / ADAPTER_FILE).exists():
+        require_family(model_configuration(source).to_dict(), source)
     require_room(file, count_parameters(source, base) * BYTES_PER_WEIGHT[kind])
     model, tokenizer = dense_model(source, base=base)
-    require_family(model.config, source)
+    require_family(model.config.to_dict(), source)
     words = read_tokenizer(tokenizer, model.get_input_embeddings().num_embeddings, where=source)
     try:
         with new_file(file) as temporary:
@@ -90,46 +91,13 @@ def export_gguf(source: str, file: Path, *, kind: str, base: str | None = None) 
     }
 
 
-def require_family(config: Any, source: str) -> None:
-    """Refuse an architecture, or a setting of it, that the file could not say.
-
-    Raises:
-        ConfigError: as described.
-    """
-    if config.model_type not in _FAMILY:
-        raise ConfigError(
-            f"export: model_type={config.model_type} of {source} is none that is written as GGUF here; expected one of "
-            f"{', '.join(_FAMILY)}. Write a dense copy (--to hf:bf16), which llama.cpp's own converter reads."
-        )
-    rope = getattr(config, "rope_parameters", None) or {}
-    window = getattr(config, "sliding_window", None)
-    odd = {
-        "rope_type": rope.get("rope_type", "default") not in _rope_types(config) and rope.get("rope_type"),
-        "attention_bias": getattr(config, "attention_bias", False),
-        "mlp_bias": getattr(config, "mlp_bias", False),
-        "hidden_act": getattr(config, "hidden_act", "silu") != "silu" and config.hidden_act,
-        "sliding_window": window is not None and window < config.max_position_embeddings and window,
-    }
-    for name, value in odd.items():
-        if value:
-            raise ConfigError(
-                f"export: {name}={value} of {source} is not written as GGUF here; expected a {config.model_type} "
-                "without it. Write a dense copy (--to hf:bf16), which llama.cpp's own converter reads."
-            )
-
-
-def _rope_types(config: Any) -> tuple[str, ...]:
-    """Return the kinds of rotary embeddings that a file can say; longer contexts of Llama 3 are factors in a tensor."""
-    return ("default", "llama3") if _FAMILY[config.model_type] == "llama" else ("default",)
-
-
 def _write(model: Any, words: GgufTokenizer, file: Path, kind: str, name: str) -> None:
     import gguf
     import numpy as np
 
     kinds = {"f16": ("MOSTLY_F16", "F16"), "q8_0": ("MOSTLY_Q8_0", "Q8_0"), "q4_0": ("MOSTLY_Q4_0", "Q4_0")}
     file_type, matrix_type = kinds[kind]
-    writer = gguf.GGUFWriter(file, _FAMILY[model.config.model_type])
+    writer = gguf.GGUFWriter(file, FAMILY[model.config.model_type])
     try:
         writer.add_name(name)
         writer.add_file_type(gguf.LlamaFileType[file_type])
@@ -248,7 +216,7 @@ def _ordered(name: str, tensor: Tensor, config: Any) -> Any:
     """
     numbers = tensor.detach().float()
     heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}.get(name.split(".")[-2])
-    if heads is not None and _FAMILY[config.model_type] == "llama":
+    if heads is not None and FAMILY[config.model_type] == "llama":
         rows = numbers.shape[0]
         numbers = numbers.view(heads, 2, rows // heads // 2, -1).transpose(1, 2).reshape(rows, -1)
     return numbers.contiguous().numpy()

@@ -22,8 +22,8 @@ from torch import Tensor
 
 from featherweight.config.options import plain_number
 from featherweight.errors import ConfigError
+from featherweight.optim.groups import completed
 from featherweight.optim.options import LOW_RANK_DEFAULTS
-from featherweight.optim.param_groups import completed
 from featherweight.optim.policies.lazy import lazy_options
 from featherweight.optim.sharding import agree, at_hand
 from featherweight.optim.state_dict import distributed_state, load_state, mark

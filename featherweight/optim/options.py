@@ -4,7 +4,7 @@ A family of optimizers is one `TypedDict`. From it follow the keyword arguments 
 and type checkers know them), what `help()` shows, the check of a parameter group, the keys of a recipe (`build.py`),
 and their words in the docs. A `TypedDict` is the source, and not a pydantic class, because type checkers take keyword
 arguments from nothing else; the pydantic classes of recipes are made from it. A preset states only where its defaults
-differ.
+differ. Nothing here imports torch, so that a recipe is judged at once.
 """
 
 import ast
@@ -20,12 +20,11 @@ from typing import Annotated, Any, Literal, NamedTuple, TypedDict, Union, get_ar
 
 from pydantic import Field
 from pydantic.fields import FieldInfo
-from torch import Tensor
 
-from featherweight.linalg.tucker_fit import MAX_WORKSPACE_BYTES
+from featherweight.linalg.limits import MAX_WORKSPACE_BYTES
 from featherweight.optim.policies.lazy import LazyRefresh
-from featherweight.optim.policies.refresh import ProjType
-from featherweight.optim.tucker.plan import TensorKind
+from featherweight.optim.policies.sides import ProjType
+from featherweight.optim.tucker.kinds import TensorKind
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Bits = Literal[32, 16, 8, 4]
@@ -346,8 +345,9 @@ def _allows(kind: Any, value: Any) -> bool:
 
 def is_number(value: Any) -> bool:
     """Say whether a value is a finite number; torch's schedulers also drive an lr that is a tensor of one element."""
-    if isinstance(value, Tensor):
-        return value.numel() == 1
+    torch = sys.modules.get("torch")  # a recipe is judged before it is imported, and holds no tensors
+    if torch is not None and isinstance(value, torch.Tensor):
+        return bool(value.numel() == 1)
     return isinstance(value, Real) and math.isfinite(value)
 
 

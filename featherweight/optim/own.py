@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from featherweight.errors import ConfigError
-from featherweight.optim.build import NamedOptimizer, OptimizerConfig
+from featherweight.optim.named import NamedOptimizer, OptimizerConfig
 
 
 class InRecipes:

@@ -49,7 +49,7 @@ def sample_pairs(
         ConfigError: for an unknown problem.
         NumericsError: if `steps` of the options are too few; see `time_tolerance` there.
     Example:
-        >>> from featherweight.pde.problems import DarcyConfig
+        >>> from featherweight.pde.problem_options import DarcyConfig
         >>> sample_pairs("darcy", 3, config=DarcyConfig(resolution=16)).y.shape
         torch.Size([3, 16, 16])
     """

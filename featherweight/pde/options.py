@@ -1,6 +1,6 @@
 """Options of the task: what stands beside `name: pde` in a recipe."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -47,7 +47,7 @@ class PdeConfig(Config):
     darcy in its name."""
     model: Literal["fno", "neuraloperator"] = "fno"
     """Our own network, or that of the package neuraloperator."""
-    n_modes: list[int] = [16, 16]
+    n_modes: list[Annotated[int, Field(ge=1)]] = Field(default=[16, 16], min_length=1, max_length=3)
     """Kept Fourier modes an axis, both signs counted."""
     hidden_channels: int = Field(default=32, ge=1)
     """Width."""

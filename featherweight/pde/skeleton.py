@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from featherweight.errors import ConfigError
 from featherweight.pde.metrics import relative_error
 from featherweight.pde.network import new_network
 from featherweight.pde.operator import FieldOperator
 from featherweight.pde.options import PdeConfig
+from featherweight.pde.problem_options import problem_options
 from featherweight.pde.problems import PROBLEMS
-from featherweight.pde.splits import is_periodic, load_splits, problem_options
+from featherweight.pde.splits import is_periodic, load_splits
 from featherweight.training.task import Batch, Skeleton
 
 
@@ -61,10 +61,5 @@ def _shapes(config: PdeConfig) -> tuple[tuple[int, ...], tuple[int, ...]]:
         return tuple(train.x.shape[1:]), tuple(train.y.shape[1:])
     chosen = problem_options(config)
     options, dimensions = chosen.to_dict(), PROBLEMS[config.data].axes_of(chosen)
-    if dimensions != len(config.n_modes):
-        raise ConfigError(
-            f"pde task: n_modes={config.n_modes} do not fit {config.data}, whose fields have {dimensions} axes; "
-            "expected as many. Give as many n_modes as the fields have axes."
-        )
     points = (options["resolution"],) * dimensions
     return (1, *points), (options.get("snapshots", 1), *points)

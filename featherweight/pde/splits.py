@@ -1,14 +1,13 @@
 """The training and test data of a task: generated samples, a file, or a folder of files."""
 
-import re
 from dataclasses import replace
-from pathlib import Path
 
-from featherweight.config import Config
 from featherweight.errors import ConfigError
+from featherweight.pde.data_files import find_files
 from featherweight.pde.files import FieldPairs, read_pairs
 from featherweight.pde.generation import sample_pairs
 from featherweight.pde.options import PdeConfig
+from featherweight.pde.problem_options import problem_options
 from featherweight.pde.problems import PROBLEMS
 
 
@@ -26,16 +25,8 @@ def load_splits(config: PdeConfig) -> tuple[FieldPairs, dict[str, FieldPairs]]:
     return train, tests
 
 
-def problem_options(config: PdeConfig) -> Config:
-    """Return the options of the problem whose samples are generated."""
-    options = dict(config.problem_options)
-    if config.resolution is not None:
-        options["resolution"] = config.resolution
-    return PROBLEMS[config.data].config.parse(options, where="pde task problem_options")
-
-
 def _read(config: PdeConfig) -> tuple[FieldPairs, dict[str, FieldPairs]]:
-    train_file, test_files = _find_files(config)
+    train_file, test_files = find_files(config)
     options = {key: getattr(config, key) for key in ("x_key", "y_key", "x_index", "y_index", "x_axes", "y_axes")}
     train, *tests = (read_pairs(path, **options, dimensions=len(config.n_modes)) for path in (train_file, *test_files))
     if not tests:
@@ -53,33 +44,6 @@ def _generated(config: PdeConfig) -> tuple[FieldPairs, dict[str, FieldPairs]]:
     train = sample_pairs(config.data, config.n_train or 1000, seed=config.data_seed, config=problem)
     test = sample_pairs(config.data, config.n_test or 200, seed=config.data_seed, split="test", config=problem)
     return train, {str(test.x.shape[-1]): test}
-
-
-def _find_files(config: PdeConfig) -> tuple[Path, list[Path]]:
-    path = Path(config.data)
-    tests = [Path(one) for one in config.test_data]
-    if path.is_file():
-        return path, tests
-    found = sorted(path.glob("*_train_*.pt")) if path.is_dir() else []
-    if config.resolution is not None:
-        found = [one for one in found if one.stem.endswith(f"_{config.resolution}")]
-    if len(found) != 1:
-        names = ", ".join(one.name for one in found) or "none"
-        wanted = "*_train_*.pt" if config.resolution is None else f"*_train_*_{config.resolution}.pt"
-        raise ConfigError(
-            f"pde task: data={config.data} holds {names} of the wanted training files ({wanted}); expected a file, a "
-            f"folder with one of them, or one of {', '.join(PROBLEMS)}. Set resolution to that of the data, or make "
-            "them with fw pde generate."
-        )
-    own = found[0].with_name(found[0].name.replace("_train_", "_test_"))
-    prefix = found[0].name.partition("_train_")[0]
-    others = [one for one in sorted(path.glob(f"{prefix}_test_*.pt"), key=_resolution) if one != own]
-    return found[0], tests or [*([own] if own.exists() else []), *others]
-
-
-def _resolution(path: Path) -> int:
-    digits = re.search(r"(\d+)$", path.stem)
-    return int(digits[1]) if digits else 0
 
 
 def _with_channels(pairs: FieldPairs, dimensions: int) -> FieldPairs:
@@ -114,5 +78,5 @@ def is_periodic(config: PdeConfig) -> bool:
     """Tell whether the fields wrap around: as the options say, or else as the names of problem and files do."""
     if config.periodic is not None:
         return config.periodic
-    names = [config.data] if config.data in PROBLEMS else [config.data, _find_files(config)[0].name]
+    names = [config.data] if config.data in PROBLEMS else [config.data, find_files(config)[0].name]
     return not any("darcy" in name.lower() for name in names)

@@ -82,6 +82,13 @@ figure svg { display: block; width: 100%; height: auto; }
   .cards td:not(:first-child)::before { content: attr(data-label); color: var(--soft); text-align: left;
     white-space: normal; }
   .cards td.none { display: none; }
+  .facts, .facts tbody { display: block; }
+  .facts tr { display: grid; grid-template-columns: minmax(0, 1.2fr) minmax(0, 1fr); }
+  .facts .name { overflow-wrap: anywhere; }
+  .facts tr.long { grid-template-columns: minmax(0, 1fr); }
+  .facts tr + tr { border-top: 1px solid var(--grid); }
+  .facts td { border: 0; }
+  .facts tr.long .value { padding-top: 0; }
   .wide { display: none; }
   .narrow { display: block; }
 }
@@ -89,6 +96,10 @@ details { margin-top: .75rem; }
 summary { color: var(--soft); cursor: pointer; font-size: .85rem; }
 .empty { color: var(--soft); }
 @media print { body { background: none; } section { break-inside: avoid; } }"""
+
+
+LONG = 60
+"""Characters of a fact from which a phone shows it below its name, in the whole width."""
 
 
 def _page_section(section: Section) -> str:
@@ -111,7 +122,8 @@ def _page_facts(section: Facts) -> str:
         return '<p class="empty">no data</p>'
     pairs = zip(section.facts, format_facts(section.facts), strict=True)
     rows = "".join(
-        f'<tr><td class="name">{html.escape(name)}</td><td class="value">{html.escape(text)}</td></tr>'
+        f'<tr{" class=long" if len(text) > LONG else ""}><td class="name">{html.escape(name)}</td>'
+        f'<td class="value">{html.escape(text)}</td></tr>'
         for name, text in pairs
     )
     return f'<div class="scroll"><table class="table facts"><tbody>{rows}</tbody></table></div>'

@@ -5,10 +5,10 @@ from typing import Any
 from featherweight.lazy_names import load_name
 
 _LAZY = {
-    "ChatConfig": "featherweight.text.chat_options",
+    "ChatConfig": "featherweight.text.options",
     "ChatTask": "featherweight.text.chat_task",
     "ModelFacts": "featherweight.models.facts",
-    "TextConfig": "featherweight.text.task",
+    "TextConfig": "featherweight.text.options",
     "TextTask": "featherweight.text.task",
     "byte_tokenizer": "featherweight.models.tokenizer",
     "load_documents": "featherweight.text.corpus",

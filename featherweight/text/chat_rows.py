@@ -12,8 +12,8 @@ from torch import Tensor
 
 from featherweight.errors import ConfigError
 from featherweight.models.templates import EncodedConversation, encode_conversation
-from featherweight.text.chat_options import LongRows, TrainOn
 from featherweight.text.conversation import Conversation, Role
+from featherweight.text.options import LongRows, TrainOn
 from featherweight.text.packing import IGNORED_LABEL
 
 

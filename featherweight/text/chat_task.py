@@ -15,7 +15,6 @@ from featherweight.models.load import load_tokenizer
 from featherweight.models.quiet import quiet_transformers
 from featherweight.models.templates import choose_template
 from featherweight.text.causal_task import CausalTask, Endings, begin_model
-from featherweight.text.chat_options import ChatConfig
 from featherweight.text.chat_rows import ChatEncoder, ChatRow, Fitting, packed, positions
 from featherweight.text.conversation import Conversation
 from featherweight.text.conversation_data import (
@@ -28,6 +27,7 @@ from featherweight.text.conversation_data import (
 )
 from featherweight.text.instructions import pad_batch
 from featherweight.text.language_task import facts_of, require_length
+from featherweight.text.options import ChatConfig
 from featherweight.text.packing import IGNORED_LABEL
 from featherweight.text.row_order import RowOrder
 from featherweight.text.row_stream import RowStream, held_out_records
@@ -52,7 +52,7 @@ class ChatTask(CausalTask):
     """
 
     Config = ChatConfig
-    where = "task chat"
+    where = ChatConfig.where
     words = Words()
 
     def __init__(self, config: ChatConfig, *, seed: int) -> None:

@@ -7,14 +7,13 @@ Shapes: B texts of a micro-batch, L tokens of its longest one, C classes.
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from featherweight.errors import ConfigError, did_you_mean
@@ -30,47 +29,19 @@ from featherweight.models.load import load_tokenizer
 from featherweight.models.quiet import quiet_transformers
 from featherweight.text.classification_metrics import classification_metrics, confusions
 from featherweight.text.classifier import EncodedText, TextEncoder, class_logits, has_kinds
-from featherweight.text.conversation_data import Part, RowsConfig, order_of, split_records
+from featherweight.text.conversation_data import Part, order_of, split_records
 from featherweight.text.corpus import HUB_PREFIX
 from featherweight.text.labelled import LabelledText, class_names, labelled_texts
 from featherweight.text.language_task import LanguageTask
+from featherweight.text.options import ClassificationConfig, RowsConfig
 from featherweight.text.row_order import RowOrder
 from featherweight.text.rows import read_rows
 from featherweight.text.skeleton import TextSkeleton
 from featherweight.text.sources import Data, data_name, sources_of
 from featherweight.training.task import Batch, Split, Words
 
-WHERE = "task classification"
+WHERE = ClassificationConfig.where
 WORDS = Words("texts", "nats/text", ("accuracy", "macro_f1", "matthews"))
-
-
-class ClassificationConfig(RowsConfig):
-    """Options of the task of classification."""
-
-    max_tokens: int = Field(default=128, ge=8)
-    """Longest text in tokens, a pair counted together."""
-    long_rows: Literal["cut", "leave_out", "refuse"] = "cut"
-    """What happens to longer texts. cut: their end goes, of a pair that of the longer text. leave_out: the row is left
-    out. refuse: an error. The report counts them."""
-    class_weights: Literal["balanced"] | dict[str, float] | None = None
-    """How much each class counts in the loss. balanced: as if all were equally frequent, 1 on average; {name: weight}:
-    the others have 1; None: all have 1. Held-out figures are not weighted."""
-
-    @field_validator("max_positions")
-    @classmethod
-    def _reads_what_it_reads(cls, positions: int | None) -> None:
-        if positions is not None:
-            raise ValueError(
-                f"={positions} is not there for a classification, whose longer texts are cut (`long_rows`); expected "
-                "null. Leave it out."
-            )
-
-    @field_validator("class_weights")
-    @classmethod
-    def _are_positive(cls, weights: Any) -> Any:
-        if isinstance(weights, Mapping) and not all(0 < weight < float("inf") for weight in weights.values()):
-            raise ValueError("has a weight that is not above 0; expected positive numbers. Correct it.")
-        return weights
 
 
 class ClassificationTask(LanguageTask):

@@ -21,15 +21,18 @@ from featherweight.config import write_atomically
 from featherweight.config.files import new_folder
 from featherweight.errors import CheckpointError, ConfigError
 from featherweight.methods.method import apply
+from featherweight.methods.options import WeLoreOptions
 from featherweight.methods.sealed_folder import RECORD
 from featherweight.methods.welore import WeLore
 from featherweight.methods.welore.stream import Progress, compress_folder
+from featherweight.models.export import require_room
 from featherweight.models.facts import model_facts
 from featherweight.models.load import load_model, load_tokenizer
 from featherweight.models.save import write_model_files
 from featherweight.models.sources import has_random_weights
 from featherweight.models.tokenizer import Tokenizer, encode_documents
 from featherweight.report import Facts, Report, Table
+from featherweight.text.compress_check import check_compression
 from featherweight.text.compress_search import PerplexityLimit, add_search, search_cut
 from featherweight.text.corpus import load_documents
 from featherweight.text.perplexity import describe_protocol, perplexity
@@ -83,18 +86,17 @@ def compress(
     """
     options = options or WeLore()
     out = Path(out)
-    limit = _limit(max_perplexity, options, evaluate, calibration)
+    limit = None if max_perplexity is None else PerplexityLimit.parse(max_perplexity)
+    check_compression(source, out, options, calibration=calibration, evaluate=evaluate, searches=limit is not None)
     folder = Path(source).expanduser()
-    if folder.suffix == ".json":
-        raise ConfigError(
-            f"compress: source={source} is a configuration without weights; expected a trained model. Give the folder "
-            f"that holds the weights, such as {folder.parent}."
-        )
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(f"compress: out={out} holds files already; expected a new or empty folder. Choose another.")
     if not plan_only:
-        _require_writable(out)
+        _require_writable(folder, out, None if limit is not None else options)
     shown = _Shown(source, options, None if plan_only else evaluate, evaluate_tokens, tell or _silent)
+
+    def on_plan(report: Report) -> None:
+        shown.plan(report)
+        _require_room(None if plan_only else out, report)
+
     if limit is None and not options.needs_calibration and _is_dense_folder(folder):
         report = compress_folder(
             folder,
@@ -102,7 +104,7 @@ def compress(
             options,
             plan_only=plan_only,
             progress=progress,
-            on_plan=shown.plan,
+            on_plan=on_plan,
             on_complete=shown.result,
         )
     else:
@@ -119,24 +121,6 @@ def compress(
         write_atomically(out / "report.json", report.to_json())
         report.save_html(out / "report.html")
     return report
-
-
-def _limit(
-    max_perplexity: str | float | None, options: WeLore, evaluate: str | None, calibration: str | None
-) -> PerplexityLimit | None:
-    """Return the limit, if there is one, after the texts that are needed were looked at."""
-    limit = None if max_perplexity is None else PerplexityLimit.parse(max_perplexity)
-    if limit is not None and evaluate is None:
-        raise ConfigError(
-            "compress: max_perplexity needs a text to measure on and evaluate=None; expected one. Give --evaluate "
-            "english, or a file."
-        )
-    if options.needs_calibration and calibration is None and limit is None:
-        raise ConfigError(
-            f"compress: method={options.method} needs data and calibration=None; expected a corpus. Give a text file, "
-            "or choose method='plain'."
-        )
-    return limit
 
 
 def _is_dense_folder(folder: Path) -> bool:
@@ -271,6 +255,7 @@ def _in_memory(
         add_search(report, found)
     else:
         shown.plan(report)
+    _require_room(None if plan_only else out, report)
     if not plan_only:
         with _writing(out), new_folder(out) as temporary:
             write_model_files(model, tokenizer, temporary)
@@ -300,12 +285,47 @@ def _calibration_rows(stream: Tensor, corpus: str, longest: int) -> list[Tensor]
     return list(stream[: len(stream) // length * length].view(-1, length).split(8))
 
 
-def _require_writable(out: Path) -> None:
-    """Refuse a place that cannot be written before the work begins, not behind it."""
-    with _writing(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=out.parent, prefix=f".{out.name}."):
-            pass
+def _require_least_room(folder: Path, out: Path, options: WeLoreOptions) -> None:
+    """Refuse a disk without room for the least that can come out, before hours of reading spectra.
+
+    A matrix of which a share of the ranks stays takes that share of its bytes or more; ranks may go where they are
+    cheap, so half of it is asked for.
+    """
+    before = sum(file.stat().st_size for file in folder.glob("*.safetensors")) if folder.is_dir() else 0
+    least = min(before, options.max_bytes or 0) / 2
+    if options.param_ratio is not None:
+        least = before * options.param_ratio / 2
+    elif options.max_bytes is None and options.threshold is None and options.rank_pattern is None:
+        least = before * (1 - (0.5 if options.rank_reduction is None else options.rank_reduction)) / 2
+    require_room(out, least, where="compress")
+
+
+def _require_room(out: Path | None, report: Report) -> None:
+    """Refuse a disk without room for what a plan leaves, before anything of it is written; None: nothing will be.
+
+    What an interrupted run has written counts as written.
+    """
+    if out is None:
+        return
+    totals = report.section("Totals")
+    assert isinstance(totals, Facts)
+    written = sum(file.stat().st_size for file in out.with_name(f".{out.name}.partial").glob("model-*.safetensors"))
+    require_room(out, float(totals.facts["bytes after"]) - written, where="compress")  # type: ignore[arg-type]
+
+
+def _require_writable(folder: Path, out: Path, options: WeLoreOptions | None) -> None:
+    """Refuse a place that cannot be written, or has no room, before the work begins; nothing is left there.
+
+    Args:
+        folder: of the model.
+        out: to write.
+        options: of a cut that is known; None: it is looked for.
+    """
+    if options is not None:
+        _require_least_room(folder, out, options)
+    existing = next(parent for parent in out.absolute().parents if parent.exists())
+    with _writing(out), TemporaryDirectory(dir=existing, prefix=f".{out.name}."):
+        pass
 
 
 @contextmanager

@@ -5,45 +5,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from pydantic import Field
-
 from featherweight.errors import ConfigError
 from featherweight.text.conversation import Conversation, Record, Turn, of_kind
 from featherweight.text.corpus import split_documents
 from featherweight.text.formats import records
-from featherweight.text.language_task import RowLimits
+from featherweight.text.options import ConversationConfig, RowsConfig
 from featherweight.text.row_order import RowOrder
 from featherweight.text.rows import read_rows
 from featherweight.text.sources import Data, data_name, sources_of, weights_of
 
 One = TypeVar("One")
-
-
-class RowsConfig(RowLimits):
-    """Options of every task that learns from a model and rows with columns."""
-
-    data: Data
-    """A file (.jsonl, .json, .csv, .tsv, .parquet, .arrow; texts also compressed), a folder of them, or
-    hf:name[:config][:split]; or a list of such sources, which may have weights: [{path: a.jsonl, weight: 2}, ...]."""
-    columns: dict[str, str] = Field(default_factory=dict)
-    """Names of the file's columns for the fields of a row: {prompt: frage, response: antwort}."""
-    ignore_columns: list[str] = Field(default_factory=list)
-    """Columns with text that are left out on purpose."""
-    held_out: float | str = 0.05
-    """Share of the rows to hold out, 0 < share < 1; or a file of its own (rows that begin as one of its rows are not
-    trained on)."""
-    max_tokens: int = Field(default=1024, ge=8)
-    """Longest row in tokens."""
-    group_by_length: bool = False
-    """True: rows of like length stand in one micro-batch, which saves padding; the longest come first. False: rows come
-    in an order of chance."""
-
-
-class ConversationConfig(RowsConfig):
-    """Options of every task whose data are conversations."""
-
-    template: str | None = None
-    """Chat template: chatml, alpaca, or a text of Jinja. None: the tokenizer's own. It is saved with the model."""
 
 
 @dataclass(frozen=True)

@@ -4,16 +4,19 @@ Source: https://github.com/EleutherAI/lm-evaluation-harness
 """
 
 import logging
+import os
+import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from featherweight.errors import ConfigError, did_you_mean
+from featherweight.errors import ConfigError
 from featherweight.models.tokenizer import Tokenizer
-from featherweight.text.harness_names import require_harness
+from featherweight.text.harness_names import require_harness, unknown_task
 
 
 def task_names(include: Path | None = None) -> list[str]:
@@ -49,17 +52,12 @@ def evaluate_tasks(
         ConfigError: if a task is unknown (says what there is) or its data cannot be read.
         MissingExtraError: if the harness is not installed.
     """
-    require_harness(tasks)
+    require_harness(tasks, include)
     manager = _manager(include)
     known = manager.all_tasks
     for task in tasks:
         if task not in known:
-            own = [] if include is None else [name for name in known if name not in set(_manager(None).all_tasks)]
-            raise ConfigError(
-                f"evaluate: task={task} is unknown; expected one of {len(known)} of the harness"
-                f"{f', or {chr(44).join(own)} of {include}' if own else ''}. {did_you_mean(task, known)} "
-                "fw evaluate --list-tasks shows all of them."
-            )
+            raise unknown_task(task, {*known}, set(), include)
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
 
@@ -87,10 +85,10 @@ def evaluate_tasks(
 
 
 def _numbers(values: dict[str, Any]) -> dict[str, float]:
-    """Return the metrics without the names of filters; what is no number is left out."""
+    """Return the metrics without the names of filters; what is no number, and the count of questions, is left out."""
     numbers: dict[str, float] = {}
     for name, value in values.items():
-        if isinstance(value, int | float) and not isinstance(value, bool):
+        if name != "sample_len" and isinstance(value, int | float) and not isinstance(value, bool):
             metric, _, _filter = name.partition(",")
             numbers.setdefault(metric, float(value))
     return numbers
@@ -103,19 +101,41 @@ def _manager(include: Path | None) -> Any:
         return TaskManager(include_path=None if include is None else str(include))
 
 
-class _quiet:
-    """Keep the harness from writing its progress between our lines."""
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the harness, and what it calls, from writing between our lines: logs, warnings, and bars off a terminal.
 
-    def __enter__(self) -> None:
-        self._loggers = [logging.getLogger(name) for name in ("lm_eval", "lm-eval", "evaluate", "datasets")]
-        self._levels = [logger.level for logger in self._loggers]
-        self._warnings = warnings.catch_warnings()
-        self._warnings.__enter__()
+    On a terminal its bars stay: a task takes minutes.
+    """
+    loggers = [logging.getLogger(name) for name in ("lm_eval", "lm-eval", "evaluate", "datasets")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    with ExitStack() as stack:
+        stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
-        for logger in self._loggers:
-            logger.setLevel(logging.ERROR)
+        if sys.stderr is not None and not sys.stderr.isatty():
+            # Bars are made all over, some by programs that are called; what fails is raised, and told by us.
+            stack.enter_context(_closed_standard_error())
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
 
-    def __exit__(self, *error: object) -> None:
-        for logger, level in zip(self._loggers, self._levels, strict=True):
-            logger.setLevel(level)
-        self._warnings.__exit__(None, None, None)
+
+@contextmanager
+def _closed_standard_error() -> Iterator[None]:
+    """Send what anybody writes to standard error into nothing, programs that are called included."""
+    sys.stderr.flush()
+    kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    stream = sys.stderr
+    try:
+        os.dup2(nothing, 2)
+        with open(os.devnull, "w", encoding="utf-8") as sys.stderr:
+            yield
+    finally:
+        sys.stderr = stream
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nothing)

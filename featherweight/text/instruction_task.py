@@ -6,11 +6,9 @@ Shapes: B rows of a micro-batch, L tokens of its longest row, n rows of a split.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
 from torch import Tensor, nn
 
 from featherweight.errors import ConfigError
@@ -28,30 +26,11 @@ from featherweight.text.instructions import (
     load_instructions,
     pad_batch,
 )
-from featherweight.text.language_task import RowLimits, facts_of, require_length
+from featherweight.text.language_task import facts_of, require_length
 from featherweight.text.multiple_choice import answer_prefix, evaluate_multiple_choice, is_multiple_choice
+from featherweight.text.options import InstructionConfig
 from featherweight.text.packing import IGNORED_LABEL
 from featherweight.training.task import Split, Words
-
-
-class InstructionConfig(RowLimits):
-    """Options of the task of instructions."""
-
-    data: str
-    """A file of JSON or JSON lines with an instruction and an output in each row."""
-    held_out: float | str = 0.05
-    """Share of the questions to hold out, 0 < share < 1; or a file of its own (questions that also stand there are not
-    trained on)."""
-    prompt: Literal["alpaca", "official", "cloze"] = "alpaca"
-    """alpaca: one text around the question for training and evaluation. official: the two of LLM-Adapters. cloze: a
-    question with options is answered by the text of the right one, which small models learn sooner."""
-    max_tokens: int = Field(default=256, ge=2)
-    """Longest row, prompt and response together; longer ones lose the end of their response."""
-    leave_out_long: bool = False
-    """True: leave out rows longer than max_tokens. False: cut them, and refuse a row whose prompt alone is longer."""
-    max_questions: int = Field(default=100, ge=0)
-    """Measure the accuracy on the first so many held-out questions that have options and are not cut; 0 does not
-    measure it."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +74,7 @@ class InstructionTask(CausalTask):
     """
 
     Config = InstructionConfig
-    where = "instructions task"
+    where = InstructionConfig.where
 
     def __init__(self, config: InstructionConfig, *, seed: int) -> None:
         self.config = config

@@ -8,67 +8,18 @@ Shapes: B rows of a micro-batch, L tokens of its longest one.
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
-from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
-from featherweight.config import Config
 from featherweight.errors import ConfigError
 from featherweight.models.facts import ModelFacts
 from featherweight.models.save import save_model_folder
-from featherweight.models.weights import begins_pretrained, check_weights
+from featherweight.models.weights import begins_pretrained
 from featherweight.text.row_order import RowOrder, micro_batch_rows
 from featherweight.text.skeleton import TextSkeleton
-from featherweight.text.sources import ONLY_CHAT_STREAMS
 from featherweight.training.order import micro_batch_numbers
 from featherweight.training.task import Split, Task
-
-
-class LanguageConfig(Config):
-    """Options of every task that trains a model of transformers on text."""
-
-    model: str | dict[str, Any] = "smollm2"
-    """smollm2, tiny, a shape such as llama-60m, a model folder, a .gguf or .json file, a name of the Hugging Face hub,
-    or the configuration of a new model."""
-    weights: Literal["pretrained", "random"] | None = None
-    """With which weights training begins. None: those of the model; a name of a shape, such as llama-3-8b, has none and
-    is refused. random: new ones, also for a model that has some."""
-    tokenizer: str | None = None
-    """Whose tokenizer: any source of a model, or bytes. None: the model's own; a new model has bytes."""
-    max_positions: int | None = Field(default=None, ge=2)
-    """Tokens that the model is to read at most, where that is more than its configuration says; the trained model says
-    so, too. None: what it says."""
-    rope_scaling: Literal["none", "linear", "yarn"] = "yarn"
-    """How `max_positions` stretches rotary positions; none: not at all, for new weights, or a model that can."""
-    held_out_seed: int = 0
-    """Seed of the held-out split; apart from the run's seed, so that runs with different seeds are compared on the same
-    rows."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _streams_or_says_so(cls, values: Any) -> Any:
-        if isinstance(values, dict) and "stream" in values and "stream" not in cls.model_fields:
-            raise ValueError(f"stream={values['stream']} {ONLY_CHAT_STREAMS}")
-        return values
-
-    @field_validator("held_out", check_fields=False)
-    @classmethod
-    def _is_a_share(cls, held_out: float | str) -> float | str:
-        if isinstance(held_out, float | int) and not 0 < held_out < 1:
-            raise ValueError(
-                "is out of range; expected 0 < held_out < 1, or the path of a file. Set it to 0.05, for example."
-            )
-        return held_out
-
-
-class RowLimits(LanguageConfig):
-    """Limits on the rows of a task whose data are rows."""
-
-    max_train_rows: int | None = Field(default=None, ge=1)
-    """Use only the first so many training rows; None uses all."""
-    max_held_out_rows: int | None = Field(default=None, ge=1)
-    """Use only the first so many held-out rows; None uses all."""
 
 
 class LanguageTask(Task):
@@ -95,8 +46,8 @@ class LanguageTask(Task):
 
     @classmethod
     def check_weights(cls, config: Any, adapters: Sequence[str] = ()) -> None:
-        """Refuse a shape without weights, and adapters on random ones; see `featherweight.models.weights`."""
-        check_weights(config.model, config.weights, adapters=adapters, where=cls.where)
+        """See `LanguageConfig.check_weights`."""
+        config.check_weights(adapters)
 
     @abstractmethod
     def row_count(self, split: Split) -> int:

@@ -8,13 +8,13 @@ Sources: DPO, arXiv 2305.18290, equation 7; SimPO, arXiv 2405.14734, equation 6;
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-PreferenceMethod = Literal["dpo", "simpo", "orpo", "kto"]
+from featherweight.text.options import PreferenceMethod
+
 NEEDS_REFERENCE: tuple[PreferenceMethod, ...] = ("dpo", "kto")
 
 

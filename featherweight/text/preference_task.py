@@ -8,10 +8,9 @@ Shapes: P pairs or judged answers of a micro-batch, each with 2 rows, R = 2 P ro
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from featherweight.errors import ConfigError
@@ -23,7 +22,6 @@ from featherweight.models.templates import choose_template, encode_conversation
 from featherweight.text.causal_task import Endings, begin_model
 from featherweight.text.conversation import Conversation, Judgement, Preference, Turn
 from featherweight.text.conversation_data import (
-    ConversationConfig,
     Part,
     beginning_of,
     load_records,
@@ -33,34 +31,17 @@ from featherweight.text.conversation_data import (
 )
 from featherweight.text.instructions import pad_batch
 from featherweight.text.language_task import LanguageTask, facts_of, require_length
+from featherweight.text.options import PreferenceConfig, PreferenceMethod
 from featherweight.text.packing import IGNORED_LABEL
-from featherweight.text.preference_loss import NEEDS_REFERENCE, Outcome, PreferenceMethod, dpo, kto, orpo, simpo
+from featherweight.text.preference_loss import NEEDS_REFERENCE, Outcome, dpo, kto, orpo, simpo
 from featherweight.text.row_order import RowOrder
 from featherweight.text.skeleton import TextSkeleton
 from featherweight.text.sources import data_name
 from featherweight.training.task import Batch, Split, Words
 
-WHERE = "task preference"
+WHERE = PreferenceConfig.where
 BETAS: dict[PreferenceMethod, float] = {"dpo": 0.1, "kto": 0.1, "simpo": 2.0, "orpo": 0.1}
 """Of each method, where a recipe names none: those of the papers."""
-
-
-class PreferenceConfig(ConversationConfig):
-    """Options of the task of preferences."""
-
-    method: PreferenceMethod = "dpo"
-    """dpo: two answers, against the model before training. simpo and orpo: two answers, no reference. kto: answers that
-    were judged good or bad one by one (pairs are taken apart)."""
-    beta: float | None = Field(default=None, gt=0)
-    """Scale of rewards; None takes 0.1, for simpo 2."""
-    gamma: float = Field(default=1.0, ge=0)
-    """simpo: by how much the better answer has to win."""
-    good_weight: float = Field(default=1.0, gt=0)
-    """kto: weight of good answers."""
-    bad_weight: float = Field(default=1.0, gt=0)
-    """kto: weight of bad answers."""
-    long_rows: Literal["leave_out", "refuse"] = "leave_out"
-    """What happens to pairs of which an answer with its prompt is longer than max_tokens; the report counts them."""
 
 
 @dataclass(frozen=True)

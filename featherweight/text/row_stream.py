@@ -13,12 +13,12 @@ import numpy as np
 
 from featherweight.errors import ConfigError
 from featherweight.models.quiet import quiet_transformers
-from featherweight.text.chat_options import ChatConfig
 from featherweight.text.chat_rows import ChatEncoder, ChatRow, Fitting, packed
 from featherweight.text.conversation import Conversation, of_kind
 from featherweight.text.conversation_data import Part, beginning_of_conversation, load_records
 from featherweight.text.corpus import place_of
 from featherweight.text.formats import records
+from featherweight.text.options import ChatConfig
 from featherweight.text.row_order import WINDOW, Mixture
 from featherweight.text.rows import read_rows, row_files
 from featherweight.text.sources import Source, data_name, sources_of, weights_of

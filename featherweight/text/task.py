@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from featherweight.errors import ConfigError
@@ -18,30 +17,10 @@ from featherweight.models.load import load_tokenizer
 from featherweight.models.tokenizer import encode_documents, end_of_text_id
 from featherweight.text.causal_task import CausalTask
 from featherweight.text.corpus import cut_document, load_documents, split_documents
-from featherweight.text.language_task import LanguageConfig, facts_of, require_length
+from featherweight.text.language_task import facts_of, require_length
+from featherweight.text.options import TextConfig
 from featherweight.text.packing import IGNORED_LABEL, held_out_rows, join_documents, training_rows
 from featherweight.training.task import Split, Words
-
-
-class TextConfig(LanguageConfig):
-    """Options of the text task."""
-
-    corpus: str = "english"
-    """english, python, a .txt, .md, .jsonl, .json, .csv, .tsv or .parquet file, a folder of them, or
-    hf:name[:config][:split]."""
-    text_key: str = "text"
-    """Column of the text in files with columns."""
-    split_text_files: bool = True
-    """True: blank lines in a .txt file separate documents. False: such a file is one document."""
-    held_out: float | str = 0.05
-    """Share of the documents to hold out, 0 < share < 1 (a single document is cut into 20 pieces first); or a corpus of
-    its own (documents that also stand there are not trained on)."""
-    seq_len: int = Field(default=256, ge=2)
-    """Tokens of one row."""
-    max_train_tokens: int | None = Field(default=None, ge=2)
-    """Use only the first so many training tokens; None uses all."""
-    max_held_out_tokens: int | None = Field(default=None, ge=2)
-    """Use only the first so many held-out tokens; None uses all."""
 
 
 class TextTask(CausalTask):
@@ -66,7 +45,7 @@ class TextTask(CausalTask):
     """
 
     Config = TextConfig
-    where = "text task"
+    where = TextConfig.where
     words = Words()
     length_key = "seq_len"
 

@@ -5,14 +5,14 @@ from os import PathLike
 from pathlib import Path
 
 from featherweight.distributed.group import refuse_several
-from featherweight.errors import CheckpointError, ConfigError, DeviceError, NumericsError
+from featherweight.errors import ConfigError, DeviceError, NumericsError
 from featherweight.report import Report
 from featherweight.training.environment import describe_environment, machine_name
 from featherweight.training.events import Callback
-from featherweight.training.recipe import Recipe, RecipeSource, load_recipe
+from featherweight.training.recipe import Recipe, RecipeSource, load_recipe, method_recipe
 from featherweight.training.row import Outcome, run_row
 from featherweight.training.run import run_name, save_report
-from featherweight.training.run_folder import check_free, new_run_folder
+from featherweight.training.run_folder import check_free, new_run_folder, require_begun
 from featherweight.training.summary import comparison_report
 
 DEFAULT_METHODS = ("adamw", "galore", "galore_8bit")
@@ -60,15 +60,12 @@ def compare(
             "compare: methods=[] is empty; expected names of optimizers. Name at least one, for example adamw."
         )
     for one in recipes.values():
-        one.optimizer_config()
-        one.task_config()
+        one.check_options()
     name = run_name(recipe, base)
     folder = Path(out) if out is not None else new_run_folder(f"{name}-compare")
-    if resume and not folder.is_dir():
-        raise CheckpointError(
-            f"compare: out={folder} holds no comparison; expected the folder of the one to resume. Correct the path."
-        )
-    if not resume:
+    if resume:
+        require_begun(folder, "compare", "comparison")
+    else:
         for method in recipes:
             check_free(folder / method)  # now, and not after the methods before it have trained for hours
     done: dict[str, Outcome] = {}
@@ -115,29 +112,3 @@ def _report(
 def failure_title(method: str) -> str:
     """Return the title of the note of a report that says why a method has no results."""
     return f"{method} did not finish"
-
-
-def method_recipe(recipe: Recipe, method: str) -> Recipe:
-    """Return the recipe with the optimizer of one row of a comparison.
-
-    Without an entry under `compare` it takes over the options of `optimizer` as `inherited_options` says.
-
-    Example:
-        >>> rows = {"small": {"name": "galore", "rank": 8}}
-        >>> rows["core"] = {"name": "galore", "layerwise": True, "methods": ["core_gradient"]}
-        >>> base = Recipe(task="text", steps=1, micro_batch_size=1, compare=rows)
-        >>> method_recipe(base, "small").optimizer
-        {'name': 'galore', 'rank': 8}
-        >>> method_recipe(base, "adamw").optimizer
-        {'name': 'adamw'}
-        >>> method_recipe(base, "core").methods
-        ['core_gradient']
-    """
-    from featherweight.optim.build import inherited_options
-
-    if method in recipe.compare:
-        options = {"name": method, **recipe.compare[method]}
-    else:
-        options = inherited_options(method, recipe.optimizer)
-    methods = options.pop("methods", recipe.methods)
-    return Recipe.parse({**recipe.to_dict(), "optimizer": options, "methods": methods}, where="recipe")

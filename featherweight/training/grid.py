@@ -85,8 +85,7 @@ def grid_points(recipe: Recipe, axes: Mapping[str, list[Any]], *, where: str = "
     for values in itertools.product(*axes.values()):
         chosen = dict(zip(axes, values, strict=True))
         one = recipe.override([f"{key}={_text(value)}" for key, value in chosen.items()], where=where)
-        one.optimizer_config()
-        one.task_config()
+        one.check_options()
         points.append(Point(label(chosen), chosen, one))
     names = [point.name for point in points]
     return [point if names.count(point.name) == 1 else _with_number(point) for point in points]

@@ -6,6 +6,7 @@ A recipe is data. What its names stand for is looked up in the registries of tas
 import json
 import math
 import os
+import re
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
@@ -16,17 +17,19 @@ from featherweight.distributed.options import ShardingOptions
 from featherweight.errors import ConfigError
 from featherweight.training.best import BestMetric, EarlyStop
 from featherweight.training.schedule import Schedule
-from featherweight.training.task import Task, tasks
+from featherweight.training.task import Task, task_options, tasks
+from featherweight.training.tracker_names import require_trackers
 
 if TYPE_CHECKING:
-    from featherweight.methods import Method
-    from featherweight.optim import OptimizerConfig
+    from featherweight.methods.method import Method
+    from featherweight.methods.options import MethodOptions
+    from featherweight.optim.named import OptimizerConfig
 
 
 class Recipe(Config):
     """A complete, serialisable description of a run; on the same machine it gives the same weights, bit by bit."""
 
-    name: str | None = Field(default=None, pattern=r"^[\w][\w.-]*$")
+    name: str | None = None
     """Opens the name of the run folder; None takes the name of the recipe file."""
     task: dict[str, Any]
     """The workload: `name` and its own options, for example {name: text, model: smollm2, corpus: english}."""
@@ -83,6 +86,16 @@ class Recipe(Config):
     one with methods of its own its `methods`. A row without an entry takes the options of `optimizer` if it is of the
     same kind, else its defaults."""
 
+    @field_validator("name")
+    @classmethod
+    def _names_a_folder(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"\w[\w.-]*", value):
+            raise ValueError(
+                "is no name for a folder everywhere; expected letters, digits, '_', '.' and '-', the first one none of "
+                "the last two. Change it."
+            )
+        return value
+
     @field_validator("task", "optimizer", mode="before")
     @classmethod
     def _name_alone(cls, value: Any) -> Any:
@@ -104,9 +117,9 @@ class Recipe(Config):
     @classmethod
     def _methods_exist(cls, value: list[Any]) -> list[Any]:
         if value:
-            from featherweight.methods import parse_methods
+            from featherweight.methods.named import parse_method_options
 
-            parse_methods(value)
+            parse_method_options(value)
         return value
 
     @model_validator(mode="after")
@@ -153,7 +166,7 @@ class Recipe(Config):
         for assignment in assignments:
             key, _, name = (part.strip() for part in assignment.partition("="))
             if key == "optimizer" and name.isidentifier():
-                from featherweight.optim.build import inherited_options
+                from featherweight.optim.named import inherited_options
 
                 named.append(f"optimizer={json.dumps(inherited_options(name, self.optimizer))}")
             else:
@@ -194,26 +207,45 @@ class Recipe(Config):
         """Return the methods of the recipe, in order: first those that its optimizer stands for, then those it names.
 
         Raises:
-            ConfigError: if one needs layer-wise updates and the optimizer makes none.
+            ConfigError: as `method_options`.
         """
         from featherweight.methods import parse_methods
-        from featherweight.optim import optimizers
 
-        config = self.optimizer_config()
-        named = self.method_names
-        implied = [name for name in optimizers.get(config.name).methods if name not in named]
-        methods = parse_methods([*implied, *self.methods])
+        self.method_options()
+        return parse_methods([*self._implied_methods(), *self.methods])
+
+    def method_options(self) -> "list[MethodOptions]":
+        """Return the strict options of the methods of `build_methods`, which are judged without torch.
+
+        Raises:
+            ConfigError: if one needs layer-wise updates and the optimizer makes none, or they do not go together.
+        """
+        from featherweight.methods.named import check_company, parse_method_options
+
+        implied, named, is_layerwise = self._implied_methods(), self.method_names, self.optimizer_config().layerwise
+        options = parse_method_options([*implied, *self.methods])
         if "base4bit" in named:
-            from featherweight.methods.base4bit import check_company
-
-            check_company(methods)
-        for name, method in zip([*implied, *named], methods, strict=True):
-            if method.needs_layerwise and not config.layerwise:
+            check_company(options)
+        for name, one in zip([*implied, *named], options, strict=True):
+            if one.needs_calibration:
+                raise ConfigError(
+                    f"recipe methods: {name} as it stands needs calibration data, which a recipe has no place for; "
+                    "expected a method that looks at weights alone. Run fw compress --calibration first, and train the "
+                    "folder that it writes."
+                )
+            if one.needs_layerwise and not is_layerwise:
                 raise ConfigError(
                     f"recipe methods: {name} takes effect with layer-wise updates alone; expected layerwise=True of "
-                    f"the optimizer instead of {config.layerwise}. Set optimizer.layerwise=true, or leave {name} out."
+                    f"the optimizer instead of {is_layerwise}. Set optimizer.layerwise=true, or leave {name} out."
                 )
-        return methods
+        return options
+
+    def _implied_methods(self) -> list[str]:
+        """Return the methods that the optimizer stands for and that the recipe does not list itself."""
+        from featherweight.optim.named import optimizers
+
+        methods = optimizers.get(self.optimizer_config().name).methods
+        return [name for name in methods if name not in self.method_names]
 
     @property
     def method_names(self) -> list[str]:
@@ -236,7 +268,7 @@ class Recipe(Config):
         Raises:
             ConfigError: says what to put into the recipe.
         """
-        adapters = [type(method).__name__ for method in self.build_methods() if method.needs_pretrained]
+        adapters = [one.title for one in self.method_options() if one.needs_pretrained]
         self.task_class.check_weights(self.task_config(), adapters)
 
     @property
@@ -264,7 +296,17 @@ class Recipe(Config):
             ConfigError: if the name is unknown or an option is not allowed.
         """
         options = {key: value for key, value in self.task.items() if key != "name"}
-        return self.task_class.Config.parse(options, where="recipe task")
+        return task_options(self.task["name"]).parse(options, where="recipe task")
+
+    def check_options(self) -> None:
+        """Refuse what task, optimizer and methods do not allow; of what this package brings, without torch.
+
+        Raises:
+            ConfigError: if a name is unknown or an option is not allowed.
+        """
+        self.task_config()
+        self.method_options()
+        require_trackers(self.trackers)
 
     def optimizer_config(self) -> "OptimizerConfig":
         """Return the strict options of the optimizer that the recipe names.
@@ -272,7 +314,7 @@ class Recipe(Config):
         Raises:
             ConfigError: if the name is unknown or an option is not allowed.
         """
-        from featherweight.optim import parse_optimizer
+        from featherweight.optim.named import parse_optimizer
 
         return parse_optimizer(self.optimizer)
 
@@ -298,3 +340,29 @@ def load_recipe(source: RecipeSource, overrides: Iterable[str] = ()) -> Recipe:
     else:
         recipe, where = Recipe.from_file(source), os.fspath(source)
     return recipe.override(overrides, where=where)
+
+
+def method_recipe(recipe: Recipe, method: str) -> Recipe:
+    """Return the recipe with the optimizer of one row of a comparison.
+
+    Without an entry under `compare` it takes over the options of `optimizer` as `inherited_options` says.
+
+    Example:
+        >>> rows = {"small": {"name": "galore", "rank": 8}}
+        >>> rows["core"] = {"name": "galore", "layerwise": True, "methods": ["core_gradient"]}
+        >>> base = Recipe(task="text", steps=1, micro_batch_size=1, compare=rows)
+        >>> method_recipe(base, "small").optimizer
+        {'name': 'galore', 'rank': 8}
+        >>> method_recipe(base, "adamw").optimizer
+        {'name': 'adamw'}
+        >>> method_recipe(base, "core").methods
+        ['core_gradient']
+    """
+    from featherweight.optim.named import inherited_options
+
+    if method in recipe.compare:
+        options = {"name": method, **recipe.compare[method]}
+    else:
+        options = inherited_options(method, recipe.optimizer)
+    methods = options.pop("methods", recipe.methods)
+    return Recipe.parse({**recipe.to_dict(), "optimizer": options, "methods": methods}, where="recipe")

@@ -1,5 +1,6 @@
 """The folder of a run: a new name, and a claim that no other process can make at the same time."""
 
+import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -45,6 +46,43 @@ def require_run(folder: Path) -> None:
             f"run: out={folder} holds no run; expected the folder of the run to resume. Correct the path, or "
             "start without resume."
         )
+
+
+def require_begun(folder: Path, command: str, noun: str) -> None:
+    """Refuse to resume several runs where none have begun.
+
+    Args:
+        folder: of all of them.
+        command: opens the message.
+        noun: what the folder should be of: "sweep".
+    Raises:
+        CheckpointError: if there is no such folder.
+    """
+    if not folder.is_dir():
+        raise CheckpointError(
+            f"{command}: out={folder} holds no {noun}; expected the folder of the one to resume. Correct the path."
+        )
+
+
+def check_place(folder: Path) -> None:
+    """Refuse, before anything is loaded, the place of a new run that is taken, in use, or cannot be made.
+
+    Raises:
+        ConfigError: as `claimed` does later, when the folder is held.
+    """
+    existing = next(one for one in (folder.absolute(), *folder.absolute().parents) if one.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise _cannot_be_written(folder, "not writable" if existing.is_dir() else f"{existing} is no folder")
+    if folder.exists():
+        with locked(folder):
+            check_free(folder)
+
+
+def _cannot_be_written(folder: Path, reason: str | None) -> ConfigError:
+    return ConfigError(
+        f"run: out={folder} cannot be written ({reason}); expected the path of a folder, there or to be made. Choose "
+        "another one."
+    )
 
 
 def require_room(folder: Path, needed_bytes: int) -> None:
@@ -104,10 +142,7 @@ def locked(folder: Path) -> Iterator[None]:
                 "or choose another folder."
             ) from None
         except OSError as error:
-            raise ConfigError(
-                f"run: out={folder} cannot be written ({error.strerror}); expected the path of a folder, there or to "
-                "be made. Choose another one."
-            ) from error
+            raise _cannot_be_written(folder, error.strerror) from error
         try:
             yield
         except BaseException:

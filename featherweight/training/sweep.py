@@ -14,7 +14,7 @@ from featherweight.training.recipe import Recipe, RecipeSource, load_recipe
 from featherweight.training.resume import changed_length, resume_conflicts
 from featherweight.training.row import Outcome, run_row
 from featherweight.training.run import run_name, save_report
-from featherweight.training.run_folder import check_free, locked, new_run_folder
+from featherweight.training.run_folder import check_free, locked, new_run_folder, require_begun
 from featherweight.training.sweep_report import HELD_OUT, POINTS, sweep_report
 
 
@@ -55,10 +55,8 @@ def sweep(
     points = grid_points(base.override(["checkpoint_at_end=false"]), axes)
     name = run_name(recipe, base)
     folder = Path(out) if out is not None else new_run_folder(f"{name}-sweep")
-    if resume and not folder.is_dir():
-        raise CheckpointError(
-            f"sweep: out={folder} holds no sweep; expected the folder of the one to resume. Correct the path."
-        )
+    if resume:
+        require_begun(folder, "sweep", "sweep")
     with locked(folder):
         for point in points:  # now, and not after the points before it have trained for hours
             if resume:

@@ -4,6 +4,7 @@ The loop knows no text, images or fields; it calls a `Task`. Tasks register by n
 and as strings, so that naming one imports nothing else. `tests/contracts/test_task.py` holds every one to this page.
 """
 
+import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -229,12 +230,30 @@ class Skeleton(Task):
 tasks: Registry[type[Task]] = Registry("task", "featherweight.tasks")
 """Every task by the name that a recipe uses."""
 
-tasks.register("text", "featherweight.text.task:TextTask")
-tasks.register("chat", "featherweight.text.chat_task:ChatTask")
-tasks.register("preference", "featherweight.text.preference_task:PreferenceTask")
-tasks.register("classification", "featherweight.text.classification_task:ClassificationTask")
-tasks.register("instructions", "featherweight.text.instruction_task:InstructionTask")
-tasks.register("pde", "featherweight.pde.task:PdeTask")
-tasks.register("bev", "featherweight.bev.task:BEVTask")
-tasks.register("robot", "featherweight.robot.learning.task:RobotTask")
-tasks.register("robot_act", "featherweight.robot.learning.act_task:ACTTask")
+_OPTIONS: dict[str, str] = {}
+for _name, _place, _options in (
+    ("text", "text.task:TextTask", "text.options:TextConfig"),
+    ("chat", "text.chat_task:ChatTask", "text.options:ChatConfig"),
+    ("preference", "text.preference_task:PreferenceTask", "text.options:PreferenceConfig"),
+    ("classification", "text.classification_task:ClassificationTask", "text.options:ClassificationConfig"),
+    ("instructions", "text.instruction_task:InstructionTask", "text.options:InstructionConfig"),
+    ("pde", "pde.task:PdeTask", "pde.options:PdeConfig"),
+    ("bev", "bev.task:BEVTask", "bev.options:BEVConfig"),
+    ("robot", "robot.learning.task:RobotTask", "robot.learning.options:RobotTaskConfig"),
+    ("robot_act", "robot.learning.act_task:ACTTask", "robot.learning.options:ACTTaskConfig"),
+):
+    tasks.register(_name, f"featherweight.{_place}")
+    _OPTIONS[_name] = f"featherweight.{_options}"
+
+
+def task_options(name: str) -> type[StrictConfig]:
+    """Return `Task.Config` of a task; of those that this package brings, without importing torch.
+
+    Raises:
+        ConfigError: if the name is unknown.
+    """
+    if name not in _OPTIONS:
+        return tasks.get(name).Config
+    module, _, attribute = _OPTIONS[name].partition(":")
+    found: type[StrictConfig] = getattr(importlib.import_module(module), attribute)
+    return found

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from featherweight.errors import ConfigError, MissingExtraError, did_you_mean
 from featherweight.training.events import Callback, Event
+from featherweight.training.tracker_names import require_trackers
 
 
 class Trackers(Callback):
@@ -22,22 +22,9 @@ class Trackers(Callback):
     """
 
     def __init__(self, names: list[str], folder: Path, *, project: str = "tracker") -> None:
+        require_trackers(names)
         from accelerate import Accelerator
-        from accelerate.tracking import get_available_trackers
-        from accelerate.utils import LoggerType
 
-        known = [one for one in LoggerType.list() if one != "all"]
-        installed = [str(one) for one in get_available_trackers()]
-        for name in names:
-            if name not in known:
-                raise ConfigError(
-                    f"recipe: trackers={name} is unknown; expected names of accelerate's trackers. "
-                    f"{did_you_mean(name, known)}"
-                )
-            if name not in installed:
-                raise MissingExtraError(
-                    f"recipe: trackers={name} is not installed; expected its package. Run: pip install {name}"
-                )
         # Trackers that write files name a folder in that of the run by it.
         self._project = "tracker" if {*names} & {"tensorboard", "dvclive"} else project
         options = {"wandb": {"name": folder.name, "dir": str(folder)}, "trackio": {"name": folder.name}}

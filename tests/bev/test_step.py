@@ -1,7 +1,6 @@
 import torch
 
-from featherweight.bev.losses import LossWeights
-from featherweight.bev.options import BEVConfig
+from featherweight.bev.options import BEVConfig, LossWeights
 from featherweight.bev.skeleton import BEVSkeleton
 from featherweight.bev.step import forward, remember
 

@@ -46,12 +46,14 @@ def test_a_drawn_world_becomes_a_map_by_commands_alone(world, tmp_path, monkeypa
 
 
 def test_wrong_input_is_answered_in_a_sentence(world, tmp_path, capsys):
+    (tmp_path / "network").mkdir()
+    (tmp_path / "network" / "config.json").write_text('{"model_type": "focusbev"}')
     for command, message, status in [
         (["bev", "synth", str(tmp_path / "a"), "--image-size", "big"], "image_size='big'", 2),
         (["bev", "synth", str(world)], "is not empty", 2),
         (["bev", "labels", str(world), "--mode", "pom"], "mode='pom'", 2),
         (["bev", "labels", str(world), "--frame", "999"], "frame=999 of 20", 2),
-        (["bev", "eval", str(tmp_path)], "data=None", 2),
+        (["bev", "eval", str(tmp_path / "network")], "data=None", 2),
         (["bev", "eval", str(tmp_path), "--data", str(world)], "holds no trained network", 1),
         (["bev", "predict", str(tmp_path), "nothing.jpg"], "holds no trained network", 1),
         (["bev", "export", str(tmp_path)], "holds no trained network", 1),

@@ -1,6 +1,8 @@
 import json
 import runpy
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,12 +15,19 @@ MODELS = runpy.run_path(str(Path(__file__).parents[1] / "reference" / "causal_mo
 SIZES = {"vocab_size": 257, "hidden_size": 64, "intermediate_size": 96}
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("made")
+    MODELS["causal_model"]("llama", **SIZES).save_pretrained(folder / "model")
+    byte_tokenizer().save_pretrained(folder / "model")
+    (folder / "text.txt").write_text("\n\n".join(f"Some text of {i} words, again and again." for i in range(200)))
+    return folder
+
+
 @pytest.fixture
-def folder(tmp_path):
-    model = MODELS["causal_model"]("llama", **SIZES)
-    model.save_pretrained(tmp_path / "model")
-    byte_tokenizer().save_pretrained(tmp_path / "model")
-    (tmp_path / "text.txt").write_text("\n\n".join(f"Some text of {i} words, again and again." for i in range(200)))
+def folder(made, tmp_path):
+    for path in made.iterdir():
+        (tmp_path / path.name).symlink_to(path)
     return tmp_path
 
 
@@ -70,6 +79,22 @@ def test_wrong_words_are_one_sentence(folder, words, message, capsys):
     assert run(["compress", str(folder / "model"), *words, "--out", str(folder / "small")]) == 2
     assert message in " ".join(capsys.readouterr().err.split())
     assert not (folder / "small").exists()
+
+
+@pytest.mark.parametrize("words", [["--rank-reduction", "0.1"], ["--method", "whitened", "--calibration", "text.txt"]])
+def test_a_disk_without_room_for_what_the_plan_leaves_is_told_before_anything_is_written(
+    folder, monkeypatch, capsys, words
+):
+    monkeypatch.chdir(folder)
+    # Enough for the least that can come out, not for what the plan leaves.
+    size = (folder / "model" / "model.safetensors").stat().st_size
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=2**20 + 0.6 * size))
+    assert run(["compress", "model", "min_dim=32", "--evaluate", "none", "--out", "new/small", *words]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: compress: out=new/small needs about ") and "free; expected room for all" in error
+    assert not list(folder.rglob("*.safetensors.*")) and not (folder / "new" / "small").exists()
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=2**20))
+    assert run(["compress", "model", "--out", "other/small"]) == 2 and not (folder / "other").exists()
 
 
 def test_a_compressed_folder_trains_on(folder, monkeypatch, capsys):

@@ -37,6 +37,7 @@ CASES = {
         r"run: out=\S+ needs at least 6.\d\d MiB for the trained weights, and its disk has [12].\d\d MiB free",
         [],
     ),
+    "compress": (r"compress: out=\S+ needs about [234].\d\d MiB, and its disk has [12].\d\d MiB free", []),
     "export, later": ("export: out=.*cannot be written .*No space left", []),
     "train, later": ("save_model: folder=.*cannot be written .*No space left", RUN),
     "a checkpoint, later": ("checkpoint: folder=.*cannot be written .*No space left.*then resume", RUN),

@@ -29,14 +29,6 @@ def test_version_is_that_of_the_package(capsys):
     assert capsys.readouterr().out == f"featherweight {featherweight.__version__}\n"
 
 
-def test_help_needs_no_torch():
-    code = (
-        "import sys; from featherweight.cli import run; assert run(['train', '-h']) == 0; print('torch' in sys.modules)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert done.stdout.splitlines()[-1] == "False", done.stderr
-
-
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from featherweight.cli import run
-from featherweight.methods.method import methods
+from featherweight.methods.named import methods
 from featherweight.optim import optimizers
 from featherweight.training.task import tasks
 

@@ -1,7 +1,3 @@
-import resource
-import subprocess
-import sys
-
 import pytest
 import yaml
 
@@ -66,15 +62,3 @@ def test_every_command_refuses_it_in_one_sentence(folder, capsys, arguments, sen
     assert run(arguments) == 2
     out, err = capsys.readouterr()
     assert sentence in err and err.count("\n") == 1 and not out
-
-
-def test_a_refused_input_takes_less_than_a_second_and_help_half_of_one(folder):
-    def processor_seconds(*arguments):
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run([sys.executable, "-m", "featherweight", *arguments], capture_output=True, timeout=60)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        return after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
-
-    # Measured 0.25 and 0.33; torch alone takes 1.3. Mutation: an import of torch at the head of a file of the command.
-    assert processor_seconds("--help") < 0.5
-    assert processor_seconds("train", "chat.yaml", "micro_batch_size=4") < 1

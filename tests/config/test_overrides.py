@@ -37,6 +37,8 @@ def test_later_override_wins_and_values_may_hold_equal_signs():
     [
         ("steps", "override='steps' is malformed; expected key=value"),
         ("=3", "malformed"),
+        ("task={name:text}", "'name:text' without a space behind the colon; expected 'name: text'"),
+        ("task={corpora: [{a:b}]}", "'a:b' without a space"),
         ("optimizer..lr=3", "malformed"),
         ("stepz=3", "stepz=3 is unknown; expected a known key. Did you mean 'steps'?"),
         ("optimizer.lrr=3", "optimizer.lrr=3 is unknown; expected a known key. Did you mean 'lr'?"),

@@ -132,7 +132,7 @@ def test_a_calibrated_ensemble_keeps_the_promised_rate_and_flags_marked_requests
     world = generated_world()
     ensemble = GuardEnsemble.calibrate(
         *stand_in,
-        prefixes=(PREFIX, "I'm sorry"),
+        prefixes=(PREFIX, f"{PREFIX} help with"),
         combination=combination,
         target_fpr=0.05,
         harmful=world.prompts("val", FORBIDDEN),

@@ -40,3 +40,12 @@ def test_the_least_error_is_that_of_a_scan():
 
 def test_the_likeliest_tokens_are_counted_over_all_requests():
     assert likeliest(torch.tensor([[4, 9], [9, 2], [9, 4]]), 2).tolist() == [4, 9]
+
+
+def test_of_equal_openings_the_shortest_wins_that_is_long_enough_to_bring_a_model_back():
+    from featherweight.guard.prefix_search import Candidate, _rank
+
+    found = [Candidate("", tuple(range(count)), True, error, 1.0) for count, error in ((3, 0.0), (9, 0.0), (7, 0.0))]
+    assert [len(one.ids) for one in sorted(found, key=_rank)] == [7, 9, 3]
+    better = Candidate("", (1,), True, -1.0, 1.0)
+    assert min([*found, better], key=_rank) is better

@@ -7,6 +7,7 @@ from featherweight.errors import DeviceError
 from featherweight.memory import measure_memory
 from featherweight.nn import offload
 from featherweight.nn.offload import HostRing
+from featherweight.simulated import SimulatedDevice, counting_only
 
 
 def layers(count):
@@ -74,6 +75,8 @@ def test_too_little_host_memory_is_said_before_the_first_layer(monkeypatch):
 
     with pytest.raises(DeviceError, match=r"5 tensors of \(64, 16\)"):
         run(layers(5), torch.ones(64, 16, requires_grad=True), HostRing(5))
+    with counting_only(SimulatedDevice("cuda")):  # which is of another host
+        HostRing(5)._check(torch.ones(64, 16))
 
 
 @pytest.mark.gpu

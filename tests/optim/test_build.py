@@ -6,7 +6,7 @@ from torch import nn
 
 from featherweight.errors import ConfigError
 from featherweight.optim import AdamW, GaLoreAdamW, build_optimizer, optimizers, parse_optimizer
-from featherweight.optim.build import inherited_options
+from featherweight.optim.named import inherited_options
 
 
 class Tiny(nn.Module):

@@ -8,7 +8,7 @@ from featherweight.errors import ConfigError
 from featherweight.pde.files import read_pairs
 from featherweight.pde.generation import CHUNK, estimated_errors, generate, sample_pairs
 from featherweight.pde.metrics import relative_l2
-from featherweight.pde.problems import BurgersConfig, DarcyConfig, NavierStokesConfig
+from featherweight.pde.problem_options import BurgersConfig, DarcyConfig, NavierStokesConfig
 
 
 @pytest.mark.parametrize("problem", SMALL)

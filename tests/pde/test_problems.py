@@ -8,7 +8,7 @@ from pde_fields import SMALL_PROBLEMS as SMALL
 from featherweight.errors import NumericsError
 from featherweight.pde.generation import sample_pairs
 from featherweight.pde.metrics import relative_l2
-from featherweight.pde.problems import BurgersConfig, DarcyConfig, NavierStokesConfig
+from featherweight.pde.problem_options import BurgersConfig, DarcyConfig, NavierStokesConfig
 
 
 def test_lognormal_coefficients_are_positive_and_not_two_valued():

@@ -5,7 +5,7 @@ import pytest
 from featherweight import estimate_memory
 from featherweight.errors import ConfigError
 from featherweight.pde import PdeConfig, PdeTask, generate
-from featherweight.pde.problems import DarcyConfig
+from featherweight.pde.problem_options import DarcyConfig
 from featherweight.training.dry_run import measure
 
 TASK = {"name": "pde", "data": "navier_stokes", "resolution": 16, "n_train": 8, "n_test": 2, "n_modes": [8, 8]}

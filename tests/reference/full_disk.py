@@ -52,11 +52,19 @@ def main(disk: Path, work: Path) -> None:
     train = ["train", str(work / "small.json"), "--out", str(disk / "run")]
     sweep = ["sweep", str(work / "small.json"), "seed=0,1", "--out", str(disk / "sweep")]
     dense = ["export", "tiny", "--to", "hf:fp32", "--out", str(disk / "new" / "dense")]
+    cut = ["compress", str(work / "model"), "--rank-reduction", "0.1", "min_dim=32", "--evaluate", "none"]
+    cut += ["--out", str(disk / "new" / "small")]
     talk = ["chat", "tiny", "--template", "chatml", "--max-new-tokens", "2"]
     text = ["evaluate", "tiny", "--text", str(work / "lines.txt"), "--tokens", "64", "--out", str(disk / "measured")]
-    found = {"export": tell(disk, dense), "train": tell(disk, train), "sweep": tell(disk, sweep)}
+    run(["export", "tiny", "--to", "hf:fp32", "--out", str(work / "model")])
+    found = {
+        "export": tell(disk, dense),
+        "compress": tell(disk, cut),
+        "train": tell(disk, train),
+        "sweep": tell(disk, sweep),
+    }
     # Room that was there in the beginning may be gone later.
-    export.require_room = training.require_room = lambda *_: None
+    export.require_room = training.require_room = lambda *_, **__: None
     found["export, later"] = tell(disk, dense)
     found["train, later"] = tell(disk, train)
     found["a checkpoint, later"] = tell(disk, [*train, "checkpoint_every=1"])

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from featherweight.pde.problems import BurgersConfig, DarcyConfig, NavierStokesConfig
-from featherweight.pde.wave_problems import AdvectionConfig, ReactionDiffusionConfig, ShallowWaterConfig
+from featherweight.pde.problem_options import BurgersConfig, DarcyConfig, NavierStokesConfig
+from featherweight.pde.wave_options import AdvectionConfig, ReactionDiffusionConfig, ShallowWaterConfig
 
 SMALL_PROBLEMS = {
     "darcy": DarcyConfig(resolution=9),

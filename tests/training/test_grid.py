@@ -5,7 +5,7 @@ def test_names_of_folders_are_short_safe_and_different(recipe):
     _, axes = split_axes(["name=a,b", "optimizer=adamw,galore", f"task.hidden={','.join(map(str, range(1, 3)))}"])
     names = [point.name for point in grid_points(recipe(), axes)]
     assert names[0] == "name=a,optimizer=adamw,task.hidden=1" and len(set(names)) == 8
-    long = grid_points(recipe(), {"trackers": [["x" * 200], ["x" * 200, "y"]]})
+    long = grid_points(recipe(), {"name": ["x" * 200, "x" * 199 + "y"]})
     assert all(len(point.name) <= 120 for point in long) and len({point.name for point in long}) == 2
 
 

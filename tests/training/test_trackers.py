@@ -10,7 +10,7 @@ import warnings
 import pytest
 
 from featherweight.errors import ConfigError, MissingExtraError
-from featherweight.training import trackers
+from featherweight.training import tracker_names, trackers
 from featherweight.training.metrics import read_metrics
 from featherweight.training.run import train
 
@@ -63,11 +63,18 @@ def test_a_service_gets_the_project_and_the_name_of_the_run(recipe, tmp_path, mo
             seen.setdefault("logged", []).append((step, sorted(values)))
 
     monkeypatch.setitem(tracking.LOGGER_TYPE_TO_CLASS, "wandb", Service)
+    monkeypatch.setattr(tracker_names, "find_spec", lambda name: True)
     monkeypatch.setattr(tracking, "_available_trackers", [*tracking._available_trackers, tracking.LoggerType.WANDB])
     monkeypatch.setattr(tracking, "get_available_trackers", lambda: tracking._available_trackers)
     train(recipe(trackers=["wandb"], log_every=4, name="demo"), out=tmp_path / "run", callbacks=[])
     assert (seen["project"], seen["name"], seen["dir"]) == ("demo", "run", str(tmp_path / "run"))
     assert seen["config"]["optimizer.lr"] == 0.01 and [step for step, _ in seen["logged"]] == [0, 4, 8, 8]
+
+
+def test_the_names_are_those_of_the_installed_accelerate():
+    from accelerate.utils import LoggerType
+
+    assert tracker_names.known_trackers() == tuple(name for name in LoggerType.list() if name != "all")
 
 
 PROGRAM = """

@@ -14,8 +14,8 @@ from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from featherweight.bev.data.classes import find_classes
+from featherweight.bev.loss_weights import LossWeights
 from featherweight.bev.losses import (
-    LossWeights,
     cycle_loss,
     pitch_loss,
     relevance_loss,

@@ -13,10 +13,9 @@ moments that follow exactly, memory for live components only, a buffer that begi
 import logging
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -32,6 +31,7 @@ from featherweight.methods.inrank.spectrum import layer_spectrum
 from featherweight.methods.inrank.state import ATTRIBUTE, GrowthState, growing_layer, growth_state
 from featherweight.methods.low_rank_model import low_rank_modules, merge_low_rank, record_in_config
 from featherweight.methods.method import Method
+from featherweight.methods.options import InRankOptions
 from featherweight.methods.peft_adapter import require_no_adapter
 from featherweight.nn.low_rank_linear import LowRankLinear, is_linear, matrix_of
 from featherweight.nn.module_tree import replace_module, shared_parameters
@@ -46,7 +46,7 @@ STORED_VALUES = 20
 """Singular values of a layer that the history keeps at a check."""
 
 
-class InRank(Method):
+class InRank(InRankOptions, Method):
     """Options of InRank; ``fw.apply(model, fw.InRank())`` before the optimizer is built.
 
     Example:
@@ -57,61 +57,6 @@ class InRank(Method):
         >>> model.model.layers[0].mlp.up_proj.rank
         18
     """
-
-    explained: float = Field(default=0.9, gt=0, le=1)
-    """Share of the spectrum that the rank must explain; else it grows."""
-    criterion: Literal["energy", "variance"] = "energy"
-    """energy: sums of squares; variance: about the mean over all min(M, N) values, the official code's form."""
-    growth: Literal["change", "product"] = "change"
-    """Of what the spectrum is taken. change: U V - U0 V0, what was learned since the start, so that initial values set
-    no rank; it keeps the first factors until growth ends. product: U V, the official code's way."""
-    init_rank: int = Field(default=2, ge=1)
-    """R at the start."""
-    buffer: int = Field(default=100, ge=0)
-    """Components that train beyond R; cut where a layer has no room for them."""
-    every: int = Field(default=25, ge=1)
-    """Optimizer steps between checks. The official code counts forward passes, of micro-batches and evaluation too."""
-    warmup: int = Field(default=200, ge=0)
-    """Optimizer steps before the first check."""
-    patience: int | None = Field(default=3, ge=1)
-    """Growth ends after so many checks without any; None: only at freeze_step."""
-    freeze_step: int | None = Field(default=None, ge=1)
-    """Optimizer step at which growth ends at the latest."""
-    drop_buffer: bool = True
-    """Cut the buffer off when growth ends; it then changes the function by what R does not explain."""
-    max_rank: int | None = Field(default=None, ge=1)
-    """Largest number of live components; None: the last at which two factors are smaller than the matrix."""
-    rank_multiple: int = Field(default=1, ge=1)
-    """Live components are rounded up to multiples of this, which bounds the number of shapes that a compiler sees."""
-    init: Literal["kaiming", "spectral", "orthogonal"] = "spectral"
-    """Of the factors. spectral: truncated SVD of the layer's own weight, rescaled to its norm; kaiming: as in the
-    official code; orthogonal: orthonormal rows."""
-    buffer_init: Literal["zero", "random"] = "random"
-    """Of the first buffer. random: as the first components; zero: its columns of U are zero, as in every later buffer,
-    which costs quality."""
-    keep_w0: bool = False
-    """Keep the layer's weight, frozen, beside the factors, which then begin at zero: the paper's InRank. Saves no
-    memory."""
-    activation: Literal["silu", "gelu"] | None = None
-    """Between the factors, as in CoLA; such layers can not be merged, and keep their buffer."""
-    target_modules: str | list[str] = "all-linear"
-    """Modules to grow: all-linear (without the output head), a regular expression, or a list of names."""
-    exclude_modules: str | list[str] = ["lm_head"]
-    """Modules left out, same forms."""
-    lr_factor: Literal["rank"] | Annotated[float, Field(gt=0)] = "rank"
-    """Multiplier of the learning rate for the factors. rank: N / (3 K) of the smaller side and the live components,
-    from 1 to 4, and it follows when K changes; 1.0: the rate of everything else, as in the official code. It takes
-    effect in a recipe, in `trainer_optimizer`, and where an optimizer is built from `param_groups` of this method."""
-    seed: int = Field(default=0, ge=0)
-    """Of the initial factors and of new rows."""
-
-    @model_validator(mode="after")
-    def _fits(self) -> "InRank":
-        if self.activation and self.keep_w0:
-            raise ValueError(f"activation={self.activation} and keep_w0=True do not fit; expected one of them.")
-        if self.max_rank is not None and self.max_rank < self.init_rank:
-            raise ValueError(f"max_rank={self.max_rank} is below init_rank={self.init_rank}; expected at least that.")
-        return self
 
     def apply(self, model: nn.Module, calibration: Any = None) -> Report:
         """Exchange the selected layers for growing ones, in place; see `fw.apply`.

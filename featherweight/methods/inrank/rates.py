@@ -7,8 +7,8 @@ much at any rank; a third of the ranks has the rate of the dense matrix. (The sa
 Measured on a byte-level Llama of width 128 whose dense matrices want 7.5e-4: the best rates of a sweep are about 3e-3
 at rank 6, 1.5e-3 at 20, 1e-3 at 32 and 7.5e-4 at 42, so their product with the rank is 0.030 to 0.032 from 20 on; the
 law says 0.032. At rank 6 it would say 5.3e-3, beyond what was tried, so the factor ends at 4. Beyond a third of the
-ranks the sum no longer grows in that way, as more components than the gradient has share one direction; the factor ends
-at 1 (with 69 of 128 live, 1.963 nats at 7.5e-4 and 2.011 at what 1 / K would say).
+ranks the rate of the dense matrix stayed better, and the factor ends at 1: with 69 of 128 live, 1.963 nats at 7.5e-4
+and 2.011 at what 1 / K would say.
 """
 
 from typing import Any

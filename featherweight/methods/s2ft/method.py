@@ -4,13 +4,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any
 
-from pydantic import Field
 from torch import nn
 
 from featherweight.methods.low_rank_model import record_in_config
 from featherweight.methods.method import Method
+from featherweight.methods.options import S2FTOptions
 from featherweight.methods.peft_adapter import head_settings, head_tensors, require_no_adapter, train_head
 from featherweight.methods.s2ft.adapter import Adapter
 from featherweight.methods.s2ft.config import S2FTConfig
@@ -23,40 +23,8 @@ from featherweight.report import Report
 _TRAINED_BEFORE = "_featherweight_trained_before_s2ft"
 
 
-class S2FT(Method):
+class S2FT(S2FTOptions, Method):
     """Options of structured sparse fine-tuning in a recipe; fields that `fw.S2FTConfig` has mean the same."""
-
-    freezes_model: ClassVar[bool] = True
-    needs_pretrained: ClassVar[bool] = True
-
-    r_equivalent: int | None = Field(default=None, gt=0)
-    """Train as many parameters in each module as LoRA of this rank has there; without any amount, 16."""
-    num_channels: int | None = Field(default=None, gt=0)
-    """Channels to train in each module."""
-    channel_ratio: float | None = Field(default=None, gt=0, le=1)
-    """Share of the channels of each module to train."""
-    channel_pattern: dict[str, int | float] = {}
-    """Other amounts for some modules, by the end of their name or a regular expression: channels, or a share."""
-    target_modules: list[str] | str | None = None
-    """Names, a regular expression or all-linear; None takes attention outputs and last feed-forward matrices."""
-    axis_pattern: dict[str, Literal["input", "output"]] = {}
-    """input (columns) or output (rows) for some modules, by the end of their name or a regular expression."""
-    unit: Literal["auto", "head", "channel"] = "auto"
-    """What is chosen as a whole; auto takes heads where the amount is at least one."""
-    selection: Literal["random", "weight", "spectral"] = "random"
-    """How channels are chosen; what needs data first is chosen with fw.s2ft.select."""
-    select: Literal["largest", "smallest"] = "largest"
-    """Which end of the scores is trained."""
-    scope: Literal["layer", "global"] = "layer"
-    """The same amount in each layer, or the best over all layers of a kind."""
-    seed: int = 0
-    """Of random choices; each module draws from (seed, its name)."""
-    multiple_of: int = Field(default=8, gt=0)
-    """Amounts of channels are rounded up to a multiple of this."""
-    update: Literal["delta", "inplace"] = "delta"
-    """The change stays beside the weight, or the weight holds it while it trains."""
-    dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Share of the selected inputs that is dropped in training."""
 
     def apply(self, model: nn.Module, calibration: Any = None) -> Report:
         """Freeze a model in place but for some channels; see `fw.apply`.

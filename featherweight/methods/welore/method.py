@@ -17,9 +17,10 @@ from featherweight.errors import ConfigError
 from featherweight.linalg.factors import factorize
 from featherweight.linalg.spectrum import Spectra, singular_values
 from featherweight.methods.low_rank_model import merge_low_rank, record_in_config
+from featherweight.methods.method import Method
+from featherweight.methods.options import WeLoreOptions
 from featherweight.methods.peft_adapter import require_no_adapter
 from featherweight.methods.welore import calibrate
-from featherweight.methods.welore.options import WeLoreOptions
 from featherweight.methods.welore.plan import Entry, Plan, find_targets, make_plan, shapes_of
 from featherweight.methods.welore.report import plan_report
 from featherweight.methods.welore.whiten import (
@@ -39,7 +40,7 @@ from featherweight.report import Report
 _ATTRIBUTE = "_featherweight_welore"
 
 
-class WeLore(WeLoreOptions):
+class WeLore(WeLoreOptions, Method):
     """Options of WeLore; ``fw.apply(model, fw.WeLore(rank_reduction=0.5))`` cuts a model in place.
 
     Example:

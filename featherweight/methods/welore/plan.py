@@ -14,7 +14,7 @@ from torch import nn
 from featherweight.errors import ConfigError
 from featherweight.linalg import spectrum as sp
 from featherweight.methods.low_rank_model import low_rank_modules
-from featherweight.methods.welore.options import WeLoreOptions
+from featherweight.methods.options import WeLoreOptions
 from featherweight.nn.low_rank_linear import (
     Storage,
     is_linear,

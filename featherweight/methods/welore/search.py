@@ -84,7 +84,7 @@ def find_cut(model: nn.Module, options: WeLore, measure: Measure, limit: float, 
     require_no_adapter(model, "WeLore")
     targets, _ = find_targets(model, options)
     shapes = shapes_of(targets)
-    cutter = _Cutter(model, targets, options, calibration)
+    cutter = Cutter(model, targets, options, calibration)
     before = measure(model)
     kinds = _measured_kinds(cutter, measure, before, limit)
     for kind in kinds.values():
@@ -126,7 +126,7 @@ def _require_no_budget(options: WeLore) -> None:
         )
 
 
-class _Cutter:
+class Cutter:
     """Puts truncated matrices into a model and takes them out again."""
 
     def __init__(self, model: nn.Module, targets: Mapping[str, nn.Linear], options: WeLore, calibration: Any) -> None:
@@ -180,7 +180,7 @@ def _roots_of(model: nn.Module, targets: dict[str, nn.Linear], calibration: Any)
     return roots
 
 
-def _measured_kinds(cutter: _Cutter, measure: Measure, before: float, limit: float) -> dict[str, _Kind]:
+def _measured_kinds(cutter: Cutter, measure: Measure, before: float, limit: float) -> dict[str, _Kind]:
     """Cut every kind of matrix alone, a little further each time, until that costs more than all may cost."""
     by_kind: dict[str, list[str]] = defaultdict(list)
     for name in cutter.spectra:

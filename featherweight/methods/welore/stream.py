@@ -24,9 +24,9 @@ from featherweight.errors import CheckpointError, ConfigError
 from featherweight.linalg.factors import factorize
 from featherweight.linalg.spectrum import singular_values
 from featherweight.methods.low_rank_model import RECORD_VERSION
+from featherweight.methods.options import WeLoreOptions
 from featherweight.methods.sealed_folder import RECORD, sealed
 from featherweight.methods.welore.method import build_layer
-from featherweight.methods.welore.options import WeLoreOptions
 from featherweight.methods.welore.plan import Entry, Plan, Target, find_targets, make_plan
 from featherweight.methods.welore.report import plan_report
 from featherweight.report import Report

@@ -6,14 +6,18 @@ Source: Q-GaLore, arXiv 2407.08296, section 3.3.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
-from torch import Tensor
 
 from featherweight.config import Config
 from featherweight.errors import ConfigError
-from featherweight.linalg.subspace import MatrixSubspace
+
+if TYPE_CHECKING:
+    # Options are declared, and recipes judged, without torch.
+    from torch import Tensor
+
+    from featherweight.linalg.subspace import MatrixSubspace
 
 
 class LazyRefresh(Config):
@@ -69,7 +73,7 @@ def lazy_options(value: Any) -> dict[str, Any] | None:
     return value.model_dump()
 
 
-def similarity_of(fresh: MatrixSubspace, old: MatrixSubspace, kind: str) -> float:
+def similarity_of(fresh: "MatrixSubspace", old: "MatrixSubspace", kind: str) -> float:
     """Return how much of the old subspace the new one contains, in [0, 1]; the mean over both sides if there are two.
 
     ``||P'^T P||_F^2 / R`` is R / M for two random subspaces; this is moved to 0, and 1 stays 1.
@@ -84,7 +88,7 @@ def similarity_of(fresh: MatrixSubspace, old: MatrixSubspace, kind: str) -> floa
     return sum(_similarity(new, one, kind) for new, one in pairs) / len(pairs)
 
 
-def _similarity(fresh_MR: Tensor, old_MR: Tensor | None, kind: str) -> float:
+def _similarity(fresh_MR: "Tensor", old_MR: "Tensor | None", kind: str) -> float:
     assert old_MR is not None
     old_MR = old_MR.to(fresh_MR.dtype)
     if kind == "first_vector":

@@ -4,7 +4,7 @@ Shapes: gradient (M, N), rank R; left basis (M, R), right basis (N, R).
 Source: GaLore, arXiv 2403.03507, section 4; the schedule over steps is ours.
 """
 
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
@@ -15,15 +15,12 @@ from featherweight.linalg.orthonormal import orthonormalize, polar_factor, well_
 from featherweight.linalg.outer_product import Gradient, OuterProduct
 from featherweight.linalg.random import random_orthonormal
 from featherweight.linalg.subspace import MatrixSubspace
+from featherweight.optim.policies.sides import PROJ_TYPES, Side
 
-Side = Literal["left", "right", "both"]
-SIDES: tuple[Side, ...] = ("left", "right", "both")
 SEEDED_METHODS = ("random", "gaussian")
 """Basis methods that do not look at the gradient: the state keeps no basis, it is drawn anew from the seed."""
 EARLY_STEPS = (10, 25, 50, 100)
 """Additional refreshes of `early_refresh`: the gradient turns fast at first, slowly later."""
-ProjType = Literal["std", "reverse_std", "left", "right", "full", "min_memory"]
-PROJ_TYPES: tuple[str, ...] = get_args(ProjType)
 
 
 def choose_side(rows: int, columns: int, proj_type: str) -> Side:

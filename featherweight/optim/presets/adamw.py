@@ -9,10 +9,10 @@ from typing import Any, Unpack
 
 from featherweight.optim.low_rank import LowRankOptimizer
 from featherweight.optim.options import AdamWOptions
-from featherweight.optim.presets.arguments import Arguments, complete, preset
+from featherweight.optim.presets.arguments import ADAMW, complete, preset
 
 
-@preset(Arguments(AdamWOptions, {"weight_decay": 1e-2}, fixed={"rank": None, "update_proj_gap": 1, "stagger": False}))
+@preset(ADAMW)
 class AdamW(LowRankOptimizer):
     """AdamW as in torch.optim, with 32, 16, 8 or 4-bit moments and stochastic rounding of bfloat16 weights.
 

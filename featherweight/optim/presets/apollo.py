@@ -8,10 +8,10 @@ from typing import Any, Unpack
 
 from featherweight.optim.low_rank import LowRankOptimizer
 from featherweight.optim.options import ApolloOptions
-from featherweight.optim.presets.arguments import Arguments, complete, preset
+from featherweight.optim.presets.arguments import APOLLO, APOLLO_MINI, complete, preset
 
 
-@preset(Arguments(ApolloOptions, {"basis_method": "gaussian", "moment_policy": "keep", "residual": "apollo"}))
+@preset(APOLLO)
 class Apollo(LowRankOptimizer):
     """AdamW's learning rates by channel, read off a random projection; a full-rank update with low-rank state.
 
@@ -46,19 +46,7 @@ class Apollo(LowRankOptimizer):
         super().__init__(params, complete(self, positional, options))
 
 
-@preset(
-    Arguments(
-        ApolloOptions,
-        {
-            "lr": 1e-2,
-            "rank": 1,
-            "scale": 128.0,
-            "basis_method": "gaussian",
-            "moment_policy": "keep",
-            "residual": "apollo_tensor",
-        },
-    )
-)
+@preset(APOLLO_MINI)
 class ApolloMini(LowRankOptimizer):
     """APOLLO at rank 1 with one learning rate for a whole matrix: state as small as that of plain SGD.
 

@@ -1,16 +1,35 @@
-"""From declared options to the arguments of a preset: completion, signature, and the text of `help()`."""
+"""From declared options to the arguments of a preset: completion, signature, and the text of `help()`.
+
+What each preset chooses stands here, and not beside its class, so that recipes know it without torch.
+"""
 
 import inspect
 import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from featherweight.errors import did_you_mean
-from featherweight.optim.low_rank import LowRankOptimizer
-from featherweight.optim.options import defaults_of, options_of
+from featherweight.optim.options import (
+    AdafactorOptions,
+    AdamWOptions,
+    ApolloOptions,
+    FiraOptions,
+    GaLoreOptions,
+    GUMOptions,
+    LDAdamOptions,
+    QGaLoreOptions,
+    ScaleOptions,
+    TensorOptions,
+    defaults_of,
+    options_of,
+)
 
-P = TypeVar("P", bound=type[LowRankOptimizer])
+if TYPE_CHECKING:
+    # A recipe is judged before torch is imported.
+    from featherweight.optim.low_rank import LowRankOptimizer
+
+P = TypeVar("P", bound="type[LowRankOptimizer]")
 
 
 @dataclass(frozen=True)
@@ -76,6 +95,49 @@ class Arguments:
         return inspect.cleandoc(text).replace("\nRaises:", "\n" + "\n".join(lines) + "\nRaises:", 1)
 
 
+# ---- where each preset differs from the declarations
+
+ADAMW = Arguments(AdamWOptions, {"weight_decay": 1e-2}, fixed={"rank": None, "update_proj_gap": 1, "stagger": False})
+GALORE = Arguments(GaLoreOptions, {"scale": 0.25})
+Q_GALORE = Arguments(QGaLoreOptions, {"scale": 0.25, "state_bits": 8, "basis_bits": 4, "lazy": True})
+GALORE_ADAFACTOR = Arguments(
+    AdafactorOptions,
+    {"scale": 0.25},
+    fixed={"rule": "adafactor"},
+    positional=("lr", "beta1", "weight_decay"),
+    not_shown=("betas", "eps"),
+)
+APOLLO = Arguments(ApolloOptions, {"basis_method": "gaussian", "moment_policy": "keep", "residual": "apollo"})
+APOLLO_MINI = Arguments(
+    ApolloOptions,
+    {
+        "lr": 1e-2,
+        "rank": 1,
+        "scale": 128.0,
+        "basis_method": "gaussian",
+        "moment_policy": "keep",
+        "residual": "apollo_tensor",
+    },
+)
+FIRA = Arguments(FiraOptions, {"scale": 0.25, "residual": "fira"})
+LDADAM = Arguments(
+    LDAdamOptions,
+    {"betas": (0.908, 0.99), "update_proj_gap": 1, "basis_smoothing": 0.908},
+    fixed={"stagger": False},
+)
+LOW_RANK_MUON = Arguments(
+    GUMOptions,
+    {"full_rank_probability": 0.1},
+    fixed={"rule": "muon"},
+    positional=("lr", "momentum", "betas", "eps", "weight_decay"),
+)
+SCALE = Arguments(
+    ScaleOptions, {"momentum": 0.9}, fixed={"rank": None, "update_proj_gap": 1, "stagger": False, "rule": "scale"}
+)
+TENSOR_GALORE = Arguments(TensorOptions)
+TENSORGRAD = Arguments(TensorOptions, {"rank": 0.20, "sparse_ratio": 0.05})
+
+
 def preset(arguments: Arguments) -> Callable[[P], P]:
     """Give a class of optimizers its arguments: the signature and the help that they say."""
 
@@ -88,12 +150,12 @@ def preset(arguments: Arguments) -> Callable[[P], P]:
     return give
 
 
-def arguments_of(optimizer: LowRankOptimizer | type[LowRankOptimizer]) -> Arguments:
+def arguments_of(optimizer: "LowRankOptimizer | type[LowRankOptimizer]") -> Arguments:
     """Return the arguments of a preset."""
     found: Arguments = optimizer.__arguments__
     return found
 
 
-def complete(optimizer: LowRankOptimizer, positional: tuple[Any, ...], options: Mapping[str, Any]) -> dict[str, Any]:
+def complete(optimizer: "LowRankOptimizer", positional: tuple[Any, ...], options: Mapping[str, Any]) -> dict[str, Any]:
     """See `Arguments.complete`."""
     return arguments_of(optimizer).complete(type(optimizer).__name__, positional, options)

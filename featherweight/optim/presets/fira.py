@@ -8,10 +8,10 @@ from typing import Any, Unpack
 
 from featherweight.optim.low_rank import LowRankOptimizer
 from featherweight.optim.options import FiraOptions
-from featherweight.optim.presets.arguments import Arguments, complete, preset
+from featherweight.optim.presets.arguments import FIRA, complete, preset
 
 
-@preset(Arguments(FiraOptions, {"scale": 0.25, "residual": "fira"}))
+@preset(FIRA)
 class Fira(LowRankOptimizer):
     """GaLore whose update also has the part of the gradient outside the subspace.
 

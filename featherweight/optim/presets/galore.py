@@ -8,10 +8,10 @@ from typing import Any, Unpack
 
 from featherweight.optim.low_rank import LowRankOptimizer
 from featherweight.optim.options import GaLoreOptions
-from featherweight.optim.presets.arguments import Arguments, complete, preset
+from featherweight.optim.presets.arguments import GALORE, complete, preset
 
 
-@preset(Arguments(GaLoreOptions, {"scale": 0.25}))
+@preset(GALORE)
 class GaLoreAdamW(LowRankOptimizer):
     """AdamW whose moments live in a low-rank subspace of the gradient.
 

@@ -8,18 +8,10 @@ from typing import Any, Unpack
 
 from featherweight.optim.low_rank import LowRankOptimizer
 from featherweight.optim.options import AdafactorOptions
-from featherweight.optim.presets.arguments import Arguments, complete, preset
+from featherweight.optim.presets.arguments import GALORE_ADAFACTOR, complete, preset
 
 
-@preset(
-    Arguments(
-        AdafactorOptions,
-        {"scale": 0.25},
-        fixed={"rule": "adafactor"},
-        positional=("lr", "beta1", "weight_decay"),
-        not_shown=("betas", "eps"),
-    )
-)
+@preset(GALORE_ADAFACTOR)
 class GaLoreAdafactor(LowRankOptimizer):
     """Adafactor whose moments live in a low-rank subspace of the gradient.
 

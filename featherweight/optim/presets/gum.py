@@ -8,17 +8,10 @@ from typing import Any, Unpack
 
 from featherweight.optim.low_rank import LowRankOptimizer
 from featherweight.optim.options import GUMOptions
-from featherweight.optim.presets.arguments import Arguments, complete, preset
+from featherweight.optim.presets.arguments import LOW_RANK_MUON, complete, preset
 
 
-@preset(
-    Arguments(
-        GUMOptions,
-        {"full_rank_probability": 0.1},
-        fixed={"rule": "muon"},
-        positional=("lr", "momentum", "betas", "eps", "weight_decay"),
-    )
-)
+@preset(LOW_RANK_MUON)
 class GUM(LowRankOptimizer):
     """Muon on the core of the gradient, in some periods on the rest of it: one moment instead of two.
 

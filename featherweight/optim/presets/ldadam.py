@@ -8,16 +8,10 @@ from typing import Any, Unpack
 
 from featherweight.optim.low_rank import LowRankOptimizer
 from featherweight.optim.options import LDAdamOptions
-from featherweight.optim.presets.arguments import Arguments, complete, preset
+from featherweight.optim.presets.arguments import LDADAM, complete, preset
 
 
-@preset(
-    Arguments(
-        LDAdamOptions,
-        {"betas": (0.908, 0.99), "update_proj_gap": 1, "basis_smoothing": 0.908},
-        fixed={"stagger": False},
-    )
-)
+@preset(LDADAM)
 class LDAdamW(LowRankOptimizer):
     """AdamW in a subspace that takes one warm iteration at every step, with moments that follow it.
 

@@ -8,10 +8,10 @@ from typing import Any, Unpack
 
 from featherweight.optim.low_rank import LowRankOptimizer
 from featherweight.optim.options import QGaLoreOptions
-from featherweight.optim.presets.arguments import Arguments, complete, preset
+from featherweight.optim.presets.arguments import Q_GALORE, complete, preset
 
 
-@preset(Arguments(QGaLoreOptions, {"scale": 0.25, "state_bits": 8, "basis_bits": 4, "lazy": True}))
+@preset(Q_GALORE)
 class QGaLoreAdamW(LowRankOptimizer):
     """GaLore whose state fits into few bits, made for int8 weights (`fw.apply(model, fw.Int8())`).
 

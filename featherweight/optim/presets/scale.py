@@ -11,15 +11,11 @@ from torch import nn
 from featherweight.errors import ConfigError
 from featherweight.optim.low_rank import LowRankOptimizer
 from featherweight.optim.options import ScaleOptions
-from featherweight.optim.presets.arguments import Arguments, complete, preset
+from featherweight.optim.presets.arguments import SCALE, complete, preset
 from featherweight.selection import select_embedding_modules
 
 
-@preset(
-    Arguments(
-        ScaleOptions, {"momentum": 0.9}, fixed={"rank": None, "update_proj_gap": 1, "stagger": False, "rule": "scale"}
-    )
-)
+@preset(SCALE)
 class Scale(LowRankOptimizer):
     """Gradients with rows of one length; the only state is the momentum of the output head.
 

@@ -5,7 +5,7 @@ from typing import Any, Unpack
 
 from featherweight.optim.low_rank import LowRankOptimizer
 from featherweight.optim.options import TensorOptions, options_of
-from featherweight.optim.presets.arguments import Arguments, complete, preset
+from featherweight.optim.presets.arguments import TENSOR_GALORE, TENSORGRAD, complete, preset
 from featherweight.optim.tucker.neuraloperator import from_neuraloperator, joined
 
 
@@ -21,7 +21,7 @@ def in_our_words(optimizer: LowRankOptimizer, options: Mapping[str, Any]) -> dic
     return {**ours, **from_neuraloperator(type(optimizer).__name__, theirs)}
 
 
-@preset(Arguments(TensorOptions))
+@preset(TENSOR_GALORE)
 class TensorGaLoreAdamW(LowRankOptimizer):
     """AdamW in a Tucker subspace of each gradient tensor, real or complex.
 
@@ -63,7 +63,7 @@ class TensorGaLoreAdamW(LowRankOptimizer):
         super().__init__(joined(params, galore_params), complete(self, positional, in_our_words(self, options)))
 
 
-@preset(Arguments(TensorOptions, {"rank": 0.20, "sparse_ratio": 0.05}))
+@preset(TENSORGRAD)
 class TensorGRaD(LowRankOptimizer):
     """Tensor-GaLore with a sparse branch: 5 % of the entries have moments of their own, the core has 20 %.
 

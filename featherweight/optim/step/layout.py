@@ -21,9 +21,9 @@ from torch import Tensor
 
 from featherweight.linalg.outer_product import Gradient, OuterProduct
 from featherweight.linalg.subspace import MatrixSubspace
-from featherweight.optim.policies.refresh import SIDES, Side
 from featherweight.optim.policies.residual import ResidualPolicy
 from featherweight.optim.policies.rules import rules
+from featherweight.optim.policies.sides import SIDES, Side
 from featherweight.optim.sharding import ParameterShard
 from featherweight.optim.step.weight_update import Rounding, write_moment_
 from featherweight.quant.int8_weight import Int8Weight

@@ -18,8 +18,9 @@ from featherweight.linalg.random import keyed_generator
 from featherweight.linalg.subspace import MatrixSubspace
 from featherweight.optim.policies.lazy import next_gap, similarity_of
 from featherweight.optim.policies.moments import moment_policies
-from featherweight.optim.policies.refresh import SIDES, draw_subspace, fit_subspace, next_refresh, smoothed_iteration
+from featherweight.optim.policies.refresh import draw_subspace, fit_subspace, next_refresh, smoothed_iteration
 from featherweight.optim.policies.rules import rules
+from featherweight.optim.policies.sides import SIDES
 from featherweight.optim.step import adam
 from featherweight.optim.step.check import is_usable
 from featherweight.optim.step.layout import Group, MatrixLayout, Member, State, Stored, parts_of
@@ -29,7 +30,6 @@ from featherweight.quant.int8_weight import Int8Weight
 
 FLIP_SHARE = 0.9
 """`min_memory` takes the cheaper side if it holds this share of the usual side's energy on the next batch."""
-
 _CARRY = 16
 """Keeps the random bits of what a refresh writes after a step apart from those of the step itself."""
 

@@ -8,7 +8,7 @@ Shapes: tensor (n_1, .., n_D), core (r_1, .., r_D) or, by frequency, (F, r, n_2)
 import math
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,13 +16,6 @@ from torch import Tensor
 from featherweight.errors import ConfigError
 from featherweight.linalg.tucker import upcast
 from featherweight.linalg.tucker_ranks import tucker_ranks
-
-TensorKind = Literal["tucker", "tucker_channels", "matrix", "slices", "select"]
-"""What `proj_type` may be: all modes; the first two; one side of an unfolding; each frequency by itself; the first two
-rotated and of the others the strongest indices."""
-
-SPECTRAL_KINDS = ("tucker", "tucker_channels")
-"""Those whose ranks may follow the spectrum of the first gradient (``rank="auto"``)."""
 
 TENSOR_COUNTERS = ("step", "moment_step", "next_refresh", "refresh_count")
 

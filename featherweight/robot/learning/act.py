@@ -12,68 +12,14 @@ from collections.abc import Mapping
 from typing import Any, Literal, Self
 
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from featherweight.config import Config
 from featherweight.robot.kit import SERVOS
 from featherweight.robot.learning.eyes import SCENE_FEATURES, SceneHead, scene_features
-from featherweight.robot.learning.keypoints import STRIDE, KeypointStem
+from featherweight.robot.learning.keypoints import KeypointStem
+from featherweight.robot.learning.options import ACTShape
 from featherweight.robot.learning.policy import Policy, PolicyConfig
 from featherweight.robot.learning.transformer import DecoderLayer, EncoderLayer
-
-
-class ACTShape(Config):
-    """What one chooses of an ACT policy."""
-
-    chunk_size: int = Field(default=20, ge=1, le=200)
-    """Actions of one prediction."""
-    n_action_steps: int = Field(default=1, ge=1)
-    """Actions that are carried out before the next prediction."""
-    temporal_ensemble_coeff: float | None = Field(default=0.01, ge=0)
-    """Overlapping chunks are blended with the weights exp(-coeff i), the oldest first; None takes the newest alone."""
-    picture_height_px: int = Field(default=96, ge=16, multiple_of=STRIDE)
-    """Pictures are scaled to this height."""
-    picture_width_px: int = Field(default=128, ge=16, multiple_of=STRIDE)
-    """Pictures are scaled to this width."""
-    keypoints: int = Field(default=32, ge=1)
-    """Places that the stem finds in a picture."""
-    dim_model: int = Field(default=128, ge=8)
-    """Width of the transformer."""
-    n_heads: int = Field(default=4, ge=1)
-    """Heads of its attention."""
-    dim_feedforward: int = Field(default=512, ge=8)
-    """Width between the two linears of a layer."""
-    n_encoder_layers: int = Field(default=2, ge=1)
-    """Layers that mix what is seen."""
-    n_decoder_layers: int = Field(default=1, ge=1)
-    """Layers that turn it into actions."""
-    use_vae: bool = True
-    """Whether a latent vector carries the style of a demonstration in training."""
-    latent_dim: int = Field(default=32, ge=1)
-    """Numbers of the latent vector."""
-    n_vae_encoder_layers: int = Field(default=2, ge=1)
-    """Layers of the encoder of actions."""
-    dropout: float = Field(default=0.1, ge=0, lt=1)
-    """Share left out in training."""
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if self.dim_model % self.n_heads:
-            raise ValueError(
-                f"n_heads={self.n_heads} does not divide dim_model={self.dim_model}; expected a divisor. Change one."
-            )
-        if self.n_action_steps > self.chunk_size:
-            raise ValueError(
-                f"n_action_steps={self.n_action_steps} is more than chunk_size={self.chunk_size}; expected at most "
-                "that. Lower it."
-            )
-        if self.temporal_ensemble_coeff is not None and self.n_action_steps != 1:
-            raise ValueError(
-                f"n_action_steps={self.n_action_steps} leaves nothing to blend; expected 1 with "
-                "temporal_ensemble_coeff. Set that to null."
-            )
-        return self
 
 
 class ACTConfig(ACTShape, PolicyConfig):

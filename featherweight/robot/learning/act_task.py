@@ -1,35 +1,12 @@
 """ACT as a task for `fw train`: the next actions from pictures and joints, or from the state alone."""
 
-from typing import Self
-
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from featherweight.robot.learning.act import ACTConfig, ACTPolicy, ACTShape
-from featherweight.robot.learning.demonstrated import DemonstratedConfig, DemonstratedTask, as_policy, chunk_errors
+from featherweight.robot.learning.act import ACTConfig, ACTPolicy
+from featherweight.robot.learning.demonstrated import DemonstratedTask, as_policy, chunk_errors
+from featherweight.robot.learning.options import ACTShape, ACTTaskConfig
 from featherweight.training.task import Batch
-
-
-class ACTTaskConfig(ACTShape, DemonstratedConfig):
-    """What stands under `task` in a recipe."""
-
-    cameras: list[str] = []
-    """Cameras of the data set that the policy sees; none: it sees where cube and bin are, as behaviour cloning does."""
-    kl_weight: float = Field(default=10.0, ge=0)
-    """Weight of how far the latent vector is from a normal one."""
-    places_weight: float = Field(default=0.0, ge=0)
-    """Weight of the mean error, in deviations, of where the eyes say that cube and bin are; the data set has to tell
-    where they are. 0 leaves the eyes to the error of the actions alone."""
-
-    @model_validator(mode="after")
-    def _check_places(self) -> Self:
-        if self.places_weight and not self.cameras:
-            raise ValueError(
-                f"places_weight={self.places_weight:g} has no eyes to teach; expected cameras. Name some, or leave "
-                "the weight out: without cameras the policy is told the places."
-            )
-        return self
 
 
 class ACTTask(DemonstratedTask):

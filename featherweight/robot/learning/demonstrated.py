@@ -12,13 +12,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
-from featherweight.config import Config
 from featherweight.errors import ConfigError, did_you_mean
 from featherweight.robot.kit import JOINT_KEYS
 from featherweight.robot.learning.eyes import PLACE_COLUMNS
+from featherweight.robot.learning.options import DemonstratedConfig
 from featherweight.robot.learning.policy import Policy, load_policy, scale_pictures
 from featherweight.robot.learning.state import FEATURE_NAMES, PROPRIOCEPTION, select_features
 from featherweight.robot.recording import layout
@@ -27,19 +26,6 @@ from featherweight.robot.recording.demonstrations import SCENE_KEY
 from featherweight.robot.sim.session import SCENE_NAMES
 from featherweight.training.order import micro_batch_numbers, shuffled_rows
 from featherweight.training.task import Split, Task, Words
-
-
-class DemonstratedConfig(Config):
-    """Where demonstrations come from."""
-
-    data: str
-    """Folder of a data set; `fw robot record --leader expert` makes one."""
-    episodes: int | None = Field(default=None, ge=2)
-    """The first ones alone; None takes all."""
-    held_out: float = Field(default=0.1, gt=0, lt=1)
-    """Share of the episodes, the last ones, that only measure the loss; at least one."""
-    start_from: str | None = None
-    """Folder of a trained policy whose weights and scales are the start, such as that of another kit."""
 
 
 class DemonstratedTask(Task):

@@ -9,7 +9,6 @@ Shapes: B pictures, H height, W width, P keypoints.
 import torch
 from torch import Tensor, nn
 
-STRIDE = 4
 SHARPNESS = 8.0
 """What maps are multiplied by before their softmax.
 

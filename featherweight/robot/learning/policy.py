@@ -20,6 +20,7 @@ from featherweight.errors import CheckpointError, ConfigError
 from featherweight.registry import Registry
 from featherweight.robot.kinematics.dh import Array
 from featherweight.robot.kit import JOINT_KEYS, SERVOS
+from featherweight.robot.learning.options import policy_folder
 from featherweight.robot.learning.state import FEATURE_NAMES, select_features
 from featherweight.robot.recording.video import Picture
 
@@ -156,12 +157,7 @@ def load_policy(folder: str | Path) -> Policy:
     """
     from safetensors.torch import load_file
 
-    places = [Path(folder), Path(folder) / "model"]
-    found = next((place for place in places if (place / "policy.json").exists()), None)
-    if found is None:
-        raise CheckpointError(
-            f"policy: folder={folder} holds no policy.json; expected a trained policy. Train one with fw robot train."
-        )
+    found = policy_folder(folder)
     try:
         options = json.loads((found / "policy.json").read_text())["policy"]
         policy = policies.get(options["kind"]).from_options(options)

@@ -1,22 +1,11 @@
 """Behaviour cloning as a task for `fw train`: the next actions of an expert from the state, out of a data set."""
 
-from pydantic import Field
 from torch import Tensor, nn
 
 from featherweight.robot.learning.bc import BCConfig, BCPolicy
-from featherweight.robot.learning.demonstrated import DemonstratedConfig, DemonstratedTask, chunk_errors
+from featherweight.robot.learning.demonstrated import DemonstratedTask, chunk_errors
+from featherweight.robot.learning.options import RobotTaskConfig
 from featherweight.training.task import Batch
-
-
-class RobotTaskConfig(DemonstratedConfig):
-    """What stands under `task` in a recipe."""
-
-    chunk: int = Field(default=20, ge=1, le=200)
-    """Actions of one prediction."""
-    hidden: int = Field(default=256, ge=4)
-    """Width of the hidden layers."""
-    layers: int = Field(default=3, ge=1)
-    """Hidden layers."""
 
 
 class RobotTask(DemonstratedTask):

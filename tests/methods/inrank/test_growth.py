@@ -44,11 +44,18 @@ def test_growth_in_float64_changes_no_bit(generator):
     torch.testing.assert_close(layer(x).detach(), expected, rtol=1e-15, atol=1e-15)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("options", [{"criterion": "variance"}, {"rank_multiple": 8}, {"max_rank": 6}])
+@pytest.mark.parametrize(
+    ("options", "dtype"),
+    [
+        ({"criterion": "variance"}, torch.float32),
+        ({"rank_multiple": 8}, torch.bfloat16),
+        ({"max_rank": 6}, torch.float32),
+        ({"growth": "change"}, torch.bfloat16),
+    ],
+)
 def test_variants_of_growth_learn_and_stay_within_their_limits(options, dtype):
     model = causal_model("llama", dtype)
-    method = InRank(**FAST, **options)
+    method = InRank(**{**FAST, **options})
     fw.apply(model, method)
     losses = train(model, method, torch.optim.AdamW(model.parameters(), lr=2e-2), 16)
     assert losses[-1] < losses[0]

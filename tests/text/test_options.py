@@ -3,7 +3,7 @@
 import pytest
 
 from featherweight.errors import ConfigError
-from featherweight.text.chat_options import ChatConfig
+from featherweight.text.options import ChatConfig
 
 
 @pytest.mark.parametrize("train_on", [[], ["assistant", "assistant"], ["asistant"], "first"])

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import featherweight as fw
-from featherweight.optim.param_groups import named_like
+from featherweight.optim.groups import named_like
 
 
 @pytest.mark.parametrize("bare", [True, False])

@@ -22,8 +22,9 @@ from featherweight.optim.options import (
 )
 from featherweight.optim.policies.lazy import lazy_options
 from featherweight.optim.policies.refresh import SEEDED_METHODS
+from featherweight.optim.tucker.kinds import SPECTRAL_KINDS
 from featherweight.optim.tucker.neuraloperator import translated
-from featherweight.optim.tucker.plan import SPECTRAL_KINDS, projects_tensors
+from featherweight.optim.tucker.plan import projects_tensors
 from featherweight.selection import ALL_LINEAR, Pattern, select_matrices, select_modules
 
 logger = logging.getLogger(__name__)
