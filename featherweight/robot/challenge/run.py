@@ -12,7 +12,7 @@ from featherweight.robot.challenge.log import write_log
 from featherweight.robot.challenge.patient import PatientHand
 from featherweight.robot.challenge.remote import RemoteRun, first_free_cube
 from featherweight.robot.challenge.score import TIME_LIMIT_S, Score, score_log
-from featherweight.robot.challenge.shared import SWINGING_AGREEMENT_DEG, SWINGING_SHARE, SharedLeader
+from featherweight.robot.challenge.shared import SharedLeader
 from featherweight.robot.contract import Teleoperator
 from featherweight.robot.kinematics.dh import Array
 from featherweight.robot.network.impaired import Impairment
@@ -93,10 +93,7 @@ def run_challenge(
         from featherweight.robot.learning.policy_leader import PolicyLeader
 
         helper = PolicyLeader(policy, lambda: Seen(see()), clock, in_thread=False, delay=round_trip_s)
-        if operator == "policy":
-            return helper
-        swings = (SWINGING_SHARE, SWINGING_AGREEMENT_DEG) if operator == "shared-eager" else ()
-        return SharedLeader(HANDS[operator](see, clock, seed), helper, *swings)
+        return helper if operator == "policy" else SharedLeader(HANDS[operator](see, clock, seed), helper)
 
     session = VirtualSession(seed, cubes=cubes)
     network = impairment.model_copy(update={"seed": 2 * seed})

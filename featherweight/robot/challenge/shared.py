@@ -7,9 +7,7 @@ from featherweight.robot.contract import Action, Teleoperator
 from featherweight.robot.kit import ARM_JOINTS, JOINT_KEYS
 
 SHARE, AGREEMENT_DEG = 0.7, 12.0
-"""For a hand that waits until the arm is where it should be."""
-SWINGING_SHARE, SWINGING_AGREEMENT_DEG = 0.85, 20.0
-"""For one that swings about its aim, by centimetres; chosen on layouts from 20000 on, which no table has."""
+"""Largest share of the policy, and the difference of a joint at which it has fallen to a third of that."""
 
 
 class SharedLeader(Teleoperator):
@@ -20,21 +18,12 @@ class SharedLeader(Teleoperator):
     Args:
         hand: leads.
         policy: helps.
-        share: largest share of the policy.
-        agreement_deg: difference of a joint at which it has fallen to a third of that.
     """
 
     name = id = "shared"
 
-    def __init__(
-        self,
-        hand: Teleoperator,
-        policy: Teleoperator,
-        share: float = SHARE,
-        agreement_deg: float = AGREEMENT_DEG,
-    ) -> None:
+    def __init__(self, hand: Teleoperator, policy: Teleoperator) -> None:
         self._hand, self._policy = hand, policy
-        self._share, self._agreement_deg = share, agreement_deg
 
     @property
     def is_connected(self) -> bool:
@@ -62,7 +51,7 @@ class SharedLeader(Teleoperator):
         if hand is None or policy is None:
             return hand
         apart = max(abs(hand[key] - policy[key]) for key in list(hand)[:ARM_JOINTS])
-        share = self._share * math.exp(-((apart / self._agreement_deg) ** 2))
+        share = SHARE * math.exp(-((apart / AGREEMENT_DEG) ** 2))
         gripper = JOINT_KEYS[-1]
         blend = {key: (1 - share) * hand[key] + share * policy[key] for key in hand}
         # To grasp and to let go stays with the hand.
