@@ -56,6 +56,7 @@ def test_the_simulated_peak_of_a_step_layer_by_layer_is_the_tracked_one():
     assert estimate_memory(None, one, device="cpu").peak_bytes == tracker.peak_bytes
 
 
+@pytest.mark.slow  # 15 s of the processor: two searches of the longest row
 def test_the_longest_row_obeys_both_budgets():
     one = recipe()
     budget = PROCESS_BYTES + host_need(one).weights_bytes + 4 * 1920 * 64 * 4

@@ -36,7 +36,7 @@ def loss_of(model, tokens):
 
 
 def build(name, model, **options):
-    low_rank = {} if name.startswith("adamw") else {"update_proj_gap": GAP}
+    low_rank = {} if name.startswith(("adamw", "scale")) else {"update_proj_gap": GAP}
     if low_rank and name != "apollo_mini":
         low_rank["rank"] = 6
     config = parse_optimizer({"name": name, "lr": 1e-2, "weight_decay": 0.1, **low_rank, **options})

@@ -66,7 +66,7 @@ def test_accumulation_equals_one_step_on_the_joined_batch_between_refreshes(name
     runs = []
     for is_layerwise in (False, True):
         model = llama(dtype)
-        optimizer = build(name, model, **({} if name.startswith("adamw") else {"update_proj_gap": 1000}))
+        optimizer = build(name, model, **({} if name.startswith(("adamw", "scale")) else {"update_proj_gap": 1000}))
         train_ordinary(model, optimizer, batches(1))
         stagger_free(optimizer)
         for step in range(3):

@@ -248,7 +248,7 @@ def test_int8_weights_are_batched_with_the_same_codes(monkeypatch):
 def test_every_optimizer_has_the_same_bits(monkeypatch, name):
     def run():
         module = Mixed(torch.float32)
-        low_rank = {} if name.startswith("adamw") else {"update_proj_gap": 3}
+        low_rank = {} if name.startswith(("adamw", "scale")) else {"update_proj_gap": 3}
         if low_rank and name != "apollo_mini":
             low_rank["rank"] = 5
         module.first, module.second = nn.Linear(30, 20), nn.Linear(20, 30)
