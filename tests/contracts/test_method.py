@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import featherweight as fw
 from featherweight.config import Config
 from featherweight.errors import ConfigError
-from featherweight.methods import Method, applied_methods, methods, parse_methods
+from featherweight.methods import Method, applied_methods, construction, methods, parse_methods
 from featherweight.methods.welore import WeLore
 from featherweight.report import Report
 
@@ -205,4 +205,4 @@ def test_a_method_that_needs_data_says_so_without_them():
     with pytest.raises(ConfigError, match="method=whitened needs data and calibration=None"):
         fw.apply(llama(), WeLore(method="whitened", min_dim=16))
     with pytest.raises(ConfigError, match="needs calibration data"):
-        fw.methods.construction.apply_to_new_models(WeLore(method="whitened"))
+        construction.apply_to_new_models(WeLore(method="whitened"))
