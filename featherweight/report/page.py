@@ -81,6 +81,7 @@ figure svg { display: block; width: 100%; height: auto; }
   .cards td:first-child { font-weight: 600; text-align: left; }
   .cards td:not(:first-child)::before { content: attr(data-label); color: var(--soft); text-align: left;
     white-space: normal; }
+  .cards td.number:first-child::before { content: attr(data-label); }
   .cards td.none { display: none; }
   .facts, .facts tbody { display: block; }
   .facts tr { display: grid; grid-template-columns: minmax(0, 1.2fr) minmax(0, 1fr); }
