@@ -117,8 +117,8 @@ def dilate(x: Tensor, cells: int) -> Tensor:
     """Return the largest value of the square of `cells` around each cell of (..., h, w), as `max_pool2d` does.
 
     First along columns, then along rows: 2 (2 cells + 1) comparisons a cell instead of (2 cells + 1)^2, and no indices
-    that backward keeps. A quarter of the time of `max_pool2d` on a CPU. Of equal values the first one gets the
-    gradient.
+    that backward keeps. On a CPU half the time of `max_pool2d` for two cells with backward, a tenth without. Of equal
+    values the first one gets the gradient.
     """
     return _Dilation.apply(_Dilation.apply(x, cells, -2), cells, -1)
 
