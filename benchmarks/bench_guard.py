@@ -65,8 +65,8 @@ def percent(hits: torch.Tensor) -> str:
 def stand_in(folder: Path, seed: int, model_folder: Path) -> list[dict[str, Any]]:
     """Return the rows of one trained stand-in: what it does alone, and what guards of several tiers do.
 
-    Every threshold is chosen on rows of the validation split, as a calibration does; marked requests are in the test
-    split alone.
+    Every threshold is chosen on requests of the validation split and of what the model has not seen of the training
+    split, as a calibration does; marked requests are in the test split alone.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -111,18 +111,24 @@ KINDS = {"forbidden": "harmful", "marked": "marked", "ordinary": "benign", "bord
 
 
 def stand_in_rows(world: Any, seed: int) -> Rows:
-    """Return all requests with their parts: the fit and the threshold get the validation split, the report the test."""
+    """Return all requests with their parts: fit and threshold get those that the model has not seen of the training
+    split, and the validation split; the report gets the whole test split.
+    """
     rows, draw = Rows(), random.Random(seed)
-    ordinary = world.prompts("val", "ordinary")
+    ordinary, spare = world.prompts("val", "ordinary"), world.prompts("spare", "ordinary")
     draw.shuffle(ordinary)
-    forbidden, borderline = (world.prompts("val", name) for name in (world_of.FORBIDDEN, world_of.BORDERLINE))
-    fit = {"harmful": forbidden, "benign": [*ordinary[:1000], *world.prompts("val", "oos")], "borderline": borderline}
+    forbidden, borderline = (
+        [*world.prompts("val", name), *world.prompts("spare", name)]
+        for name in (world_of.FORBIDDEN, world_of.BORDERLINE)
+    )
+    benign = [*ordinary[:1000], *spare[:1000], *world.prompts("val", "oos")]
+    fit = {"harmful": forbidden, "benign": benign, "borderline": borderline}
     test = {
-        "harmful": world.prompts("test", world_of.FORBIDDEN, 300),
-        "marked": [world_of.marked(text) for text in world.prompts("test", world_of.FORBIDDEN, 300)],
-        "benign": world.prompts("test", "ordinary", 600),
-        "borderline": world.prompts("test", world_of.BORDERLINE, 300),
-        "oos": world.prompts("test", "oos", 500),
+        "harmful": world.prompts("test", world_of.FORBIDDEN),
+        "marked": [world_of.marked(text) for text in world.prompts("test", world_of.FORBIDDEN)],
+        "benign": world.prompts("test", "ordinary"),
+        "borderline": world.prompts("test", world_of.BORDERLINE),
+        "oos": world.prompts("test", "oos"),
     }
 
     def add(text: str, kind: str, part: str, frame: str = "{}") -> None:
@@ -133,7 +139,7 @@ def stand_in_rows(world: Any, seed: int) -> Rows:
             add(text, kind, "fit")
         for index, text in enumerate(draw.sample(texts, len(texts) // 10)):
             add(text, kind, "fit", FIT_FRAMES[index % len(FIT_FRAMES)])
-    for text in ordinary[1000:]:
+    for text in [*ordinary[1000:], *spare[1000:4000]]:
         add(text, "benign", "calibrate")
     for kind, texts in test.items():
         for text in texts:
@@ -437,7 +443,8 @@ def main() -> None:
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     if chosen.what == "stand-in":
-        rows = [row for seed, model in enumerate(chosen.models) for row in stand_in(chosen.clinc, seed, model)]
+        # The folders of the models end with their seeds.
+        rows = [row for model in chosen.models for row in stand_in(chosen.clinc, int(model.name[-1]), model)]
     elif chosen.what == "smollm2":
         rows = smollm2(chosen.clinc, tuple(chosen.sizes), chosen.probe_tokens)
     elif chosen.what == "latency":
