@@ -374,6 +374,65 @@ def latency(prompt_tokens: int, answer_tokens: int, rounds: int) -> list[dict[st
     return rows
 
 
+def parts(prompt_tokens: int, answer_tokens: int, rounds: int, probe_tokens: int = 12) -> list[dict[str, Any]]:
+    """Return what each way costs by its parts: passes over the prompt and the prefix, and steps of one row and of two.
+
+    Whole answers take so long that the load of a shared machine changes within one; the parts of a round take seconds.
+    """
+    from featherweight.models.decoding_rows import keep_rows
+    from featherweight.models.generation import Decoding, extend, fork, prefill
+    from featherweight.models.load import load_model, load_tokenizer
+
+    tokenizer = load_tokenizer("smollm2")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    model = load_model("smollm2", dtype=dtype, tokenizer=tokenizer).eval().to(device)
+    ids = torch.randint(100, 40000, (1, prompt_tokens), generator=torch.Generator().manual_seed(0))
+    forced = torch.tensor(judge_for(model, tokenizer, world_of.PREFIX, probe_tokens).options.forced_ids)
+    clock = time.process_time if device == "cpu" else time.perf_counter
+
+    def seconds(work: Any) -> float:
+        begin = clock()
+        work()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        return clock() - begin
+
+    def forced_pass(decoding: Decoding) -> float:
+        return seconds(lambda: extend(decoding, forced, last_logits_only=True, output_hidden_states=True))
+
+    def steps(decoding: Decoding, hidden: bool) -> float:
+        tokens = decoding.logits.argmax(dim=1)[:, None]
+        count = probe_tokens - 1
+        return seconds(lambda: [extend(decoding, tokens, output_hidden_states=hidden) for _ in range(count)]) / count
+
+    found: dict[str, list[float]] = {"prefix_hidden": [], "sequential": [], "parallel": []}
+    for _ in range(rounds):
+        read = seconds(lambda: prefill(model, ids, output_hidden_states=True))
+        start = prefill(model, ids)
+        one, two = fork(start), fork(start)
+        keep_rows(two, [0, 0])
+        step = steps(fork(start), False)
+        prefix = forced_pass(one)
+        probe = steps(one, True)
+        both = forced_pass(two)
+        beside = steps(two, True)
+        whole = read + (answer_tokens - 1) * step
+        found["prefix_hidden"].append(1 + prefix / whole)
+        found["sequential"].append(1 + (prefix + (probe_tokens - 1) * probe) / whole)
+        added = both - step + (probe_tokens - 1) * (beside - step)
+        found["parallel"].append(1 + added / whole)
+    rows = []
+    for name, ratios in found.items():
+        values = torch.tensor(ratios)
+        row: dict[str, Any] = {"way": f"{name}, by parts", "prompt": prompt_tokens, "answer": answer_tokens}
+        row["seconds (median)"] = ""
+        row["ratio (median of rounds)"] = f"{float(values.median()):.3f}"
+        row["ratio, spread"] = f"{float(values.min()):.3f}-{float(values.max()):.3f}"
+        rows.append(row)
+    return rows
+
+
 def serving(requests: int, answer_tokens: int, rounds: int) -> list[dict[str, Any]]:
     """Return the throughput of the engine with a guard against the same without one, in turns, requests all at once.
 
@@ -448,7 +507,7 @@ def main() -> None:
     elif chosen.what == "smollm2":
         rows = smollm2(chosen.clinc, tuple(chosen.sizes), chosen.probe_tokens)
     elif chosen.what == "latency":
-        rows = latency(200, 128, chosen.rounds)
+        rows = parts(200, 128, 3 * chosen.rounds) + latency(200, 128, chosen.rounds)
     else:
         rows = serving(32, 128, chosen.rounds)
     for one in rows:

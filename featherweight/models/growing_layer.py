@@ -161,12 +161,15 @@ class GrowingLayer(DynamicLayer):
             like: gives the other sizes where nothing is there yet.
         """
         length = self.get_seq_length()
-        old = (self.keys, self.values) if length else like
-        assert old is not None and old[0] is not None and old[1] is not None, "there is something to copy"
-        count = len(old[0])
-        self._room = tuple(one.new_empty((rows, one.shape[1], tokens, one.shape[3])) for one in old)  # type: ignore[assignment]
-        for room, states in zip(self._room or (), old, strict=True):
-            if length:
+        keys, values = (self.keys, self.values) if length or like is None else like
+        assert keys is not None and values is not None, "there is something to copy"
+        count = len(keys)
+        self._room = (
+            keys.new_empty((rows, keys.shape[1], tokens, keys.shape[3])),
+            values.new_empty((rows, values.shape[1], tokens, values.shape[3])),
+        )
+        if length:
+            for room, states in zip(self._room, (keys, values), strict=True):
                 room[:count, :, ahead : ahead + length] = states
         self._show(count, ahead, length)
 
