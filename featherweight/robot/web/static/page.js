@@ -134,7 +134,8 @@ function showBlind(hasCamera, why) {
   const isBlind = hasCamera && Boolean(why || performance.now() - pictureAt > BLIND_MS);
   at("blind").hidden = !isBlind;
   at("picture-frame").dataset.blind = isBlind ? "yes" : "no";
-  write("blind", isBlind ? [say("blind"), why].filter(Boolean).join(" ") : "");
+  const reason = why ? ` (${why.split(": ").slice(1).join(": ")})` : "";
+  write("blind", isBlind ? say("blind") + reason : "");
 }
 
 /** Draw at every picture of the screen; the ghost walks between the robot's words. */
