@@ -22,6 +22,7 @@ from featherweight.errors import ConfigError
 if TYPE_CHECKING:
     import numpy as np
 
+    from featherweight.robot.camera.calibrate import CameraCalibration
     from featherweight.robot.camera.view import CameraView
 
 
@@ -90,8 +91,9 @@ def calibrate_camera(
     is_real = pictures is not None
     if is_source(camera):
         wishes, is_real = CameraWishes([camera], size, rate, input_format), True
-        name, angles, found = _photograph(follower, port, wishes, poses, seed, yes)
-        camera = name
+        if pictures is not None:
+            check_new(pictures)  # said before the arm moves
+        camera, angles, found = _photograph(follower, port, wishes, poses, seed, yes)
         if pictures is not None:
             write_pictures(pictures, angles, found)
         result = calibrate(angles, found, fovy)
@@ -99,16 +101,7 @@ def calibrate_camera(
         angles, found = read_pictures(pictures)
         result = calibrate(angles, found, fovy)
     else:
-        from featherweight.robot.sim.photographs import calibration_poses, model_errors_m, take_pictures
-        from featherweight.robot.sim.world import World
-
-        wrong = read_offsets("calibrate-camera", offsets)
-        world, chosen = World("empty", zero_offset_deg=wrong, cards=True), calibration_poses(poses, seed)
-        result = calibrate(list(chosen), take_pictures(world, chosen), 42.0)
-        others = calibration_poses(50, seed + 1)
-        for name, zeros in (("before", [0.0] * 5), ("after", list(result.zero_offset_deg))):
-            errors = 1000 * model_errors_m(world, others, zeros)
-            told |= {f"{name}_mean_mm": float(errors.mean()), f"{name}_max_mm": float(errors.max())}
+        result, told = _simulate(read_offsets("calibrate-camera", offsets), poses, seed)
     told |= {
         "zero_offset_deg": list(result.zero_offset_deg),
         "deviation_deg": list(result.deviation_deg),
@@ -126,6 +119,21 @@ def calibrate_camera(
     for name, value in told.items():
         shown = [round(one, 4) for one in value] if isinstance(value, list) else value
         print(f"{name}: {shown:.3f}" if isinstance(shown, float) else f"{name}: {shown}")
+
+
+def _simulate(wrong_deg: list[float], poses: int, seed: int) -> "tuple[CameraCalibration, dict[str, Any]]":
+    """Calibrate a simulated arm with known errors; return what was found, and how far off the model is."""
+    from featherweight.robot.camera.calibrate import calibrate_camera as calibrate
+    from featherweight.robot.sim.photographs import calibration_poses, model_errors_m, take_pictures
+    from featherweight.robot.sim.world import World
+
+    world, chosen = World("empty", zero_offset_deg=wrong_deg, cards=True), calibration_poses(poses, seed)
+    result, told = calibrate(list(chosen), take_pictures(world, chosen), 42.0), dict[str, Any]()
+    others = calibration_poses(50, seed + 1)
+    for name, zeros in (("before", [0.0] * 5), ("after", list(result.zero_offset_deg))):
+        errors = 1000 * model_errors_m(world, others, zeros)
+        told |= {f"{name}_mean_mm": float(errors.mean()), f"{name}_max_mm": float(errors.max())}
+    return result, told
 
 
 def is_source(camera: str) -> bool:
@@ -154,16 +162,21 @@ def _photograph(
     return name, angles, pictures
 
 
-def write_pictures(folder: Path, angles: "list[list[float]]", pictures: "list[np.ndarray]") -> None:
-    """Write what `read_pictures` reads, into a new folder.
+def check_new(folder: Path) -> None:
+    """Refuse a folder that holds something.
 
     Raises:
-        ConfigError: if something is there already.
+        ConfigError: if it does.
     """
-    from PIL import Image
-
     if folder.exists() and any(folder.iterdir()):
         raise ConfigError(f"calibrate-camera: pictures={folder} holds files; expected a new folder. Choose another.")
+
+
+def write_pictures(folder: Path, angles: "list[list[float]]", pictures: "list[np.ndarray]") -> None:
+    """Write what `read_pictures` reads, into a new folder."""
+    from PIL import Image
+
+    check_new(folder)
     folder.mkdir(parents=True, exist_ok=True)
     lines = []
     for number, (pose, picture) in enumerate(zip(angles, pictures, strict=True)):
