@@ -8,8 +8,8 @@ from featherweight.planner.target import Target
 from featherweight.training.estimate import MemoryEstimate
 
 _ENDLESS_BYTES = 2**60
-_FINE = 0.02
-"""Share of what the tensors take by which the smallest device is found."""
+_SHARES = (1.02, 1.05, 1.1, 1.2, 1.4, 2.0)
+"""Segments, as multiples of the tensors in them, that are tried for the smallest device."""
 _HOST_PROCESS_BYTES = 500 * 2**20
 """Python, torch and their libraries in a process on a CPU; about what such a process shows before it has tensors."""
 
@@ -86,19 +86,18 @@ def smallest_need_of(estimate: MemoryEstimate, target: Target) -> Need:
     Args:
         estimate: simulated for this kind of device.
         target: a device of any size.
-    Cost: some five replays where the allocator likes to keep much more than the tensors.
+    Cost: one replay or a few where the allocator likes to keep much more than the tensors.
     """
-    need = need_of(estimate, replace(target, budget_bytes=_ENDLESS_BYTES))
-    holds_not = need.allocated_bytes
-    while need.reserved_bytes - holds_not > _FINE * need.allocated_bytes:
-        tried = (need.reserved_bytes + holds_not) // 2
-        rest = need.total_bytes - need.reserved_bytes
-        smaller = need_of(estimate, replace(target, budget_bytes=_budget_of(tried + rest, target)))
-        if smaller.reserved_bytes <= tried:
-            need = smaller
-        else:
-            holds_not = tried
-    return need
+    free = need_of(estimate, replace(target, budget_bytes=_ENDLESS_BYTES))
+    beside = free.total_bytes - free.reserved_bytes
+    for share in _SHARES:
+        tried = int(share * free.allocated_bytes)
+        if tried >= free.reserved_bytes:
+            break
+        pressed = need_of(estimate, replace(target, budget_bytes=_budget_of(tried + beside, target)))
+        if pressed.reserved_bytes <= tried:
+            return pressed
+    return free
 
 
 def _budget_of(total_bytes: int, target: Target) -> int:
