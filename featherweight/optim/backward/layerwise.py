@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 
 from featherweight.errors import ConfigError, DeviceError
 from featherweight.optim.backward.updates import Layerwise
-from featherweight.optim.backward.window import Part
+from featherweight.optim.backward.window import Part, undisturbed
 from featherweight.optim.low_rank import LowRankOptimizer
 from featherweight.optim.reduce import LocalReducer, Reducer, as_reducer, attached_reducer
 from featherweight.unwrap import is_deepspeed, unwrap_optimizer
@@ -128,6 +128,19 @@ class LayerwiseHandle:
     def world_size(self) -> int:
         """Processes that train together."""
         return self._updates.window.reducer.world_size
+
+    @property
+    def reducer(self) -> Reducer:
+        """What averages over the processes."""
+        return self._updates.window.reducer
+
+    def exchange(self) -> None:
+        """Make the steps of all parameters whose sums are complete, in parts of a step: they wait for others to travel.
+
+        All processes call it at the same place; nothing happens in one process, where nothing waits.
+        """
+        with undisturbed(next(iter(self._updates.window))):
+            self._updates.window.exchange()
 
     @property
     def clip(self) -> str:
