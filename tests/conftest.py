@@ -25,7 +25,7 @@ def generator() -> torch.Generator:
 
 
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
-    """Name bytes by their argument: bytes made while collecting (gzip notes the second) would differ between processes."""
+    """Name bytes by their argument: those made while collecting (gzip notes the second) differ between processes."""
     return argname if isinstance(val, bytes) else None
 
 

@@ -80,7 +80,9 @@ def test_the_command_judges_a_recipe_by_two_budgets_and_says_what_is_missing(tmp
     found = answer(None, "24GiB", recipe=path, device="rtx4090", host_memory="8GB")
     assert found.to_dict()["host"]["inputs_bytes"] == 4 * 1024 * 64 * 4
     assert any("over the link in a step" in one for one in found.plan.assumptions)
-    with pytest.raises(ConfigError, match="host-memory=8GB with schedule.order=batch; expected a recipe whose steps"):
+    with pytest.raises(
+        ConfigError, match="host-memory=8GB with schedule.order=batch; expected a model, or a recipe whose steps"
+    ):
         answer(
             None,
             "24GiB",
