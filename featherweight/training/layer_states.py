@@ -21,7 +21,7 @@ class LayerStates:
         layers: in the order of the forward pass.
         handle: of the layer-wise updates.
         device: where they happen.
-        on_host: whether states leave the device afterwards; else those that a checkpoint has left on the host come once.
+        on_host: whether states leave the device afterwards; else those come that a checkpoint has left on the host.
     Raises:
         ConfigError: where weights are not updated in the turn of their layer.
         DeviceError: if the host cannot hold the states.
@@ -39,7 +39,9 @@ class LayerStates:
         self.handle, self.on_host = handle, on_host
         self.parameters = [[p for p in layer.parameters() if p.requires_grad] for layer in layers]
         self.waiting = HostTensors(device)
-        if on_host and simulated_device() is None and device.type == "cuda":  # elsewhere they are in this memory already
+        if (
+            on_host and simulated_device() is None and device.type == "cuda"
+        ):  # elsewhere they are in this memory already
             way_out = "Use states of 8 bits, a lower rank or a smaller model, or leave the states on the device."
             require_host_bytes("LayerMajor", "optimizer states of the layers", self.host_bytes, way_out)
 
