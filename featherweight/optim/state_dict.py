@@ -55,7 +55,7 @@ def distributed_state(state_dict: dict[str, Any], optimizer: Any) -> dict[str, A
         shard = shard_of(parameter)
         if shard is not None and number in state_dict["state"]:
             layout, state = optimizer.step_of(parameter).layout, state_dict["state"][number]
-            state_dict["state"][number] = shard.distributed_state(state, layout.sharded_names, layout.shared_columns)
+            state_dict["state"][number] = shard.distributed_state(state, layout.spread)
     return state_dict
 
 
@@ -156,7 +156,7 @@ def _restore(optimizer: Any, state_dict: dict[str, Any], own_groups: Sequence[Gr
         if saved := state_dict["state"].get(saved_id):
             if (shard := shard_of(parameter)) is not None:
                 layout = optimizer.step_of(parameter).layout
-                saved = shard.local_state(saved, layout.sharded_names, layout.shared_columns)
+                saved = shard.local_state(saved, layout.spread)
             optimizer.state[parameter] = _restored(saved, parameter.device, where)
     for group, parameter, _ in named_parameters(optimizer.param_groups):
         if state := optimizer.state.get(parameter):

@@ -22,7 +22,7 @@ from featherweight.optim.backward.updates import Layerwise
 from featherweight.optim.backward.window import Part, undisturbed
 from featherweight.optim.low_rank import LowRankOptimizer
 from featherweight.optim.reduce import LocalReducer, Reducer, as_reducer, attached_reducer
-from featherweight.unwrap import unwrap_optimizer
+from featherweight.unwrap import is_deepspeed, unwrap_optimizer
 
 CLIP_MODES = ("delayed", "per_tensor", "norm_growth", "projected")
 
@@ -246,6 +246,12 @@ def _check(
         raise ConfigError(
             f"layerwise: optimizer={type(inner).__name__} cannot update single parameters; expected one of fw.optim. "
             "Use fw.optim.AdamW or a low-rank one."
+        )
+    if is_deepspeed(model):
+        raise ConfigError(
+            f"layerwise: model={type(model).__name__} is an engine of DeepSpeed, which keeps gradients in buckets of "
+            "its own and makes the steps itself; expected an ordinary module. Give the bare model, after "
+            'fw.distributed.shard(model, "fsdp2"), which does what ZeRO-3 does.'
         )
     if isinstance(model, DistributedDataParallel) or (reducer is None and _world_size() > 1):
         raise DeviceError(
