@@ -3,11 +3,12 @@
     scripts/bench frontier [--models llama-3-8b ...] [--recipes ...]     # rows in the CSV are skipped
     scripts/bench frontier --table                                       # the table of docs/layer_major.md
 
-One row of 8192 tokens a step, which is one chunk; bfloat16 or int8 weights, optimizer states and inputs of the layers on
-the host, feed-forward layer and head in parts (MsT). Device: tensors of two simulated steps by shape, in the segments of
-PyTorch's allocator on the smallest device that holds them, with workspaces and context; 8 % of a card stay free. Host:
-layer inputs, weights, states, and 4 GiB for the process; 10 % of its memory stay free. Link: bytes of a step over rates
-that are assumed, 25 and 50 GB/s each way for PCIe 4 and 5. Arithmetic: FLOPs of the step at 80 and 400 TFLOP/s.
+One row of 8192 tokens a step, which is one chunk; bfloat16 or int8 weights, optimizer states and inputs of the layers
+on the host, feed-forward layer and head in parts (MsT). Device: tensors of two simulated steps by shape, in the
+segments of PyTorch's allocator on the smallest device that holds them, with workspaces and context; 8 % of a card stay
+free. Host: layer inputs, weights, states, and 4 GiB for the process; 10 % of its memory stay free. Link: bytes of a
+step over rates that are assumed, 25 and 50 GB/s each way for PCIe 4 and 5. Arithmetic: FLOPs of the step at 80 and 400
+TFLOP/s.
 """
 
 import argparse

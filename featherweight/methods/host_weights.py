@@ -5,6 +5,7 @@ again, is repeated, goes backward and is updated, and what is trained goes back 
 many rows or chunks move less by `LayerMajor(weights="host")`, where a layer comes twice a step and not twice a row.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 

@@ -1,7 +1,7 @@
 """The second budget of a step that goes layer by layer: host memory, and what crosses the link to the device.
 
-All of it follows from shapes: layer inputs, weights and states that wait on the host are counted, not estimated. Times are
-those of a link at its measured or stated rate, for comparison.
+All of it follows from shapes: layer inputs, weights and states that wait on the host are counted, not estimated. Times
+are those of a link at its measured or stated rate, for comparison.
 Shapes: L layers, D hidden, T tokens of a step.
 """
 
@@ -107,8 +107,8 @@ def require_host(recipe: Recipe, budget: str | int | None) -> HostNeed | None:
     raise ConfigError(
         f"plan: host-memory={limit / 2**30:.1f} GiB is less than the {need.total_bytes / 2**30:.1f} GiB that a step "
         f"keeps there (layer inputs {need.inputs_bytes / 2**30:.1f}, weights {need.weights_bytes / 2**30:.1f}, states "
-        f"{need.states_bytes / 2**30:.1f}, the process {PROCESS_BYTES / 2**30:.0f}); expected at least that: {what}. Lower {key} to {max(2, fits)}, use "
-        "int8 weights, or allow more."
+        f"{need.states_bytes / 2**30:.1f}, the process {PROCESS_BYTES / 2**30:.0f}); expected at least that: {what}. "
+        f"Lower {key} to {max(2, fits)}, use int8 weights, or allow more."
     )
 
 

@@ -75,7 +75,7 @@ def test_the_longest_row_obeys_both_budgets():
     found = solve("max_seq_len", None, one, "24GiB", device="rtx4090", host_memory=budget)
     assert found.value == 1920
     assert found.host.total_bytes <= budget
-    with pytest.raises(ConfigError, match=r"host-memory=0\.0 GiB is less than .*not even the weights fit"):
+    with pytest.raises(ConfigError, match=r"host-memory=0\.0 GiB is less than .*not even weights and states fit"):
         solve("max_seq_len", None, one, "24GiB", device="rtx4090", host_memory="1MB")
     with pytest.raises(ConfigError, match="1,920 tokens of a row fit. Lower task.seq_len to 1920"):
         require_host(recipe(seq_len=2048), budget)
