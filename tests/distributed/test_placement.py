@@ -15,6 +15,8 @@ from distributed_placement import (
     alone,
     blocks,
     blocks_optimizer,
+    common_basis,
+    four_bits,
     state_of,
     train_blocks,
     values,
@@ -27,7 +29,7 @@ from featherweight.distributed.placement import columns_of_run, left_sided, shar
 
 EXACT, FLOAT = 1e-12, 8
 NAMES = [*KINDS, *(f"cores, {name}" for name in CORES)]
-CHECKS = "trained,traffic,not_finite,compared,saved,codes,refused"
+CHECKS = "trained,traffic,not_finite,compared,saved,codes,methods,refused"
 
 
 @pytest.fixture(scope="module")
@@ -144,6 +146,19 @@ def test_codes_behind_left_bases_are_shared_by_blocks_and_are_those_of_one_proce
         assert one["planned"] == one["counted"]
         block = 256 if bits == 8 else 128
         assert f"blocks of {block}" in one["report"] and f"4160 codes are no whole blocks of {block}" in one["report"]
+
+
+@pytest.mark.slow
+def test_shares_of_a_common_basis_and_of_codes_of_four_bits_train_as_one_process(found):
+    # Mutations: members that are compared by the share at hand, scales of blocks that a share cuts.
+    common, four = common_basis(), four_bits()
+    for each in found:
+        assert largest_difference(each["methods"]["common"], common) < EXACT
+        mine = each["methods"]["four bits"]
+        assert mine["planned"] == mine["counted"] < 0.6 * four["planned"]
+        codes = [name for name in four["weights"] if name.endswith("codes")]
+        # Sums in another order move a rounding now and then.
+        assert codes and all((mine["weights"][k] != four["weights"][k]).float().mean() <= 0.01 for k in codes)
 
 
 @pytest.mark.slow

@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from distributed_cores import CLIPS, Whole
+from distributed_cores import CLIPS, Whole, train_codes
+from distributed_cores import codes as int8_codes
 from distributed_cores import stack as core_stack
 from distributed_fsdp2 import Stack, optimizer_for, stack, values, whole
 from ranks import COLLECTIVE_TIMEOUT_S
@@ -17,6 +18,7 @@ from torch.distributed.tensor import DTensor, Shard
 import featherweight as fw
 from featherweight.distributed.fsdp2 import collectives_of
 from featherweight.distributed.run import bytes_at_hand
+from featherweight.distributed.whole import whole_weights
 from featherweight.optim.sharding import local_of
 
 STEPS = 14
@@ -239,6 +241,57 @@ def goes_on(kind: str, rank: int, size: int, folder: Path) -> dict[str, Any]:
     return {"state": state_of(optimizer), **held(model, optimizer)}
 
 
+class Attention(nn.Module):
+    """Three projections that read one input, of unequal rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q_proj, self.k_proj, self.v_proj = nn.Linear(16, 16), nn.Linear(16, 12), nn.Linear(16, 12)
+        self.o_proj = nn.Linear(16, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
+        mixed = torch.cat([torch.tanh(q[..., :12]) * torch.sigmoid(k) + v, torch.tanh(q[..., 12:])], -1)
+        return x + self.o_proj(mixed)
+
+
+def common_basis(size: int = 1, rank: int = 0, kind: str = "fsdp2") -> dict[str, Tensor]:
+    """Weights after training with one basis for weights that read one input, each process with a share of it."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(20, 16), Attention(), Attention()).double()
+    fw.apply(model, fw.CoreGradient(prefer="memory", share_basis=True))
+    if size > 1:
+        fw.distributed.shard(model, kind, shard_size=2 if kind == "hsdp" else None, basis="sharded")
+    names = [f"{name}_proj" for name in "qkvo"]
+    groups = fw.optim.param_groups(model, names, min_numel=1, rank=RANK, update_proj_gap=4, proj_type="right")
+    reducer = {} if size > 1 else {"reducer": Whole()}
+    train(
+        model,
+        fw.optim.GaLoreAdamW(groups, lr=1e-2),
+        rank=rank,
+        world_size=size,
+        steps=STEPS,
+        layerwise={"max_grad_norm": 0.05, **reducer},
+    )
+    return values(model)
+
+
+def four_bits(size: int = 1, rank: int = 0, kind: str = "fsdp2") -> dict[str, Any]:
+    """Int8 weights after Q-GaLore with bases of four bits, each process with a share of their codes."""
+    model = int8_codes()
+    if size > 1:
+        fw.distributed.shard(model, kind, shard_size=2 if kind == "hsdp" else None, basis="sharded")
+    groups = fw.optim.param_groups(model, ["0", "2", "head"], min_numel=1, rank=RANK, update_proj_gap=4)
+    optimizer = fw.optim.QGaLoreAdamW(groups, lr=1e-2, state_bits=32)
+    reducer = {} if size > 1 else {"reducer": Whole()}
+    train_codes(model, optimizer, rank=rank, size=size, steps=10, **reducer)
+    return {"weights": whole_weights(model), **held(model, optimizer)}
+
+
+def methods(kind: str, rank: int, size: int, folder: Path) -> dict[str, Any]:
+    return {"common": common_basis(size, rank, kind), "four bits": four_bits(size, rank, kind)}
+
+
 def refused(kind: str, rank: int, size: int, folder: Path) -> dict[str, str]:
     from distributed_ddp import refusal
     from torch.distributed.fsdp import fully_shard
@@ -264,7 +317,7 @@ def main() -> None:
     rank, size = fw.distributed.rank(), fw.distributed.world_size()
     folder, kind, wanted = Path(sys.argv[2]), sys.argv[3], sys.argv[4].split(",")
     assert MICRO >= size == dist.get_world_size()
-    every = (trained, traffic, not_finite, compared, saved, continued, codes, goes_on, refused)
+    every = (trained, traffic, not_finite, compared, saved, continued, codes, goes_on, methods, refused)
     checks = {check.__name__: check for check in every}
     torch.save({name: checks[name](kind, rank, size, folder) for name in wanted}, f"{sys.argv[1]}-{rank}")
     fw.distributed.stop()
