@@ -104,7 +104,11 @@ def test_a_person_chats_by_keyboard_and_sees_answers_and_refusals(tmp_path):
             await browser.until("document.getElementById('status').textContent === 'Done'")
             for width, scheme in itertools.product((390, 1280), ("light", "dark")):
                 await browser.call(
-                    "Emulation.setDeviceMetricsOverride", width=width, height=800, deviceScaleFactor=1, mobile=width < 600
+                    "Emulation.setDeviceMetricsOverride",
+                    width=width,
+                    height=800,
+                    deviceScaleFactor=1,
+                    mobile=width < 600,
                 )
                 media = [{"name": "prefers-color-scheme", "value": scheme}]
                 await browser.call("Emulation.setEmulatedMedia", features=media)
