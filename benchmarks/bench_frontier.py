@@ -3,11 +3,12 @@
     scripts/bench frontier [--models llama-3-8b ...] [--recipes ...]     # rows in the CSV are skipped
     scripts/bench frontier --table                                       # the table of docs/layer_major.md
 
-One row of 16,384 tokens a step in chunks of 8192, bfloat16 or int8 weights and layer inputs on the host, feed-forward
-layer and head in chunks (MsT). Device: tensors of two simulated steps by shape, in the segments of PyTorch's allocator
-on the smallest device that holds them, with workspaces and context; 8 % of a card stay free. Host: layer inputs,
-weights, and 4 GiB for the process; 10 % of its memory stay free. Link: bytes of a step over the rates of PCIe 4 and 5
-as assumed (25 and 50 GB/s each way). Arithmetic: FLOPs of the simulated step at 80 and 400 TFLOP/s.
+One row of 8192 tokens a step, which is one chunk; bfloat16 or int8 weights, optimizer states and inputs of the layers
+on the host, feed-forward layer and head in parts (MsT). Device: tensors of two simulated steps by shape, in the
+segments of PyTorch's allocator on the smallest device that holds them, with workspaces and context; 8 % of a card stay
+free. Host: layer inputs, weights, states, and 4 GiB for the process; 10 % of its memory stay free. Link: bytes of a
+step over rates that are assumed, 25 and 50 GB/s each way for PCIe 4 and 5. Arithmetic: FLOPs of the step at 80 and 400
+TFLOP/s.
 """
 
 import argparse
@@ -25,7 +26,7 @@ from featherweight.planner.plan import base_recipe
 from featherweight.training.estimate import estimate_memory
 
 CSV = RESULTS / "frontier.csv"
-TOKENS = 16384
+TOKENS = 8192
 GIB = 2**30
 CARDS_GIB = (8, 12, 16, 24, 32, 48, 80, 141)
 HOSTS_GB = (32, 64, 128, 256, 512, 1024, 1536)
@@ -80,7 +81,7 @@ def run(shape: str, name: str) -> dict[str, Any]:
     base = base_recipe(SHAPES[shape], None, 1024).override([*stretched, f"task.seq_len={TOKENS}"])
     recipe = recipe_of(base, family_of(name), CHUNKS, is_pretrained=True)
     recipe = recipe.override(["schedule.order=layer", "schedule.chunk_tokens=8192"])
-    recipe = recipe.override(["schedule.inputs=host", "schedule.weights=host"])
+    recipe = recipe.override(["schedule.inputs=host", "schedule.weights=host", "schedule.states=host"])
     target = Target.of(device="h200")
     estimate = estimate_memory(None, recipe, device=target.device)
     need, host = smallest_need_of(estimate, target), host_need(recipe)
@@ -97,6 +98,7 @@ def run(shape: str, name: str) -> dict[str, Any]:
         "card": card,
         "host_gib": round(host.total_bytes / GIB, 1),
         "host_weights_gib": round(host.weights_bytes / GIB, 1),
+        "host_states_gib": round(host.states_bytes / GIB, 1),
         "host_inputs_gib": round(host.inputs_bytes / GIB, 1),
         "host": memory,
         "read_gib": round(host.read_bytes / GIB, 2),

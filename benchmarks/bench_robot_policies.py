@@ -1,6 +1,7 @@
 """Who puts the cube into the bin, over which network: models of a hand, a policy, the hands helped by the policy.
 
     scripts/bench robot_policies [--policy runs/robot] [--runs 30] [--operators hand,policy,shared] [--cubes 1]
+        [--networks "0ms 500ms+-30,1%"]
 
 Layouts from 10000 on, which nobody learnt from; operator and robot run their real code in virtual time. Without a
 policy one is trained first: 50 demonstrations of the expert, examples/recipes/robot_bc.yaml, about two minutes of one

@@ -6,7 +6,7 @@ wants; a rank of 4 where 8 was asked, or GaLore in the place of Apollo, it would
 caller adopts it. States from before this mark are known by their options.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -183,6 +183,14 @@ def _restored(saved: Mapping[str, Any], device: torch.device, where: str) -> dic
                 "that is not negative. Load another checkpoint."
             )
     return {key: v.to("cpu" if key in ON_CPU else device, copy=True).contiguous() for key, v in saved.items()}
+
+
+def device_states(optimizer: Any, parameters: Iterable[Tensor]) -> Iterator[Tensor]:
+    """Yield the tensors of some parameters' states that are used beside their weights; counters stay on the CPU."""
+    for parameter in parameters:
+        for key, value in optimizer.state.get(parameter, {}).items():
+            if key not in ON_CPU:
+                yield value
 
 
 def check_identity(optimizer: object, kind: str | None, saved: Sequence[Group], own: Sequence[Group]) -> None:

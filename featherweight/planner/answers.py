@@ -194,8 +194,8 @@ def _host_lines(row: PlanRow, target: Target) -> list[str]:
     assert host is not None
     link, seconds = host.link_seconds(target), row.estimate.tokens_per_step / row.tokens_per_s
     return [
-        f"host: {host.total_bytes / 2**30:.2f} GiB, of it layer inputs {host.inputs_bytes / 2**30:.2f} and weights "
-        f"{host.weights_bytes / 2**30:.2f}",
+        f"host: {host.total_bytes / 2**30:.2f} GiB, of it layer inputs {host.inputs_bytes / 2**30:.2f}, weights "
+        f"{host.weights_bytes / 2**30:.2f} and states {host.states_bytes / 2**30:.2f}",
         f"over the link in a step: {host.read_bytes / 2**30:.2f} GiB in, {host.written_bytes / 2**30:.2f} GiB out"
         + ("" if link is None else f", {link:.2f} s of a step of {seconds:.2f} s"),
     ]

@@ -1,6 +1,7 @@
 """Recipes whose steps go layer by layer, under two budgets: what a device and a host of so much memory train together.
 
-For each family the weights stay on the device if they fit, and wait on the host if not; layer inputs wait on the host.
+For each family weights and optimizer states of the layers stay on the device if they fit; else the weights wait on the
+host, or both; layer inputs wait on the host always.
 Without layer-wise updates no weight could move while it is there, so every family takes them.
 """
 
@@ -20,6 +21,8 @@ from featherweight.training.recipe import Recipe
 
 CHUNKS = ActivationStrategy("layer by layer", ({"mst": {}},))
 """Inside of a chunk, too, feed-forward layer and head take their tokens in parts."""
+_MOVED = {"none": (), "weights": ("weights",), "both": ("weights", "states")}
+"""What waits on the host beside the inputs of the layers, from the fastest to the smallest."""
 
 
 def layered_rows(
@@ -40,7 +43,7 @@ def layered_rows(
         exclude: tags of what must not be given up.
         limit: stop once so many recipes fit, the most faithful ones; None tries all.
         tell: told what is being simulated.
-    Cost: one or two simulations a family, some 10 s of one core each at 8B.
+    Cost: up to three simulations a family, some 10 s of one core each at 8B.
     """
     rows: list[PlanRow] = []
     refused: dict[str, str] = {}
@@ -85,18 +88,18 @@ def _first_fit(
     chunks = base.schedule.chunk_tokens or min(DEFAULT_CHUNK_TOKENS, length)
     row, reason = None, ""
     fixed = formula_bytes(plain)
-    places = {"device": fixed["weights"] + fixed["optimizer_state"], "host": fixed["optimizer_state"]}
-    holds = [place for place, least in places.items() if least <= target.usable_bytes]
-    for weights in holds or ["host"]:
-        placed = ["schedule.inputs=host", f"schedule.weights={weights}"]
+    least = {"none": fixed["weights"] + fixed["optimizer_state"], "weights": fixed["optimizer_state"], "both": 0}
+    for moved in [one for one, size in least.items() if size <= target.usable_bytes]:
+        places = {"inputs": "host", **{key: "host" for key in _MOVED[moved]}}
+        placed = [f"schedule.{key}={place}" for key, place in places.items()]
         recipe = plain.override(["schedule.order=layer", f"schedule.chunk_tokens={chunks}", *placed])
-        keeping = f"layer by layer, {weights} weights"
+        keeping = f"layer by layer; on the host: {', '.join(places)}"
         tell(f"{family.name}, {keeping}")
         row = replace(row_of(family, CHUNKS, recipe, target), keeping=keeping, host=host_need(recipe))
         assert row.host is not None
         if row.host.total_bytes > host_bytes:
             reason = f"needs {format_bytes(row.host.total_bytes)} of the host's {format_bytes(host_bytes)}"
-            break  # weights on the host would take still more
+            break  # more on the host would take still more of it
         if row.need.fits(target):
             return row, None
         reason = f"needs {format_bytes(row.need.total_bytes)} of {format_bytes(target.usable_bytes)}"

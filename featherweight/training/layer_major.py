@@ -23,6 +23,7 @@ from featherweight.optim.backward.layerwise import LayerwiseHandle
 from featherweight.optim.backward.window import Part
 from featherweight.simulated import simulated_device
 from featherweight.training.layer_rows import IGNORED, NO_LABELS, Row, label_count, rows_of
+from featherweight.training.layer_states import LayerStates
 from featherweight.training.layer_weights import LayerWeights
 from featherweight.training.separate_layers import SeparateLayers
 from featherweight.unwrap import is_distributed
@@ -54,14 +55,16 @@ class LayerMajor:
         inputs: where the inputs of the layers wait: "device", or "host".
         weights: where the weights of the layers wait: "device", or "host", from where each comes into one of few slots
             for its turn and goes back when it has changed; needs a handle. Between steps they are ordinary tensors.
+        states: where the optimizer states of the layers wait: "device", or "host", from where they come for the updates
+            of their layer; needs a handle.
         slots: layers that are on the device at a time.
         progress: told now and then how far a step has come; after each chunk of each layer.
     Raises:
         ConfigError: for a model whose layers cannot be called alone, or options out of range.
-        DeviceError: if the host cannot hold the weights, or refuses to pin memory.
+        DeviceError: if the host cannot hold weights or states, or refuses to pin memory.
     Cost: 8 forward-equivalents of the layers' FLOPs in units of 2 a token and weight, as activation checkpointing;
         memory of (L + 1) S D layer inputs, of one layer's keys, values and their float32 sums, and of one chunk in one
-        layer. Weights on the host are copied in 2 - slots / L times and out once a step.
+        layer. Weights on the host are copied in 2 - slots / L times and out once a step, states in and out once.
     Source: the order is ours; chunks over a prefix follow OOMB, arXiv 2602.02108; weights from the host follow
         MegaTrain, arXiv 2604.05091, whose update runs on the host.
 
@@ -86,6 +89,7 @@ class LayerMajor:
         chunk_tokens: int = 8192,
         inputs: Place = "device",
         weights: Place = "device",
+        states: Place = "device",
         slots: int = 2,
         progress: Callable[[StepProgress], None] | None = None,
     ) -> None:
@@ -94,7 +98,7 @@ class LayerMajor:
                 f"LayerMajor: chunk_tokens={chunk_tokens!r} is not allowed; expected a whole number >= 1. Take 8192 if "
                 "in doubt."
             )
-        for name, value in (("inputs", inputs), ("weights", weights)):
+        for name, value in (("inputs", inputs), ("weights", weights), ("states", states)):
             if value not in ("device", "host"):
                 raise ConfigError(f"LayerMajor: {name}={value!r} is unknown; expected device or host. Change {name}.")
         if handle is not None and handle.accumulation_steps != 1:
@@ -121,6 +125,8 @@ class LayerMajor:
         """The weights that wait on the host, and what was copied; None with ``weights="device"``."""
         if weights == "host":
             self.layer_weights = LayerWeights(self.separate, handle, slots)
+        self.layer_states = LayerStates(self.separate.layers, handle, self.device, on_host=states == "host")
+        """The optimizer states that wait on the host, and what was copied."""
 
     def step(
         self, batch: Mapping[str, Tensor] | Sequence[Mapping[str, Tensor]], judge: Callable[[Tensor], Any] | None = None
@@ -151,6 +157,7 @@ class LayerMajor:
             stack.enter_context(self.separate.streaming())
             if self.layer_weights is not None:
                 stack.enter_context(self.layer_weights.streaming())
+            stack.callback(self.layer_states.settle)
             tell = stack.enter_context(told)
             return _Step(self, rows, items, tell, judge).run()
 
@@ -193,8 +200,8 @@ class _Step:
         tell: Callable[[Part], None],
         judge: Callable[[Tensor], Any] | None,
     ) -> None:
-        self.separate, self.weights, self.device = owner.separate, owner.layer_weights, owner.device
-        self.handle = owner.handle
+        self.separate, self.weights, self.states = owner.separate, owner.layer_weights, owner.layer_states
+        self.device, self.handle = owner.device, owner.handle
         self.on_host, self.progress = owner.inputs == "host", owner.progress
         self.rows, self.items, self.tell, self.judge = rows, items, tell, judge
         self.noise = _Noise(self.separate.model)
@@ -208,7 +215,7 @@ class _Step:
         loss = self._head()
         self._exchange()
         for index in reversed(range(len(self.separate.layers))):
-            with self._bound(index, index - 1, changes=True):
+            with self._bound(index, index - 1, changes=True), self.states.bound(index):
                 self._layer_backward(index)
                 self._exchange()
         self._embedding_backward()

@@ -116,6 +116,7 @@ class LayerByLayer(Passes):
             chunk_tokens=chunk_tokens,
             inputs=schedule.inputs,
             weights=schedule.weights,
+            states=schedule.states,
             progress=self._tell,
         )
 
