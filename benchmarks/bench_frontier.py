@@ -5,7 +5,8 @@
 
 One row of 8192 tokens a step, which is one chunk; bfloat16 or int8 weights, optimizer states and inputs of the layers
 on the host, feed-forward layer and head in parts (MsT). Device: tensors of two simulated steps by shape, in the
-segments of PyTorch's allocator on the smallest device that holds them, with workspaces and context; 8 % of a card stay
+segments of PyTorch's allocator on the smallest device that holds them, and with expandable segments, each with
+workspaces and context; 8 % of a card stay
 free. Host: layer inputs, weights, states, and 4 GiB for the process; 10 % of its memory stay free. Link: bytes of a
 step over rates that are assumed, 25 and 50 GB/s each way for PCIe 4 and 5. Arithmetic: FLOPs of the step at 80 and 400
 TFLOP/s.
@@ -13,15 +14,17 @@ TFLOP/s.
 
 import argparse
 import csv
+from dataclasses import replace
 from typing import Any
 
 from measurement import RESULTS, write_rows
 
+from featherweight.memory import AllocatorOptions
 from featherweight.planner import Target
 from featherweight.planner.candidates import FAMILIES, Family, recipe_of
 from featherweight.planner.host import host_need
 from featherweight.planner.layered import CHUNKS
-from featherweight.planner.need import smallest_need_of
+from featherweight.planner.need import need_of, smallest_need_of
 from featherweight.planner.plan import base_recipe
 from featherweight.training.estimate import estimate_memory
 
@@ -85,7 +88,11 @@ def run(shape: str, name: str) -> dict[str, Any]:
     target = Target.of(device="h200")
     estimate = estimate_memory(None, recipe, device=target.device)
     need, host = smallest_need_of(estimate, target), host_need(recipe)
-    card = next((f"{size} GB" for size in CARDS_GIB if need.total_bytes <= 0.92 * size * GIB), "none")
+    growing = need_of(estimate, replace(target, allocator=AllocatorOptions(expandable_segments=True)))
+    card, growing_card = (
+        next((f"{size} GB" for size in CARDS_GIB if one.total_bytes <= 0.92 * size * GIB), "none")
+        for one in (need, growing)
+    )
     memory = next((f"{size} GB" for size in HOSTS_GB if host.total_bytes <= 0.9e9 * size), "none")
     flops = sum(estimate.cost.flops.values())
     return {
@@ -96,6 +103,8 @@ def run(shape: str, name: str) -> dict[str, Any]:
         "tensors_gib": round(need.allocated_bytes / GIB, 2),
         "state_gib": round(estimate.peak_by_category["optimizer_state"] / GIB, 2),
         "card": card,
+        "expandable_gib": round(growing.total_bytes / GIB, 2),
+        "expandable_card": growing_card,
         "host_gib": round(host.total_bytes / GIB, 1),
         "host_weights_gib": round(host.weights_bytes / GIB, 1),
         "host_states_gib": round(host.states_bytes / GIB, 1),
@@ -116,12 +125,16 @@ def known() -> list[dict[str, str]]:
 
 def print_table() -> None:
     """Print the CSV as a table."""
-    print("| model | recipe | device GiB, card | of it states | host GiB, memory | link, s, PCIe 4 / 5 |")
-    print("|---|---|---|---|---|---|")
+    print(
+        "| model | recipe | tensors, GiB | card | with expandable segments | host, GiB | of it | link, s | arithmetic, s |"
+    )
+    print("|" + "---|" * 9)
     for row in known():
+        parts = f"weights {row['host_weights_gib']}, states {row['host_states_gib']}, inputs {row['host_inputs_gib']}"
         print(
-            f"| {row['model']} | {row['recipe']} | {row['device_gib']}, {row['card']} | {row['state_gib']} | "
-            f"{row['host_gib']}, {row['host']} | {row['pcie4_s']} / {row['pcie5_s']} |"
+            f"| {row['model']} | {row['recipe']} | {row['tensors_gib']} | {row['device_gib']}: {row['card']} | "
+            f"{row['expandable_gib']}: {row['expandable_card']} | {row['host_gib']}: {row['host']} | {parts} | "
+            f"{row['pcie4_s']} / {row['pcie5_s']} | {row['arithmetic_80_s']} / {row['arithmetic_400_s']} |"
         )
 
 
