@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from featherweight.distributed.reduce import TorchReducer
-from featherweight.distributed.world import World, common
+from featherweight.distributed.world import World, common, device_name
 from featherweight.errors import DeviceError, NumericsError
 from featherweight.optim.reduce import attach_reducer
 from featherweight.quant.int8_weight import int8_weight_of
@@ -68,16 +68,14 @@ def _contiguous_view(tensor: Tensor) -> Tensor:
 
 
 def _require_equal_devices(world: World, device: torch.device) -> None:
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    names = world.gather(name)
+    names = world.gather(device_name(device))
     other = next((number for number, one in enumerate(names) if one != names[0]), None)
     if other is not None:
         raise common(
             DeviceError(
                 f"distributed.shard: rank 0 has {names[0]} and rank {other} {names[other]}; expected one kind of "
                 'device under "ddp", as products differ in the last digits between kinds and replicas would part. Use '
-                '"fsdp2", '
-                "or machines of one kind."
+                '"fsdp2", or machines of one kind.'
             )
         )
 

@@ -4,14 +4,15 @@ A core behind a left basis is local to a process that holds columns of the weigh
 that holds rows. Which weights these are an optimizer says that was planned for the model before it is sharded.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 
 from featherweight.distributed.group import world_size
 from featherweight.distributed.options import ShardingOptions
-from featherweight.distributed.world import World
+from featherweight.distributed.world import World, common, device_name
+from featherweight.errors import DeviceError
 from featherweight.optim.low_rank import LowRankOptimizer
 from featherweight.optim.sharding import shard_of, share_bases
 from featherweight.optim.step.layout import Layout
@@ -109,10 +110,39 @@ def place_bases(world: World, optimizer: Any, options: ShardingOptions) -> Any:
         return optimizer
     cards = world.gather(_card_bytes(world.device))
     smallest = None if None in cards else min(cards)
-    if shares_bases(options.basis, basis_bytes_of(optimizer.layouts.values()), smallest):
+    basis = basis_of_unlike(world.gather(device_name(world.device)), options.basis)
+    if shares_bases(basis, basis_bytes_of(optimizer.layouts.values()), smallest):
         share_bases(sharded)
         optimizer.forget_layouts()
     return optimizer
+
+
+def basis_of_unlike(names: Sequence[str], choice: str) -> str:
+    """Return the choice that devices of these names can keep: of different kinds each fits another basis.
+
+    The digits in which these differ would part rows of one moment. Shares are gathered, so that all have the same bits.
+
+    Args:
+        names: of the devices, by rank.
+        choice: key `basis` of a recipe.
+    Raises:
+        DeviceError: if the recipe asks for a basis on each device of different kinds.
+    Example:
+        >>> basis_of_unlike(["H100", "A100"], "auto"), basis_of_unlike(["A100", "A100"], "auto")
+        ('sharded', 'auto')
+    """
+    other = next((number for number, one in enumerate(names) if one != names[0]), None)
+    if other is None:
+        return choice
+    if choice == "replicated":
+        raise common(
+            DeviceError(
+                f"recipe: sharding.basis=replicated, but rank 0 has {names[0]} and rank {other} {names[other]}; "
+                "expected one kind of device, or bases in shares, as each kind would fit a basis of its own. Set "
+                "sharding.basis=sharded, or auto."
+            )
+        )
+    return "sharded"
 
 
 def _card_bytes(device: torch.device) -> int | None:

@@ -25,7 +25,8 @@ from shared_training import MICRO, largest_difference
 
 import featherweight as fw
 from featherweight.distributed.options import ShardingOptions
-from featherweight.distributed.placement import columns_of_run, left_sided, shares_bases
+from featherweight.distributed.placement import basis_of_unlike, columns_of_run, left_sided, shares_bases
+from featherweight.errors import DeviceError
 
 EXACT, FLOAT = 1e-12, 8
 NAMES = [*KINDS, *(f"cores, {name}" for name in CORES)]
@@ -246,6 +247,14 @@ def test_a_run_asks_for_columns_under_side_alone_and_plans_without_a_word(caplog
     assert columns_of_run(rows, 2, build) == columns_of_run(ShardingOptions(kind="ddp"), 2, build) == []
     build()
     assert "keep full-rank moments" in caplog.text  # the optimizer that is kept says it
+
+
+def test_devices_of_different_kinds_keep_bases_in_shares_whose_bits_are_the_same_everywhere():
+    unlike = ["NVIDIA A100", "NVIDIA A100", "NVIDIA H100"]
+    assert basis_of_unlike(unlike, "auto") == basis_of_unlike(unlike, "sharded") == "sharded"
+    assert basis_of_unlike(unlike[:2], "replicated") == "replicated"
+    with pytest.raises(DeviceError, match="rank 0 has NVIDIA A100 and rank 2 NVIDIA H100; expected one kind of device"):
+        basis_of_unlike(unlike, "replicated")
 
 
 def test_bases_are_shared_from_a_share_of_the_card_on():
