@@ -271,7 +271,8 @@ def prefill_branch(
     trial = Decoding(model, token_ids[:, :0], None, new_cache(model), torch.empty(0, device=device))
     together = torch.cat([token_ids, further_ids.expand(len(token_ids), -1)], dim=1)
     keep = torch.tensor([length - 1, length + count - 1], device=device) if last_logits_only else count + 1
-    logits_BPV = _read(trial, together, None, keep, output_hidden_states)
+    with torch.no_grad():  # not around the block, which is the caller's
+        logits_BPV = _read(trial, together, None, keep, output_hidden_states)
     states = trial.read_states
     prompt = replace(trial, token_ids=token_ids, logits=logits_BPV[:, 0], read_states=None)
     if states is not None:

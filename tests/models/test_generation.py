@@ -256,6 +256,9 @@ def test_a_prompt_and_a_branch_behind_it_are_read_in_one_pass_as_if_in_two(last_
             for one, expected in zip(mine, other, strict=True):
                 torch.testing.assert_close(one, expected, rtol=0, atol=ROUNDING)
         assert torch.equal(trial.token_ids, two.token_ids)
+        # Activations that wait for a backward pass would be kept as long as the rows are.
+        kept = [found, *trial.read_states, *(layer.keys for layer in trial.cache.layers)]
+        assert not any(one.requires_grad for one in kept)
         assert torch.equal(generate(trial, max_new_tokens=3), generate(two, max_new_tokens=3))
     hook.remove()
     assert len(passes) == 1 + 2 + 2  # both went on by two steps
