@@ -125,9 +125,7 @@ def known() -> list[dict[str, str]]:
 
 def print_table() -> None:
     """Print the CSV as a table."""
-    print(
-        "| model | recipe | tensors, GiB | card | with expandable segments | host, GiB | of it | link, s | arithmetic, s |"
-    )
+    print("| model | recipe | tensors, GiB | card | expandable | host, GiB | of it | link, s | arithmetic, s |")
     print("|" + "---|" * 9)
     for row in known():
         parts = f"weights {row['host_weights_gib']}, states {row['host_states_gib']}, inputs {row['host_inputs_gib']}"
