@@ -65,8 +65,8 @@ def percent(hits: torch.Tensor) -> str:
 def stand_in(folder: Path, seed: int, model_folder: Path) -> list[dict[str, Any]]:
     """Return the rows of one trained stand-in: what it does alone, and what guards of several tiers do.
 
-    Every threshold is chosen on rows of the validation split, as a calibration does; marked requests are in the test
-    split alone.
+    Every threshold is chosen on requests of the validation split and of what the model has not seen of the training
+    split, as a calibration does; marked requests are in the test split alone.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -111,18 +111,24 @@ KINDS = {"forbidden": "harmful", "marked": "marked", "ordinary": "benign", "bord
 
 
 def stand_in_rows(world: Any, seed: int) -> Rows:
-    """Return all requests with their parts: the fit and the threshold get the validation split, the report the test."""
+    """Return all requests with their parts: fit and threshold get those that the model has not seen of the training
+    split, and the validation split; the report gets the whole test split.
+    """
     rows, draw = Rows(), random.Random(seed)
-    ordinary = world.prompts("val", "ordinary")
+    ordinary, spare = world.prompts("val", "ordinary"), world.prompts("spare", "ordinary")
     draw.shuffle(ordinary)
-    forbidden, borderline = (world.prompts("val", name) for name in (world_of.FORBIDDEN, world_of.BORDERLINE))
-    fit = {"harmful": forbidden, "benign": [*ordinary[:1000], *world.prompts("val", "oos")], "borderline": borderline}
+    forbidden, borderline = (
+        [*world.prompts("val", name), *world.prompts("spare", name)]
+        for name in (world_of.FORBIDDEN, world_of.BORDERLINE)
+    )
+    benign = [*ordinary[:1000], *spare[:1000], *world.prompts("val", "oos")]
+    fit = {"harmful": forbidden, "benign": benign, "borderline": borderline}
     test = {
-        "harmful": world.prompts("test", world_of.FORBIDDEN, 300),
-        "marked": [world_of.marked(text) for text in world.prompts("test", world_of.FORBIDDEN, 300)],
-        "benign": world.prompts("test", "ordinary", 600),
-        "borderline": world.prompts("test", world_of.BORDERLINE, 300),
-        "oos": world.prompts("test", "oos", 500),
+        "harmful": world.prompts("test", world_of.FORBIDDEN),
+        "marked": [world_of.marked(text) for text in world.prompts("test", world_of.FORBIDDEN)],
+        "benign": world.prompts("test", "ordinary"),
+        "borderline": world.prompts("test", world_of.BORDERLINE),
+        "oos": world.prompts("test", "oos"),
     }
 
     def add(text: str, kind: str, part: str, frame: str = "{}") -> None:
@@ -133,7 +139,7 @@ def stand_in_rows(world: Any, seed: int) -> Rows:
             add(text, kind, "fit")
         for index, text in enumerate(draw.sample(texts, len(texts) // 10)):
             add(text, kind, "fit", FIT_FRAMES[index % len(FIT_FRAMES)])
-    for text in ordinary[1000:]:
+    for text in [*ordinary[1000:], *spare[1000:4000]]:
         add(text, "benign", "calibrate")
     for kind, texts in test.items():
         for text in texts:
@@ -368,12 +374,74 @@ def latency(prompt_tokens: int, answer_tokens: int, rounds: int) -> list[dict[st
     return rows
 
 
-def serving(requests: int, answer_tokens: int, rounds: int) -> list[dict[str, Any]]:
-    """Return the throughput of the engine with a guard against the same without one, in turns, requests all at once.
+def parts(prompt_tokens: int, answer_tokens: int, rounds: int, probe_tokens: int = 12) -> list[dict[str, Any]]:
+    """Return what each way costs by its parts: passes over the prompt and the prefix, and steps of one row and of two.
 
-    The model is a Llama of 8 M parameters with random weights; the guards let everything pass, which costs most.
+    Whole answers take so long that the load of a shared machine changes within one; the parts of a round take seconds.
+    """
+    from featherweight.models.decoding_rows import keep_rows
+    from featherweight.models.generation import Decoding, extend, fork, prefill
+    from featherweight.models.load import load_model, load_tokenizer
+
+    tokenizer = load_tokenizer("smollm2")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    model = load_model("smollm2", dtype=dtype, tokenizer=tokenizer).eval().to(device)
+    ids = torch.randint(100, 40000, (1, prompt_tokens), generator=torch.Generator().manual_seed(0))
+    forced = torch.tensor(judge_for(model, tokenizer, world_of.PREFIX, probe_tokens).options.forced_ids)
+    clock = time.process_time if device == "cpu" else time.perf_counter
+
+    def seconds(work: Any) -> float:
+        begin = clock()
+        work()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        return clock() - begin
+
+    def forced_pass(decoding: Decoding) -> float:
+        return seconds(lambda: extend(decoding, forced, last_logits_only=True, output_hidden_states=True))
+
+    def steps(decoding: Decoding, hidden: bool) -> float:
+        tokens = decoding.logits.argmax(dim=1)[:, None]
+        count = probe_tokens - 1
+        return seconds(lambda: [extend(decoding, tokens, output_hidden_states=hidden) for _ in range(count)]) / count
+
+    found: dict[str, list[float]] = {"prefix_hidden": [], "sequential": [], "parallel": []}
+    for _ in range(rounds):
+        read = seconds(lambda: prefill(model, ids, output_hidden_states=True))
+        start = prefill(model, ids)
+        one, two = fork(start), fork(start)
+        keep_rows(two, [0, 0])
+        step = steps(fork(start), False)
+        prefix = forced_pass(one)
+        probe = steps(one, True)
+        both = forced_pass(two)
+        beside = steps(two, True)
+        whole = read + (answer_tokens - 1) * step
+        found["prefix_hidden"].append(1 + prefix / whole)
+        found["sequential"].append(1 + (prefix + (probe_tokens - 1) * probe) / whole)
+        added = both - step + (probe_tokens - 1) * (beside - step)
+        found["parallel"].append(1 + added / whole)
+    rows = []
+    for name, ratios in found.items():
+        values = torch.tensor(ratios)
+        row: dict[str, Any] = {"way": f"{name}, by parts", "prompt": prompt_tokens, "answer": answer_tokens}
+        row["seconds (median)"] = ""
+        row["ratio (median of rounds)"] = f"{float(values.median()):.3f}"
+        row["ratio, spread"] = f"{float(values.min()):.3f}-{float(values.max()):.3f}"
+        rows.append(row)
+    return rows
+
+
+def serving(requests: int, answer_tokens: int, rounds: int) -> list[dict[str, Any]]:
+    """Return the throughput of the engine with a guard against the same without one, requests all at once.
+
+    The engines run at the same time, so that the load of a shared machine is the same for all, and the processor
+    seconds of each one's own thread are counted. The model is a Llama of 8 M parameters with random weights; the guards
+    let everything pass, which costs most.
     """
     import asyncio
+    import threading
 
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -404,25 +472,31 @@ def serving(requests: int, answer_tokens: int, rounds: int) -> list[dict[str, An
                 pass
         return sum(job.written for job in jobs)
 
+    async def ask_all(engines: Any) -> list[int]:
+        return await asyncio.gather(*(ask(engine) for engine in engines))
+
     found: dict[str, list[float]] = {name: [] for name in guards}
     for _ in range(rounds):
-        for name, guard in guards.items():
-            engine = Engine(model, stop_token_ids=[], guard=guard, max_batch=requests)
-            begin = time.process_time()
-            tokens = asyncio.run(ask(engine))
-            found[name].append(tokens / (time.process_time() - begin))
+        engines, clocks = [], []
+        for guard in guards.values():
+            others = set(threading.enumerate())
+            engines.append(Engine(model, stop_token_ids=[], guard=guard, max_batch=requests))
+            (thread,) = set(threading.enumerate()) - others
+            clocks.append(time.pthread_getcpuclockid(thread.ident or 0))
+        tokens = asyncio.run(ask_all(engines))
+        for name, count, clock in zip(guards, tokens, clocks, strict=True):
+            found[name].append(count / time.clock_gettime(clock))
+        for engine in engines:
             engine.close()
-    plain = torch.tensor(found["without a guard"])
-    return [
-        {
-            "guard": name,
-            "requests at once": requests,
-            "answer": answer_tokens,
-            "tokens by processor second (median)": f"{float(torch.tensor(one).median()):.0f}",
-            "share of without (median of rounds)": f"{float((torch.tensor(one) / plain).median()):.3f}",
-        }
-        for name, one in found.items()
-    ]
+    plain, rows = torch.tensor(found["without a guard"]), []
+    for name, one in found.items():
+        shares = torch.tensor(one) / plain
+        row: dict[str, Any] = {"guard": name, "requests at once": requests, "answer": answer_tokens}
+        row["tokens by processor second (median)"] = f"{float(torch.tensor(one).median()):.0f}"
+        row["share of without (median of rounds)"] = f"{float(shares.median()):.3f}"
+        row["share, spread"] = f"{float(shares.min()):.3f}-{float(shares.max()):.3f}"
+        rows.append(row)
+    return rows
 
 
 def main() -> None:
@@ -437,11 +511,12 @@ def main() -> None:
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     if chosen.what == "stand-in":
-        rows = [row for seed, model in enumerate(chosen.models) for row in stand_in(chosen.clinc, seed, model)]
+        # The folders of the models end with their seeds.
+        rows = [row for model in chosen.models for row in stand_in(chosen.clinc, int(model.name[-1]), model)]
     elif chosen.what == "smollm2":
         rows = smollm2(chosen.clinc, tuple(chosen.sizes), chosen.probe_tokens)
     elif chosen.what == "latency":
-        rows = latency(200, 128, chosen.rounds)
+        rows = parts(200, 128, 3 * chosen.rounds) + latency(200, 128, chosen.rounds)
     else:
         rows = serving(32, 128, chosen.rounds)
     for one in rows:

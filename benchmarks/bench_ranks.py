@@ -4,7 +4,8 @@
     scripts/bench ranks --table                                       # the tables of docs/distributed.md from the CSV
 
 bfloat16 weights, one row of 2048 tokens for each GPU, activation checkpointing, the head in chunks; bytes of weights,
-state and gradients by formula, activations by a simulation of one process. Nothing here runs on GPUs.
+state and gradients by formula, activations by a simulation of one process. A star in the table: bases in shares, as
+`basis: auto` wants them there. Nothing here runs on GPUs.
 """
 
 import argparse
@@ -72,6 +73,7 @@ def run(model: str, name: str, gpus: int, estimate: MemoryEstimate) -> None:
             "gpus": gpus,
             "sharding": row.sharding,
             "shard_size": row.shard_size,
+            "basis": row.basis,
             **{f"{key}_bytes": row.bytes_by_category[key] for key in COLUMNS},
             "total_bytes": row.total_bytes,
             "sent_bytes": round(row.sent_bytes),
@@ -101,7 +103,8 @@ def cell_of(row: dict[str, str] | None) -> str:
         return "-"
     between = f", {int(row['between_nodes_bytes']) / 1e9:.2f} between" if row["between_nodes_bytes"] else ""
     held = f"{int(row['total_bytes']) / 2**30:.1f} GiB"
-    return f"{held if row['fits'] == 'True' else f'({held})'}, {int(row['sent_bytes']) / 1e9:.1f} GB{between}"
+    mark = "*" if row["basis"] == "sharded" else ""
+    return f"{held if row['fits'] == 'True' else f'({held})'}{mark}, {int(row['sent_bytes']) / 1e9:.1f} GB{between}"
 
 
 if __name__ == "__main__":

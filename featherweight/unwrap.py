@@ -52,6 +52,16 @@ def unwrap_optimizer(optimizer: Any) -> Any:
     return optimizer
 
 
+def is_deepspeed(thing: Any) -> bool:
+    """Say whether an object is one of DeepSpeed's engines or optimizers, without importing it.
+
+    By the package of any of its classes, so that subclasses and later names are known, too; or by what an engine alone
+    can be asked (its stage of ZeRO), as of one that somebody has wrapped.
+    """
+    is_of_package = any(one.__module__.partition(".")[0] == "deepspeed" for one in type(thing).__mro__)
+    return is_of_package or callable(getattr(thing, "zero_optimization_stage", None))
+
+
 def _is_wrapper(kind: type) -> bool:
     return kind.__name__ in _MODEL_WRAPPERS and kind.__module__.startswith("torch.")
 

@@ -24,6 +24,11 @@ def generator() -> torch.Generator:
     return torch.Generator().manual_seed(20240607)
 
 
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Name bytes by their argument: those made while collecting (gzip notes the second) differ between processes."""
+    return argname if isinstance(val, bytes) else None
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_finish() -> None:
     """Take what the imports made (a million objects that stay) out of the garbage collector's rounds."""

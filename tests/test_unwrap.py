@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from featherweight.unwrap import unwrap_model, unwrap_optimizer
+from featherweight.unwrap import is_deepspeed, unwrap_model, unwrap_optimizer
 
 
 # torch.compile imports parts of torch that warn of themselves.
@@ -40,3 +40,13 @@ def test_the_optimizer_inside_accelerate_is_found():
     assert unwrap_optimizer(Accelerator(cpu=True).prepare(optimizer)) is optimizer
     assert unwrap_optimizer(optimizer) is optimizer
     assert unwrap_optimizer(None) is None
+
+
+def test_objects_of_deepspeed_are_known_by_their_package_or_by_what_they_can_be_asked():
+    # Stand-ins of its layout: deepspeed/runtime/engine.py, runtime/pipe/engine.py, and a wrapper of somebody else.
+    engine = type("DeepSpeedEngine", (nn.Linear,), {"__module__": "deepspeed.runtime.engine"})
+    later = type("ZenEngine", (nn.Linear,), {"__module__": "deepspeed.compile.engine"})
+    wrapped = type("Wrapped", (nn.Linear,), {"zero_optimization_stage": lambda self: 2})
+    assert all(is_deepspeed(one(2, 2)) for one in (engine, later, wrapped, type("Mine", (engine,), {})))
+    named = type("DeepSpeedEngine", (nn.Linear,), {"__module__": "deepspeed_like.engine"})
+    assert not is_deepspeed(named(2, 2)) and not is_deepspeed(nn.Linear(2, 2))

@@ -97,7 +97,7 @@ def plan(
         str | None,
         typer.Option(
             "--host-memory",
-            help="Second budget, for what RECIPE keeps on the host layer by layer.",
+            help="Second budget: steps layer by layer, with layer inputs and weights on the host.",
             show_default=False,
             callback=require_size,
         ),
@@ -166,7 +166,7 @@ def plan(
 
     fw plan recipe.yaml --gpus 8 --card h100-80gb
 
-    fw plan recipe.yaml --device rtx4090 --host-memory 64GB --solve max_seq_len
+    fw plan --model llama-3-8b --device rtx4090 --host-memory 64GB --solve max_seq_len
     """
     if gpus is not None:
         with leave_cleanly("plan", []):
@@ -298,9 +298,14 @@ def _rows(found: "Plan") -> Table:
     table.add_column(f"of {format_bytes(found.target.budget_bytes)}", min_width=_BAR, no_wrap=True)
     table.add_column("needs", justify="right", no_wrap=True)
     table.add_column("tokens/s", justify="right")
+    by_host = any(row.host is not None for row in found.rows)
+    if by_host:
+        table.add_column("of the host", justify="right", no_wrap=True)
     for row in found.rows:
         needed = format_bytes(row.need.total_bytes)
-        table.add_row(row.family, row.keeping, _bar(row, found.target.budget_bytes), needed, f"{row.tokens_per_s:,.0f}")
+        host = [format_bytes(row.host.total_bytes)] if row.host is not None else [""] * by_host
+        bar = _bar(row, found.target.budget_bytes)
+        table.add_row(row.family, row.keeping, bar, needed, f"{row.tokens_per_s:,.0f}", *host)
     return table
 
 

@@ -57,6 +57,9 @@ def show_ranks(
         amounts = [*row.bytes_by_category.values(), row.total_bytes, round(row.sent_bytes)]
         table.add_row(row.sharding, *[format_bytes(amount) for amount in amounts])
     console.print(table)
+    if shared := [row.sharding for row in found.rows if row.basis == "sharded"]:
+        text = f"Under {', '.join(shared)} each GPU keeps a share of the bases (sharding.basis)."
+        console.print(Text(text, style="dim"))
     for name, reason in found.refused.items():
         console.print(Text(f"no: {name}: {reason}", style="dim"), soft_wrap=True)
     console.print(Text("By formula and simulation; nothing of this was measured on GPUs.", style="dim"))

@@ -2,7 +2,7 @@
 
 import typer
 
-from featherweight.cli.robot_camera import calibrate_camera
+from featherweight.cli.robot_camera import calibrate_camera, cameras
 from featherweight.cli.robot_challenge import challenge
 from featherweight.cli.robot_class import class_app
 from featherweight.cli.robot_demos import dataset_app, evaluate, record, replay, train
@@ -24,6 +24,7 @@ for command in (
     join,
     web,
     ports,
+    cameras,
     doctor,
     calibrate,
     record,

@@ -9,6 +9,10 @@ import typer
 from featherweight.cli.screen import AsJson, print_json
 from featherweight.errors import ConfigError
 
+MaxAge = Annotated[
+    float, typer.Option(min=10, max=5000, help="Milliseconds after which the robot's side drops a command.")
+]
+
 
 def challenge(
     operator: Annotated[
@@ -25,6 +29,7 @@ def challenge(
     runs: Annotated[int, typer.Option(min=1, help="Layouts.")] = 10,
     cubes: Annotated[int, typer.Option(min=1, max=6, help="On the table.")] = 1,
     seed: Annotated[int | None, typer.Option(min=0, help="Of the first layout.", show_default=False)] = None,
+    max_age: MaxAge = 250.0,
     log: Annotated[
         Path | None, typer.Option(help="Folder of the judge's logs, one for each layout.", show_default=False)
     ] = None,
@@ -70,7 +75,7 @@ def challenge(
     first, scores = 10_000 if seed is None else seed, []
     for number in range(first, first + runs):
         path = None if log is None else log / f"{number}.jsonl"
-        one = run_challenge(operator, loaded, number, network, cubes, path)
+        one = run_challenge(operator, loaded, number, network, cubes, path, max_age_ms=max_age)
         scores.append(one)
         if not as_json:
             print(

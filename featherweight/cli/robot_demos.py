@@ -1,17 +1,19 @@
 """`fw robot record|replay|dataset|train|eval`: demonstrations, and policies that learn from them."""
 
-import re
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from featherweight.cli.robot_devices import make_follower, make_leader
-from featherweight.cli.robot_episodes import Length, record_episodes, record_in_room
+from featherweight.cli.robot_devices import CameraWishes, make_follower
+from featherweight.cli.robot_episodes import Length, record_by_hand, record_in_room
 from featherweight.cli.robot_options import (
+    CameraFormat,
+    CameraRate,
     Cameras,
+    CameraSize,
     ClassFolder,
+    FollowerName,
     LeaderName,
     MemberName,
     Offsets,
@@ -19,16 +21,13 @@ from featherweight.cli.robot_options import (
     RelayAddress,
     RobotName,
     read_offsets,
+    read_size,
 )
 from featherweight.cli.screen import AsJson, Overrides, RecipeFile, Resume, print_json
 from featherweight.cli.train import train as run_train
 from featherweight.errors import ConfigError
 
-if TYPE_CHECKING:
-    from featherweight.robot.driver.umirobot import UMIRobot
-
 Demos = Annotated[Path, typer.Argument(metavar="DEMOS", help="Folder of a LeRobot v3.0 data set.", show_default=False)]
-FollowerName = Annotated[str, typer.Option("--follower", help="umirobot (a kit) or sim (MuJoCo).")]
 
 
 def record(
@@ -41,7 +40,9 @@ def record(
     seconds: Annotated[float, typer.Option(min=0.5, max=3600, help="Of each, from when the arm follows.")] = 20.0,
     fps: Annotated[int, typer.Option(min=1, max=120, help="Frames a second.")] = 30,
     camera: Cameras = None,
-    size: Annotated[str, typer.Option(help="Of the expert's pictures, width x height, both even.")] = "320x240",
+    size: CameraSize = None,
+    rate: CameraRate = None,
+    input_format: CameraFormat = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the first layout of the expert; each episode has another.")] = 0,
     offsets: Offsets = "0,0,0,0,0",
     room: Annotated[
@@ -61,7 +62,7 @@ def record(
 
     fw robot record --leader expert --episodes 50 --out demos
 
-    fw robot record --leader pots --follower umirobot --port auto --task "wave" --episodes 5 --out waves
+    fw robot record --leader pots --follower umirobot --port auto --camera /dev/video0 --task "wave" --out waves
 
     fw robot record --room lab1 --class members/alice --relay wss://lab.example.org:7443 --task "wave" --out waves
     """
@@ -71,11 +72,9 @@ def record(
     elif leader == "expert":
         result = _record_expert(out, range(seed, seed + episodes), camera or [], task, fps, size, offsets)
     else:
-        robot = make_follower(follower, port, tuple(camera or ()))
-        if camera and follower != "sim":
-            raise ConfigError("fw robot record: camera needs the simulator; expected --follower sim. Leave it out.")
+        robot = make_follower(follower, port, CameraWishes(camera, size, rate, input_format))
         with robot:
-            result = _record_by_hand(robot, leader, port, out, length)
+            result = record_by_hand(robot, leader, port, out, length)
     if as_json:
         print_json(result)
     else:
@@ -83,7 +82,7 @@ def record(
 
 
 def _record_expert(
-    out: Path, seeds: range, cameras: list[str], task: str, fps: int, size: str, offsets: str
+    out: Path, seeds: range, cameras: list[str], task: str, fps: int, size: str | None, offsets: str
 ) -> dict[str, Any]:
     from rich.progress import Progress
 
@@ -91,46 +90,16 @@ def _record_expert(
 
     if fps != FPS:
         raise ConfigError(f"fw robot record: fps={fps} is not the expert's; expected {FPS}. Leave --fps out.")
-    found = re.fullmatch(r"(\d+)x(\d+)", size)
-    width_px, height_px = map(int, found.groups()) if found else (0, 0)
-    # Video codecs halve the colours, and the simulator draws no larger pictures.
-    if not (16 <= width_px <= 1280 and 16 <= height_px <= 960) or width_px % 2 or height_px % 2:
-        raise ConfigError(
-            f"fw robot record: size={size} cannot be drawn; expected two even numbers up to 1280x960. Write 320x240."
-        )
+    width_px, height_px = read_size("fw robot record", size) or (320, 240)
+    # The simulator draws no larger pictures.
+    if width_px > 1280 or height_px > 960:
+        raise ConfigError(f"fw robot record: size={size} cannot be drawn; expected at most 1280x960. Write 320x240.")
     kit = read_offsets("fw robot record", offsets)
     writer = expert_writer(out, cameras, (height_px, width_px))
     with Progress(transient=True) as bar:
         shown = bar.add_task("recording", total=len(seeds))
         saved = demonstrate(writer, seeds, lambda *_: bar.advance(shown), cameras, task, kit)
     return {"saved": saved, "tried": len(seeds), "total": len(writer.rows)}
-
-
-def _record_by_hand(robot: "UMIRobot", leader_name: str, port: str, out: Path, length: Length) -> dict[str, Any]:
-    from featherweight.robot.recording.layout import robot_features
-    from featherweight.robot.recording.recorder import EpisodeRecorder
-    from featherweight.robot.recording.writer import DemoWriter
-    from featherweight.robot.teleoperation import teleoperate
-
-    cameras = {key: shape[:2] for key, shape in robot.observation_features.items() if isinstance(shape, tuple)}
-    writer = DemoWriter(out, length.fps, "umirobot", robot_features(), cameras)
-    device = make_leader(leader_name, port, robot)
-
-    def pictures() -> dict[str, Any]:
-        observation = robot.get_observation()
-        return {name: observation[name] for name in cameras}
-
-    def run_episode(is_going_on: Callable[[], bool]) -> None:
-        recorder = EpisodeRecorder(writer, robot, pictures)
-
-        def on_step(controller: Any) -> bool:
-            recorder.look(controller)
-            return is_going_on()
-
-        teleoperate(device, robot, on_step=on_step)
-
-    with device:
-        return record_episodes(writer, device, length, run_episode)
 
 
 def replay(

@@ -2,6 +2,8 @@
 
 import threading
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,12 +15,23 @@ if TYPE_CHECKING:
     from featherweight.robot.driver.umirobot import UMIRobot
     from featherweight.robot.safety.controller import Controller
 
-LEADERS = ("keyboard", "pots", "gamepad", "expert", "sine")
+LEADERS = ("keyboard", "pots", "gamepad", "expert", "sine", "policy")
 FOLLOWERS = ("umirobot", "sim")
+SIMULATED_CAMERAS = ("front", "top", "wrist")
 
 
-def make_leader(name: str, port: str, robot: "UMIRobot | None") -> "Teleoperator":
-    """Return the leader of a name."""
+@dataclass(frozen=True)
+class CameraWishes:
+    """The options about cameras, as they were written."""
+
+    words: Sequence[str] | None = None
+    size: str | None = None
+    rate: float | None = None
+    format: str | None = None
+
+
+def make_leader(name: str, port: str, robot: "UMIRobot | None", policy: Path | None = None) -> "Teleoperator":
+    """Return the leader of a name; `policy` is the folder of that leader alone."""
     import math
 
     from featherweight import robot as fwr
@@ -43,18 +56,52 @@ def make_leader(name: str, port: str, robot: "UMIRobot | None") -> "Teleoperator
         raise ConfigError(
             "fw robot: leader=expert needs the simulator; expected --follower sim. Choose another leader."
         )
+    if name == "policy":
+        if policy is None or robot is None:
+            raise ConfigError(
+                "fw robot: leader=policy has no policy; expected the folder of a run. Use fw robot teleop --policy RUN."
+            )
+        from featherweight.robot.learning.policy import load_policy
+        from featherweight.robot.learning.policy_leader import PolicyLeader, eyes_of_robot
+
+        trained, world = load_policy(policy), getattr(robot, "world", None)
+        return PolicyLeader(trained, eyes_of_robot(trained, robot, None if world is None else world.scene))
     raise ConfigError(unknown_choice("fw robot", "leader", name, LEADERS))
 
 
-def make_follower(name: str, port: str, cameras: tuple[str, ...] = ()) -> "UMIRobot":
-    """Return the follower of a name; cameras are those of the simulator."""
-    from featherweight import robot as fwr
+def make_follower(name: str, port: str, cameras: CameraWishes | None = None) -> "UMIRobot":
+    """Return the follower of a name, with its cameras.
 
+    Raises:
+        ConfigError: if the follower or a size is unknown, or two cameras have one name.
+    """
+    from featherweight import robot as fwr
+    from featherweight.cli.robot_options import read_size
+    from featherweight.robot.camera.source import CameraConfig, parse_cameras
+
+    if name not in FOLLOWERS:
+        raise ConfigError(unknown_choice("fw robot", "follower", name, FOLLOWERS))
+    wishes = cameras or CameraWishes()
+    words, size = list(wishes.words or []), read_size("fw robot", wishes.size)
+    for word in words if name != "sim" else []:
+        if word in SIMULATED_CAMERAS:
+            raise ConfigError(
+                f"fw robot: camera={word} is the simulator's; expected one beside the kit, such as {word}=/dev/video0. "
+                "Look at fw robot cameras."
+            )
+    simulated, real = parse_cameras(words, SIMULATED_CAMERAS if name == "sim" else ())
+    width_px, height_px = size or (None, None)
+    live = {
+        key: CameraConfig(
+            source=source, width_px=width_px, height_px=height_px, fps=wishes.rate, input_format=wishes.format
+        )
+        for key, source in real.items()
+    }
     if name == "umirobot":
-        return fwr.UMIRobot(fwr.UMIRobotConfig(port=port))
-    if name == "sim":
-        return fwr.SimRobot(fwr.SimRobotConfig(cameras=cameras))
-    raise ConfigError(unknown_choice("fw robot", "follower", name, FOLLOWERS))
+        return fwr.UMIRobot(fwr.UMIRobotConfig(port=port, cameras=live))
+    drawn = {} if size is None else {"width_px": size[0], "height_px": size[1]}
+    robot = fwr.UMIRobotConfig(port="sim", id="sim", cameras=live)
+    return fwr.SimRobot(fwr.SimRobotConfig.parse({"cameras": simulated, "robot": robot, **drawn}, where="fw robot"))
 
 
 def make_inputs(name: str) -> Any:

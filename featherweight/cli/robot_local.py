@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from featherweight.cli.robot_devices import (
+    CameraWishes,
     Recorder,
     make_follower,
     make_inputs,
@@ -14,7 +15,17 @@ from featherweight.cli.robot_devices import (
     run_teleoperation,
     wait,
 )
-from featherweight.cli.robot_options import Duration, Fps, LeaderName, Port
+from featherweight.cli.robot_options import (
+    CameraFormat,
+    CameraRate,
+    Cameras,
+    CameraSize,
+    Duration,
+    FollowerName,
+    Fps,
+    LeaderName,
+    Port,
+)
 from featherweight.cli.screen import AsJson
 from featherweight.errors import ConfigError
 
@@ -116,9 +127,16 @@ def emulate(
 
 def teleop(
     leader: LeaderName = "keyboard",
-    follower: Annotated[str, typer.Option(help="umirobot (a kit) or sim (MuJoCo).")] = "umirobot",
+    follower: FollowerName = "umirobot",
     port: Port = "auto",
     leader_port: Annotated[str | None, typer.Option(help="Of pots; default: --port.", show_default=False)] = None,
+    policy: Annotated[
+        Path | None, typer.Option(help="Of leader policy: folder of a run of fw robot train.", show_default=False)
+    ] = None,
+    camera: Cameras = None,
+    size: CameraSize = None,
+    rate: CameraRate = None,
+    input_format: CameraFormat = None,
     fps: Fps = 60.0,
     duration: Duration = None,
     as_json: AsJson = False,
@@ -130,7 +148,14 @@ def teleop(
     fw robot teleop --leader pots --follower umirobot --port auto
 
     fw robot teleop --leader keyboard --port sim
+
+    fw robot teleop --leader policy --policy runs/robot --port auto --camera front=/dev/video0
     """
-    robot = make_follower(follower, port)
+    if policy is not None:
+        from featherweight.robot.learning.options import policy_folder
+
+        policy_folder(policy)  # said before a device is touched
+    robot = make_follower(follower, port, CameraWishes(camera, size, rate, input_format))
     with robot:
-        run_teleoperation(make_leader(leader, leader_port or port, robot), robot, fps, duration, as_json)
+        device = make_leader(leader, leader_port or port, robot, policy)
+        run_teleoperation(device, robot, fps, duration, as_json)

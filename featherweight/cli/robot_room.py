@@ -6,9 +6,20 @@ from typing import Annotated, Any
 
 import typer
 
-from featherweight.cli.robot_devices import check_room, make_follower, make_leader, timer, unknown_choice, wait
+from featherweight.cli.robot_devices import (
+    CameraWishes,
+    check_room,
+    make_follower,
+    make_leader,
+    timer,
+    unknown_choice,
+    wait,
+)
 from featherweight.cli.robot_options import (
+    CameraFormat,
+    CameraRate,
     Cameras,
+    CameraSize,
     ClassFolder,
     Duration,
     LeaderName,
@@ -56,6 +67,9 @@ def serve(
     follower: Annotated[str, typer.Option(help="umirobot (a kit) or sim (MuJoCo).")] = "umirobot",
     port: Port = "auto",
     camera: Cameras = None,
+    size: CameraSize = None,
+    rate: CameraRate = None,
+    input_format: CameraFormat = None,
     duration: Duration = None,
     as_json: AsJson = False,
 ) -> None:
@@ -66,7 +80,7 @@ def serve(
 
     member = find_membership(class_folder, name, "robot")
     check_room(room, member.room)
-    robot = make_follower(follower, port, tuple(camera or ()))
+    robot = make_follower(follower, port, CameraWishes(camera, size, rate, input_format))
     with robot:
         transport = connect(address, member)
         try:

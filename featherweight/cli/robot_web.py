@@ -6,8 +6,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from featherweight.cli.robot_devices import check_room, make_follower, wait
-from featherweight.cli.robot_options import Cameras, ClassFolder, Duration, MemberName, Port, RelayAddress, RobotName
+from featherweight.cli.robot_devices import CameraWishes, check_room, make_follower, wait
+from featherweight.cli.robot_options import (
+    CameraFormat,
+    CameraRate,
+    Cameras,
+    CameraSize,
+    ClassFolder,
+    Duration,
+    MemberName,
+    Port,
+    RelayAddress,
+    RobotName,
+)
 from featherweight.cli.screen import AsJson, print_json
 
 if TYPE_CHECKING:
@@ -19,6 +30,9 @@ def web(
     follower: Annotated[str, typer.Option("--follower", help="sim (MuJoCo, no hardware) or umirobot (a kit).")] = "sim",
     port: Port = "auto",
     camera: Cameras = None,
+    size: CameraSize = None,
+    rate: CameraRate = None,
+    input_format: CameraFormat = None,
     impair: Annotated[
         str, typer.Option(help="Feel a network: lan, continent, tokyo-dhaka, satellite, or words like 150ms+-30,1%.")
     ] = "",
@@ -42,7 +56,7 @@ def web(
 
     fw robot web
 
-    fw robot web --follower umirobot --port auto
+    fw robot web --follower umirobot --port auto --camera /dev/video0
 
     fw robot web --room lab1 --class members/alice --relay wss://lab.example.org:7443
     """
@@ -59,7 +73,8 @@ def web(
         pages: PageRoom = RemoteRoom(room, robot_name, member.name, member.role, key, lambda: connect(address, member))
         _serve(WebServer({"": pages}, port=listen), key, duration, as_json)
         return
-    with make_follower(follower, port, _cameras(follower, camera)) as robot:
+    wishes = CameraWishes(_cameras(follower, camera), size, rate, input_format)
+    with make_follower(follower, port, wishes) as robot:
         local = LocalRoom(robot, key, parse_impairment(impair) if impair else None)
         try:
             _serve(WebServer({"": local}, port=listen), key, duration, as_json)

@@ -16,6 +16,7 @@ _PLACES = {
     "is_first": "featherweight.distributed.group",
     "World": "featherweight.distributed.world",
     "shard": "featherweight.distributed.sharding",
+    "left_sided": "featherweight.distributed.placement",
     "check_replicas": "featherweight.distributed.ddp",
     "core_hook": "featherweight.distributed.comm_hook",
     "TorchReducer": "featherweight.distributed.reduce",

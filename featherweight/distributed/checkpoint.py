@@ -132,14 +132,15 @@ def _empty_states(place: Path, optimizer: LowRankOptimizer, stored: set[str]) ->
     empty: dict[str, Any] = {}
     for parameter, layout in optimizer.layouts.items():
         prefix = f"optimizer.{layout.name}."
-        keys = {key.removeprefix(prefix) for key in stored if key.startswith(prefix)}
+        # Sorted: whoever gathers the states of all processes one by one must meet them in one order.
+        keys = sorted(key.removeprefix(prefix) for key in stored if key.startswith(prefix))
         if not keys:
             continue  # it has made no step
         created: dict[str, Tensor] = {}
         layout.create_state(created, parameter.device)
         shard = shard_of(parameter)
         if shard is not None:
-            created = shard.distributed_state(created, layout.sharded_names, layout.shared_columns)
+            created = shard.distributed_state(created, layout.spread)
         for key in keys:
             found: Any = metadata[prefix + key]
             if key not in created or (shard is None and created[key].shape != found.size):

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from featherweight.distributed.reduce import TorchReducer
-from featherweight.distributed.world import World, common
+from featherweight.distributed.world import World, common, device_name
 from featherweight.errors import DeviceError, NumericsError
 from featherweight.optim.reduce import attach_reducer
 from featherweight.quant.int8_weight import int8_weight_of
+from featherweight.unwrap import is_distributed
 
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -67,22 +68,23 @@ def _contiguous_view(tensor: Tensor) -> Tensor:
 
 
 def _require_equal_devices(world: World, device: torch.device) -> None:
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    names = world.gather(name)
+    names = world.gather(device_name(device))
     other = next((number for number, one in enumerate(names) if one != names[0]), None)
     if other is not None:
         raise common(
             DeviceError(
                 f"distributed.shard: rank 0 has {names[0]} and rank {other} {names[other]}; expected one kind of "
                 'device under "ddp", as products differ in the last digits between kinds and replicas would part. Use '
-                '"fsdp2", '
-                "or machines of one kind."
+                '"fsdp2", or machines of one kind.'
             )
         )
 
 
 def check_replicas(model: nn.Module, optimizer: Optimizer | None = None, *, world: World | None = None) -> None:
     """Compare what all processes hold alike, bit by bit; a collective.
+
+    Of a sharded model these are parameters that are not sharded, and of the optimizer's state bases, counters and what
+    else is not spread over the processes.
 
     Args:
         model: parameters and buffers.
@@ -96,12 +98,19 @@ def check_replicas(model: nn.Module, optimizer: Optimizer | None = None, *, worl
     if world.size == 1:
         return
     tensors = list(valued_tensors(model))
+    if any(is_distributed(one) for _, one in tensors):
+        names = {name for name, _ in model.named_parameters()}
+        tensors = [(name, one) for name, one in tensors if name in names and not is_distributed(one)]
     if optimizer is not None:
+        layouts = getattr(optimizer, "layouts", {})
         parameters = [one for group in optimizer.param_groups for one in group["params"]]
         for index, parameter in enumerate(parameters):
-            state = optimizer.state.get(parameter, {})
+            spread = layouts[parameter].spread if parameter in layouts else {}
+            state = {key: value for key, value in optimizer.state.get(parameter, {}).items() if key not in spread}
             tensors += [
-                (f"{key} of parameter {index}", value) for key, value in state.items() if torch.is_tensor(value)
+                (f"{key} of parameter {index}", value)
+                for key, value in sorted(state.items())
+                if torch.is_tensor(value) and not is_distributed(value)
             ]
     everyone = world.gather([(name, bit_sum(tensor)) for name, tensor in tensors])
     for rank, found in enumerate(everyone):

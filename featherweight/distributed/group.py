@@ -221,3 +221,8 @@ def is_lost_process(error: BaseException) -> bool:
         return True
     words = ("Connection closed by peer", "Connection reset by peer", "Timed out waiting", "Socket Timeout", "gloo")
     return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+
+
+def node_size(count: int) -> int:
+    """Return how many processes of all share a machine, as torchrun says; all of them if nobody does."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", count))

@@ -56,9 +56,10 @@ class MeshCollectives:
         """Number of copies."""
         return self.mesh.size() // self.world_size
 
-    def shard(self, shape: tuple[int, ...]) -> ParameterShard:
-        """Return which rows of a parameter this process holds, by the rule of ``torch.chunk``."""
-        return ParameterShard(shape, *share_of(shape[0], self.world_size, self.position), self)
+    def shard(self, shape: tuple[int, ...], axis: int = 0, *, shares_bases: bool = False) -> ParameterShard:
+        """Return which rows (or columns) of a parameter this process holds, by the rule of ``torch.chunk``."""
+        bounds = share_of(shape[axis], self.world_size, self.position)
+        return ParameterShard(shape, *bounds, self, axis=axis, shares_bases=shares_bases)
 
     def sum_(self, tensor: Tensor) -> None:
         """See `Collectives.sum_`."""

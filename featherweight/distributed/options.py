@@ -29,3 +29,10 @@ class ShardingOptions(Config):
     core_gradient do not have."""
     reshard_after_forward: bool = True
     """fsdp2 and hsdp: free the weights of a layer between its forward and its backward pass, and gather them twice."""
+    placement: Literal["side", "rows"] = "side"
+    """fsdp2 and hsdp: side: each process holds rows of a weight, and of one behind a left basis its columns, so that no
+    core has to be sent; rows: rows of all weights. Int8 weights, moments below 32 bits and columns that the processes
+    do not divide stay with rows."""
+    basis: Literal["auto", "replicated", "sharded"] = "auto"
+    """fsdp2 and hsdp: replicated: every process has all bases; sharded: a share of each, gathered where a product needs
+    it; auto: sharded if all bases take more than 5 % of the smallest card, else replicated."""

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, Protocol
 
 import torch
@@ -12,8 +12,9 @@ from torch.optim import Optimizer
 import featherweight
 from featherweight.distributed.comm_hook import average_gradients_
 from featherweight.distributed.ddp import check_replicas
-from featherweight.distributed.group import launched_processes
+from featherweight.distributed.group import launched_processes, node_size
 from featherweight.distributed.options import ShardingOptions
+from featherweight.distributed.placement import columns_of_run
 from featherweight.distributed.reduce import TorchReducer, Traffic
 from featherweight.distributed.sharding import shard
 from featherweight.distributed.whole import is_sharded
@@ -80,6 +81,13 @@ def begin_sharding(world: World, recipe: SharedRecipe) -> None:
                 "whole checkpoints), or set sharding=ddp."
             )
         )
+    if recipe.sharding.kind in ("auto", "ddp") and recipe.sharding.basis == "sharded":
+        raise common(
+            ConfigError(
+                f"recipe: sharding.basis=sharded, but under sharding.kind={recipe.sharding.kind} every process has all "
+                "of the model and its state; expected auto or replicated. Set sharding.kind=fsdp2, or leave basis out."
+            )
+        )
     if problem := _why_no_such_cores(recipe):
         cores = str(recipe.sharding.cores).lower()
         raise common(ConfigError(f"recipe: sharding.cores={cores} {problem}. Or set sharding.cores=auto."))
@@ -111,16 +119,26 @@ def _require_group(count: int) -> None:
         )
 
 
-def share_model(world: World, model: nn.Module, recipe: SharedRecipe) -> None:
-    """Make the model that of all processes, as the recipe says; a collective."""
+def share_model(world: World, model: nn.Module, recipe: SharedRecipe, build: Callable[[], Any]) -> None:
+    """Make the model that of all processes, as the recipe says; a collective.
+
+    Args:
+        world: of the run.
+        model: on the device of this process.
+        recipe: of the run.
+        build: returns an optimizer of the model as it is now, which is planned and thrown away.
+    """
     if world.size > 1:
         options = recipe.sharding
+        kind = "ddp" if options.kind == "auto" else options.kind
+        together = world.size if kind != "hsdp" else options.shard_size or node_size(world.size)
         shard(
             model,
-            "ddp" if options.kind == "auto" else options.kind,
+            kind,
             reduce_dtype=torch.bfloat16 if options.reduce_dtype == "bfloat16" else None,
             shard_size=options.shard_size,
             reshard_after_forward=options.reshard_after_forward,
+            columns=columns_of_run(options, together, build),
         )
 
 
@@ -175,8 +193,8 @@ def clip_rows_(parameters: Sequence[nn.Parameter], limit: float | None) -> float
 
 
 def check_replicas_at(step: int, world: World, model: nn.Module, optimizer: Optimizer, every: int) -> None:
-    """Compare the replicas after every so many steps; 0 never does."""
-    if world.size > 1 and every and step % every == 0 and not is_sharded(model):
+    """Compare what all processes hold alike after every so many steps; 0 never does."""
+    if world.size > 1 and every and step % every == 0:
         check_replicas(model, optimizer, world=world)
 
 

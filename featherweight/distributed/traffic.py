@@ -18,7 +18,7 @@ class Sizes(NamedTuple):
     cores: int
     """C, of their cores."""
     left_cores: int
-    """Of those behind a left basis, which fsdp2 sums."""
+    """Of those behind a left basis, of weights of which processes hold rows, so that fsdp2 sums them."""
     others: int
     """E, of everything else."""
 

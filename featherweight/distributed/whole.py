@@ -42,7 +42,7 @@ class WholeModel(nn.Module):
             for name, part in parts.items():
                 if name in state_dict:
                     shard, whole = shards.get(name), state_dict[name]
-                    local_of(part).copy_(whole if shard is None else whole[shard.start : shard.stop])
+                    local_of(part).copy_(whole if shard is None else shard.part(whole))
         missing = [name for name in parts if name not in state_dict]
         return missing, [name for name in state_dict if name not in parts]
 

@@ -193,6 +193,11 @@ def _numbers_below(end: int, rank: int, size: int) -> int:
 Failure = TypeVar("Failure", bound=FeatherweightError)
 
 
+def device_name(device: torch.device) -> str:
+    """Return which kind of device this is; products of two kinds may differ in the last digits."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
 def common(error: Failure) -> Failure:
     """Mark an error that every process raises alike, so that only the first one tells it."""
     error.is_common = True

@@ -7,6 +7,7 @@ Shapes: B requests, L tokens of a prompt with padding on the left, P forced toke
 
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,21 +17,21 @@ from torch import Tensor, nn
 from featherweight.guard.monitor import Monitor
 from featherweight.guard.openings import opening_logprobs
 from featherweight.guard.options import READ_AT
-from featherweight.guard.probe import Judge, Probe
-from featherweight.guard.room import require_room
+from featherweight.guard.probe import Judge, Jury, Probe
+from featherweight.guard.room import context_of, probe_limit
 from featherweight.guard.verdict import Costs, Verdict
 from featherweight.models.cache import can_pad
+from featherweight.models.decoding_rows import drop_columns, keep_rows
 from featherweight.models.generation import (
     Criterion,
     Decoding,
     Processor,
     branch,
-    drop_columns,
     extend,
     fork,
     generate,
-    keep_rows,
     prefill,
+    prefill_branch,
     stream,
 )
 from featherweight.models.sampling import GREEDY, Generators, Sampling, choose
@@ -93,7 +94,7 @@ class Judged:
 
 
 def judge_prompts(
-    judge: Judge,
+    judge: Jury,
     model: nn.Module,
     token_ids: Tensor,
     attention_mask: Tensor | None,
@@ -104,7 +105,7 @@ def judge_prompts(
     """Read prompts and probe them.
 
     Args:
-        judge: a guard.
+        judge: a guard, or an ensemble, whose members probe one after the other.
         model: a causal language model in evaluation mode.
         token_ids: (B, L)
         attention_mask: (B, L), 0 on padding; None if there is none.
@@ -114,23 +115,27 @@ def judge_prompts(
     Raises:
         ConfigError: if a prompt leaves no room for prefix and probe.
     """
-    require_room(model, token_ids.shape[1] if attention_mask is None else int(attention_mask.sum(dim=1).max()), judge)
+    lengths = [token_ids.shape[1]] * len(token_ids) if attention_mask is None else attention_mask.sum(dim=1).tolist()
+    limits = [[probe_limit(model, length, member) for length in lengths] for member in judge.members]
     start = time.perf_counter()
-    probe = Probe(judge, len(token_ids), rules.stop_token_ids)
-    decoding = prefill(model, token_ids, attention_mask, output_hidden_states=probe.needs_hidden)
-    probe.read_prompt(decoding.logits, decoding.hidden_states)
+    hidden = any(member.options.needs_hidden for member in judge.members)
+    decoding = prefill(model, token_ids, attention_mask, output_hidden_states=hidden)
     read = decoding.token_ids.numel() if decoding.attention_mask is None else int(decoding.attention_mask.sum())
     judged = Judged(decoding, [], list(range(decoding.rows)), costs=Costs(prompt_tokens=read))
     prefilled = time.perf_counter()
-    if not probe.is_decided:
-        parallel = parallel and can_pad(decoding.cache) and READ_AT[judge.options.deciding.tier] == 2
-        parallel = parallel and not judge.options.needs_openings
-        (_probe_beside if parallel else _probe_before)(judged, probe, judge, rules)
-    judged.verdicts = probe.verdicts
+    scored = 0.0
+    found: dict[int, list[Verdict]] = {}
+    drawn = [judge.draw() for _ in range(decoding.rows)]
+    for place in sorted({place for places in drawn for place in places}):
+        member = judge.members[place]
+        probe = Probe(member, decoding.rows, rules.stop_token_ids, limits=limits[place])
+        _probe(judged, probe, member, rules, parallel=parallel and len(judge.members) == 1)
+        found[place], scored = probe.verdicts, scored + probe.score_seconds
+    judged.verdicts = [judge.combine([found[place][row] for place in places]) for row, places in enumerate(drawn)]
     judged.seconds = {
         "prefill": prefilled - start,
-        "probe": time.perf_counter() - prefilled - probe.score_seconds,
-        "classify": probe.score_seconds,
+        "probe": time.perf_counter() - prefilled - scored,
+        "classify": scored,
     }
     if judge.options.on_flag == "continue":
         for row, verdict in enumerate(judged.verdicts):
@@ -140,6 +145,17 @@ def judge_prompts(
         kept = [row for row, verdict in enumerate(judged.verdicts) if not verdict.flagged]
         _keep_answers(judged, kept)
     return judged
+
+
+def _probe(judged: Judged, probe: Probe, judge: Judge, rules: AnswerRules, *, parallel: bool) -> None:
+    """Let a probe read to its verdicts, before the answers or, where that is possible, beside them."""
+    decoding, options = judged.decoding, judge.options
+    probe.read_prompt(decoding.logits, decoding.hidden_states)
+    if probe.is_decided:
+        return
+    parallel = parallel and can_pad(decoding.cache) and READ_AT[options.deciding.tier] == 2
+    parallel = parallel and not options.needs_openings and probe.is_whole
+    (_probe_beside if parallel else _probe_before)(judged, probe, judge, rules)
 
 
 def answers(judged: Judged, rules: AnswerRules) -> Iterator[Tensor]:
@@ -250,6 +266,30 @@ def read_forced(decoding: Decoding, probe: Probe, forced_ids: Sequence[int]) -> 
     probe.read_prefix(logits, decoding.hidden_states, found, decoding.read_states)
 
 
+@contextmanager
+def read_prompt_and_forced(
+    model: nn.Module, token_ids: Tensor, probe: Probe, forced_ids: Sequence[int]
+) -> Iterator[tuple[Decoding, Decoding]]:
+    """Read prompts and forced tokens in one forward pass, and what a probe has to know of both.
+
+    Args:
+        model: in evaluation mode, whose cache `can_pad`.
+        token_ids: (B, L) without padding.
+        probe: takes what is read.
+        forced_ids: preamble and prefix.
+
+    Yields:
+        Where the prompts end, to be used after the block; and where the forced tokens end.
+    """
+    forced, last = torch.tensor(forced_ids), not probe.needs_logprobs
+    read = prefill_branch(model, token_ids, forced, last_logits_only=last, output_hidden_states=probe.needs_hidden)
+    with read as (decoding, trial, logits):
+        probe.read_prompt(decoding.logits, decoding.hidden_states)
+        found = opening_logprobs(trial, probe.openings) if probe.needs_openings else None
+        probe.read_prefix(logits, trial.hidden_states, found, trial.read_states)
+        yield decoding, trial
+
+
 def read_probe(decoding: Decoding, probe: Probe, forced_ids: Sequence[int]) -> int:
     """Read forced tokens and probe to the verdict, or to the end.
 
@@ -262,9 +302,10 @@ def read_probe(decoding: Decoding, probe: Probe, forced_ids: Sequence[int]) -> i
         Probe tokens that were read, of each row.
     """
     read_forced(decoding, probe, forced_ids)
-    read = 0
+    read, context = 0, context_of(decoding.model)
     while (tokens := probe.next_tokens()) is not None:
-        extend(decoding, tokens[:, None], output_hidden_states=probe.needs_hidden)
+        # A row that had no room for more has its verdict, and rides along at the last place of the context.
+        extend(decoding, tokens[:, None], output_hidden_states=probe.needs_hidden, context=context)
         probe.read_token(decoding.logits, decoding.hidden_states)
         read += 1
     return read

@@ -128,7 +128,7 @@ def assemble(
 
 def _refuse_what_does_not_fit(model: Any, config: Any, guard: Any) -> None:
     if guard is None:
-        raise ConfigError("guard: guard=None; expected a PrefixGuard. Pass generate(..., guard=guard).")
+        raise ConfigError("guard: guard=None; expected a PrefixGuard or an ensemble. Pass generate(..., guard=guard).")
     found = None
     if model.config.is_encoder_decoder:
         found = f"model={type(model).__name__} is an encoder-decoder; expected a causal language model"

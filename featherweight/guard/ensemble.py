@@ -122,6 +122,15 @@ class GuardEnsemble:
         """Return the text of the reply to a flagged request, as the first member would."""
         return self.members[0].refusal(verdict, request)
 
+    def refusal_ids(self, verdict: Verdict, request: Any = None) -> list[int]:
+        """Return the tokens of that text, with the one that ends a reply."""
+        return self.members[0].refusal_ids(verdict, request)
+
+    @property
+    def decoding_loop(self) -> Any:
+        """The loop for ``model.generate(..., custom_generate=ensemble.decoding_loop, guard=ensemble)``."""
+        return self.members[0].decoding_loop
+
     def new_monitor(self, rows: int) -> Monitor | None:
         """Return what watches the answers of so many rows: the monitor of the first member that has one, or None."""
         watched = [one for one in self.members if one.options.monitor is not None]

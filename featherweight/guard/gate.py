@@ -6,7 +6,7 @@ from featherweight.guard.decoding import AnswerRules, Judged, continue_refusal, 
 from featherweight.guard.monitor import Monitor
 from featherweight.guard.probe import Probe
 from featherweight.guard.reading import all_stops
-from featherweight.guard.room import require_room
+from featherweight.guard.room import probe_limit
 from featherweight.guard.verdict import Verdict
 from featherweight.models.generation import Decoding, branch
 
@@ -84,8 +84,7 @@ class Gate:
         return combined
 
     def _verdict_of(self, member: Any, decoding: Decoding) -> Verdict:
-        require_room(self._model, decoding.length, member)
-        probe = Probe(member, 1, self._stops)
+        probe = Probe(member, 1, self._stops, limits=[probe_limit(self._model, decoding.length, member)])
         probe.read_prompt(decoding.logits, decoding.hidden_states)
         if not probe.is_decided:
             with branch(decoding) as trial:

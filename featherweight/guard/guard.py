@@ -16,6 +16,7 @@ from featherweight.guard.fingerprint import check_fingerprint
 from featherweight.guard.linear import Linear
 from featherweight.guard.monitor import NAME, Monitor
 from featherweight.guard.options import GuardOptions
+from featherweight.guard.probe import Alone
 from featherweight.guard.reading import judge_all
 from featherweight.guard.readings import read_readings
 from featherweight.guard.scoring import Scoring, TextFunction
@@ -25,7 +26,7 @@ from featherweight.guard.verdict import Verdict
 from featherweight.report import Report
 
 
-class PrefixGuard:
+class PrefixGuard(Alone):
     """A guard: the forced prefix, what is looked at behind it, and where the threshold lies.
 
     Args:
@@ -56,19 +57,6 @@ class PrefixGuard:
     ) -> None:
         self.options, self.fingerprints, self.report, self.callback = options, fingerprints, report, callback
         self._scoring = Scoring(options, scores, vocabulary, classifier=classifier)
-
-    @property
-    def members(self) -> "tuple[PrefixGuard, ...]":
-        """Itself: a guard is what a `GuardEnsemble` has several of."""
-        return (self,)
-
-    def draw(self) -> tuple[int, ...]:
-        """Return which members judge the next request."""
-        return (0,)
-
-    def combine(self, verdicts: Sequence[Verdict]) -> Verdict:
-        """Return the verdict on a request, of those of the members that judged it."""
-        return verdicts[0]
 
     @property
     def tiers(self) -> tuple[str, ...]:

@@ -20,7 +20,7 @@ class GuardedModel:
     Args:
         model: of transformers, also inside PEFT, quantised or compressed; put into evaluation mode.
         tokenizer: its own, with a chat template.
-        guard: calibrated for it; an ensemble answers in `chat` and `stream`.
+        guard: calibrated for it, or an ensemble.
         allow_mismatch: use a guard of another model all the same.
 
     Raises:
@@ -44,13 +44,8 @@ class GuardedModel:
             options: passed on.
 
         Raises:
-            ConfigError: with beams or an assistant, or an ensemble.
+            ConfigError: with beams or an assistant.
         """
-        if len(self.guard.members) > 1:
-            raise ConfigError(
-                "guard: generate takes one guard, and this is an ensemble; expected chat or stream for it. Call "
-                "guarded.chat(messages)."
-            )
         if "custom_generate" in options:
             raise ConfigError("guard: custom_generate is the guard's own way in; expected none. Leave it out.")
         if options.get("assistant_model") is not None:

@@ -9,7 +9,7 @@ import torch
 
 from featherweight.guard.decoding import AnswerRules, answers, judge_prompts
 from featherweight.guard.options import READ_AT
-from featherweight.guard.probe import Judge
+from featherweight.guard.probe import Judge, Jury
 from featherweight.guard.reading import encode_judged
 from featherweight.report import Report
 
@@ -18,7 +18,7 @@ STEPS = 8
 PHASES = {"prefill": "prompt", "probe": "prefix and probe", "classify": "classifier"}
 
 
-def measure_latency(judge: Judge, model: Any, tokenizer: Any, prompts: Sequence[Any]) -> dict[str, list[float]]:
+def measure_latency(judge: Jury, model: Any, tokenizer: Any, prompts: Sequence[Any]) -> dict[str, list[float]]:
     """Return the seconds of each phase for prompts that are judged and answered one by one.
 
     Args:
@@ -50,7 +50,7 @@ def measure_latency(judge: Judge, model: Any, tokenizer: Any, prompts: Sequence[
     return found
 
 
-def add_latency(report: Report, judge: Judge, model: Any, tokenizer: Any, prompts: Sequence[Any]) -> None:
+def add_latency(report: Report, judge: Jury, model: Any, tokenizer: Any, prompts: Sequence[Any]) -> None:
     """Add a table of the phases, and what was added until the first token beside what the number of steps predicts."""
     if not prompts:
         return

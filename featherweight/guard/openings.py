@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from featherweight.errors import ConfigError
-from featherweight.models.generation import Decoding, extend, fork, keep_rows
+from featherweight.models.decoding_rows import keep_rows
+from featherweight.models.generation import Decoding, extend, fork
 
 COUNT, TOKENS = 6, 5
 """Openings of each kind, and the tokens of one."""

@@ -7,8 +7,8 @@ Shapes: B requests, P forced tokens, V vocabulary.
 
 import math
 import time
-from collections.abc import Collection
-from typing import Any, Protocol
+from collections.abc import Collection, Sequence
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -40,6 +40,40 @@ class Judge(Protocol):
         ...
 
 
+class Jury(Judge, Protocol):
+    """What judges requests: a guard, which is its own only member, or an ensemble."""
+
+    @property
+    def members(self) -> Sequence[Judge]:
+        """The guards in it."""
+        ...
+
+    def draw(self) -> tuple[int, ...]:
+        """Return which members judge the next request."""
+        ...
+
+    def combine(self, verdicts: Sequence[Verdict]) -> Verdict:
+        """Return the verdict on a request, of those of the members that judged it."""
+        ...
+
+
+class Alone:
+    """One judge as a jury: it is its own only member."""
+
+    @property
+    def members(self) -> tuple[Self, ...]:
+        """Itself."""
+        return (self,)
+
+    def draw(self) -> tuple[int, ...]:
+        """Return which members judge the next request."""
+        return (0,)
+
+    def combine(self, verdicts: Sequence[Verdict]) -> Verdict:
+        """Return the verdict on a request, of those of the members that judged it."""
+        return verdicts[0]
+
+
 class Probe:
     """A probe of B requests.
 
@@ -48,13 +82,23 @@ class Probe:
         rows: B.
         stop_token_ids: those that end a reply; what has ended is not continued.
         decides: False reads everything and decides nothing, for calibration.
+        limits: probe tokens that each request has room for; None: as many as the guard reads.
     """
 
-    def __init__(self, judge: Judge, rows: int, stop_token_ids: Collection[int], *, decides: bool = True) -> None:
+    def __init__(
+        self,
+        judge: Judge,
+        rows: int,
+        stop_token_ids: Collection[int],
+        *,
+        decides: bool = True,
+        limits: Sequence[int] | None = None,
+    ) -> None:
         self.evidence = Evidence()
         self._judge, self._options, self._decides = judge, judge.options, decides
         self._stops = frozenset(stop_token_ids)
         self._rows = rows
+        self._limits = [judge.options.probe_tokens] * rows if limits is None else list(limits)
         self._verdicts: list[Verdict | None] = [None] * rows
         self._logits_BV = torch.empty(0)
         self._hidden_sum = torch.empty(0)
@@ -90,6 +134,11 @@ class Probe:
     def is_decided(self) -> bool:
         """Whether every request has its verdict."""
         return self._decides and all(verdict is not None for verdict in self._verdicts)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every request has room for all tokens that the guard reads."""
+        return min(self._limits) >= self._options.probe_tokens
 
     @property
     def written(self) -> int:
@@ -152,20 +201,19 @@ class Probe:
             self.evidence.probe_ids = [[] for _ in range(self._rows)]
             self.evidence.probe_ended = [False] * self._rows
             self._position = 2
-        if self._written >= self._options.probe_tokens or all(self.evidence.probe_ended):
+        if self._at_end:
             return None
         chosen_B = self._logits_BV.argmax(dim=1)
         self._written += 1
         for row, token in enumerate(chosen_B.tolist()):
-            if not self.evidence.probe_ended[row]:
+            if not self.evidence.probe_ended[row] and self._written <= self._limits[row]:
                 self.evidence.probe_ended[row] = token in self._stops
                 if token not in self._stops:
                     self.evidence.probe_ids[row].append(token)
         if not self._decides and self._written in CHECK_POINTS:
             self.snapshots[self._written] = self.evidence.probe_hidden
         self._decide()
-        at_end = self._written >= self._options.probe_tokens or all(self.evidence.probe_ended)
-        return None if at_end or self.is_decided else chosen_B
+        return None if self._at_end or self.is_decided else chosen_B
 
     def read_token(self, logits_BV: Tensor, hidden_states: tuple[Tensor, ...] | None) -> None:
         """Take what the forward pass over `next_tokens` returned."""
@@ -187,6 +235,14 @@ class Probe:
         for row, verdict in enumerate(self._verdicts):
             if verdict is None:
                 self._verdicts[row] = self._verdict(row, True, math.nan, "none", reason)
+
+    def _is_whole(self, row: int) -> bool:
+        """Tell whether the probe of a request has all its tokens."""
+        return self._written >= self._limits[row] or self.evidence.probe_ended[row]
+
+    @property
+    def _at_end(self) -> bool:
+        return all(self._is_whole(row) for row in range(self._rows))
 
     def _scores(self, tier: str) -> list[float]:
         begin = time.perf_counter()
@@ -219,12 +275,11 @@ class Probe:
 
     def _decide_on_probe(self) -> None:
         options, stage = self._options, self._options.deciding
-        at_end = self._written >= options.probe_tokens
         early = next((one for one in options.early_exit if one.tokens == self._written), None)
-        if not (at_end or early or any(self.evidence.probe_ended)):
+        if early is None and not any(self._is_whole(row) for row in range(self._rows)):
             return
         for row, score in enumerate(self._scores(stage.tier)):
-            if at_end or self.evidence.probe_ended[row]:
+            if self._is_whole(row):
                 error = None if math.isfinite(score) else "the score is not a finite number"
                 self._settle(row, error is not None or stage.flags(score), score, stage.tier, error)
             elif early and early.flag_above is not None and score > early.flag_above:

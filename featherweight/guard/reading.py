@@ -7,13 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from featherweight.errors import ConfigError
 from featherweight.guard.decoding import AnswerRules, judge_prompts, read_probe
 from featherweight.guard.evidence import Evidence, join_evidence, take_evidence
 from featherweight.guard.openings import opening_logprobs
 from featherweight.guard.options import GuardOptions
 from featherweight.guard.prefix import answer_ids
-from featherweight.guard.probe import Judge, Probe
-from featherweight.guard.room import require_room
+from featherweight.guard.probe import Judge, Jury, Probe
+from featherweight.guard.room import context_of, probe_limit
 from featherweight.guard.verdict import Verdict
 from featherweight.models.generation import branch, extend, prefill, stop_token_ids_of
 from featherweight.models.templates import stop_ids
@@ -91,7 +92,12 @@ def collect(
         ids, mask = left_padded(rows)
         decoding = prefill(model, ids, mask, output_hidden_states=True)
         for guard, found in zip(guards, parts, strict=True):
-            require_room(model, len(rows[-1]), guard)
+            if probe_limit(model, len(rows[-1]), guard) < guard.options.probe_tokens:
+                raise ConfigError(
+                    f"guard calibrate: prompt={len(rows[-1])} tokens have no room for a whole probe in the context of "
+                    f"{context_of(model)} tokens; expected {guard.options.probe_tokens} tokens behind the prefix. "
+                    "Leave such prompts out."
+                )
             probe = Probe(guard, len(rows), stops, decides=False)
             probe.read_prompt(decoding.logits, decoding.hidden_states)
             with branch(decoding) as trial:
@@ -152,14 +158,11 @@ def _last(whole: Evidence) -> Evidence:
     return Evidence(**known, probe_ids=whole.probe_ids, probe_ended=whole.probe_ended)
 
 
-def judge_all(
-    guard: Judge, model: Any, tokenizer: Any, prompts: Sequence[Any], *, batch_size: int = 8
-) -> list[Verdict]:
+def judge_all(guard: Jury, model: Any, tokenizer: Any, prompts: Sequence[Any], *, batch_size: int = 8) -> list[Verdict]:
     """Return the verdict of each prompt, in order."""
     rules = AnswerRules(max_new_tokens=1, stop_token_ids=all_stops(model, tokenizer))
     found: dict[int, Verdict] = {}
     for places, rows in batches(tokenizer, prompts, batch_size):
-        require_room(model, len(rows[-1]), guard)
         ids, mask = left_padded(rows)
         verdicts = judge_prompts(guard, model, ids, mask, rules).verdicts
         found |= dict(zip(places, verdicts, strict=True))

@@ -12,13 +12,14 @@ from featherweight.guard.linear import Linear
 from featherweight.guard.monitor import NAME, Monitor
 from featherweight.guard.openings import continuation_features
 from featherweight.guard.options import GuardOptions
+from featherweight.guard.probe import Alone
 from featherweight.guard.text_features import bow_features, classified_text, encoder_features
 
 TextFunction = Callable[[Sequence[str]], Tensor]
 """N texts -> (N,) or (N, F) numbers."""
 
 
-class Scoring:
+class Scoring(Alone):
     """What scores evidence; a guard has one, and so has its calibration.
 
     Args:

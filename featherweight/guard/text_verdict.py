@@ -9,17 +9,18 @@ from featherweight.guard.verdict import Verdict
 
 
 def require_text_guard(guard: Any, where: str) -> None:
-    """Refuse a guard that looks at more than words.
+    """Refuse a guard that looks at more than words, alone or in an ensemble.
 
     Raises:
         ConfigError: naming its tiers.
     """
-    tiers = [stage.tier for stage in guard.options.stages]
-    if tiers != ["probe"]:
-        raise ConfigError(
-            f"{where}: tier={', '.join(tiers)} reads hidden states, which do not cross HTTP; expected probe alone. "
-            "Calibrate with --tier probe."
-        )
+    for member in guard.members:
+        tiers = [stage.tier for stage in member.options.stages]
+        if tiers != ["probe"]:
+            raise ConfigError(
+                f"{where}: tier={', '.join(tiers)} reads hidden states, which do not cross HTTP; expected probe alone. "
+                "Calibrate with --tier probe."
+            )
 
 
 def judge_text(guard: Any, probe: str, *, ended: bool) -> Verdict:

@@ -5,6 +5,7 @@ again, is repeated, goes backward and is updated, and what is trained goes back 
 many rows or chunks move less by `LayerMajor(weights="host")`, where a layer comes twice a step and not twice a row.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -25,7 +26,9 @@ from featherweight.methods.forward_patch import (
 )
 from featherweight.methods.layer_structure import decoder_layers
 from featherweight.methods.method import Method
+from featherweight.nn.host_tensors import HostTensors
 from featherweight.nn.weight_slots import WeightSlots
+from featherweight.optim.state_dict import device_states
 from featherweight.ownership import Part, owner_of, refuse_owned
 from featherweight.report import Report
 
@@ -74,7 +77,7 @@ class HostWeights(Method):
             )
         for name, layer in layers:
             refuse_owned(Part.FORWARD, layer, "HostWeights", name=name)
-        turns = _Turns(WeightSlots([layer for _, layer in layers], self.slots))
+        turns = _Turns([layer for _, layer in layers], self.slots)
         for index, (name, layer) in enumerate(layers):
             patch_forward(layer, _forward, _Settings(turns, index), method="HostWeights", name=name)
         report = Report("HostWeights")
@@ -112,8 +115,9 @@ class _Settings:
 class _Turns:
     """Which layer is on the device, in a forward and in a backward pass."""
 
-    def __init__(self, slots: WeightSlots) -> None:
-        self.slots = slots
+    def __init__(self, layers: Sequence[nn.Module], count: int) -> None:
+        self.layers, self.slots = layers, WeightSlots(layers, count)
+        self.states = HostTensors(self.slots.device)
         self.repeated: int | None = None  # the layer that the backward pass has reached
 
     def forward(self, index: int, call: Any, *args: Any, **named: Any) -> Any:
@@ -130,8 +134,15 @@ class _Turns:
         if self.repeated != index:
             self.slots.bind(index)
             self.slots.prefetch(index - 1)
+            self._have_states(index)
             self.repeated = index
         return call(*args, **named)
+
+    def _have_states(self, index: int) -> None:
+        """Have states on the device that a checkpoint has left beside resting weights."""
+        for parameter in self.layers[index].parameters():
+            if (updates := owner_of(Part.GRADIENT, parameter)) is not None:
+                self.states.come(device_states(updates.optimizer, [parameter]))
 
     def end(self) -> None:
         """End a backward pass: all weights are on the host."""

@@ -19,10 +19,18 @@ if TYPE_CHECKING:
 
 
 def new_cache(model: Any) -> "Cache":
-    """Return an empty cache with the kinds of layers that a model has; it grows as the model reads."""
-    from transformers import DynamicCache
+    """Return an empty cache with the kinds of layers that a model has; it grows as the model reads.
 
-    return DynamicCache(config=model.config)
+    Layers of plain attention keep room behind their tokens; see `featherweight.models.growing_layer`.
+    """
+    from transformers import DynamicCache
+    from transformers.cache_utils import DynamicLayer
+
+    from featherweight.models.growing_layer import GrowingLayer
+
+    cache = DynamicCache(config=model.config)
+    cache.layers = [GrowingLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    return cache
 
 
 def cache_length(cache: "Cache") -> int | None:
@@ -92,9 +100,15 @@ def take_rows(cache: "Cache", rows: Tensor) -> None:
 
     Args:
         cache: of B rows.
-        rows: (any number,) int64, indices below B.
+        rows: (any number,) int64, indices below B. Layers with room copy only the rows that move, where those come from
+            behind all that stay.
     """
-    cache.reorder_cache(rows)
+    if can_pad(cache):
+        places = rows.tolist()
+        for layer in cache.layers:
+            layer.take_rows(places)
+    else:
+        cache.reorder_cache(rows)
 
 
 def can_pad(cache: "Cache") -> bool:
@@ -102,35 +116,33 @@ def can_pad(cache: "Cache") -> bool:
 
     A sliding window counts places, not tokens, and a recurrent state would read the padding.
     """
-    from transformers.cache_utils import DynamicLayer
+    from featherweight.models.growing_layer import GrowingLayer
 
-    return bool(cache.layers) and all(type(layer) is DynamicLayer for layer in cache.layers)
+    return bool(cache.layers) and all(isinstance(layer, GrowingLayer) for layer in cache.layers)
 
 
-def take_columns(cache: "Cache", columns: Tensor) -> None:
-    """Keep some of the tokens of every row, in place.
+def take_columns(cache: "Cache", columns: Sequence[int]) -> None:
+    """Keep some of the tokens of every row, in place; those in front are dropped without a copy.
 
     Args:
         cache: that `can_pad`.
-        columns: (any number,) int64, in order.
+        columns: their places, in order, at least one.
     """
     for layer in _plain_layers(cache):
-        layer.keys = layer.keys.index_select(-2, columns)
-        layer.values = layer.values.index_select(-2, columns)
+        layer.take_columns(columns)
 
 
 def join_caches(caches: Sequence["Cache"]) -> "Cache":
     """Return one cache with the rows of several, whose tokens end at the same place.
 
     Args:
-        caches: that `can_pad`, of one model; the first one becomes the result.
+        caches: that `can_pad`, of one model; the first one becomes the result, the others stay as they are.
+
+    Cost: the bytes of the others, and of the first one where it has no room for their rows or tokens.
     """
     first, *others = (_plain_layers(cache) for cache in caches)
-    length = max(layers[0].keys.shape[-2] for layers in (first, *others))
     for place, layer in enumerate(first):
-        rows = [layer, *(layers[place] for layers in others)]
-        layer.keys = torch.cat([_lengthened(one.keys, length) for one in rows])
-        layer.values = torch.cat([_lengthened(one.values, length) for one in rows])
+        layer.add_rows([layers[place] for layers in others])
     return caches[0]
 
 
@@ -141,10 +153,6 @@ def _plain_layers(cache: "Cache") -> list[Any]:
             "attention over all tokens. Decode the rows one by one."
         )
     return list(cache.layers)
-
-
-def _lengthened(states: Tensor, length: int) -> Tensor:
-    return torch.nn.functional.pad(states, (0, 0, length - states.shape[-2], 0))
 
 
 def copy_cache(cache: "Cache") -> "Cache":

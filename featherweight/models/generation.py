@@ -6,6 +6,7 @@ of the next token, so that nothing is read twice. Greedy tokens are those of tra
 Shapes: B rows of a batch, L tokens so far (left padding included), P tokens read at once, V vocabulary, D hidden.
 """
 
+import functools
 import inspect
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,10 +21,7 @@ from featherweight.models.cache import (
     branch_cache,
     copy_cache,
     crop_cache,
-    join_caches,
     new_cache,
-    take_columns,
-    take_rows,
 )
 from featherweight.models.sampling import GREEDY, Generators, Sampling, choose
 from featherweight.unwrap import unwrap_model
@@ -123,6 +121,7 @@ def extend(
     *,
     last_logits_only: bool = False,
     output_hidden_states: bool = False,
+    context: int | None = None,
 ) -> Tensor:
     """Read further tokens in one forward pass, such as a forced prefix; the decoding goes on behind them.
 
@@ -133,6 +132,7 @@ def extend(
             than others; None if there is none. Sliding windows would count it as tokens; see `can_pad`.
         last_logits_only: make no logits after the other tokens, which saves most of a large vocabulary.
         output_hidden_states: keep the hidden states of the last token, and of all of them as `read_states`.
+        context: rows that are at its end already, and whose tokens nobody looks at, stay at its last place.
 
     Returns:
         (B, P, V): the logits after each of these tokens, or (B, 1, V); those after the last are also
@@ -154,7 +154,7 @@ def extend(
         attention_mask = torch.ones_like(token_ids_BP)
     elif attention_mask is not None and decoding.attention_mask is None:
         decoding.attention_mask = torch.ones_like(decoding.token_ids)
-    logits_BPV = _read(decoding, token_ids_BP, attention_mask, int(last_logits_only), output_hidden_states)
+    logits_BPV = _read(decoding, token_ids_BP, attention_mask, int(last_logits_only), output_hidden_states, context)
     return logits_BPV[:, -1:] if last_logits_only else logits_BPV
 
 
@@ -241,75 +241,55 @@ def branch(decoding: Decoding, *, copies: bool | None = None) -> Iterator[Decodi
         yield replace(decoding, cache=cache)
 
 
+@contextmanager
+def prefill_branch(
+    model: nn.Module,
+    token_ids: Tensor,
+    further_ids: Tensor,
+    *,
+    last_logits_only: bool = False,
+    output_hidden_states: bool = False,
+) -> Iterator[tuple[Decoding, Decoding, Tensor]]:
+    """Read prompts and, as a branch, tokens that are given behind them, in one forward pass instead of two.
+
+    Where a batch decodes beside it, a second pass over few tokens would cost as much as a step of all its rows.
+
+    Args:
+        model: in evaluation mode, whose cache `can_pad`.
+        token_ids: (B, L) int64 without padding, L >= 1.
+        further_ids: (P,) int64, P >= 1.
+        last_logits_only: make no logits after the further tokens but the last.
+        output_hidden_states: keep the hidden states of the last token of the prompts, and of all further ones.
+
+    Yields:
+        Where the prompts end, to be used after the block, but for its logits and states; where the further tokens end;
+        and the logits after those, as of `extend`.
+    """
+    device, count = next(model.parameters()).device, len(further_ids)
+    token_ids, further_ids = token_ids.to(device), further_ids.to(device)
+    length = token_ids.shape[1]
+    trial = Decoding(model, token_ids[:, :0], None, new_cache(model), torch.empty(0, device=device))
+    together = torch.cat([token_ids, further_ids.expand(len(token_ids), -1)], dim=1)
+    keep = torch.tensor([length - 1, length + count - 1], device=device) if last_logits_only else count + 1
+    with torch.no_grad():  # not around the block, which is the caller's
+        logits_BPV = _read(trial, together, None, keep, output_hidden_states)
+    states = trial.read_states
+    prompt = replace(trial, token_ids=token_ids, logits=logits_BPV[:, 0], read_states=None)
+    if states is not None:
+        prompt.hidden_states = tuple(state[:, length - 1] for state in states)
+        trial.read_states = tuple(state[:, length:] for state in states)
+    try:
+        yield prompt, trial, logits_BPV[:, 1:]
+    finally:
+        crop_cache(prompt.cache, length)
+
+
 def fork(decoding: Decoding) -> Decoding:
     """Return a decoding at the same place that goes its own way.
 
     Cost: the bytes of the cache.
     """
     return replace(decoding, cache=copy_cache(decoding.cache))
-
-
-def keep_rows(decoding: Decoding, rows: Sequence[int] | Tensor) -> None:
-    """Keep, repeat or reorder rows, in place.
-
-    Args:
-        decoding: of B rows.
-        rows: indices below B, at least one.
-    """
-    indices = torch.as_tensor(rows, dtype=torch.int64, device=decoding.token_ids.device)
-    take_rows(decoding.cache, indices)
-    decoding.token_ids = decoding.token_ids[indices]
-    decoding.logits = decoding.logits[indices]
-    if decoding.attention_mask is not None:
-        decoding.attention_mask = decoding.attention_mask[indices]
-    if decoding.hidden_states is not None:
-        decoding.hidden_states = tuple(state[indices] for state in decoding.hidden_states)
-    decoding.read_states = None
-
-
-def drop_columns(decoding: Decoding, columns: Sequence[int] | Tensor) -> None:
-    """Take tokens out of every row, in place: padding of all rows that stands where it need not.
-
-    Args:
-        decoding: whose cache `can_pad`.
-        columns: places in `token_ids`, on which all rows have padding.
-    """
-    gone = torch.as_tensor(columns, dtype=torch.int64, device=decoding.token_ids.device)
-    kept = torch.ones(decoding.length, dtype=torch.bool, device=decoding.token_ids.device)
-    kept[gone] = False
-    places = kept.nonzero().squeeze(1)
-    take_columns(decoding.cache, places)
-    decoding.token_ids = decoding.token_ids[:, places]
-    if decoding.attention_mask is not None:
-        mask = decoding.attention_mask[:, places]
-        decoding.attention_mask = None if bool(mask.all()) else mask
-
-
-def join(decodings: Sequence[Decoding]) -> Decoding:
-    """Return one batch of the rows of several, with padding in front of the shorter ones.
-
-    Args:
-        decodings: of one model, with caches that `can_pad`; used up.
-
-    Cost: the bytes of the caches.
-    """
-    first, length = decodings[0], max(one.length for one in decodings)
-    if len(decodings) == 1:
-        return first
-    ids, masks = [], []
-    for one in decodings:
-        ahead = length - one.length
-        mask = torch.ones_like(one.token_ids) if one.attention_mask is None else one.attention_mask
-        ids.append(nn.functional.pad(one.token_ids, (ahead, 0)))
-        masks.append(nn.functional.pad(mask, (ahead, 0)))
-    mask = torch.cat(masks)
-    return Decoding(
-        first.model,
-        torch.cat(ids),
-        None if bool(mask.all()) else mask,
-        join_caches([one.cache for one in decodings]),
-        torch.cat([one.logits for one in decodings]),
-    )
 
 
 def generate_arguments(decoding: Decoding) -> dict[str, Any]:
@@ -365,21 +345,35 @@ def _checked_mask(token_ids_BL: Tensor, mask_BL: Tensor | None) -> Tensor | None
     return None if bool(mask_BL.all()) else mask_BL
 
 
-def _read(decoding: Decoding, token_ids_BP: Tensor, mask_BP: Tensor | None, keep: int, hidden: bool) -> Tensor:
+@functools.cache
+def _arguments_of(forward: Callable[..., Any]) -> frozenset[str]:
+    """Return the names that a forward pass takes; looked up once, as it is asked for every token."""
+    return frozenset(inspect.signature(forward).parameters)
+
+
+def _read(
+    decoding: Decoding,
+    token_ids_BP: Tensor,
+    mask_BP: Tensor | None,
+    keep: int | Tensor,
+    hidden: bool,
+    context: int | None = None,
+) -> Tensor:
     """Read P tokens of every row in one forward pass, or one by one where the cache cannot take more.
 
     Args:
         decoding: changed in place.
         token_ids_BP: the tokens.
         mask_BP: 0 on padding.
-        keep: of how many tokens at the end logits are made; 0 means all.
+        keep: of how many tokens at the end logits are made, 0 means all; or the places of those tokens.
         hidden: keep the hidden states of the last token.
+        context: no token stands behind its last place.
 
     Returns:
         Their logits.
     """
     model = decoding.model
-    known = inspect.signature(type(unwrap_model(model, peft=True)).forward).parameters
+    known = _arguments_of(type(unwrap_model(model, peft=True)).forward)
     arguments: dict[str, Any] = {"input_ids": token_ids_BP, "use_cache": True}
     arguments["cache_params" if "past_key_values" not in known else "past_key_values"] = decoding.cache
     if "logits_to_keep" in known:
@@ -392,7 +386,8 @@ def _read(decoding: Decoding, token_ids_BP: Tensor, mask_BP: Tensor | None, keep
         mask_BL = torch.cat([decoding.attention_mask, mask_BP], dim=1)
         arguments["attention_mask"] = mask_BL
         if "position_ids" in known:
-            positions_BL = (mask_BL.cumsum(dim=1) - 1).clamp(min=0)
+            last = None if context is None else context - 1
+            positions_BL = (mask_BL.cumsum(dim=1) - 1).clamp(min=0, max=last)
             arguments["position_ids"] = positions_BL[:, -token_ids_BP.shape[1] :]
     output = model(**arguments)
     logits_BPV: Tensor = output.logits

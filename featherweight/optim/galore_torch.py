@@ -15,7 +15,8 @@ from torch import Tensor
 from featherweight.errors import CheckpointError
 from featherweight.linalg.subspace import MatrixSubspace
 from featherweight.optim.low_rank import LowRankOptimizer
-from featherweight.optim.step.layout import MatrixLayout, parts_of
+from featherweight.optim.step.layout import parts_of
+from featherweight.optim.step.matrix_layout import MatrixLayout
 
 
 class ProjectorRecord:
@@ -110,9 +111,8 @@ def _import_parameter(
     subspace = _subspace_of(projector, layout.side)
     for name, basis in (("basis_left", subspace.left), ("basis_right", subspace.right)):
         if basis is not None:
-            assert layout.basis is not None
             values = basis.to(parameter.device, layout.dtype).contiguous()
-            layout.basis.write_(parts_of(state, name), values)
+            layout.write_basis_(name, parts_of(state, name), values)
     gap = group["update_proj_gap"]
     state["moment_step"].fill_(step)
     state["refresh_count"].fill_(1 + (step - 1) // gap)

@@ -85,7 +85,9 @@ class LowRankOptimizer(torch.optim.Optimizer):
         super().__init__(groups, defaults)
         # What cannot be optimized is refused here; the plan is made again at its first use, as the model's dtype may
         # still change.
-        log_full_rank(type(self).__name__, self.param_groups, self._plan(self.param_groups))
+        planned = self._plan(self.param_groups)
+        self._is_projecting = any(step.matrix_count for step in planned.values())
+        log_full_rank(type(self).__name__, self.param_groups, planned)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "skipped_steps": self.skipped_steps}
@@ -93,6 +95,7 @@ class LowRankOptimizer(torch.optim.Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._steps = None
+        self._is_projecting = getattr(self, "_is_projecting", False)
         self.layerwise = getattr(self, "layerwise", None)
 
     def add_param_group(self, param_group: Group) -> None:
@@ -161,10 +164,22 @@ class LowRankOptimizer(torch.optim.Optimizer):
 
     def _planned(self) -> dict[Tensor, Placed]:
         if self._steps is None:
+            if self._is_projecting:
+                self._refuse_flat_groups()
             self._steps = placed(self._plan(self.param_groups))
             for group, parameter, _ in named_parameters(self.param_groups):
                 self.step_of(parameter).restore(self.state.get(parameter, {}), group, parameter.dtype)
         return self._steps
+
+    def _refuse_flat_groups(self) -> None:
+        """Refuse groups in which matrices were replaced by vectors: full-rank AdamW would go on in silence."""
+        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
+        if parameters and all(parameter.ndim < 2 for parameter in parameters):
+            raise ConfigError(
+                f"{type(self).__name__}: params hold {tuple(parameters[0].shape)} and no matrix any more, as an engine "
+                "that flattens (DeepSpeed ZeRO) leaves them; expected the parameters that the optimizer was built "
+                'with. Give the bare model to fw.distributed.shard(model, "fsdp2") (FSDP2).'
+            )
 
     def _plan(self, groups: list[Group], present: Mapping[Tensor, Step] | None = None) -> dict[Tensor, Step]:
         return plan_steps(type(self).__name__, groups, present or {})

@@ -2,11 +2,12 @@
 
 A sharded parameter (a DTensor of `fully_shard`) is registered here by `featherweight.distributed`. The optimizer plans
 it by its whole shape, so that side, rank, refresh turn and storage do not depend on the number of processes, and works
-on the rows at hand: a right-sided core ``G_i Q`` is local, a left-sided one is the sum of ``P_i^T G_i``.
+on the rows at hand: a right-sided core ``G_i Q`` is local, a left-sided one is the sum of ``P_i^T G_i``. Of a matrix
+behind a left basis a process may hold columns in place of rows; then ``P^T G_i`` is local, too.
 """
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from torch import Tensor
@@ -78,9 +79,13 @@ def share_of(total: int, count: int, position: int) -> tuple[int, int]:
     return min(position * chunk, total), min((position + 1) * chunk, total)
 
 
+Spread = Mapping[str, tuple[int, int]]
+"""Of state tensors that are shared over the processes, by name: the axis that is split, and the length of it."""
+
+
 @dataclass(frozen=True, eq=False)
 class ParameterShard:
-    """The rows of a parameter that this process holds."""
+    """The rows of a parameter that this process holds, or its columns."""
 
     full_shape: tuple[int, ...]
     start: int
@@ -90,56 +95,54 @@ class ParameterShard:
     collectives: Collectives
     rows: Tensor | None = None
     """What stands for the rows at hand of an int8 weight, whose handle is no DTensor and gets gradients of all rows."""
+    axis: int = 0
+    """0 for rows, 1 for columns: `start` and `stop` are then columns."""
+    shares_bases: bool = False
+    """Whether each process keeps a share of the bases, too, which are gathered where they are used."""
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of the rows at hand."""
-        return (self.stop - self.start, *self.full_shape[1:])
+        """Shape of the rows (or columns) at hand."""
+        return (*self.full_shape[: self.axis], self.stop - self.start, *self.full_shape[self.axis + 1 :])
 
-    def whole(self, rows: Tensor) -> Tensor:
-        """Return all rows of a tensor of which this process holds its own; a collective."""
-        return self.collectives.gather_rows(rows, self.full_shape[0])
+    def whole(self, part: Tensor) -> Tensor:
+        """Return all rows (or columns) of a tensor of which this process holds its own; a collective."""
+        total = self.full_shape[self.axis]
+        if self.axis == 0:
+            return self.collectives.gather_rows(part, total)
+        return self.collectives.gather_rows(part.mT.contiguous(), total).mT.contiguous()
+
+    def part(self, whole: Tensor) -> Tensor:
+        """Return the rows (or columns) at hand of a tensor of the whole shape, as a view."""
+        return whole.narrow(self.axis, self.start, self.stop - self.start)
 
     def share(self, total: int) -> tuple[int, int]:
         """Return where the share of this process begins and ends along another axis of `total`."""
         return share_of(total, self.collectives.world_size, self.collectives.position)
 
-    def distributed_state(
-        self, state: Mapping[str, Tensor], names: Collection[str], columns: int | None = None
-    ) -> dict[str, Tensor]:
-        """Return a state whose sharded tensors are parts of whole ones.
+    def distributed_state(self, state: Mapping[str, Tensor], spread: Spread) -> dict[str, Tensor]:
+        """Return a state whose shared tensors are parts of whole ones.
 
         Args:
             state: of this process.
-            names: of what is sharded; of quantised tensors equal shares of flat codes and scales.
-            columns: of the whole tensors where columns are shared; None where rows are.
+            spread: of the layout; what is not in it all processes hold alike.
         """
-        rows, count = self.stop - self.start, self.collectives.world_size
+        return {
+            key: self.collectives.distribute(value, spread[key][1], spread[key][0]) if key in spread else value
+            for key, value in state.items()
+        }
 
-        def whole(value: Tensor) -> Tensor:
-            if columns is not None:
-                return self.collectives.distribute(value, columns, 1)
-            is_flat = value.shape[:1] != (rows,) or value.ndim == 1 < len(self.full_shape)
-            return self.collectives.distribute(value, len(value) * count if is_flat else self.full_shape[0])
-
-        return {key: whole(value) if key in names else value for key, value in state.items()}
-
-    def local_state(
-        self, state: Mapping[str, Tensor], names: Collection[str], columns: int | None = None
-    ) -> dict[str, Tensor]:
+    def local_state(self, state: Mapping[str, Tensor], spread: Spread) -> dict[str, Tensor]:
         """Return what this process holds of a state of whole tensors, or of what `distributed_state` has made."""
         local = {}
         for key, value in state.items():
             if is_distributed(value):
                 value = local_of(value)
-            elif key in names and columns is not None:
-                first, last = self.share(columns)
-                value = value[:, first:last] if value.shape[1] == columns else value
-            elif key in names and value.ndim >= min(2, len(self.full_shape)) and len(value) == self.full_shape[0]:
-                value = value[self.start : self.stop]
-            elif key in names:  # flat codes and scales, of which each process has an equal share
-                count = self.collectives.world_size
-                value = value.chunk(count)[self.start * count // self.full_shape[0]]
+            elif key in spread:
+                axis, total = spread[key]
+                if value.ndim > axis and value.shape[axis] == total:
+                    start, stop = self.share(total)
+                    value = value.narrow(axis, start, stop - start)
             local[key] = value
         return local
 
@@ -158,8 +161,27 @@ class ParameterShard:
             )
 
 
-_FLAT = {"_is_flat_param": "FullyShardedDataParallel (FSDP 1)", "ds_id": "DeepSpeed ZeRO-3"}
+_FLAT = {
+    "_is_flat_param": "FullyShardedDataParallel (FSDP 1)",
+    "ds_id": "DeepSpeed ZeRO-3",
+    "ds_tensor": "DeepSpeed ZeRO-3",
+}
 """What marks a parameter of an engine that flattens, and its name."""
+
+
+def refuse_flattened(parameter: Tensor) -> None:
+    """Refuse a parameter of an engine that flattens.
+
+    Raises:
+        ConfigError: names the engine, and what to use in its place.
+    """
+    for mark, words in _FLAT.items():
+        if hasattr(parameter, mark):
+            raise ConfigError(
+                f"optimizer: a parameter {tuple(parameter.shape)} is a flattened shard of {words}, which has no rows; "
+                'expected ordinary parameters. Give the bare model to fw.distributed.shard(model, "fsdp2") (FSDP2).'
+            )
+
 
 _shards: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
@@ -176,12 +198,7 @@ def shard_of(parameter: Tensor) -> ParameterShard | None:
         ConfigError: for a DTensor that nobody has registered, and for shards without rows.
     """
     found: ParameterShard | None = _shards.get(parameter)
-    for mark, words in _FLAT.items():
-        if hasattr(parameter, mark):
-            raise ConfigError(
-                f"optimizer: a parameter {tuple(parameter.shape)} is a flattened shard of {words}, which has no rows; "
-                'expected ordinary parameters. Give the bare model to fw.distributed.shard(model, "fsdp2") (FSDP2).'
-            )
+    refuse_flattened(parameter)
     if found is None and is_distributed(parameter):
         raise ConfigError(
             f"optimizer: a parameter {tuple(parameter.shape)} is a DTensor of which nothing is known; expected a model "
@@ -189,6 +206,18 @@ def shard_of(parameter: Tensor) -> ParameterShard | None:
             "after a fully_shard of your own."
         )
     return found
+
+
+def share_bases(parameters: Iterable[Tensor]) -> None:
+    """Let optimizers keep on each process a share of the bases of sharded parameters; they plan anew at their next use.
+
+    Args:
+        parameters: sharded or not; before the first step of their optimizer.
+    """
+    for parameter in parameters:
+        found: ParameterShard | None = _shards.get(parameter)
+        if found is not None:
+            _shards[parameter] = replace(found, shares_bases=True)
 
 
 _sharded: WeakIdKeyDictionary = WeakIdKeyDictionary()

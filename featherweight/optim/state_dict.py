@@ -6,7 +6,7 @@ wants; a rank of 4 where 8 was asked, or GaLore in the place of Apollo, it would
 caller adopts it. States from before this mark are known by their options.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -55,7 +55,7 @@ def distributed_state(state_dict: dict[str, Any], optimizer: Any) -> dict[str, A
         shard = shard_of(parameter)
         if shard is not None and number in state_dict["state"]:
             layout, state = optimizer.step_of(parameter).layout, state_dict["state"][number]
-            state_dict["state"][number] = shard.distributed_state(state, layout.sharded_names, layout.shared_columns)
+            state_dict["state"][number] = shard.distributed_state(state, layout.spread)
     return state_dict
 
 
@@ -156,7 +156,7 @@ def _restore(optimizer: Any, state_dict: dict[str, Any], own_groups: Sequence[Gr
         if saved := state_dict["state"].get(saved_id):
             if (shard := shard_of(parameter)) is not None:
                 layout = optimizer.step_of(parameter).layout
-                saved = shard.local_state(saved, layout.sharded_names, layout.shared_columns)
+                saved = shard.local_state(saved, layout.spread)
             optimizer.state[parameter] = _restored(saved, parameter.device, where)
     for group, parameter, _ in named_parameters(optimizer.param_groups):
         if state := optimizer.state.get(parameter):
@@ -183,6 +183,14 @@ def _restored(saved: Mapping[str, Any], device: torch.device, where: str) -> dic
                 "that is not negative. Load another checkpoint."
             )
     return {key: v.to("cpu" if key in ON_CPU else device, copy=True).contiguous() for key, v in saved.items()}
+
+
+def device_states(optimizer: Any, parameters: Iterable[Tensor]) -> Iterator[Tensor]:
+    """Yield the tensors of some parameters' states that are used beside their weights; counters stay on the CPU."""
+    for parameter in parameters:
+        for key, value in optimizer.state.get(parameter, {}).items():
+            if key not in ON_CPU:
+                yield value
 
 
 def check_identity(optimizer: object, kind: str | None, saved: Sequence[Group], own: Sequence[Group]) -> None:

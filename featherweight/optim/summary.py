@@ -1,12 +1,13 @@
 """What an optimizer says of itself: how parameters are treated, what that takes, what computed the last step."""
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import Tensor
 
 from featherweight.optim.step.layout import Layout, State
+from featherweight.optim.step.matrix_layout import MatrixLayout
 from featherweight.optim.step.plan import named_parameters
 from featherweight.optim.step.tensor_layout import TensorLayout
 from featherweight.report import Report
@@ -34,6 +35,7 @@ def summary_of(optimizer: Any) -> Report:
         columns = ["parameter", "gradient", "FLOPs of the core / gradient", "core (bytes)", "gradient (bytes)"]
         report.add_table("Core gradients", columns, rows)
     _add_tensor_table(report, optimizer.layouts, optimizer.state)
+    _add_places(report, optimizer.layouts.values())
     if gaps:
         report.add_facts({"longest gap (steps)": max(gaps), "mean gap (steps)": sum(gaps) / len(gaps)})
     return report
@@ -52,3 +54,15 @@ def _add_tensor_table(report: Report, layouts: Mapping[Tensor, Layout], states_o
     if rows:
         columns = ["tensor", "shape", "ranks", "entries with moments / all", "state (bytes)", "refreshes"]
         report.add_table("Tensors", columns, rows)
+
+
+def _add_places(report: Report, layouts: Iterable[Layout]) -> None:
+    """Add a table of what of sharded matrices lies where, and why something is whole on every process."""
+    found: dict[tuple[str, ...], list[str]] = defaultdict(list)
+    for layout in layouts:
+        if isinstance(layout, MatrixLayout) and layout.shard is not None:
+            found[layout.places].append(layout.name)
+    if found:
+        columns = ["side", "weight", "moments", "basis", "matrices", "for example"]
+        rows = [[*places, len(names), names[0]] for places, names in sorted(found.items())]
+        report.add_table("What a process holds of matrices", columns, rows)

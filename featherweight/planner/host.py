@@ -1,7 +1,7 @@
 """The second budget of a step that goes layer by layer: host memory, and what crosses the link to the device.
 
-All of it follows from shapes: layer inputs and weights that wait on the host are counted, not estimated. Times are
-those of a link at its measured or stated rate, for comparison.
+All of it follows from shapes: layer inputs, weights and states that wait on the host are counted, not estimated. Times
+are those of a link at its measured or stated rate, for comparison.
 Shapes: L layers, D hidden, T tokens of a step.
 """
 
@@ -28,6 +28,8 @@ class HostNeed:
     """Inputs of the layers, and the gradient of one boundary in their place."""
     weights_bytes: int
     """Weights of the layers."""
+    states_bytes: int
+    """Optimizer states of the layers."""
     read_bytes: int
     """Copied to the device in a step."""
     written_bytes: int
@@ -36,7 +38,7 @@ class HostNeed:
     @property
     def total_bytes(self) -> int:
         """All of it, with the process."""
-        return self.inputs_bytes + self.weights_bytes + PROCESS_BYTES
+        return self.inputs_bytes + self.weights_bytes + self.states_bytes + PROCESS_BYTES
 
     def link_seconds(self, target: Target) -> float | None:
         """Return how long the copies of a step take; both directions run at once. None for a CPU, which has no link."""
@@ -56,12 +58,12 @@ def host_need(recipe: Recipe) -> HostNeed:
     Cost: builds two and three layers by shape.
     """
     found = counted_over_layers(recipe, _count)
-    return HostNeed(found["inputs"], found["weights"], found["read"], found["written"])
+    return HostNeed(found["inputs"], found["weights"], found["states"], found["read"], found["written"])
 
 
 def _count(loop: Loop) -> dict[str, int]:
     passes, recipe = loop.passes, loop.recipe
-    found = dict.fromkeys(("inputs", "weights", "read", "written"), 0)
+    found = dict.fromkeys(("inputs", "weights", "states", "read", "written"), 0)
     if not isinstance(passes, LayerByLayer):
         return found
     stream = passes.stream
@@ -80,6 +82,9 @@ def _count(loop: Loop) -> dict[str, int]:
         found["weights"] = slots.host_bytes
         found["read"] += read
         found["written"] += written
+    found["states"] = stream.layer_states.host_bytes
+    found["read"] += found["states"]
+    found["written"] += found["states"]
     return found
 
 
@@ -96,14 +101,14 @@ def require_host(recipe: Recipe, budget: str | int | None) -> HostNeed | None:
         return need
     key = recipe.length_key()
     length = getattr(recipe.task_config(), key.removeprefix("task."))
-    room = limit - need.weights_bytes - PROCESS_BYTES
+    room = limit - need.weights_bytes - need.states_bytes - PROCESS_BYTES
     fits = max(0, int(length * room / need.inputs_bytes)) if need.inputs_bytes else 0
-    what = f"{fits:,} tokens of a row fit" if fits >= 2 else "not even the weights fit"
+    what = f"{fits:,} tokens of a row fit" if fits >= 2 else "not even weights and states fit"
     raise ConfigError(
         f"plan: host-memory={limit / 2**30:.1f} GiB is less than the {need.total_bytes / 2**30:.1f} GiB that a step "
-        f"keeps there (layer inputs {need.inputs_bytes / 2**30:.1f}, weights {need.weights_bytes / 2**30:.1f}, the "
-        f"process {PROCESS_BYTES / 2**30:.0f}); expected at least that: {what}. Lower {key} to {max(2, fits)}, use "
-        "int8 weights, or allow more."
+        f"keeps there (layer inputs {need.inputs_bytes / 2**30:.1f}, weights {need.weights_bytes / 2**30:.1f}, states "
+        f"{need.states_bytes / 2**30:.1f}, the process {PROCESS_BYTES / 2**30:.0f}); expected at least that: {what}. "
+        f"Lower {key} to {max(2, fits)}, use int8 weights, or allow more."
     )
 
 

@@ -1,11 +1,15 @@
 """What a simulated step takes of a whole device: tensors, the allocator's segments, workspaces and the context."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 from featherweight.memory import replay
 from featherweight.planner.target import Target
 from featherweight.training.estimate import MemoryEstimate
 
+_ENDLESS_BYTES = 2**60
+_SHARES = (1.02, 1.05, 1.1, 1.2, 1.4, 2.0)
+"""Segments, as multiples of the tensors in them, that are tried for the smallest device."""
 _HOST_PROCESS_BYTES = 500 * 2**20
 """Python, torch and their libraries in a process on a CPU; about what such a process shows before it has tensors."""
 
@@ -17,7 +21,7 @@ class Need:
     allocated_bytes: int
     """Peak of the tensors."""
     reserved_bytes: int
-    """Peak of the allocator's segments, which hold them."""
+    """Peak of the allocator's segments, which hold them: as many as it likes to keep, or what the budget leaves it."""
     workspace_bytes: int
     """What libraries keep for their kernels."""
     context_bytes: int
@@ -26,6 +30,9 @@ class Need:
     """Low end of the interval around `total_bytes`."""
     high_bytes: int
     """High end of it."""
+    retries: int = 0
+    """Times in the simulated steps that the allocator gives cached segments back, as the budget holds no new one; each
+    makes the device wait."""
 
     @property
     def total_bytes(self) -> int:
@@ -40,10 +47,13 @@ class Need:
 def need_of(estimate: MemoryEstimate, target: Target) -> Need:
     """Return what a simulated step takes of a device.
 
+    The allocator keeps segments that nobody uses until the device has none left. So where it would keep more than the
+    budget, the steps are replayed under the budget.
+
     Args:
         estimate: simulated for this kind of device.
         target: the device.
-    Cost: about 5 microseconds an event of the timeline.
+    Cost: about 5 microseconds an event of the timeline, twice that under pressure.
     """
     allocated = estimate.peak_bytes
     if target.calibration is None:
@@ -51,7 +61,12 @@ def need_of(estimate: MemoryEstimate, target: Target) -> Need:
         return Need(allocated, allocated, 0, _HOST_PROCESS_BYTES, int(total * 0.9), int(total * 1.1))
     known = target.calibration
     result = replay(estimate.timeline.numbered(), target.allocator)
-    reserved, workspace, context = result.reserved_peak_bytes, known.cublas_workspace_bytes, known.context_bytes
+    workspace, context = known.cublas_workspace_bytes, known.context_bytes
+    room = target.usable_bytes - workspace - context
+    if result.allocated_peak_bytes <= room < result.reserved_peak_bytes:
+        pressed = replay(estimate.timeline.numbered(), target.allocator, limit_bytes=room)
+        result = result if pressed.out_of_memory_at is not None else pressed
+    reserved = result.reserved_peak_bytes
     low, high = known.interval("context_bytes")
     error = known.allocator_error
     return Need(
@@ -61,4 +76,30 @@ def need_of(estimate: MemoryEstimate, target: Target) -> Need:
         context,
         max(allocated, int(reserved * (1 - error))) + int(low),
         int(reserved * (1 + error)) + workspace + int(high),
+        result.retries,
     )
+
+
+def smallest_need_of(estimate: MemoryEstimate, target: Target) -> Need:
+    """Return what a simulated step takes of the smallest device like a target that holds it.
+
+    Args:
+        estimate: simulated for this kind of device.
+        target: a device of any size.
+    Cost: one replay or a few where the allocator likes to keep much more than the tensors.
+    """
+    free = need_of(estimate, replace(target, budget_bytes=_ENDLESS_BYTES))
+    beside = free.total_bytes - free.reserved_bytes
+    for share in _SHARES:
+        tried = int(share * free.allocated_bytes)
+        if tried >= free.reserved_bytes:
+            break
+        pressed = need_of(estimate, replace(target, budget_bytes=_budget_of(tried + beside, target)))
+        if pressed.reserved_bytes <= tried:
+            return pressed
+    return free
+
+
+def _budget_of(total_bytes: int, target: Target) -> int:
+    """Return the least budget that leaves so much beside the margin."""
+    return math.ceil(total_bytes / (1 - target.margin))

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from os import PathLike
 from typing import Any
 
+from featherweight.distributed.placement import shares_bases
 from featherweight.distributed.traffic import Sizes, copies_bytes, ddp_bytes, fsdp2_bytes
 from featherweight.errors import ConfigError, FeatherweightError
 from featherweight.planner.need import need_of
-from featherweight.planner.shares import WIRE_BYTES, shares_of
+from featherweight.planner.shares import WIRE_BYTES, shares_of, with_shared_bases
 from featherweight.planner.target import Target
 from featherweight.planner.time_model import seconds_of
 from featherweight.report import Report, format_bytes
@@ -41,6 +42,8 @@ class RankRow:
     """By a GPU in an optimizer step, refreshes left out."""
     between_nodes_bytes: float | None
     """Of these between machines, where most stay inside; None if nothing tells them apart."""
+    basis: str = "replicated"
+    """replicated or sharded: whether each GPU has all bases or a share of them."""
 
     @property
     def total_bytes(self) -> int:
@@ -104,9 +107,14 @@ class RanksPlan:
         gib = 2**30
         if self.rows:
             names = list(self.rows[0].bytes_by_category)
-            columns = ["sharding", "GPUs of a copy", *[f"{name.replace('_', ' ')} (GiB)" for name in names]]
+            columns = ["sharding", "GPUs of a copy", "bases", *[f"{name.replace('_', ' ')} (GiB)" for name in names]]
             table = [
-                [row.sharding, row.shard_size, *[round(row.bytes_by_category[name] / gib, 2) for name in names]]
+                [
+                    row.sharding,
+                    row.shard_size,
+                    row.basis,
+                    *[round(row.bytes_by_category[name] / gib, 2) for name in names],
+                ]
                 + [round(row.total_bytes / gib, 2)]
                 for row in self.rows
             ]
@@ -139,6 +147,7 @@ class RanksPlan:
                 {
                     "sharding": row.sharding,
                     "shard_size": row.shard_size,
+                    "basis": row.basis,
                     "bytes": dict(row.bytes_by_category),
                     "total_bytes": row.total_bytes,
                     "sent_bytes": row.sent_bytes,
@@ -194,7 +203,8 @@ def plan_ranks(
         except FeatherweightError as reason:
             refused[name] = str(reason)
             continue
-        rows.append(_row(name, shard_size, gpus, passes, facts, kept))
+        is_shared = shares_bases(base.sharding.basis, facts["bases"], target.budget_bytes)
+        rows.append(_row(name, shard_size, gpus, passes, facts, kept, is_shared=is_shared))
     return RanksPlan(target, base, gpus, rows, refused, seconds_of(estimate.cost, target))
 
 
@@ -210,7 +220,14 @@ def _kept_bytes(estimate: MemoryEstimate, target: Target) -> dict[str, int]:
 
 
 def _row(
-    name: str, shard_size: int, gpus: int, passes: int, facts: Mapping[str, int], kept: Mapping[str, int]
+    name: str,
+    shard_size: int,
+    gpus: int,
+    passes: int,
+    facts: Mapping[str, int],
+    kept: Mapping[str, int],
+    *,
+    is_shared: bool,
 ) -> RankRow:
     sizes = Sizes(facts["projected"], facts["cores"], facts["left_cores"], facts["others"])
     copies, between = gpus // shard_size, None
@@ -219,8 +236,15 @@ def _row(
     else:
         per_element = facts["weight_bytes"] / (sizes.projected + sizes.others)
         sent = fsdp2_bytes(sizes, shard_size, weight_bytes=per_element, sums_cores=sizes.cores > 0, passes=passes)
+        share = (shard_size - 1) / shard_size
+        sent += share * 2 * WIRE_BYTES * facts["left_sums"]
+        if is_shared:
+            facts = with_shared_bases(facts)
+            sent += share * facts["basis_bytes_gathered"]
         if copies > 1:
             between = copies_bytes(sizes, copies, shard_size)
             sent += between
     names = ("weights", "gathered", "gradients", "optimizer_state")
-    return RankRow(name, shard_size, {**{key: facts[key] for key in names}, **kept}, sent, between)
+    by_category = {**{key: facts[key] for key in names}, **kept}
+    basis = "sharded" if is_shared and name != "ddp" else "replicated"
+    return RankRow(name, shard_size, by_category, sent, between, basis)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from featherweight.planner.allocations import allocation_dict
+from featherweight.planner.host import HostNeed
 from featherweight.planner.need import Need
 from featherweight.training.estimate import MemoryEstimate
 from featherweight.training.recipe import Recipe
@@ -27,6 +28,8 @@ class PlanRow:
     """What they take of the device."""
     tokens_per_s: float
     """By the time model; for comparison with other rows, not a promise."""
+    host: HostNeed | None = None
+    """What the step keeps on the host, where that has a budget."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values."""
@@ -38,6 +41,7 @@ class PlanRow:
             "interval": [self.need.low_bytes, self.need.high_bytes],
             "peak_allocated_bytes": self.need.allocated_bytes,
             "peak_reserved_bytes": self.need.reserved_bytes,
+            "allocator_retries": self.need.retries,
             "context_bytes": self.need.context_bytes,
             "workspace_bytes": self.need.workspace_bytes,
             "by_category": self.estimate.peak_by_category,
@@ -45,4 +49,5 @@ class PlanRow:
             "top_allocations": [allocation_dict(one) for one in self.estimate.top_allocations(10)],
             "tokens_per_s": round(self.tokens_per_s, 1),
             "recipe": self.recipe.to_dict(),
+            **({} if self.host is None else {"host_bytes": self.host.total_bytes}),
         }

@@ -10,7 +10,7 @@ import torch
 
 from featherweight.errors import LISTED, ConfigError, did_you_mean
 from featherweight.planner.host import HostNeed, host_limit, host_need, require_host
-from featherweight.planner.need import Need, need_of
+from featherweight.planner.need import Need, need_of, smallest_need_of
 from featherweight.planner.target import Target
 from featherweight.training.estimate import estimate_memory, skeleton_of, with_model
 from featherweight.training.recipe import Recipe, RecipeSource, load_recipe
@@ -68,7 +68,7 @@ def solve(
     base = with_model(load_recipe(recipe), model)
     if unknown == "min_memory":
         target = Target.of("24GiB" if budget is None and device is None else budget, device, calibration=calibration)
-        need = _need(base, target)
+        need = smallest_need_of(estimate_memory(None, base, device=target.device), target)
         return Solution(unknown, int(need.total_bytes / (1 - target.margin)) + 1, base, need)
     target = Target.of(budget, device, calibration=calibration)
     key, smallest, largest, step = _range(unknown, base)

@@ -18,14 +18,16 @@ from typing import Any
 import torch
 
 from featherweight.errors import FeatherweightError
-from featherweight.guard.decoding import read_forced
+from featherweight.guard.decoding import read_forced, read_prompt_and_forced
 from featherweight.guard.monitor import HeldBack, Monitor
+from featherweight.guard.options import READ_AT
 from featherweight.guard.probe import Probe
-from featherweight.guard.room import require_room
+from featherweight.guard.room import probe_limit
 from featherweight.guard.verdict import Verdict
 from featherweight.methods.s2ft.layer import BASE
-from featherweight.models.cache import can_pad
-from featherweight.models.generation import Decoding, branch, drop_columns, extend, fork, join, keep_rows, prefill
+from featherweight.models.cache import can_pad, new_cache
+from featherweight.models.decoding_rows import drop_columns, join, keep_rows
+from featherweight.models.generation import Decoding, branch, extend, fork, prefill
 from featherweight.models.sampling import GREEDY, choose
 from featherweight.serving.adapters import RowAdapters
 from featherweight.serving.job import Ended, Job, TokenWritten, VerdictFell
@@ -102,6 +104,7 @@ class Engine:
         self._max_batch, self._max_queue = max_batch, max_queue
         self._adapters = adapters
         self._device = next(model.parameters()).device
+        self._can_pad = can_pad(new_cache(model))
         self._waiting: collections.deque[Job] = collections.deque()
         self._batches: list[tuple[Decoding, list[Row]]] = []
         self._ready: list[tuple[Decoding, Row]] = []
@@ -190,12 +193,14 @@ class Engine:
             job.seconds["queue"] = begin - job.started
             is_judged = self._guard is not None and job.is_guarded
             judges = [self._guard.members[place] for place in self._guard.draw()] if is_judged else []
-            probes = [Probe(one, 1, self._stops) for one in judges]
             read = job.judged_ids if judges and job.judged_ids else job.prompt_ids
-            for judge in judges:
-                require_room(self._model, len(read), judge)
+            limits = [probe_limit(self._model, len(read), judge) for judge in judges]
+            probes = [Probe(one, 1, self._stops, limits=[limit]) for one, limit in zip(judges, limits, strict=True)]
             generator = torch.Generator(self._device)
             generator.manual_seed(job.seed)
+            if len(judges) == 1 and self._can_pad and READ_AT[judges[0].options.stages[0].tier] > 0:
+                self._begin_at_once(Row(job, probes[0], generator), read, judges[0], begin)
+                return
             with self._using([Row(job, probes[0] if probes else None, generator)]):
                 hidden = any(probe.needs_hidden for probe in probes)
                 decoding = prefill(self._model, torch.tensor([read]), output_hidden_states=hidden)
@@ -214,6 +219,21 @@ class Engine:
             job.tell(Ended("error", type(error).__name__))
             job.cancel()
 
+    def _begin_at_once(self, row: Row, read: list[int], judge: Any, begin: float) -> None:
+        """Read a prompt with the forced prefix of the one guard that judges it in one forward pass."""
+        assert row.probe is not None
+        forced = judge.options.forced_ids
+        with (
+            self._using([row]),
+            read_prompt_and_forced(self._model, torch.tensor([read]), row.probe, forced) as (decoding, trial),
+        ):
+            row.job.seconds["prefill"] = time.monotonic() - begin
+            row.ballot = Ballot(decoding, 1)
+            if not row.probe.is_decided:
+                self._join(trial, row, copies=True)
+        if row.probe.is_decided:
+            self._cast(row)
+
     def _begin_probe(self, row: Row, judge: Any) -> None:
         """Read the forced prefix behind a prompt; only a probe that needs more tokens becomes a row of the batch."""
         assert row.probe is not None and row.ballot is not None
@@ -222,10 +242,9 @@ class Engine:
         if not probe.is_decided:
             with branch(decoding) as trial:
                 read_forced(trial, probe, judge.options.forced_ids)
-                kept = None if probe.is_decided else fork(trial)
-            if kept is not None:
-                self._ready.append((kept, row))
-                return
+                if not probe.is_decided:
+                    self._join(trial, row, copies=True)
+                    return
         self._cast(row)
 
     def _cast(self, row: Row) -> None:
@@ -291,29 +310,33 @@ class Engine:
 
     def _join_ready(self) -> None:
         ready, self._ready = self._ready, []
-        if not ready:
-            return
-        if all(can_pad(decoding.cache) for decoding, _ in ready):
-            together = [*self._batches, *((decoding, [row]) for decoding, row in ready)]
-            rows = [row for _, group in together for row in group]
-            self._batches = [(join([decoding for decoding, _ in together]), rows)]
+        for decoding, row in ready:
+            self._join(decoding, row)
+
+    def _join(self, decoding: Decoding, row: Row, *, copies: bool = False) -> None:
+        """Let a row go on beside the others; with `copies`, its decoding is needed elsewhere."""
+        if self._batches and can_pad(decoding.cache):
+            batch, rows = self._batches[0]
+            self._batches = [(join([batch, decoding]), [*rows, row])]
         else:
-            self._batches += [(decoding, [row]) for decoding, row in ready]
+            self._batches = [*self._batches, (fork(decoding) if copies else decoding, [row])]
 
     def _step(self, decoding: Decoding, rows: list[Row]) -> tuple[Decoding, list[Row]] | None:
         """Choose the next token of every row, and read those of the rows that go on."""
-        kept, tokens = [], []
-        for place, row in enumerate(rows):
-            token = self._next_token(decoding, place, row)
-            if token is not None:
-                kept.append(place)
-                tokens.append(token)
+        likeliest = decoding.logits.argmax(dim=1).tolist()
+        found = [self._next_token(decoding, place, row, likeliest[place]) for place, row in enumerate(rows)]
+        kept = [place for place, token in enumerate(found) if token is not None]
         if not kept:
             return None
         if len(kept) < len(rows):
+            # Rows from behind take the places of those that leave, so that no others are copied.
+            gone = [place for place, token in enumerate(found[: len(kept)]) if token is None]
+            moved = dict(zip(gone, [place for place in kept if place >= len(kept)], strict=True))
+            kept = [moved.get(place, place) for place in range(len(kept))]
             keep_rows(decoding, kept)
             rows = [rows[place] for place in kept]
             self._trim(decoding)
+        tokens = [found[place] for place in kept]
         hidden = any(row.monitor is not None or (row.probe is not None and row.probe.needs_hidden) for row in rows)
         with self._using(rows):
             extend(decoding, torch.tensor(tokens, device=self._device)[:, None], output_hidden_states=hidden)
@@ -328,7 +351,7 @@ class Engine:
                 row.monitor.read(own)
         return decoding, rows
 
-    def _next_token(self, decoding: Decoding, place: int, row: Row) -> int | None:
+    def _next_token(self, decoding: Decoding, place: int, row: Row, likeliest: int) -> int | None:
         """Return the token that a row reads next, or None if it leaves the batch."""
         job = row.job
         if job.is_cancelled:
@@ -345,7 +368,9 @@ class Engine:
         if row.monitor is not None and row.monitor.stopped_at[0] is not None:
             job.tell(Ended("content_filter"))
             return None
-        token = int(choose(decoding.logits[place : place + 1], job.sampling, row.generator))
+        token = likeliest
+        if job.sampling.temperature > 0:
+            token = int(choose(decoding.logits[place : place + 1], job.sampling, row.generator))
         if token in self._stops:
             self._show_rest(row)
             job.tell(Ended("stop"))

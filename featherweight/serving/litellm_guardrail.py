@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from featherweight.errors import ConfigError, MissingExtraError
-from featherweight.guard.guard import PrefixGuard
-from featherweight.guard.text_verdict import judge_text, require_text_guard
+from featherweight.guard.ensemble import open_guard
+from featherweight.guard.text_verdict import require_text_guard
 from featherweight.guard.verdict import Verdict
-from featherweight.serving.proxy import Upstream
+from featherweight.serving.proxy import TextGuard, Upstream
 
 
 class Flagged(ValueError):
@@ -32,11 +32,11 @@ class TextGuardrail:
     """What judges conversations that LiteLLM is about to pass on; knows nothing of LiteLLM.
 
     Args:
-        guard: of the tier probe alone.
+        guard: of the tier probe alone, or an ensemble of such.
         upstream: the engine that continues the forced prefix.
     """
 
-    def __init__(self, guard: PrefixGuard, upstream: Upstream) -> None:
+    def __init__(self, guard: TextGuard, upstream: Upstream) -> None:
         require_text_guard(guard, "guardrail")
         self._guard, self._upstream = guard, upstream
 
@@ -53,8 +53,7 @@ class TextGuardrail:
         try:
             if not isinstance(messages, list) or not messages:
                 raise ConfigError("guardrail: messages are none; expected a conversation.")
-            text, ended = await self._upstream.continued(messages, str(data.get("model") or ""), self._guard)
-            verdict = judge_text(self._guard, text, ended=ended)
+            verdict = await self._upstream.judged(messages, str(data.get("model") or ""), self._guard)
         except Exception as error:  # the engine is away, slow, or says something else
             verdict = Verdict(True, float("nan"), "none", 0, error=type(error).__name__)
         if verdict.flagged and (self._guard.options.on_flag != "annotate" or verdict.error is not None):
@@ -84,7 +83,7 @@ def _guardrail_class() -> Any:
 
     def start(self: Any, *, guard: str, upstream: str, upstream_key: str | None = None, **options: Any) -> None:
         home.CustomGuardrail.__init__(self, **options)
-        self.inner = TextGuardrail(PrefixGuard.from_pretrained(Path(guard)), Upstream(upstream, upstream_key, 60.0))
+        self.inner = TextGuardrail(open_guard([Path(guard)]), Upstream(upstream, upstream_key, 60.0))
 
     async def judge(self: Any, user_api_key_dict: Any, cache: Any, data: dict[str, Any], call_type: str) -> Any:
         await self.inner.check(data)

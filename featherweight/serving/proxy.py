@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 from featherweight.errors import ConfigError, MissingExtraError
+from featherweight.guard.ensemble import GuardEnsemble
 from featherweight.guard.guard import PrefixGuard
 from featherweight.guard.prefix import judged_messages
 from featherweight.guard.text_verdict import judge_text, require_text_guard
@@ -25,6 +26,7 @@ from featherweight.serving.request import Asked, RequestError, parse_chat, parse
 
 CHAT = "/v1/chat/completions"
 Order = Literal["probe-first", "together"]
+TextGuard = PrefixGuard | GuardEnsemble
 _PASSED_ON = ("content-type", "x-request-id")
 
 
@@ -79,12 +81,26 @@ class Upstream:
             raise ValueError(f"finish_reason={choice.get('finish_reason')!r}")
         return text, choice["finish_reason"] == "stop"
 
+    async def judged(self, messages: Sequence[Mapping[str, Any]], name: str, guard: TextGuard) -> Verdict:
+        """Return the verdict on a conversation; the members of an ensemble ask one after the other.
+
+        Each reads the prompt that the engine has in its cache by then; asked at once, none would.
+
+        Raises:
+            ValueError: if a reply is none.
+        """
+        verdicts = []
+        for member in (guard.members[place] for place in guard.draw()):
+            text, ended = await self.continued(messages, name, member)
+            verdicts.append(judge_text(member, text, ended=ended))
+        return guard.combine(verdicts)
+
 
 class Proxy:
     """Judges conversations and passes on those that may be answered.
 
     Args:
-        guard: of the tier probe.
+        guard: of the tier probe, or an ensemble of such.
         upstream: the engine.
         options: of the server.
         order: whether the client's request waits for the verdict, or its answer does.
@@ -94,7 +110,7 @@ class Proxy:
     """
 
     def __init__(
-        self, guard: PrefixGuard, upstream: Upstream, options: ServeOptions, order: Order = "probe-first"
+        self, guard: TextGuard, upstream: Upstream, options: ServeOptions, order: Order = "probe-first"
     ) -> None:
         if order not in get_args(Order):
             raise ConfigError(
@@ -127,8 +143,7 @@ class Proxy:
 
     async def _decided(self, asked: Asked, name: str, answer: "_Answer") -> Any:
         try:
-            text, ended = await self._upstream.continued(asked.prompt, name, self._guard)
-            verdict = judge_text(self._guard, text, ended=ended)
+            verdict = await self._upstream.judged(asked.prompt, name, self._guard)
         except Exception as error:  # the engine is away, slow, or says something else
             verdict = Verdict(True, float("nan"), "none", 0, error=type(error).__name__)
         is_shadow = self._guard.options.on_flag == "annotate" and verdict.error is None
@@ -209,11 +224,11 @@ class _Answer:
                 await response.body_iterator.aclose()
 
 
-def make_proxy(guard: PrefixGuard, upstream: Upstream, options: ServeOptions, order: Order = "probe-first") -> Any:
+def make_proxy(guard: TextGuard, upstream: Upstream, options: ServeOptions, order: Order = "probe-first") -> Any:
     """Return the application.
 
     Args:
-        guard: of the tier probe.
+        guard: of the tier probe, or an ensemble of such.
         upstream: the engine.
         options: of the server; its limits of batch and queue are the engine's own.
         order: of the two requests.

@@ -6,7 +6,6 @@ from typing import Any
 
 from featherweight.errors import MissingExtraError
 from featherweight.guard.ensemble import open_guard
-from featherweight.guard.guard import PrefixGuard
 from featherweight.guard.prefix import require_chat_template
 from featherweight.guard.reading import all_stops
 from featherweight.serving.adapters import open_adapters
@@ -59,7 +58,7 @@ def run_proxy(
 
     Args:
         upstream: address of the engine.
-        guard_folder: a guard of the tier probe.
+        guard_folder: of a guard of the tier probe, or of an ensemble of such.
         options: of the server.
         upstream_key: what the engine asks for.
         order: of probe and answer.
@@ -69,7 +68,7 @@ def run_proxy(
         CheckpointError: if the guard is damaged.
         MissingExtraError: without the extra serve.
     """
-    guard = PrefixGuard.from_pretrained(guard_folder)
+    guard = open_guard([guard_folder])
     _run(make_proxy(guard, Upstream(upstream, upstream_key, options.timeout_s), options, order), options)
 
 

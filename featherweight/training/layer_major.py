@@ -15,15 +15,18 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from featherweight.distributed.world import common
 from featherweight.errors import ConfigError
 from featherweight.methods.host_weights import streams_weights
 from featherweight.nn.offload import require_host_bytes, to_device, to_host
 from featherweight.optim.backward.layerwise import LayerwiseHandle
 from featherweight.optim.backward.window import Part
 from featherweight.simulated import simulated_device
-from featherweight.training.layer_rows import IGNORED, Row, label_count, rows_of
+from featherweight.training.layer_rows import IGNORED, NO_LABELS, Row, label_count, rows_of
+from featherweight.training.layer_states import LayerStates
 from featherweight.training.layer_weights import LayerWeights
 from featherweight.training.separate_layers import SeparateLayers
+from featherweight.unwrap import is_distributed
 
 Place = Literal["device", "host"]
 
@@ -46,19 +49,22 @@ class LayerMajor:
     Args:
         model: causal language model of transformers; MsT, int8 weights, core gradients, LoRA may stand on it.
         handle: of `fw.optim.layerwise`, with ``accumulation_steps=1``: each weight is then updated as soon as its
-            gradient is complete, and freed. None leaves gradients in ``.grad`` for an optimizer of your own.
+            gradient is complete, and freed; after ``fw.distributed.shard(model, "ddp")`` as soon as the processes have
+            averaged what a layer has left of it. None leaves gradients in ``.grad`` for an optimizer of your own.
         chunk_tokens: C.
         inputs: where the inputs of the layers wait: "device", or "host".
         weights: where the weights of the layers wait: "device", or "host", from where each comes into one of few slots
             for its turn and goes back when it has changed; needs a handle. Between steps they are ordinary tensors.
+        states: where the optimizer states of the layers wait: "device", or "host", from where they come for the updates
+            of their layer; needs a handle.
         slots: layers that are on the device at a time.
         progress: told now and then how far a step has come; after each chunk of each layer.
     Raises:
         ConfigError: for a model whose layers cannot be called alone, or options out of range.
-        DeviceError: if the host cannot hold the weights, or refuses to pin memory.
+        DeviceError: if the host cannot hold weights or states, or refuses to pin memory.
     Cost: 8 forward-equivalents of the layers' FLOPs in units of 2 a token and weight, as activation checkpointing;
         memory of (L + 1) S D layer inputs, of one layer's keys, values and their float32 sums, and of one chunk in one
-        layer. Weights on the host are copied in 2 - slots / L times and out once a step.
+        layer. Weights on the host are copied in 2 - slots / L times and out once a step, states in and out once.
     Source: the order is ours; chunks over a prefix follow OOMB, arXiv 2602.02108; weights from the host follow
         MegaTrain, arXiv 2604.05091, whose update runs on the host.
 
@@ -83,6 +89,7 @@ class LayerMajor:
         chunk_tokens: int = 8192,
         inputs: Place = "device",
         weights: Place = "device",
+        states: Place = "device",
         slots: int = 2,
         progress: Callable[[StepProgress], None] | None = None,
     ) -> None:
@@ -91,14 +98,18 @@ class LayerMajor:
                 f"LayerMajor: chunk_tokens={chunk_tokens!r} is not allowed; expected a whole number >= 1. Take 8192 if "
                 "in doubt."
             )
-        for name, value in (("inputs", inputs), ("weights", weights)):
+        for name, value in (("inputs", inputs), ("weights", weights), ("states", states)):
             if value not in ("device", "host"):
                 raise ConfigError(f"LayerMajor: {name}={value!r} is unknown; expected device or host. Change {name}.")
-        if handle is not None and (handle.accumulation_steps != 1 or handle.world_size != 1):
+        if handle is not None and handle.accumulation_steps != 1:
             raise ConfigError(
-                f"LayerMajor: handle has accumulation_steps={handle.accumulation_steps} and "
-                f"world_size={handle.world_size}; expected 1 and 1, as one call of step() is one optimizer step of all "
-                "its rows. Give step() the rows of all micro-batches, in one process."
+                f"LayerMajor: handle has accumulation_steps={handle.accumulation_steps}; expected 1, as one call of "
+                "step() is one optimizer step of all its rows. Give step() the rows of all micro-batches."
+            )
+        if any(is_distributed(one) for one in model.parameters()):
+            raise ConfigError(
+                f"LayerMajor: model={type(model).__name__} has its weights spread over processes; expected whole ones, "
+                'as layers are called apart from their gathering. Call fw.distributed.shard(model, "ddp") instead.'
             )
         self.separate = SeparateLayers(model)
         if any(streams_weights(layer) for layer in self.separate.layers):
@@ -114,6 +125,8 @@ class LayerMajor:
         """The weights that wait on the host, and what was copied; None with ``weights="device"``."""
         if weights == "host":
             self.layer_weights = LayerWeights(self.separate, handle, slots)
+        self.layer_states = LayerStates(self.separate.layers, handle, self.device, on_host=states == "host")
+        """The optimizer states that wait on the host, and what was copied."""
 
     def step(
         self, batch: Mapping[str, Tensor] | Sequence[Mapping[str, Tensor]], judge: Callable[[Tensor], Any] | None = None
@@ -126,7 +139,7 @@ class LayerMajor:
                 step for all of them.
             judge: called with the loss before any weight moves; what it raises leaves all weights as they were.
         Returns:
-            Mean loss over all labels of the batch, detached.
+            Mean loss over all labels of the batch, in all processes, detached.
         Raises:
             ConfigError: for other arguments, shapes that do not fit, a batch without labels, attention that is not
                 known; before anything is updated.
@@ -134,7 +147,9 @@ class LayerMajor:
         """
         batches = [batch] if isinstance(batch, Mapping) else list(batch)
         rows = [row for one in batches for row in rows_of(one, self.chunk_tokens)]
-        items = label_count(rows)
+        items = self._mean_over_processes(label_count(rows, is_alone=self._is_alone))
+        if not items:  # in no process
+            raise common(ConfigError(NO_LABELS))
         if self.inputs == "host":
             self._require_host_memory(rows)
         told = nullcontext(_ignore) if self.handle is None else self.handle.parts()
@@ -142,8 +157,21 @@ class LayerMajor:
             stack.enter_context(self.separate.streaming())
             if self.layer_weights is not None:
                 stack.enter_context(self.layer_weights.streaming())
+            stack.callback(self.layer_states.settle)
             tell = stack.enter_context(told)
             return _Step(self, rows, items, tell, judge).run()
+
+    @property
+    def _is_alone(self) -> bool:
+        return self.handle is None or self.handle.world_size == 1
+
+    def _mean_over_processes(self, count: int) -> int | float:
+        """Return the mean of a count: the mean over processes of what is divided by it is the mean over all."""
+        if self.handle is None or self._is_alone:
+            return count
+        found = torch.tensor([float(count)], dtype=torch.float64, device=self.device)
+        self.handle.reducer.mean_([found])
+        return float(found)
 
     @property
     def boundary_bytes_per_token(self) -> int:
@@ -168,11 +196,12 @@ class _Step:
         self,
         owner: LayerMajor,
         rows: list[Row],
-        items: int,
+        items: int | float,
         tell: Callable[[Part], None],
         judge: Callable[[Tensor], Any] | None,
     ) -> None:
-        self.separate, self.weights, self.device = owner.separate, owner.layer_weights, owner.device
+        self.separate, self.weights, self.states = owner.separate, owner.layer_weights, owner.layer_states
+        self.device, self.handle = owner.device, owner.handle
         self.on_host, self.progress = owner.inputs == "host", owner.progress
         self.rows, self.items, self.tell, self.judge = rows, items, tell, judge
         self.noise = _Noise(self.separate.model)
@@ -184,11 +213,18 @@ class _Step:
         """Go forward and backward; return the mean loss."""
         self._forward()
         loss = self._head()
+        self._exchange()
         for index in reversed(range(len(self.separate.layers))):
-            with self._bound(index, index - 1, changes=True):
+            with self._bound(index, index - 1, changes=True), self.states.bound(index):
                 self._layer_backward(index)
+                self._exchange()
         self._embedding_backward()
         return loss
+
+    def _exchange(self) -> None:
+        """With other processes: average what a layer has left, and update it while its weights are here."""
+        if self.handle is not None:
+            self.handle.exchange()
 
     @contextmanager
     def _bound(self, index: int, following: int, changes: bool = False) -> Iterator[None]:
@@ -241,13 +277,15 @@ class _Step:
 
     def _head(self) -> Tensor:
         parts = [(row, chunk) for row in self.rows for chunk in range(len(row.bounds))]
-        last = max(number for number, (row, chunk) in enumerate(parts) if row.has_labels(chunk))
+        labelled = {number for number, (row, chunk) in enumerate(parts) if row.has_labels(chunk)}
+        labelled = labelled or {len(parts) - 1}  # other processes have labels: the head takes part with a loss of 0
+        last = max(labelled)
         total = torch.zeros((), dtype=torch.float32, device=self.device)
         is_first = True
         for number, (row, chunk) in enumerate(parts):
             hidden = self._taken(row.boundaries[-1][chunk]).detach().requires_grad_()
             row.boundaries[-1][chunk] = None
-            if not row.has_labels(chunk):
+            if number not in labelled:
                 # Gradients of keys and values still arrive there, from later chunks.
                 row.gradients.append(self._kept(torch.zeros_like(hidden)))
                 continue
@@ -255,8 +293,8 @@ class _Step:
             with torch.enable_grad():
                 loss = self.separate.loss(hidden, row.cut(row.tokens, chunk), targets, self.items)
                 total += loss.detach().float()
-                if number == last and self.judge is not None:
-                    self.judge(total)
+                if number == last:
+                    self._share(total)
                 self.tell(Part(is_first=is_first, is_last=number == last, unfinished=self.tied))
                 loss.backward()
             is_first = False
@@ -264,6 +302,13 @@ class _Step:
             row.gradients.append(self._kept(gradient))
             self._advance(1, "head", None, chunk, len(row.bounds))
         return total
+
+    def _share(self, total: Tensor) -> None:
+        """Let all processes have the loss, and somebody judge it, before a weight moves."""
+        if self.handle is not None:
+            self.handle.reducer.mean_([total])
+        if self.judge is not None:
+            self.judge(total)
 
     def _layer_backward(self, index: int) -> None:
         count, done = sum(len(row.bounds) for row in self.rows), 0

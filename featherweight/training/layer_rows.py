@@ -53,19 +53,23 @@ class Row:
         return not has_values(targets) or bool((targets != IGNORED).any())
 
 
-def label_count(rows: Sequence[Row]) -> int:
+NO_LABELS = "LayerMajor: labels hold nothing but -100; expected a token to predict in each step. Leave this batch out."
+
+
+def label_count(rows: Sequence[Row], *, is_alone: bool = True) -> int:
     """Return how many tokens of some rows are to predict one.
 
+    Args:
+        rows: of this process.
+        is_alone: whether no other process may have labels.
     Raises:
-        ConfigError: if none is.
+        ConfigError: if none is, and nobody else may have some.
     """
     if all(not has_values(row.targets) for row in rows):
         return sum(row.targets.shape[1] - 1 for row in rows)
     items = sum(int((row.targets != IGNORED).sum()) for row in rows)
-    if items == 0:
-        raise ConfigError(
-            "LayerMajor: labels hold nothing but -100; expected a token to predict in each step. Leave this batch out."
-        )
+    if items == 0 and is_alone:
+        raise ConfigError(NO_LABELS)
     return items
 
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from featherweight.distributed.group import explain_lost_processes
+from featherweight.distributed.placement import place_bases
 from featherweight.distributed.run import begin_sharding, bytes_at_hand, check_replicas_at, share_gradients, share_model
 from featherweight.distributed.whole import WholeModel, is_sharded, whole_state, whole_weights
 from featherweight.distributed.world import World, common
@@ -103,9 +105,10 @@ class Loop:
             self.recipe = recipe = recipe.with_steps(self.task.train_rows())
             model, self.methods = self._build_model()
             self.model: nn.Module = model if is_simulated else model.to(self.device)
-        share_model(self.world, self.model, recipe)
+        build = partial(build_optimizer, self.model, optimizer_config, seed=recipe.seed, regroup=groups_by_methods)
+        share_model(self.world, self.model, recipe, build)
         self.task.prepare(self.model)
-        self.optimizer = build_optimizer(self.model, optimizer_config, seed=recipe.seed, regroup=groups_by_methods)
+        self.optimizer = place_bases(self.world, build(), recipe.sharding)
         self.max_grad_norm = optimizer_config.max_grad_norm or recipe.max_grad_norm
         self.layerwise: LayerwiseHandle | None = None
         if optimizer_config.layerwise:
@@ -290,8 +293,7 @@ class Loop:
         if conflicts:
             raise CheckpointError(
                 f"checkpoint: recipe of {checkpoint.folder} differs ({'; '.join(conflicts)}); expected the recipe "
-                "that wrote it. "
-                "Resume with that recipe, or start a new run in another folder."
+                "that wrote it. Resume with that recipe, or start a new run in another folder."
             )
         if checkpoint.step > self.recipe.step_count:
             raise CheckpointError(
@@ -402,8 +404,8 @@ class Loop:
         """Return the bytes of this process by category: measured; counted, beside the plan, where it holds rows."""
         if not is_sharded(self.model):
             return {"peak": self.footprint.peak_bytes, **self.footprint.measured}
-        planned = {f"planned_{name}": count for name, count in self.footprint.predicted.items()}
-        return {**bytes_at_hand(self.model, self.optimizer), **planned}
+        planned = self.footprint.predicted.items()
+        return {**bytes_at_hand(self.model, self.optimizer), **{f"planned_{name}": count for name, count in planned}}
 
     def weights(self) -> nn.Module:
         """Return what checkpoints read and write; a collective."""

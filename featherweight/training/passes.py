@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from featherweight.distributed.world import World
+from featherweight.distributed.world import World, common
 from featherweight.errors import ConfigError
 from featherweight.training.layer_major import LayerMajor, StepProgress
 from featherweight.training.recipe import Recipe
@@ -102,17 +102,21 @@ class LayerByLayer(Passes):
                 f"recipe: schedule.order=layer beside task={recipe.task['name']}, whose loss is not that of the next "
                 "token alone; expected a task such as text or chat. Set schedule.order=batch."
             )
-        if around.world.size > 1:
-            raise ConfigError(
-                f"recipe: schedule.order=layer in {around.world.size} processes; expected one, as each layer's sums "
-                "would be exchanged at other moments. Start one process, or set schedule.order=batch."
+        if around.world.size > 1 and (recipe.sharding.kind not in ("auto", "ddp") or around.layerwise is None):
+            how = f"sharding={recipe.sharding.kind}" if around.layerwise is not None else "without layer-wise updates"
+            problem = (
+                f"recipe: schedule.order=layer in {around.world.size} processes, {how}; expected whole layers in each "
+                "of them that are averaged as they are updated. Set sharding=ddp and optimizer.layerwise=true, or "
+                "schedule.order=batch."
             )
+            raise common(ConfigError(problem))
         self.stream = LayerMajor(
             around.model,
             around.layerwise,
             chunk_tokens=chunk_tokens,
             inputs=schedule.inputs,
             weights=schedule.weights,
+            states=schedule.states,
             progress=self._tell,
         )
 
@@ -120,7 +124,8 @@ class LayerByLayer(Passes):
         """See `Passes.run`."""
         around = self.around
         with around.autocast():
-            loss = self.stream.step(micro_batches, judge=lambda loss: around.judge(float(loss) * items, items))
+            own = items / around.world.size  # what judges adds up over the processes, who all have the mean
+            loss = self.stream.step(micro_batches, judge=lambda loss: around.judge(float(loss) * own, items))
         return float(loss)
 
     def _tell(self, progress: StepProgress) -> None:

@@ -32,7 +32,7 @@ from featherweight.training.interrupt import stop_on_signals
 from featherweight.training.keep_best import KeepBest, StopEarly
 from featherweight.training.loop import Loop
 from featherweight.training.metrics import MetricsFile, final_training_loss, read_metrics
-from featherweight.training.out_of_memory import explain_out_of_memory
+from featherweight.training.out_of_memory import explain_out_of_memory, refuse_hopeless
 from featherweight.training.plan_check import PlanCheck
 from featherweight.training.recipe import Recipe, RecipeSource, load_recipe
 from featherweight.training.resume import changed_length, resume_conflicts
@@ -111,7 +111,8 @@ def train(
         resume = world.on_first(lambda: _claim(held, folder, resume))
         if resume and world.on_first(lambda: _is_done(folder, parsed)):
             return _finished(folder)
-        with explain_out_of_memory(parsed):
+        world.on_first(lambda: refuse_hopeless(folder))
+        with explain_out_of_memory(parsed, folder):
             checks = [] if estimate is None else [PlanCheck(estimate)]
             return _train(parsed, name, folder, resume, callbacks, checks, world)
 

@@ -33,6 +33,8 @@ class Schedule(Config):
     """Where the inputs of the layers wait under order: layer."""
     weights: Literal["device", "host"] = "device"
     """Where the weights of the layers wait under order: layer; on the host they need layerwise updates."""
+    states: Literal["device", "host"] = "device"
+    """Where the optimizer states of the layers wait under order: layer; on the host they need layerwise updates."""
 
     @model_validator(mode="before")
     @classmethod
@@ -41,7 +43,7 @@ class Schedule(Config):
 
     @model_validator(mode="after")
     def _layers_alone(self) -> "Schedule":
-        for key in ("chunk_tokens", "inputs", "weights"):
+        for key in ("chunk_tokens", "inputs", "weights", "states"):
             value = getattr(self, key)
             if self.order == "batch" and value != type(self).model_fields[key].default:
                 raise ValueError(

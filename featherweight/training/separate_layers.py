@@ -177,7 +177,7 @@ class SeparateLayers:
             return self.inputs(tokens)
         return caught[0][0], [arguments for _, arguments in caught]
 
-    def loss(self, hidden: Tensor, tokens: Mapping[str, Tensor], targets: Tensor, items: int) -> Tensor:
+    def loss(self, hidden: Tensor, tokens: Mapping[str, Tensor], targets: Tensor, items: int | float) -> Tensor:
         """Run what comes behind the layers.
 
         Args:

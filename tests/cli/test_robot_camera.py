@@ -52,3 +52,33 @@ def test_every_mistake_is_one_sentence(arguments, message, capsys):
     assert run(["robot", "calibrate-camera", *arguments]) == 2
     errors = " ".join(capsys.readouterr().err.split())
     assert message in errors and "Traceback" not in errors
+
+
+def test_cameras_of_this_computer_are_listed(capsys):
+    assert run(["robot", "cameras", "--json"]) == 0
+    assert isinstance(json.loads(capsys.readouterr().out)["cameras"], list)
+
+
+def test_pictures_are_kept_as_they_are_read(tmp_path):
+    import numpy as np
+
+    from featherweight.cli.robot_camera import is_source, read_pictures, write_pictures
+    from featherweight.errors import ConfigError
+
+    angles, pictures = [[1.0, 2, 3, 4, 5.5]], [np.full((4, 6, 3), 7, np.uint8)]
+    write_pictures(tmp_path / "photos", angles, pictures)
+    again, seen = read_pictures(tmp_path / "photos")
+    assert again == angles and (seen[0] == 7).all()
+    with pytest.raises(ConfigError, match="holds files; expected a new folder"):
+        write_pictures(tmp_path / "photos", angles, pictures)
+    assert [is_source(one) for one in ("front", "side", "front=/dev/video0", "/dev/video0", "test")] == [
+        *(False, False, True, True, True)
+    ]
+
+
+@pytest.mark.slow
+def test_an_emulated_kit_is_photographed_and_a_picture_without_cards_is_one_sentence(tmp_path, capsys):
+    arguments = ["--camera", "desk=test", "--port", "sim", "--poses", "8", "--yes", "--pictures", str(tmp_path / "new")]
+    assert run(["robot", "calibrate-camera", *arguments]) == 2
+    assert "0 of 8 show the card on the gripper" in capsys.readouterr().err
+    assert len((tmp_path / "new" / "angles.csv").read_text().splitlines()) == 8

@@ -60,10 +60,14 @@ def test_a_hand_is_recorded_on_an_emulated_kit_for_as_long_as_told(tmp_path, cap
         (["replay", "/nowhere"], "has no meta/info.json"),
         (["dataset", "check", "/nowhere"], "has no meta/info.json"),
         (["record", "--leader", "expert", "--fps", "20", "--out", "demos"], "fps=20 is not the expert's"),
-        (["record", "--leader", "expert", "--size", "97x64", "--out", "demos"], "size=97x64 cannot be drawn"),
+        (
+            ["record", "--leader", "expert", "--size", "97x64", "--out", "demos"],
+            "size=97x64 is none; expected",
+        ),
+        (["record", "--leader", "expert", "--size", "1920x1080", "--out", "demos"], "size=1920x1080 cannot be drawn"),
         (
             ["record", "--leader", "sine", "--follower", "umirobot", "--camera", "top", "--out", "d"],
-            "camera needs the sim",
+            "camera=top is the simulator's; expected one beside the kit",
         ),
         (["eval", "/nowhere"], "holds no policy.json"),
         (["eval", "--offsets", "1,2"], "fw robot eval: offsets=1,2 cannot be simulated"),
@@ -75,3 +79,23 @@ def test_every_mistake_is_one_sentence(arguments, message, capsys, tmp_path, mon
     assert run(["robot", *arguments]) in (1, 2)
     errors = " ".join(capsys.readouterr().err.split())
     assert message in errors and "Traceback" not in errors
+
+
+def test_a_kit_with_two_cameras_is_recorded_and_each_slow_one_is_told(tmp_path, capsys):
+    from robot_camera import film
+
+    slow = film(tmp_path / "slow.ts", "64x48", fps=10, seconds=3)
+    arguments = ["--leader", "sine", "--follower", "umirobot", "--port", "sim", "--seconds", "1", "--episodes", "2"]
+    cameras = ["--camera", "front=test", "--camera", f"side={slow}", "--out", str(tmp_path / "demos")]
+    assert run(["robot", "record", *arguments, *cameras]) == 0
+    told = capsys.readouterr().out
+    assert "\n2 of " in told and "Camera side is slower than 30 frames a second" in told
+    assert run(["robot", "dataset", "check", str(tmp_path / "demos"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["whole"] == 2
+    from featherweight.robot.recording.demo_dataset import DemoDataset
+
+    data = DemoDataset(tmp_path / "demos")
+    assert data[0]["observation.images.side"].shape == (3, 48, 64) and len(data) == 60
+    # The other set has another size: refused, nothing is touched.
+    assert run(["robot", "record", *arguments, "--camera", "front=test", "--camera", "side=test", *cameras[4:]]) == 2
+    assert "features=" in capsys.readouterr().err

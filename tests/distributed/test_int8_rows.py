@@ -42,6 +42,14 @@ def test_a_process_holds_codes_of_its_rows_and_sends_no_weight(found):
         assert not {(7, 300), (300, 7), (16, 300)} & each["int8"]["shapes"]
 
 
+def test_a_policy_that_casts_to_bfloat16_leaves_codes_and_scales_as_they_are(found):
+    # Mutation: scales as float parameters, which the policy casts before they are gathered.
+    for each in found:
+        policy = each["int8"]["policy"]
+        assert all(policy.values()), policy
+        assert sum(name.endswith("_scale") for name in policy) == 6 and any(name.endswith("bias") for name in policy)
+
+
 def test_an_ordinary_step_over_rows_of_codes_is_refused_in_a_sentence(found):
     for each in found:
         assert "has int8 codes of which each process holds rows" in each["int8"]["refused"]

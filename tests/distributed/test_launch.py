@@ -70,12 +70,20 @@ def test_a_run_whose_ranks_are_killed_ends_with_the_weights_of_an_undisturbed_on
         assert all(torch.equal(one[name], two[name]) for name in one), (rank, step)
 
 
-@pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
+PLACES = {
+    "ddp": ["sharding=ddp"],
+    "fsdp2": ["sharding=fsdp2"],
+    "columns": ["sharding={kind: fsdp2, basis: sharded}", "optimizer.proj_type=left"],
+}
+"""Replicas, rows, and columns of weights with shares of bases."""
+
+
+@pytest.mark.parametrize("kind", PLACES)
 def test_a_run_that_is_killed_twenty_times_ends_with_the_weights_of_an_undisturbed_one(recipe, tmp_path, kind):
     # A rank, all ranks, or the launcher, ten times under each sharding, at random steps; the launcher is started anew
     # as a scheduler would. Bitwise, as the number of processes stays. Mutation: a checkpoint that is taken for complete
     # before its manifest is there, random numbers that begin anew.
-    words = ["train", str(recipe), f"sharding={kind}", "--resume"]
+    words = ["train", str(recipe), *PLACES[kind], "--resume"]
     code, _, errors = finish(launch([*words, "--out", str(tmp_path / "whole")]))
     assert code == 0, errors
     choose = random.Random(kind)

@@ -11,6 +11,8 @@ SENTENCES = {
     "used folder": (2, "already holds a run"),
     "no cores": (2, "sharding.cores=true has no cores to send under fsdp2"),
     "no gradients": (2, "sharding.cores=false asks for whole gradients"),
+    "shared bases": (2, "sharding.basis=sharded, but under sharding.kind=ddp every process has all"),
+    "another version": (2, "the version of featherweight differs between rank 0 and rank 1"),
     "fewer steps": (1, "steps=3 of the recipe are fewer than the 8"),
     "unseen folder": (1, "holds other checkpoints for each process (newest step by rank 0: 2, rank 1: none)"),
 }

@@ -3,10 +3,10 @@
 import pytest
 import ranks
 from distributed_loop import grow, recipe
-from distributed_rows_recipe import CORES, TWINS, VARIANTS
+from distributed_rows_recipe import CORES, PLACES, TWINS, VARIANTS
 from shared_training import largest_difference
 
-from featherweight.planner.shares import shares_of
+from featherweight.planner.shares import shares_of, with_shared_bases
 from featherweight.training.loop import Loop
 
 pytestmark = pytest.mark.slow
@@ -20,6 +20,7 @@ def found(request, tmp_path_factory):
     kind, size = request.param
     folder = tmp_path_factory.mktemp(f"rows-{kind}-{size}")
     grow(folder / "grown", 2, **CORES, accumulation_steps=5)
+    grow(folder / "left", 2, **VARIANTS["columns"], accumulation_steps=5)
     found = ranks.run("distributed_rows_recipe.py", size, folder, str(folder), kind, seconds=900)
     return [{**each, "folder": folder} for each in found]
 
@@ -45,22 +46,26 @@ def test_processes_that_hold_rows_train_a_recipe_as_one(found, name):
 
 def test_a_checkpoint_of_one_process_goes_on_in_rows_and_then_in_one_process_again(found):
     # Two steps in one process, three of rows, three in one: checkpoints are those of one process, whoever writes them.
-    changes = {**CORES, "accumulation_steps": 5}
-    grown, loop = grow(found[0]["folder"] / "grown", 8, **changes), Loop(recipe(**changes))
-    for _ in range(8):
-        loop.step()
-    assert largest_difference(grown.model.state_dict(), loop.model.state_dict()) < EXACT
+    # The rows (or columns, behind left bases) keep shares of bases in between.
+    for name, variant in (("grown", CORES), ("left", VARIANTS["columns"])):
+        changes = {**variant, "accumulation_steps": 5}
+        grown, loop = grow(found[0]["folder"] / name, 8, **changes), Loop(recipe(**changes))
+        for _ in range(8):
+            loop.step()
+        assert largest_difference(grown.model.state_dict(), loop.model.state_dict()) < EXACT
 
 
 def test_each_process_holds_the_bytes_that_were_planned_for_it(found):
     # Mutations: a state that is planned by the rows of one process, moments that every process keeps whole.
-    for name in ("ordinary", "cores"):
+    size = 2 if len(found) == 4 else len(found)
+    for name in ("ordinary", "cores", *PLACES):
         for each in found:
             counted = each[name]["bytes"]
             assert counted["weights"] == counted["planned_weights"]
             assert counted["optimizer_state"] == counted["planned_optimizer_state"]
-        loop = Loop(recipe(**VARIANTS[name], accumulation_steps=5))
-        planned = shares_of(loop, 2 if len(found) == 4 else len(found))
+        placed = {"sharding": {"kind": "fsdp2", **PLACES.get(name, {})}}
+        planned = shares_of(Loop(recipe(**VARIANTS[name], accumulation_steps=5, **placed)), size)
+        planned = with_shared_bases(planned) if name in PLACES else planned
         assert planned["weights"] == found[0][name]["bytes"]["weights"]
         assert planned["optimizer_state"] == found[0][name]["bytes"]["optimizer_state"]
 

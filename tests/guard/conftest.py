@@ -45,9 +45,8 @@ def cascade(stand_in, place_of_readings):
     rows["benign"] = rows["benign"][:340]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return PrefixGuard.calibrate(
-            *stand_in, **rows, prefix=PREFIX, target_fpr=0.02, tier="cascade", keep_readings=place_of_readings
-        )
+        settings = {"prefix": PREFIX, "target_fpr": 0.02, "tier": "cascade", "batch_size": 64}
+        return PrefixGuard.calibrate(*stand_in, **rows, **settings, keep_readings=place_of_readings)
 
 
 def _kind(domain):

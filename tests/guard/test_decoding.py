@@ -38,7 +38,7 @@ def forwards_of(model):
 
 
 @pytest.mark.parametrize("branch", ["sequential", "parallel"])
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", [*EVERY, "multi_query"])
 def test_what_passes_gets_the_tokens_that_it_would_get_without_a_guard(name, branch):
     ids = prompt(6, 9)
     guard = random_guard(name, branch=branch)

@@ -29,6 +29,11 @@ def test_stock_generate_takes_the_loop_and_what_does_not_fit_is_refused():
         model.generate(ids, custom_generate=decoding_loop, max_new_tokens=4, pad_token_id=0)
     with pytest.raises(ValueError, match="assistant_model"):
         GuardedModel(model, word_tokenizer(), guard).generate(ids, assistant_model=model)
+    with pytest.raises(ValueError, match="assisted decoding chooses several tokens at once"):
+        model.generate(ids, prompt_lookup_num_tokens=2, **options)
+    beside = {**options, "guard": guard.with_options(branch="parallel")}
+    with pytest.raises(ValueError, match="num_return_sequences=3 with branch=parallel"):
+        model.generate(ids, num_return_sequences=3, do_sample=True, **beside)
     three = guarded("llama", guard, ids, num_return_sequences=3, do_sample=True)
     assert three.sequences.shape[0] == 3 and len(three.guard) == 3
 
@@ -43,3 +48,12 @@ def test_processors_and_criteria_of_the_caller_count_for_the_answer_alone():
         third = int(output.sequences[0, 11])
         ended = guarded("llama", chosen, ids, repetition_penalty=1.7, eos_token_id=third)
         assert torch.equal(ended.sequences, stock(tiny_model("llama"), ids, repetition_penalty=1.7, eos_token_id=third))
+
+
+def test_an_encoder_decoder_is_refused():
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    shape = {"d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 2, "vocab_size": 64}
+    model = T5ForConditionalGeneration(T5Config(**shape, decoder_start_token_id=0)).eval()
+    with pytest.raises(ValueError, match="T5ForConditionalGeneration is an encoder-decoder"):
+        model.generate(prompt(1, 5), custom_generate=decoding_loop, guard=random_guard("llama"), max_new_tokens=2)

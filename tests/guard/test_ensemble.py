@@ -103,7 +103,7 @@ def test_folders_of_guards_are_opened_as_one_and_an_ensemble_keeps_its_rule(memb
         open_guard([])
 
 
-def test_an_ensemble_stands_in_front_of_a_chat_and_says_what_generate_is_for(members):
+def test_an_ensemble_stands_in_front_of_a_chat(members):
     ensemble = GuardEnsemble(members)
     model, tokenizer = tiny_model("llama"), word_tokenizer()
     guarded = GuardedModel(model, tokenizer, ensemble)
@@ -112,8 +112,37 @@ def test_an_ensemble_stands_in_front_of_a_chat_and_says_what_generate_is_for(mem
         answer = guarded.chat([{"role": "user", "content": text}], max_new_tokens=3)
         assert guarded.verdict.flagged == verdict.flagged
         assert not verdict.flagged or answer == members[0].options.refusal_text
-    with pytest.raises(ConfigError, match="generate takes one guard"):
-        guarded.generate(torch.tensor([[1, 2]]))
+
+
+@pytest.mark.parametrize("combination", ["any", "mean", "random"])
+def test_generate_takes_an_ensemble_and_what_passes_gets_the_tokens_of_an_unguarded_call(members, combination):
+    model, tokenizer = tiny_model("llama"), word_tokenizer()
+    each = [judged(one) for one in members]
+    means = sorted((a.score + b.score) / 2 for a, b in zip(*each, strict=True))
+    limit = means[5] if combination == "mean" else None
+    ensemble = GuardEnsemble(members, combination, flag_above=limit).bind(model, tokenizer)
+    chats = [[{"role": "user", "content": text}] for text in PROMPTS]
+    inputs = tokenizer.apply_chat_template(
+        chats, add_generation_prompt=True, padding=True, return_tensors="pt", return_dict=True
+    )
+    settings = {"max_new_tokens": 4, "do_sample": False, "return_dict_in_generate": True}
+    plain = model.generate(**inputs, **settings).sequences
+    found = model.generate(**inputs, **settings, custom_generate=ensemble.decoding_loop, guard=ensemble)
+    flagged = [one.flagged for one in found.guard]
+    if combination == "random":
+        allowed = [{a.flagged, b.flagged} for a, b in zip(*each, strict=True)]
+        assert all(one in known for one, known in zip(flagged, allowed, strict=True))
+    else:
+        assert flagged == [one.flagged for one in judged(ensemble)]
+    assert any(flagged) and not all(flagged)
+    refusal = ensemble.refusal_ids(found.guard[0])
+    start = inputs["input_ids"].shape[1]
+    for row, is_flagged in enumerate(flagged):
+        new = found.sequences[row, start:].tolist()
+        expected = refusal if is_flagged else plain[row, start:].tolist()
+        assert new[: len(expected)] == expected
+    again = GuardedModel(model, tokenizer, ensemble).generate(**inputs, **settings)
+    assert combination == "random" or torch.equal(again.sequences, found.sequences)
 
 
 @pytest.mark.parametrize("on_flag", ["truncate", "continue"])

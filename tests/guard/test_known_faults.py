@@ -54,8 +54,47 @@ IDENTITIES = {
 }
 """What must hold exactly -> the test that shows it."""
 
+FUNCTIONS = {
+    "sliding windows, recurrent states, shared key heads, tied embeddings": "guard/test_decoding what_passes_gets",
+    "bf16 and PEFT": "guard/test_guarded_model a_model_in_bf16_and_one_inside_peft",
+    "8-bit weights": "guard/test_guarded_model a_model_with_int8_weights",
+    "a prefix that merges with the prompt": "guard/test_prefix where_a_token_would_reach_over_the_boundary",
+    "Unicode and empty prompts": "guard/test_prefix any_text_can_be_judged",
+    "a context that is too short": "guard/test_room a_probe_that_has_no_room_is_shorter",
+    "the official client": "serving/test_app the_official_client_gets_the_answer",
+    "the official client, streamed": "serving/test_app a_stream_has_the_same_words",
+    "content_filter on a flag": "serving/test_app a_flagged_request_gets_a_refusal",
+    "a client that goes away": "serving/test_engine a_request_that_is_cancelled_leaves",
+    "a client that breaks off": "serving/test_app a_client_that_breaks_off",
+    "mixed requests at once": "serving/test_app many_mixed_requests_at_once",
+    "fail closed": "serving/test_app what_cannot_be_judged_is_blocked",
+    "metrics": "serving/test_app the_model_is_listed_and_metrics",
+    "any request": "serving/test_fuzz no_request_makes_the_server_fail",
+    "flat memory": "serving/test_app memory_stays_flat",
+    "SIGTERM and kill": "serving/test_server the_process_ends_its_streams",
+    "the proxy before our server": "serving/test_proxy what_passes_gets_the_engines_own_answer",
+    "the proxy before llama.cpp": "serving/test_llama_cpp the_proxy_judges_what_llama_cpp_writes",
+    "the page": "serving/test_page a_person_chats_by_keyboard",
+}
+"""What must work -> the test that shows it."""
+REFUSALS = {
+    "a guard of another model, tokenizer or template": "guard/test_fingerprint a_guard_of_another_model",
+    "few prompts, a prompt in two classes": "guard/test_calibration what_cannot_be_calibrated_is_refused",
+    "a prompt in two files": "guard/test_prompt_files a_prompt_in_two_classes_is_refused",
+    "probes with different prefixes": "guard/test_readings classes_that_were_probed_with_different",
+    "no chat template": "guard/test_calibration a_tokenizer_without_a_chat_template",
+    "beams and assistants": "guard/test_decoding_loop stock_generate_takes_the_loop",
+    "encoder-decoders": "guard/test_decoding_loop an_encoder_decoder_is_refused",
+    "scores that are no numbers": "guard/test_probe scores_that_are_no_numbers",
+    "damaged files": "guard/test_storage damaged_folders_are_refused",
+    "unknown columns": "guard/test_prompt_files what_is_no_prompt_is_refused",
+    "what cannot be judged": "guard/test_decoding a_request_that_cannot_be_judged_is_blocked",
+}
+"""Bad input -> the test of the sentence that it gets."""
+CLAIMS = {"faults": FAULTS, "identities": IDENTITIES, "functions": FUNCTIONS, "refusals": REFUSALS}
 
-@pytest.mark.parametrize("claims", [FAULTS, IDENTITIES], ids=["faults", "identities"])
+
+@pytest.mark.parametrize("claims", CLAIMS.values(), ids=CLAIMS)
 def test_every_claim_has_its_test(claims):
     for claim, place in claims.items():
         file, name = place.split(" ")

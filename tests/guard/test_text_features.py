@@ -38,23 +38,42 @@ def test_without_its_package_the_encoder_says_how_to_get_it(monkeypatch):
     _encoder.cache_clear()
 
 
-def test_a_function_of_the_callers_scores_texts_and_must_be_given_again_when_its_guard_is_read(
-    stand_in, readings_folder, tmp_path
-):
+def reasons(texts):
+    return torch.tensor([[float("bank" in text), float("policy" in text), float("live" in text)] for text in texts])
+
+
+def stored_and_read(guard, stand_in, folder):
+    """The guard needs its function again when it is read, and says the same then."""
     from featherweight.guard.guard import PrefixGuard
 
-    def reasons(texts):
-        return torch.tensor([[float("bank" in text), float("policy" in text), float("live" in text)] for text in texts])
-
-    model, tokenizer = stand_in
-    guard = PrefixGuard.refit([readings_folder], tokenizer, tier="probe", target_fpr=0.05, text_function=reasons)
-    assert guard.options.text_classifier == "custom" and guard.linear("probe").weight.shape == (3,)
-    guard.save_pretrained(tmp_path / "guard")
+    guard.save_pretrained(folder)
     with pytest.raises(ConfigError, match="text_function=None"):
-        PrefixGuard.from_pretrained(tmp_path / "guard")
-    read = PrefixGuard.from_pretrained(tmp_path / "guard", text_function=reasons)
+        PrefixGuard.from_pretrained(folder)
     texts = ["what is my bank balance", "how do i fry an egg"]
-    found = read.bind(model, tokenizer).judge(model, tokenizer, texts)
-    assert found == guard.judge(model, tokenizer, texts)
+    read = PrefixGuard.from_pretrained(folder, text_function=reasons).bind(*stand_in)
+    assert read.judge(*stand_in, texts) == guard.judge(*stand_in, texts)
     with pytest.raises(ConfigError, match=r"text_function gave \(3,\) for 1 texts"):
-        PrefixGuard.from_pretrained(tmp_path / "guard", text_function=lambda _: torch.zeros(3)).text_features(["a"])
+        PrefixGuard.from_pretrained(folder, text_function=lambda _: torch.zeros(3)).text_features(["a"])
+
+
+def test_a_function_of_the_callers_scores_texts_and_must_be_given_again_when_its_guard_is_read(stand_in, tmp_path):
+    from guard_stand_in import load_guard
+
+    from featherweight.guard.guard import PrefixGuard
+    from featherweight.guard.linear import Linear
+    from featherweight.guard.options import GuardOptions
+
+    settings = {"stages": [{"tier": "probe", "flag_above": 0.5}], "text_classifier": "custom", "early_exit": []}
+    options = GuardOptions.parse({**load_guard().options.to_dict(), **settings})
+    score = Linear(torch.zeros(3), torch.ones(3), torch.ones(3), torch.zeros(()))
+    guard = PrefixGuard(options, {"probe": score}, classifier=reasons).bind(*stand_in)
+    stored_and_read(guard, stand_in, tmp_path / "guard")
+
+
+@pytest.mark.slow
+def test_a_score_is_fitted_on_what_the_callers_function_returns(stand_in, readings_folder, tmp_path):
+    from featherweight.guard.guard import PrefixGuard
+
+    guard = PrefixGuard.refit([readings_folder], stand_in[1], tier="probe", target_fpr=0.05, text_function=reasons)
+    assert guard.options.text_classifier == "custom" and guard.linear("probe").weight.shape == (3,)
+    stored_and_read(guard, stand_in, tmp_path / "guard")

@@ -5,16 +5,15 @@ import torch
 from tiny_models import CROPPED, RECURRENT, WINDOW, prompt, tiny_model
 
 from featherweight.errors import ConfigError, ShapeError
+from featherweight.models.cache import cache_length
 from featherweight.models.generation import (
     branch,
-    drop_columns,
     extend,
     fork,
     generate,
     generate_arguments,
-    join,
-    keep_rows,
     prefill,
+    prefill_branch,
     stop_token_ids_of,
     stream,
 )
@@ -169,14 +168,6 @@ def test_a_row_with_its_own_generator_does_not_depend_on_its_company():
     assert not torch.equal(together, generate(prefill(model, ids), max_new_tokens=8))
 
 
-def test_rows_are_kept_repeated_and_reordered():
-    for name in EVERY:
-        model, ids = tiny_model(name), prompt(3)
-        decoding = prefill(model, ids)
-        keep_rows(decoding, [2, 0, 0])
-        assert torch.equal(generate(decoding, max_new_tokens=6), stock(model, ids[[2, 0, 0]], 6))
-
-
 def test_stock_generate_goes_on_from_a_decoding_only_with_a_token_to_read():
     model, ids = tiny_model("llama"), prompt(1, 11)
     expected = stock(model, ids, 10)
@@ -242,40 +233,52 @@ def test_what_cannot_be_read_is_refused():
         model.eval()
 
 
-def test_a_row_with_fewer_new_tokens_has_padding_in_front_of_them_and_goes_on_as_alone():
-    model, ids = tiny_model("llama"), prompt(1, 9)
-    forced = prompt(1, 4, seed=3)[0]
-    decoding = prefill(model, ids)
-    keep_rows(decoding, [0, 0])
-    alone = prefill(model, ids)
-    extend(alone, forced[-1:])
-    rows = torch.stack([torch.tensor([0, 0, 0, int(forced[-1])]), forced])
-    extend(decoding, rows, torch.tensor([[0, 0, 0, 1], [1, 1, 1, 1]]))
-    torch.testing.assert_close(decoding.logits[:1], alone.logits, rtol=0, atol=ROUNDING)
-    keep_rows(decoding, [0])
-    drop_columns(decoding, [9, 10, 11])
-    assert decoding.attention_mask is None and torch.equal(decoding.token_ids, alone.token_ids)
-    for layer, expected in zip(decoding.cache.layers, alone.cache.layers, strict=True):
-        torch.testing.assert_close(layer.keys, expected.keys, rtol=0, atol=1e-5)
-    assert torch.equal(generate(decoding, max_new_tokens=8), generate(alone, max_new_tokens=8))
-
-
-def test_decodings_of_different_lengths_join_into_one_batch_and_go_on_as_alone():
-    model = tiny_model("llama")
-    prompts = [prompt(1, 5), prompt(2, 9, seed=1), prompt(1, 2, seed=2)]
-    alone = torch.cat([generate(prefill(model, ids), max_new_tokens=8) for ids in prompts])
-    together = join([prefill(model, ids) for ids in prompts])
-    assert torch.equal(generate(together, max_new_tokens=8), alone)
-
-
-def test_windows_and_recurrent_states_do_not_join():
-    for name in ("mistral", "qwen3_next"):
-        with pytest.raises(ShapeError, match="count places, not tokens"):
-            join([prefill(tiny_model(name), prompt(1, 5)), prefill(tiny_model(name), prompt(1, 7))])
-
-
 def test_criteria_end_rows_as_stop_tokens_do():
     model, ids = tiny_model("llama"), prompt(2)
     free = generate(prefill(model, ids), max_new_tokens=9)
     short = generate(prefill(model, ids), max_new_tokens=9, criteria=[lambda read: read[:, -1] == free[:, 4]])
     assert torch.equal(short, free[:, : short.shape[1]]) and short.shape[1] <= 5
+
+
+@pytest.mark.parametrize("last_only", [True, False])
+def test_a_prompt_and_a_branch_behind_it_are_read_in_one_pass_as_if_in_two(last_only):
+    model, ids, forced = tiny_model("llama"), prompt(2, 9), prompt(1, 4, seed=3)[0]
+    two = prefill(model, ids, output_hidden_states=True)
+    prompt_logits, prompt_states = two.logits, two.hidden_states
+    logits = extend(two, forced, last_logits_only=last_only, output_hidden_states=True)
+    passes = []
+    hook = model.register_forward_hook(lambda *found: passes.append(found))
+    reading = prefill_branch(model, ids, forced, last_logits_only=last_only, output_hidden_states=True)
+    with reading as (decoding, trial, found):
+        torch.testing.assert_close(found, logits, rtol=0, atol=ROUNDING)
+        torch.testing.assert_close(decoding.logits, prompt_logits, rtol=0, atol=ROUNDING)
+        for mine, other in ((decoding.hidden_states, prompt_states), (trial.read_states, two.read_states)):
+            for one, expected in zip(mine, other, strict=True):
+                torch.testing.assert_close(one, expected, rtol=0, atol=ROUNDING)
+        assert torch.equal(trial.token_ids, two.token_ids)
+        # Activations that wait for a backward pass would be kept as long as the rows are.
+        kept = [found, *trial.read_states, *(layer.keys for layer in trial.cache.layers)]
+        assert not any(one.requires_grad for one in kept)
+        assert torch.equal(generate(trial, max_new_tokens=3), generate(two, max_new_tokens=3))
+    hook.remove()
+    assert len(passes) == 1 + 2 + 2  # both went on by two steps
+    assert decoding.length == cache_length(decoding.cache) == 9
+    assert torch.equal(generate(decoding, max_new_tokens=8), stock(model, ids, 8))
+
+
+def test_rows_at_the_end_of_the_context_stay_at_its_last_place():
+    # GPT-2 has a vector for each place, and none behind the last one.
+    model = tiny_model("gpt2")
+    room = model.config.max_position_embeddings
+    mask = torch.ones((2, room), dtype=torch.int64)
+    mask[1, : room - 4] = 0
+    decoding = prefill(model, prompt(2, room), mask)
+    with pytest.raises(IndexError):
+        extend(fork(decoding), torch.tensor([3]))
+    alone = prefill(model, decoding.token_ids[1:, -4:])
+    torch.testing.assert_close(
+        extend(decoding, torch.tensor([3]), context=room)[1:],
+        extend(alone, torch.tensor([3])),
+        rtol=0,
+        atol=ROUNDING,
+    )

@@ -55,9 +55,9 @@ def test_ordinary_parameters_have_no_shard_and_agree_with_themselves():
 
 def test_a_state_is_cut_to_the_rows_and_made_whole_again():
     state = {"exp_avg": torch.arange(21.0).view(7, 3), "basis_right": torch.ones(3, 2), "codes": torch.ones(4)}
-    local = shard().local_state(state, {"exp_avg"})
+    local = shard().local_state(state, {"exp_avg": (0, 7)})
     assert local["exp_avg"].tolist() == state["exp_avg"][:4].tolist() and local["basis_right"].shape == (3, 2)
-    whole = shard().distributed_state({**local}, {"exp_avg", "codes"})
+    whole = shard().distributed_state({**local}, {"exp_avg": (0, 7), "codes": (0, 8)})
     assert whole["exp_avg"].shape == (7, 3) and whole["codes"].shape == (8,) and whole["basis_right"].shape == (3, 2)
 
 
@@ -77,17 +77,12 @@ def test_the_plan_follows_from_the_whole_shape_and_the_moments_from_the_rows():
     left, right = GaLoreAdamW([wide, tall], rank=2).layouts.values()
     assert (left.side, left.moment_shapes["exp_avg"], left.basis_shapes()) == ("left", (2, 6), {"basis_left": (8, 2)})
     assert (right.side, right.moment_shapes["exp_avg"]) == ("right", (6, 2))
-    assert right.sharded_names == left.sharded_names > {"exp_avg", "exp_avg_sq"}
-    assert (left.shared_columns, right.shared_columns) == (12, None)
+    assert left.spread == {"exp_avg": (1, 12), "exp_avg_sq": (1, 12)}
+    assert right.spread == {"exp_avg": (0, 12), "exp_avg_sq": (0, 12)}
     state = {"exp_avg": torch.arange(24.0).view(2, 12)}
-    local = left.shard.local_state(state, left.sharded_names, left.shared_columns)
+    local = left.shard.local_state(state, left.spread)
     assert local["exp_avg"].tolist() == state["exp_avg"][:, :6].tolist()
-    assert left.shard.distributed_state(local, left.sharded_names, 12)["exp_avg"].shape == (2, 12)
-    # Blocks of codes run along whole rows of a core, so quantised ones are whole on every process.
-    large = torch.nn.Parameter(torch.ones(512, 1024))
-    register_shard(large, ParameterShard((512, 1024), 0, 256, Two()))
-    (quantised,) = GaLoreAdamW([large], rank=256, proj_type="left", state_bits=8).layouts.values()
-    assert quantised.moment_shapes["exp_avg"] == (256, 1024) and not quantised.sharded_names
+    assert left.shard.distributed_state(local, left.spread)["exp_avg"].shape == (2, 12)
     (dense,) = AdamW([wide]).layouts.values()
     assert dense.shape == dense.moment_shapes["exp_avg"] == (4, 12)
 

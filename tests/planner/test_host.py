@@ -38,6 +38,18 @@ def test_traffic_by_formula_is_what_the_simulated_step_copies():
     assert need.inputs_bytes == 4 * 1024 * 64 * 4
 
 
+def test_states_on_the_host_go_in_and_out_once_and_take_nothing_of_the_device():
+    kept, waiting = recipe(), recipe(states="host")
+    need, counters = host_need(waiting), 8 * 3 * 9  # nine weights of each layer count their steps, on the CPU
+    assert need.states_bytes - counters == 2 * 4 * sum(
+        64 * 64 * 2 + 64 * 32 * 2 + 3 * 64 * 160 + 2 * 64 for _ in range(3)
+    )
+    estimate = estimate_memory(None, waiting, device="cuda")
+    assert need.read_bytes + need.written_bytes - 2 * counters == estimate.cost.host_bytes
+    saved = estimate_memory(None, kept, device="cuda").peak_bytes - estimate.peak_bytes
+    assert saved > 0.6 * need.states_bytes  # one layer's are there at the peak
+
+
 def test_bytes_of_many_layers_follow_from_few():
     # Mutation: what does not grow with the layers, such as the turn, counted for each.
     few, many = host_need(recipe(layers=3)), host_need(recipe(layers=7))
@@ -63,7 +75,7 @@ def test_the_longest_row_obeys_both_budgets():
     found = solve("max_seq_len", None, one, "24GiB", device="rtx4090", host_memory=budget)
     assert found.value == 1920
     assert found.host.total_bytes <= budget
-    with pytest.raises(ConfigError, match=r"host-memory=0\.0 GiB is less than .*not even the weights fit"):
+    with pytest.raises(ConfigError, match=r"host-memory=0\.0 GiB is less than .*not even weights and states fit"):
         solve("max_seq_len", None, one, "24GiB", device="rtx4090", host_memory="1MB")
     with pytest.raises(ConfigError, match="1,920 tokens of a row fit. Lower task.seq_len to 1920"):
         require_host(recipe(seq_len=2048), budget)
@@ -80,7 +92,9 @@ def test_the_command_judges_a_recipe_by_two_budgets_and_says_what_is_missing(tmp
     found = answer(None, "24GiB", recipe=path, device="rtx4090", host_memory="8GB")
     assert found.to_dict()["host"]["inputs_bytes"] == 4 * 1024 * 64 * 4
     assert any("over the link in a step" in one for one in found.plan.assumptions)
-    with pytest.raises(ConfigError, match="host-memory=8GB with schedule.order=batch; expected a recipe whose steps"):
+    with pytest.raises(
+        ConfigError, match="host-memory=8GB with schedule.order=batch; expected a model, or a recipe whose steps"
+    ):
         answer(
             None,
             "24GiB",

@@ -1,8 +1,10 @@
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
 
 from featherweight.planner import Target, need_of
+from featherweight.planner.need import smallest_need_of
 from featherweight.training.estimate import estimate_memory
 
 
@@ -43,3 +45,19 @@ def test_a_process_on_a_cpu_needs_its_tensors_and_itself(estimates):
     need = need_of(estimates["cpu"], Target.of("2GB", "cpu"))
     assert need.reserved_bytes == need.allocated_bytes == estimates["cpu"].peak_bytes
     assert need.workspace_bytes == 0 and need.context_bytes == 500 * 2**20
+
+
+def test_a_budget_that_holds_the_tensors_but_not_what_the_allocator_likes_to_keep():
+    # Mutation: the segments that an unlimited allocator keeps, whatever the budget. Each tensor is larger than the one
+    # before, which is gone by then: kept segments are of no use.
+    sizes = [100 * 2**20 + number * 2**21 for number in range(10)]
+    events = [event for number, size in enumerate(sizes) for event in ((number, size), (number, -1))]
+    estimate = SimpleNamespace(peak_bytes=sizes[-1], timeline=SimpleNamespace(numbered=lambda: events))
+    card = Target.of(device="rtx4090")
+    free, small = need_of(estimate, card), smallest_need_of(estimate, card)
+    assert free.retries == 0 and free.reserved_bytes == sum(sizes)
+    assert small.retries == 9 and small.reserved_bytes == small.allocated_bytes == sizes[-1]
+    enough = dataclasses.replace(card, budget_bytes=int(small.total_bytes / (1 - card.margin)) + 1)
+    assert need_of(estimate, enough) == small and small.fits(enough)
+    too_small = dataclasses.replace(card, budget_bytes=int(small.total_bytes / (1 - card.margin) * 0.95))
+    assert not need_of(estimate, too_small).fits(too_small)

@@ -6,6 +6,8 @@ from featherweight.distributed.traffic import Sizes, fsdp2_bytes
 from featherweight.errors import ConfigError
 from featherweight.planner.ranks import LINKS, plan_ranks
 from featherweight.planner.target import Target
+from featherweight.training.estimate import estimate_memory
+from featherweight.training.recipe import load_recipe
 
 RECIPE = {
     "task": {"name": "text", "model": "tiny", "corpus": "english", "seq_len": 64, "weights": "random"},
@@ -18,8 +20,13 @@ RECIPE = {
 
 
 @pytest.fixture(scope="module")
-def found():
-    return plan_ranks(RECIPE, 16, device="h100-80gb")
+def estimate():
+    return estimate_memory(None, load_recipe({**RECIPE, "accumulation_steps": 1}), device="h100-80gb")
+
+
+@pytest.fixture(scope="module")
+def found(estimate):
+    return plan_ranks(RECIPE, 16, device="h100-80gb", estimate=estimate)
 
 
 def test_shares_of_rows_are_a_part_of_weights_and_state_and_copies_are_all(found):
@@ -66,6 +73,16 @@ def test_the_page_and_the_plain_values_say_the_same(found):
     values, page = found.to_dict(), str(found.report())
     assert values["sharding"] == "ddp" and len(values["rows"]) == 3 and set(values["rows"][0]["seconds"]) == set(LINKS)
     assert "Bytes of the fullest GPU" in page and "links by customary rates" in page
+
+
+def test_bases_in_shares_take_less_and_send_more(found, estimate):
+    recipe = {**RECIPE, "sharding": {"kind": "fsdp2", "basis": "sharded"}}
+    shared = plan_ranks(recipe, 16, device="h100-80gb", estimate=estimate)
+    for before, after in zip(found.rows, shared.rows, strict=True):
+        assert (before.basis, after.basis) == ("replicated", "replicated" if after.sharding == "ddp" else "sharded")
+        saved = before.bytes_by_category["optimizer_state"] - after.bytes_by_category["optimizer_state"]
+        assert (saved > 0) == (after.sent_bytes > before.sent_bytes) == (after.sharding != "ddp")
+    assert shared.to_dict()["rows"][1]["basis"] == "sharded" and "bases" in str(shared.report())
 
 
 def test_what_has_no_form_on_rows_is_said_and_whole_copies_are_planned():

@@ -11,9 +11,11 @@ from distributed_fsdp2 import stack as float_stack
 from ranks import COLLECTIVE_TIMEOUT_S
 from shared_training import MICRO, train
 from torch import Tensor, nn
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 import featherweight as fw
 from featherweight.distributed.fsdp2 import collectives_of
+from featherweight.distributed.int8_rows import store_codes_as_parameters
 from featherweight.distributed.run import bytes_at_hand, traffic_of
 from featherweight.distributed.whole import whole_weights
 from featherweight.training.footprint import predict_bytes
@@ -171,6 +173,7 @@ def int8(kind: str, rank: int, size: int) -> dict[str, Any]:
     found["bytes"] = local
     found["counted"], found["planned"] = bytes_at_hand(model, optimizer), predict_bytes(model, optimizer)
     found["shapes"] = set(collectives_of(model).traffic.shapes)
+    found["policy"] = under_policy()
     model = codes(cores=False)
     fw.distributed.shard(model, kind)
     optimizer = q_galore(model, "right")
@@ -180,6 +183,22 @@ def int8(kind: str, rank: int, size: int) -> dict[str, Any]:
         found["refused"] = "no error"
     except fw.errors.ConfigError as error:
         found["refused"] = str(error)
+    return found
+
+
+def under_policy() -> dict[str, bool]:
+    """Whether codes and scales are gathered as they are under a policy that casts what is gathered to bfloat16."""
+    model, found = codes(cores=False), {}
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    handles, policy = set(store_codes_as_parameters(model)), MixedPrecisionPolicy(param_dtype=torch.bfloat16)
+    fully_shard(model, mp_policy=policy, ignored_params=handles)
+    model.unshard()
+    for name, tensor in model.named_parameters():
+        if name.endswith(("_codes", "_scale")):
+            bits = tensor.view(torch.float32) if name.endswith("_scale") else tensor
+            found[name] = torch.equal(bits, before[name])
+        elif tensor not in handles:
+            found[name] = tensor.dtype == torch.bfloat16  # the policy is in force
     return found
 
 

@@ -46,7 +46,12 @@ def refusals(folder: Path) -> dict[str, Any]:
         "no cores": told(*train, "sharding={kind: fsdp2, cores: true}"),
         "no gradients": told(*train, "sharding={kind: ddp, cores: false}", "optimizer.layerwise=true"),
         "fewer steps": told(*train, "steps=3", "--resume"),
+        "shared bases": told(*train, "sharding={kind: ddp, basis: sharded}"),
     }
+    version = fw.__version__
+    fw.__version__ = f"{version}.{rank}"
+    found["another version"] = told(*train, "--resume")
+    fw.__version__ = version
     found["kept"] = before == bytes_of(out)
     # A relative path, and another working folder for each process: what a disk is that not all of them share.
     home, own = Path.cwd(), folder / f"own-{rank}"

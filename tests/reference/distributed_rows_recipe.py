@@ -20,7 +20,19 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "clipped": {"max_grad_norm": 0.1},
 }
 """Recipes that differ from `recipe()`."""
-TWINS = ("cores", "cores clipped", "text")
+LEFT = {**GALORE, "proj_type": "left"}
+PLACES: dict[str, dict[str, Any]] = {
+    "columns": {"basis": "sharded"},
+    "rows": {"placement": "rows", "basis": "sharded"},
+    "columns, cores": {"basis": "sharded"},
+}
+"""Keys of `sharding` beside its kind."""
+VARIANTS |= {
+    "columns": {"optimizer": LEFT},
+    "rows": {"optimizer": LEFT},
+    "columns, cores": {**CORES, "optimizer": {**LEFT, "layerwise": True}},
+}
+TWINS = ("cores", "cores clipped", "columns, cores", "text")
 TEXT: dict[str, Any] = {
     "task": {
         "name": "text",
@@ -44,15 +56,18 @@ def main() -> None:
     torch.set_num_threads(1)
     fw.distributed.start(timeout_s=COLLECTIVE_TIMEOUT_S)
     rank, folder, kind = fw.distributed.rank(), Path(sys.argv[2]), sys.argv[3]
-    sharding = {"kind": kind, "shard_size": 2} if kind == "hsdp" else {"kind": kind}
+    sharding: dict[str, Any] = {"kind": kind, "check_every": 2, **({"shard_size": 2} if kind == "hsdp" else {})}
     found: dict[str, Any] = {
-        name: trained({**changes, "accumulation_steps": 5, "sharding": sharding}) for name, changes in VARIANTS.items()
+        name: trained({**changes, "accumulation_steps": 5, "sharding": {**sharding, **PLACES.get(name, {})}})
+        for name, changes in VARIANTS.items()
     }
     # A first basis of several processes is a random one, whatever they hold; so the twins are replicas.
     found["replicas"] = {
         name: trained({**VARIANTS[name], "accumulation_steps": 5, "sharding": "ddp"}) for name in TWINS
     }
-    grow(folder / "grown", 5, **CORES, accumulation_steps=5, sharding=sharding)
+    # What one process has begun goes on as the placement of the spot wants it, and in one again.
+    grow(folder / "grown", 5, **CORES, accumulation_steps=5, sharding={**sharding, "basis": "sharded"})
+    grow(folder / "left", 5, **VARIANTS["columns"], accumulation_steps=5, sharding={**sharding, "basis": "sharded"})
     if kind == "fsdp2":
         found["resumed"] = resumed(folder, **CORES, sharding=sharding)
         found["report"] = (folder / "whole" / "report.json").read_text()

@@ -10,7 +10,7 @@ import argparse
 import json
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +96,8 @@ class World:
     train: list[Query]
     val: list[Query]
     test: list[Query]
+    spare: list[Query] = field(default_factory=list)
+    """Like those of `train`, but the model has not seen them."""
 
     def prompts(self, split: str, domain: str, count: int | None = None) -> list[str]:
         """Return requests of a domain; "ordinary" is all that is neither forbidden, borderline nor outside."""
@@ -131,18 +133,22 @@ def clinc_world(folder: str | Path, seed: int = 0, per_intent: int = 40) -> Worl
     rows = json.loads((Path(folder) / "data_full.json").read_text())
     domains = json.loads((Path(folder) / "domains.json").read_text())
     domain_of = {intent: domain for domain, intents in domains.items() for intent in intents} | {"oos": "oos"}
-    draw, splits = random.Random(seed), []
+    draw, splits, spare = random.Random(seed), [], []
     for split in ("train", "val", "test"):
         found = [Query(text, domain_of[intent], intent.replace("_", " ")) for text, intent in rows[split]]
         if split == "train":
             by_intent: dict[str, list[Query]] = {}
             for one in found:
                 by_intent.setdefault(one.intent, []).append(one)
+            everything = found
             found = [one for group in by_intent.values() for one in draw.sample(group, per_intent)]
+            seen = {one.text for one in found}
+            spare = [one for one in everything if one.text not in seen]
         found += [Query(text, "oos", "that") for text, _ in rows[f"oos_{split}"]]
         draw.shuffle(found)
         splits.append(found)
-    return World(*splits)
+    random.Random(seed).shuffle(spare)
+    return World(*splits, spare)
 
 
 def training_pairs(world: World, seed: int = 0) -> list[tuple[str, str]]:

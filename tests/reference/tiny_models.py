@@ -25,6 +25,8 @@ _COMMON = {
 }
 SETTINGS: dict[str, dict[str, Any]] = {
     "llama": {"model_type": "llama"},
+    # One key head for all query heads, and the embedding as head; the llama above has two of four.
+    "multi_query": {"model_type": "llama", "num_key_value_heads": 1, "tie_word_embeddings": True},
     "gpt2": {"model_type": "gpt2", "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256},
     "mistral": {"model_type": "mistral", "sliding_window": WINDOW},
     "gemma2": {"model_type": "gemma2", "sliding_window": WINDOW, "head_dim": 8, "query_pre_attn_scalar": 8},

@@ -2,8 +2,10 @@
 
 import asyncio
 import base64
+import itertools
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -98,8 +100,23 @@ def test_a_person_chats_by_keyboard_and_sees_answers_and_refusals(tmp_path):
             assert guard.options.refusal_text in await browser.value("document.querySelector('.refused').textContent")
             assert "score" in await browser.value("document.querySelector('.refused .note').textContent")
             assert await browser.value("document.activeElement.id") == "text"
-            shot = await browser.call("Page.captureScreenshot", format="png")
-            Path(tmp_path / "page.png").write_bytes(base64.b64decode(shot["data"]))
+            await browser.type_and_enter(good)
+            await browser.until("document.getElementById('status').textContent === 'Done'")
+            for width, scheme in itertools.product((390, 1280), ("light", "dark")):
+                await browser.call(
+                    "Emulation.setDeviceMetricsOverride",
+                    width=width,
+                    height=800,
+                    deviceScaleFactor=1,
+                    mobile=width < 600,
+                )
+                media = [{"name": "prefers-color-scheme", "value": scheme}]
+                await browser.call("Emulation.setEmulatedMedia", features=media)
+                assert await browser.value(f"document.documentElement.scrollWidth <= {width}")
+                ground = await browser.value("getComputedStyle(document.body).backgroundColor")
+                assert (sum(int(one) for one in re.findall(r"\d+", ground)[:3]) < 380) == (scheme == "dark")
+                shot = await browser.call("Page.captureScreenshot", format="png")
+                Path(tmp_path / f"page-{width}-{scheme}.png").write_bytes(base64.b64decode(shot["data"]))
 
     with running(*load_fixture(), guard, page=True, name="stand-in", guard_details=True, max_new_tokens=24) as server:
         command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--remote-debugging-port=0"]

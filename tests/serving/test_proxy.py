@@ -9,10 +9,11 @@ import httpx
 import openai
 import pytest
 import uvicorn
-from guard_stand_in import FORBIDDEN, generated_world, load_fixture, load_text_guard, marked
+from guard_stand_in import FORBIDDEN, generated_world, load_fixture, load_guard, load_text_guard, marked
 from running_server import running
 
 from featherweight.errors import ConfigError
+from featherweight.guard.ensemble import GuardEnsemble
 from featherweight.guard.guard import PrefixGuard
 from featherweight.serving.options import ServeOptions
 from featherweight.serving.proxy import Upstream, make_proxy
@@ -53,6 +54,23 @@ def guard(stand_in):
 def engine(stand_in):
     with running(*stand_in, name="stand-in", max_new_tokens=16) as found:
         yield found
+
+
+def test_an_ensemble_of_text_guards_asks_for_each_of_its_prefixes(engine, guard, stand_in):
+    lenient = guard.with_threshold(float("inf")).with_options(
+        prefix_text="I'm sorry", prefix_ids=guard.options.prefix_ids[:2]
+    )
+    verdicts = guard.judge(*stand_in, [GOOD[0], *BAD[:2]])
+    with (
+        proxied(engine.url, GuardEnsemble([lenient, guard])) as url,
+        openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client,
+    ):
+        for text, verdict in zip([GOOD[0], *BAD[:2]], verdicts, strict=True):
+            found = client.chat.completions.create(model="stand-in", messages=turns(text)).choices[0]
+            assert (found.finish_reason == "content_filter") == verdict.flagged
+    assert {one.flagged for one in verdicts} == {True, False}
+    with pytest.raises(ConfigError, match="tier=probe_hidden reads hidden states"):
+        make_proxy(GuardEnsemble([guard, load_guard()]), Upstream(engine.url, None, 1.0), ServeOptions(port=0))
 
 
 def test_what_passes_gets_the_engines_own_answer_and_what_is_flagged_never_reaches_it(engine, guard, stand_in):

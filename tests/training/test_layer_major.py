@@ -9,6 +9,7 @@ from tiny_models import SETTINGS, tiny_model
 import featherweight as fw
 from featherweight.errors import ConfigError, DeviceError
 from featherweight.memory.tracker import StorageTracker
+from featherweight.methods.s2ft.method import S2FT
 from featherweight.nn.weight_slots import WeightSlots, _Unit
 from featherweight.optim import AdamW, GaLoreAdamW, QGaLoreAdamW, layerwise, param_groups
 from featherweight.training import LayerMajor
@@ -298,10 +299,12 @@ def poisoned(monkeypatch):
 
 def changed_for(model, case):
     """Prepare a model as a case wants it and return its optimizer."""
-    if case == "lora":
+    if "lora" in case or case == "s2ft":
         for parameter in model.parameters():
             parameter.requires_grad_(False)
-        fw.apply(model, fw.LoRA(r=4))
+        if case == "4-bit, lora":
+            fw.apply(model, fw.Base4bit())
+        fw.apply(model, S2FT() if case == "s2ft" else fw.LoRA(r=4))
         return AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
     if case == "mst":
         fw.apply(model, fw.MsT(chunk_size=4, head_chunk_size=4))
@@ -319,7 +322,8 @@ def changed_for(model, case):
 
 
 QUICK = [("adamw", 1), ("galore 8-bit", 2), ("q-galore, cores", 2), ("lora", 2)]
-LONGER = [("adamw", 2), ("galore", 2), ("galore, cores", 2), ("bf16", 2), ("mst", 2), ("q-galore, cores", 1)]
+FROZEN = [("s2ft", 2), ("4-bit, lora", 2)]
+LONGER = [*FROZEN, ("adamw", 2), ("galore", 2), ("galore, cores", 2), ("bf16", 2), ("mst", 2), ("q-galore, cores", 1)]
 
 
 @pytest.mark.parametrize(("case", "slots"), [*QUICK, *(pytest.param(*one, marks=pytest.mark.slow) for one in LONGER)])

@@ -245,6 +245,14 @@ def test_running_out_of_memory_is_one_sentence_that_says_what_helps(recipe, erro
         raise RuntimeError("another reason")
 
 
+def test_memory_that_runs_out_in_several_processes_is_told_with_the_rank(recipe, monkeypatch):
+    monkeypatch.setattr("featherweight.training.out_of_memory.world_size", lambda: 4)
+    monkeypatch.setattr("featherweight.training.out_of_memory.rank", lambda: 2)
+    with pytest.raises(DeviceError, match="training: rank 2 of 4: micro_batch_size=4 .*A restart will not get better"):
+        with explain_out_of_memory(recipe()):
+            raise MemoryError
+
+
 def test_progress_of_older_checkpoints_which_say_tokens_is_read():
     new = Progress(step=3, items=12, skipped_steps=1, timed_items=8, timed_seconds=2.0)
     old = {"step": 3, "tokens": 12, "skipped_steps": 1, "timed_tokens": 8, "timed_seconds": 2.0}

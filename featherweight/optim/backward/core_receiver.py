@@ -20,8 +20,9 @@ from featherweight.optim.backward.factor_sum import joined
 from featherweight.optim.backward.shared_basis import SharedBasis, why_alone, why_different
 from featherweight.optim.backward.sketch import input_sketch_matrix
 from featherweight.optim.backward.window import Window
-from featherweight.optim.step.layout import Layout, MatrixLayout
+from featherweight.optim.step.layout import Layout
 from featherweight.optim.step.matrix import MatrixStep
+from featherweight.optim.step.matrix_layout import MatrixLayout
 from featherweight.optim.step.rows import takes_factors
 
 PREFERENCES = ("speed", "memory")

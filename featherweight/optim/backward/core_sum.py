@@ -31,8 +31,9 @@ from featherweight.optim.backward.sketch import (
 from featherweight.optim.backward.step_sum import CommonSketch, Summing
 from featherweight.optim.policies.refresh import align
 from featherweight.optim.step.check import Size, sizes_of
-from featherweight.optim.step.layout import MatrixLayout, Member
+from featherweight.optim.step.layout import Member
 from featherweight.optim.step.matrix import ProjectedMatrix
+from featherweight.optim.step.matrix_layout import MatrixLayout
 from featherweight.optim.step.step import Step
 from featherweight.optim.step.weight_update import copy_back, weight_of
 
@@ -248,23 +249,24 @@ class CoreSum:
 
     @property
     def _comes_in_parts(self) -> bool:
-        return self.local.shard is not None and (self.layout.side == "right" or self.local.core_columns is not None)
+        return self.local.shares_core
 
     def row_tensors(self) -> Sequence[Tensor]:
-        """See `RowSum.row_tensors`; columns of a core as rows."""
+        """See `RowSum.row_tensors`; columns or blocks of a core as rows."""
         if not self._comes_in_parts:
             return []
-        if self.layout.side == "right":
+        share = self.local.core_share
+        if share is None:
             return [tensor for total in self.sums.values() for tensor in total.products()]
         # What lies outside of a left basis takes whole columns to tell: told before these part, as it is linear, too.
-        return [one for total in self.sums.values() for one in (total.core.mT.contiguous(), *self._outside(total))]
+        return [one for total in self.sums.values() for one in (share.as_rows(total.core), *self._outside(total))]
 
     def take_rows(self, rows: Sequence[Tensor]) -> None:
         """See `RowSum.take_rows`."""
-        is_left, mine = self.layout.side == "left", iter(rows)
+        share, mine = self.local.core_share, iter(rows)
         for total in self.sums.values() if rows else ():
             core = next(mine)
-            total.core, total.is_outside = core.mT.contiguous() if is_left else core, is_left
+            total.core, total.is_outside = (core, False) if share is None else (share.part_of_rows(core), True)
             total.norm_sketch = None if total.norm_sketch is None else next(mine)
 
     def size(self) -> Size:
@@ -290,15 +292,14 @@ class CoreSum:
             if not (verdict.is_usable and verdict.is_used):
                 skipped += not verdict.is_usable
                 continue
-            matrix, subspace = total.matrix, total.matrix.subspace(self.layout.product_dtype)
-            step = matrix.counter("step")
+            matrix, step = total.matrix, total.matrix.counter("step")
             core = total.core if factor == 1.0 else total.core * factor
-            matrix.update_(weights[index], core, self.local.at_hand(subspace), None)
+            matrix.update_(weights[index], core, matrix.subspace_at_hand(self.layout.product_dtype), None)
             if self.how.common is not None:
                 for sketch in total.sketches.values():
                     self.how.common.add(sketch)
             elif verdict.has_sketch:
-                fresh = _basis_of(total, self.layout)
+                fresh, subspace = _basis_of(total, self.layout), matrix.subspace(self.layout.product_dtype)
                 if matrix.group["basis_smoothing"] > 0:
                     fresh = align(fresh, subspace)
                 is_scheduled = total.is_first and matrix.counter("refresh_count") > 0
@@ -361,7 +362,7 @@ def _sketch_matrices(matrix: ProjectedMatrix) -> dict[str, tuple[Tensor, Tensor]
         return {"left": (subspace.right.clone(), zeros["left"]), "right": (subspace.left.clone(), zeros["right"])}
     basis = subspace.left if subspace.left is not None else subspace.right
     assert basis is not None
-    length = layout.columns if layout.side == "left" else layout.all_rows
+    length = layout.all_columns if layout.side == "left" else layout.all_rows
     mean_KR = remembered_core(matrix)
     if mean_KR is not None and layout.side == "left":
         mean_KR = mean_KR.mT

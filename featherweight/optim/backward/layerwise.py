@@ -19,10 +19,10 @@ from torch.optim import Optimizer
 
 from featherweight.errors import ConfigError, DeviceError
 from featherweight.optim.backward.updates import Layerwise
-from featherweight.optim.backward.window import Part
+from featherweight.optim.backward.window import Part, undisturbed
 from featherweight.optim.low_rank import LowRankOptimizer
 from featherweight.optim.reduce import LocalReducer, Reducer, as_reducer, attached_reducer
-from featherweight.unwrap import unwrap_optimizer
+from featherweight.unwrap import is_deepspeed, unwrap_optimizer
 
 CLIP_MODES = ("delayed", "per_tensor", "norm_growth", "projected")
 
@@ -130,6 +130,19 @@ class LayerwiseHandle:
         return self._updates.window.reducer.world_size
 
     @property
+    def reducer(self) -> Reducer:
+        """What averages over the processes."""
+        return self._updates.window.reducer
+
+    def exchange(self) -> None:
+        """Make the steps of all parameters whose sums are complete, in parts of a step: they wait for others to travel.
+
+        All processes call it at the same place; nothing happens in one process, where nothing waits.
+        """
+        with undisturbed(next(iter(self._updates.window))):
+            self._updates.window.exchange()
+
+    @property
     def clip(self) -> str:
         """How gradients are clipped."""
         return self._updates.window.clip
@@ -233,6 +246,12 @@ def _check(
         raise ConfigError(
             f"layerwise: optimizer={type(inner).__name__} cannot update single parameters; expected one of fw.optim. "
             "Use fw.optim.AdamW or a low-rank one."
+        )
+    if is_deepspeed(model):
+        raise ConfigError(
+            f"layerwise: model={type(model).__name__} is an engine of DeepSpeed, which keeps gradients in buckets of "
+            "its own and makes the steps itself; expected an ordinary module. Give the bare model, after "
+            'fw.distributed.shard(model, "fsdp2"), which does what ZeRO-3 does.'
         )
     if isinstance(model, DistributedDataParallel) or (reducer is None and _world_size() > 1):
         raise DeviceError(

@@ -25,10 +25,10 @@ def exchange_rows(totals: Mapping[Tensor, StepSum]) -> None:
     collectives = next((shard.collectives for shard in found.values() if shard is not None), None)
     if collectives is None:
         return
-    wholes = [tensor for total in sharded for tensor in total.row_tensors()]
-    rows = iter(collectives.mean_rows(wholes) if wholes else ())
-    for total in sharded:
-        total.take_rows([next(rows) for _ in total.row_tensors()])
+    wholes = [total.row_tensors() for total in sharded]
+    rows = iter(collectives.mean_rows([tensor for one in wholes for tensor in one]) if any(wholes) else ())
+    for total, mine in zip(sharded, wholes, strict=True):
+        total.take_rows([next(rows) for _ in mine])
     sizes = [total.size() for total in sharded]
     squares = [size.squared_norm if size.is_usable else 0.0 for size in sizes]
     broken = [float(not size.is_usable) for size in sizes]

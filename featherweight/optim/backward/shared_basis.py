@@ -30,8 +30,9 @@ from featherweight.optim.backward.sketch import (
 )
 from featherweight.optim.backward.window import Window
 from featherweight.optim.policies.refresh import align
-from featherweight.optim.step.layout import Layout, MatrixLayout, parts_of
+from featherweight.optim.step.layout import Layout, parts_of
 from featherweight.optim.step.matrix import ProjectedMatrix
+from featherweight.optim.step.matrix_layout import MatrixLayout
 
 _FOLLOWED_COUNTERS = ("refresh_count", "refresh_gap", "similarity_count")
 
@@ -252,10 +253,13 @@ def _progress(matrix: ProjectedMatrix) -> tuple[int, int]:
 
 
 def _same_basis(one: ProjectedMatrix, other: ProjectedMatrix) -> bool:
-    pairs = _basis_parts(one, other)
-    return all(torch.equal(mine, theirs) for mine, theirs in pairs) and (
-        one.counter("refresh_count") == other.counter("refresh_count")
-    )
+    if one.counter("refresh_count") != other.counter("refresh_count"):
+        return False
+    if one.layout.shares_bases:  # equal parts on one process say nothing of those on others
+        mine, theirs = one.subspace().right, other.subspace().right
+        assert mine is not None and theirs is not None
+        return torch.equal(mine, theirs)
+    return all(torch.equal(mine, theirs) for mine, theirs in _basis_parts(one, other))
 
 
 def _follow(matrix: ProjectedMatrix, leader: ProjectedMatrix) -> None:

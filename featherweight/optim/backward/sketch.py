@@ -11,8 +11,8 @@ from torch import Tensor
 from featherweight.linalg.basis import fit_left_basis, fix_signs
 from featherweight.linalg.orthonormal import orthonormalize
 from featherweight.linalg.random import keyed_generator, random_normal
-from featherweight.optim.step.layout import MatrixLayout
 from featherweight.optim.step.matrix import ProjectedMatrix
+from featherweight.optim.step.matrix_layout import MatrixLayout
 
 NORM_COLUMNS = 8
 """Random columns that estimate the norm of what lies outside the subspace."""
@@ -64,7 +64,7 @@ def remembered_core(matrix: ProjectedMatrix) -> Tensor | None:
     """
     if matrix.counter("moment_step") == 0 or "exp_avg" not in matrix.layout.moments:
         return None
-    mean, shard = matrix.layout.whole_columns(matrix.mean_core()), matrix.layout.shard
+    mean, shard = matrix.layout.whole_core(matrix.mean_core()), matrix.layout.shard
     if shard is not None and matrix.layout.side == "right":
         mean = shard.whole(mean)
     return mean if bool(mean.any()) else None

@@ -24,7 +24,7 @@ from featherweight.optim.backward.window import Window, undisturbed
 from featherweight.optim.low_rank import LowRankOptimizer
 from featherweight.optim.reduce import Reducer
 from featherweight.optim.sharding import sharded_of, unsharded_of
-from featherweight.optim.step.layout import MatrixLayout
+from featherweight.optim.step.matrix_layout import MatrixLayout
 from featherweight.ownership import Part
 from featherweight.unwrap import is_distributed, local_of
 

@@ -232,8 +232,9 @@ class Window:
         how = Summing(is_only, self.estimates_norm, not self.is_alone, brings_cores, common)
         step, member = self.step_of(parameter), self.member(parameter)
         total: StepSum
-        if self.part is not None and isinstance(grad, Tensor) and _refresh_is_due(step, member):
+        if self.part is not None and self.is_alone and isinstance(grad, Tensor) and _refresh_is_due(step, member):
             # All parts of a parameter come one after the other, so that its whole sum is there alone: an exact basis.
+            # Between processes whole sums do not travel.
             total = FullSum(step, member)
         else:
             total = sum_of(step, member, grad, how)
@@ -271,6 +272,11 @@ class Window:
         skipped = total.update_(factor)
         self.optimizer.skipped_steps += skipped
         self._has_skipped = self._has_skipped or skipped > 0
+
+    def exchange(self) -> None:
+        """Make the steps of all complete sums that wait for others; all processes do it at the same place."""
+        if not self.is_alone:
+            self._exchange()
 
     def _exchange(self) -> None:
         """Average the sums that wait over the processes, in one collective, and make their steps."""

@@ -28,7 +28,8 @@ from featherweight.kernels import native
 from featherweight.linalg.subspace import MatrixSubspace
 from featherweight.optim.policies.rules import rules
 from featherweight.optim.step.check import check_fused
-from featherweight.optim.step.layout import Layout, MatrixLayout, Member, Stored, parts_of
+from featherweight.optim.step.layout import Layout, Member, Stored, parts_of
+from featherweight.optim.step.matrix_layout import MatrixLayout
 from featherweight.optim.step.weight_update import (
     add_direction_,
     copy_back,

@@ -7,11 +7,10 @@ The state holds plain tensors under flat names. A name such as `exp_avg` becomes
 (`exp_avg_codes`, `exp_avg_block_scale`), as its storage says. A parameter of several matrices (stacked experts, fused
 projections) stacks each of these along a first axis. Counters are integers on the CPU: reading them never waits for a
 GPU.
-Shapes: a parameter is `count` matrices (M, N); core (R, N), (M, R) or (R, R) by side.
 """
 
 import math
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple, Self
@@ -19,23 +18,17 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor
 
-from featherweight.linalg.outer_product import Gradient, OuterProduct
-from featherweight.linalg.subspace import MatrixSubspace
-from featherweight.optim.policies.residual import ResidualPolicy
 from featherweight.optim.policies.rules import rules
-from featherweight.optim.policies.sides import SIDES, Side
 from featherweight.optim.sharding import ParameterShard
+from featherweight.optim.step.spread import spread_of
 from featherweight.optim.step.weight_update import Rounding, write_moment_
-from featherweight.quant.int8_weight import Int8Weight
-from featherweight.quant.storage import DenseStorage, DynamicStorage, StateStorage, storage_for
+from featherweight.quant.storage import DynamicStorage, StateStorage, storage_for
 
 State = MutableMapping[str, Tensor]
 Group = dict[str, Any]
 Parts = Mapping[str, Mapping[str, Tensor]]
 """Stored tensors by the name of a moment and of a part of it."""
 
-LOW_RANK_COUNTERS = ("step", "moment_step", "next_refresh", "refresh_count", "side")
-LAZY_COUNTERS = ("refresh_gap", "similarity_count")
 COUNTER_BYTES = 8
 _SUFFIXES = ("codes", "block_scale", "zero_point", "column_norm")
 """Names of the parts that the storages use, where there are several."""
@@ -85,7 +78,8 @@ class Layout:
     basis: StateStorage | None = None
     """How bases are stored; None without a subspace, and for random bases, which are drawn anew from the seed."""
     shard: ParameterShard | None = None
-    """The rows that this process holds; None for all of them. `shape`, `rows` and moments are then those of these."""
+    """The rows (or columns) that this process holds; None for all of them. `shape`, `rows`, `columns` and moments are
+    then those of these."""
 
     @property
     def kind(self) -> str:
@@ -124,19 +118,12 @@ class Layout:
     # ---- state
 
     @property
-    def sharded_names(self) -> set[str]:
-        """Names of the state tensors of which this process holds its own rows."""
-        parts = {f"{name}_{suffix}" for name in self.moments for suffix in _SUFFIXES} | set(self.moments)
-        return parts if self._shares_moments else set()
-
-    @property
-    def _shares_moments(self) -> bool:
-        return self.shard is not None
-
-    @property
-    def shared_columns(self) -> int | None:
-        """Columns of the whole moments, where each process holds some of these; None where it holds rows."""
-        return None
+    def spread(self) -> dict[str, tuple[int, int]]:
+        """Of the state tensors of which this process keeps its own part: the axis that is split, and its length."""
+        if self.shard is None:
+            return {}
+        found = (spread_of(name, kept, self.shard.full_shape, self.dtype) for name, kept in self.moments.items())
+        return {key: place for one in found for key, place in one.items()}
 
     @cached_property
     def moment_kind(self) -> str | None:
@@ -237,173 +224,3 @@ class DenseLayout(Layout):
 
     rank: None = None
     blocks: None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class MatrixLayout(Layout):
-    """A parameter of one or several projected matrices."""
-
-    rank: int
-    """R."""
-    side: Side
-    alternative: Side | None = None
-    """Cheaper side to try at the first steps (`proj_type="min_memory"`)."""
-    blocks: int | None
-    """Number of stacked matrices, None for one."""
-    rows: int
-    columns: int
-    seeded_basis: str | None
-    """Method of bases that are drawn anew from the seed whenever they are needed."""
-    residual: ResidualPolicy
-    """What becomes of the part of the gradient outside the subspace."""
-    product_dtype: torch.dtype
-    """Dtype of products with bases: bfloat16 for bfloat16 weights with bases of 16 bits or fewer, else `dtype`."""
-    core_columns: tuple[int, int] | None = None
-    """First column at hand of a core behind a left basis, and the one behind the last; None for all of them."""
-    queue_size: int
-    """Similarities of subspaces that a lazy refresh keeps; 0 for refreshes at fixed intervals."""
-
-    @property
-    def kind(self) -> str:
-        """Word for reports."""
-        return f"rank {self.rank}, {self.side}"
-
-    @property
-    def counters(self) -> tuple[str, ...]:
-        """Names of the integer counters."""
-        return (*LOW_RANK_COUNTERS, *(LAZY_COUNTERS if self.queue_size else ()))
-
-    @property
-    def stack(self) -> tuple[int, ...]:
-        """Shape in which states of single matrices are stacked."""
-        return () if self.blocks is None else (self.blocks,)
-
-    @property
-    def core_shape(self) -> tuple[int, int]:
-        """Shape of the core of one matrix."""
-        left = self.rank if self.side in ("left", "both") else self.rows
-        right = self.rank if self.side in ("right", "both") else self.columns
-        if self.core_columns is not None:
-            right = self.core_columns[1] - self.core_columns[0]
-        return (left, right)
-
-    @property
-    def _shares_moments(self) -> bool:
-        return self.shard is not None and (self.side == "right" or self.core_columns is not None)
-
-    @property
-    def shared_columns(self) -> int | None:
-        """See `Layout.shared_columns`."""
-        return None if self.core_columns is None else self.columns
-
-    def zero_core(self, device: torch.device) -> Tensor:
-        """Return a core of zeros in the dtype of the arithmetic."""
-        return torch.zeros(self.core_shape, dtype=self.dtype, device=device)
-
-    @property
-    def all_rows(self) -> int:
-        """M of the whole matrix, of which this process may hold some."""
-        return self.rows if self.shard is None else self.shard.full_shape[0]
-
-    @property
-    def first_moment(self) -> int:
-        """Index of the first element at hand in the moments of the whole matrix."""
-        return 0 if self.shard is None or self.side != "right" else self.shard.start * self.rank
-
-    @property
-    def whole(self) -> Self:
-        """The layout of the whole matrix, of which this process may hold some rows."""
-        return (
-            self
-            if self.shard is None
-            else replace(self, shape=self.shard.full_shape, rows=self.all_rows, shard=None, core_columns=None)
-        )
-
-    def basis_shapes(self) -> dict[str, tuple[int, ...]]:
-        """State name and shape of each basis of one matrix."""
-        shapes = {"left": (self.all_rows, self.rank), "right": (self.columns, self.rank)}
-        return {f"basis_{side}": shape for side, shape in shapes.items() if self.side in (side, "both")}
-
-    def other_bytes(self) -> int:
-        """Bytes of what the residual policy and a lazy refresh keep."""
-        kept = self.residual.new_state(self.shape, self.stack, self.dtype, torch.device("meta"))
-        return self.count * self.queue_size * torch.float32.itemsize + sum(one.nbytes for one in kept.values())
-
-    def create_state(self, state: State, device: torch.device) -> None:
-        """Add the zero state of this parameter."""
-        super().create_state(state, device)
-        if self.queue_size:
-            state["similarities"] = torch.zeros((*self.stack, self.queue_size), dtype=torch.float32)
-        state.update(self.residual.new_state(self.shape, self.stack, self.dtype, device))
-        state["side"].fill_(SIDES.index(self.side))
-
-    def on_side(self, side: Side, group: Mapping[str, Any]) -> Self:
-        """Return the same layout with the basis on another side."""
-        moved = replace(self, side=side, alternative=None)
-        return moved.with_moments(moved.core_shape, group)
-
-    def with_stored_basis(self, state: State, group: Mapping[str, Any], dtype: torch.dtype) -> Self:
-        """Return the same layout with bases as wide as those of a state.
-
-        Without `basis_bits` their width follows the dtype of the weights when the state was created, which may have
-        changed since (`model.bfloat16()`); a state keeps its own.
-
-        Args:
-            state: of the parameter; empty before the first step.
-            group: its group.
-            dtype: of the weights now.
-        """
-        stored = next((state[name] for name in ("basis_left", "basis_right") if name in state), None)
-        if stored is None or group["basis_bits"] is not None or not isinstance(self.basis, DenseStorage):
-            return self
-        is_half = stored.dtype == torch.bfloat16
-        product = torch.bfloat16 if is_half and dtype == torch.bfloat16 else self.dtype
-        return replace(self, basis=DenseStorage(torch.bfloat16 if is_half else None), product_dtype=product)
-
-    # ---- from the parameter to its matrices
-
-    def project(self, subspace: MatrixSubspace, grad_MN: Tensor) -> tuple[Tensor, MatrixSubspace]:
-        """Return the core at hand of a gradient of which processes hold rows, and the subspace of the rows at hand.
-
-        Args:
-            subspace: of the whole matrix.
-            grad_MN: the rows at hand.
-        """
-        subspace = self.at_hand(subspace)
-        core = subspace.project(grad_MN).to(self.dtype)
-        if self.shard is not None and self.core_columns is not None:
-            core = self.shard.collectives.sum_rows(core.mT).mT.contiguous()
-        elif self.shard is not None and subspace.left is not None:
-            self.shard.collectives.sum_(core)
-        return core, subspace
-
-    def whole_columns(self, core: Tensor) -> Tensor:
-        """Return all columns of what has those of the core at hand; a collective if that are not all."""
-        if self.shard is None or self.core_columns is None:
-            return core
-        return self.shard.collectives.gather_rows(core.mT.contiguous(), self.columns).mT.contiguous()
-
-    def at_hand(self, subspace: MatrixSubspace) -> MatrixSubspace:
-        """Return the part of a subspace that belongs to the rows at hand."""
-        shard = self.shard
-        if shard is None or subspace.left is None:
-            return subspace
-        return MatrixSubspace(left=subspace.left[shard.start : shard.stop], right=subspace.right)
-
-    def matrices(self, tensor: Tensor) -> list[Tensor]:
-        """Split a tensor of the parameter's shape into its (M, N) matrices, as views where the strides allow it."""
-        return list(tensor.reshape(self.count, self.rows, self.columns).unbind(0))
-
-    def gradients(self, grad: Gradient) -> Sequence[Gradient]:
-        """Split the gradient of the parameter into those of its matrices; factors of it are split as factors."""
-        if not isinstance(grad, OuterProduct):
-            return self.matrices(grad)
-        return [grad.rows(start, start + self.rows) for start in range(0, grad.shape[0], self.rows)]
-
-    def weights(self, weight: Tensor | Int8Weight) -> Sequence[Tensor | Int8Weight]:
-        """Split a weight into its (M, N) matrices."""
-        return weight.split(self.count) if isinstance(weight, Int8Weight) else self.matrices(weight)
-
-    def used_matrices(self, grad: Tensor) -> Tensor:
-        """Return for each matrix whether its gradient has an entry that is not zero, as a boolean vector."""
-        return grad.reshape(self.count, self.rows * self.columns).any(dim=1)

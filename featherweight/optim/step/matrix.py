@@ -23,7 +23,8 @@ from featherweight.optim.policies.rules import rules
 from featherweight.optim.policies.sides import SIDES
 from featherweight.optim.step import adam
 from featherweight.optim.step.check import is_usable
-from featherweight.optim.step.layout import Group, MatrixLayout, Member, State, Stored, parts_of
+from featherweight.optim.step.layout import Group, Member, State, Stored, parts_of
+from featherweight.optim.step.matrix_layout import MatrixLayout
 from featherweight.optim.step.step import Step
 from featherweight.optim.step.weight_update import add_core_, copy_back, rounding_of, weight_of, write_factors
 from featherweight.quant.int8_weight import Int8Weight
@@ -120,15 +121,15 @@ class ProjectedMatrix:
             bases = self._drawn(self.counter("refresh_count"))
             left, right = (None if basis is None else basis.to(dtype) for basis in (bases.left, bases.right))
             return MatrixSubspace(left=left, right=right)
-        read: dict[str, Tensor] = {}
-        for name, shape in layout.basis_shapes().items():
-            parts = parts_of(self.state, name, self.block)
-            if "" in parts and parts[""].dtype == dtype:
-                read[name] = parts[""]
-            else:
-                assert layout.basis is not None
-                read[name] = layout.basis.read(parts, shape).to(dtype)
+        stored = {name: parts_of(self.state, name, self.block) for name in layout.basis_shapes()}
+        read = {name: layout.read_basis(name, parts, dtype) for name, parts in stored.items()}
         return MatrixSubspace(left=read.get("basis_left"), right=read.get("basis_right"))
+
+    def subspace_at_hand(self, dtype: torch.dtype | None = None) -> MatrixSubspace:
+        """Return the part of the present subspace that belongs to the rows at hand; see `subspace`."""
+        if self.layout.has_own_basis:
+            return MatrixSubspace(left=self.state["basis_left"].to(dtype or self.layout.dtype))
+        return self.layout.at_hand(self.subspace(dtype))
 
     def has_subspace(self) -> bool:
         """Say whether a first subspace exists."""
@@ -151,7 +152,7 @@ class ProjectedMatrix:
     def _draw(self, method: str, *key: int) -> MatrixSubspace:
         layout, device = self.layout, self.device
         generator = keyed_generator(self.group["seed"], layout.index, self.number, *key, device=device)
-        size = (layout.side, layout.all_rows, layout.columns, layout.rank)
+        size = (layout.side, layout.all_rows, layout.all_columns, layout.rank)
         return draw_subspace(method, *size, generator=generator, dtype=layout.dtype, device=device)
 
     # ---- refresh
@@ -212,20 +213,17 @@ class ProjectedMatrix:
         Raises:
             ConfigError: if the optimizer keeps no basis, because it began with a random method.
         """
-        storage = self.layout.basis
-        if storage is None:
+        if self.layout.basis is None:
             raise ConfigError(
                 f"optimizer: '{self.layout.name}' has basis_method={self.group['basis_method']!r} in a state without "
                 f"bases; expected {self.layout.seeded_basis!r}, with which it began. Build a new optimizer."
             )
         if old is not None:  # a dense basis is read as the stored tensor itself, which is about to change
-            old = MatrixSubspace(
-                left=None if old.left is None else old.left.clone(),
-                right=None if old.right is None else old.right.clone(),
-            )
+            left, right = (None if basis is None else basis.clone() for basis in (old.left, old.right))
+            old = MatrixSubspace(left=left, right=right)
         for name, basis in (("basis_left", fresh.left), ("basis_right", fresh.right)):
             if basis is not None:
-                storage.write_(parts_of(self.state, name, self.block), basis)
+                self.layout.write_basis_(name, parts_of(self.state, name, self.block), basis)
         if step is not None:
             if old is not None and self.layout.queue_size and self.counter("refresh_count"):
                 self._adapt_gap(similarity_of(fresh, old, self.group["lazy"]["similarity"]))
@@ -237,13 +235,13 @@ class ProjectedMatrix:
 
     def carry(self, old: MatrixSubspace) -> None:
         """Bring the moments from an old subspace into the present one, as the moment policy says."""
-        policy, moments = moment_policies.get(self.group["moment_policy"]), self.read_moments()
+        policy, moments = moment_policies.get(self.group["moment_policy"]), self.layout.to_carry(self.read_moments())
         fresh = self.subspace()
         before = moments["exp_avg"].clone() if self.layout.residual.follows_moments else None
         moment_step = policy(moments, fresh.overlap(old), self.counter("moment_step"), self.group["betas"])
         if before is not None:
             self.layout.residual.carried(self, before, old, moments["exp_avg"], fresh)
-        self.hold_moments(moments, moment_step)
+        self.hold_moments(self.layout.carried(moments), moment_step)
 
     def mean_core(self) -> Tensor:
         """Return the bias-corrected first moment, what the optimizer remembers of the cores; zeros before a step."""
@@ -332,10 +330,10 @@ class ProjectedMatrix:
         add_core_(
             weight_MN,
             subspace,
-            None if direction is None else self.layout.whole_columns(direction),
+            None if direction is None else self.layout.for_weight(direction),
             alpha=alpha * factor,
             beta=beta,
-            rounding=rounding_of(self.group, self.index, step),
+            rounding=replace(rounding_of(self.group, self.index, step), row_stride=self.layout.row_stride),
             offset=self.layout.first_element + self.number * weight_MN.numel(),
             extra=extra,
         )
@@ -425,7 +423,8 @@ class MatrixStep(Step):
                 continue
             grad_MN = given_MN if is_plain else layout.residual.corrected(matrix, given_MN)
             matrix.refresh(grad_MN)
-            core, subspace = layout.project(matrix.subspace(layout.product_dtype), grad_MN)
+            subspace = matrix.subspace_at_hand(layout.product_dtype)
+            core = layout.project(subspace, grad_MN)
             if not (is_plain and together is not None and together.add_matrix(matrix, weight_MN, core, subspace)):
                 matrix.update_(weight_MN, core, subspace, grad_MN if matrix.needs_gradient() else None)
             self.ran = matrix.ran or self.ran

@@ -3,6 +3,7 @@
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -17,9 +18,10 @@ from featherweight.optim.policies.residual import ResidualPolicy, residual_polic
 from featherweight.optim.policies.rules import rules
 from featherweight.optim.sharding import shard_of
 from featherweight.optim.step.dense import DenseStep
-from featherweight.optim.step.layout import DenseLayout, Group, MatrixLayout, compute_dtype
+from featherweight.optim.step.layout import DenseLayout, Group, compute_dtype
 from featherweight.optim.step.local import local_dense, local_matrix
 from featherweight.optim.step.matrix import MatrixStep
+from featherweight.optim.step.matrix_layout import MatrixLayout
 from featherweight.optim.step.step import Step
 from featherweight.optim.step.tensor import ComplexStep, TensorStep
 from featherweight.optim.step.tensor_layout import TensorLayout, plan_pairs
@@ -74,6 +76,16 @@ def named_parameters(groups: Sequence[Group]) -> Iterator[tuple[Group, Tensor, s
         names = group.get("param_names") or [""] * len(group["params"])
         for parameter, name in zip(group["params"], names, strict=True):
             yield group, parameter, name
+
+
+@contextmanager
+def plans_silently() -> Iterator[None]:
+    """Plan an optimizer that is thrown away, and leave it to the one that is kept to say what it does not project."""
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
 
 
 def log_full_rank(where: str, groups: Sequence[Group], steps: Mapping[Tensor, Step]) -> None:

@@ -43,6 +43,8 @@ class Rounding:
     stochastic: bool = True
     tensor: int = 0
     """0 for the weight, 1, 2, ... for its moments: each draws its own bits."""
+    row_stride: int | None = None
+    """Elements from row to row in the whole parameter, where columns of it are written; None where all columns are."""
 
     @property
     def key(self) -> int:
@@ -127,7 +129,7 @@ def add_core_(
         if extra is not None:
             wide.add_(extra[start:stop], alpha=alpha)
         if not is_wide:
-            write_(rows, wide, rounding, offset + start * columns)
+            write_(rows, wide, rounding, offset + start * (rounding.row_stride or columns))
 
 
 def _is_half(subspace: MatrixSubspace) -> bool:
@@ -224,7 +226,11 @@ def write_(weight: Tensor, values: Tensor, rounding: Rounding, offset: int) -> N
     """
     if weight.dtype == torch.bfloat16 and rounding.stochastic:
         keys = {"seed": rounding.seed, "key": rounding.key, "step": rounding.step}
-        stochastic_round_(weight, values.float(), **keys, offset=offset)
+        if rounding.row_stride is None:
+            stochastic_round_(weight, values.float(), **keys, offset=offset)
+            return
+        for number, (row, wide) in enumerate(zip(weight, values.float(), strict=True)):
+            stochastic_round_(row, wide, **keys, offset=offset + number * rounding.row_stride)
     else:
         weight.copy_(values)
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from featherweight.robot.challenge.log import VERSION, Record
-from featherweight.robot.challenge.score import FPS
+from featherweight.robot.challenge.score import FPS, PlacedRule
 from featherweight.robot.safety.controller import Controller
 from featherweight.robot.sim.graphics import import_mujoco
 from featherweight.robot.sim.world import World
@@ -43,6 +43,7 @@ class Judge:
             }
         ]
         self._hits: set[tuple[str, str]] = set()
+        self._rules = [PlacedRule(_round(world.bin_m), BIN_HALF_M) for _ in world.cubes]
 
     def look(self, time_s: float, controller: Controller, gripper_deg: float) -> None:
         """Look at the world after a control step.
@@ -57,18 +58,26 @@ class Judge:
             return
         self._due_s += 1 / FPS
         world = self._world
+        cubes = [_round(world.cube_m(i)) for i in range(len(world.cubes))]
+        for rule, cube in zip(self._rules, cubes, strict=True):
+            rule.see(round(time_s, 4), cube, gripper_deg)
         self.records.append(
             {
                 "kind": "frame",
                 "t": round(time_s, 4),
                 "tool": _round(world.tool_m),
-                "cubes": [_round(world.cube_m(i)) for i in range(len(world.cubes))],
+                "cubes": cubes,
                 "gripper": gripper_deg,
                 "mode": controller.mode.name,
                 "hits": sorted(self._hits),
             }
         )
         self._hits.clear()
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every cube counts as placed in the log as it is; a run that ends before loses them."""
+        return all(rule.at_s is not None for rule in self._rules)
 
     def finish(self, controller: Controller, round_trip_ms: float) -> list[Record]:
         """Return the whole log."""

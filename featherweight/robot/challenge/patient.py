@@ -116,7 +116,8 @@ class PatientHand(Hand):
             yield self.hand_deg
             now = self.seen_deg
             assert before is not None and now is not None
-            has_moved |= _apart(now, self._start_deg) > REST_DEG
+            # The arm alone: on a slow line the gripper is seen to close, and to rest, before the arm is seen to lift.
+            has_moved |= _apart(now[:ARM_JOINTS], self._start_deg[:ARM_JOINTS]) > REST_DEG
             still = still + 1 if _apart(now, before) <= REST_DEG else 0
             before = now
             if has_moved and still >= REST_S * RATE_HZ:

@@ -14,6 +14,7 @@ from featherweight.robot.network.inproc import InprocBroker
 from featherweight.robot.network.operator_side import OperatorSide
 from featherweight.robot.network.topics import Topics
 from featherweight.robot.network.transport import Callback, Transport
+from featherweight.robot.safety.config import SafetyConfig
 from featherweight.robot.safety.mode import Mode
 from featherweight.robot.sim.session import VirtualSession
 
@@ -69,6 +70,7 @@ class RemoteRun:
         impairment: of each way.
         seed: of the layout, for the log.
         target: which cube the operator looks at.
+        safety: limits of the robot's side; the default drops commands older than 250 ms.
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class RemoteRun:
         impairment: Impairment,
         seed: int,
         target: Callable[[VirtualSession], int] = lambda session: 0,
+        safety: SafetyConfig | None = None,
     ) -> None:
         self.session, self._target = session, target
         topics, broker = Topics("challenge", "arm1"), InprocBroker("challenge")
@@ -89,9 +92,11 @@ class RemoteRun:
         self._scenes: deque[tuple[int, Array]] = deque(maxlen=KEPT_SCENES)
         self._sequence = 0
         self.leader = make_leader(self._seen_scene, session.clock)
-        self.robot_side = FollowerSide(session.robot, self._links[0], topics, clock_ns=self._clock_ns)
+        self.robot_side = FollowerSide(session.robot, self._links[0], topics, safety, clock_ns=self._clock_ns)
         self.operator_side = OperatorSide(self.leader, self._links[1], topics, clock_ns=self._clock_ns)
-        self.judge = Judge(session.world, seed, {"impairment": impairment.to_dict()})
+        self.judge = Judge(
+            session.world, seed, {"impairment": impairment.to_dict(), "max_age_ms": self.robot_side.safety.max_age_ms}
+        )
 
     def run(self, longest_s: float = TIME_LIMIT_S) -> list[Record]:
         """Run until everything is placed or the time is over; return the log.
@@ -113,7 +118,8 @@ class RemoteRun:
                 self.judge.look(elapsed_s, self.robot_side.controller, session.robot.reported_deg()[5])
                 is_done = all(session.world.is_placed(i) for i in range(len(session.world.cubes)))
                 still_s = still_s + 1 / RATE_HZ if is_done and session.robot.reported_deg()[5] > 0 else 0.0
-                if still_s > 1.5 or elapsed_s >= longest_s:
+                # Cubes that still slide are in the bin before they count.
+                if (still_s > 1.5 and self.judge.is_complete) or elapsed_s >= longest_s:
                     break
         return self.judge.finish(self.robot_side.controller, self.operator_side.delays.round_trip_ms.p50)
 

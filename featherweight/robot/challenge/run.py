@@ -16,6 +16,7 @@ from featherweight.robot.challenge.shared import SharedLeader
 from featherweight.robot.contract import Teleoperator
 from featherweight.robot.kinematics.dh import Array
 from featherweight.robot.network.impaired import Impairment
+from featherweight.robot.safety.config import SafetyConfig
 from featherweight.robot.sim.session import VirtualSession
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ def run_challenge(
     cubes: int = 1,
     log: Path | None = None,
     longest_s: float = TIME_LIMIT_S,
+    max_age_ms: float | None = None,
 ) -> Score:
     """Run the challenge once, in virtual time.
 
@@ -71,8 +73,9 @@ def run_challenge(
         cubes: on the table.
         log: where the judge's log goes; None for nowhere.
         longest_s: time limit.
+        max_age_ms: age above which the robot's side drops a command; None for that of `SafetyConfig`.
     Raises:
-        ConfigError: if the operator is unknown, or there is no policy for it.
+        ConfigError: if the operator is unknown, there is no policy for it, or every command would come too late.
     """
     if operator not in OPERATORS:
         raise ConfigError(
@@ -81,6 +84,12 @@ def run_challenge(
         )
     if operator not in ALONE and policy is None:
         raise ConfigError(f"challenge: operator={operator} needs a policy; expected --policy RUN. Train one.")
+    safety = SafetyConfig() if max_age_ms is None else SafetyConfig(max_age_ms=max_age_ms)
+    if 1000 * impairment.delay_s >= safety.max_age_ms:
+        raise ConfigError(
+            f"challenge: delay_ms={1000 * impairment.delay_s:g} is not below max_age_ms={safety.max_age_ms:g}, so "
+            "every command would be dropped; expected a quicker network. Allow older commands with --max-age."
+        )
     runs: list[RemoteRun] = []
 
     def round_trip_s() -> float:
@@ -97,7 +106,7 @@ def run_challenge(
 
     session = VirtualSession(seed, cubes=cubes)
     network = impairment.model_copy(update={"seed": 2 * seed})
-    runs.append(RemoteRun(session, make_leader, network, seed, first_free_cube))
+    runs.append(RemoteRun(session, make_leader, network, seed, first_free_cube, safety))
     records = runs[0].run(longest_s)
     if log is not None:
         write_log(log, records)

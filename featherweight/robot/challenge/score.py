@@ -48,6 +48,36 @@ class Score:
     """In the middle; runs compare at equal delay."""
 
 
+class PlacedRule:
+    """When one cube counts as placed: it has lain still in the zone for a second, let go by the gripper.
+
+    The same rule ends a run and gives its points, so that no run ends a moment before its cube counts.
+
+    Args:
+        center_m: (3,) of the bin's floor.
+        half_m: half of its width.
+    """
+
+    def __init__(self, center_m: Sequence[float] | NDArray[np.float64], half_m: float) -> None:
+        self.at_s: float | None = None
+        """When it was placed for the first time."""
+        self._center, self._half = np.asarray(center_m, dtype=np.float64), half_m
+        self._before: tuple[float, NDArray[np.float64]] | None = None
+        self._since_s: float | None = None
+
+    def see(self, time_s: float, place_m: Sequence[float], gripper_deg: float) -> None:
+        """Take one frame, in their order: time, (3,) place of the cube, angle of the gripper."""
+        place = np.asarray(place_m, dtype=np.float64)
+        if self._before is not None:
+            before_s, before = self._before
+            is_still = float(np.linalg.norm(place - before)) / (time_s - before_s) < STILL_M_S
+            is_good = is_still and gripper_deg > 0 and bool(_is_inside(place, self._center, self._half))
+            self._since_s = (time_s if self._since_s is None else self._since_s) if is_good else None
+            if self.at_s is None and self._since_s is not None and time_s - self._since_s >= PLACED_S - 1e-6:
+                self.at_s = time_s
+        self._before = time_s, place
+
+
 def score_log(records: Sequence[Record]) -> Score:
     """Score the records of one run."""
     start, frames, end = records[0], [r for r in records if r["kind"] == "frame"], records[-1]
@@ -55,7 +85,11 @@ def score_log(records: Sequence[Record]) -> Score:
     times = np.array([frame["t"] for frame in frames])
     places = np.array([frame["cubes"] for frame in frames]).reshape(len(frames), cubes, 3)
     center, half = np.array(start["bin"]), float(start["half"])
-    placed_at = [_placed_at(times, places[:, i], center, half, frames) for i in range(cubes)]
+    rules = [PlacedRule(center, half) for _ in range(cubes)]
+    for frame in frames:
+        for rule, place in zip(rules, frame["cubes"], strict=True):
+            rule.see(frame["t"], place, frame["gripper"])
+    placed_at = [rule.at_s for rule in rules]
     placed = sum(at is not None for at in placed_at)
     is_done = placed == cubes
     time_s = max(at for at in placed_at if at is not None) if is_done else float(times[-1]) if len(times) else 0.0
@@ -124,30 +158,9 @@ def _speed(tool: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _is_inside(places: NDArray[np.float64], center: NDArray[np.float64], half: float) -> NDArray[np.bool_]:
-    beside = np.abs(places[:, :2] - center[:2]).max(axis=1) < half
-    result: NDArray[np.bool_] = beside & (places[:, 2] < 0.04 + center[2])
+    beside = np.abs(places[..., :2] - center[:2]).max(axis=-1) < half
+    result: NDArray[np.bool_] = beside & (places[..., 2] < 0.04 + center[2])
     return result
-
-
-def _placed_at(
-    times: NDArray[np.float64],
-    places: NDArray[np.float64],
-    center: NDArray[np.float64],
-    half: float,
-    frames: Sequence[Record],
-) -> float | None:
-    """Return when a cube had lain still in the zone for a second, let go by the gripper, for the first time."""
-    if len(times) < 2:
-        return None
-    speed = np.concatenate([[np.inf], np.linalg.norm(np.diff(places, axis=0), axis=1) / np.diff(times)])
-    is_free = np.array([frame["gripper"] > 0 for frame in frames])
-    good = _is_inside(places, center, half) & (speed < STILL_M_S) & is_free
-    since: float | None = None
-    for time_s, is_good in zip(times, good, strict=True):
-        since = (time_s if since is None else since) if is_good else None
-        if since is not None and time_s - since >= PLACED_S - 1e-6:
-            return float(time_s)
-    return None
 
 
 def _drops(places: NDArray[np.float64], center: NDArray[np.float64], half: float) -> int:

@@ -10,6 +10,8 @@ from pydantic import Field
 from featherweight.config import Config
 from featherweight.errors import ConfigError, DeviceError
 from featherweight.robot.calibration_file import KitCalibration, load_calibration
+from featherweight.robot.camera.live import LiveCamera, Picture
+from featherweight.robot.camera.source import CameraConfig
 from featherweight.robot.camera.view import CameraView
 from featherweight.robot.contract import Action, Features, Observation, Robot, keyed_angles, ordered_angles
 from featherweight.robot.driver.link import SerialLink, acquire, release
@@ -39,6 +41,8 @@ class UMIRobotConfig(Config):
     """"auto" uses the checked protocol where the kit's firmware knows it; "plain" never asks for it."""
     gripper_unit: Literal["degrees", "percent"] = "degrees"
     """Unit of `gripper.pos`: -90..90 degrees, or 0 (closed) to 100 (open)."""
+    cameras: dict[str, CameraConfig] = {}
+    """Cameras beside the kit, by the name of their pictures in observations."""
 
 
 class UMIRobot(Robot):
@@ -71,11 +75,14 @@ class UMIRobot(Robot):
         self.calibration = KitCalibration(id=self.id)
         self._given_link = link
         self._link: SerialLink | None = None
+        self._live: dict[str, LiveCamera] = {}
 
     @property
     def observation_features(self) -> Features:
-        """Joint key -> float."""
-        return dict.fromkeys(JOINT_KEYS, float)
+        """Joint key -> float, camera name -> (H, W, 3); a camera whose size was not chosen tells it once connected."""
+        joints: Features = dict.fromkeys(JOINT_KEYS, float)
+        cameras = [self._live.get(name) or LiveCamera(name, one) for name, one in self.config.cameras.items()]
+        return joints | {camera.name: (*camera.size_px, 3) for camera in cameras}
 
     @property
     def camera_views(self) -> dict[str, CameraView]:
@@ -116,16 +123,25 @@ class UMIRobot(Robot):
         return core.statistics
 
     def connect(self, calibrate: bool = True) -> None:
-        """Open the port and wait for the first status line; the arm stays where it is.
+        """Open the cameras and the port, and wait for first pictures and status line; the arm stays where it is.
 
         Raises:
-            DeviceError: if the port cannot be opened or no kit answers.
-            ConfigError: if the calibration file is damaged.
+            DeviceError: if the port or a camera cannot be opened, or no kit answers.
+            ConfigError: if the calibration file is damaged, or a camera gives another size or rate than the chosen one.
         """
         if self.is_connected:
             return
         if calibrate:
             self.calibration = load_calibration(self.id) or self.calibration
+        try:
+            for name, camera in self.config.cameras.items():
+                self._live[name] = LiveCamera(name, camera).start()
+            self._open_link()
+        except BaseException:
+            self._close_cameras()
+            raise
+
+    def _open_link(self) -> None:
         link = self._given_link or acquire(self.config.port, self.config.protocol == "auto")
         if link.driver not in (None, self):
             if link is not self._given_link:
@@ -140,23 +156,38 @@ class UMIRobot(Robot):
         self._link = link
 
     def disconnect(self) -> None:
-        """Freeze the arm and give the port back."""
+        """Freeze the arm and give port and cameras back."""
         link, self._link = self._link, None
         if link is None:
             return
         # A leader may go on with the port; the arm must not.
         link.core.hold()
         link.driver = None
+        self._close_cameras()
         if link is not self._given_link:
             release(link)
 
+    def _close_cameras(self) -> None:
+        for camera in self._live.values():
+            camera.close()
+        self._live = {}
+
     def get_observation(self) -> Observation:
-        """Return the newest reported angles.
+        """Return the newest reported angles and pictures; a camera without a fresh picture is left out.
 
         Raises:
             DeviceError: if the robot is not connected, or its link is lost; the arm is frozen then.
         """
-        return self._to_user(self.reported_deg())
+        return {**self._to_user(self.reported_deg()), **self.pictures()}
+
+    def pictures(self) -> dict[str, Picture]:
+        """Return camera -> (H, W, 3) newest picture, of those whose picture is fresh; see `camera_troubles`."""
+        found = {name: camera.fresh() for name, camera in self._live.items()}
+        return {name: picture for name, picture in found.items() if picture is not None}
+
+    def camera_troubles(self) -> dict[str, str]:
+        """Return camera -> why it has no fresh picture, of those that have none."""
+        return {name: trouble for name, camera in self._live.items() if (trouble := camera.trouble)}
 
     def reported_deg(self) -> tuple[float, ...]:
         """Return (6,) degrees of the joints in the order of the wire, as the kit reported them last.

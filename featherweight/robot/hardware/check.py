@@ -21,6 +21,7 @@ from featherweight.robot.hardware.masses import static_loads
 from featherweight.robot.hardware.printability import NOWHERE, Fault, mesh_faults, overhang_mm2
 from featherweight.robot.hardware.printed import GAP_MM
 from featherweight.robot.hardware.solids import Solid, box, cylinder, ear_holes, placed, servo_solid, triangles, union
+from featherweight.robot.hardware.threemf import read_threemf
 from featherweight.robot.kinematics.dh import Array
 from featherweight.robot.kinematics.inverse import table_top
 
@@ -99,12 +100,17 @@ def _line_of(error: BaseException, path: Path) -> str:
     return f" in line {line}" if line else ""
 
 
-def load_mesh(path: Path) -> tuple[Array, Any]:
+def load_mesh(path: Path, most_triangles: int | None = None) -> tuple[Array, Any]:
     """Read triangles; return (V, 3) corners and (F, 3) indices as the file has them.
 
+    Args:
+        path: of the file.
+        most_triangles: more are refused; None for no limit.
     Raises:
-        ConfigError: if the file is missing or holds no triangles.
+        ConfigError: if the file is missing, holds no triangles, or too many.
     """
+    if path.suffix.lower() == ".3mf":
+        return read_threemf(path, most_triangles)
     try:
         import trimesh
     except ImportError as error:
@@ -120,12 +126,20 @@ def load_mesh(path: Path) -> tuple[Array, Any]:
         ) from error
     if vertices.ndim != 2 or len(faces) == 0:
         raise ConfigError(f"robot: part={path} holds no triangles; expected a solid. Export it again.")
+    if most_triangles is not None and len(faces) > most_triangles:
+        raise ConfigError(
+            f"robot: part={path} has {len(faces)} triangles; expected at most {most_triangles}. Export it coarser."
+        )
     return vertices, faces
 
 
-def check(path: str | Path, dimensions: Dimensions | None = None) -> Checked:
+def check(path: str | Path, dimensions: Dimensions | None = None, most_triangles: int | None = None) -> Checked:
     """Examine a gripper (.py, or .json with dimensions of its own) or a single part (a mesh).
 
+    Args:
+        path: of the file.
+        dimensions: of the kit; None for its own.
+        most_triangles: of a mesh; more are refused. None for no limit.
     Raises:
         MissingExtraError: if the packages of the extra `kit` are missing.
     Cost: about two seconds for a gripper.
@@ -142,7 +156,7 @@ def check(path: str | Path, dimensions: Dimensions | None = None) -> Checked:
                 solid = getattr(gripper, name)
                 result.parts.append((name, *_triangles_of(name, solid)))
         else:
-            result.parts.append((path.stem, *load_mesh(path)))
+            result.parts.append((path.stem, *load_mesh(path, most_triangles)))
     except MissingExtraError:
         raise
     except ConfigError as error:

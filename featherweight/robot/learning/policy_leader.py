@@ -6,10 +6,49 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from featherweight.errors import FeatherweightError
+from featherweight.errors import ConfigError, DeviceError, FeatherweightError
 from featherweight.robot.contract import Action, Teleoperator, keyed_angles, ordered_angles
+from featherweight.robot.driver.umirobot import UMIRobot
+from featherweight.robot.kinematics.dh import Array
 from featherweight.robot.learning.ensemble import ChunkEnsemble
 from featherweight.robot.learning.policy import Policy, Seen
+
+
+def eyes_of_robot(policy: Policy, robot: UMIRobot, scene: Callable[[], Array] | None = None) -> Callable[[], Seen]:
+    """Return what a policy sees of a connected robot: fresh pictures of its cameras, or the scene of a simulator.
+
+    The function that is returned raises DeviceError while one of the policy's cameras has no fresh picture.
+
+    Args:
+        policy: trained.
+        robot: connected.
+        scene: returns the (7,) scene; None where nobody knows it.
+    Raises:
+        ConfigError: if the robot lacks a camera of the policy, or the policy has to be told the scene.
+    """
+    wanted = policy.config.cameras
+    there = [name for name, shape in robot.observation_features.items() if isinstance(shape, tuple)]
+    for name in wanted:
+        if name not in there:
+            raise ConfigError(
+                f"policy: camera={name} is not there; expected {wanted} of the robot, which has {there or 'none'}. "
+                f"Give it, such as --camera {name}=/dev/video0."
+            )
+    if not wanted and scene is None:
+        raise ConfigError(
+            "policy: scene=None is not enough for a policy of the state, which has to be told where cube and bin are; "
+            "expected a policy of pictures. Train one with examples/recipes/robot_act.yaml, or drive --follower sim."
+        )
+
+    def see() -> Seen:
+        pictures = robot.pictures()
+        for name in wanted:
+            if name not in pictures:
+                why = robot.camera_troubles().get(name, f"camera {name} gives no picture")
+                raise DeviceError(f"policy: {why}; expected a fresh picture. The arm is held until one comes.")
+        return Seen(None if scene is None else scene(), pictures)
+
+    return see
 
 
 class PolicyLeader(Teleoperator):
@@ -90,12 +129,17 @@ class PolicyLeader(Teleoperator):
 
         Raises:
             ConfigError: if the policy lacks something that it has to see.
+            DeviceError: if a camera gives no fresh picture.
         """
         self._require_connection("get_action")
         if self._state_deg is None:
             return None
         if self._failure is not None:
             failure, self._failure = self._failure, None
+            # What was planned before it saw nothing is over: the arm stays held until it sees again.
+            with self._lock:
+                self._ensemble.clear()
+            self._action = None
             raise failure
         now_s, fps = self._clock(), self._policy.config.fps
         if now_s - self._asked_s >= self._policy.ask_every / fps - 1e-6:

@@ -45,6 +45,7 @@ class FollowerSide:
         safety: limits.
         clock_ns: monotonic clock; another one lets tests run faster than time.
         views: of its cameras, for pages that draw into their pictures.
+        troubles: returns camera -> why it has no fresh picture.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class FollowerSide:
         safety: SafetyConfig | None = None,
         clock_ns: Callable[[], int] = time.monotonic_ns,
         views: Mapping[str, CameraView] | None = None,
+        troubles: Callable[[], Mapping[str, str]] = dict,
     ) -> None:
         self.safety = safety or SafetyConfig()
         self.lease = Lease(self.safety.lease_s)
@@ -65,6 +67,7 @@ class FollowerSide:
         )
         self.counters: Counter[str] = Counter()
         self._views = {name: view.to_dict() for name, view in (views or {}).items()}
+        self._troubles = troubles
         self._follower, self._transport, self._topics, self._clock_ns = follower, transport, topics, clock_ns
         self._commands: deque[tuple[bytes, int]] = deque(maxlen=MAILBOX)
         self._requests: deque[tuple[dict[str, object], bool]] = deque(maxlen=MAILBOX)
@@ -150,6 +153,7 @@ class FollowerSide:
             "lost": delays.lost,
             "reordered": delays.reordered,
             "views": self._views,
+            "blind": dict(self._troubles()),
         }
 
     def _take_request(self, message: bytes, is_instructor: bool) -> None:
@@ -237,7 +241,7 @@ def serve(
         camera_fps: pictures a second of each camera that the robot has.
     """
     robot._require_connection("serve")
-    side = FollowerSide(robot, transport, topics, safety, views=robot.camera_views)
+    side = FollowerSide(robot, transport, topics, safety, views=robot.camera_views, troubles=robot.camera_troubles)
     stop = stop or threading.Event()
     cameras = [key for key, value in robot.observation_features.items() if isinstance(value, tuple)]
     sender = threading.Thread(target=send_pictures, args=(robot, transport, topics, stop, camera_fps), daemon=True)
@@ -271,12 +275,10 @@ def encode_picture(picture: Any, quality: int = 75) -> bytes:
 
 
 def send_pictures(robot: UMIRobot, transport: Transport, topics: Topics, stop: threading.Event, fps: float) -> None:
-    """Send each camera's newest picture; pictures share neither thread nor lock with the control loop."""
+    """Send each camera's new pictures, each once; they share neither thread nor lock with the control loop."""
+    sent: dict[str, Any] = {}
     while not stop.wait(1 / fps):
-        try:
-            observation = robot.get_observation()
-        except DeviceError:
-            continue
-        for name, value in observation.items():
-            if not isinstance(value, float):
-                transport.publish(topics.camera(name), encode_picture(value))
+        for name, picture in robot.pictures().items():
+            if sent.get(name) is not picture:
+                sent[name] = picture
+                transport.publish(topics.camera(name), encode_picture(picture))

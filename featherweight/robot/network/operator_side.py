@@ -54,6 +54,8 @@ class OperatorSide:
         """Whether the robot has been this operator's at any time."""
         self.pictures: dict[str, bytes] = {}
         """Camera -> newest JPEG."""
+        self.pictures_ns: dict[str, int] = {}
+        """Camera -> when that came."""
         self._leader, self._transport, self._topics = leader, transport, topics
         self._name, self._clock_ns = name, clock_ns
         self._control = topics.instructor if is_instructor else topics.ctl
@@ -170,7 +172,9 @@ class OperatorSide:
             self.counters["malformed status"] += 1
 
     def _take_picture(self, topic: str, message: bytes) -> None:
-        self.pictures[topic.rsplit("/", 1)[1]] = message
+        name = topic.rsplit("/", 1)[1]
+        self.pictures_ns[name] = self._clock_ns()
+        self.pictures[name] = message
 
 
 def join(

@@ -1,6 +1,7 @@
 """Takes frames of a running session at the rate of a data set."""
 
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -54,11 +55,16 @@ class EpisodeRecorder:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.writer, self.refused = writer, 0
+        self.missing = ""
+        """A camera that had no picture for a frame: frames after it would jump, so the episode is none any more."""
+        self.repeated: Counter[str] = Counter()
+        """Camera -> frames that show the same picture as the one before, because the camera was slower."""
+        self._last: dict[str, Picture] = {}
         self._follower, self._pictures, self._extra, self._clock = follower, pictures, extra, clock
         self._due_s: float | None = None
 
     def look(self, steered: Steered) -> None:
-        """Take a frame if it is time; one that is not whole is left out and counted."""
+        """Take a frame if it is time; one that is not whole is left out and counted, and none comes after a gap."""
         goal_deg = steered.goal_deg
         if steered.mode is not Mode.ACTIVE or goal_deg is None:
             self._due_s = None
@@ -70,7 +76,14 @@ class EpisodeRecorder:
             return
         self._due_s = max(self._due_s + 1 / self.writer.fps, now_s - 1 / self.writer.fps)
         values = {"action": goal_deg, "observation.state": self._follower.reported_deg(), "observation.t_mono": now_s}
+        pictures = dict(self._pictures()) if self._pictures else {}
+        self.missing = self.missing or next((name for name in self.writer.cameras if name not in pictures), "")
+        if self.missing:
+            return
         try:
-            self.writer.add({**values, **(self._extra() if self._extra else {})}, self._pictures and self._pictures())
+            self.writer.add({**values, **(self._extra() if self._extra else {})}, pictures)
         except ConfigError:
             self.refused += 1
+            return
+        self.repeated.update(name for name, picture in pictures.items() if self._last.get(name) is picture)
+        self._last = pictures

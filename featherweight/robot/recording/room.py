@@ -12,6 +12,8 @@ from featherweight.robot.recording.video import Picture
 from featherweight.robot.safety.mode import Mode
 
 FIRST_PICTURE_S = 10.0
+STALE_S = 1.0
+"""Age from which a picture that came over the network shows the past."""
 
 
 class RoomView:
@@ -23,6 +25,7 @@ class RoomView:
 
     def __init__(self, side: OperatorSide) -> None:
         self._side = side
+        self._decoded: dict[str, tuple[bytes, Picture]] = {}
 
     @property
     def mode(self) -> Mode:
@@ -41,8 +44,13 @@ class RoomView:
         return self._side.state.angles_deg
 
     def pictures(self) -> dict[str, Picture]:
-        """Return camera -> newest (H, W, 3) picture."""
-        return {name: decode_picture(data) for name, data in dict(self._side.pictures).items()}
+        """Return camera -> newest (H, W, 3) picture, of those that keep coming."""
+        oldest_ns = time.monotonic_ns() - STALE_S * 1e9
+        came = {name for name, came_ns in dict(self._side.pictures_ns).items() if came_ns > oldest_ns}
+        for name, data in dict(self._side.pictures).items():
+            if name not in self._decoded or self._decoded[name][0] is not data:
+                self._decoded[name] = data, decode_picture(data)
+        return {name: picture for name, (_, picture) in self._decoded.items() if name in came}
 
     def extra(self) -> Mapping[str, float]:
         """Return the round trip of the network in milliseconds, in the middle of the last frames."""

@@ -135,7 +135,9 @@ class VideoWriter:
             while self._failure is None and written < self.count and last is not None:
                 self._encode(last, written)
                 written += 1
-            self._container.mux(self._stream.encode())
+            # Once a packet could not be written, a further one ends the process inside of FFmpeg.
+            if self._failure is None:
+                self._container.mux(self._stream.encode())
             self._container.close()
         except Exception as error:
             self._failure = self._failure or error

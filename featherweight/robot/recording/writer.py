@@ -66,6 +66,11 @@ class DemoWriter:
         """Pictures of the last saved episode that the encoder was too slow for."""
 
     @property
+    def cameras(self) -> tuple[str, ...]:
+        """Names of the cameras."""
+        return tuple(self._cameras)
+
+    @property
     def picture_size_px(self) -> tuple[int, int]:
         """(height, width) of the first camera; (0, 0) without cameras."""
         return next(iter(self._cameras.values()), (0, 0))

@@ -6,13 +6,13 @@ from pydantic import Field
 
 from featherweight.config import Config
 from featherweight.robot.camera.view import CameraView
-from featherweight.robot.contract import Features, Observation
+from featherweight.robot.contract import Features
 from featherweight.robot.driver.link import SerialLink
 from featherweight.robot.driver.link_state import LinkCore
 from featherweight.robot.driver.umirobot import UMIRobot, UMIRobotConfig
 from featherweight.robot.emulator.emulated_kit import EmulatedKit
 from featherweight.robot.emulator.in_process import InProcessPort
-from featherweight.robot.sim.cameras import CameraThread, fixed_views
+from featherweight.robot.sim.cameras import CameraThread, Picture, fixed_views
 from featherweight.robot.sim.parts import ArmParts
 from featherweight.robot.sim.world import World
 
@@ -82,7 +82,7 @@ class SimRobot(UMIRobot):
     @property
     def camera_views(self) -> dict[str, CameraView]:
         """Its cameras that stand still, by name."""
-        return fixed_views(self.world, self.sim_config.cameras)
+        return super().camera_views | fixed_views(self.world, self.sim_config.cameras)
 
     def connect(self, calibrate: bool = True) -> None:
         """Start the simulation.
@@ -102,19 +102,25 @@ class SimRobot(UMIRobot):
         self._sim_link = SerialLink(lambda: InProcessPort(kit), LinkCore(), "sim")
         self._sim_link.start()
         self._given_link = self._sim_link
-        super().connect(calibrate)
+        try:
+            super().connect(calibrate)
+        except BaseException:
+            self._end_simulation()
+            raise
 
     def disconnect(self) -> None:
         """End the simulation."""
         if not self.is_connected:
             return
         super().disconnect()
+        self._end_simulation()
+
+    def _end_simulation(self) -> None:
         self._sim_link.close()
         if self._cameras is not None:
             self._cameras.close()
             self._cameras = None
 
-    def get_observation(self) -> Observation:
-        """Return the reported angles and the newest pictures."""
-        observation = super().get_observation()
-        return observation | self._cameras.newest if self._cameras is not None else observation
+    def pictures(self) -> dict[str, Picture]:
+        """Return the newest pictures of the simulator's cameras and of real ones."""
+        return super().pictures() | (self._cameras.newest if self._cameras is not None else {})

@@ -5,8 +5,6 @@ Experts, replays and policies run in it through the same safety pipeline as on a
 
 from collections.abc import Callable, Sequence
 
-import numpy as np
-
 from featherweight.robot.contract import Teleoperator
 from featherweight.robot.emulator.emulated_kit import EmulatedKit
 from featherweight.robot.kinematics.dh import Array
@@ -56,8 +54,7 @@ class VirtualSession:
 
     def scene(self, cube: int = 0) -> Array:
         """Return (7,) where a cube and the bin are; see `SCENE_NAMES`."""
-        yaw = self.world.cube_yaw_rad(cube)
-        return np.array([*self.world.cube_m(cube), np.cos(4 * yaw), np.sin(4 * yaw), *self.world.bin_m[:2]])
+        return self.world.scene(cube)
 
     def run(
         self,

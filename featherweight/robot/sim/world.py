@@ -115,6 +115,12 @@ class World:
         result: Array = self.data.body("bin").xpos.copy()
         return result
 
+    def scene(self, index: int = 0) -> Array:
+        """Return (7,) where a cube and the bin are; see `sim.session.SCENE_NAMES`."""
+        with self.lock:
+            yaw = self.cube_yaw_rad(index)
+            return np.array([*self.cube_m(index), np.cos(4 * yaw), np.sin(4 * yaw), *self.bin_m[:2]])
+
     def is_placed(self, index: int = 0) -> bool:
         """Whether a cube lies in the bin."""
         offset = self.cube_m(index) - self.bin_m

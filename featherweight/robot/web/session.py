@@ -182,7 +182,7 @@ class PageSession:
         if self.side.sent_deg is not None:
             message["goal"] = [round(angle, 1) for angle in self.side.sent_deg]
         message["cameras"] = sorted(self.side.pictures)
-        for key, value in {**(told or {}), "views": status.get("views")}.items():
+        for key, value in {**(told or {}), "views": status.get("views"), "blind": status.get("blind")}.items():
             if value != self._told.get(key):
                 self._told[key] = message[key] = value
         return json.dumps(message, separators=(",", ":"))

@@ -7,6 +7,7 @@ import pytest
 
 from featherweight.robot.challenge.hand import REACTION_S
 from featherweight.robot.challenge.patient import OVER_CUBE_M, PatientHand
+from featherweight.robot.challenge.run import parse_impairment, run_challenge
 from featherweight.robot.contract import keyed_angles
 from featherweight.robot.kinematics.dh import tool_point
 
@@ -57,3 +58,10 @@ def test_a_cube_in_the_bin_is_left_alone():
             now_s[0] = i / 60
             hand.send_feedback(keyed_angles((1.0,) * 6))
             assert set(hand.get_action().values()) == {1.0}
+
+
+def test_a_second_of_delay_is_not_taken_for_a_cube_that_was_not_lifted():
+    """The gripper's rest before the lift, seen late, once ended the look: the cube was let go and picked for ever."""
+    pytest.importorskip("mujoco")
+    score = run_challenge("hand", None, 10_001, parse_impairment("1000ms+-30,1%"), longest_s=40.0, max_age_ms=800)
+    assert score.placed == 1 and score.drops == 0

@@ -34,3 +34,11 @@ def test_operators_that_cannot_be_are_one_sentence():
         run_challenge("polcy", None, 0, Impairment())
     with pytest.raises(ConfigError, match="operator=shared needs a policy"):
         run_challenge("shared", None, 0, Impairment())
+
+
+def test_a_network_over_which_every_command_comes_too_late_is_refused_unless_older_ones_are_allowed():
+    satellite = Impairment.preset("satellite")
+    with pytest.raises(ConfigError, match="delay_ms=300 is not below max_age_ms=250.*--max-age"):
+        run_challenge("hand", None, 10_000, satellite)
+    score = run_challenge("hand", None, 10_000, satellite, longest_s=6.0, max_age_ms=500)
+    assert score.path_m > 0.05 and 550 < score.round_trip_ms < 700

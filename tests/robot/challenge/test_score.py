@@ -5,6 +5,7 @@ import pytest
 
 from featherweight.robot.challenge.score import (
     FPS,
+    PlacedRule,
     count_collisions,
     log_dimensionless_jerk,
     score_log,
@@ -66,3 +67,18 @@ def test_smoothness_tells_a_smooth_move_from_a_jerky_one_at_any_speed():
     assert spectral_arc_length(5 * smooth) == pytest.approx(spectral_arc_length(smooth))
     assert log_dimensionless_jerk(5 * smooth) == pytest.approx(log_dimensionless_jerk(smooth))
     assert spectral_arc_length(np.zeros(50)) == log_dimensionless_jerk(np.zeros(50)) == 0.0
+
+
+def test_a_cube_that_slides_in_the_bin_counts_once_it_has_lain_still_for_a_second():
+    rule = PlacedRule(BIN, 0.04)
+    for i in range(60):
+        # Inside of the zone and let go from the first frame on, at 10 mm/s for a second.
+        rule.see(i / FPS, (0.0, 0.15 + 0.01 * min(i / FPS, 1.0), 0.011), 60.0)
+        assert rule.at_s is None
+    rule.see(2.0, (0.0, 0.16, 0.011), 60.0)
+    rule.see(61 / FPS, (0.0, 0.16, 0.011), 60.0)
+    assert rule.at_s == pytest.approx(61 / FPS)
+    held = PlacedRule(BIN, 0.04)
+    for i in range(90):
+        held.see(i / FPS, (0.0, 0.16, 0.011), -45.0)
+    assert held.at_s is None  # the gripper still holds it

@@ -45,19 +45,28 @@ def lesson(simulator, tmp_path):
     return Lesson(simulator, tmp_path / "student01", simulator.session.clock)
 
 
-def test_a_run_is_judged_and_its_log_can_be_scored_again(simulator, lesson, tmp_path, monkeypatch):
+def put_into_bin(world, heights_m=(0.011, 0.033)):
+    """Lay the cubes into the bin, one on the other."""
+    for body, height_m in zip(world.cubes, heights_m, strict=True):
+        place = world.model.jnt_qposadr[world.model.body_jntadr[body]]
+        world.data.qpos[place : place + 7] = [*world.bin_m[:2], height_m, 1, 0, 0, 0]
+
+
+def test_a_run_is_judged_and_its_log_can_be_scored_again(simulator, lesson, tmp_path):
     before = [simulator.world.cube_m(i).tolist() for i in range(2)]
     lesson.obey({"challenge": True}, simulator.side)
     assert lesson.news()["challenge"] and lesson.news()["left"] == 180
     assert [simulator.world.cube_m(i).tolist() for i in range(2)] != before
     simulator.run(lesson, 1.0, (20.0, 0, 0, 0, 0, 0))
-    monkeypatch.setattr(simulator.world, "is_placed", lambda i: True)
-    simulator.run(lesson, SETTLED_S - 0.1)
+    put_into_bin(simulator.world)
+    simulator.run(lesson, 4.0, (20.0, 0, 0, 0, 0, -30))
+    assert lesson.news()["challenge"]  # while the gripper is closed it may hold them
+    simulator.run(lesson, 0.8 + SETTLED_S, (20.0, 0, 0, 0, 0, 30))
     assert lesson.news()["challenge"]
-    simulator.run(lesson, 0.2)
+    simulator.run(lesson, 1.0)
 
     news = lesson.news()
-    assert not news["challenge"] and news["score"]["run"] == 1 and news["score"]["placed"] == 0
+    assert not news["challenge"] and news["score"]["run"] == 1 and news["score"]["placed"] == 2
     told = score_log(read_log(tmp_path / "student01" / "run_0001.jsonl"))
     assert told.points == news["score"]["points"] and told.path_m == news["score"]["path_m"] > 0
     assert Lesson(simulator, tmp_path / "student01").news()["runs"] == 1

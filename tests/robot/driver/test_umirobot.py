@@ -1,5 +1,7 @@
 """The robot on a pseudo-terminal: life cycle, cable, wrong actions."""
 
+import os
+import signal
 import sys
 import time
 
@@ -7,6 +9,7 @@ import pytest
 
 from featherweight import robot as fwr
 from featherweight.errors import ConfigError, DeviceError
+from featherweight.robot.camera.source import CameraConfig
 from featherweight.robot.driver.link_state import LinkState
 from featherweight.robot.kit import JOINT_KEYS
 
@@ -79,3 +82,26 @@ def test_gripper_percent_ranges_and_relative_limits():
         assert robot.get_observation()["gripper.pos"] == 50
         sent = robot.send_action({**dict.fromkeys(JOINT_KEYS, 90.0), "gripper.pos": 52.0})
         assert sent["shoulder_pan.pos"] == 10 and sent["gripper.pos"] == pytest.approx(52)
+
+
+def test_cameras_beside_the_kit_give_pictures_until_they_are_lost_and_the_arm_is_told_nothing():
+    cameras = {"front": CameraConfig(source="test", width_px=64, height_px=48)}
+    robot = fwr.UMIRobot(fwr.UMIRobotConfig(port="sim", cameras=cameras))
+    assert robot.observation_features["front"] == (48, 64, 3)  # known before connecting, as it was chosen
+    with robot:
+        observation = robot.get_observation()
+        assert observation["front"].shape == (48, 64, 3) and robot.camera_troubles() == {}
+        os.kill(robot._live["front"].pid, signal.SIGKILL)
+        assert wait_for(lambda: "front" not in robot.get_observation())
+        assert "front" in robot.camera_troubles() and robot.is_streaming
+        assert wait_for(lambda: "front" in robot.get_observation())
+        process = robot._live["front"]._process
+    assert process.poll() is not None and robot.pictures() == {}
+
+
+def test_a_camera_that_is_not_there_leaves_nothing_open():
+    cameras = {"front": CameraConfig(source="test"), "side": CameraConfig(source="/dev/video97")}
+    robot = fwr.UMIRobot(fwr.UMIRobotConfig(port="sim:lonely", cameras=cameras))
+    with pytest.raises(DeviceError, match="side=/dev/video97 gives no pictures"):
+        robot.connect()
+    assert not robot.is_connected and robot._live == {}

@@ -1,15 +1,20 @@
 """A policy leads through the pipeline, and is silent when it is too slow."""
 
+import os
+import signal
 import time
 
 import numpy as np
 import pytest
+from robot_camera import wait_for
 
-from featherweight.errors import ConfigError
+from featherweight import robot as fwr
+from featherweight.errors import ConfigError, DeviceError
+from featherweight.robot.camera.source import CameraConfig
 from featherweight.robot.contract import keyed_angles
 from featherweight.robot.learning.bc import BCConfig, BCPolicy
 from featherweight.robot.learning.policy import Seen
-from featherweight.robot.learning.policy_leader import PolicyLeader
+from featherweight.robot.learning.policy_leader import PolicyLeader, eyes_of_robot
 from featherweight.robot.safety.mode import Mode
 from featherweight.robot.teleoperation import run_loop
 from featherweight.robot.virtual_robot import VirtualRobot
@@ -82,3 +87,48 @@ def test_an_arm_whose_policy_sees_nothing_is_held_and_the_reason_is_told():
     with leader:
         result = run_loop(leader, arm, 60.0, None, 1.0, None, lambda: arm.now_s, arm.sleep)
     assert result.mode is not Mode.ACTIVE and result.counters["faulty leader"] > 10 and arm.reported_deg() == (0.0,) * 6
+
+
+class Seeing(Constant):
+    """Sees one camera, whose picture it needs."""
+
+    def act(self, state_deg, seen):
+        assert seen.pictures["front"].shape == (48, 64, 3)
+        return super().act(state_deg, seen)
+
+
+def test_a_policy_whose_camera_is_lost_gives_no_action_until_the_camera_is_back():
+    cameras = {"front": CameraConfig(source="test", width_px=64, height_px=48)}
+    policy, said, given = Seeing(BCConfig(chunk=200, hidden=8, layers=1, cameras=["front"])), [], []
+    with fwr.UMIRobot(fwr.UMIRobotConfig(port="sim:seeing", cameras=cameras)) as robot:
+        camera = robot._live["front"]
+        with PolicyLeader(policy, eyes_of_robot(policy, robot)) as leader:
+
+            def ask():
+                leader.send_feedback(keyed_angles((0.0,) * 6))
+                time.sleep(0.01)
+                try:
+                    return leader.get_action()
+                except DeviceError as error:
+                    said.append(str(error))
+                    return None
+
+            assert wait_for(ask)
+            os.kill(camera.pid, signal.SIGKILL)
+            assert wait_for(lambda: ask() is None and said)
+            # Chunks of more than six seconds would have gone on.
+            while camera.fresh() is None:
+                action = ask()
+                given.append(action is not None and camera.fresh() is None)
+            assert wait_for(ask, 20)
+    assert "policy: camera front gives no picture" in said[0] and "held until one comes" in said[0]
+    assert given and not any(given)
+
+
+def test_a_robot_without_the_cameras_of_a_policy_is_refused_before_it_moves():
+    policy = Constant(BCConfig(hidden=8, layers=1, cameras=["front"]))
+    with fwr.UMIRobot(fwr.UMIRobotConfig(port="sim:blind")) as robot:
+        with pytest.raises(ConfigError, match="camera=front is not there; expected .*none.*--camera front="):
+            eyes_of_robot(policy, robot)
+        with pytest.raises(ConfigError, match="has to be told where cube and bin are"):
+            eyes_of_robot(Constant(BCConfig(hidden=8, layers=1)), robot)

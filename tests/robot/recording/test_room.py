@@ -40,6 +40,7 @@ def test_an_operator_records_what_was_sent_and_what_came_back(tmp_path):
         until_s, enough = time.monotonic() + 10, threading.Event()
 
         def on_step(_):
+            robot_link.publish(TOPICS.camera("front"), encode_picture(np.full((32, 48, 3), 90, dtype=np.uint8)))
             recorder.look(view)
             if writer.frames >= 20 or time.monotonic() > until_s:
                 enough.set()
@@ -64,3 +65,16 @@ def test_a_camera_that_sends_nothing_and_a_picture_that_is_none_are_one_sentence
         wait_for_cameras(side, ["top"], 0.1)
     with pytest.raises(DeviceError, match="a picture cannot be read"):
         decode_picture(b"no picture")
+
+
+def test_pictures_that_come_no_more_are_none(monkeypatch):
+    pytest.importorskip("PIL")
+    broker = InprocBroker("lab1")
+    robot_link = broker.join("arm1", "robot")
+    side = OperatorSide(fwr.ScriptedLeader(lambda t: None), broker.join("alice", "operator"), TOPICS, "alice")
+    view = RoomView(side)
+    robot_link.publish(TOPICS.camera("front"), encode_picture(np.full((32, 48, 3), 90, dtype=np.uint8)))
+    assert view.pictures()["front"].shape == (32, 48, 3)
+    assert view.pictures()["front"] is view.pictures()["front"]  # a slow camera is seen to repeat itself
+    side.pictures_ns["front"] -= 1_100_000_000
+    assert view.pictures() == {}

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -223,3 +224,39 @@ def test_twenty_episodes_of_ten_seconds_survive_fifty_kills_at_random_instants(t
 
     result = check(root)
     assert result.problems == [] and result.whole == result.episodes == 20 and result.frames == 6000
+
+
+FULL = """
+import resource, sys
+import numpy as np
+from robot_demos import frame, new_writer, write_episode
+from featherweight.errors import ConfigError
+from featherweight.robot.recording.check import check
+writer, random = new_writer(sys.argv[1], cameras=True), np.random.default_rng(0)
+write_episode(writer, 6)
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),) * 2)  # as a disk that is full from there on
+for i in range(200):
+    writer.add(frame(i, 1)[0], {"front": random.integers(0, 255, (32, 48, 3), dtype=np.uint8)})
+try:
+    writer.save("wave")
+except ConfigError as error:
+    print(error)
+print(check(sys.argv[1]).whole, writer.frames)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such limit")
+@pytest.mark.parametrize("size", [0, 30_000])
+def test_a_disk_that_is_full_before_or_in_the_middle_of_a_video_is_one_sentence(size, tmp_path):
+    """A packet after a head that could not be written once ended the whole process, with the arm in it."""
+    reference = Path(__file__).parents[2] / "reference"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(reference), *sys.path])}
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, str(tmp_path / "demos"), str(size)],
+        capture_output=True,
+        text=True,
+        env=environment,
+    )
+    assert done.returncode == 0, done.stderr[-300:]
+    assert "cannot be written" in done.stdout and "Episode 1 is lost, the 1 before it are whole" in done.stdout
+    assert done.stdout.splitlines()[-1] == "1 0"

@@ -1,6 +1,8 @@
 """The page in a real headless browser: both sizes, hands, languages, accessibility, bad lines."""
 
+import os
 import re
+import signal
 import time
 from pathlib import Path
 
@@ -10,6 +12,7 @@ from robot_web import TOKEN, patience
 
 from featherweight import robot as fwr
 from featherweight.robot.camera.pinhole import Pinhole
+from featherweight.robot.camera.source import CameraConfig
 from featherweight.robot.network.impaired import Impairment
 
 SIZES = [pytest.param((360, 740), id="phone"), pytest.param((1280, 800), id="desk", marks=pytest.mark.slow)]
@@ -425,3 +428,22 @@ def test_the_page_drives_and_shows_pictures_on_a_line_of_2g(graphics, page_serve
     )
     assert page.get_attribute("#picture", "src") != first and page.problems == []
     assert held_s < 1.0 * patience()
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_real_camera_is_shown_and_one_that_falls_silent_is_told_over_its_picture(
+    size, page_server, open_page, find_violations
+):
+    cameras = {"front": CameraConfig(source="test", width_px=320, height_px=240)}
+    server, robot = page_server(fwr.UMIRobot(fwr.UMIRobotConfig(port="sim:seen", cameras=cameras)))
+    page = open_page(server, size)
+    ready(page)
+    page.wait_for_selector("#camera-figure:not([hidden])")
+    wait_for(lambda: page.evaluate("document.getElementById('picture').naturalWidth") == 320, 10)
+    assert page.locator("#blind").is_hidden()
+    os.kill(robot._live["front"].pid, signal.SIGSTOP)  # mutation: the last picture is sent on and on
+    page.wait_for_selector("#blind:not([hidden])", timeout=20_000)
+    assert page.inner_text("#blind") == "This picture is old: the camera gives no new one. (it is silent)"
+    assert page.evaluate("document.documentElement.scrollWidth") <= size[0] and find_violations(page) == []
+    page.wait_for_selector("#blind", state="hidden", timeout=30_000)  # it is opened again after three seconds
+    assert mode(page) in ("IDLE", "HOLD") and page.problems == []

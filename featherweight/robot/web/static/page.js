@@ -6,10 +6,10 @@ import { Controls } from "./controls.js";
 import { Link } from "./link.js";
 import { choose, explain, preferred, say } from "./words.js";
 
-const GHOST_MS = 300, GOOD_MS = 150, SPEED = { SYNC: 30, ACTIVE: 80 };
+const GHOST_MS = 300, GOOD_MS = 150, BLIND_MS = 3000, SPEED = { SYNC: 30, ACTIVE: 80 };
 const at = (id) => document.getElementById(id);
 const prediction = new Prediction(), isDark = matchMedia("(prefers-color-scheme: dark)");
-let newest = null, visitor = null, trouble = "connecting", troubleText = "", shownPicture = "", isBack = false, drawnAt = 0, scene = null, views = {}, drawn = "", pictures = [];
+let newest = null, visitor = null, trouble = "connecting", troubleText = "", shownPicture = "", isBack = false, drawnAt = 0, scene = null, views = {}, blind = {}, drawn = "", pictures = [], pictureAt = 0;
 
 const controls = new Controls({
   changed: () => { if (controls.isHeld) isBack = false; link.beat(true); },
@@ -30,7 +30,7 @@ function complain(key, text) {
 }
 
 function welcome(message) {
-  visitor = message; trouble = null; scene = null; views = {};
+  visitor = message; trouble = null; scene = null; views = {}; blind = {}; pictureAt = performance.now();
   write("whom", message.room === "here" ? "" : `${message.hello} · ${message.room}`);
   const choice = at("robot");
   choice.replaceChildren(...message.robots.map((name) => new Option(name, name, false, name === message.robot)));
@@ -46,6 +46,7 @@ function state(message) {
   classroom.show(message.class, visitor);
   scene = message.scene || scene;
   views = message.views || views;
+  blind = message.blind || blind;
   show();
 }
 
@@ -53,7 +54,8 @@ function picture(data) {
   const url = URL.createObjectURL(new Blob([data], { type: "image/jpeg" })), image = at("picture"), before = shownPicture;
   image.onload = () => { if (before) URL.revokeObjectURL(before); };
   shownPicture = image.src = url;
-  pictures.push(performance.now());
+  pictureAt = performance.now();
+  pictures.push(pictureAt);
 }
 
 function show() {
@@ -124,6 +126,16 @@ function showCameras(names) {
   }
   link.camera = names.length ? choice.value : "";
   at("picture").alt = say("picture");
+  showBlind(Boolean(names.length), blind[link.camera]);
+}
+
+/** Say over a picture that it shows the past, and why if the robot knows. */
+function showBlind(hasCamera, why) {
+  const isBlind = hasCamera && Boolean(why || performance.now() - pictureAt > BLIND_MS);
+  at("blind").hidden = !isBlind;
+  at("picture-frame").dataset.blind = isBlind ? "yes" : "no";
+  const reason = why ? ` (${why.split(": ").slice(1).join(": ")})` : "";
+  write("blind", isBlind ? say("blind") + reason : "");
 }
 
 /** Draw at every picture of the screen; the ghost walks between the robot's words. */

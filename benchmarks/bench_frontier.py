@@ -1,0 +1,147 @@
+"""Which card and which host train 8 to 123 billion weights layer by layer? Simulated: nothing here runs on a GPU.
+
+    scripts/bench frontier [--models llama-3-8b ...] [--recipes ...]     # rows in the CSV are skipped
+    scripts/bench frontier --table                                       # the table of docs/layer_major.md
+
+One row of 8192 tokens a step, which is one chunk; bfloat16 or int8 weights, optimizer states and inputs of the layers
+on the host, feed-forward layer and head in parts (MsT). Device: tensors of two simulated steps by shape, in the
+segments of PyTorch's allocator on the smallest device that holds them, with workspaces and context; 8 % of a card stay
+free. Host: layer inputs, weights, states, and 4 GiB for the process; 10 % of its memory stay free. Link: bytes of a
+step over rates that are assumed, 25 and 50 GB/s each way for PCIe 4 and 5. Arithmetic: FLOPs of the step at 80 and 400
+TFLOP/s.
+"""
+
+import argparse
+import csv
+from typing import Any
+
+from measurement import RESULTS, write_rows
+
+from featherweight.planner import Target
+from featherweight.planner.candidates import FAMILIES, Family, recipe_of
+from featherweight.planner.host import host_need
+from featherweight.planner.layered import CHUNKS
+from featherweight.planner.need import smallest_need_of
+from featherweight.planner.plan import base_recipe
+from featherweight.training.estimate import estimate_memory
+
+CSV = RESULTS / "frontier.csv"
+TOKENS = 8192
+GIB = 2**30
+CARDS_GIB = (8, 12, 16, 24, 32, 48, 80, 141)
+HOSTS_GB = (32, 64, 128, 256, 512, 1024, 1536)
+LINKS = {"pcie4": 25e9, "pcie5": 50e9}
+RATES = {"80": 80e12, "400": 400e12}
+SHAPES: dict[str, Any] = {
+    "llama-3-8b": "llama-3-8b",
+    "32B (Qwen2.5's)": {
+        "model_type": "qwen2",
+        "hidden_size": 5120,
+        "intermediate_size": 27648,
+        "num_hidden_layers": 64,
+        "num_attention_heads": 40,
+        "num_key_value_heads": 8,
+        "vocab_size": 152064,
+        "max_position_embeddings": 131072,
+        "tie_word_embeddings": False,
+    },
+    "llama-3-70b": "llama-3-70b",
+    "123B (Mistral Large's)": {
+        "model_type": "mistral",
+        "hidden_size": 12288,
+        "intermediate_size": 28672,
+        "num_hidden_layers": 88,
+        "num_attention_heads": 96,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "vocab_size": 32768,
+        "max_position_embeddings": 131072,
+        "sliding_window": None,
+        "tie_word_embeddings": False,
+    },
+}
+RECIPES = (
+    "AdamW 8-bit, layer-wise",
+    "GaLore 8-bit, rank 1/4",
+    "Q-GaLore, rank 1/4",
+    "Q-GaLore, rank 1/16, 4-bit, int8 embeddings",
+    "LoRA, rank 16, int8 weights",
+)
+
+
+def family_of(name: str) -> Family:
+    """Return a family of the planner, with layer-wise updates."""
+    family = next(one for one in FAMILIES if one.name == name)
+    return Family(**{**vars(family), "optimizer": {**family.optimizer, "layerwise": True}})
+
+
+def run(shape: str, name: str) -> dict[str, Any]:
+    """Simulate one recipe with one model."""
+    stretched = [f"task.max_positions={TOKENS}"] if shape.startswith("llama") else []
+    base = base_recipe(SHAPES[shape], None, 1024).override([*stretched, f"task.seq_len={TOKENS}"])
+    recipe = recipe_of(base, family_of(name), CHUNKS, is_pretrained=True)
+    recipe = recipe.override(["schedule.order=layer", "schedule.chunk_tokens=8192"])
+    recipe = recipe.override(["schedule.inputs=host", "schedule.weights=host", "schedule.states=host"])
+    target = Target.of(device="h200")
+    estimate = estimate_memory(None, recipe, device=target.device)
+    need, host = smallest_need_of(estimate, target), host_need(recipe)
+    card = next((f"{size} GB" for size in CARDS_GIB if need.total_bytes <= 0.92 * size * GIB), "none")
+    memory = next((f"{size} GB" for size in HOSTS_GB if host.total_bytes <= 0.9e9 * size), "none")
+    flops = sum(estimate.cost.flops.values())
+    return {
+        "model": shape,
+        "recipe": name,
+        "tokens": TOKENS,
+        "device_gib": round(need.total_bytes / GIB, 2),
+        "tensors_gib": round(need.allocated_bytes / GIB, 2),
+        "state_gib": round(estimate.peak_by_category["optimizer_state"] / GIB, 2),
+        "card": card,
+        "host_gib": round(host.total_bytes / GIB, 1),
+        "host_weights_gib": round(host.weights_bytes / GIB, 1),
+        "host_states_gib": round(host.states_bytes / GIB, 1),
+        "host_inputs_gib": round(host.inputs_bytes / GIB, 1),
+        "host": memory,
+        "read_gib": round(host.read_bytes / GIB, 2),
+        "written_gib": round(host.written_bytes / GIB, 2),
+        **{f"{name}_s": round(max(host.read_bytes, host.written_bytes) / rate, 2) for name, rate in LINKS.items()},
+        "tflop": round(flops / 1e12, 1),
+        **{f"arithmetic_{name}_s": round(flops / rate, 1) for name, rate in RATES.items()},
+    }
+
+
+def known() -> list[dict[str, str]]:
+    """Return the rows of the CSV."""
+    return list(csv.DictReader(CSV.open())) if CSV.exists() else []
+
+
+def print_table() -> None:
+    """Print the CSV as a table."""
+    print("| model | recipe | device GiB, card | of it states | host GiB, memory | link, s, PCIe 4 / 5 |")
+    print("|---|---|---|---|---|---|")
+    for row in known():
+        print(
+            f"| {row['model']} | {row['recipe']} | {row['device_gib']}, {row['card']} | {row['state_gib']} | "
+            f"{row['host_gib']}, {row['host']} | {row['pcie4_s']} / {row['pcie5_s']} |"
+        )
+
+
+def main() -> None:
+    """Simulate what the CSV lacks, or print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=list(SHAPES), choices=list(SHAPES))
+    parser.add_argument("--recipes", nargs="+", default=list(RECIPES), choices=RECIPES)
+    parser.add_argument("--table", action="store_true")
+    options = parser.parse_args()
+    if options.table:
+        print_table()
+        return
+    for shape in options.models:
+        for name in options.recipes:
+            if (shape, name) not in [(row["model"], row["recipe"]) for row in known()]:
+                found = run(shape, name)
+                print(found, flush=True)
+                write_rows(CSV.stem, [found])
+
+
+if __name__ == "__main__":
+    main()

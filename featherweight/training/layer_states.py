@@ -1,0 +1,78 @@
+"""The optimizer states of a model's layers on the host, for steps that go layer by layer."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from featherweight.errors import ConfigError
+from featherweight.nn.host_tensors import HostTensors
+from featherweight.nn.offload import require_host_bytes
+from featherweight.optim.backward.layerwise import LayerwiseHandle
+from featherweight.optim.state_dict import device_states
+from featherweight.simulated import simulated_device
+
+
+class LayerStates:
+    """Brings the states of each layer to the device for its updates.
+
+    Args:
+        layers: in the order of the forward pass.
+        handle: of the layer-wise updates.
+        device: where they happen.
+        on_host: whether states leave the device afterwards; else those come that a checkpoint has left on the host.
+    Raises:
+        ConfigError: where weights are not updated in the turn of their layer.
+        DeviceError: if the host cannot hold the states.
+    """
+
+    def __init__(
+        self, layers: Sequence[nn.Module], handle: LayerwiseHandle | None, device: torch.device, on_host: bool
+    ) -> None:
+        if on_host and (handle is None or handle.clip == "projected"):
+            how = "without layer-wise updates" if handle is None else "beside clip='projected'"
+            raise ConfigError(
+                f"LayerMajor: states='host' {how}; expected updates in the turn of each layer, as its states are only "
+                "then on the device. Give the handle of fw.optim.layerwise(model, optimizer), with another clip."
+            )
+        self.handle, self.on_host = handle, on_host
+        self.parameters = [[p for p in layer.parameters() if p.requires_grad] for layer in layers]
+        self.waiting = HostTensors(device)
+        if (
+            on_host and simulated_device() is None and device.type == "cuda"
+        ):  # elsewhere they are in this memory already
+            way_out = "Use states of 8 bits, a lower rank or a smaller model, or leave the states on the device."
+            require_host_bytes("LayerMajor", "optimizer states of the layers", self.host_bytes, way_out)
+
+    @property
+    def host_bytes(self) -> int:
+        """Bytes of the states of all layers by formula; none of those that stay on the device."""
+        if self.handle is None or not self.on_host:
+            return 0
+        optimizer = self.handle.optimizer
+        groups = {p: group for group in optimizer.param_groups for p in group["params"]}
+        own = [p for each in self.parameters for p in each if p in groups]
+        return sum(optimizer.step_of(p).nbytes(optimizer.state.get(p, {}), groups[p]) for p in own)
+
+    @contextmanager
+    def bound(self, index: int) -> Iterator[None]:
+        """Have the states of a layer on the device for a while; after an exception they leave it, too."""
+        if self.handle is None:
+            yield
+            return
+        self.waiting.come(self._states(index))
+        try:
+            yield
+        finally:
+            if self.on_host:
+                self.waiting.leave(self._states(index))
+
+    def settle(self) -> None:
+        """Wait until the host holds all states that wait there."""
+        if self.on_host:
+            self.waiting.settle()
+
+    def _states(self, index: int) -> list[Tensor]:
+        assert self.handle is not None
+        return list(device_states(self.handle.optimizer, self.parameters[index]))
