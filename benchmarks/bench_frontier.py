@@ -14,17 +14,15 @@ TFLOP/s.
 
 import argparse
 import csv
-from dataclasses import replace
 from typing import Any
 
 from measurement import RESULTS, write_rows
 
-from featherweight.memory import AllocatorOptions
 from featherweight.planner import Target
 from featherweight.planner.candidates import FAMILIES, Family, recipe_of
 from featherweight.planner.host import host_need
 from featherweight.planner.layered import CHUNKS
-from featherweight.planner.need import need_of, smallest_need_of
+from featherweight.planner.need import expandable_need_of, smallest_need_of
 from featherweight.planner.plan import base_recipe
 from featherweight.training.estimate import estimate_memory
 
@@ -88,7 +86,7 @@ def run(shape: str, name: str) -> dict[str, Any]:
     target = Target.of(device="h200")
     estimate = estimate_memory(None, recipe, device=target.device)
     need, host = smallest_need_of(estimate, target), host_need(recipe)
-    growing = need_of(estimate, replace(target, allocator=AllocatorOptions(expandable_segments=True)))
+    growing = expandable_need_of(estimate, target)
     card, growing_card = (
         next((f"{size} GB" for size in CARDS_GIB if one.total_bytes <= 0.92 * size * GIB), "none")
         for one in (need, growing)

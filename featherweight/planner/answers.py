@@ -11,7 +11,7 @@ from featherweight.errors import ConfigError
 from featherweight.planner.advice import Why, explain
 from featherweight.planner.host import HostNeed, host_limit, host_need, require_host
 from featherweight.planner.layered import layered_rows
-from featherweight.planner.need import need_of
+from featherweight.planner.need import expandable_need_of, need_of
 from featherweight.planner.plan import Plan, base_recipe, plan
 from featherweight.planner.row import PlanRow
 from featherweight.planner.solve import Solution, check_unknown, solve
@@ -20,6 +20,9 @@ from featherweight.planner.time_model import seconds_of
 from featherweight.report import format_bytes
 from featherweight.training.estimate import estimate_memory
 from featherweight.training.recipe import Recipe, RecipeSource, load_recipe
+
+_MUCH = 1.1
+"""Segments over tensors from which on a plan says what other settings of the allocator would save."""
 
 
 @dataclass(frozen=True)
@@ -194,8 +197,17 @@ def _host_lines(row: PlanRow, target: Target) -> list[str]:
     assert host is not None
     link, seconds = host.link_seconds(target), row.estimate.tokens_per_step / row.tokens_per_s
     return [
+        *_growing_line(row, target),
         f"host: {host.total_bytes / 2**30:.2f} GiB, of it layer inputs {host.inputs_bytes / 2**30:.2f}, weights "
         f"{host.weights_bytes / 2**30:.2f} and states {host.states_bytes / 2**30:.2f}",
         f"over the link in a step: {host.read_bytes / 2**30:.2f} GiB in, {host.written_bytes / 2**30:.2f} GiB out"
         + ("" if link is None else f", {link:.2f} s of a step of {seconds:.2f} s"),
     ]
+
+
+def _growing_line(row: PlanRow, target: Target) -> list[str]:
+    """Say what segments that grow would save, where the allocator's usual ones hold much that nobody uses."""
+    if target.calibration is None or row.need.reserved_bytes < _MUCH * row.need.allocated_bytes:
+        return []
+    growing = expandable_need_of(row.estimate, target).total_bytes
+    return [f"with PYTORCH_ALLOC_CONF=expandable_segments:True {row.family} needs {format_bytes(growing)}"]

@@ -100,6 +100,18 @@ def smallest_need_of(estimate: MemoryEstimate, target: Target) -> Need:
     return free
 
 
+def expandable_need_of(estimate: MemoryEstimate, target: Target) -> Need:
+    """Return what a simulated step takes if the allocator's segments may grow, as ``expandable_segments:True`` says.
+
+    Args:
+        estimate: simulated for this kind of device.
+        target: the device.
+    Cost: one replay.
+    """
+    growing = target.allocator.model_copy(update={"expandable_segments": True})
+    return need_of(estimate, replace(target, allocator=growing))
+
+
 def _budget_of(total_bytes: int, target: Target) -> int:
     """Return the least budget that leaves so much beside the margin."""
     return math.ceil(total_bytes / (1 - target.margin))

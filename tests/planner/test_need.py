@@ -4,7 +4,7 @@ from types import SimpleNamespace
 import pytest
 
 from featherweight.planner import Target, need_of
-from featherweight.planner.need import smallest_need_of
+from featherweight.planner.need import expandable_need_of, smallest_need_of
 from featherweight.training.estimate import estimate_memory
 
 
@@ -57,6 +57,8 @@ def test_a_budget_that_holds_the_tensors_but_not_what_the_allocator_likes_to_kee
     free, small = need_of(estimate, card), smallest_need_of(estimate, card)
     assert free.retries == 0 and free.reserved_bytes == sum(sizes)
     assert small.retries == 9 and small.reserved_bytes == small.allocated_bytes == sizes[-1]
+    growing = expandable_need_of(estimate, card)
+    assert growing.retries == 0 and growing.allocated_bytes <= growing.reserved_bytes < 1.2 * growing.allocated_bytes
     enough = dataclasses.replace(card, budget_bytes=int(small.total_bytes / (1 - card.margin)) + 1)
     assert need_of(estimate, enough) == small and small.fits(enough)
     too_small = dataclasses.replace(card, budget_bytes=int(small.total_bytes / (1 - card.margin) * 0.95))
