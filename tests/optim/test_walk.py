@@ -14,7 +14,13 @@ from featherweight.kernels import native
 PACKAGE = Path(fw.__file__).parent
 WALK = [
     *("optim/low_rank.py", "optim/step/check.py", "optim/step/matrix.py", "optim/step/adam.py"),
-    *("optim/step/layout.py", "optim/step/weight_update.py", "linalg/subspace.py", "kernels/native.py"),
+    *(
+        "optim/step/matrix_layout.py",
+        "optim/step/layout.py",
+        "optim/step/weight_update.py",
+        "linalg/subspace.py",
+        "kernels/native.py",
+    ),
 ]
 CODES = ["quant/storage.py", "quant/blockwise.py"]
 """Where the values of codes stand, which the kernel takes with moments of 8 bits."""
@@ -44,7 +50,7 @@ def calls(function):
 @pytest.mark.skipif(not native.is_available(), reason="the walk ends in the C kernel, and no C compiler is found")
 @pytest.mark.parametrize("bits", [32, 8])
 @pytest.mark.parametrize("shape", [(96, 120), (120, 96)])
-def test_a_step_of_a_matrix_visits_eight_files_and_no_call_goes_back_up(shape, bits):
+def test_a_step_of_a_matrix_visits_nine_files_and_no_call_goes_back_up(shape, bits):
     # Mutation: a forwarder in a file of its own; a policy that calls the matrix which has called it.
     weight = nn.Parameter(torch.ones(shape))
     optimizer = fw.optim.GaLoreAdamW([weight], rank=40, update_proj_gap=100, state_bits=bits)

@@ -65,6 +65,11 @@ class MatrixLayout(Layout):
         return () if self.blocks is None else (self.blocks,)
 
     @property
+    def count(self) -> int:
+        """Number of matrices, each with states of its own."""
+        return 1 if self.blocks is None else self.blocks
+
+    @property
     def core_shape(self) -> tuple[int, int]:
         """Shape of the core of one matrix."""
         left = self.rank if self.side in ("left", "both") else self.rows

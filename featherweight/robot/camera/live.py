@@ -11,10 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import IO, NamedTuple
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import IO, TYPE_CHECKING, NamedTuple, TypeAlias
 
 from featherweight.errors import ConfigError, DeviceError
 from featherweight.robot.camera.source import (
@@ -26,7 +23,11 @@ from featherweight.robot.camera.source import (
     list_cameras,
 )
 
-Picture = NDArray[np.uint8]
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+Picture: TypeAlias = "NDArray[np.uint8]"
 OPEN_S, SILENT_S, AGAIN_S = 15.0, 3.0, 1.0
 """Longest time to the first picture, longest silence after it, and pause before a camera is opened again."""
 SETTLED_S, MEASURED_S, TOLERANCE = 0.8, 1.5, 0.2
@@ -111,7 +112,7 @@ class LiveCamera:
             raise
         return self
 
-    def fresh(self) -> Picture | None:
+    def fresh(self) -> "Picture | None":
         """Return the (H, W, 3) newest picture; None if it shows the past, see `trouble`."""
         newest = self.newest
         return None if newest is None or self._clock() - newest.time_s > self._max_age_s else newest.picture
@@ -225,6 +226,8 @@ class LiveCamera:
                 # A pause in which it was gone is none of its periods.
                 if step_s < SILENT_S or not self.period_s:
                     self.period_s += (step_s - self.period_s) * (0.1 if self.period_s else 1.0)
+            import numpy as np  # late: an arm without a camera needs none
+
             picture: Picture = np.frombuffer(data, dtype=np.uint8).reshape(*size, 3)
             self.newest, self._why = Frame(picture, now_s, (before.number if before else 0) + 1), ""
 
