@@ -54,8 +54,8 @@ def test_two_processes_exchange_cores_and_train_as_one_with_the_whole_batch(opti
         # Sums in another order; weights move by 0.1 to 0.3.
         assert float((one["weights"][name] - tensor).abs().max()) < 1e-5 * moved, name
     layouts = [layout for layout in optimizer.layouts.values() if layout.rank is not None]
-    assert one["ranks"] == [list(layout.tensor.ranks) for layout in layouts]
-    plans = [layout.tensor for layout in layouts]
+    assert one["ranks"] == [list(layout.plan.ranks) for layout in layouts]
+    plans = [layout.plan for layout in layouts]
     whole = sum(p.numel() * (2 if p.is_complex() else 1) for p in model.parameters())
     saved = [2 * (math.prod(each.shape) - math.prod(each.core_shape) - each.sparse_numel) for each in plans]
     # Two tensors whose refreshes are staggered: one whole gradient at each refresh, cores otherwise.
