@@ -81,6 +81,7 @@ def test_every_mistake_is_one_sentence(arguments, message, capsys, tmp_path, mon
     assert message in errors and "Traceback" not in errors
 
 
+@pytest.mark.slow  # six seconds of real time
 def test_a_kit_with_two_cameras_is_recorded_and_each_slow_one_is_told(tmp_path, capsys):
     from robot_camera import film
 

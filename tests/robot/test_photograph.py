@@ -31,7 +31,7 @@ def test_a_pose_that_the_guard_refuses_and_a_camera_without_pictures_are_one_sen
             photograph(robot, "desk", [(0, 85, 80, 0, 0, 0)], longest_s=1.5)
         robot._live["desk"].close()
         with pytest.raises(DeviceError, match="camera desk gives no picture"):
-            photograph(robot, "desk", [(0, 0, 0, 0, 0, 0)], longest_s=8)
+            photograph(robot, "desk", [(0, 0, 0, 0, 0, 0)], longest_s=4)
 
 
 class _Mjpeg(BaseHTTPRequestHandler):

@@ -104,6 +104,7 @@ def test_what_a_camera_does_not_give_is_one_sentence(source, options, error, mes
         open_camera(path, **options)
 
 
+@pytest.mark.slow  # six seconds of real time
 def test_a_slow_camera_is_fresh_for_three_of_its_periods(open_camera, tmp_path):
     camera = open_camera(film(tmp_path / "film.ts", "64x48", fps=2, seconds=10), max_age_s=0.1)
     assert wait_for(lambda: camera.newest.number >= 4)
