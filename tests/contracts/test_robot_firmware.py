@@ -328,6 +328,8 @@ def test_the_driver_drives_the_binary_behind_a_terminal_in_real_time(avr, name, 
         with fwr.UMIRobot(config) as robot:
             robot.send_action(dict(zip(fwr.JOINT_KEYS, GOAL, strict=True)))
             wait_for(lambda: robot.reported_deg() == GOAL, 30)
+            there = len(board.pulses)  # what was drawn before may belong to the way
+            wait_for(lambda: len(board.pulses) > there + 60, 30)
             statistics, checked = robot.statistics, robot.link.core.checked
 
     assert statistics.bad_lines == 0 and checked is not None
