@@ -68,13 +68,30 @@ class BEVConfusion:
 
 
 def protocol(
-    classes: str, grid: BEVGridConfig, cameras: int, mode: str, *, lidar_mask: bool, split: str, threshold: float = 0.5
+    classes: str,
+    grid: BEVGridConfig,
+    cameras: int,
+    mode: str,
+    *,
+    lidar_mask: bool,
+    split: str,
+    threshold: float = 0.5,
+    past_mask: bool = False,
 ) -> str:
     """Return the one line that says what a score means; two scores with different lines cannot be compared.
 
+    Args:
+        classes: their short name.
+        grid: of the ground.
+        cameras: kinds of cameras among the frames.
+        mode: of the labels.
+        lidar_mask: whether cells behind the farthest laser point count neither way.
+        split: which drives judge.
+        threshold: of the probabilities.
+        past_mask: whether cells count that past frames alone have seen.
     Example:
         >>> protocol("pon14", BEVGridConfig(), 6, "pon", lidar_mask=True, split="pon")
         'pon14/pon/0.25m/6cam/fov+lidar/thr0.5/pooled/split=pon'
     """
-    mask = "fov+lidar" if lidar_mask else "fov"
+    mask = "fov" + "+lidar" * lidar_mask + "+past" * past_mask
     return f"{classes}/{mode}/{grid.resolution:g}m/{cameras}cam/{mask}/thr{threshold:g}/pooled/split={split}"

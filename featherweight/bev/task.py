@@ -186,10 +186,15 @@ class BEVTask(Task):
         batch = batch_of(present)
         if length:
             batch |= memory_of(present, past, length, grid)
-            if self.config.supervise_memory:
+            if self._past_counts:
                 seen = [seen_with_past(now, earlier, grid) for now, earlier in zip(present, past, strict=True)]
                 batch["seen"] = torch.from_numpy(np.stack(seen))
         return batch
+
+    @property
+    def _past_counts(self) -> bool:
+        """Whether cells that past frames alone have seen teach and are judged."""
+        return self.model_config.memory_length > 0 and self.config.supervise_memory
 
     def _changes(self, random: np.random.Generator | None):  # type: ignore[no-untyped-def]
         """Return a change that the frames of one sample share, drawn once."""
@@ -310,4 +315,5 @@ class BEVTask(Task):
             config.label_mode,
             lidar_mask=config.lidar_mask,
             split=self.split,
+            past_mask=self._past_counts,
         )

@@ -19,6 +19,17 @@ def test_the_split_parts_the_drives(task):
     assert task.protocol() == "pon14/exact/0.5m/1cam/fov+lidar/thr0.5/pooled/split=pon"
 
 
+def test_a_memory_is_judged_on_more_cells_and_its_line_says_so(world, cache):
+    # Mutation: two masks under one line, so that scores of other cells are compared.
+    model = {"memory_length": 2}
+    judged, plain = (
+        BEVTask(BEVConfig(data=str(world), model=model, supervise_memory=is_said), seed=0) for is_said in (True, False)
+    )
+    assert "/fov+lidar+past/" in judged.protocol() and "/fov+lidar/" in plain.protocol()
+    wide, narrow = (sum(int(b["seen"].sum()) for b, _ in one.held_out_share(4)) for one in (judged, plain))
+    assert wide > narrow
+
+
 def test_augmentation_follows_from_the_seed_and_the_place(task):
     one, same = (task.batches("train", micro_batch_size=2, seed=5) for _ in range(2))
     first = [next(one) for _ in range(3)]
