@@ -19,9 +19,9 @@ from typing import Any
 from measurement import RESULTS, write_rows
 
 from featherweight.planner import Target
-from featherweight.planner.candidates import FAMILIES, Family, recipe_of
+from featherweight.planner.candidates import family_called
 from featherweight.planner.host import host_need
-from featherweight.planner.layered import CHUNKS
+from featherweight.planner.layered import layered_recipe
 from featherweight.planner.need import expandable_need_of, smallest_need_of
 from featherweight.planner.plan import base_recipe
 from featherweight.training.estimate import estimate_memory
@@ -70,19 +70,11 @@ RECIPES = (
 )
 
 
-def family_of(name: str) -> Family:
-    """Return a family of the planner, with layer-wise updates."""
-    family = next(one for one in FAMILIES if one.name == name)
-    return Family(**{**vars(family), "optimizer": {**family.optimizer, "layerwise": True}})
-
-
 def run(shape: str, name: str) -> dict[str, Any]:
     """Simulate one recipe with one model."""
     stretched = [f"task.max_positions={TOKENS}"] if shape.startswith("llama") else []
     base = base_recipe(SHAPES[shape], None, 1024).override([*stretched, f"task.seq_len={TOKENS}"])
-    recipe = recipe_of(base, family_of(name), CHUNKS, is_pretrained=True)
-    recipe = recipe.override(["schedule.order=layer", "schedule.chunk_tokens=8192"])
-    recipe = recipe.override(["schedule.inputs=host", "schedule.weights=host", "schedule.states=host"])
+    recipe = layered_recipe(base, family_called(name), "both")
     target = Target.of(device="h200")
     estimate = estimate_memory(None, recipe, device=target.device)
     need, host = smallest_need_of(estimate, target), host_need(recipe)

@@ -1,7 +1,5 @@
 """`answer`: a plan together with the questions about it, as `fw plan --solve --why` asks them."""
 
-import time
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -9,20 +7,12 @@ import torch
 
 from featherweight.errors import ConfigError
 from featherweight.planner.advice import Why, explain
-from featherweight.planner.host import HostNeed, host_limit, host_need, require_host
-from featherweight.planner.layered import layered_rows
-from featherweight.planner.need import expandable_need_of, need_of
-from featherweight.planner.plan import Plan, base_recipe, plan
-from featherweight.planner.row import PlanRow
+from featherweight.planner.host import HostNeed
+from featherweight.planner.layered import as_it_stands, plan_by_layers
+from featherweight.planner.plan import Plan, plan
 from featherweight.planner.solve import Solution, check_unknown, solve
 from featherweight.planner.target import Target
-from featherweight.planner.time_model import seconds_of
-from featherweight.report import format_bytes
-from featherweight.training.estimate import estimate_memory
-from featherweight.training.recipe import Recipe, RecipeSource, load_recipe
-
-_MUCH = 1.1
-"""Segments over tensors from which on a plan says what other settings of the allocator would save."""
+from featherweight.training.recipe import RecipeSource, load_recipe
 
 
 @dataclass(frozen=True)
@@ -91,21 +81,21 @@ def answer(
     """
     if unknown is not None:
         check_unknown(unknown)
-    if host_memory is not None:
-        base = _base_by_layers(model, recipe, host_memory, options)
-        if model is None:
-            return _answer_by_layers(base, budget, device, unknown, host_memory)
-        return _plan_by_layers(base, budget, device, unknown, host_memory, options)
-    found = plan(model, budget, recipe=recipe, device=device, **options)
     tell = options.get("on_progress") or (lambda _: None)
     asked = load_recipe(recipe) if recipe is not None and model is None else None
+    if host_memory is None:
+        found = plan(model, budget, recipe=recipe, device=device, **options)
+    elif model is None:
+        found = as_it_stands(asked, Target.of(budget, device), host_memory)
+    else:
+        found = plan_by_layers(model, budget, host_memory, recipe=recipe, device=device, **options)
     row = found.rows[0] if found.rows else found.nearest
     about = asked or (None if row is None else row.recipe)
     solution = unsolvable = reasons = None
     if unknown is not None and about is not None:
         tell(f"what {unknown} fits")
         try:
-            solution = solve(unknown, None, about, budget, device=device)  # type: ignore[arg-type]
+            solution = solve(unknown, None, about, budget, device=device, host_memory=host_memory)  # type: ignore[arg-type]
         except ConfigError as reason:
             if found.rows:
                 raise
@@ -113,101 +103,4 @@ def answer(
     if why and about is not None:
         tell("single changes")
         reasons = found.why() if asked is None else explain(asked, found.target, name="the recipe as it stands")
-    return Answers(found, solution, unsolvable, reasons)
-
-
-def _base_by_layers(
-    model: Any, recipe: RecipeSource | None, host_memory: str | int, options: Mapping[str, Any]
-) -> Recipe:
-    """Return the recipe that a second budget asks about, or what the candidates for a model share.
-
-    Raises:
-        ConfigError: for a recipe alone whose steps do not go layer by layer.
-    """
-    if model is not None:
-        return base_recipe(model, recipe, options.get("seq_len"), options.get("tokens_per_step"))
-    asked = None if recipe is None else load_recipe(recipe)
-    if asked is None or asked.schedule.order != "layer":
-        found = "no recipe" if asked is None else f"schedule.order={asked.schedule.order}"
-        raise ConfigError(
-            f"plan: host-memory={host_memory} with {found}; expected a model, or a recipe whose steps go layer by "
-            "layer, as only these keep anything on the host. Set schedule.order=layer, inputs=host and weights=host "
-            "in it, or name a model."
-        )
-    return asked
-
-
-def _plan_by_layers(
-    base: Recipe,
-    budget: str | int | None,
-    device: str | torch.device | None,
-    unknown: str | None,
-    host_memory: str | int,
-    options: Mapping[str, Any],
-) -> Answers:
-    """Search for recipes whose steps go layer by layer, and solve for a setting of the best one, under both budgets."""
-    started, limit = time.monotonic(), host_limit(host_memory)
-    target = Target.of(budget, device, calibration=options.get("calibration"))
-    tell = options.get("on_progress") or (lambda _: None)
-    exclude, most = options.get("exclude", ()), options.get("limit")
-    rows, refused, nearest = layered_rows(base, target, limit, exclude=exclude, limit=most, tell=tell)
-    solution = unsolvable = None
-    if unknown is not None and rows:
-        tell(f"what {unknown} fits")
-        recipe = rows[0].recipe
-        solution = solve(unknown, None, recipe, budget, device=device, host_memory=host_memory)  # type: ignore[arg-type]
-    elif unknown is not None:
-        unsolvable = f"{unknown}: no recipe fits {format_bytes(target.budget_bytes)} and the host."
-    shown = rows[0] if rows else nearest
-    lines = [] if shown is None else _host_lines(shown, target)
-    found = Plan(target, rows, refused, lines, time.monotonic() - started, nearest)
-    return Answers(found, solution, unsolvable, host=None if shown is None else shown.host)
-
-
-def _answer_by_layers(
-    recipe: Recipe,
-    budget: str | int | None,
-    device: str | torch.device | None,
-    unknown: str | None,
-    host_memory: str | int | None,
-) -> Answers:
-    """Judge a recipe as it stands by two budgets, or solve for its longest row, rank or batch under both."""
-    started, target = time.monotonic(), Target.of(budget, device)
-    solution = None
-    if unknown is not None:
-        solution = solve(unknown, None, recipe, budget, device=device, host_memory=host_memory)  # type: ignore[arg-type]
-        recipe = solution.recipe
-    host = require_host(recipe, host_memory) or host_need(recipe)
-    estimate = estimate_memory(None, recipe, device=target.device)
-    speed = estimate.tokens_per_step / seconds_of(estimate.cost, target)
-    need = need_of(estimate, target)
-    row = PlanRow("the recipe as it stands", "layer by layer", (), recipe, estimate, need, speed, host)
-    fits = need.fits(target)
-    refused = (
-        {} if fits else {row.family: f"needs {need.total_bytes / 2**30:.2f} GiB of {target.usable_bytes / 2**30:.2f}"}
-    )
-    seconds = time.monotonic() - started
-    found = Plan(target, [row] if fits else [], refused, _host_lines(row, target), seconds, None if fits else row)
-    return Answers(found, solution, host=host)
-
-
-def _host_lines(row: PlanRow, target: Target) -> list[str]:
-    """Say what a step keeps on the host and moves over the link."""
-    host = row.host
-    assert host is not None
-    link, seconds = host.link_seconds(target), row.estimate.tokens_per_step / row.tokens_per_s
-    return [
-        *_growing_line(row, target),
-        f"host: {host.total_bytes / 2**30:.2f} GiB, of it layer inputs {host.inputs_bytes / 2**30:.2f}, weights "
-        f"{host.weights_bytes / 2**30:.2f} and states {host.states_bytes / 2**30:.2f}",
-        f"over the link in a step: {host.read_bytes / 2**30:.2f} GiB in, {host.written_bytes / 2**30:.2f} GiB out"
-        + ("" if link is None else f", {link:.2f} s of a step of {seconds:.2f} s"),
-    ]
-
-
-def _growing_line(row: PlanRow, target: Target) -> list[str]:
-    """Say what segments that grow would save, where the allocator's usual ones hold much that nobody uses."""
-    if target.calibration is None or row.need.reserved_bytes < _MUCH * row.need.allocated_bytes:
-        return []
-    growing = expandable_need_of(row.estimate, target).total_bytes
-    return [f"with PYTORCH_ALLOC_CONF=expandable_segments:True {row.family} needs {format_bytes(growing)}"]
+    return Answers(found, solution, unsolvable, reasons, None if row is None else row.host)

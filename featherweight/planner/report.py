@@ -22,9 +22,11 @@ def add_rows(report: Report, rows: Sequence[PlanRow], budget_bytes: int) -> None
                 round(row.need.total_bytes / _GIB, 2),
                 row.need.total_bytes / budget_bytes,
                 round(row.tokens_per_s),
+                *([] if row.host is None else [round(row.host.total_bytes / _GIB, 2)]),
             ]
         )
     columns = ["recipe", "activations", "gives up", "needs (GiB)", "share of the budget", "tokens/s (estimate)"]
+    columns += ["of the host (GiB)"] * any(row.host is not None for row in rows)
     report.add_table("Recipes that fit, the most faithful first", columns, table)
     report.add_bars(
         "Memory at the peak",
