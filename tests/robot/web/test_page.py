@@ -185,16 +185,20 @@ def test_on_a_line_that_is_too_slow_the_page_says_so_and_nothing_moves(page_serv
     assert "arrives too late (over 250 ms)" in page.inner_text("#mode") and robot.reported_deg() == (0.0,) * 6
 
 
+def stop_on_the_way(page, robot):
+    """Move a joint, and press Escape while the slider is held."""
+    ready(page)
+    hold_slider(page, "shoulder_pan", 0.9)
+    wait_for(lambda: robot.reported_deg()[0] > 3)
+    page.keyboard.press("Escape")
+    page.wait_for_selector("#mode[data-mode=ESTOP]")
+
+
 @pytest.mark.slow
 def test_stop_and_escape_stop_and_the_reset_leads_back_to_a_held_arm(page_server, open_page):
     server, robot = page_server()
     page = open_page(server)
-    ready(page)
-    hold_slider(page, "shoulder_pan", 0.9)
-    wait_for(lambda: robot.reported_deg()[0] > 3)
-
-    page.keyboard.press("Escape")
-    page.wait_for_selector("#mode[data-mode=ESTOP]")
+    stop_on_the_way(page, robot)
     page.mouse.up()
     at_stop = robot.reported_deg()[0]
     hold_slider(page, "shoulder_pan", 0.1)
@@ -212,11 +216,7 @@ def test_stop_and_escape_stop_and_the_reset_leads_back_to_a_held_arm(page_server
 def test_a_stop_outlives_the_tab_that_gave_it_and_the_next_tab_can_clear_it(page_server, open_page):
     server, robot = page_server()
     page = open_page(server)
-    ready(page)
-    hold_slider(page, "shoulder_pan", 0.9)
-    wait_for(lambda: robot.reported_deg()[0] > 3)
-    page.keyboard.press("Escape")
-    page.wait_for_selector("#mode[data-mode=ESTOP]")
+    stop_on_the_way(page, robot)
     page.context.close()
 
     other = open_page(server)
