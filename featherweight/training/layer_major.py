@@ -10,7 +10,7 @@ Shapes: S tokens of a row, C of a chunk, D hidden, L layers.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -25,19 +25,12 @@ from featherweight.simulated import simulated_device
 from featherweight.training.layer_rows import IGNORED, NO_LABELS, Row, label_count, rows_of
 from featherweight.training.layer_states import LayerStates
 from featherweight.training.layer_weights import LayerWeights
+from featherweight.training.noise import Noise
 from featherweight.training.separate_layers import SeparateLayers
+from featherweight.training.step_progress import StepProgress, require_chunk_tokens
 from featherweight.unwrap import is_distributed
 
 Place = Literal["device", "host"]
-
-
-class StepProgress(NamedTuple):
-    """How far a step has come."""
-
-    share: float
-    """Of the step's arithmetic without attention, in (0, 1]."""
-    words: str
-    """What was done last: "backward, layer 3 of 30, chunk 2 of 16"."""
 
 
 class LayerMajor:
@@ -93,11 +86,7 @@ class LayerMajor:
         slots: int = 2,
         progress: Callable[[StepProgress], None] | None = None,
     ) -> None:
-        if not isinstance(chunk_tokens, int) or isinstance(chunk_tokens, bool) or chunk_tokens < 1:
-            raise ConfigError(
-                f"LayerMajor: chunk_tokens={chunk_tokens!r} is not allowed; expected a whole number >= 1. Take 8192 if "
-                "in doubt."
-            )
+        require_chunk_tokens("LayerMajor", chunk_tokens)
         for name, value in (("inputs", inputs), ("weights", weights), ("states", states)):
             if value not in ("device", "host"):
                 raise ConfigError(f"LayerMajor: {name}={value!r} is unknown; expected device or host. Change {name}.")
@@ -204,7 +193,7 @@ class _Step:
         self.device, self.handle = owner.device, owner.handle
         self.on_host, self.progress = owner.inputs == "host", owner.progress
         self.rows, self.items, self.tell, self.judge = rows, items, tell, judge
-        self.noise = _Noise(self.separate.model)
+        self.noise = Noise(self.separate.model)
         self.tied = self.separate.tied()
         chunks = sum(len(row.bounds) for row in rows)
         self.work, self.done = chunks * (4 * len(self.separate.layers) + 1), 0
@@ -342,38 +331,6 @@ class _Step:
                     gradient[:, first:behind] = self._taken(part)
                 self.tell(Part(is_first=number == 0, is_last=number + 1 == len(self.rows), begun=self.tied))
                 hidden.backward(gradient)
-
-
-class _Noise:
-    """States of the random numbers, so that a repeated computation draws the dropout of the first one."""
-
-    def __init__(self, model: Any) -> None:
-        options: dict[str, Any] = model.config.to_dict()
-        drops = any("drop" in name and isinstance(p, float) and p > 0 for name, p in options.items())
-        drops = drops or any(isinstance(m, nn.Dropout) and m.p > 0 for m in model.modules())
-        self._is_needed = model.training and drops
-        self._device = next(model.parameters()).device
-        self._states: dict[Any, tuple[Tensor, Tensor | None]] = {}
-
-    def note(self, key: Any) -> None:
-        """Note the state before a computation."""
-        if self._is_needed:
-            cuda = torch.cuda.get_rng_state(self._device) if self._device.type == "cuda" else None
-            self._states[key] = (torch.get_rng_state(), cuda)
-
-    @contextmanager
-    def again(self, key: Any) -> Iterator[None]:
-        """Draw what was drawn from that state on, and leave the generators as they are."""
-        if not self._is_needed:
-            yield
-            return
-        devices = [self._device] if self._device.type == "cuda" else []
-        with torch.random.fork_rng(devices):
-            state, cuda = self._states.pop(key)
-            torch.set_rng_state(state)
-            if cuda is not None:
-                torch.cuda.set_rng_state(cuda, self._device)
-            yield
 
 
 def _ignore(part: Part) -> None:

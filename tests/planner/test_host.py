@@ -58,14 +58,23 @@ def test_bytes_of_many_layers_follow_from_few():
     assert many.read_bytes - few.read_bytes == 4 * (2 * layer + (3 * 64 * 4 * 1024 + 64 * 4 * 768))
 
 
-def test_the_simulated_peak_of_a_step_layer_by_layer_is_the_tracked_one():
+@pytest.mark.parametrize("order", ["layer", "chunk"])
+def test_the_simulated_peak_of_a_step_in_chunks_is_the_tracked_one(order):
     # On a CPU, where the tracker can see it; to the byte.
-    one = recipe(inputs="device", weights="device")
+    one = recipe(order=order, inputs="device", weights="device")
     loop = Loop(one)
     with StorageTracker(loop.model, loop.optimizer) as tracker:
         loop.step()
         loop.step()
     assert estimate_memory(None, one, device="cpu").peak_bytes == tracker.peak_bytes
+
+
+def test_a_step_chunk_by_chunk_of_many_layers_follows_from_few_and_its_sums_are_counted():
+    # Mutation: a formula of gradients that knows those of one parameter alone.
+    deep = recipe(512, layers=5, order="chunk", inputs="device", weights="device")
+    found, whole = (estimate_memory(None, deep, device="cpu", whole=whole) for whole in (False, True))
+    assert found.peak_bytes == whole.peak_bytes
+    assert found.predicted["gradients"] > 0.9 * found.predicted["weights"]
 
 
 @pytest.mark.slow  # 15 s of the processor: two searches of the longest row

@@ -45,6 +45,8 @@ class Part(NamedTuple):
     """Parameters to which an earlier part has brought something all the same, as to a tied embedding."""
     unfinished: frozenset[Tensor] = frozenset()
     """Parameters to which a later part brings something all the same."""
+    is_mixed: bool = False
+    """Whether parts of other parameters come in between, so that the sums of all live at once."""
 
 
 class Window:
@@ -232,7 +234,8 @@ class Window:
         how = Summing(is_only, self.estimates_norm, not self.is_alone, brings_cores, common)
         step, member = self.step_of(parameter), self.member(parameter)
         total: StepSum
-        if self.part is not None and self.is_alone and isinstance(grad, Tensor) and _refresh_is_due(step, member):
+        comes_alone = self.part is not None and not self.part.is_mixed and self.is_alone
+        if comes_alone and isinstance(grad, Tensor) and _refresh_is_due(step, member):
             # All parts of a parameter come one after the other, so that its whole sum is there alone: an exact basis.
             # Between processes whole sums do not travel.
             total = FullSum(step, member)
