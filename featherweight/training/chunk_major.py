@@ -109,8 +109,8 @@ class _Step:
     ) -> None:
         self.separate, self.progress = owner.separate, owner.progress
         self.rows, self.items, self.tell, self.judge = rows, items, tell, judge
-        self.noise, self.tied = Noise(self.separate.model), self.separate.tied()
         device = next(self.separate.model.parameters()).device
+        self.noise, self.tied = Noise(self.separate.model, device), self.separate.tied()
         self.total = torch.zeros((), dtype=torch.float32, device=device)
         self.chunks, self.passed = sum(len(row.bounds) for row in rows), 0
         self.work, self.done = sum(5 * len(row.bounds) - 1 for row in rows), 0

@@ -48,8 +48,9 @@ class LayerMajor:
         inputs: where the inputs of the layers wait: "device", or "host".
         weights: where the weights of the layers wait: "device", or "host", from where each comes into one of few slots
             for its turn and goes back when it has changed; needs a handle. Between steps they are ordinary tensors.
-        states: where the optimizer states of the layers wait: "device", or "host", from where they come for the updates
-            of their layer; needs a handle.
+            Embedding and head wait there, too, while others have their turn.
+        states: where the optimizer states of layers, embedding and head wait: "device", or "host", from where they come
+            for the updates of their weights; needs a handle.
         slots: layers that are on the device at a time.
         progress: told now and then how far a step has come; after each chunk of each layer.
     Raises:
@@ -114,7 +115,7 @@ class LayerMajor:
         """The weights that wait on the host, and what was copied; None with ``weights="device"``."""
         if weights == "host":
             self.layer_weights = LayerWeights(self.separate, handle, slots)
-        self.layer_states = LayerStates(self.separate.layers, handle, self.device, on_host=states == "host")
+        self.layer_states = LayerStates(self.separate, handle, self.device, on_host=states == "host")
         """The optimizer states that wait on the host, and what was copied."""
 
     def step(
@@ -193,7 +194,7 @@ class _Step:
         self.device, self.handle = owner.device, owner.handle
         self.on_host, self.progress = owner.inputs == "host", owner.progress
         self.rows, self.items, self.tell, self.judge = rows, items, tell, judge
-        self.noise = Noise(self.separate.model)
+        self.noise = Noise(self.separate.model, self.device)
         self.tied = self.separate.tied()
         chunks = sum(len(row.bounds) for row in rows)
         self.work, self.done = chunks * (4 * len(self.separate.layers) + 1), 0
@@ -201,13 +202,17 @@ class _Step:
     def run(self) -> Tensor:
         """Go forward and backward; return the mean loss."""
         self._forward()
-        loss = self._head()
-        self._exchange()
+        with self.weights.vocabulary.bound_head() if self.weights is not None else nullcontext():
+            with self.states.bound(self.states.head):
+                loss = self._head()
+                self._exchange()
         for index in reversed(range(len(self.separate.layers))):
             with self._bound(index, index - 1, changes=True), self.states.bound(index):
                 self._layer_backward(index)
                 self._exchange()
-        self._embedding_backward()
+        with self.states.bound(self.states.embedding):
+            self._embedding_backward()
+            self._exchange()
         return loss
 
     def _exchange(self) -> None:
@@ -246,6 +251,8 @@ class _Step:
             self.noise.note(("embedding", number))
             hidden, row.arguments = self.separate.inputs(row.tokens)
             row.boundaries.append([self._kept(hidden[:, first:behind].clone()) for first, behind in row.bounds])
+        if self.weights is not None:
+            self.weights.vocabulary.between()
         for index in range(len(self.separate.layers)):
             with self._bound(index, index + 1):
                 for number, row in enumerate(self.rows):
@@ -280,7 +287,8 @@ class _Step:
                 continue
             targets = row.targets[:, slice(*row.bounds[chunk])]
             with torch.enable_grad():
-                loss = self.separate.loss(hidden, row.cut(row.tokens, chunk), targets, self.items)
+                own = row.cut(row.tokens, chunk)
+                loss = self.separate.loss(hidden, own, targets, self.items, embeds=self.weights is None)
                 total += loss.detach().float()
                 if number == last:
                     self._share(total)
@@ -321,6 +329,10 @@ class _Step:
                 self._advance(3, "backward", index, chunk, len(row.bounds))
 
     def _embedding_backward(self) -> None:
+        if self.weights is not None:
+            if not self.weights.vocabulary.trains_outside:
+                return
+            self.weights.vocabulary.bind_embedding()
         for number, row in enumerate(self.rows):
             with torch.enable_grad(), self.noise.again(("embedding", number)):
                 hidden, _ = self.separate.inputs(row.tokens)

@@ -13,6 +13,7 @@ class Noise:
 
     Args:
         model: nothing is noted for one that draws none: in evaluation, or without dropout.
+        device: whose generator it draws from, beside that of the CPU.
 
     Example:
         >>> layer = nn.Dropout(0.5)
@@ -24,14 +25,13 @@ class Noise:
         True
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, device: torch.device | None = None) -> None:
         options: dict[str, Any] = model.config.to_dict() if hasattr(model, "config") else {}
         drops = any("drop" in name and isinstance(p, float) and p > 0 for name, p in options.items())
         drops = drops or any(isinstance(m, nn.Dropout) and m.p > 0 for m in model.modules())
         self.is_needed = model.training and drops
         """Whether the model draws anything."""
-        first = next(model.parameters(), None)
-        self._device = torch.device("cpu") if first is None else first.device
+        self._device = torch.device("cpu") if device is None else device
         self._states: dict[Any, tuple[Tensor, Tensor | None]] = {}
 
     def note(self, key: Any) -> None:

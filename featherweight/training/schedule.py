@@ -33,9 +33,10 @@ class Schedule(Config):
     inputs: Literal["device", "host"] = "device"
     """Where the inputs of the layers wait under order: layer."""
     weights: Literal["device", "host"] = "device"
-    """Where the weights of the layers wait under order: layer; on the host they need layerwise updates."""
+    """Where the weights wait under order: layer; on the host (all but final norm and positions) they need layerwise
+    updates."""
     states: Literal["device", "host"] = "device"
-    """Where the optimizer states of the layers wait under order: layer; on the host they need layerwise updates."""
+    """Where their optimizer states wait under order: layer; on the host they need layerwise updates."""
 
     @model_validator(mode="before")
     @classmethod

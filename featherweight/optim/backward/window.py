@@ -7,7 +7,7 @@ the gradients, their norms and clipping, and the count of backward passes.
 import math
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
 
 import torch
@@ -435,7 +435,10 @@ def _core_bytes(step: Step, estimates_norm: bool) -> int | None:
 @contextmanager
 def undisturbed(parameter: Tensor) -> Iterator[None]:
     """Compute as outside of the backward pass: without graph, and in full precision where it runs in autocast."""
-    with torch.no_grad(), torch.autocast(parameter.device.type, enabled=False):
+    kinds = {parameter.device.type, *(("cuda",) if torch.cuda.is_available() else ())}  # its weight may wait elsewhere
+    with torch.no_grad(), ExitStack() as stack:
+        for kind in kinds:
+            stack.enter_context(torch.autocast(kind, enabled=False))
         yield
 
 
