@@ -49,9 +49,12 @@ class HostTensors:
             tensor.data = placed.copy_(waiting, non_blocking=True)
             self.read_bytes += tensor.nbytes
 
-    def leave(self, tensors: Iterable[Tensor]) -> None:
+    def leave(self, tensors: Iterable[Tensor], changed: bool = True) -> None:
         """Have tensors wait on the host.
 
+        Args:
+            tensors: those that wait there already stay.
+            changed: False for what has been there before and is as it was: it is not copied again.
         Raises:
             DeviceError: if the system refuses pinned memory.
         """
@@ -59,12 +62,19 @@ class HostTensors:
             if tensor in self._away:
                 continue
             used = tensor.detach()
-            waiting = self._memory(tensor).copy_(used, non_blocking=True)
+            is_there = not changed and tensor in self._host
+            waiting = self._memory(tensor)
+            if not is_there:
+                waiting.copy_(used, non_blocking=True)
+                self.written_bytes += waiting.nbytes
             tensor.data = _shape_alone(used) if waiting.device.type == "meta" else waiting
             self._away[tensor] = True
-            self.written_bytes += waiting.nbytes
             if self.poison:
                 used.view(-1).view(torch.uint8).fill_(255)
+
+    def holds(self, tensor: Tensor) -> bool:
+        """Whether a tensor waits on the host now."""
+        return tensor in self._away
 
     def settle(self) -> None:
         """Wait until the host holds everything that has left."""

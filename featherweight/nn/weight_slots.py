@@ -151,7 +151,7 @@ class WeightSlots:
                 f"HostWeights: slots={count!r} is not allowed; expected a whole number >= 1. Take 2, so that one layer "
                 "is copied while another one computes."
             )
-        tensors = [_tensors_of(layer) for layer in layers]
+        tensors = [tensors_of(layer) for layer in layers]
         _require_plain(tensors)
         every = [one for each in tensors for one in each]
         self.device = every[0].device
@@ -160,9 +160,7 @@ class WeightSlots:
         way_out = "Use int8 weights (fw.Int8()) or a smaller model, or leave the weights on the device."
         if on_gpu:  # elsewhere they are in this memory already
             require_host_bytes("HostWeights", f"weights of {len(layers)} layers", needed, way_out)
-        self.units = [
-            _Unit(each, _trained_of(layer, each), on_gpu) for each, layer in zip(tensors, layers, strict=True)
-        ]
+        self.units = [_Unit(each, trained_of(layer, each), on_gpu) for each, layer in zip(tensors, layers, strict=True)]
         self.count, self.read_bytes, self.written_bytes = count, 0, 0
         self._slots: list[_Slot] = []
         self._clock = 0
@@ -317,13 +315,13 @@ class WeightSlots:
             yield
 
 
-def _tensors_of(layer: nn.Module) -> list[Tensor]:
+def tensors_of(layer: nn.Module) -> list[Tensor]:
     """Return all parameters and buffers with values of their own, each once."""
     found = [*layer.parameters(), *layer.buffers()]
     return [one for one in dict.fromkeys(found) if one.untyped_storage().nbytes() >= one.nbytes > 0]
 
 
-def _trained_of(layer: nn.Module, tensors: Sequence[Tensor]) -> list[Tensor]:
+def trained_of(layer: nn.Module, tensors: Sequence[Tensor]) -> list[Tensor]:
     """Return those that an optimizer step changes: trained parameters, and the codes behind trained handles."""
     found = {id(p) for p in layer.parameters() if p.requires_grad}
     for parameter in layer.parameters():

@@ -27,9 +27,9 @@ class HostNeed:
     inputs_bytes: int
     """Inputs of the layers, and the gradient of one boundary in their place."""
     weights_bytes: int
-    """Weights of the layers."""
+    """Weights of the layers, embedding and head."""
     states_bytes: int
-    """Optimizer states of the layers."""
+    """Optimizer states of the layers, embedding and head."""
     read_bytes: int
     """Copied to the device in a step."""
     written_bytes: int
@@ -77,9 +77,8 @@ def _count(loop: Loop) -> dict[str, int]:
         found["read"] = (3 * layers + 2) * boundary + layers * boundary * last // length
         found["written"] = 2 * (layers + 1) * boundary
     if stream.layer_weights is not None:
-        slots = stream.layer_weights.slots
-        read, written = slots.traffic_bytes()
-        found["weights"] = slots.host_bytes
+        read, written = stream.layer_weights.traffic_bytes()
+        found["weights"] = stream.layer_weights.host_bytes
         found["read"] += read
         found["written"] += written
     found["states"] = stream.layer_states.host_bytes

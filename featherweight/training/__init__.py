@@ -10,6 +10,7 @@ from typing import Any
 
 _LAZY = {
     "Callback": "featherweight.training.events",
+    "ChunkMajor": "featherweight.training.chunk_major",
     "Event": "featherweight.training.events",
     "LayerMajor": "featherweight.training.layer_major",
     "MethodCallback": "featherweight.training.huggingface",

@@ -10,7 +10,7 @@ Shapes: S tokens of a row, C of a chunk, D hidden, L layers.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -25,19 +25,12 @@ from featherweight.simulated import simulated_device
 from featherweight.training.layer_rows import IGNORED, NO_LABELS, Row, label_count, rows_of
 from featherweight.training.layer_states import LayerStates
 from featherweight.training.layer_weights import LayerWeights
+from featherweight.training.noise import Noise
 from featherweight.training.separate_layers import SeparateLayers
+from featherweight.training.step_progress import StepProgress, require_chunk_tokens
 from featherweight.unwrap import is_distributed
 
 Place = Literal["device", "host"]
-
-
-class StepProgress(NamedTuple):
-    """How far a step has come."""
-
-    share: float
-    """Of the step's arithmetic without attention, in (0, 1]."""
-    words: str
-    """What was done last: "backward, layer 3 of 30, chunk 2 of 16"."""
 
 
 class LayerMajor:
@@ -55,8 +48,9 @@ class LayerMajor:
         inputs: where the inputs of the layers wait: "device", or "host".
         weights: where the weights of the layers wait: "device", or "host", from where each comes into one of few slots
             for its turn and goes back when it has changed; needs a handle. Between steps they are ordinary tensors.
-        states: where the optimizer states of the layers wait: "device", or "host", from where they come for the updates
-            of their layer; needs a handle.
+            Embedding and head wait there, too, while others have their turn.
+        states: where the optimizer states of layers, embedding and head wait: "device", or "host", from where they come
+            for the updates of their weights; needs a handle.
         slots: layers that are on the device at a time.
         progress: told now and then how far a step has come; after each chunk of each layer.
     Raises:
@@ -93,11 +87,7 @@ class LayerMajor:
         slots: int = 2,
         progress: Callable[[StepProgress], None] | None = None,
     ) -> None:
-        if not isinstance(chunk_tokens, int) or isinstance(chunk_tokens, bool) or chunk_tokens < 1:
-            raise ConfigError(
-                f"LayerMajor: chunk_tokens={chunk_tokens!r} is not allowed; expected a whole number >= 1. Take 8192 if "
-                "in doubt."
-            )
+        require_chunk_tokens("LayerMajor", chunk_tokens)
         for name, value in (("inputs", inputs), ("weights", weights), ("states", states)):
             if value not in ("device", "host"):
                 raise ConfigError(f"LayerMajor: {name}={value!r} is unknown; expected device or host. Change {name}.")
@@ -125,7 +115,7 @@ class LayerMajor:
         """The weights that wait on the host, and what was copied; None with ``weights="device"``."""
         if weights == "host":
             self.layer_weights = LayerWeights(self.separate, handle, slots)
-        self.layer_states = LayerStates(self.separate.layers, handle, self.device, on_host=states == "host")
+        self.layer_states = LayerStates(self.separate, handle, self.device, on_host=states == "host")
         """The optimizer states that wait on the host, and what was copied."""
 
     def step(
@@ -204,7 +194,7 @@ class _Step:
         self.device, self.handle = owner.device, owner.handle
         self.on_host, self.progress = owner.inputs == "host", owner.progress
         self.rows, self.items, self.tell, self.judge = rows, items, tell, judge
-        self.noise = _Noise(self.separate.model)
+        self.noise = Noise(self.separate.model, self.device)
         self.tied = self.separate.tied()
         chunks = sum(len(row.bounds) for row in rows)
         self.work, self.done = chunks * (4 * len(self.separate.layers) + 1), 0
@@ -212,13 +202,17 @@ class _Step:
     def run(self) -> Tensor:
         """Go forward and backward; return the mean loss."""
         self._forward()
-        loss = self._head()
-        self._exchange()
+        with self.weights.vocabulary.bound_head() if self.weights is not None else nullcontext():
+            with self.states.bound(self.states.head):
+                loss = self._head()
+                self._exchange()
         for index in reversed(range(len(self.separate.layers))):
             with self._bound(index, index - 1, changes=True), self.states.bound(index):
                 self._layer_backward(index)
                 self._exchange()
-        self._embedding_backward()
+        with self.states.bound(self.states.embedding):
+            self._embedding_backward()
+            self._exchange()
         return loss
 
     def _exchange(self) -> None:
@@ -257,6 +251,8 @@ class _Step:
             self.noise.note(("embedding", number))
             hidden, row.arguments = self.separate.inputs(row.tokens)
             row.boundaries.append([self._kept(hidden[:, first:behind].clone()) for first, behind in row.bounds])
+        if self.weights is not None:
+            self.weights.vocabulary.between()
         for index in range(len(self.separate.layers)):
             with self._bound(index, index + 1):
                 for number, row in enumerate(self.rows):
@@ -291,7 +287,8 @@ class _Step:
                 continue
             targets = row.targets[:, slice(*row.bounds[chunk])]
             with torch.enable_grad():
-                loss = self.separate.loss(hidden, row.cut(row.tokens, chunk), targets, self.items)
+                own = row.cut(row.tokens, chunk)
+                loss = self.separate.loss(hidden, own, targets, self.items, embeds=self.weights is None)
                 total += loss.detach().float()
                 if number == last:
                     self._share(total)
@@ -332,6 +329,10 @@ class _Step:
                 self._advance(3, "backward", index, chunk, len(row.bounds))
 
     def _embedding_backward(self) -> None:
+        if self.weights is not None:
+            if not self.weights.vocabulary.trains_outside:
+                return
+            self.weights.vocabulary.bind_embedding()
         for number, row in enumerate(self.rows):
             with torch.enable_grad(), self.noise.again(("embedding", number)):
                 hidden, _ = self.separate.inputs(row.tokens)
@@ -342,38 +343,6 @@ class _Step:
                     gradient[:, first:behind] = self._taken(part)
                 self.tell(Part(is_first=number == 0, is_last=number + 1 == len(self.rows), begun=self.tied))
                 hidden.backward(gradient)
-
-
-class _Noise:
-    """States of the random numbers, so that a repeated computation draws the dropout of the first one."""
-
-    def __init__(self, model: Any) -> None:
-        options: dict[str, Any] = model.config.to_dict()
-        drops = any("drop" in name and isinstance(p, float) and p > 0 for name, p in options.items())
-        drops = drops or any(isinstance(m, nn.Dropout) and m.p > 0 for m in model.modules())
-        self._is_needed = model.training and drops
-        self._device = next(model.parameters()).device
-        self._states: dict[Any, tuple[Tensor, Tensor | None]] = {}
-
-    def note(self, key: Any) -> None:
-        """Note the state before a computation."""
-        if self._is_needed:
-            cuda = torch.cuda.get_rng_state(self._device) if self._device.type == "cuda" else None
-            self._states[key] = (torch.get_rng_state(), cuda)
-
-    @contextmanager
-    def again(self, key: Any) -> Iterator[None]:
-        """Draw what was drawn from that state on, and leave the generators as they are."""
-        if not self._is_needed:
-            yield
-            return
-        devices = [self._device] if self._device.type == "cuda" else []
-        with torch.random.fork_rng(devices):
-            state, cuda = self._states.pop(key)
-            torch.set_rng_state(state)
-            if cuda is not None:
-                torch.cuda.set_rng_state(cuda, self._device)
-            yield
 
 
 def _ignore(part: Part) -> None:

@@ -1,10 +1,10 @@
-"""The optimizer states of a model's layers on the host, for steps that go layer by layer."""
+"""The optimizer states of a model on the host, for steps that go layer by layer."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from featherweight.errors import ConfigError
 from featherweight.nn.host_tensors import HostTensors
@@ -12,13 +12,14 @@ from featherweight.nn.offload import require_host_bytes
 from featherweight.optim.backward.layerwise import LayerwiseHandle
 from featherweight.optim.state_dict import device_states
 from featherweight.simulated import simulated_device
+from featherweight.training.separate_layers import SeparateLayers
 
 
 class LayerStates:
-    """Brings the states of each layer to the device for its updates.
+    """Brings the states of each layer, of the head and of the embedding to the device for their updates.
 
     Args:
-        layers: in the order of the forward pass.
+        separate: the layers, in the order of the forward pass, and embedding and head.
         handle: of the layer-wise updates.
         device: where they happen.
         on_host: whether states leave the device afterwards; else those come that a checkpoint has left on the host.
@@ -28,7 +29,7 @@ class LayerStates:
     """
 
     def __init__(
-        self, layers: Sequence[nn.Module], handle: LayerwiseHandle | None, device: torch.device, on_host: bool
+        self, separate: SeparateLayers, handle: LayerwiseHandle | None, device: torch.device, on_host: bool
     ) -> None:
         if on_host and (handle is None or handle.clip == "projected"):
             how = "without layer-wise updates" if handle is None else "beside clip='projected'"
@@ -37,17 +38,24 @@ class LayerStates:
                 "then on the device. Give the handle of fw.optim.layerwise(model, optimizer), with another clip."
             )
         self.handle, self.on_host = handle, on_host
-        self.parameters = [[p for p in layer.parameters() if p.requires_grad] for layer in layers]
+        embedding, head = separate.vocabulary()
+        # A head that is shared with the embedding moves where the embedding does.
+        shared = set(embedding.parameters())
+        heads = [] if head is None else [p for p in head.parameters() if p not in shared]
+        groups = [*(list(layer.parameters()) for layer in separate.layers), heads, list(embedding.parameters())]
+        self.parameters = [[p for p in group if p.requires_grad] for group in groups]
+        self.head, self.embedding = len(groups) - 2, len(groups) - 1
+        """Where their states stand among those of the layers."""
         self.waiting = HostTensors(device)
         if (
             on_host and simulated_device() is None and device.type == "cuda"
         ):  # elsewhere they are in this memory already
             way_out = "Use states of 8 bits, a lower rank or a smaller model, or leave the states on the device."
-            require_host_bytes("LayerMajor", "optimizer states of the layers", self.host_bytes, way_out)
+            require_host_bytes("LayerMajor", "optimizer states", self.host_bytes, way_out)
 
     @property
     def host_bytes(self) -> int:
-        """Bytes of the states of all layers by formula; none of those that stay on the device."""
+        """Bytes of all of these states by formula; none of those that stay on the device."""
         if self.handle is None or not self.on_host:
             return 0
         optimizer = self.handle.optimizer
@@ -57,7 +65,7 @@ class LayerStates:
 
     @contextmanager
     def bound(self, index: int) -> Iterator[None]:
-        """Have the states of a layer on the device for a while; after an exception they leave it, too."""
+        """Have the states of a layer, or of head or embedding, on the device for a while, whatever comes."""
         if self.handle is None:
             yield
             return

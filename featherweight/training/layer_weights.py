@@ -1,4 +1,4 @@
-"""The weights of a model's layers on the host, for steps that go layer by layer."""
+"""The weights of a model on the host, for steps that go layer by layer: its layers, and embedding and head."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -11,10 +11,11 @@ from featherweight.errors import ConfigError
 from featherweight.nn.weight_slots import WeightSlots
 from featherweight.optim.backward.layerwise import LayerwiseHandle
 from featherweight.training.separate_layers import SeparateLayers
+from featherweight.training.vocabulary_weights import VocabularyWeights
 
 
 class LayerWeights:
-    """Moves the weights of the layers to the host, and lets each have its turn.
+    """Moves the weights of the layers to the host, and lets each have its turn; embedding and head in a step alone.
 
     Between steps the layers compute, too (an evaluation, generation): each is brought to the device for its call.
 
@@ -39,6 +40,7 @@ class LayerWeights:
                 "gone from the device; expected delayed, per_tensor or norm_growth beside weights='host'. Change clip."
             )
         self.slots = WeightSlots(separate.layers, slots)
+        self.vocabulary = VocabularyWeights(separate, self.slots.device)
         self._is_running = False
         for index, layer in enumerate(separate.layers):
             layer.register_forward_pre_hook(self._before(index))
@@ -46,14 +48,25 @@ class LayerWeights:
 
     @contextmanager
     def streaming(self) -> Iterator[None]:
-        """Let a step say whose turn it is; at the end, after an exception, too, all weights are on the host."""
+        """Let a step say whose turn it is; at the end, after an exception, too, the layers' weights are on the host."""
         self.slots.close()
         self._is_running = True
         try:
-            yield
+            with self.vocabulary.streaming():
+                yield
         finally:
             self._is_running = False
             self.slots.close()
+
+    @property
+    def host_bytes(self) -> int:
+        """Bytes of host memory that all weights take."""
+        return self.slots.host_bytes + self.vocabulary.host_bytes
+
+    def traffic_bytes(self) -> tuple[int, int]:
+        """Return what a step copies in and out."""
+        layers, vocabulary = self.slots.traffic_bytes(), self.vocabulary.traffic_bytes()
+        return layers[0] + vocabulary[0], layers[1] + vocabulary[1]
 
     def bound(self, index: int, following: int, changes: bool) -> AbstractContextManager[None]:
         """See `WeightSlots.bound`."""

@@ -31,14 +31,14 @@ from featherweight.training.clipping import clip_
 from featherweight.training.events import Callback, Event
 from featherweight.training.footprint import Footprint, predict_bytes
 from featherweight.training.interrupt import StopRequest, TrainingInterrupted
-from featherweight.training.layer_major import StepProgress
-from featherweight.training.passes import Surroundings, passes_of
+from featherweight.training.passes import Surroundings, passes_of, window_of
 from featherweight.training.randomness import continue_rng, preserved_rng, rng_state, seed_everything, seed_of_rank
 from featherweight.training.recipe import Recipe
 from featherweight.training.resume import changed_length, regrouped, resume_conflicts
 from featherweight.training.schedule import follow_groups, lr_factor, restart
 from featherweight.training.share import Share
 from featherweight.training.start_check import guessing_notice
+from featherweight.training.step_progress import StepProgress
 from featherweight.training.task import Batch, Task
 from featherweight.training.trained_model import fit_to_recipe
 from featherweight.unwrap import unwrap_model
@@ -116,7 +116,7 @@ class Loop:
             self.layerwise = layerwise(
                 self.model,
                 self.optimizer,
-                accumulation_steps=1 if recipe.schedule.order == "layer" else passes,
+                accumulation_steps=window_of(recipe, passes),
                 max_grad_norm=self.max_grad_norm or math.inf,  # the metrics show the norm
                 clip=optimizer_config.clip,
             )

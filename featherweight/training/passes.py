@@ -1,6 +1,6 @@
-"""How the micro-batches of an optimizer step go through the model: one after another, or layer by layer.
+"""How the micro-batches of an optimizer step go through the model: one after another, layer by layer, or in chunks.
 
-Both leave the same gradients (or, with layer-wise updates, weights) and return the mean loss; who runs the loop need
+All leave the same gradients (or, with layer-wise updates, weights) and return the mean loss; who runs the loop need
 not know which it is.
 """
 
@@ -16,8 +16,10 @@ from torch import nn
 
 from featherweight.distributed.world import World, common
 from featherweight.errors import ConfigError
-from featherweight.training.layer_major import LayerMajor, StepProgress
+from featherweight.training.chunk_major import ChunkMajor
+from featherweight.training.layer_major import LayerMajor
 from featherweight.training.recipe import Recipe
+from featherweight.training.step_progress import StepProgress
 from featherweight.training.task import Batch, Task
 
 DEFAULT_CHUNK_TOKENS = 8192
@@ -86,22 +88,68 @@ class BatchByBatch(Passes):
         return around.judge(float(total), items) if mean_loss is None else mean_loss
 
 
-class LayerByLayer(Passes):
-    """Each layer sees all micro-batches, chunk by chunk, before the next layer; see `LayerMajor`.
+class InChunks(Passes):
+    """All micro-batches in one call, rows in chunks; which of the two orders says who makes `stream`."""
+
+    stream: LayerMajor | ChunkMajor
+    """Makes the steps."""
+
+    def __init__(self, around: Surroundings, recipe: Recipe) -> None:
+        self.around, self._told_at = around, 0.0
+        if not around.task.predicts_next_token:
+            raise ConfigError(
+                f"recipe: schedule.order={recipe.schedule.order} beside task={recipe.task['name']}, whose loss is not "
+                "that of the next token alone; expected a task such as text or chat. Set schedule.order=batch."
+            )
+
+    def run(self, micro_batches: Sequence[Batch], items: int, passes: int) -> float:
+        """See `Passes.run`."""
+        around = self.around
+        with around.autocast():
+            own = items / around.world.size  # what judges adds up over the processes, who all have the mean
+            loss = self.stream.step(micro_batches, judge=lambda loss: around.judge(float(loss) * own, items))
+        return float(loss)
+
+    def _tell(self, progress: StepProgress) -> None:
+        now = time.monotonic()
+        if now - self._told_at >= SECONDS_BETWEEN_WORDS:
+            self._told_at = now
+            self.around.tell(progress)
+
+
+class ChunkByChunk(InChunks):
+    """Each chunk goes through the whole model before the next one; see `ChunkMajor`.
 
     Raises:
         ConfigError: if the recipe, the task or the model does not allow it.
     """
 
     def __init__(self, around: Surroundings, recipe: Recipe) -> None:
-        self.around, self._told_at = around, 0.0
+        super().__init__(around, recipe)
+        if around.world.size > 1:
+            raise common(
+                ConfigError(
+                    f"recipe: schedule.order=chunk in {around.world.size} processes; expected one, or order=layer. Set "
+                    "schedule.order=layer."
+                )
+            )
+        tokens = _chunk_tokens(recipe)
+        self.stream = ChunkMajor(around.model, around.layerwise, chunk_tokens=tokens, progress=self._tell)
+
+
+class LayerByLayer(InChunks):
+    """Each layer sees all micro-batches, chunk by chunk, before the next layer; see `LayerMajor`.
+
+    Raises:
+        ConfigError: if the recipe, the task or the model does not allow it.
+    """
+
+    stream: LayerMajor
+
+    def __init__(self, around: Surroundings, recipe: Recipe) -> None:
+        super().__init__(around, recipe)
         schedule = recipe.schedule
         chunk_tokens = _chunk_tokens(recipe)
-        if not around.task.predicts_next_token:
-            raise ConfigError(
-                f"recipe: schedule.order=layer beside task={recipe.task['name']}, whose loss is not that of the next "
-                "token alone; expected a task such as text or chat. Set schedule.order=batch."
-            )
         if around.world.size > 1 and (recipe.sharding.kind not in ("auto", "ddp") or around.layerwise is None):
             how = f"sharding={recipe.sharding.kind}" if around.layerwise is not None else "without layer-wise updates"
             problem = (
@@ -119,20 +167,6 @@ class LayerByLayer(Passes):
             states=schedule.states,
             progress=self._tell,
         )
-
-    def run(self, micro_batches: Sequence[Batch], items: int, passes: int) -> float:
-        """See `Passes.run`."""
-        around = self.around
-        with around.autocast():
-            own = items / around.world.size  # what judges adds up over the processes, who all have the mean
-            loss = self.stream.step(micro_batches, judge=lambda loss: around.judge(float(loss) * own, items))
-        return float(loss)
-
-    def _tell(self, progress: StepProgress) -> None:
-        now = time.monotonic()
-        if now - self._told_at >= SECONDS_BETWEEN_WORDS:
-            self._told_at = now
-            self.around.tell(progress)
 
 
 def _chunk_tokens(recipe: Recipe) -> int:
@@ -155,4 +189,14 @@ def _chunk_tokens(recipe: Recipe) -> int:
 
 def passes_of(around: Surroundings, recipe: Recipe) -> Passes:
     """Return what a recipe's schedule asks for."""
-    return LayerByLayer(around, recipe) if recipe.schedule.order == "layer" else BatchByBatch(around)
+    in_chunks = {"layer": LayerByLayer, "chunk": ChunkByChunk}.get(recipe.schedule.order)
+    return BatchByBatch(around) if in_chunks is None else in_chunks(around, recipe)
+
+
+def window_of(recipe: Recipe, passes: int) -> int:
+    """Return the backward passes of a step, as layer-wise updates count them, from those that every process makes.
+
+    Steps in chunks tell the passes of each parameter apart; that of layers keeps no sum longer than its layer needs
+    it, so 1 stands for it, while sums stay through the chunks of a step by chunks.
+    """
+    return {"layer": 1, "chunk": max(2, passes)}.get(recipe.schedule.order, passes)

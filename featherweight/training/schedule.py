@@ -24,17 +24,19 @@ class Schedule(Config):
     final_fraction: float = Field(default=0.1, ge=0, le=1)
     """Factor on the rate that cosine and linear reach when the last step is done; "constant" ignores it."""
 
-    order: Literal["batch", "layer"] = "batch"
-    """Inside of a step: each micro-batch through the whole model, or each layer for all micro-batches, chunk by chunk:
-    for rows that are too long for one pass."""
+    order: Literal["batch", "layer", "chunk"] = "batch"
+    """Inside of a step: each micro-batch through the whole model; each layer for all micro-batches, chunk by chunk; or
+    each chunk through the whole model. The last two are for rows that are too long for one pass; chunk is for models
+    with few heads of keys."""
     chunk_tokens: int | None = Field(default=None, ge=1)
-    """Tokens of a chunk under order: layer; None takes 8192, or a whole row that is shorter."""
+    """Tokens of a chunk under order: layer or chunk; None takes 8192, or a whole row that is shorter."""
     inputs: Literal["device", "host"] = "device"
     """Where the inputs of the layers wait under order: layer."""
     weights: Literal["device", "host"] = "device"
-    """Where the weights of the layers wait under order: layer; on the host they need layerwise updates."""
+    """Where the weights wait under order: layer; on the host (all but final norm and positions) they need layerwise
+    updates."""
     states: Literal["device", "host"] = "device"
-    """Where the optimizer states of the layers wait under order: layer; on the host they need layerwise updates."""
+    """Where their optimizer states wait under order: layer; on the host they need layerwise updates."""
 
     @model_validator(mode="before")
     @classmethod
@@ -45,9 +47,10 @@ class Schedule(Config):
     def _layers_alone(self) -> "Schedule":
         for key in ("chunk_tokens", "inputs", "weights", "states"):
             value = getattr(self, key)
-            if self.order == "batch" and value != type(self).model_fields[key].default:
+            has_effect = self.order == "layer" or (self.order == "chunk" and key == "chunk_tokens")
+            if not has_effect and value != type(self).model_fields[key].default:
                 raise ValueError(
-                    f"{key}={value} has no effect under order=batch; expected order=layer beside it. Set "
+                    f"{key}={value} has no effect under order={self.order}; expected order=layer beside it. Set "
                     f"schedule.order=layer, or leave {key} out."
                 )
         return self

@@ -115,6 +115,10 @@ class SeparateLayers:
         found = [p for module in self.model.modules() if id(module) not in inside for p in module.parameters(False)]
         return list(dict.fromkeys(found))
 
+    def vocabulary(self) -> tuple[nn.Module, nn.Module | None]:
+        """Return the embedding of the tokens and the head; None for a model that names none."""
+        return self.model.get_input_embeddings(), self.model.get_output_embeddings()
+
     def tied(self) -> frozenset[nn.Parameter]:
         """Return the trained parameters outside of the layers that stand at several places, such as a tied head."""
         names = [p for _, p in self.model.named_parameters(remove_duplicate=False) if p.requires_grad]
@@ -177,7 +181,15 @@ class SeparateLayers:
             return self.inputs(tokens)
         return caught[0][0], [arguments for _, arguments in caught]
 
-    def loss(self, hidden: Tensor, tokens: Mapping[str, Tensor], targets: Tensor, items: int | float) -> Tensor:
+    def loss(
+        self,
+        hidden: Tensor,
+        tokens: Mapping[str, Tensor],
+        targets: Tensor,
+        items: int | float,
+        *,
+        embeds: bool = True,
+    ) -> Tensor:
         """Run what comes behind the layers.
 
         Args:
@@ -185,7 +197,11 @@ class SeparateLayers:
             tokens: arguments of the model for these tokens.
             targets: (1, C) tokens to predict, shifted already; -100 for none.
             items: what the sum of the losses is divided by.
+            embeds: whether the embedding is there; it computes what nobody reads.
         """
+        if not embeds:
+            tokens = {name: one for name, one in tokens.items() if name != "input_ids"}
+            tokens["inputs_embeds"] = hidden.detach()
 
         def hand_through(*args: Any, **kwargs: Any) -> Any:
             return (hidden,) if self.returns_tuple else hidden

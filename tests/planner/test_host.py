@@ -40,10 +40,10 @@ def test_traffic_by_formula_is_what_the_simulated_step_copies():
 
 def test_states_on_the_host_go_in_and_out_once_and_take_nothing_of_the_device():
     kept, waiting = recipe(), recipe(states="host")
-    need, counters = host_need(waiting), 8 * 3 * 9  # nine weights of each layer count their steps, on the CPU
-    assert need.states_bytes - counters == 2 * 4 * sum(
-        64 * 64 * 2 + 64 * 32 * 2 + 3 * 64 * 160 + 2 * 64 for _ in range(3)
-    )
+    # Nine weights of each layer, embedding and head count their steps, on the CPU.
+    need, counters = host_need(waiting), 8 * (3 * 9 + 2)
+    layer = 64 * 64 * 2 + 64 * 32 * 2 + 3 * 64 * 160 + 2 * 64
+    assert need.states_bytes - counters == 2 * 4 * (3 * layer + 2 * 260 * 64)
     estimate = estimate_memory(None, waiting, device="cuda")
     assert need.read_bytes + need.written_bytes - 2 * counters == estimate.cost.host_bytes
     saved = estimate_memory(None, kept, device="cuda").peak_bytes - estimate.peak_bytes
@@ -53,19 +53,29 @@ def test_states_on_the_host_go_in_and_out_once_and_take_nothing_of_the_device():
 def test_bytes_of_many_layers_follow_from_few():
     # Mutation: what does not grow with the layers, such as the turn, counted for each.
     few, many = host_need(recipe(layers=3)), host_need(recipe(layers=7))
-    assert many.weights_bytes * 3 == few.weights_bytes * 7
-    layer = few.weights_bytes // 3
+    vocabulary = 2 * 260 * 64 * 4  # embedding and head, whatever the depth
+    layer = (few.weights_bytes - vocabulary) // 3
+    assert many.weights_bytes == 7 * layer + vocabulary
     assert many.read_bytes - few.read_bytes == 4 * (2 * layer + (3 * 64 * 4 * 1024 + 64 * 4 * 768))
 
 
-def test_the_simulated_peak_of_a_step_layer_by_layer_is_the_tracked_one():
+@pytest.mark.parametrize("order", ["layer", "chunk"])
+def test_the_simulated_peak_of_a_step_in_chunks_is_the_tracked_one(order):
     # On a CPU, where the tracker can see it; to the byte.
-    one = recipe(inputs="device", weights="device")
+    one = recipe(order=order, inputs="device", weights="device")
     loop = Loop(one)
     with StorageTracker(loop.model, loop.optimizer) as tracker:
         loop.step()
         loop.step()
     assert estimate_memory(None, one, device="cpu").peak_bytes == tracker.peak_bytes
+
+
+def test_a_step_chunk_by_chunk_of_many_layers_follows_from_few_and_its_sums_are_counted():
+    # Mutation: a formula of gradients that knows those of one parameter alone.
+    deep = recipe(512, layers=5, order="chunk", inputs="device", weights="device")
+    found, whole = (estimate_memory(None, deep, device="cpu", whole=whole) for whole in (False, True))
+    assert found.peak_bytes == whole.peak_bytes
+    assert found.predicted["gradients"] > 0.9 * found.predicted["weights"]
 
 
 @pytest.mark.slow  # 15 s of the processor: two searches of the longest row

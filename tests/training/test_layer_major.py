@@ -10,6 +10,7 @@ import featherweight as fw
 from featherweight.errors import ConfigError, DeviceError
 from featherweight.memory.tracker import StorageTracker
 from featherweight.methods.s2ft.method import S2FT
+from featherweight.nn.host_tensors import HostTensors
 from featherweight.nn.weight_slots import WeightSlots, _Unit
 from featherweight.optim import AdamW, GaLoreAdamW, QGaLoreAdamW, layerwise, param_groups
 from featherweight.training import LayerMajor
@@ -293,8 +294,9 @@ def test_in_autocast_it_learns_as_one_pass_does(built):
 
 @pytest.fixture
 def poisoned(monkeypatch):
-    """Fill each slot with NaN as soon as its layer has had its turn."""
+    """Fill each slot with NaN as soon as its layer has had its turn, and what embedding and head have left."""
     monkeypatch.setattr(WeightSlots, "poison", True)
+    monkeypatch.setattr(HostTensors, "poison", True)
 
 
 def changed_for(model, case):

@@ -46,11 +46,12 @@ def losses_of(loop, steps=4):
     return [loop.step()["loss"] for _ in range(steps)]
 
 
-@pytest.mark.parametrize("optimizer", [{"name": "adamw", "lr": 1e-2}, {"name": "adamw", "lr": 1e-2, "layerwise": True}])
-def test_a_recipe_learns_layer_by_layer_as_batch_by_batch(optimizer):
+@pytest.mark.parametrize(("order", "layerwise"), [("layer", False), ("layer", True), ("chunk", True), ("chunk", False)])
+def test_a_recipe_learns_layer_by_layer_and_chunk_by_chunk_as_batch_by_batch(order, layerwise):
     # float32 sums in another order, over four steps of Adam. Mutation: a loss divided by another count, a micro-batch
     # that is left out, a step for each micro-batch.
-    by_layer = Loop(recipe(optimizer=optimizer))
+    optimizer = {"name": "adamw", "lr": 1e-2, "layerwise": layerwise}
+    by_layer = Loop(recipe(optimizer=optimizer, schedule={**LAYERS, "order": order}))
     by_batch = Loop(recipe(optimizer=optimizer, schedule={}))
     found, expected = losses_of(by_layer), losses_of(by_batch)
     assert found == pytest.approx(expected, rel=2e-5)
@@ -124,6 +125,7 @@ REFUSED = {
         "optimizer": {"name": "adamw"},
     },
     "weights=host has no effect under order=batch": {"schedule": {"weights": "host"}},
+    "inputs=host has no effect under order=chunk": {"schedule": {**LAYERS, "order": "chunk", "inputs": "host"}},
 }
 
 

@@ -7,7 +7,7 @@ the gradients, their norms and clipping, and the count of backward passes.
 import math
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
 
 import torch
@@ -45,6 +45,8 @@ class Part(NamedTuple):
     """Parameters to which an earlier part has brought something all the same, as to a tied embedding."""
     unfinished: frozenset[Tensor] = frozenset()
     """Parameters to which a later part brings something all the same."""
+    is_mixed: bool = False
+    """Whether parts of other parameters come in between, so that the sums of all live at once."""
 
 
 class Window:
@@ -232,7 +234,8 @@ class Window:
         how = Summing(is_only, self.estimates_norm, not self.is_alone, brings_cores, common)
         step, member = self.step_of(parameter), self.member(parameter)
         total: StepSum
-        if self.part is not None and self.is_alone and isinstance(grad, Tensor) and _refresh_is_due(step, member):
+        comes_alone = self.part is not None and not self.part.is_mixed and self.is_alone
+        if comes_alone and isinstance(grad, Tensor) and _refresh_is_due(step, member):
             # All parts of a parameter come one after the other, so that its whole sum is there alone: an exact basis.
             # Between processes whole sums do not travel.
             total = FullSum(step, member)
@@ -432,7 +435,10 @@ def _core_bytes(step: Step, estimates_norm: bool) -> int | None:
 @contextmanager
 def undisturbed(parameter: Tensor) -> Iterator[None]:
     """Compute as outside of the backward pass: without graph, and in full precision where it runs in autocast."""
-    with torch.no_grad(), torch.autocast(parameter.device.type, enabled=False):
+    kinds = {parameter.device.type, *(("cuda",) if torch.cuda.is_available() else ())}  # its weight may wait elsewhere
+    with torch.no_grad(), ExitStack() as stack:
+        for kind in kinds:
+            stack.enter_context(torch.autocast(kind, enabled=False))
         yield
 
 
