@@ -17,6 +17,7 @@ Source: Prefix Guidance, arXiv 2408.08924, is the tier `probe`.
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -69,18 +70,20 @@ class Evidence:
 
 def join_evidence(parts: list[Evidence]) -> Evidence:
     """Return the evidence of several batches as that of one."""
-    tensors = {}
+    tensors: dict[str, Any] = {}
     for name in TENSORS:
         values = [getattr(part, name) for part in parts]
         tensors[name] = None if values[0] is None else torch.cat(values)
-    lists = {name: [one for part in parts for one in getattr(part, name)] for name in LISTS}
+    lists: dict[str, Any] = {name: [one for part in parts for one in getattr(part, name)] for name in LISTS}
     return Evidence(**tensors, **lists)
 
 
 def take_evidence(evidence: Evidence, rows: list[int]) -> Evidence:
     """Return the evidence of some requests, in the order asked for."""
-    tensors = {name: value[rows] for name, value in vars(evidence).items() if isinstance(value, Tensor)}
-    lists = {name: [known[row] for row in rows] if (known := getattr(evidence, name)) else [] for name in LISTS}
+    tensors: dict[str, Any] = {name: value[rows] for name, value in vars(evidence).items() if isinstance(value, Tensor)}
+    lists: dict[str, Any] = {
+        name: [known[row] for row in rows] if (known := getattr(evidence, name)) else [] for name in LISTS
+    }
     return Evidence(**tensors, **lists)
 
 

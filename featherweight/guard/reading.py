@@ -152,7 +152,7 @@ def at_place(probe: Probe, count: int) -> Evidence:
         done and len(one) < count
         for one, done in zip(probe.evidence.probe_ids, probe.evidence.probe_ended, strict=True)
     ]
-    known = {"prefix_hidden": probe.evidence.prefix_hidden, "probe_hidden": probe.snapshots[count]}
+    known: dict[str, Any] = {"prefix_hidden": probe.evidence.prefix_hidden, "probe_hidden": probe.snapshots[count]}
     return Evidence(**known, probe_ids=ids, probe_ended=ended)
 
 
@@ -167,7 +167,7 @@ def _joined(parts: list[tuple[Evidence, dict[int, Evidence]]], order: list[int])
 
 
 def _last(whole: Evidence) -> Evidence:
-    known = {"prefix_hidden": whole.prefix_hidden, "probe_hidden": whole.probe_hidden}
+    known: dict[str, Any] = {"prefix_hidden": whole.prefix_hidden, "probe_hidden": whole.probe_hidden}
     return Evidence(**known, probe_ids=whole.probe_ids, probe_ended=whole.probe_ended)
 
 
