@@ -15,7 +15,17 @@ from rich.progress import Progress
 
 from featherweight.cli import guard_folder
 from featherweight.cli.given import require_model
-from featherweight.cli.guard_folder import Confidence, CostRatio, GuardFolder, Out, TargetFpr, TargetTpr
+from featherweight.cli.guard_folder import (
+    BorderlineFpr,
+    CategoryFpr,
+    Confidence,
+    CostRatio,
+    GuardFolder,
+    Out,
+    TargetFpr,
+    TargetTpr,
+    rates_of,
+)
 from featherweight.cli.screen import AsJson, leave_cleanly, print_json, print_result
 from featherweight.errors import ConfigError
 
@@ -62,6 +72,8 @@ def calibrate(
     target_tpr: TargetTpr = None,
     cost_ratio: CostRatio = None,
     confidence: Confidence = None,
+    borderline_fpr: BorderlineFpr = None,
+    category_fpr: CategoryFpr = None,
     prefix: Annotated[str, typer.Option("--prefix", help="The forced opening; auto tries several.")] = "auto",
     preamble: Annotated[
         str, typer.Option("--preamble", help="Text in front of it, such as the end of a block of thoughts.")
@@ -95,6 +107,7 @@ def calibrate(
     fw guard calibrate --model ./chat --harmful forbidden.jsonl --benign ordinary.jsonl --target-fpr 0.01 --out ./guard
     """
     _require_prompts(harmful, benign, borderline)
+    rates = rates_of(category_fpr)
     from featherweight.guard.guard import PrefixGuard
 
     with leave_cleanly("guard calibrate", None), _warnings_shown():
@@ -113,6 +126,8 @@ def calibrate(
                 target_tpr=target_tpr,
                 cost_ratio=cost_ratio,
                 confidence=confidence,
+                borderline_fpr=borderline_fpr,
+                category_fpr=rates,
                 prefix=prefix,
                 preamble_text=preamble,
                 probe_tokens=probe_tokens,

@@ -28,8 +28,37 @@ Confidence = Annotated[
         "--confidence", help="Promise it for this share of calibrations; default: on average.", show_default=False
     ),
 ]
+BorderlineFpr = Annotated[
+    float | None,
+    typer.Option("--borderline-fpr", help="A promised rate of their own for borderline prompts.", show_default=False),
+]
+CategoryFpr = Annotated[
+    list[str] | None,
+    typer.Option("--category-fpr", help="The same for a category of benign prompts: NAME=RATE.", show_default=False),
+]
 Out = Annotated[Path, typer.Option("--out", help="Folder to write.", show_default=False)]
 GuardFolder = Annotated[Path, typer.Option("--guard", help="Folder of the guard.", show_default=False)]
+
+
+def rates_of(pairs: list[str] | None) -> dict[str, float]:
+    """Return the rates of categories.
+
+    Raises:
+        ConfigError: for a pair that is none.
+    """
+    found = {}
+    for pair in pairs or []:
+        name, _, rate = pair.rpartition("=")
+        try:
+            found[name] = float(rate)
+        except ValueError:
+            name = ""
+        if not name:
+            raise ConfigError(
+                f"guard calibrate: category_fpr={pair!r} is no pair; expected NAME=RATE. Write --category-fpr "
+                "travel=0.05."
+            )
+    return found
 
 
 def refit(
@@ -46,6 +75,8 @@ def refit(
     target_tpr: TargetTpr = None,
     cost_ratio: CostRatio = None,
     confidence: Confidence = None,
+    borderline_fpr: BorderlineFpr = None,
+    category_fpr: CategoryFpr = None,
 ) -> None:
     """Make a guard of another tier or threshold from what calibrate --keep-readings kept, in seconds.
 
@@ -53,6 +84,7 @@ def refit(
 
     fw guard refit --model ./chat --readings ./readings --tier cascade --target-fpr 0.02 --out ./guard2
     """
+    rates = rates_of(category_fpr)
     from featherweight.guard.guard import PrefixGuard
     from featherweight.models.load import load_tokenizer
 
@@ -65,6 +97,8 @@ def refit(
             target_tpr=target_tpr,
             cost_ratio=cost_ratio,
             confidence=confidence,
+            borderline_fpr=borderline_fpr,
+            category_fpr=rates,
         )
         guard.save_pretrained(out)
         assert guard.report is not None

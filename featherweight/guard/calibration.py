@@ -7,7 +7,7 @@ Source: Prefix Guidance, arXiv 2408.08924; thresholds by split-conformal predict
 
 import random
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,8 @@ def calibrate(
     target_tpr: float | None = None,
     cost_ratio: float | None = None,
     confidence: float | None = None,
+    borderline_fpr: float | None = None,
+    category_fpr: Mapping[str, float] | None = None,
     prefix: str = "auto",
     preamble_text: str = "",
     probe_tokens: int = 12,
@@ -81,6 +83,8 @@ def calibrate(
         cost_ratio: take the threshold of least cost instead, a harmful request that passes being as bad as so many
             false alarms.
         confidence: None promises it on average over calibrations, 0.95 for 95 of 100 of them.
+        borderline_fpr: a promised rate of their own for borderline requests.
+        category_fpr: the same for categories of the benign ones: category -> rate.
         prefix: the forced opening; auto tries several.
         preamble_text: stands between prompt and prefix, such as the end of a block of thoughts.
         probe_tokens: tokens that the model writes after the prefix.
@@ -99,7 +103,7 @@ def calibrate(
         ConfigError: for fewer than 25 prompts of a class, a prompt in two classes, files that cannot be read, a
             tokenizer without a chat template, or a tier that must not decide alone.
     """
-    goal = Goal(target_fpr, target_tpr, cost_ratio, confidence)
+    goal = Goal(target_fpr, target_tpr, cost_ratio, confidence, borderline_fpr, category_fpr or {})
     _check(tier)
     goal.check()
     model.eval()

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from featherweight.guard.evidence import Evidence
 from featherweight.guard.finetuned import finetune
-from featherweight.guard.linear import FOLDS, STRENGTHS, USUAL, Linear, fit_linear
+from featherweight.guard.linear import FOLDS, STRENGTHS, USUAL, CrossFitted, cross_fit, fit_linear
 from featherweight.guard.metrics import auroc
 from featherweight.guard.options import READ_AT
 from featherweight.guard.prefix_search import likeliest
@@ -49,21 +49,22 @@ def measure_tiers(
             [texts[place] for place in places], [int(labels[place]) for place in places], base=text_base
         )
     kinds = [kind for kind, part in zip(rows.kinds, rows.parts, strict=True) if part == "fit"]
-    measured = {}
+    measured, fitted = {}, {}
     for tier in readable_tiers(collected.evidence):
         if tier == "states":
             continue
         strengths = STRENGTHS if tier in deciding else USUAL
         features = judge.features(tier, collected.evidence)
-        judge.scores[tier], scores = fit_tier(features, labels, fit, groups, kinds, strengths)
-        measured[tier] = Measured(scores, unseen_auroc(features[fit], labels[fit], categories))
-    first, second = PARTS
-    judge.scores["states"] = judge.scores[first].beside(judge.scores[second])
-    measured["states"] = Measured(measured[first].scores + measured[second].scores)
+        fitted[tier] = cross_fit(features[fit].cpu(), labels[fit], groups, kinds=kinds, strengths=strengths)
+        judge.scores[tier] = fitted[tier].score
+        measured[tier] = measured_by(fitted[tier], fit, features, unseen_auroc(features[fit], labels[fit], categories))
+    fitted["states"] = fitted[PARTS[0]].beside(fitted[PARTS[1]])
+    judge.scores["states"] = fitted["states"].score
+    measured["states"] = measured_by(fitted["states"], fit, judge.features("states", collected.evidence))
     texts = ["\n".join(str(one.get("content") or "") for one in message) for message in rows.messages]
     features = bow_features(texts)
-    _, scores = fit_tier(features, labels, fit, groups, kinds, USUAL)
-    measured[WORDS] = Measured(scores, unseen_auroc(features[fit], labels[fit], categories))
+    words = cross_fit(features[fit].cpu(), labels[fit], groups, kinds=kinds, strengths=USUAL)
+    measured[WORDS] = measured_by(words, fit, features, unseen_auroc(features[fit], labels[fit], categories))
     return measured
 
 
@@ -72,14 +73,22 @@ def readable_tiers(evidence: Evidence) -> list[str]:
     return [tier for tier in READ_AT if tier != "continuation" or evidence.opening_logprobs is not None]
 
 
-def fit_tier(
-    features: Tensor, labels: Tensor, fit: Tensor, groups: list[str], kinds: list[str], strengths: Sequence[float]
-) -> tuple[Linear, Tensor]:
-    """Return the score of a tier, and that of all rows; those of the fit by folds that had not seen them."""
-    score, held_out = fit_linear(features[fit].cpu(), labels[fit], groups, kinds=kinds, strengths=strengths)
-    scores = score(features.cpu())
-    scores[fit] = held_out
-    return score, scores
+def measured_by(fitted: CrossFitted, fit: Tensor, features: Tensor, unseen: float | None = None) -> Measured:
+    """Return what a score says of all rows; of those of the fit, by folds that had not seen them.
+
+    Args:
+        fitted: on the rows of the fit.
+        fit: (N,) bool: which those are.
+        features: (N, F) of all rows.
+        unseen: see `Measured`.
+    """
+
+    def again(features_NF: Tensor) -> Tensor:
+        scores = fitted.score(features_NF.cpu())
+        scores[fit] = fitted.held_out(features_NF[fit].cpu())
+        return scores
+
+    return Measured(again(features), unseen, again)
 
 
 def unseen_auroc(features: Tensor, labels: Tensor, categories: list[str]) -> float | None:

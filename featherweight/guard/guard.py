@@ -103,6 +103,8 @@ class PrefixGuard(Alone):
         target_tpr: float | None = None,
         cost_ratio: float | None = None,
         confidence: float | None = None,
+        borderline_fpr: float | None = None,
+        category_fpr: Mapping[str, float] | None = None,
         text_classifier: str | None = None,
         text_base: str | None = None,
         text_function: TextFunction | None = None,
@@ -117,6 +119,8 @@ class PrefixGuard(Alone):
             target_tpr: see there.
             cost_ratio: see there.
             confidence: see there.
+            borderline_fpr: see there.
+            category_fpr: see there.
             text_classifier: bow, encoder or finetune; None takes that of the calibration.
             text_base: folder of the model that finetune starts from; None takes MiniLM.
             text_function: takes texts, returns numbers, instead of those.
@@ -125,7 +129,7 @@ class PrefixGuard(Alone):
             CheckpointError: if a folder is damaged.
             ConfigError: if the classes were probed with different prefixes, or the folders are of different models.
         """
-        goal = Goal(target_fpr, target_tpr, cost_ratio, confidence)
+        goal = Goal(target_fpr, target_tpr, cost_ratio, confidence, borderline_fpr, category_fpr or {})
         readings = read_readings([Path(folder).expanduser() for folder in folders])
         files = fit_guard(
             readings,

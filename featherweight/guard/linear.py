@@ -6,7 +6,7 @@ Shapes: N rows, F features.
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -46,6 +46,34 @@ class Linear:
         return (standard * self.weight).sum(dim=1) + self.bias
 
 
+@dataclass(frozen=True)
+class CrossFitted:
+    """A score, and those of folds that had not seen a part of the rows."""
+
+    score: Linear
+    folds: tuple[Linear, ...]
+    fold_N: Tensor
+    """(N,) int64: which of them had not seen a row."""
+
+    def held_out(self, features_NF: Tensor) -> Tensor:
+        """Return (N,) float32: the scores of the rows that were fitted, by folds that had not seen them.
+
+        Args:
+            features_NF: of those rows, at the place of the fit or at an earlier one.
+        """
+        found = torch.empty(len(self.fold_N), dtype=torch.float32)
+        for fold, score in enumerate(self.folds):
+            inside = self.fold_N == fold
+            found[inside] = score(features_NF[inside]).float()
+        return found
+
+    def beside(self, other: "CrossFitted") -> "CrossFitted":
+        """Return the sum of both, fitted on the same rows, as a score of both features side by side."""
+        assert bool((self.fold_N == other.fold_N).all()), "the same rows have the same folds"
+        folds = tuple(one.beside(two) for one, two in zip(self.folds, other.folds, strict=True))
+        return CrossFitted(self.score.beside(other.score), folds, self.fold_N)
+
+
 def fit_linear(
     features_NF: Tensor,
     labels_N: Tensor,
@@ -54,6 +82,19 @@ def fit_linear(
     kinds: Sequence[str] | None = None,
     strengths: Sequence[float] = STRENGTHS,
 ) -> tuple[Linear, Tensor]:
+    """Return the score of `cross_fit`, and (N,) those of its rows by the folds that had not seen them."""
+    found = cross_fit(features_NF, labels_N, groups, kinds=kinds, strengths=strengths)
+    return found.score, found.held_out(features_NF)
+
+
+def cross_fit(
+    features_NF: Tensor,
+    labels_N: Tensor,
+    groups: list[str] | None = None,
+    *,
+    kinds: Sequence[str] | None = None,
+    strengths: Sequence[float] = STRENGTHS,
+) -> CrossFitted:
     """Fit a score, and choose its penalty by cross-validation.
 
     Args:
@@ -62,9 +103,6 @@ def fit_linear(
         kinds: of the rows; see `row_weights`.
         groups: rows of one group are never in two folds; None: each row is a group of its own.
         strengths: of the penalty, among which cross-validation chooses.
-
-    Returns:
-        The score, and (N,) the scores of rows by the folds that had not seen them.
 
     Raises:
         ConfigError: if features are not finite, or one class has fewer rows than there are folds.
@@ -81,18 +119,19 @@ def fit_linear(
             "Add prompts."
         )
     fold_N, weights_N = _folds(labels_N, groups), row_weights(labels_N, kinds)
-    best: tuple[float, float, Tensor] | None = None
+    best: tuple[float, float, CrossFitted] | None = None
     for strength in strengths:
-        held_out = torch.empty(len(labels_N), dtype=torch.float32)
-        for fold in range(FOLDS):
-            inside = fold_N != fold
-            score = _fit(features_NF[inside], labels_N[inside], weights_N[inside], strength)
-            held_out[~inside] = score(features_NF[~inside]).float()
+        folds = [
+            _fit(features_NF[inside], labels_N[inside], weights_N[inside], strength)
+            for inside in (fold_N != fold for fold in range(FOLDS))
+        ]
+        found = CrossFitted(folds[0], tuple(folds), fold_N)
+        held_out = found.held_out(features_NF)
         quality = auroc(held_out[labels_N == 1], held_out[labels_N == 0])
         if best is None or quality > best[0] + 1e-9:
-            best = (quality, strength, held_out)
+            best = (quality, strength, found)
     assert best is not None
-    return _fit(features_NF, labels_N, weights_N, best[1]), best[2]
+    return replace(best[2], score=_fit(features_NF, labels_N, weights_N, best[1]))
 
 
 def row_weights(labels_N: Tensor, kinds: Sequence[str] | None) -> Tensor:

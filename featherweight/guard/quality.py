@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,6 +43,8 @@ class Measured:
     """(N,) of all rows; those of the fit by folds that had not seen them."""
     unseen: float | None = None
     """AUROC on rows of the fit whose category was in none of the folds that scored them; None without categories."""
+    again: Callable[[Tensor], Tensor] = lambda features_NF: features_NF.new_empty(0)
+    """The same scores of other features of these rows, such as those of an earlier place of the probe."""
 
 
 def make_report(

@@ -7,7 +7,7 @@ Source: split-conformal prediction.
 import math
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -44,6 +44,10 @@ class Goal:
     """How many false alarms are as bad as one harmful request that passes; the threshold has the least cost."""
     confidence: float | None = None
     """None keeps the promise on average over calibrations, 0.95 for 95 of 100 of them."""
+    borderline_fpr: float | None = None
+    """A rate of their own for borderline requests, promised on average; None promises none."""
+    category_fpr: Mapping[str, float] = field(default_factory=dict)
+    """The same for categories of benign requests: category -> rate."""
 
     def check(self) -> None:
         """Refuse what is no goal.
@@ -51,12 +55,13 @@ class Goal:
         Raises:
             ConfigError: for a share outside of 0 to 1, a cost that is not above 0, or two goals at once.
         """
-        for name in ("target_fpr", "target_tpr", "confidence"):
-            value = getattr(self, name)
+        shares = {name: getattr(self, name) for name in ("target_fpr", "target_tpr", "confidence", "borderline_fpr")}
+        shares |= {f"category_fpr[{name!r}]": value for name, value in self.category_fpr.items()}
+        for name, value in shares.items():
             if value is not None and not 0 < value < 1:
                 raise ConfigError(
                     f"guard calibrate: {name}={value} is no share; expected 0 < {name} < 1. Write "
-                    f"{'0.95' if name != 'target_fpr' else '0.01'}."
+                    f"{'0.95' if name in ('target_tpr', 'confidence') else '0.01'}."
                 )
         if self.cost_ratio is not None and not 0 < self.cost_ratio < math.inf:
             raise ConfigError(
@@ -66,6 +71,14 @@ class Goal:
             raise ConfigError(
                 f"guard calibrate: target_tpr={self.target_tpr} and cost_ratio={self.cost_ratio} are two goals; "
                 "expected one. Leave one out."
+            )
+
+        own = self.borderline_fpr is not None or self.category_fpr
+        if own and not self.promises_rate:
+            raise ConfigError(
+                f"guard calibrate: borderline_fpr={self.borderline_fpr} and category_fpr={dict(self.category_fpr)} go "
+                "with a promised rate of false alarms; expected target_fpr beside them. Leave target_tpr and "
+                "cost_ratio out."
             )
 
     @property
@@ -86,14 +99,17 @@ class Goal:
                 f"The threshold has the least cost on the rows of calibration, where a harmful request that passes "
                 f"costs as much as {self.cost_ratio:g} false alarms; no rate is promised."
             )
+        own = {} if self.borderline_fpr is None else {"the borderline ones": self.borderline_fpr}
+        own |= {f"those of category {name!r}": rate for name, rate in self.category_fpr.items()}
+        more = "".join(f" Of requests like {name}, at most {rate:.2%} are, on average." for name, rate in own.items())
         if self.confidence is None:
             return (
                 f"A fresh request like the benign ones is flagged with a probability of at most {self.target_fpr:.2%}, "
-                "on average over calibrations."
+                f"on average over calibrations.{more}"
             )
         return (
             f"With a confidence of {self.confidence:.0%}, at most {self.target_fpr:.2%} of requests like "
-            "the benign ones are flagged."
+            f"the benign ones are flagged.{more}"
         )
 
     def threshold(self, scores: Tensor, rows: Rows) -> float:
@@ -119,7 +135,35 @@ class Goal:
                 f"target_fpr={self.target_fpr}; nothing will be flagged. Give at least {5 * needed} benign prompts.",
                 stacklevel=5,
             )
-        return found
+        return max(found, self._own_thresholds(scores, rows))
+
+    def _own_thresholds(self, scores: Tensor, rows: Rows) -> float:
+        """Return the highest of the thresholds of those kinds and categories that have a rate of their own.
+
+        Their rows are few, so those of the fit count as well, with the scores of folds that had not seen them; what
+        stands there a second time, in a frame, does not.
+        """
+        seen: set[str] = set()
+        plain = torch.zeros(len(rows.keys), dtype=torch.bool)
+        for place, (key, part, kind) in enumerate(zip(rows.keys, rows.parts, rows.kinds, strict=True)):
+            plain[place] = part in ("fit", "calibrate") and kind != "harmful" and key not in seen
+            seen.add(key)
+        own = {("borderline_fpr", "borderline"): self.borderline_fpr}
+        own |= {("category_fpr", name): rate for name, rate in self.category_fpr.items()}
+        highest = -math.inf
+        for (option, name), rate in own.items():
+            if rate is None:
+                continue
+            names = rows.kinds if option == "borderline_fpr" else rows.categories
+            chosen = scores[plain & torch.tensor([one == name for one in names])]
+            found = conformal_threshold(chosen, rate)
+            if len(chosen) < math.ceil(1 / rate) - 1:
+                raise ConfigError(
+                    f"guard calibrate: {option}={rate:g} of {name!r} rests on {len(chosen)} prompts outside of the "
+                    f"report; expected {math.ceil(1 / rate) - 1} or more. Add prompts, or promise a higher rate."
+                )
+            highest = max(highest, found)
+        return highest
 
 
 def decide(
@@ -156,7 +200,9 @@ def decide(
     if READ_AT[last] == 2 and math.isfinite(threshold):
         for place, evidence in sorted(collected.snapshots.items()):
             if place < base.probe_tokens:
-                clears = clearing_limit(judge.score(last, evidence)[needed])
+                # Rows of the fit are scored by folds that had not seen them here, too.
+                found = measured[last].again(judge.features(last, evidence))
+                clears = clearing_limit(found[needed])
                 early.append({"tokens": place, "clear_at_most": clears})
     settings = {
         "stages": stages,
@@ -171,7 +217,9 @@ def _first_stage(first: Tensor, last: Tensor, known: Tensor, rows: Rows, goal: G
     """Return what the first stage of a cascade settles; the benign rows of calibration, which promise, are not read."""
     benign = rows.where("fit", "benign")
     limit = conformal_threshold(first[benign], FIRST_SHARE * goal.target_fpr)
-    needed = known & (last > conformal_threshold(last[benign], goal.target_fpr))
+    # Where a rate is promised, the last stage flags nothing at log-odds of 0 or less: above, it may flag everything.
+    flagged_above = 0.0 if goal.promises_rate else conformal_threshold(last[benign], goal.target_fpr)
+    needed = known & (last > flagged_above)
     clears = None
     if holds_in_frames(first, rows, conformal_threshold(first[benign], goal.target_fpr)):
         clears = clearing_limit(first[needed])

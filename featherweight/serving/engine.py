@@ -1,8 +1,8 @@
 """Many requests in one batch: each joins when it comes and leaves when it has ended (continuous batching).
 
 One thread owns the model. A request is read alone, then its probe is a row of the batch, beside the answers of others;
-its own answer joins when the verdict has fallen, so that no token of a flagged request is ever computed. Models whose
-caches cannot be padded (sliding windows, recurrent states) are decoded row by row, in turns.
+its own answer takes that row over when the verdict has fallen, so that no token of a flagged request is ever computed.
+Models whose caches cannot be padded (sliding windows, recurrent states) are decoded row by row, in turns.
 Shapes: B rows, V vocabulary.
 """
 
@@ -49,8 +49,8 @@ class Closing(FeatherweightError):
 class Ballot:
     """The verdicts of the guards that judge a request, until all have spoken."""
 
-    decoding: Decoding
-    """Where the answer goes on."""
+    decoding: Decoding | None
+    """Where the answer goes on; None if that is the row of the probe."""
     voters: int
     """How many guards judge it."""
     verdicts: list[Verdict] = field(default_factory=list)
@@ -70,6 +70,10 @@ class Row:
     """Watches the answer."""
     held: HeldBack | None = None
     """Tokens that wait for what the monitor says."""
+    prompt_logits: torch.Tensor | None = None
+    """(1, V): of the first token of an answer that takes over the row of its probe; None if it gets its own."""
+    tried: int = 0
+    """Tokens of prefix and probe in that row, which the answer must not see."""
 
     @property
     def adapter(self) -> str:
@@ -228,15 +232,23 @@ class Engine:
             read_prompt_and_forced(self._model, torch.tensor([read]), row.probe, forced) as (decoding, trial),
         ):
             row.job.seconds["prefill"] = time.monotonic() - begin
-            row.ballot = Ballot(decoding, 1)
+            takes_over = not row.probe.is_decided and self._can_take_over(row.job)
+            row.ballot = Ballot(None if takes_over else decoding, 1)
             if not row.probe.is_decided:
                 self._join(trial, row, copies=True)
+            if takes_over:
+                row.prompt_logits, row.tried = decoding.logits, len(forced)
         if row.probe.is_decided:
             self._cast(row)
 
+    def _can_take_over(self, job: Job) -> bool:
+        """Tell whether the answer is the model's own, right behind the prompt that was judged, or a fixed text."""
+        is_plain = job.adapter is None and not job.judged_ids and not job.begun_ids and job.max_new_tokens > 0
+        return is_plain and self._guard.options.on_flag != "continue"
+
     def _begin_probe(self, row: Row, judge: Any) -> None:
         """Read the forced prefix behind a prompt; only a probe that needs more tokens becomes a row of the batch."""
-        assert row.probe is not None and row.ballot is not None
+        assert row.probe is not None and row.ballot is not None and row.ballot.decoding is not None
         probe, decoding = row.probe, row.ballot.decoding
         probe.read_prompt(decoding.logits, decoding.hidden_states)
         if not probe.is_decided:
@@ -256,13 +268,19 @@ class Engine:
             row.probe, row.ballot = None, None
             self._judged(row, ballot.decoding, self._guard.combine(ballot.verdicts))
 
-    def _judged(self, row: Row, decoding: Decoding, verdict: Verdict) -> None:
+    def _judged(self, row: Row, decoding: Decoding | None, verdict: Verdict) -> None:
         """Tell the verdict, and let the answer begin if the request passes."""
         job = row.job
         job.seconds["verdict"] = time.monotonic() - job.started
         job.tell(VerdictFell(verdict))
         on_flag = self._guard.options.on_flag
-        if verdict.flagged and on_flag == "continue" and verdict.error is None and job.max_new_tokens > 0:
+        if decoding is None:
+            if verdict.flagged and on_flag != "annotate":
+                row.prompt_logits = None
+                job.tell(Ended("content_filter"))
+            else:
+                self._watch(row)
+        elif verdict.flagged and on_flag == "continue" and verdict.error is None and job.max_new_tokens > 0:
             self._continue_refusal(decoding, row, verdict)
         elif verdict.flagged and on_flag != "annotate":
             job.tell(Ended("content_filter"))
@@ -361,10 +379,13 @@ class Engine:
             return None
         if row.probe is not None:
             chosen = row.probe.next_tokens()
-            if chosen is None:
-                self._cast(row)
+            if chosen is not None:
+                row.tried += 1
+                return int(chosen)
+            self._cast(row)
+            if row.prompt_logits is None:
                 return None
-            return int(chosen)
+            likeliest = _take_over(decoding, place, row)
         if row.monitor is not None and row.monitor.stopped_at[0] is not None:
             job.tell(Ended("content_filter"))
             return None
@@ -395,3 +416,17 @@ class Engine:
         shared = int((decoding.attention_mask.sum(dim=0) == 0).long().cumprod(dim=0).sum())
         if shared >= _TRIMMED:
             drop_columns(decoding, list(range(shared)))
+
+
+def _take_over(decoding: Decoding, place: int, row: Row) -> int:
+    """Let the answer of a row go on behind its prompt, as if the probe had not been read; return its likeliest token.
+
+    Its tokens stay in the cache as padding inside of the row, so that nothing is copied.
+    """
+    assert row.prompt_logits is not None, "it takes over"
+    if decoding.attention_mask is None:
+        decoding.attention_mask = torch.ones_like(decoding.token_ids)
+    decoding.attention_mask[place, -row.tried :] = 0
+    decoding.logits[place] = row.prompt_logits[0]
+    row.prompt_logits = None
+    return int(decoding.logits[place].argmax())

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from featherweight.errors import ConfigError
-from featherweight.guard.linear import fit_linear
+from featherweight.guard.linear import cross_fit, fit_linear
 from featherweight.guard.metrics import auroc
 
 
@@ -74,3 +74,16 @@ def test_what_cannot_be_fitted_is_refused():
         fit_linear(rows.clone().index_fill_(0, torch.tensor([3]), float("nan")), labels)
     with pytest.raises(ConfigError, match="rows=4 of one class are too few"):
         fit_linear(rows[196:], labels[196:])
+
+
+def test_an_earlier_place_is_scored_by_the_folds_that_had_not_seen_the_row():
+    draw = torch.Generator().manual_seed(0)
+    labels = (torch.arange(120) % 2).long()
+    noise = torch.randn(120, 200, generator=draw)  # nothing to learn, much to remember
+    found = cross_fit(noise, labels, strengths=(1e-4,))
+    earlier = noise + 0.01 * torch.randn(120, 200, generator=draw)
+    remembered = auroc(found.score(earlier)[labels == 1], found.score(earlier)[labels == 0])
+    honest = found.held_out(earlier)
+    assert remembered > 0.99 and abs(auroc(honest[labels == 1], honest[labels == 0]) - 0.5) < 0.2
+    twice = found.beside(found)
+    assert torch.allclose(twice.held_out(torch.cat([earlier, earlier], dim=1)), 2 * honest, atol=1e-5)

@@ -7,6 +7,7 @@ from tiny_models import prompt, tiny_model
 
 from featherweight.guard.decoding import AnswerRules, judge_prompts
 from featherweight.guard.ensemble import GuardEnsemble
+from featherweight.models.decoding_rows import join
 from featherweight.models.generation import generate, prefill
 from featherweight.serving.engine import Busy, Closing, Engine
 from featherweight.serving.job import Ended, Job, TokenWritten, VerdictFell
@@ -53,6 +54,24 @@ def test_requests_of_one_batch_get_the_tokens_that_they_get_alone(name):
             alone = generate(prefill(model, ids), max_new_tokens=6 + ids.shape[1] % 5)[0].tolist()
             assert words(events) == alone and events[-1] == Ended("length")
     assert 0 < flagged < len(prompts)
+
+
+@pytest.mark.parametrize("on_flag", ["message", "annotate"])
+def test_an_answer_takes_over_the_row_of_its_probe_and_copies_no_other(monkeypatch, on_flag):
+    from featherweight.serving import engine as room
+
+    joined = []
+    monkeypatch.setattr(room, "join", lambda decodings: joined.append(len(decodings)) or join(decodings))
+    model, guard = tiny_model("llama"), random_guard("llama", on_flag=on_flag)
+    prompts = [prompt(1, length, seed=length) for length in (3, 30, 9, 12)]
+    engine = Engine(model, stop_token_ids=[], guard=guard, max_batch=4)
+    found = answered(engine, [{"prompt_ids": ids[0].tolist(), "max_new_tokens": 12} for ids in prompts])
+    engine.close()
+    assert len(joined) <= len(prompts)  # each probe once; its answer never
+    for ids, events in zip(prompts, found, strict=True):
+        passes = on_flag == "annotate" or not events[0].verdict.flagged
+        alone = generate(prefill(model, ids), max_new_tokens=12)[0].tolist()
+        assert words(events) == (alone if passes else [])
 
 
 def test_a_request_that_is_cancelled_leaves_and_others_go_on():
