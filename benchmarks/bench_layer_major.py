@@ -24,18 +24,21 @@ import featherweight as fw
 from featherweight.memory.tracker import StorageTracker
 from featherweight.models import load_model
 from featherweight.optim import AdamW, layerwise
-from featherweight.training import LayerMajor
+from featherweight.training import ChunkMajor, LayerMajor
 
 CHUNK = 512
-WAYS = ("plain", "checkpointing", "mst", "mst_offload", "layer_major")
+WAYS = ("plain", "checkpointing", "mst", "mst_offload", "layer_major", "layer_major_keep", "chunk_major")
 REFERENCE = "checkpointing"
 
 
 def prepared(model: nn.Module, way: str) -> Callable[[Tensor], Tensor]:
     """Change a model for one way and return its training step, updates included."""
     handle = layerwise(model, AdamW(model.parameters(), lr=1e-3))
-    if way == "layer_major":
-        stream = LayerMajor(model, handle, chunk_tokens=CHUNK, inputs="host")
+    if way in ("layer_major", "layer_major_keep", "chunk_major"):
+        stream: LayerMajor | ChunkMajor = ChunkMajor(model, handle, chunk_tokens=CHUNK)
+        if way != "chunk_major":
+            attention: Any = "keep" if way == "layer_major_keep" else "repeat"
+            stream = LayerMajor(model, handle, chunk_tokens=CHUNK, inputs="host", attention=attention)
         return lambda ids: stream.step({"input_ids": ids, "labels": ids})
     if way == "checkpointing":
         model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]

@@ -9,14 +9,14 @@ Shapes: B rows, H heads, K heads of keys and values (H = G K), T queries, N keys
 Source: Dao, FlashAttention-2, arXiv 2307.08691 (online softmax and its backward pass by blocks).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from featherweight.errors import ShapeError
+from featherweight.nn.prefix_store import AttentionResults, KeyValueStore, wide_dtype
 from featherweight.simulated import device_kind
 
 TILE = 1024
@@ -88,61 +88,6 @@ class Visibility:
         return slice(int(found[0]), int(found[-1]) + 1) if len(found) else None
 
 
-class KeyValueStore:
-    """Keys and values of the chunks of one sequence in one layer, and the sums of their gradients.
-
-    Args:
-        bounds: first position of each chunk and the one behind its last.
-        sum_dtype: of the sums; None takes float32, or float64 for keys in float64.
-    """
-
-    def __init__(self, bounds: Sequence[tuple[int, int]], sum_dtype: torch.dtype | None = None) -> None:
-        self.bounds, self.sum_dtype = list(bounds), sum_dtype
-        self._pairs: dict[int, tuple[Tensor, Tensor]] = {}
-        self._sums: dict[int, tuple[Tensor, Tensor]] = {}
-
-    def __len__(self) -> int:
-        return len(self._pairs)
-
-    def put(self, chunk: int, key: Tensor, value: Tensor) -> None:
-        """Keep (B, K, N, h) keys and values of a chunk."""
-        self._pairs[chunk] = (key.detach(), value.detach())
-
-    def pair(self, chunk: int) -> tuple[Tensor, Tensor]:
-        """Return the keys and values of a chunk.
-
-        Raises:
-            ShapeError: if they are not there.
-        """
-        if chunk not in self._pairs:
-            raise ShapeError(
-                f"streamed attention: chunk={chunk} has no keys; expected those of chunks {sorted(self._pairs)}. Run "
-                "the chunks from first to last before one that follows them."
-            )
-        return self._pairs[chunk]
-
-    def add(self, chunk: int, key_gradient: Tensor, value_gradient: Tensor) -> None:
-        """Add gradients to the sums of a chunk."""
-        if chunk not in self._sums:
-            dtype = self.sum_dtype or _wide(key_gradient.dtype)
-            # Copies: a first gradient may be a view that somebody else writes to.
-            self._sums[chunk] = (key_gradient.to(dtype, copy=True), value_gradient.to(dtype, copy=True))
-            return
-        key_sum, value_sum = self._sums[chunk]
-        key_sum.add_(key_gradient)
-        value_sum.add_(value_gradient)
-
-    def take(self, chunk: int) -> tuple[Tensor, Tensor] | None:
-        """Hand out the sums of a chunk, and free its keys and values; None if nothing was added."""
-        self._pairs.pop(chunk, None)
-        return self._sums.pop(chunk, None)
-
-    def clear(self) -> None:
-        """Free all."""
-        self._pairs.clear()
-        self._sums.clear()
-
-
 def streamed_attention(
     query: Tensor,
     key: Tensor,
@@ -153,6 +98,7 @@ def streamed_attention(
     *,
     scale: float,
     softcap: float | None = None,
+    results: AttentionResults | None = None,
 ) -> Tensor:
     """Attend from one chunk to itself and to the chunks before it, and put its keys and values into the store.
 
@@ -168,13 +114,14 @@ def streamed_attention(
         visibility: of the whole sequence.
         scale: of the scores.
         softcap: c of ``c tanh(score / c)``, or None.
+        results: where output and log-sum-exp are looked up, and kept the first time; None always computes them.
     Returns:
         (B, H, T, h) in the dtype of `query`, or of autocast; zero for queries that see nothing.
     Raises:
         ShapeError: if a chunk before is missing.
     Cost: on top of the products a score matrix of `TILE` queries, or none where torch's flash kernel for CPUs runs.
     """
-    work = _Work(store, chunk, visibility, scale, softcap)
+    work = _Work(store, chunk, visibility, scale, softcap, results)
     query, key, value = in_autocast(query, key, value)
     output: Tensor = _StreamedAttention.apply(query, key, value, work)
     return output
@@ -195,6 +142,7 @@ class _Work:
     visibility: Visibility
     scale: float
     softcap: float | None
+    results: AttentionResults | None = None
 
     def blocks(self, query: Tensor) -> Iterator["_Block"]:
         """Yield every block in which something is seen.
@@ -250,6 +198,10 @@ class _Block(NamedTuple):
         taken = folded[:, :, :, self.rows]
         return (taken.flatten(1, 2) if self.is_causal else taken.flatten(2, 3)).contiguous()
 
+    def covers(self, count: int) -> bool:
+        """Whether all queries of a chunk of so many take part."""
+        return self.rows == slice(0, count)
+
     def of_keys(self, states: Tensor, groups: int) -> Tensor:
         """Return the keys of (B, K, N, h) that take part; causal ones once for each head of queries."""
         taken = states[:, :, self.keys]
@@ -271,45 +223,76 @@ class _StreamedAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, work: _Work) -> Tensor:
         work.store.put(work.chunk, key, value)
-        folded = query.unflatten(1, (key.shape[1], -1))  # (B, K, G, T, h): queries that share a head of keys
-        groups, wide = folded.shape[2], _wide(query.dtype)
-        output = torch.zeros(folded.shape[:-1] + value.shape[-1:], dtype=wide, device=query.device)
-        logsumexp = torch.full(folded.shape[:-1], float("-inf"), dtype=wide, device=query.device)
-        for block in work.blocks(query):
-            keys, values = (block.of_keys(one, groups) for one in work.store.pair(block.chunk))
-            part, part_lse = _forward(block.of_queries(folded), keys, values, block, work, groups)
-            _merge_(output[:, :, :, block.rows], logsumexp[:, :, :, block.rows], part, part_lse)
-        output = output.to(query.dtype)
+        # (B, K, G, T, h): queries that share a head of keys. In order once, and not again for each block.
+        folded = query.contiguous().unflatten(1, (key.shape[1], -1))
+        known = None if work.results is None else work.results.of(work.chunk, query.device)
+        output, logsumexp = _over_blocks(folded, value, work) if known is None else known
+        if known is None and work.results is not None:
+            work.results.keep(work.chunk, output, logsumexp)
         ctx.work = work
-        ctx.save_for_backward(query, key, value, output, logsumexp)
+        ctx.save_for_backward(folded.flatten(1, 2), key, value, output, logsumexp)
         return output.flatten(1, 2)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
         query, key, value, output, logsumexp = ctx.saved_tensors
         work: _Work = ctx.work
-        folded, gradient = (one.unflatten(1, (key.shape[1], -1)) for one in (query, gradients[0]))
-        groups, wide = folded.shape[2], _wide(query.dtype)
-        query_sum = torch.zeros(folded.shape, dtype=wide, device=query.device)
-        own = torch.zeros(key.shape, dtype=wide, device=key.device), torch.zeros_like(value, dtype=wide)
+        folded, gradient = (one.contiguous().unflatten(1, (key.shape[1], -1)) for one in (query, gradients[0]))
+        groups, wide, count = folded.shape[2], wide_dtype(query.dtype), query.shape[2]
+        query_sum: Tensor | None = None
+        own: tuple[Tensor, Tensor] | None = None
         # A query that sees nothing has no sum; any finite one gives it no weight on masked keys.
         lse = torch.where(logsumexp == float("-inf"), torch.zeros_like(logsumexp), logsumexp).unsqueeze(-1)
         for block in work.blocks(query):
             keys, values = (block.of_keys(one, groups) for one in work.store.pair(block.chunk))
             asking, due, whole, total = (block.of_queries(one) for one in (folded, gradient, output, lse))
             found = _backward(asking, due, whole, total.squeeze(-1), keys, values, block, work, groups)
-            query_part = query_sum[:, :, :, block.rows]
-            query_part += found[0].view_as(query_part)
-            key_part, value_part = (block.gathered(one, groups) for one in found[1:])
-            if block.chunk == work.chunk:
-                own[0][:, :, block.keys] += key_part
-                own[1][:, :, block.keys] += value_part
+            if query_sum is None and block.covers(count):
+                query_sum = found[0].view_as(folded).to(wide)
             else:
-                _add_block(work.store, block.chunk, block.keys, key_part, value_part)
+                query_sum = torch.zeros_like(folded, dtype=wide) if query_sum is None else query_sum
+                query_part = query_sum[:, :, :, block.rows]
+                query_part += found[0].view_as(query_part)
+            parts = (block.gathered(found[1], groups), block.gathered(found[2], groups))
+            if block.chunk != work.chunk:
+                _add_block(work.store, block.chunk, block.keys, *parts)
+            elif block.is_causal:  # all of the chunk's own keys at once
+                own = parts[0].to(wide), parts[1].to(wide)
+            else:
+                own = own or (torch.zeros_like(key, dtype=wide), torch.zeros_like(value, dtype=wide))
+                own[0][:, :, block.keys] += parts[0]
+                own[1][:, :, block.keys] += parts[1]
+        query_sum = torch.zeros_like(folded) if query_sum is None else query_sum
+        own = own or (torch.zeros_like(key), torch.zeros_like(value))
         later = work.store.take(work.chunk)
         if later is not None:
             own = own[0] + later[0], own[1] + later[1]
         return query_sum.flatten(1, 2).to(query.dtype), own[0].to(key.dtype), own[1].to(value.dtype), None
+
+
+def _over_blocks(folded: Tensor, value: Tensor, work: _Work) -> tuple[Tensor, Tensor]:
+    """Return the output (B, K, G, T, h) of queries of this shape over all blocks, and its log-sum-exp."""
+    groups, count = folded.shape[2:4]
+    output = logsumexp = None
+    for block in work.blocks(folded.flatten(1, 2)):
+        keys, values = (block.of_keys(one, groups) for one in work.store.pair(block.chunk))
+        part, part_lse = _forward(block.of_queries(folded), keys, values, block, work, groups)
+        if output is None and block.covers(count):
+            output, logsumexp = part.view(*folded.shape[:-1], -1), part_lse.view(folded.shape[:-1])
+            continue
+        if output is None or logsumexp is None:
+            output, logsumexp = _nothing_seen(folded, value)
+        _merge_(output[:, :, :, block.rows], logsumexp[:, :, :, block.rows], part, part_lse)
+    if output is None or logsumexp is None:
+        output, logsumexp = _nothing_seen(folded, value)
+    return output.to(folded.dtype), logsumexp
+
+
+def _nothing_seen(folded: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """Return output and log-sum-exp of queries (B, K, G, T, h) that have seen no key yet."""
+    wide = wide_dtype(folded.dtype)
+    output = torch.zeros(folded.shape[:-1] + value.shape[-1:], dtype=wide, device=folded.device)
+    return output, torch.full(folded.shape[:-1], float("-inf"), dtype=wide, device=folded.device)
 
 
 def _add_block(store: KeyValueStore, chunk: int, keys: slice, key_gradient: Tensor, value_gradient: Tensor) -> None:
@@ -319,7 +302,7 @@ def _add_block(store: KeyValueStore, chunk: int, keys: slice, key_gradient: Tens
         store.add(chunk, key_gradient, value_gradient)
         return
     pair = store.pair(chunk)
-    whole = [torch.zeros_like(one, dtype=_wide(one.dtype)) for one in pair]
+    whole = [torch.zeros_like(one, dtype=wide_dtype(one.dtype)) for one in pair]
     whole[0][:, :, keys] = key_gradient.to(whole[0].dtype)
     whole[1][:, :, keys] = value_gradient.to(whole[1].dtype)
     store.add(chunk, *whole)
@@ -329,7 +312,7 @@ def _forward(
     query: Tensor, key: Tensor, value: Tensor, block: _Block, work: _Work, groups: int
 ) -> tuple[Tensor, Tensor]:
     """Return output and log-sum-exp of queries over one block of keys."""
-    wide = _wide(query.dtype)
+    wide = wide_dtype(query.dtype)
     if _runs_flash(query, work):
         seen = None if block.is_causal else block.seen(query, groups)
         output, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
@@ -363,7 +346,7 @@ def _backward(
             gradient, query, key, value, output, lse, 0.0, block.is_causal, attn_mask=bias, scale=work.scale
         )
         return found
-    wide = _wide(query.dtype)
+    wide = wide_dtype(query.dtype)
     scores, slope = _scores(query, key, block.seen(query, groups), work)
     weights = torch.exp(scores - lse.unsqueeze(-1))
     gradient, value = gradient.to(wide), value.to(wide)
@@ -377,7 +360,7 @@ def _backward(
 
 def _scores(query: Tensor, key: Tensor, seen: Tensor | None, work: _Work) -> tuple[Tensor, Tensor | None]:
     """Return the scores, -inf where nothing is seen, and the slope of their cap."""
-    wide = _wide(query.dtype)
+    wide = wide_dtype(query.dtype)
     scores, slope = (query.to(wide) @ key.to(wide).mT) * work.scale, None
     if work.softcap is not None:
         capped = torch.tanh(scores / work.softcap)
@@ -390,10 +373,10 @@ def _scores(query: Tensor, key: Tensor, seen: Tensor | None, work: _Work) -> tup
 def _merge_(output: Tensor, logsumexp: Tensor, part: Tensor, part_lse: Tensor) -> None:
     """Add a block's output (B, K, G T, h) to that of the blocks before, in place."""
     part, part_lse = part.view_as(output), part_lse.view_as(logsumexp)
-    total = torch.logaddexp(logsumexp, part_lse)
-    finite = torch.where(total == float("-inf"), torch.zeros_like(total), total)
-    output.mul_(torch.exp(logsumexp - finite).unsqueeze(-1)).add_(part * torch.exp(part_lse - finite).unsqueeze(-1))
-    logsumexp.copy_(total)
+    # The share of the new block, from a difference that does not round; nothing where it has seen nothing.
+    share = torch.sigmoid(part_lse - logsumexp).masked_fill_(part_lse == float("-inf"), 0.0)
+    output.lerp_(part, share.unsqueeze(-1))
+    torch.logaddexp(logsumexp, part_lse, out=logsumexp)
 
 
 def _runs_flash(query: Tensor, work: _Work) -> bool:
@@ -405,7 +388,3 @@ def _bias(seen: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     if seen is None:
         return None
     return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, float("-inf"))
-
-
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32

@@ -25,7 +25,7 @@ class HostNeed:
     """Bytes of host memory that a step takes, and its traffic."""
 
     inputs_bytes: int
-    """Inputs of the layers, and the gradient of one boundary in their place."""
+    """Inputs of the layers, the gradient of one boundary in their place, and what is kept of attention."""
     weights_bytes: int
     """Weights of the layers, embedding and head."""
     states_bytes: int
@@ -76,6 +76,9 @@ def _count(loop: Loop) -> dict[str, int]:
         # In: forward, head, keys and values, backward, and the gradient. Out: each input and each gradient once.
         found["read"] = (3 * layers + 2) * boundary + layers * boundary * last // length
         found["written"] = 2 * (layers + 1) * boundary
+        attention = layers * tokens * stream.attention_bytes_per_token  # once out and once in
+        for name in ("inputs", "read", "written"):
+            found[name] += attention
     if stream.layer_weights is not None:
         read, written = stream.layer_weights.traffic_bytes()
         found["weights"] = stream.layer_weights.host_bytes

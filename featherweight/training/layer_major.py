@@ -19,6 +19,7 @@ from featherweight.distributed.world import common
 from featherweight.errors import ConfigError
 from featherweight.methods.host_weights import streams_weights
 from featherweight.nn.offload import require_host_bytes, to_device, to_host
+from featherweight.nn.prefix_store import AttentionResults
 from featherweight.optim.backward.layerwise import LayerwiseHandle
 from featherweight.optim.backward.window import Part
 from featherweight.simulated import simulated_device
@@ -52,6 +53,7 @@ class LayerMajor:
         states: where the optimizer states of layers, embedding and head wait: "device", or "host", from where they come
             for the updates of their weights; needs a handle.
         slots: layers that are on the device at a time.
+        attention: "repeat" makes it again in the backward pass; "keep" keeps what it has made, where the inputs wait.
         progress: told now and then how far a step has come; after each chunk of each layer.
     Raises:
         ConfigError: for a model whose layers cannot be called alone, or options out of range.
@@ -85,12 +87,15 @@ class LayerMajor:
         weights: Place = "device",
         states: Place = "device",
         slots: int = 2,
+        attention: Literal["repeat", "keep"] = "repeat",
         progress: Callable[[StepProgress], None] | None = None,
     ) -> None:
         require_chunk_tokens("LayerMajor", chunk_tokens)
         for name, value in (("inputs", inputs), ("weights", weights), ("states", states)):
             if value not in ("device", "host"):
                 raise ConfigError(f"LayerMajor: {name}={value!r} is unknown; expected device or host. Change {name}.")
+        if attention not in ("repeat", "keep"):
+            raise ConfigError(f"LayerMajor: attention={attention!r} is unknown; expected repeat or keep. Change it.")
         if handle is not None and handle.accumulation_steps != 1:
             raise ConfigError(
                 f"LayerMajor: handle has accumulation_steps={handle.accumulation_steps}; expected 1, as one call of "
@@ -109,6 +114,7 @@ class LayerMajor:
                 "weights='host' here."
             )
         self.handle, self.chunk_tokens, self.inputs, self.progress = handle, chunk_tokens, inputs, progress
+        self.keeps_attention = attention == "keep"
         self.training_model = model
         self.device = next(self.separate.model.parameters()).device
         self.layer_weights: LayerWeights | None = None
@@ -170,10 +176,22 @@ class LayerMajor:
         width: int = self.separate.model.config.get_text_config().hidden_size
         return width * parameter.element_size()
 
+    @property
+    def attention_bytes_per_token(self) -> int:
+        """Bytes that are kept of the attention of one token and layer."""
+        if not self.keeps_attention:
+            return 0
+        config = self.separate.model.config.get_text_config()
+        heads = config.num_attention_heads
+        size = getattr(config, "v_head_dim", None) or getattr(config, "head_dim", None) or config.hidden_size // heads
+        number = self.boundary_bytes_per_token // config.hidden_size
+        return heads * (size * number + max(4, number))  # log-sum-exps are in float32, or in float64
+
     def _require_host_memory(self, rows: Sequence[Row]) -> None:
         if simulated_device() is not None:
             return
-        by_token = (len(self.separate.layers) + 1) * self.boundary_bytes_per_token
+        layers = len(self.separate.layers)
+        by_token = (layers + 1) * self.boundary_bytes_per_token + layers * self.attention_bytes_per_token
         tokens = sum(behind - first for row in rows for first, behind in row.bounds)
         way_out = f"Each token takes {by_token / 2**20:.2f} MiB: give fewer or shorter rows, or keep inputs='device'."
         require_host_bytes("LayerMajor", f"layer inputs of {tokens} tokens", by_token * tokens, way_out)
@@ -193,6 +211,7 @@ class _Step:
         self.separate, self.weights, self.states = owner.separate, owner.layer_weights, owner.layer_states
         self.device, self.handle = owner.device, owner.handle
         self.on_host, self.progress = owner.inputs == "host", owner.progress
+        self.keeps_attention = owner.keeps_attention
         self.rows, self.items, self.tell, self.judge = rows, items, tell, judge
         self.noise = Noise(self.separate.model, self.device)
         self.tied = self.separate.tied()
@@ -260,7 +279,9 @@ class _Step:
 
     def _layer_forward(self, index: int, number: int, row: Row) -> list[Tensor | None]:
         found: list[Tensor | None] = []
-        stream = row.stream()
+        if self.keeps_attention:
+            row.attention[index] = AttentionResults(self.on_host)
+        stream = row.stream(index)
         for chunk, kept in enumerate(row.boundaries[index]):
             stream.chunk = chunk
             self.noise.note((index, number, chunk))
@@ -310,7 +331,7 @@ class _Step:
     def _layer_backward(self, index: int) -> None:
         count, done = sum(len(row.bounds) for row in self.rows), 0
         for number, row in enumerate(self.rows):
-            stream, arguments = row.stream(), row.arguments[index]
+            stream, arguments = row.stream(index), row.arguments[index]
             with torch.no_grad():
                 for chunk, kept in enumerate(row.boundaries[index][:-1]):  # the last one's are made in its own turn
                     stream.chunk = chunk
@@ -324,6 +345,8 @@ class _Step:
                 with torch.enable_grad(), self.noise.again((index, number, chunk)):
                     output = self.separate.run(index, hidden, arguments, stream)
                     output.backward(self._taken(row.gradients[chunk]))
+                if stream.results is not None:
+                    stream.results.drop(chunk)
                 assert hidden.grad is not None
                 row.gradients[chunk] = self._kept(hidden.grad)
                 self._advance(3, "backward", index, chunk, len(row.bounds))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from featherweight.errors import ConfigError, did_you_mean
-from featherweight.nn.streamed_attention import KeyValueStore
+from featherweight.nn.prefix_store import AttentionResults, KeyValueStore
 from featherweight.quant.int8_weight import has_values
 from featherweight.training.separate_layers import Arguments, Stream
 
@@ -35,12 +35,15 @@ class Row:
     """Of each layer."""
     boundaries: list[list[Tensor | None]] = field(default_factory=list)
     """Input of each layer, and last what the last one returns, by chunk: (1, C, D)."""
+    attention: dict[int, AttentionResults] = field(default_factory=dict)
+    """Of each layer, where it is not to be repeated."""
     gradients: list[Tensor] = field(default_factory=list)
     """Of the boundary that the backward pass has reached, by chunk."""
 
-    def stream(self) -> Stream:
+    def stream(self, layer: int | None = None) -> Stream:
         """Return what the attention of one layer works on."""
-        return Stream(KeyValueStore(self.bounds), self.documents)
+        results = None if layer is None else self.attention.get(layer)
+        return Stream(KeyValueStore(self.bounds), self.documents, results=results)
 
     def cut(self, tensors: Mapping[str, Tensor], chunk: int) -> dict[str, Tensor]:
         """Return the tokens of a chunk."""

@@ -165,6 +165,7 @@ class LayerByLayer(InChunks):
             inputs=schedule.inputs,
             weights=schedule.weights,
             states=schedule.states,
+            attention=schedule.attention,
             progress=self._tell,
         )
 

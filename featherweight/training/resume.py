@@ -30,7 +30,7 @@ FREE_ON_RESUME = frozenset(
 )
 """Keys that change what a run reports, when it ends and who computes it, and no step; a resumed run may change them."""
 
-FREE_OF_SCHEDULE = ("schedule.inputs", "schedule.weights", "schedule.states")
+FREE_OF_SCHEDULE = ("schedule.inputs", "schedule.weights", "schedule.states", "schedule.attention")
 """Where tensors wait changes no bit of a step."""
 
 LENGTH = ("steps", "epochs")

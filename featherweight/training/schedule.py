@@ -38,6 +38,10 @@ class Schedule(Config):
     states: Literal["device", "host"] = "device"
     """Where their optimizer states wait under order: layer; on the host they need layerwise updates."""
 
+    attention: Literal["repeat", "keep"] = "repeat"
+    """Under order: layer, whether attention is computed once more in the backward pass, or what it has made is kept
+    where the inputs wait: about as many bytes as these."""
+
     @model_validator(mode="before")
     @classmethod
     def _name_alone(cls, value: Any) -> Any:
@@ -45,7 +49,7 @@ class Schedule(Config):
 
     @model_validator(mode="after")
     def _layers_alone(self) -> "Schedule":
-        for key in ("chunk_tokens", "inputs", "weights", "states"):
+        for key in ("chunk_tokens", "inputs", "weights", "states", "attention"):
             value = getattr(self, key)
             has_effect = self.order == "layer" or (self.order == "chunk" and key == "chunk_tokens")
             if not has_effect and value != type(self).model_fields[key].default:

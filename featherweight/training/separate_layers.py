@@ -19,7 +19,8 @@ from featherweight.errors import ConfigError
 from featherweight.methods.fused_head import find_causal_model
 from featherweight.methods.layer_arguments import CACHES, bound_arguments, per_token, rebuilt
 from featherweight.methods.layer_structure import decoder_layers, find_layer
-from featherweight.nn.streamed_attention import KeyValueStore, Visibility, in_autocast, streamed_attention
+from featherweight.nn.prefix_store import AttentionResults, KeyValueStore
+from featherweight.nn.streamed_attention import Visibility, in_autocast, streamed_attention
 
 _NAME = "featherweight_streamed"  # of the attention function, for transformers
 _WORK = "_featherweight_stream"  # where an attention module finds what it works on
@@ -46,6 +47,8 @@ class Stream:
     chunk: int = 0
     fills: bool = False
     """Whether only keys and values are wanted."""
+    results: AttentionResults | None = None
+    """What a repetition need not compute again; None: it does."""
 
 
 class SeparateLayers:
@@ -293,6 +296,7 @@ def _attend(
         Visibility(stream.documents, options.get("sliding_window")),
         scale=query.shape[-1] ** -0.5 if scale is None else scale,
         softcap=options.get("softcap"),
+        results=stream.results,
     )
     return output.transpose(1, 2).contiguous(), None
 

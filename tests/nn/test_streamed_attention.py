@@ -6,7 +6,8 @@ from torch.nn import functional as F
 
 from featherweight.errors import ShapeError
 from featherweight.nn import streamed_attention as module
-from featherweight.nn.streamed_attention import KeyValueStore, Visibility, streamed_attention
+from featherweight.nn.prefix_store import KeyValueStore
+from featherweight.nn.streamed_attention import Visibility, streamed_attention
 
 HEADS, GROUPS, WIDTH = 2, 3, 8
 

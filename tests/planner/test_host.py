@@ -38,6 +38,13 @@ def test_traffic_by_formula_is_what_the_simulated_step_copies():
     assert need.inputs_bytes == 4 * 1024 * 64 * 4
 
 
+def test_attention_that_is_kept_is_counted_on_the_host():
+    plain, kept = host_need(recipe()), host_need(recipe(attention="keep"))
+    assert kept.inputs_bytes - plain.inputs_bytes == 3 * 1024 * 4 * (64 + 4)  # layers, tokens, output and log-sum-exp
+    estimate = estimate_memory(None, recipe(attention="keep"), device="cuda")
+    assert kept.read_bytes + kept.written_bytes == estimate.cost.host_bytes
+
+
 def test_states_on_the_host_go_in_and_out_once_and_take_nothing_of_the_device():
     kept, waiting = recipe(), recipe(states="host")
     # Nine weights of each layer, embedding and head count their steps, on the CPU.

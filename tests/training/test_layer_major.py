@@ -130,6 +130,18 @@ def test_inputs_on_the_host_change_nothing(built):
     compare(built("llama"), {"input_ids": ids, "labels": ids}, 8, inputs="host")
 
 
+@pytest.mark.parametrize("inputs", ["device", "host"])
+def test_attention_that_is_kept_changes_no_bit(built, inputs):
+    # Also where MsT repeats a part of the layer once more.
+    results, ids = {}, tokens()
+    for attention in ("repeat", "keep"):
+        model = built("mistral").float()
+        fw.apply(model, fw.MsT(chunk_size=4, head_chunk_size=4, checkpoint=True))
+        LayerMajor(model, chunk_tokens=8, inputs=inputs, attention=attention).step({"input_ids": ids, "labels": ids})
+        results[attention] = gradients(model)
+    assert all(torch.equal(one, results["repeat"][name]) for name, one in results["keep"].items())
+
+
 @pytest.mark.parametrize("options", [{}, {"tokenwise": True}, {"checkpoint": "offload"}])
 def test_mst_inside_of_the_parts_changes_nothing(built, options):
     model, ids = built("llama").float(), tokens()

@@ -8,7 +8,7 @@ from tiny_models import prompt, tiny_model
 from torch import nn
 
 from featherweight.errors import ConfigError
-from featherweight.nn.streamed_attention import KeyValueStore
+from featherweight.nn.prefix_store import KeyValueStore
 from featherweight.training.separate_layers import SeparateLayers, Stream
 
 
