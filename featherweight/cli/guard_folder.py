@@ -44,11 +44,15 @@ def rates_of(pairs: list[str] | None) -> dict[str, float]:
     """Return the rates of categories.
 
     Raises:
-        ConfigError: for a pair that is none.
+        ConfigError: for a pair that is none, or a second rate of a category.
     """
-    found = {}
+    found: dict[str, float] = {}
     for pair in pairs or []:
         name, _, rate = pair.rpartition("=")
+        if name in found:
+            raise ConfigError(
+                f"guard calibrate: category_fpr={pair!r} is a second rate of {name!r}; expected one. Leave one out."
+            )
         try:
             found[name] = float(rate)
         except ValueError:

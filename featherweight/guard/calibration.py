@@ -109,6 +109,7 @@ def calibrate(
     model.eval()
     sets = read_sets(harmful, benign, borderline)
     rows = make_rows(sets, grouped=grouped, frames=frames, seed=seed)
+    goal.check_rows(rows)
     words = text_classifier if text_function is None else "custom"
     base = _base_options(model, tokenizer, tier, prefix, preamble_text, probe_tokens, words, on_flag, refusal_text)
     readings = _read_all(base, model, tokenizer, rows, tier, prefix == "auto", batch_size, progress)
@@ -146,6 +147,7 @@ def fit_guard(
     """
     _check(tier)
     goal.check()
+    goal.check_rows(readings.rows)
     rows, collected = readings.rows, with_words(readings.collected, tokenizer, readings.rows.messages)
     base = GuardOptions.parse(
         {

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from featherweight.errors import ConfigError
 from featherweight.guard.evidence import Evidence
 from featherweight.guard.finetuned import finetune
 from featherweight.guard.linear import FOLDS, STRENGTHS, USUAL, CrossFitted, cross_fit, fit_linear
@@ -90,11 +91,20 @@ def measured_by(fitted: CrossFitted, fit: Tensor, features: Tensor, unseen: floa
         fit: (N,) bool: which those are.
         features: (N, F) of all rows.
         unseen: see `Measured`.
+
+    Raises:
+        ConfigError: if a score is not finite: a threshold among such would be none, and nothing would be flagged.
     """
 
     def again(features_NF: Tensor) -> Tensor:
         scores = fitted.score(features_NF.cpu())
         scores[fit] = fitted.held_out(features_NF[fit].cpu())
+        bad = int((~torch.isfinite(scores)).sum())
+        if bad:
+            raise ConfigError(
+                f"guard calibrate: scores of {bad} prompts are not finite; expected numbers. Check that the model "
+                "gives finite logits for these prompts (bf16 instead of fp16 often helps)."
+            )
         return scores
 
     return Measured(again(features), unseen, again)

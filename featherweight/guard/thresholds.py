@@ -55,10 +55,13 @@ class Goal:
         Raises:
             ConfigError: for a share outside of 0 to 1, a cost that is not above 0, or two goals at once.
         """
-        shares = {name: getattr(self, name) for name in ("target_fpr", "target_tpr", "confidence", "borderline_fpr")}
+        given = ("target_fpr", "target_tpr", "confidence", "borderline_fpr")
+        shares = {name: getattr(self, name) for name in given}
         shares |= {f"category_fpr[{name!r}]": value for name, value in self.category_fpr.items()}
         for name, value in shares.items():
-            if value is not None and not 0 < value < 1:
+            if value is None and name in given:
+                continue
+            if not isinstance(value, (int, float)) or not 0 < value < 1:
                 raise ConfigError(
                     f"guard calibrate: {name}={value} is no share; expected 0 < {name} < 1. Write "
                     f"{'0.95' if name in ('target_tpr', 'confidence') else '0.01'}."
@@ -137,11 +140,24 @@ class Goal:
             )
         return max(found, self._own_thresholds(scores, rows))
 
-    def _own_thresholds(self, scores: Tensor, rows: Rows) -> float:
-        """Return the highest of the thresholds of those kinds and categories that have a rate of their own.
+    def check_rows(self, rows: Rows) -> None:
+        """Refuse rates of their own for which there are too few rows; that is known before the model has read any.
 
-        Their rows are few, so those of the fit count as well, with the scores of folds that had not seen them; what
-        stands there a second time, in a frame, does not.
+        Raises:
+            ConfigError: naming the rate.
+        """
+        self._own_rows(rows)
+
+    def _own_thresholds(self, scores: Tensor, rows: Rows) -> float:
+        """Return the highest of the thresholds of those kinds and categories that have a rate of their own."""
+        found = [conformal_threshold(scores[chosen], rate) for rate, chosen in self._own_rows(rows)]
+        return max(found, default=-math.inf)
+
+    def _own_rows(self, rows: Rows) -> list[tuple[float, Tensor]]:
+        """Return each rate of its own with the rows that set it, (N,) bool.
+
+        They are few, so those of the fit count as well, with the scores of folds that had not seen them; what stands
+        there a second time, in a frame, does not.
         """
         seen: set[str] = set()
         plain = torch.zeros(len(rows.keys), dtype=torch.bool)
@@ -150,20 +166,23 @@ class Goal:
             seen.add(key)
         own = {("borderline_fpr", "borderline"): self.borderline_fpr}
         own |= {("category_fpr", name): rate for name, rate in self.category_fpr.items()}
-        highest = -math.inf
+        found = []
         for (option, name), rate in own.items():
             if rate is None:
                 continue
             names = rows.kinds if option == "borderline_fpr" else rows.categories
-            chosen = scores[plain & torch.tensor([one == name for one in names])]
-            found = conformal_threshold(chosen, rate)
-            if len(chosen) < math.ceil(1 / rate) - 1:
+            chosen = plain & torch.tensor([one == name for one in names], dtype=torch.bool)
+            count, needed = int(chosen.sum()), math.ceil(1 / rate) - 1
+            if count < needed:
+                known = sorted({one for one, kept in zip(rows.categories, plain.tolist(), strict=True) if kept and one})
+                others = option == "category_fpr" and count == 0 and known
                 raise ConfigError(
-                    f"guard calibrate: {option}={rate:g} of {name!r} rests on {len(chosen)} prompts outside of the "
-                    f"report; expected {math.ceil(1 / rate) - 1} or more. Add prompts, or promise a higher rate."
+                    f"guard calibrate: {option}={rate:g} of {name!r} rests on {count} prompts outside of the report; "
+                    f"expected {needed} or more. Add prompts, or promise a higher rate"
+                    + (f", or name another category: {', '.join(known):.200}." if others else ".")
                 )
-            highest = max(highest, found)
-        return highest
+            found.append((rate, chosen))
+        return found
 
 
 def decide(

@@ -69,6 +69,10 @@ def test_a_guard_is_measured_on_new_prompts(files, capsys):
             ["--harmful", "{}/bad.jsonl", "--benign", "{}/good.jsonl", "--category-fpr", "travel"],
             "category_fpr='travel' is no pair",
         ),
+        (
+            "--harmful {}/bad.jsonl --benign {}/good.jsonl --category-fpr a=0.1 --category-fpr a=0.2".split(),
+            "'a=0.2' is a second rate of 'a'",
+        ),
     ],
 )
 def test_slips_are_told_before_a_model_is_loaded(files, words, message, capsys):

@@ -213,3 +213,19 @@ def test_too_few_benign_prompts_for_the_promise_flag_nothing_and_say_so(stand_in
     said = " ".join(str(one.message) for one in seen)
     assert "too few to promise" in said and "no borderline prompts" in said and "harmful=30 prompts" in said
     assert guard.options.deciding.flag_above is None
+
+
+@pytest.mark.filterwarnings("ignore:guard calibrate")
+def test_a_category_without_prompts_is_told_before_the_model_reads_any():
+    from guard_models import word_tokenizer
+
+    texts = [f"w{number} w{number % 7}" for number in range(59)]
+    with pytest.raises(ConfigError, match="category_fpr=0.1 of 'fra' rests on 0 prompts"):
+        # A model that cannot read: it is asked for nothing but its kind.
+        PrefixGuard.calibrate(
+            torch.nn.Identity(),
+            word_tokenizer(),
+            harmful=texts[:29],
+            benign=texts[29:],
+            category_fpr={"fra": 0.1},
+        )

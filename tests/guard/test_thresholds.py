@@ -122,10 +122,18 @@ def test_rates_of_their_own_need_rows_and_go_with_a_promised_rate():
         (Goal(category_fpr={"fra": 0.05}), "category_fpr=0.05 of 'fra' rests on 0 prompts"),
     ):
         with pytest.raises(ConfigError, match=message):
+            goal.check_rows(rows)
+        with pytest.raises(ConfigError, match=message):
             goal.threshold(torch.zeros(218), rows)
+    with pytest.raises(ConfigError, match="or name another category: far"):
+        Goal(category_fpr={"fra": 0.05}).check_rows(rows_with_own_rates(200, 18, 60))
+    Goal(category_fpr={"far": 0.05}).check_rows(rows_with_own_rates(200, 18, 19))
     for goal, message in (
         (Goal(borderline_fpr=2.0), "borderline_fpr=2.0 is no share"),
         (Goal(category_fpr={"far": 0.0}), "category_fpr\\['far'\\]=0.0 is no share"),
+        (Goal(category_fpr={"far": math.nan}), "category_fpr\\['far'\\]=nan is no share"),
+        (Goal(category_fpr={"far": None}), "category_fpr\\['far'\\]=None is no share"),
+        (Goal(borderline_fpr="0.1"), "borderline_fpr=0.1 is no share"),
         (Goal(target_tpr=0.9, borderline_fpr=0.1), "go with a promised rate"),
     ):
         with pytest.raises(ConfigError, match=message):
