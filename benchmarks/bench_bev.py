@@ -6,7 +6,8 @@
 
 World: `fw bev synth`, 42 drives of 40 frames at 224 x 128 (seed 0), pitch known (but for the rows `steady`, `shaken`
 and `shaken_head`: 480 x 272, the true pitch 0.5 degrees off in the last two); labels exact at 0.5 m. The "pon" split
-leaves 34 drives to train on and 8 (320 frames) to judge. Network: tiny. AdamW 1e-3, warm-up of 50 steps, linear decay,
+leaves 34 drives to train on and 8 (320 frames) to judge. Networks: tiny and
+tiny-columns. AdamW 1e-3, warm-up of 50 steps, linear decay,
 weight decay 0.01, clip 1, batch 4, no augmentation. Every row takes as many steps as fit into the minutes of one core,
 by the median cost of its own steps, measured once in rounds that alternate between rows; the trained networks are kept
 beside the world. `prior` predicts in each cell what the training labels hold there most of the time.

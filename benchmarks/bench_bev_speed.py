@@ -2,11 +2,11 @@
 
     scripts/bench bev_speed [--threads 2] [--rounds 7]
 
-The alternatives to `column` have the same backbone, channels, decoder and cells (`tiny-columns`); `upright` is `tiny`, whose
-features are twice as fine. `dense` lets every cell of the ground
-attend to every pixel, with as many layers and heads; it stands here alone. `ipm` looks up flat ground, `mlp` is one
-matrix from all pixels to all cells. They take turns, so that a busy moment hits all of them. Besides wall time stand
-processor seconds, which other work on the machine changes less.
+`upright` is `tiny`. `column` and its alternatives have the same backbone, channels, decoder and cells (`tiny-columns`,
+whose features are half as fine): `dense` lets every cell of the ground attend to every pixel, with as many layers and
+heads, and stands here alone; `ipm` looks up flat ground; `mlp` is one matrix from all pixels to all cells. They take
+turns, so that a busy moment hits all of them. Besides wall time stand processor seconds, which other work on the
+machine changes less.
 """
 
 import argparse
