@@ -1,15 +1,14 @@
 """Which card and which host train 8 to 123 billion weights layer by layer? Simulated: nothing here runs on a GPU.
 
-    scripts/bench frontier [--models llama-3-8b ...] [--recipes ...]     # rows in the CSV are skipped
+    scripts/bench frontier [--models llama-3-8b ...] [--recipes ...] [--tokens 131072]   # skips rows in the CSV
     scripts/bench frontier --table                                       # the table of docs/layer_major.md
 
-One row of 8192 tokens a step, which is one chunk; bfloat16 or int8 weights, optimizer states and inputs of the layers
-on the host, feed-forward layer and head in parts (MsT). Device: tensors of two simulated steps by shape, in the
-segments of PyTorch's allocator on the smallest device that holds them, and with expandable segments, each with
-workspaces and context; 8 % of a card stay
-free. Host: layer inputs, weights, states, and 4 GiB for the process; 10 % of its memory stay free. Link: bytes of a
-step over rates that are assumed, 25 and 50 GB/s each way for PCIe 4 and 5. Arithmetic: FLOPs of the step at 80 and 400
-TFLOP/s.
+One row of 8192 tokens a step, which is one chunk, or a longer one in chunks of 8192; bfloat16 or int8 weights, states
+and inputs of the layers on the host, feed-forward layer and head in parts (MsT). Device: tensors of two
+simulated steps by shape, in the segments of PyTorch's allocator on the smallest device that holds them, and with
+expandable segments, each with workspaces and context; 8 % of a card stay free. Host: layer inputs, weights, states, and
+4 GiB for the process; 10 % of its memory stay free. Link: bytes of a step over rates that are assumed, 25 and 50 GB/s
+each way for PCIe 4 and 5. Arithmetic: FLOPs of the step at 80 and 400 TFLOP/s.
 """
 
 import argparse
@@ -70,10 +69,10 @@ RECIPES = (
 )
 
 
-def run(shape: str, name: str) -> dict[str, Any]:
-    """Simulate one recipe with one model."""
-    stretched = [f"task.max_positions={TOKENS}"] if shape.startswith("llama") else []
-    base = base_recipe(SHAPES[shape], None, 1024).override([*stretched, f"task.seq_len={TOKENS}"])
+def run(shape: str, name: str, tokens: int) -> dict[str, Any]:
+    """Simulate one recipe with one model and one row."""
+    stretched = [f"task.max_positions={tokens}"] if shape.startswith("llama") else []
+    base = base_recipe(SHAPES[shape], None, 1024).override([*stretched, f"task.seq_len={tokens}"])
     recipe = layered_recipe(base, family_called(name), "both")
     target = Target.of(device="h200")
     estimate = estimate_memory(None, recipe, device=target.device)
@@ -88,7 +87,7 @@ def run(shape: str, name: str) -> dict[str, Any]:
     return {
         "model": shape,
         "recipe": name,
-        "tokens": TOKENS,
+        "tokens": tokens,
         "device_gib": round(need.total_bytes / GIB, 2),
         "tensors_gib": round(need.allocated_bytes / GIB, 2),
         "state_gib": round(estimate.peak_by_category["optimizer_state"] / GIB, 2),
@@ -115,12 +114,15 @@ def known() -> list[dict[str, str]]:
 
 def print_table() -> None:
     """Print the CSV as a table."""
-    print("| model | recipe | tensors, GiB | card | expandable | host, GiB | of it | link, s | arithmetic, s |")
-    print("|" + "---|" * 9)
+    print(
+        "| model | recipe | tokens | tensors, GiB | card | expandable | host, GiB | of it | link, s | arithmetic, s |"
+    )
+    print("|" + "---|" * 10)
     for row in known():
         parts = f"weights {row['host_weights_gib']}, states {row['host_states_gib']}, inputs {row['host_inputs_gib']}"
         print(
-            f"| {row['model']} | {row['recipe']} | {row['tensors_gib']} | {row['device_gib']}: {row['card']} | "
+            f"| {row['model']} | {row['recipe']} | {row['tokens']} | {row['tensors_gib']} | "
+            f"{row['device_gib']}: {row['card']} | "
             f"{row['expandable_gib']}: {row['expandable_card']} | {row['host_gib']}: {row['host']} | {parts} | "
             f"{row['pcie4_s']} / {row['pcie5_s']} | {row['arithmetic_80_s']} / {row['arithmetic_400_s']} |"
         )
@@ -131,6 +133,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=list(SHAPES), choices=list(SHAPES))
     parser.add_argument("--recipes", nargs="+", default=list(RECIPES), choices=RECIPES)
+    parser.add_argument("--tokens", type=int, default=TOKENS)
     parser.add_argument("--table", action="store_true")
     options = parser.parse_args()
     if options.table:
@@ -138,8 +141,9 @@ def main() -> None:
         return
     for shape in options.models:
         for name in options.recipes:
-            if (shape, name) not in [(row["model"], row["recipe"]) for row in known()]:
-                found = run(shape, name)
+            key = (shape, name, str(options.tokens))
+            if key not in [(row["model"], row["recipe"], row["tokens"]) for row in known()]:
+                found = run(shape, name, options.tokens)
                 print(found, flush=True)
                 write_rows(CSV.stem, [found])
 

@@ -22,12 +22,12 @@ from guard_smollm2 import smollm2, smollm2_openings
 from measurement import write_rows
 
 from featherweight.guard.fingerprint import fingerprint
-from featherweight.guard.fitting import WORDS, measure_tiers
+from featherweight.guard.fitting import measure_tiers
 from featherweight.guard.frames import FIT_FRAMES, REPORT_FRAME, framed
 from featherweight.guard.metrics import auroc, conformal_threshold
 from featherweight.guard.openings import choose_openings
 from featherweight.guard.options import READ_AT, GuardOptions
-from featherweight.guard.reading import collect, collect_openings
+from featherweight.guard.reading import collect, collect_openings, with_words
 from featherweight.guard.readings import Readings, read_readings, write_readings
 from featherweight.guard.scoring import Scoring
 from featherweight.guard.splits import Rows
@@ -47,6 +47,7 @@ def stand_in(folder: Path, seed: int, model_folder: Path, keep: Path | None) -> 
     tokenizer = AutoTokenizer.from_pretrained(model_folder)
     rows = stand_in_rows(world, seed)
     judge, collected = stand_in_readings(model, tokenizer, rows, None if keep is None else keep / f"seed {seed}")
+    collected = with_words(collected, tokenizer, rows.messages)
     measured = measure_tiers(judge, collected, rows, DECIDING)
     found = unguarded_rows(model, tokenizer, rows)
     ordinary = rows.where("test", "benign")
@@ -55,8 +56,9 @@ def stand_in(folder: Path, seed: int, model_folder: Path, keep: Path | None) -> 
             area = auroc(measured[tier].scores[rows.where("test", kind)], measured[tier].scores[ordinary])
             found[f"AUROC {tier}, {name} against ordinary"] = f"{area:.4f}"
     goal, alone = Goal(0.02, confidence=0.95), torch.empty(0)
-    for tier in (*DECIDING, "cascade"):
-        options = decide(judge.options, measured, judge, collected, rows, tier, goal)
+    own = Goal(0.02, confidence=0.95, borderline_fpr=0.05, category_fpr={"oos": 0.06})
+    for tier in ("states_words", *DECIDING, "cascade"):
+        options = decide(judge.options, measured, judge, collected, rows, tier, own if tier == "states_words" else goal)
         flagged = decided(options, measured, judge, collected)
         for name, kind in KINDS.items():
             found[f"flagged at 2 % by {tier}, {name} (%)"] = percent(flagged[rows.where("test", kind)])
@@ -65,13 +67,6 @@ def stand_in(folder: Path, seed: int, model_folder: Path, keep: Path | None) -> 
         alone = flagged
         if tier == "probe":
             found |= early_rows(options, judge, collected, measured, rows)
-    both = measured["states"].scores + measured[WORDS].scores
-    own = Goal(0.02, confidence=0.95, borderline_fpr=0.05, category_fpr={"oos": 0.06})
-    for name, kind in KINDS.items():
-        flagged = both[rows.where("test", kind)] > own.threshold(both, rows)
-        found[f"flagged by states and words of the request (5 % borderline, 6 % oos promised), {name} (%)"] = percent(
-            flagged
-        )
     found |= promise_rows(seed, measured["probe_hidden"].scores, rows)
     return [{"model": f"seed {seed}", "quantity": name, "value": value} for name, value in found.items()]
 

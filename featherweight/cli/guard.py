@@ -54,7 +54,9 @@ Mismatch = Annotated[
 Tier = Annotated[
     str,
     typer.Option(
-        "--tier", help="What decides: prefix_hidden, next_token, continuation, probe, probe_hidden, states or cascade."
+        "--tier",
+        help="What decides: prefix_hidden, next_token, continuation, probe, probe_hidden, states, states_words or "
+        "cascade.",
     ),
 ]
 BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Prompts that are read together.")]

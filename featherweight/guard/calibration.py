@@ -24,7 +24,7 @@ from featherweight.guard.prefix import prefix_ids
 from featherweight.guard.prefix_search import FALLBACK, TOPICS, Candidate, search_prefix, with_prefix
 from featherweight.guard.prompt_files import PromptSet, read_prompts, refuse_shared
 from featherweight.guard.quality import make_report
-from featherweight.guard.reading import collect, collect_openings, encode_judged
+from featherweight.guard.reading import collect, collect_openings, encode_judged, with_words
 from featherweight.guard.readings import Readings, write_readings
 from featherweight.guard.scoring import Scoring, TextFunction
 from featherweight.guard.splits import Rows, refuse_leakage, split_rows
@@ -146,7 +146,7 @@ def fit_guard(
     """
     _check(tier)
     goal.check()
-    rows, collected = readings.rows, readings.collected
+    rows, collected = readings.rows, with_words(readings.collected, tokenizer, readings.rows.messages)
     base = GuardOptions.parse(
         {
             **readings.options.to_dict(),
@@ -157,7 +157,7 @@ def fit_guard(
         where="guard calibrate",
     )
     judge = Scoring(base, {}, tokenizer=tokenizer, classifier=text_function)
-    deciding = PARTS if last_tier(tier) == "states" else (tier,)
+    deciding = PARTS if last_tier(tier) in ("states", "states_words") else (tier,)
     measured = measure_tiers(judge, collected, rows, deciding, text_base=text_base)
     options = decide(base, measured, judge, collected, rows, tier, goal)
     flagged = decided(options, measured, judge, collected)
@@ -338,7 +338,8 @@ def _check(tier: str) -> None:
     if tier in FLAG_ONLY:
         raise ConfigError(
             f"guard calibrate: tier={tier} looks at what a bypass makes look safest, so it may not clear a request; "
-            "expected prefix_hidden, next_token, continuation, probe, probe_hidden, states or cascade. Take one."
+            "expected prefix_hidden, next_token, continuation, probe, probe_hidden, states, states_words or cascade. "
+            "Take one."
         )
 
 

@@ -150,7 +150,7 @@ def judge_prompts(
 def _probe(judged: Judged, probe: Probe, judge: Judge, rules: AnswerRules, *, parallel: bool) -> None:
     """Let a probe read to its verdicts, before the answers or, where that is possible, beside them."""
     decoding, options = judged.decoding, judge.options
-    probe.read_prompt(decoding.logits, decoding.hidden_states)
+    probe.read_prompt(decoding.logits, decoding.hidden_states, decoding.tokens)
     if probe.is_decided:
         return
     parallel = parallel and can_pad(decoding.cache) and READ_AT[options.deciding.tier] == 2
@@ -284,7 +284,7 @@ def read_prompt_and_forced(
     forced, last = torch.tensor(forced_ids), not probe.needs_logprobs
     read = prefill_branch(model, token_ids, forced, last_logits_only=last, output_hidden_states=probe.needs_hidden)
     with read as (decoding, trial, logits):
-        probe.read_prompt(decoding.logits, decoding.hidden_states)
+        probe.read_prompt(decoding.logits, decoding.hidden_states, decoding.tokens)
         found = opening_logprobs(trial, probe.openings) if probe.needs_openings else None
         probe.read_prefix(logits, trial.hidden_states, found, trial.read_states)
         yield decoding, trial

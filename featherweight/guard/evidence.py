@@ -10,12 +10,14 @@ Each tier turns one part of it into features, which a linear classifier scores:
     probe          the text that the model writes after the prefix
     probe_hidden   mean hidden states over the tokens that it writes there
     states         both: the log-odds of prefix_hidden and probe_hidden together
+    states_words   those and the log-odds of the words of the request
 
 Shapes: B requests, P tokens of the prefix, V vocabulary, H layers times hidden size.
 Source: Prefix Guidance, arXiv 2408.08924, is the tier `probe`.
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,6 +38,8 @@ TENSORS = (
     "probe_hidden",
 )
 """Parts of the evidence that are tensors with a row for each request."""
+LISTS = ("prompt_ids", "probe_ids", "probe_ended")
+"""Parts that are lists with an entry for each request."""
 
 
 @dataclass
@@ -56,6 +60,8 @@ class Evidence:
     """(B, C) float32: of each opening that the options name, after the prefix."""
     probe_hidden: Tensor | None = None
     """(B, H) float32: mean over the probe tokens that were read; of the prefix where there are none."""
+    prompt_ids: list[list[int]] = field(default_factory=list)
+    """The tokens of each request; [] unless some tier reads its words."""
     probe_ids: list[list[int]] = field(default_factory=list)
     """The probe tokens of each request, without the one that ends a reply."""
     probe_ended: list[bool] = field(default_factory=list)
@@ -64,23 +70,21 @@ class Evidence:
 
 def join_evidence(parts: list[Evidence]) -> Evidence:
     """Return the evidence of several batches as that of one."""
-    tensors = {}
+    tensors: dict[str, Any] = {}
     for name in TENSORS:
         values = [getattr(part, name) for part in parts]
         tensors[name] = None if values[0] is None else torch.cat(values)
-    ids = [one for part in parts for one in part.probe_ids]
-    return Evidence(**tensors, probe_ids=ids, probe_ended=[one for part in parts for one in part.probe_ended])
+    lists: dict[str, Any] = {name: [one for part in parts for one in getattr(part, name)] for name in LISTS}
+    return Evidence(**tensors, **lists)
 
 
 def take_evidence(evidence: Evidence, rows: list[int]) -> Evidence:
     """Return the evidence of some requests, in the order asked for."""
-    tensors = {name: value[rows] for name, value in vars(evidence).items() if isinstance(value, Tensor)}
-    ids, ended = evidence.probe_ids, evidence.probe_ended
-    return Evidence(
-        **tensors,
-        probe_ids=[ids[row] for row in rows] if ids else [],
-        probe_ended=[ended[row] for row in rows] if ended else [],
-    )
+    tensors: dict[str, Any] = {name: value[rows] for name, value in vars(evidence).items() if isinstance(value, Tensor)}
+    lists: dict[str, Any] = {
+        name: [known[row] for row in rows] if (known := getattr(evidence, name)) else [] for name in LISTS
+    }
+    return Evidence(**tensors, **lists)
 
 
 def prefix_logprob(before_BV: Tensor, after_BPV: Tensor, prefix_ids: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ NEXT_TOKEN_FEATURES = 50
 PARTS = ("prefix_hidden", "probe_hidden")
 """Tiers whose log-odds `states` adds up: each is fitted alone, which overfits less than both together."""
 WORDS = "prompt words alone"
-"""The reference that reads no model: what a list of words would do."""
+"""The reference that reads no model: what a list of words would do; `states_words` adds its log-odds to `states`."""
 
 
 def measure_tiers(
@@ -51,7 +51,7 @@ def measure_tiers(
     kinds = [kind for kind, part in zip(rows.kinds, rows.parts, strict=True) if part == "fit"]
     measured, fitted = {}, {}
     for tier in readable_tiers(collected.evidence):
-        if tier == "states":
+        if tier in ("states", "states_words"):
             continue
         strengths = STRENGTHS if tier in deciding else USUAL
         features = judge.features(tier, collected.evidence)
@@ -61,16 +61,25 @@ def measure_tiers(
     fitted["states"] = fitted[PARTS[0]].beside(fitted[PARTS[1]])
     judge.scores["states"] = fitted["states"].score
     measured["states"] = measured_by(fitted["states"], fit, judge.features("states", collected.evidence))
+    has_words = "states_words" in readable_tiers(collected.evidence)
     texts = ["\n".join(str(one.get("content") or "") for one in message) for message in rows.messages]
-    features = bow_features(texts)
+    features = judge.word_features(collected.evidence) if has_words else bow_features(texts)
     words = cross_fit(features[fit].cpu(), labels[fit], groups, kinds=kinds, strengths=USUAL)
+    if has_words:
+        both = fitted["states"].beside(words)
+        judge.scores["states_words"] = both.score
+        measured["states_words"] = measured_by(both, fit, judge.features("states_words", collected.evidence))
     measured[WORDS] = measured_by(words, fit, features, unseen_auroc(features[fit], labels[fit], categories))
     return measured
 
 
 def readable_tiers(evidence: Evidence) -> list[str]:
-    """Return the tiers that can be fitted: openings are compared only where a calibration asked for it."""
-    return [tier for tier in READ_AT if tier != "continuation" or evidence.opening_logprobs is not None]
+    """Return the tiers that can be fitted: openings are compared only where a calibration asked for it, and words need
+    the tokens of the requests.
+    """
+    missing = ["continuation"] if evidence.opening_logprobs is None else []
+    missing += [] if evidence.prompt_ids else ["states_words"]
+    return [tier for tier in READ_AT if tier not in missing]
 
 
 def measured_by(fitted: CrossFitted, fit: Tensor, features: Tensor, unseen: float | None = None) -> Measured:

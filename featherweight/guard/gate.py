@@ -85,7 +85,7 @@ class Gate:
 
     def _verdict_of(self, member: Any, decoding: Decoding) -> Verdict:
         probe = Probe(member, 1, self._stops, limits=[probe_limit(self._model, decoding.length, member)])
-        probe.read_prompt(decoding.logits, decoding.hidden_states)
+        probe.read_prompt(decoding.logits, decoding.hidden_states, decoding.tokens)
         if not probe.is_decided:
             with branch(decoding) as trial:
                 read_probe(trial, probe, member.options.forced_ids)

@@ -8,7 +8,17 @@ from pydantic import Field, model_validator
 
 from featherweight.config import Config
 
-Tier = Literal["hidden", "logprob", "next_token", "prefix_hidden", "continuation", "probe", "probe_hidden", "states"]
+Tier = Literal[
+    "hidden",
+    "logprob",
+    "next_token",
+    "prefix_hidden",
+    "continuation",
+    "probe",
+    "probe_hidden",
+    "states",
+    "states_words",
+]
 """What a stage looks at; see `featherweight.guard.evidence`."""
 OnFlag = Literal["message", "truncate", "continue", "annotate", "callback"]
 Branching = Literal["auto", "sequential", "parallel"]
@@ -22,8 +32,11 @@ READ_AT: dict[str, int] = {
     "probe": 2,
     "probe_hidden": 2,
     "states": 2,
+    "states_words": 2,
 }
 """Tier -> what must have been read: 0 the prompt, 1 the forced prefix, 2 the probe."""
+HIDDEN = ("hidden", "prefix_hidden", "probe_hidden", "states", "states_words")
+"""Tiers that read hidden states."""
 FLAG_ONLY = ("hidden", "logprob")
 """Tiers that never clear a request: what talks a model out of its policy makes them look safest."""
 PREFIX_STATES, LEAST_TOKENS = 8, 5
@@ -184,7 +197,12 @@ class GuardOptions(Config):
     @property
     def needs_hidden(self) -> bool:
         """Whether some stage reads hidden states."""
-        return any(stage.tier in ("hidden", "prefix_hidden", "probe_hidden", "states") for stage in self.stages)
+        return any(stage.tier in HIDDEN for stage in self.stages)
+
+    @property
+    def needs_words(self) -> bool:
+        """Whether some stage reads the words of the request."""
+        return any(stage.tier == "states_words" for stage in self.stages)
 
     def with_threshold(self, flag_above: float) -> Self:
         """Return a copy whose last stage alone decides, at another threshold; infinities flag nothing or everything."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from featherweight.errors import ConfigError
 from featherweight.guard.linear import USUAL, fit_linear
 from featherweight.guard.metrics import auroc
-from featherweight.guard.options import GuardOptions, default_prefix_states
+from featherweight.guard.options import HIDDEN, GuardOptions, default_prefix_states
 from featherweight.guard.prefix import prefix_ids
 from featherweight.guard.reading import all_stops, batches, collect, left_padded
 from featherweight.guard.scoring import Scoring
@@ -57,9 +57,9 @@ def search_prefix(
         vocabulary_size: tokens that the tier next_token reads.
     """
     # Both of its parts are fitted on their own; the one behind the probe stands for them.
-    tier = {"states": "probe_hidden"}.get(base.deciding.tier, base.deciding.tier)
+    tier = {"states": "probe_hidden", "states_words": "probe_hidden"}.get(base.deciding.tier, base.deciding.tier)
     texts = dict.fromkeys([*_openings(model, tokenizer, harmful[:_REPLIES]), FALLBACK], True)
-    if tier in ("hidden", "prefix_hidden", "probe_hidden", "states") and base.on_flag != "truncate":
+    if tier in HIDDEN and base.on_flag != "truncate":
         texts |= dict.fromkeys(TOPICS, False)
     options: dict[tuple[int, ...], GuardOptions] = {}
     for text, shown in texts.items():

@@ -7,7 +7,7 @@ Shapes: B requests, P forced tokens, V vocabulary.
 
 import math
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, Protocol, Self
 
 import torch
@@ -152,9 +152,22 @@ class Probe:
         assert len(found) == self._rows, "the probe was read to its end"
         return found
 
-    def read_prompt(self, logits_BV: Tensor, hidden_states: tuple[Tensor, ...] | None) -> None:
-        """Take what the forward pass over the prompts returned at their last token."""
+    def read_prompt(
+        self,
+        logits_BV: Tensor,
+        hidden_states: tuple[Tensor, ...] | None,
+        prompt_ids: Callable[[], list[list[int]]] = list,
+    ) -> None:
+        """Take what the forward pass over the prompts returned at their last token.
+
+        Args:
+            logits_BV: of the next token.
+            hidden_states: (B, D) of each layer.
+            prompt_ids: returns the tokens of each prompt, where the guard reads them.
+        """
         self._logits_BV = logits_BV
+        if self._options.needs_words:
+            self.evidence.prompt_ids = prompt_ids()
         if hidden_states is not None:
             self.evidence.prompt_hidden = hidden_features(hidden_states, self._options.layers)
         self._decide()

@@ -1,7 +1,7 @@
 """Many prompts through a model, in batches: their evidence for calibration, or their verdicts."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -99,7 +99,7 @@ def collect(
                     "Leave such prompts out."
                 )
             probe = Probe(guard, len(rows), stops, decides=False)
-            probe.read_prompt(decoding.logits, decoding.hidden_states)
+            probe.read_prompt(decoding.logits, decoding.hidden_states, decoding.tokens)
             with branch(decoding) as trial:
                 read_probe(trial, probe, guard.options.forced_ids)
             found.append((probe.evidence, {count: at_place(probe, count) for count in probe.snapshots}))
@@ -132,6 +132,19 @@ def collect_openings(
     return found
 
 
+def with_words(collected: Collected, tokenizer: Any, prompts: Sequence[Any]) -> Collected:
+    """Return the same with the tokens of the requests, as far as a tier may read their words.
+
+    Args:
+        collected: of these prompts.
+        tokenizer: of the model.
+        prompts: texts or lists of messages.
+    """
+    ids = [encode_judged(tokenizer, prompt) for prompt in prompts]
+    snapshots = {place: replace(one, prompt_ids=ids) for place, one in collected.snapshots.items()}
+    return Collected(replace(collected.evidence, prompt_ids=ids), snapshots)
+
+
 def at_place(probe: Probe, count: int) -> Evidence:
     """Return what was known of a probe after so many tokens."""
     ids = [one[:count] for one in probe.evidence.probe_ids]
@@ -139,7 +152,7 @@ def at_place(probe: Probe, count: int) -> Evidence:
         done and len(one) < count
         for one, done in zip(probe.evidence.probe_ids, probe.evidence.probe_ended, strict=True)
     ]
-    known = {"prefix_hidden": probe.evidence.prefix_hidden, "probe_hidden": probe.snapshots[count]}
+    known: dict[str, Any] = {"prefix_hidden": probe.evidence.prefix_hidden, "probe_hidden": probe.snapshots[count]}
     return Evidence(**known, probe_ids=ids, probe_ended=ended)
 
 
@@ -154,7 +167,7 @@ def _joined(parts: list[tuple[Evidence, dict[int, Evidence]]], order: list[int])
 
 
 def _last(whole: Evidence) -> Evidence:
-    known = {"prefix_hidden": whole.prefix_hidden, "probe_hidden": whole.probe_hidden}
+    known: dict[str, Any] = {"prefix_hidden": whole.prefix_hidden, "probe_hidden": whole.probe_hidden}
     return Evidence(**known, probe_ids=whole.probe_ids, probe_ended=whole.probe_ended)
 
 

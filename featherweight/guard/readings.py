@@ -196,14 +196,15 @@ def _read(folder: Path) -> Readings:
             "prompts again."
         ) from error
     require_one_prefix(forced, str(folder))
-    evidence = Evidence(**{name: tensors.get(name) for name in PARTS}, probe_ids=ids, probe_ended=ended)
+    parts: dict[str, Any] = {name: tensors.get(name) for name in PARTS}
+    evidence = Evidence(**parts, probe_ids=ids, probe_ended=ended)
     snapshots = {}
     for name, value in tensors.items():
         if "." in name:
             place = int(name.split(".")[1])
             cut = [one[:place] for one in ids]
             over = [done and len(one) < place for one, done in zip(ids, ended, strict=True)]
-            known = {"prefix_hidden": evidence.prefix_hidden, "probe_hidden": value}
+            known: dict[str, Any] = {"prefix_hidden": evidence.prefix_hidden, "probe_hidden": value}
             snapshots[place] = Evidence(**known, probe_ids=cut, probe_ended=over)
     return Readings(
         options,

@@ -71,7 +71,23 @@ class Scoring(Alone):
             return required(evidence, "probe_hidden")
         if tier == "states":
             return torch.cat([required(evidence, "prefix_hidden"), required(evidence, "probe_hidden")], dim=1)
+        if tier == "states_words":
+            states = self.features("states", evidence)
+            return torch.cat([states, self.word_features(evidence).to(states)], dim=1)
         return self.text_features(self.texts(evidence))
+
+    def word_features(self, evidence: Evidence) -> Tensor:
+        """Return (B, F): the words of requests as numbers.
+
+        Raises:
+            ConfigError: if the guard is bound to no tokenizer.
+        """
+        if self.tokenizer is None:
+            raise ConfigError(
+                "guard: tokenizer=None, and the tier states_words reads text; expected the model's tokenizer. Call "
+                "guard.bind(model, tokenizer) first."
+            )
+        return bow_features([self.tokenizer.decode(ids, skip_special_tokens=True) for ids in evidence.prompt_ids])
 
     def text_features(self, texts: Sequence[str]) -> Tensor:
         """Return (B, F): the texts of probes as numbers."""

@@ -64,6 +64,12 @@ class Decoding:
         """Rows of the batch."""
         return len(self.token_ids)
 
+    def tokens(self) -> list[list[int]]:
+        """Return the tokens of each row, without padding."""
+        if self.attention_mask is None:
+            return [row.tolist() for row in self.token_ids]
+        return [row[mask.bool()].tolist() for row, mask in zip(self.token_ids, self.attention_mask, strict=True)]
+
 
 @torch.no_grad()
 def prefill(

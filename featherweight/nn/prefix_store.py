@@ -103,6 +103,10 @@ class AttentionResults:
         """Free what a chunk has left, if anything."""
         self._kept.pop(chunk, None)
 
+    def clear(self) -> None:
+        """Free all."""
+        self._kept.clear()
+
 
 def wide_dtype(dtype: torch.dtype) -> torch.dtype:
     """Return what sums over tensors of a dtype are taken in."""

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from featherweight.nn.prefix_store import AttentionResults, KeyValueStore, wide_dtype
 from featherweight.simulated import device_kind
+from featherweight.tiles import tiles
 
 TILE = 1024
 """Queries that share a mask at a time, so that a mask takes TILE x N numbers."""
@@ -167,11 +168,12 @@ class _Work:
                 seen = (
                     self.visibility.near((first, first + count), (key_first, key_behind)) if seen == "causal" else seen
                 )
+            if not isinstance(seen, Tensor):
+                for start, behind in tiles(count, tile):  # alike, so that few stand for all in a simulation
+                    yield _Block(chunk, slice(start, behind), slice(0, width), None, False)
+                continue
             for start in range(0, count, tile):
                 rows = slice(start, min(start + tile, count))
-                if not isinstance(seen, Tensor):
-                    yield _Block(chunk, rows, slice(0, width), None, False)
-                    continue
                 keys = self.visibility.columns(seen[rows], first + start, key_first)
                 if keys is not None:  # keys behind the last one that is seen, or before the first, are left out
                     mask = seen[rows, keys]

@@ -250,7 +250,7 @@ class Engine:
         """Read the forced prefix behind a prompt; only a probe that needs more tokens becomes a row of the batch."""
         assert row.probe is not None and row.ballot is not None and row.ballot.decoding is not None
         probe, decoding = row.probe, row.ballot.decoding
-        probe.read_prompt(decoding.logits, decoding.hidden_states)
+        probe.read_prompt(decoding.logits, decoding.hidden_states, decoding.tokens)
         if not probe.is_decided:
             with branch(decoding) as trial:
                 read_forced(trial, probe, judge.options.forced_ids)

@@ -119,11 +119,10 @@ class _Step:
         """Let one row after the other go forward and backward; return the mean loss."""
         for number, row in enumerate(self.rows):
             streams = [row.stream() for _ in self.separate.layers]
-            try:
-                self._row(number, row, streams)
-            finally:  # a graph that an exception has broken off would keep them
+            with ExitStack() as stack:
                 for stream in streams:
-                    stream.store.clear()
+                    stack.enter_context(stream.until_done())
+                self._row(number, row, streams)
         return self.total
 
     def _row(self, number: int, row: Row, streams: Sequence[Stream]) -> None:

@@ -27,7 +27,7 @@ from featherweight.training.layer_rows import IGNORED, NO_LABELS, Row, label_cou
 from featherweight.training.layer_states import LayerStates
 from featherweight.training.layer_weights import LayerWeights
 from featherweight.training.noise import Noise
-from featherweight.training.separate_layers import SeparateLayers
+from featherweight.training.separate_layers import SeparateLayers, Stream
 from featherweight.training.step_progress import StepProgress, require_chunk_tokens
 from featherweight.unwrap import is_distributed
 
@@ -331,25 +331,32 @@ class _Step:
     def _layer_backward(self, index: int) -> None:
         count, done = sum(len(row.bounds) for row in self.rows), 0
         for number, row in enumerate(self.rows):
-            stream, arguments = row.stream(index), row.arguments[index]
-            with torch.no_grad():
-                for chunk, kept in enumerate(row.boundaries[index][:-1]):  # the last one's are made in its own turn
-                    stream.chunk = chunk
-                    self.separate.fill(index, self._taken(kept), arguments, stream)
-            for chunk in reversed(range(len(row.bounds))):
+            stream = row.stream(index)
+            with stream.until_done():
+                done = self._row_backward(index, number, stream, done, count)
+
+    def _row_backward(self, index: int, number: int, stream: Stream, done: int, count: int) -> int:
+        """Let the chunks of a row go backward through a layer; return how many of all have gone."""
+        row, arguments = self.rows[number], self.rows[number].arguments[index]
+        with torch.no_grad():
+            for chunk, kept in enumerate(row.boundaries[index][:-1]):  # the last one's are made in its own turn
                 stream.chunk = chunk
-                hidden = self._taken(row.boundaries[index][chunk]).detach().requires_grad_()
-                row.boundaries[index][chunk] = None
-                self.tell(Part(is_first=done == 0, is_last=done + 1 == count))
-                done += 1
-                with torch.enable_grad(), self.noise.again((index, number, chunk)):
-                    output = self.separate.run(index, hidden, arguments, stream)
-                    output.backward(self._taken(row.gradients[chunk]))
-                if stream.results is not None:
-                    stream.results.drop(chunk)
-                assert hidden.grad is not None
-                row.gradients[chunk] = self._kept(hidden.grad)
-                self._advance(3, "backward", index, chunk, len(row.bounds))
+                self.separate.fill(index, self._taken(kept), arguments, stream)
+        for chunk in reversed(range(len(row.bounds))):
+            stream.chunk = chunk
+            hidden = self._taken(row.boundaries[index][chunk]).detach().requires_grad_()
+            row.boundaries[index][chunk] = None
+            self.tell(Part(is_first=done == 0, is_last=done + 1 == count))
+            done += 1
+            with torch.enable_grad(), self.noise.again((index, number, chunk)):
+                output = self.separate.run(index, hidden, arguments, stream)
+                output.backward(self._taken(row.gradients[chunk]))
+            if stream.results is not None:
+                stream.results.drop(chunk)
+            assert hidden.grad is not None
+            row.gradients[chunk] = self._kept(hidden.grad)
+            self._advance(3, "backward", index, chunk, len(row.bounds))
+        return done
 
     def _embedding_backward(self) -> None:
         if self.weights is not None:

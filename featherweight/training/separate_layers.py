@@ -50,6 +50,16 @@ class Stream:
     results: AttentionResults | None = None
     """What a repetition need not compute again; None: it does."""
 
+    @contextmanager
+    def until_done(self) -> Iterator[None]:
+        """Free what is kept at the end, whatever comes: a graph that an exception has broken off would keep it."""
+        try:
+            yield
+        finally:
+            self.store.clear()
+            if self.results is not None:
+                self.results.clear()
+
 
 class SeparateLayers:
     """The layers of a model, and the model without them.

@@ -48,7 +48,9 @@ def test_rows_with_padding_on_the_left_generate_what_they_generate_alone(name):
     short, long = prompt(1, 3, seed=1), prompt(1, 9, seed=2)
     ids = torch.cat([torch.cat([torch.zeros(1, 6, dtype=torch.int64), short], dim=1), long])
     mask = torch.tensor([[0] * 6 + [1] * 3, [1] * 9])
-    together = generate(prefill(model, ids, mask), max_new_tokens=8)
+    decoding = prefill(model, ids, mask)
+    assert decoding.tokens() == [short[0].tolist(), long[0].tolist()]
+    together = generate(decoding, max_new_tokens=8)
     assert torch.equal(together[:1], stock(model, short, 8))
     assert torch.equal(together[1:], stock(model, long, 8))
 

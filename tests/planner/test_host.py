@@ -45,6 +45,20 @@ def test_attention_that_is_kept_is_counted_on_the_host():
     assert kept.read_bytes + kept.written_bytes == estimate.cost.host_bytes
 
 
+def test_tiles_of_attention_that_stand_for_others_change_no_byte_and_no_flop(monkeypatch):
+    # Mutation: a tile that is not counted as often as it stands for others.
+    from featherweight.nn import streamed_attention
+
+    monkeypatch.setattr(streamed_attention, "SCORE_ELEMENTS", 4 * 256 * 40)  # 40 queries of 4 heads: 7 tiles of a chunk
+    found = estimate_memory(None, recipe(768, layers=2), device="cuda")
+    monkeypatch.setattr(
+        streamed_attention, "tiles", lambda count, size: ((i, min(i + size, count)) for i in range(0, count, size))
+    )
+    whole = estimate_memory(None, recipe(768, layers=2), device="cuda")
+    assert (found.peak_bytes, found.cost) == (whole.peak_bytes, whole.cost)
+    assert len(found.timeline.rounded(1).events) < len(whole.timeline.rounded(1).events)
+
+
 def test_states_on_the_host_go_in_and_out_once_and_take_nothing_of_the_device():
     kept, waiting = recipe(), recipe(states="host")
     # Nine weights of each layer, embedding and head count their steps, on the CPU.
