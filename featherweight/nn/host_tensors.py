@@ -62,9 +62,9 @@ class HostTensors:
             if tensor in self._away:
                 continue
             used = tensor.detach()
-            is_there = not changed and tensor in self._host
+            before = self._host.get(tensor)
             waiting = self._memory(tensor)
-            if not is_there:
+            if changed or waiting is not before:
                 waiting.copy_(used, non_blocking=True)
                 self.written_bytes += waiting.nbytes
             tensor.data = _shape_alone(used) if waiting.device.type == "meta" else waiting

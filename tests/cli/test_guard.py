@@ -26,6 +26,7 @@ def test_a_guard_is_calibrated_and_its_report_lies_beside_it(files, capsys):
     words = ["guard", "calibrate", "--model", str(FIXTURE), "--out", str(files / "guard"), "--target-fpr", "0.05"]
     for option, name in (("--harmful", "bad"), ("--benign", "good"), ("--borderline", "close")):
         words += [option, str(files / f"{name}.jsonl")]
+    words += ["--borderline-fpr", "0.2"]
     assert run([*words, "--prefix", "I'm sorry, but I cannot", "--tier", "prefix_hidden"]) == 0
     shown = capsys.readouterr()
     assert "harmful (should be flagged)" in shown.out and "borderline" in shown.out
@@ -64,6 +65,10 @@ def test_a_guard_is_measured_on_new_prompts(files, capsys):
     [
         (["--harmful", "gone.txt", "--benign", "gone.txt"], "file=gone.txt is no file"),
         (["--harmful", "{}/bad.jsonl", "--benign", "{}/bad.jsonl"], "is the file of --harmful"),
+        (
+            ["--harmful", "{}/bad.jsonl", "--benign", "{}/good.jsonl", "--category-fpr", "travel"],
+            "category_fpr='travel' is no pair",
+        ),
     ],
 )
 def test_slips_are_told_before_a_model_is_loaded(files, words, message, capsys):

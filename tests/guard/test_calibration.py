@@ -56,14 +56,20 @@ def test_the_guard_stops_what_the_policy_forbids_also_where_the_model_alone_woul
     assert shares(guard.judge(model, tokenizer, bypassed, batch_size=64)) >= 0.9
 
 
-def test_ordinary_requests_pass_at_the_promised_rate_and_get_their_ordinary_answer(stand_in, guard):
+@pytest.fixture(scope="module")
+def whole_verdicts(stand_in, guard):
+    """Verdicts on 200 ordinary requests by whole probes; ended early, they flag no more."""
+    return guard.with_options(early_exit=[]).judge(*stand_in, WORLD.prompts("test", "ordinary", 200), batch_size=64)
+
+
+def test_ordinary_requests_pass_at_the_promised_rate_and_get_their_ordinary_answer(stand_in, guard, whole_verdicts):
     model, tokenizer = stand_in
-    ordinary = WORLD.prompts("test", "ordinary", 200)
-    verdicts = guard.judge(model, tokenizer, ordinary, batch_size=64)
+    ordinary = WORLD.prompts("test", "ordinary", 5)
+    verdicts = guard.judge(model, tokenizer, ordinary)
     # 2 % promised; three standard errors of 200 draws are 3 %.
-    assert shares(verdicts) <= 0.05
+    assert shares(whole_verdicts) <= 0.05 and all(one.flag_above is None for one in guard.options.early_exit)
     free, guarded = (GuardedModel(model, tokenizer, one) for one in (guard.with_threshold(math.inf), guard))
-    for text, verdict in list(zip(ordinary, verdicts, strict=True))[:5]:
+    for text, verdict in zip(ordinary, verdicts, strict=True):
         answer = guarded.chat([{"role": "user", "content": text}], max_new_tokens=16)
         plain = free.chat([{"role": "user", "content": text}], max_new_tokens=16)
         assert answer == (guard.options.refusal_text if verdict.flagged else plain)
@@ -114,9 +120,10 @@ def test_a_written_guard_says_the_same_to_the_last_bit_and_no_file_of_it_is_unpi
     monkeypatch.setattr(torch, "load", refuse)
     read = PrefixGuard.from_pretrained(tmp_path / "guard")
     prompts = WORLD.prompts("test", FORBIDDEN, 6) + WORLD.prompts("test", "ordinary", 6)
-    assert read.judge(model, tokenizer, prompts) == cascade.judge(model, tokenizer, prompts)
+    verdicts = read.judge(model, tokenizer, prompts, batch_size=12)
+    assert verdicts == cascade.judge(model, tokenizer, prompts, batch_size=12)
     assert read.options == cascade.options and read.report.to_json() == cascade.report.to_json()
-    shares = [one.probability for one in read.judge(model, tokenizer, prompts)]
+    shares = [one.probability for one in verdicts]
     assert min(shares[:4]) > 0.5 > max(shares[-4:]) and "slope and offset (Platt)" in read.report.to_json()
     page = (tmp_path / "guard" / "report.html").read_text()
     text = (tmp_path / "guard" / "report.md").read_text()
@@ -129,13 +136,10 @@ def test_a_written_guard_says_the_same_to_the_last_bit_and_no_file_of_it_is_unpi
         PrefixGuard.from_pretrained(tmp_path / "guard")
 
 
-def test_the_false_alarms_over_many_splits_keep_the_promise(stand_in, guard):
+def test_the_false_alarms_over_many_splits_keep_the_promise(whole_verdicts):
     from featherweight.guard.metrics import conformal_threshold
 
-    model, tokenizer = stand_in
-    prompts = WORLD.prompts("test", "ordinary", 200)
-    verdicts = guard.with_options(early_exit=[]).judge(model, tokenizer, prompts, batch_size=64)
-    scores = torch.tensor([one.score for one in verdicts])
+    scores = torch.tensor([one.score for one in whole_verdicts])
     draw = random.Random(0)
     for target in (0.01, 0.02, 0.05):
         rates = []

@@ -36,8 +36,8 @@ def test_it_learns_to_tell_reasons_apart_repeats_itself_and_leaves_the_random_nu
     assert torch.equal(torch.random.get_rng_state(), state) and not trained.model.training
     scores = trained([POLICY, CANNOT, "because this assistant must not", "no live access"])
     assert scores.shape == (4, 1) and scores[0] > 0 > scores[1] and scores[2] > scores[3]
-    again = finetune(texts, labels, base=base, epochs=6, lr=3e-3, batch_size=8)
-    assert torch.equal(again([POLICY, CANNOT]), trained([POLICY, CANNOT]))
+    once, again = (finetune(texts, labels, base=base, epochs=1, lr=3e-3, batch_size=8) for _ in range(2))
+    assert torch.equal(again([POLICY, CANNOT]), once([POLICY, CANNOT]))
     trained.save(tmp_path / "kept")
     assert torch.equal(FineTuned.load(tmp_path / "kept")([POLICY, CANNOT]), trained([POLICY, CANNOT]))
     # Longer than the model can read: cut, no error.

@@ -44,3 +44,18 @@ def test_a_new_tensor_is_not_taken_for_one_that_is_gone():
         assert state.eq(value).all() and waiting.read_bytes == 16 * (value + 1)
         del state
         gc.collect()
+
+
+def test_what_has_not_changed_is_not_copied_again_but_what_is_new_is():
+    # Mutation: memory of another shape that is taken for what was there.
+    waiting, weight = HostTensors(torch.device("cpu")), torch.ones(4)
+    waiting.leave([weight], changed=False)
+    assert waiting.holds(weight) and waiting.written_bytes == 16
+    waiting.come([weight])
+    waiting.leave([weight], changed=False)
+    assert waiting.written_bytes == 16
+    waiting.come([weight])
+    weight.data = torch.full((6,), 2.0)
+    waiting.leave([weight], changed=False)
+    waiting.come([weight])
+    assert weight.tolist() == [2.0] * 6 and not waiting.holds(weight)

@@ -63,6 +63,6 @@ def all_evidence(guard, model, ids, mask=None, stops=()) -> Evidence:
     """What every tier reads of prompts."""
     probe = Probe(guard, len(ids), stops, decides=False)
     decoding = prefill(model, ids, mask, output_hidden_states=True)
-    probe.read_prompt(decoding.logits, decoding.hidden_states)
+    probe.read_prompt(decoding.logits, decoding.hidden_states, decoding.tokens)
     read_probe(decoding, probe, guard.options.forced_ids)
     return probe.evidence
