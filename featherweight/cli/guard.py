@@ -59,6 +59,10 @@ Tier = Annotated[
         "cascade.",
     ),
 ]
+KeepReadings = Annotated[
+    Path | None,
+    typer.Option("--keep-readings", help="Folder for prompts and what the model said, for refit.", show_default=False),
+]
 BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Prompts that are read together.")]
 
 
@@ -92,12 +96,7 @@ def calibrate(
     ] = None,
     grouped: Annotated[bool, typer.Option("--grouped", help="Keep each category in one part of the data.")] = False,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the parts of the data.")] = 0,
-    keep_readings: Annotated[
-        Path | None,
-        typer.Option(
-            "--keep-readings", help="Folder for prompts and what the model said, for refit.", show_default=False
-        ),
-    ] = None,
+    keep_readings: KeepReadings = None,
     batch_size: BatchSize = 16,
 ) -> None:
     """Make a guard from prompts that ought to be refused and prompts that ought not.
