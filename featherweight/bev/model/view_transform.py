@@ -246,7 +246,9 @@ class UprightGround(nn.Module):
     def forward(self, features: Tensor, camera: Camera) -> Tensor:
         """Return (B, C, rows, columns) from (B, C, h, w)."""
         levels = [self.flat(features, camera, height) for height in self.heights]
-        hidden = self.read(torch.cat(levels, dim=1)) + self.place(self.code(features, camera)).transpose(1, 2)[..., None]
+        hidden = (
+            self.read(torch.cat(levels, dim=1)) + self.place(self.code(features, camera)).transpose(1, 2)[..., None]
+        )
         return levels[0] + self.project(gelu(hidden))
 
 
