@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from featherweight.errors import ShapeError
+from featherweight.models.token_places import counts_tokens
 
 if TYPE_CHECKING:
     from transformers import Cache
@@ -30,6 +31,7 @@ def new_cache(model: Any) -> "Cache":
 
     cache = DynamicCache(config=model.config)
     cache.layers = [GrowingLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    cache.counts_tokens = counts_tokens(model)
     return cache
 
 
@@ -103,7 +105,7 @@ def take_rows(cache: "Cache", rows: Tensor) -> None:
         rows: (any number,) int64, indices below B. Layers with room copy only the rows that move, where those come from
             behind all that stay.
     """
-    if can_pad(cache):
+    if _is_plain(cache):
         places = rows.tolist()
         for layer in cache.layers:
             layer.take_rows(places)
@@ -114,8 +116,14 @@ def take_rows(cache: "Cache", rows: Tensor) -> None:
 def can_pad(cache: "Cache") -> bool:
     """Tell whether a row may have padding behind tokens: every layer is plain attention over all of them.
 
-    A sliding window counts places, not tokens, and a recurrent state would read the padding.
+    A sliding window counts places, not tokens, and a recurrent state would read the padding; some models count places
+    with plain attention, too, see `featherweight.models.token_places`.
     """
+    return _is_plain(cache) and getattr(cache, "counts_tokens", True)
+
+
+def _is_plain(cache: "Cache") -> bool:
+    """Tell whether every layer is plain attention that keeps room behind its tokens."""
     from featherweight.models.growing_layer import GrowingLayer
 
     return bool(cache.layers) and all(isinstance(layer, GrowingLayer) for layer in cache.layers)
@@ -149,8 +157,8 @@ def join_caches(caches: Sequence["Cache"]) -> "Cache":
 def _plain_layers(cache: "Cache") -> list[Any]:
     if not can_pad(cache):
         raise ShapeError(
-            f"cache: layers={sorted({type(one).__name__ for one in cache.layers})} count places, not tokens; expected "
-            "attention over all tokens. Decode the rows one by one."
+            f"cache: layers={sorted({type(one).__name__ for one in cache.layers})} of this model count places, not "
+            "tokens; expected attention over all tokens. Decode the rows one by one."
         )
     return list(cache.layers)
 

@@ -3,7 +3,7 @@ import threading
 
 import pytest
 from guard_models import random_guard
-from tiny_models import prompt, tiny_model
+from tiny_models import SETTINGS, prompt, tiny_model
 
 from featherweight.guard.decoding import AnswerRules, judge_prompts
 from featherweight.guard.ensemble import GuardEnsemble
@@ -72,6 +72,18 @@ def test_an_answer_takes_over_the_row_of_its_probe_and_copies_no_other(monkeypat
         passes = on_flag == "annotate" or not events[0].verdict.flagged
         alone = generate(prefill(model, ids), max_new_tokens=12)[0].tolist()
         assert words(events) == (alone if passes else [])
+
+
+def test_a_model_whose_windows_count_places_answers_behind_a_probe_as_without_one(monkeypatch):
+    local = {"model_type": "gpt_neo", "num_layers": 2, "num_heads": 4, "window_size": 8, "intermediate_size": 48}
+    monkeypatch.setitem(SETTINGS, "gpt_neo", {**local, "attention_types": [[["global", "local"], 1]]})
+    model, guard = tiny_model("gpt_neo"), random_guard("gpt_neo", on_flag="annotate")
+    prompts = [prompt(1, length, seed=length) for length in (3, 30, 9)]
+    engine = Engine(model, stop_token_ids=[], guard=guard, max_batch=4)
+    found = answered(engine, [{"prompt_ids": ids[0].tolist(), "max_new_tokens": 12} for ids in prompts])
+    engine.close()
+    for ids, events in zip(prompts, found, strict=True):
+        assert words(events) == generate(prefill(model, ids), max_new_tokens=12)[0].tolist()
 
 
 def test_a_request_that_is_cancelled_leaves_and_others_go_on():
