@@ -50,7 +50,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "grid": {"anchor": "center"},
     },
 }
-"""Sizes by name: `tiny` trains on two cores in minutes, and so does `tiny-columns`, whose attention costs more a pixel."""
+"""Sizes by name: `tiny` and `tiny-columns`, whose attention costs more a pixel, train on two cores in minutes."""
 
 
 class FocusBEVConfig(PreTrainedConfig):
@@ -185,8 +185,8 @@ class FocusBEVConfig(PreTrainedConfig):
             )
         if self.column_chunk and self.view_transform != "column":
             refuse(
-                f"column_chunk={self.column_chunk} with view_transform='{self.view_transform}' has no columns; expected "
-                "'column'",
+                f"column_chunk={self.column_chunk} with view_transform='{self.view_transform}' has no columns; "
+                "expected 'column'",
                 "Leave column_chunk out, or use the column transform.",
             )
         bins = (self.bev_grid.z_max - self.bev_grid.z_min) / self.depth_step
