@@ -6,7 +6,8 @@
 
 World: `fw bev synth`, 42 drives of 40 frames at 224 x 128 (seed 0), pitch known (but for the rows `steady`, `shaken`
 and `shaken_head`: 480 x 272, the true pitch 0.5 degrees off in the last two); labels exact at 0.5 m. The "pon" split
-leaves 34 drives to train on and 8 (320 frames) to judge. Network: tiny. AdamW 1e-3, warm-up of 50 steps, linear decay,
+leaves 34 drives to train on and 8 (320 frames) to judge. Networks: tiny and
+tiny-columns. AdamW 1e-3, warm-up of 50 steps, linear decay,
 weight decay 0.01, clip 1, batch 4, no augmentation. Every row takes as many steps as fit into the minutes of one core,
 by the median cost of its own steps, measured once in rounds that alternate between rows; the trained networks are kept
 beside the world. `prior` predicts in each cell what the training labels hold there most of the time.
@@ -41,25 +42,42 @@ BATCH, DRIVES = 4, 42
 ROUNDS, STEPS_A_ROUND = 5, 4
 LARGE = {"image_size": [272, 480]}
 PLAIN = {"bce": 1.0, "iou": 0.0, "cycle": 0.0, "relevance": 0.0}
+
+
+def _row(drives: int = 8, preset: str = "tiny", **options: Any) -> dict[str, Any]:
+    """Return the options of the task of a row; `model` changes the preset."""
+    return {"limit_sequences": drives, "preset": preset, **options}
+
+
+def _columns(drives: int = 8, **options: Any) -> dict[str, Any]:
+    return _row(drives, "tiny-columns", **options)
+
+
+FLAT = {"view_transform": "ipm"}
 ROWS: dict[str, dict[str, Any]] = {
     "prior": {},
-    "column": {"limit_sequences": 8},
-    "ipm": {"limit_sequences": 8, "model": {"view_transform": "ipm"}},
-    "mlp": {"limit_sequences": 8, "model": {"view_transform": "mlp"}},
-    "column_pooled": {"limit_sequences": 8, "loss": {"iou_over": "micro_batch"}},
-    "column_bce": {"limit_sequences": 8, "loss": PLAIN},
-    "column_cycle": {"limit_sequences": 8, "model": {"use_cycle": True}},
-    "column_16": {"limit_sequences": 16},
-    "column_32": {"limit_sequences": 32},
-    "ipm_32": {"limit_sequences": 32, "model": {"view_transform": "ipm"}},
-    "column_flip": {"limit_sequences": 8, "flip": 0.5, "color_jitter": 0.2},
-    "column_memory": {"limit_sequences": 8, "model": {"memory_length": 3}},
-    "column_ema": {"limit_sequences": 8, "ema": 0.995},
-    "column_1_layer": {"limit_sequences": 8, "model": {"num_layers": 1}},
-    "upright": {"limit_sequences": 8, "model": {"view_transform": "upright"}},
-    "steady": {"limit_sequences": 8, "model": LARGE},
-    "shaken": {"limit_sequences": 8, "model": LARGE, "pitch_jitter_deg": 0.5},
-    "shaken_head": {"limit_sequences": 8, "model": {**LARGE, "use_pitch_head": True}, "pitch_jitter_deg": 0.5},
+    "upright": _row(),
+    "ipm_fine": _row(model=FLAT),
+    "ipm": _columns(model=FLAT),
+    "mlp": _columns(model={"view_transform": "mlp"}),
+    "column": _columns(),
+    "column_pooled": _columns(loss={"iou_over": "micro_batch"}),
+    "column_bce": _columns(loss=PLAIN),
+    "column_cycle": _columns(model={"use_cycle": True}),
+    "column_memory": _columns(model={"memory_length": 3}),
+    "column_ema": _columns(ema=0.995),
+    "column_1_layer": _columns(model={"num_layers": 1}),
+    "upright_bce": _row(loss=PLAIN),
+    "upright_memory": _row(model={"memory_length": 3}),
+    "upright_flip": _row(flip=0.5, color_jitter=0.2),
+    "upright_16": _row(16),
+    "upright_32": _row(32),
+    "ipm_fine_32": _row(32, model=FLAT),
+    "ipm_32": _columns(32, model=FLAT),
+    "column_32": _columns(32),
+    "steady": _columns(model=LARGE),
+    "shaken": _columns(model=LARGE, pitch_jitter_deg=0.5),
+    "shaken_head": _columns(model={**LARGE, "use_pitch_head": True}, pitch_jitter_deg=0.5),
 }
 SHAKEN = ("shaken", "shaken_head")
 """Rows that learn with pitch drawn anew at each visit, and are judged where the drawn camera itself was off."""
@@ -92,7 +110,11 @@ def recipe(data: Path, row: str, seed: int, steps: int) -> dict[str, Any]:
 
 
 def measure_costs(folder: Path, rows: list[str]) -> None:
-    """Keep the processor seconds of one step of each row beside the world, of rounds that alternate between rows."""
+    """Keep the processor seconds of one step of each row beside the world, of rounds that alternate between rows.
+
+    Where some of them are kept already, all are scaled so that the first of those costs what it did: a machine is
+    quicker on one day than on another.
+    """
     with contextlib.ExitStack() as stack:
         turns = {row: stack.enter_context(contextlib.closing(_steps(folder, row))) for row in rows if row != "prior"}
         costs: dict[str, list[float]] = {row: [] for row in turns}
@@ -103,7 +125,9 @@ def measure_costs(folder: Path, rows: list[str]) -> None:
                 costs[row] += [next(turn) for _ in range(STEPS_A_ROUND)]
     path = folder / "costs.json"
     kept = json.loads(path.read_text()) if path.exists() else {}
-    path.write_text(json.dumps({**kept, **{row: statistics.median(values) for row, values in costs.items()}}, indent=1))
+    found = {row: statistics.median(values) for row, values in costs.items()}
+    scale = next((kept[row] / found[row] for row in rows if row in kept), 1.0)
+    path.write_text(json.dumps({**{row: scale * cost for row, cost in found.items()}, **kept}, indent=1))
     print(path.read_text())
 
 

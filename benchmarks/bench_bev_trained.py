@@ -1,6 +1,6 @@
 """What a trained network of `scripts/bench bev` does beyond its score.
 
-    scripts/bench bev_trained [--run column-0] [--parts camera,memory]
+    scripts/bench bev_trained [--run upright-0] [--parts camera,memory]
 
 camera: a robot's camera 0.35 m above the ground with f = 700 px (of 1600), which no training picture had: scores with
 its own K and height, and with wrong ones.
@@ -184,7 +184,7 @@ def answer(model: FocusBEVForSegmentation, present: Tensor, past: Memory, is_sin
 def main() -> None:
     """Run the parts asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", default="column-0", help=f"of the {DRIVES} drives of scripts/bench bev")
+    parser.add_argument("--run", default="upright-0", help=f"of the {DRIVES} drives of scripts/bench bev")
     parser.add_argument("--parts", default="camera,memory")
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir(), "featherweight-bev"))
     arguments = parser.parse_args()

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import grid_sample, scaled_dot_product_attention
+from torch.nn.functional import gelu, grid_sample, scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 from transformers import initialization as init
 
@@ -215,10 +215,12 @@ class FlatGround(nn.Module):
 
 
 class UprightGround(nn.Module):
-    """What is seen above each cell: the feature on flat ground, plus a projection of those at several heights.
+    """What is seen above each cell, and where in the picture: features on flat ground, plus what a small network makes
+    of them, of those at several heights above, and of the row at which the cell is seen.
 
     A cell behind the front of a car shows the car at the height of the ground and what lies beyond at that of the
-    roof: where the two change tells how far it reaches. At first only the ground counts.
+    roof: where the two change tells how far it reaches. Far cells share a feature pixel; the place inside of it tells
+    them apart. At first only the ground counts.
 
     Args:
         grid: of the ground features.
@@ -228,13 +230,26 @@ class UprightGround(nn.Module):
 
     def __init__(self, grid: BEVGridConfig, channels: int, heights: Sequence[float]) -> None:
         super().__init__()
-        self.flat, self.heights = FlatGround(grid), tuple(heights)
-        self.project = ZeroConv2d(channels * len(self.heights), channels, 1)
+        self.flat, self.heights = FlatGround(grid), (0.0, *heights)
+        self.depths = grid.depths().astype(np.float32)
+        self.read = nn.Conv2d(channels * len(self.heights), channels, 1)
+        self.place = nn.Linear(channels, channels, bias=False)
+        self.project = ZeroConv2d(channels, channels, 1)
+
+    def code(self, features: Tensor, camera: Camera) -> Tensor:
+        """Return the code (B, rows, C) of each distance: where between feature rows it is seen, and how far it is."""
+        depths, half = constant(self.depths, features), features.shape[1] // 2
+        row = sinusoids(camera.ground_row(depths), half, 1.0, 8.0)
+        far = sinusoids(torch.log(depths), half, 0.2, 2 * math.log(50)).expand_as(row)
+        return torch.cat([row, far], dim=-1).to(features.dtype)
 
     def forward(self, features: Tensor, camera: Camera) -> Tensor:
         """Return (B, C, rows, columns) from (B, C, h, w)."""
-        above = [self.flat(features, camera, height) for height in self.heights]
-        return self.flat(features, camera) + self.project(torch.cat(above, dim=1))
+        levels = [self.flat(features, camera, height) for height in self.heights]
+        hidden = (
+            self.read(torch.cat(levels, dim=1)) + self.place(self.code(features, camera)).transpose(1, 2)[..., None]
+        )
+        return levels[0] + self.project(gelu(hidden))
 
 
 class FlattenedMlp(nn.Module):

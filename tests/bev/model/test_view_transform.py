@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from torch.nn.functional import gelu
 
 from featherweight.bev.grid import BEVGridConfig
 from featherweight.bev.model.camera import Camera
@@ -94,6 +95,16 @@ def test_the_matrix_of_older_work_maps_any_pixel_to_any_cell():
     assert module(torch.randn(2, 16, 12, 20), cameras()).shape == (2, 16, 16, 16)
 
 
+def silent_upright(channels: int, heights: tuple[float, ...]) -> UprightGround:
+    """Return an upright transform that reads nothing and passes on what it reads."""
+    module = UprightGround(GRID, channels, heights)
+    with torch.no_grad():
+        for weight in (module.read.weight, module.read.bias, module.place.weight, module.project.weight):
+            weight.zero_()
+        module.project.weight[:, :, 0, 0] = torch.eye(channels)
+    return module
+
+
 def test_upright_ground_begins_as_flat_ground_and_reads_what_stands_above_a_cell():
     """A wall at 8 m that is 1.2 m high: seen 1 m above its foot, not 2.5 m above."""
     camera, rows = cameras(1), 200
@@ -102,12 +113,25 @@ def test_upright_ground_begins_as_flat_ground_and_reads_what_stands_above_a_cell
     )
     seen = camera.ground_row(torch.tensor([8.5]))[0], camera.ground_row(torch.tensor([8.5]), 1.2)[0]
     v = torch.arange(rows)[:, None] + 0.5
-    wall = ((v <= seen[0]) & (v >= seen[1])).float().expand(1, 1, rows, 20).contiguous()
-    module = UprightGround(GRID, 1, (1.0, 2.5))
-    assert torch.equal(module(wall, camera), FlatGround(GRID)(wall, camera))
-    middle = (0, 0, 7, 8)
+    wall = ((v <= seen[0]) & (v >= seen[1])).float().expand(1, 4, rows, 20).contiguous()
+    flat = FlatGround(GRID)(wall, camera)
+    assert torch.equal(UprightGround(GRID, 4, (1.0, 2.5))(wall, camera), flat)
+
+    module, middle = silent_upright(4, (1.0, 2.5)), (0, 0, 7, 8)
+    for height, expected in ((1, 1.0), (2, 0.0)):
+        with torch.no_grad():
+            module.read.weight.zero_()[:, 4 * height : 4 * height + 4] = 1 / 4  # of the ground, then of each height
+            read = module(wall, camera) - flat
+        torch.testing.assert_close(read[middle], gelu(torch.tensor(expected)))
+
+
+def test_upright_ground_knows_between_which_rows_a_cell_is_seen_and_how_far_it_is():
+    features, camera = torch.zeros(1, 16, 12, 20), cameras(1)
+    module = silent_upright(16, (1.0,))
     with torch.no_grad():
-        for height, expected in ((0, 1.0), (1, 0.0)):
-            module.project.weight.zero_()[0, height] = 1
-            read = module(wall, camera) - FlatGround(GRID)(wall, camera)
-            torch.testing.assert_close(read[middle].item(), expected)
+        module.place.weight.copy_(torch.eye(16))
+        read, lower = module(features, camera), module(features, camera.pitched(torch.tensor([0.05])))
+    assert torch.pdist(read[0, :, :, 0].T).min() > 0.1  # no two distances are alike
+    assert (read - read[..., :1]).abs().max() == 0
+    moved = (read - lower).abs().amax((0, 2, 3)) > 0.1
+    assert moved[[*range(8)]].all() and not moved[8:].any()  # phases of rows follow the camera, metres do not
