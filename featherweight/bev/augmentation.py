@@ -46,20 +46,34 @@ def mirrored(sample: Sample, grid: BEVGridConfig) -> Sample:
 
 
 def tilted(sample: Sample, pitch: float, roll: float) -> Sample:
-    """Return the sample of a camera that looks `pitch` radians further down than its calibration says."""
+    """Return the sample of a camera that looks `pitch` radians further down than its calibration says.
+
+    What comes into the picture at its edges is the picture mirrored there: a black edge would tell the pitch.
+    """
     from PIL import Image
 
     # Pillow asks for the way back: where the pixel of the new picture was in the old one.
     back = np.linalg.inv(tilt_homography(sample.intrinsics, pitch, roll))
     height, width = sample.pixels.shape[1:]
+    margin = min(_beyond(back, width, height), height - 1, width - 1)
+    back = np.array([[1.0, 0, margin], [0, 1, margin], [0, 0, 1]]) @ back
     numbers = (back / back[2, 2]).ravel()[:8].tolist()
-    image = Image.fromarray(sample.pixels.transpose(1, 2, 0))
+    wider = np.pad(sample.pixels, ((0, 0), (margin, margin), (margin, margin)), mode="reflect")
+    image = Image.fromarray(wider.transpose(1, 2, 0))
     turned = image.transform((width, height), Image.Transform.PERSPECTIVE, numbers, resample=2)
     return replace(
         sample,
         pixels=np.asarray(turned).transpose(2, 0, 1),
         tilt=(sample.tilt[0] + pitch, sample.tilt[1] + roll),
     )
+
+
+def _beyond(back: np.ndarray, width: int, height: int) -> int:
+    """Return how many pixels beyond the edges of a picture a homography asks for, one more for its interpolation."""
+    corners = np.array([[0.0, width, 0, width], [0, 0, height, height], [1, 1, 1, 1]])
+    x, y, scale = back @ corners
+    x, y = x / scale, y / scale
+    return 2 + math.ceil(max(0, -x.min(), x.max() - width, -y.min(), y.max() - height))
 
 
 def recolored(sample: Sample, brightness: float, contrast: float) -> Sample:

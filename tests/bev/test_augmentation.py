@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -49,6 +50,14 @@ def test_a_tilted_picture_moves_up_by_the_focal_length_times_the_angle(index):
     ]
     assert np.argmin(candidates) - 10 == round(rows)
     assert moved.tilt == (pytest.approx(angle), 0.0)
+
+
+@pytest.mark.parametrize("angles", [(0.03, 0.0), (-0.03, 0.02), (0.0, -0.05)])
+def test_no_edge_of_a_tilted_picture_tells_the_tilt(index, angles):
+    """A network would read a black edge instead of the horizon, and be lost where cameras are tilted in truth."""
+    sample = samples(index)[5]
+    gray = replace(sample, pixels=np.full_like(sample.pixels, 90))
+    assert (tilted(gray, *angles).pixels == 90).all()
 
 
 @pytest.mark.parametrize("factor", [0.8, 1.25])
