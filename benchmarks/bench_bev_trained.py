@@ -1,16 +1,20 @@
 """What a trained network of `scripts/bench bev` does beyond its score.
 
     scripts/bench bev_trained [--run upright-0] [--parts camera,memory]
+    scripts/bench bev_trained --run shaken_head-0 --parts pitch
 
 camera: a robot's camera 0.35 m above the ground with f = 700 px (of 1600), which no training picture had: scores with
 its own K and height, and with wrong ones.
 memory: cells out of the present view that one of three past frames saw. Features of the trained network stay as they
 are; decoder and fusion train for 200 steps of 6 frames on its 8 drives, with and without past frames; both are taught
 the cells that any of the frames saw.
+pitch: what the head of a network estimates on held-out pictures that are tilted by half a degree (normally distributed)
+and where their calibration is right, against the truth; rows of results/bev_pitch.csv.
 """
 
 import argparse
 import copy
+import math
 import tempfile
 import time
 import warnings
@@ -19,10 +23,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from bench_bev import DRIVES, world
+from bench_bev import DRIVES, recipe, world
 from measurement import write_rows
 from torch import Tensor
 
+from featherweight.bev.augmentation import tilted
 from featherweight.bev.data.nuscenes import NuScenesIndex
 from featherweight.bev.image_processing_focusbev import normalized, read_image
 from featherweight.bev.labels import make_labels
@@ -31,7 +36,7 @@ from featherweight.bev.metrics import BEVConfusion
 from featherweight.bev.model.modeling_focusbev import FocusBEVForSegmentation, Memory
 from featherweight.bev.options import BEVConfig
 from featherweight.bev.prediction import load
-from featherweight.bev.samples import batch_of, memory_of, seen_with_past
+from featherweight.bev.samples import Sample, batch_of, memory_of, seen_with_past
 from featherweight.bev.streaming import StreamingSegmenter
 from featherweight.bev.synthetic.rig import WorldConfig, intrinsics_of
 from featherweight.bev.synthetic.world import write_world
@@ -39,6 +44,7 @@ from featherweight.bev.task import BEVTask
 
 SHOWN = ("drivable_area", "ped_crossing", "walkway", "carpark", "car", "truck")
 LENGTH, STEPS, BATCH = 3, 200, 6
+TILT_DEG, EVERY = 0.5, 6
 
 
 def scores_of(part: str, case: str, run: str, scores: BEVConfusion, more: dict[str, Any]) -> dict[str, Any]:
@@ -181,6 +187,40 @@ def answer(model: FocusBEVForSegmentation, present: Tensor, past: Memory, is_sin
     return logits
 
 
+def pitch(folder: Path, run: str) -> None:
+    """Compare the pitch that a network estimates with that by which pictures are tilted."""
+    model, _ = load(folder / "runs" / run)
+    if model.pitch_head is None:
+        raise SystemExit(f"run={run} has no pitch head; expected one such as shaken_head-0.")
+    data = world(folder, is_large=True)
+    options = {key: value for key, value in recipe(data, "shaken_head", 0, 1)["task"].items() if key != "name"}
+    samples = BEVTask(BEVConfig.parse(options), seed=0).samples["val"]
+    angles = np.random.default_rng(0).normal(0, TILT_DEG, len(samples))[::EVERY]
+    for case, tilts in (("tilted", angles), ("as they are", np.zeros_like(angles))):
+        found = [
+            estimated(model, tilted(samples[number], math.radians(angle), 0.0))
+            for number, angle in zip(range(0, len(samples), EVERY), tilts, strict=True)
+        ]
+        away = np.array(found) - tilts
+        row = {
+            "case": case,
+            "run": run,
+            "frames": len(found),
+            "true_std_deg": round(float(tilts.std()), 3),
+            "rmse_deg": round(float(np.sqrt((away**2).mean())), 3),
+            "correlation": round(float(np.corrcoef(found, tilts)[0, 1]), 3) if tilts.any() else "",
+        }
+        print(row)
+        write_rows("bev_pitch", [row])
+
+
+@torch.inference_mode()
+def estimated(model: Any, sample: Sample) -> float:
+    """Return the pitch that a network sees in a picture, degrees."""
+    pixels = normalized(torch.from_numpy(np.ascontiguousarray(sample.pixels)))[None]
+    return math.degrees(float(model.pitch_head(model.pyramid(model.backbone(pixels))[0])[0, 0]))
+
+
 def main() -> None:
     """Run the parts asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -190,7 +230,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     for part in arguments.parts.split(","):
-        {"camera": camera, "memory": memory}[part](arguments.folder, arguments.run)
+        {"camera": camera, "memory": memory, "pitch": pitch}[part](arguments.folder, arguments.run)
 
 
 if __name__ == "__main__":

@@ -58,16 +58,9 @@ def latency(prompt_tokens: int, answer_tokens: int, rounds: int) -> list[dict[st
             if device == "cuda":
                 torch.cuda.synchronize()
             found[name].append(clock() - begin)
-    plain = torch.tensor(found["unguarded"])
-    rows = []
-    for name, one in found.items():
-        ratios = torch.tensor(one) / plain
-        row: dict[str, Any] = {"way": name, "prompt": prompt_tokens, "answer": answer_tokens}
-        row["seconds (median)"] = f"{float(torch.tensor(one).median()):.3f}"
-        row["ratio (median of rounds)"] = f"{float(ratios.median()):.3f}"
-        row["ratio, spread"] = f"{float(ratios.min()):.3f}-{float(ratios.max()):.3f}"
-        rows.append(row)
-    return rows
+    columns = ("seconds (median)", "ratio (median of rounds)", "ratio, spread")
+    asked = {"prompt": prompt_tokens, "answer": answer_tokens}
+    return [{"way": name, **asked, **_against(one, found["unguarded"], columns)} for name, one in found.items()]
 
 
 def parts(prompt_tokens: int, answer_tokens: int, rounds: int, probe_tokens: int = 12) -> list[dict[str, Any]]:
@@ -188,12 +181,17 @@ def serving(requests: int, answer_tokens: int, rounds: int) -> list[dict[str, An
             found[name].append(count / time.clock_gettime(clock))
         for engine in engines:
             engine.close()
-    plain, rows = torch.tensor(found["without a guard"]), []
-    for name, one in found.items():
-        shares = torch.tensor(one) / plain
-        row: dict[str, Any] = {"guard": name, "requests at once": requests, "answer": answer_tokens}
-        row["tokens by processor second (median)"] = f"{float(torch.tensor(one).median()):.0f}"
-        row["share of without (median of rounds)"] = f"{float(shares.median()):.3f}"
-        row["share, spread"] = f"{float(shares.min()):.3f}-{float(shares.max()):.3f}"
-        rows.append(row)
-    return rows
+    columns = ("tokens by processor second (median)", "share of without (median of rounds)", "share, spread")
+    asked = {"requests at once": requests, "answer": answer_tokens}
+    plain = found["without a guard"]
+    return [{"guard": name, **asked, **_against(one, plain, columns, digits=0)} for name, one in found.items()]
+
+
+def _against(found: list[float], plain: list[float], columns: tuple[str, str, str], digits: int = 3) -> dict[str, str]:
+    """Return the median of what rounds found, and median and spread of its ratio to the plain way of the same round."""
+    values = torch.tensor(found)
+    ratios = values / torch.tensor(plain)
+    spread = f"{float(ratios.min()):.3f}-{float(ratios.max()):.3f}"
+    return dict(
+        zip(columns, (f"{float(values.median()):.{digits}f}", f"{float(ratios.median()):.3f}", spread), strict=True)
+    )

@@ -51,9 +51,14 @@ RECURRENT = ("qwen3_next", "mamba2")
 @cache
 def tiny_model(name: str) -> nn.Module:
     """Return a decoder in float32 and evaluation mode."""
+    return new_model(SETTINGS[name])
+
+
+def new_model(settings: dict[str, Any]) -> nn.Module:
+    """Return a decoder of its own by its settings, `model_type` among them, in float32 and evaluation mode."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    settings = dict(SETTINGS[name])
+    settings = dict(settings)
     kind = settings.pop("model_type")
     known = AutoConfig.for_model(kind).to_dict()
     common = {key: value for key, value in _COMMON.items() if key in known or key.endswith("token_id")}

@@ -5,7 +5,7 @@ import gc
 
 import pytest
 import torch
-from tiny_models import SETTINGS, tiny_model
+from chunked_steps import LENGTH, built, compare_with_whole, in_chunks, require_slope_of_dropped_loss, tokens
 
 import featherweight as fw
 from featherweight.errors import ConfigError
@@ -14,51 +14,12 @@ from featherweight.nn.prefix_store import KeyValueStore
 from featherweight.optim import AdamW, GaLoreAdamW, layerwise, param_groups
 from featherweight.training import ChunkMajor, LayerMajor
 
-LENGTH = 23
-ARCHITECTURES = {
-    "llama": {},
-    "mistral": {},
-    "qwen3": {
-        "use_sliding_window": True,
-        "sliding_window": 6,
-        "layer_types": ["full_attention", "sliding_attention"] * 2,
-        "head_dim": 8,
-    },
-    "gpt2": {"attn_pdrop": 0.0, "resid_pdrop": 0.0, "embd_pdrop": 0.0},
-}
+ARCHITECTURES = ("llama", "mistral", "qwen3", "gpt2")
 
 
-@pytest.fixture
-def built(monkeypatch):
-    """Return a function that gives a fresh model in training mode and float64."""
-
-    def build(name, **options):
-        given = {"model_type": name, **SETTINGS.get(name, {}), **ARCHITECTURES[name], **options}
-        monkeypatch.setitem(SETTINGS, "chunk major", given)
-        tiny_model.cache_clear()
-        model = copy.deepcopy(tiny_model("chunk major")).train().double()
-        tiny_model.cache_clear()
-        return model
-
-    return build
-
-
-def tokens(rows=2, length=LENGTH, seed=0):
-    return torch.randint(1, 64, (rows, length), generator=torch.Generator().manual_seed(seed))
-
-
-def compare(model, batch, chunk_tokens, **options):
-    """Run whole sequences and chunks on copies of a model, and require equal losses and gradients."""
-    whole = copy.deepcopy(model)
-    loss = whole(**batch, use_cache=False).loss
-    loss.backward()
-    found = ChunkMajor(model, chunk_tokens=chunk_tokens, **options).step(batch)
-    torch.testing.assert_close(found.double(), loss.detach().double(), rtol=1e-6, atol=0)  # the loss is in float32
-    for (name, parameter), expected in zip(model.named_parameters(), whole.parameters(), strict=True):
-        assert (parameter.grad is None) == (expected.grad is None), name
-        if expected.grad is not None:
-            error = float((parameter.grad - expected.grad).norm()) / max(float(expected.grad.norm()), 1e-12)
-            assert error <= 1e-12, (name, error)
+def compare(model, batch, chunk_tokens):
+    """Require losses and gradients of whole sequences from steps in chunks."""
+    compare_with_whole(in_chunks(ChunkMajor, chunk_tokens=chunk_tokens), model, batch)
 
 
 SIZES = [*((name, 7) for name in ARCHITECTURES), ("llama", LENGTH)]
@@ -68,20 +29,20 @@ OTHER_SIZES = [(name, size) for name in ARCHITECTURES for size in (1, LENGTH) if
 @pytest.mark.parametrize(
     ("name", "chunk_tokens"), [*SIZES, *(pytest.param(*one, marks=pytest.mark.slow) for one in OTHER_SIZES)]
 )
-def test_gradients_are_those_of_the_whole_sequence(built, name, chunk_tokens):
+def test_gradients_are_those_of_the_whole_sequence(name, chunk_tokens):
     # Mutations: sums that are not handed out, a chunk that is left out, weights that move before the last chunk.
     ids = tokens()
     compare(built(name), {"input_ids": ids, "labels": ids}, chunk_tokens)
 
 
-def test_a_prompt_without_labels_still_learns_from_what_attends_to_it(built):
+def test_a_prompt_without_labels_still_learns_from_what_attends_to_it():
     ids = tokens()
     labels = ids.clone()
     labels[:, :-3] = -100  # the first chunks hold no label
     compare(built("mistral", tie_word_embeddings=True), {"input_ids": ids, "labels": labels}, 6)
 
 
-def test_padding_and_packed_documents_are_kept(built):
+def test_padding_and_packed_documents_are_kept():
     ids, mask = tokens(), torch.ones(2, LENGTH, dtype=torch.long)
     mask[1, LENGTH - 9 :] = 0
     labels = ids.masked_fill(mask == 0, -100)
@@ -91,7 +52,7 @@ def test_padding_and_packed_documents_are_kept(built):
     compare(built("llama"), {"input_ids": ids, "labels": ids, "position_ids": position_ids}, 5)
 
 
-def test_dropout_is_that_of_the_step_layer_by_layer_from_one_state_in_one_chunk(built):
+def test_dropout_is_that_of_the_step_layer_by_layer_from_one_state_in_one_chunk():
     # One chunk draws in the same order in both; in more chunks the slope of the loss is that of a finite difference.
     model, ids = built("gpt2", resid_pdrop=0.3, embd_pdrop=0.2), tokens(1)
     batch = {"input_ids": ids, "labels": ids}
@@ -100,19 +61,7 @@ def test_dropout_is_that_of_the_step_layer_by_layer_from_one_state_in_one_chunk(
         torch.manual_seed(3)
         losses.append(float(kind(copy.deepcopy(model), chunk_tokens=LENGTH).step(batch)))
     assert losses[0] == losses[1]
-    torch.manual_seed(3)
-    ChunkMajor(model, chunk_tokens=8).step(batch)
-    weight = model.transformer.h[0].mlp.c_fc.weight
-    direction = torch.randn(weight.shape, dtype=weight.dtype, generator=torch.Generator().manual_seed(0))
-    slope, found = float((weight.grad * direction).sum()), []
-    for size in (1e-3, -1e-3):
-        with torch.no_grad():
-            weight.add_(direction, alpha=size)
-        torch.manual_seed(3)
-        found.append(float(ChunkMajor(model, chunk_tokens=8).step(batch)))
-        with torch.no_grad():
-            weight.sub_(direction, alpha=size)
-    assert slope == pytest.approx((found[0] - found[1]) / 2e-3, rel=2e-3)
+    require_slope_of_dropped_loss(in_chunks(ChunkMajor, chunk_tokens=8), model, batch)
 
 
 def trained(model, make, run, steps=4):
@@ -134,7 +83,7 @@ def by_chunks(model, handle, batch):
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_layerwise_adamw_trains_as_with_whole_sequences(built, tied):
+def test_layerwise_adamw_trains_as_with_whole_sequences(tied):
     # Mutation: an update before the last chunk of the last row.
     model = built("llama", tie_word_embeddings=tied, initializer_range=0.05)
     expected = trained(model, lambda one: AdamW(one.parameters(), lr=1e-2), whole_step)
@@ -143,7 +92,7 @@ def test_layerwise_adamw_trains_as_with_whole_sequences(built, tied):
         torch.testing.assert_close(found[key], weight, rtol=0, atol=1e-11)
 
 
-def test_sums_of_galore_are_cores_and_int8_trains(built):
+def test_sums_of_galore_are_cores_and_int8_trains():
     model = built("llama", initializer_range=0.05).float()
     fw.apply(model, fw.Int8())
     optimizer = GaLoreAdamW(param_groups(model, rank=6, update_proj_gap=50), lr=2e-2)
@@ -164,7 +113,7 @@ def test_sums_of_galore_are_cores_and_int8_trains(built):
     assert max(held) < rest + 0.5 * whole  # cores, not gradients
 
 
-def test_an_exception_leaves_no_keys_and_no_sums_behind(built):
+def test_an_exception_leaves_no_keys_and_no_sums_behind():
     model, ids = built("llama"), tokens()
     batch = {"input_ids": ids, "labels": ids}
     before = copy.deepcopy(model.state_dict())
@@ -188,7 +137,7 @@ def refuse(loss):
     raise ValueError("not this one")
 
 
-def test_with_few_heads_of_keys_it_takes_less_for_a_token_than_layer_by_layer(built):
+def test_with_few_heads_of_keys_it_takes_less_for_a_token_than_layer_by_layer():
     # Formula, float32, K h = 4 and D = 32 in 6 layers: 16 K h of each layer and a boundary with its gradient here,
     # 4 D of each boundary and 16 K h of one layer there.
     sizes = {"num_attention_heads": 8, "num_key_value_heads": 1, "head_dim": 4, "num_hidden_layers": 6}
@@ -207,7 +156,7 @@ def test_with_few_heads_of_keys_it_takes_less_for_a_token_than_layer_by_layer(bu
         assert by_token == pytest.approx(expected[kind], rel=0.1), kept
 
 
-def test_progress_goes_through_the_chunks_and_refusals_say_where_to_go(built):
+def test_progress_goes_through_the_chunks_and_refusals_say_where_to_go():
     model, told, ids = built("llama"), [], tokens(1, 20)
     ChunkMajor(model, chunk_tokens=8, progress=told.append).step({"input_ids": ids, "labels": ids})
     shares = [one.share for one in told]

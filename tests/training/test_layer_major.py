@@ -5,7 +5,17 @@ import gc
 
 import pytest
 import torch
-from tiny_models import SETTINGS, tiny_model
+from chunked_steps import (
+    ARCHITECTURES,
+    LENGTH,
+    built,
+    compare_with_whole,
+    gradients,
+    in_chunks,
+    require_equal,
+    require_slope_of_dropped_loss,
+    tokens,
+)
 
 import featherweight as fw
 from featherweight.errors import ConfigError, DeviceError
@@ -16,22 +26,6 @@ from featherweight.nn.prefix_store import KeyValueStore
 from featherweight.nn.weight_slots import WeightSlots, _Unit
 from featherweight.optim import AdamW, GaLoreAdamW, QGaLoreAdamW, layerwise, param_groups
 from featherweight.training import LayerMajor
-
-LENGTH = 23
-ARCHITECTURES = {
-    "llama": {},
-    "mistral": {},
-    "gemma2": {},
-    "gemma3_text": {"sliding_window": 6, "head_dim": 8, "layer_types": ["sliding_attention", "full_attention"] * 2},
-    "qwen3": {
-        "use_sliding_window": True,
-        "sliding_window": 6,
-        "layer_types": ["full_attention", "sliding_attention"] * 2,
-        "head_dim": 8,
-    },
-    "gpt2": {"attn_pdrop": 0.0, "resid_pdrop": 0.0, "embd_pdrop": 0.0},
-    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None},
-}
 
 
 @pytest.fixture
@@ -53,46 +47,9 @@ def in_float64(monkeypatch):
     monkeypatch.setattr(torch.nn.functional, "softmax", weights)
 
 
-@pytest.fixture
-def built(monkeypatch):
-    """Return a function that gives a fresh model in training mode and float64."""
-
-    def build(name, **options):
-        given = {"model_type": name, **SETTINGS.get(name, {}), **ARCHITECTURES[name], **options}
-        monkeypatch.setitem(SETTINGS, "layer major", given)
-        tiny_model.cache_clear()
-        model = copy.deepcopy(tiny_model("layer major")).train()
-        tiny_model.cache_clear()
-        if name == "mixtral":
-            model.set_experts_implementation("eager")  # grouped products know no float64
-        return model.double()
-
-    return build
-
-
-def tokens(rows=2, length=LENGTH, seed=0):
-    return torch.randint(1, 64, (rows, length), generator=torch.Generator().manual_seed(seed))
-
-
-def gradients(model):
-    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-
-
-def require_equal(found, expected, tolerance=1e-12):
-    assert found.keys() == expected.keys()
-    for name, gradient in expected.items():
-        error = float((found[name] - gradient).norm()) / max(float(gradient.norm()), 1e-12)
-        assert error <= tolerance, (name, error)
-
-
 def compare(model, batch, chunk_tokens, tolerance=1e-12, **options):
-    """Run whole sequences and chunks on copies of a model, and require equal losses and gradients."""
-    whole = copy.deepcopy(model)
-    loss = whole(**batch, use_cache=False).loss  # with a cache, transformers takes a packed row for one document
-    loss.backward()
-    found = LayerMajor(model, chunk_tokens=chunk_tokens, **options).step(batch)
-    torch.testing.assert_close(found.double(), loss.detach().double(), rtol=1e-6, atol=0)
-    require_equal(gradients(model), gradients(whole), tolerance)
+    """Require losses and gradients of whole sequences from steps in chunks."""
+    compare_with_whole(in_chunks(LayerMajor, chunk_tokens=chunk_tokens, **options), model, batch, tolerance)
 
 
 # ---- gradients are those of whole sequences
@@ -105,19 +62,19 @@ OTHER_SIZES = [(name, size) for name in ARCHITECTURES for size in (1, LENGTH) if
 @pytest.mark.parametrize(
     ("name", "chunk_tokens"), [*SIZES, *(pytest.param(*one, marks=pytest.mark.slow) for one in OTHER_SIZES)]
 )
-def test_gradients_are_those_of_the_whole_sequence(built, in_float64, name, chunk_tokens):
+def test_gradients_are_those_of_the_whole_sequence(in_float64, name, chunk_tokens):
     ids = tokens()
     compare(built(name), {"input_ids": ids, "labels": ids}, chunk_tokens)
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_a_tied_head_gets_both_of_its_gradients(built, tied):
+def test_a_tied_head_gets_both_of_its_gradients(tied):
     ids = tokens()
     compare(built("llama", tie_word_embeddings=tied), {"input_ids": ids, "labels": ids}, 8)
 
 
 @pytest.mark.parametrize("name", ["llama", "mistral"])
-def test_a_prompt_without_labels_still_learns_from_what_attends_to_it(built, name):
+def test_a_prompt_without_labels_still_learns_from_what_attends_to_it(name):
     ids = tokens()
     labels = ids.clone()
     labels[:, :-3] = -100  # the first chunks hold no label
@@ -127,7 +84,7 @@ def test_a_prompt_without_labels_still_learns_from_what_attends_to_it(built, nam
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_padding_is_not_seen_and_chunks_of_it_are_left_out(built, side):
+def test_padding_is_not_seen_and_chunks_of_it_are_left_out(side):
     ids, mask = tokens(), torch.ones(2, LENGTH, dtype=torch.long)
     hidden = slice(0, 9) if side == "left" else slice(LENGTH - 9, LENGTH)
     mask[1, hidden] = 0
@@ -137,7 +94,7 @@ def test_padding_is_not_seen_and_chunks_of_it_are_left_out(built, side):
     compare(model, {"input_ids": ids, "labels": labels, "attention_mask": mask}, 4)
 
 
-def test_documents_of_a_packed_row_do_not_see_each_other(built):
+def test_documents_of_a_packed_row_do_not_see_each_other():
     ids = tokens(rows=1)
     position_ids = torch.cat([torch.arange(9), torch.arange(LENGTH - 9)])[None]
     labels = ids.clone()
@@ -145,13 +102,13 @@ def test_documents_of_a_packed_row_do_not_see_each_other(built):
     compare(built("mistral"), {"input_ids": ids, "labels": labels, "position_ids": position_ids}, 5)
 
 
-def test_inputs_on_the_host_change_nothing(built):
+def test_inputs_on_the_host_change_nothing():
     ids = tokens()
     compare(built("llama"), {"input_ids": ids, "labels": ids}, 8, inputs="host")
 
 
 @pytest.mark.parametrize("inputs", ["device", "host"])
-def test_attention_that_is_kept_changes_no_bit(built, inputs):
+def test_attention_that_is_kept_changes_no_bit(inputs):
     # Also where MsT repeats a part of the layer once more.
     results, ids = {}, tokens()
     for attention in ("repeat", "keep"):
@@ -163,7 +120,7 @@ def test_attention_that_is_kept_changes_no_bit(built, inputs):
 
 
 @pytest.mark.parametrize("options", [{}, {"tokenwise": True}, {"checkpoint": "offload"}])
-def test_mst_inside_of_the_parts_changes_nothing(built, options):
+def test_mst_inside_of_the_parts_changes_nothing(options):
     model, ids = built("llama").float(), tokens()
     whole = copy.deepcopy(model)
     whole(input_ids=ids, labels=ids).loss.backward()
@@ -172,24 +129,10 @@ def test_mst_inside_of_the_parts_changes_nothing(built, options):
     require_equal(gradients(model), gradients(whole), 5e-6)
 
 
-def test_dropout_is_repeated_as_it_was_drawn(built):
-    # Two steps from one state of the generator: the same masks, forward and backward, so gradients are those of a loss
-    # whose finite difference they match.
+def test_dropout_is_repeated_as_it_was_drawn():
     model, ids = built("gpt2", resid_pdrop=0.3, embd_pdrop=0.2), tokens()
     batch = {"input_ids": ids, "labels": ids}
-    torch.manual_seed(3)
-    LayerMajor(model, chunk_tokens=8).step(batch)
-    weight = model.transformer.h[0].mlp.c_fc.weight
-    direction = torch.randn(weight.shape, dtype=weight.dtype, generator=torch.Generator().manual_seed(0))
-    slope, losses = float((weight.grad * direction).sum()), []
-    for size in (1e-3, -1e-3):
-        with torch.no_grad():
-            weight.add_(direction, alpha=size)
-        torch.manual_seed(3)
-        losses.append(float(LayerMajor(model, chunk_tokens=8).step(batch)))
-        with torch.no_grad():
-            weight.sub_(direction, alpha=size)
-    assert slope == pytest.approx((losses[0] - losses[1]) / 2e-3, rel=2e-3)
+    require_slope_of_dropped_loss(in_chunks(LayerMajor, chunk_tokens=8), model, batch)
 
 
 # ---- updates
@@ -228,7 +171,7 @@ OPTIMIZERS = {
 @pytest.mark.parametrize(
     ("name", "tied"), [("adamw", True), ("galore", False), ("galore", True), ("galore 8-bit", False)]
 )
-def test_layerwise_training_over_refreshes_is_that_of_whole_sequences(built, name, tied):
+def test_layerwise_training_over_refreshes_is_that_of_whole_sequences(name, tied):
     model = built("llama", tie_word_embeddings=tied, initializer_range=0.05)
     steps = 7 if name == "galore" else 4  # three refreshes, or two
     expected, losses, _ = trained(model, OPTIMIZERS[name], whole_step, steps)
@@ -239,7 +182,7 @@ def test_layerwise_training_over_refreshes_is_that_of_whole_sequences(built, nam
         torch.testing.assert_close(found[key], weight, rtol=0, atol=1e-11)
 
 
-def test_sums_of_cores_over_chunks_are_those_of_gradients_that_exist(built):
+def test_sums_of_cores_over_chunks_are_those_of_gradients_that_exist():
     # Mutation: the core of a chunk that is left out, or counted twice. Bases come from a seed, so none is fitted.
     results, ids = {}, tokens()
     for cores in (False, True):
@@ -255,7 +198,7 @@ def test_sums_of_cores_over_chunks_are_those_of_gradients_that_exist(built):
         torch.testing.assert_close(results[True][name], weight, rtol=0, atol=1e-11)
 
 
-def test_one_chunk_of_one_row_makes_the_step_of_an_ordinary_pass(built):
+def test_one_chunk_of_one_row_makes_the_step_of_an_ordinary_pass():
     model = built("llama").float()
 
     def first_row(run):
@@ -267,7 +210,7 @@ def test_one_chunk_of_one_row_makes_the_step_of_an_ordinary_pass(built):
         torch.testing.assert_close(found[key], weight, rtol=0, atol=2e-5)
 
 
-def test_int8_weights_with_core_gradients_train_layer_by_layer(built):
+def test_int8_weights_with_core_gradients_train_layer_by_layer():
     model = built("llama", initializer_range=0.05).float()
     fw.apply(model, fw.Int8())
     fw.apply(model, fw.CoreGradient(prefer="memory"))
@@ -281,7 +224,7 @@ def test_int8_weights_with_core_gradients_train_layer_by_layer(built):
     assert all(p.grad is None for p in model.parameters())
 
 
-def test_steps_of_different_sizes_are_one_step_each(built):
+def test_steps_of_different_sizes_are_one_step_each():
     model = built("llama")
     optimizer = AdamW(model.parameters(), lr=1e-3)
     with layerwise(model, optimizer) as handle:
@@ -292,7 +235,7 @@ def test_steps_of_different_sizes_are_one_step_each(built):
     assert handle.steps == 3
 
 
-def test_an_exception_leaves_nothing_behind(built):
+def test_an_exception_leaves_nothing_behind():
     model, ids = built("llama"), tokens()
     batch = {"input_ids": ids, "labels": ids}
     optimizer = AdamW(model.parameters(), lr=1e-3)
@@ -314,7 +257,7 @@ def test_an_exception_leaves_nothing_behind(built):
     assert handle.steps == 2
 
 
-def test_memory_of_a_step_grows_by_what_is_kept_for_a_token_alone(built):
+def test_memory_of_a_step_grows_by_what_is_kept_for_a_token_alone():
     # Layer inputs (5 boundaries of 32), their gradient, keys, values and sums of one layer: about 1 KiB in float32.
     model = built("llama").float()
     peaks = {}
@@ -329,7 +272,7 @@ def test_memory_of_a_step_grows_by_what_is_kept_for_a_token_alone(built):
     assert by_token < 1.5 * kept
 
 
-def test_in_autocast_it_learns_as_one_pass_does(built):
+def test_in_autocast_it_learns_as_one_pass_does():
     model, ids = built("llama", initializer_range=0.05).float(), tokens()
     batch = {"input_ids": ids, "labels": ids}
     with torch.autocast("cpu", torch.bfloat16):
@@ -380,7 +323,7 @@ LONGER = [*FROZEN, ("adamw", 2), ("galore", 2), ("galore, cores", 2), ("bf16", 2
 
 
 @pytest.mark.parametrize(("case", "slots"), [*QUICK, *(pytest.param(*one, marks=pytest.mark.slow) for one in LONGER)])
-def test_weights_from_the_host_train_bit_by_bit_as_those_of_the_device(built, poisoned, case, slots):
+def test_weights_from_the_host_train_bit_by_bit_as_those_of_the_device(poisoned, case, slots):
     # Mutation: a slot that is read after its turn, a weight that is not written back, a layer that is bound late.
     base, results = built("llama", initializer_range=0.05).float(), {}
     for place in ("device", "host"):
@@ -401,7 +344,7 @@ def test_weights_from_the_host_train_bit_by_bit_as_those_of_the_device(built, po
 
 
 @pytest.mark.parametrize("slots", [1, 2, 3])
-def test_weights_are_copied_in_twice_but_for_the_turn_and_out_once(built, slots):
+def test_weights_are_copied_in_twice_but_for_the_turn_and_out_once(slots):
     model = built("llama")
     for parameter in model.model.layers[1].mlp.parameters():
         parameter.requires_grad_(False)  # what is frozen is not copied back
@@ -418,7 +361,7 @@ def test_weights_are_copied_in_twice_but_for_the_turn_and_out_once(built, slots)
     assert found.traffic_bytes() == (found.read_bytes // 2, found.written_bytes // 2)
 
 
-def test_an_exception_and_an_evaluation_leave_all_weights_on_the_host(built, poisoned):
+def test_an_exception_and_an_evaluation_leave_all_weights_on_the_host(poisoned):
     model, ids = built("llama"), tokens()
     with layerwise(model, AdamW(model.parameters(), lr=1e-3)) as handle:
         stream = LayerMajor(model, handle, chunk_tokens=8, weights="host")
@@ -441,7 +384,7 @@ def test_an_exception_and_an_evaluation_leave_all_weights_on_the_host(built, poi
             assert float(model(input_ids=ids, labels=ids).loss) == float(loss)
 
 
-def test_weights_on_the_host_are_refused_where_no_update_could_reach_them(built):
+def test_weights_on_the_host_are_refused_where_no_update_could_reach_them():
     model = built("llama")
     with pytest.raises(ConfigError, match="weights='host' without layer-wise updates; expected a handle"):
         LayerMajor(model, weights="host")
@@ -456,7 +399,7 @@ def test_weights_on_the_host_are_refused_where_no_update_could_reach_them(built)
 # ---- progress, refusals before anything moves
 
 
-def test_a_loss_that_its_judge_refuses_moves_no_weight(built):
+def test_a_loss_that_its_judge_refuses_moves_no_weight():
     # Mutation: a judge that is asked after the head's update.
     model, ids = built("llama"), tokens()
     before = copy.deepcopy(model.state_dict())
@@ -473,7 +416,7 @@ def test_a_loss_that_its_judge_refuses_moves_no_weight(built):
     assert seen[0] == pytest.approx(float(model(input_ids=ids, labels=ids).loss.detach()), rel=1e-6)
 
 
-def test_progress_goes_through_layers_and_chunks_to_the_end(built):
+def test_progress_goes_through_layers_and_chunks_to_the_end():
     model, told = built("llama"), []
     batches = [{"input_ids": ids, "labels": ids} for ids in (tokens(1, 20), tokens(2, 5))]  # rows of two lengths
     loss = LayerMajor(model, chunk_tokens=8, progress=told.append).step(batches)
@@ -486,7 +429,7 @@ def test_progress_goes_through_layers_and_chunks_to_the_end(built):
     assert float(loss) == pytest.approx(sum(map(lambda a, b: float(a) * b, whole, counts)) / 27, rel=1e-6)
 
 
-def test_layer_inputs_beyond_the_memory_of_the_host_are_refused_before_the_step(built, monkeypatch):
+def test_layer_inputs_beyond_the_memory_of_the_host_are_refused_before_the_step(monkeypatch):
     from featherweight.nn import offload
 
     monkeypatch.setattr(offload, "available_host_bytes", lambda: 10_000)
@@ -506,7 +449,7 @@ def test_pinned_memory_that_the_system_refuses_is_told_in_a_sentence():
 # ---- refusals
 
 
-def test_wrong_input_is_named_before_anything_is_updated(built):
+def test_wrong_input_is_named_before_anything_is_updated():
     model, ids = built("llama"), tokens()
     stream = LayerMajor(model, chunk_tokens=8)
     cases = {
@@ -529,21 +472,21 @@ def test_wrong_input_is_named_before_anything_is_updated(built):
         LayerMajor(model, inputs="disk")
 
 
-def test_a_handle_that_counts_micro_batches_is_refused(built):
+def test_a_handle_that_counts_micro_batches_is_refused():
     model = built("llama")
     with layerwise(model, AdamW(model.parameters()), accumulation_steps=2) as handle:
         with pytest.raises(ConfigError, match="accumulation_steps=2.*expected 1"):
             LayerMajor(model, handle)
 
 
-def test_attention_dropout_is_refused(built):
+def test_attention_dropout_is_refused():
     model, ids = built("gpt2", attn_pdrop=0.1), tokens()
     with pytest.raises(ConfigError, match=r"attention dropout=0\.1"):
         LayerMajor(model, chunk_tokens=8).step({"input_ids": ids, "labels": ids})
     assert all(p.grad is None for p in model.parameters())
 
 
-def test_frozen_embeddings_and_lora_train_what_is_left(built):
+def test_frozen_embeddings_and_lora_train_what_is_left():
     model, ids = built("llama"), tokens()
     for parameter in model.parameters():
         parameter.requires_grad_(False)

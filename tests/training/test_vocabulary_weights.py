@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from tiny_models import SETTINGS, tiny_model
+from tiny_models import SETTINGS, new_model
 
 import featherweight as fw
 from featherweight.nn.host_tensors import HostTensors
@@ -21,11 +21,7 @@ def built(monkeypatch):
 
     def build(name="llama", **options):
         given = {"model_type": name, **SETTINGS.get(name, {}), "initializer_range": 0.05, **options}
-        monkeypatch.setitem(SETTINGS, "vocabulary weights", given)
-        tiny_model.cache_clear()
-        model = copy.deepcopy(tiny_model("vocabulary weights")).train()
-        tiny_model.cache_clear()
-        return model
+        return new_model(given).train()
 
     return build
 
