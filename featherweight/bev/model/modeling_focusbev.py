@@ -205,7 +205,8 @@ class FocusBEVForSegmentation(PreTrainedModel):
             labels: (B, K, rows, columns) 0 or 1.
             valid_mask: (B, rows, columns) which cells were seen; None: all.
             relevance_target: (B, 1, height, width) share of each pixel that tells about the ground, for the cycle.
-            pitch_target: (B, 2) radians, for the pitch head.
+            pitch_target: (B, 2) radians. The pitch head learns it; in training it stands for what the head says, so
+                that the rest learns from views that are where they belong.
             loss_weights: of the terms; None takes the defaults.
             features_only: stop at the ground features: all that a memory keeps.
             return_dict: whether to return the output by names; else a tuple.
@@ -218,7 +219,8 @@ class FocusBEVForSegmentation(PreTrainedModel):
         pitch = None
         if self.pitch_head is not None:
             pitch = self.pitch_head(levels[0])
-            camera = camera.pitched(pitch[:, 0])
+            known = pitch_target if self.training and pitch_target is not None else pitch
+            camera = camera.pitched(known[:, 0])
         results = [transform(level, camera) for transform, level in zip(self.transforms, levels, strict=True)]
         ground = sum(
             result[0] * weight[:, None].to(result[0].dtype)

@@ -1,8 +1,11 @@
+import math
+
 import pytest
 import torch
 
 from featherweight.bev.model.configuration_focusbev import FocusBEVConfig
 from featherweight.bev.model.modeling_focusbev import FocusBEVForSegmentation
+from featherweight.bev.model.pitch import LARGEST_RAD
 from featherweight.errors import ShapeError
 
 K = torch.tensor([[[177.0, 0, 112], [0, 177.0, 64], [0, 0, 1]]])
@@ -60,6 +63,24 @@ def test_memory_and_pitch_begin_as_nothing():
         output = full(pixels, K)
         assert torch.equal(output.logits, plain(pixels, K).logits)
     assert torch.equal(output.pitch, torch.zeros(1, 2))
+
+
+def test_the_true_pitch_stands_for_the_estimate_in_training_alone():
+    torch.manual_seed(2)
+    model, pixels, tilt = new(use_pitch_head=True), torch.randn(1, 3, 128, 224), torch.tensor([[0.01, 0.0]])
+
+    def logits(is_training: bool, target: torch.Tensor | None = None) -> torch.Tensor:
+        with torch.no_grad():
+            return model.train(is_training)(pixels, K, pitch_target=target).logits
+
+    level = logits(is_training=False)
+    assert torch.equal(logits(is_training=False, target=tilt), level)
+    assert torch.equal(logits(is_training=True), level)
+    taught = logits(is_training=True, target=tilt)
+    assert (taught - level).abs().max() > 1e-3
+    with torch.no_grad():
+        model.pitch_head.output.bias[0] = math.atanh(0.01 / LARGEST_RAD)
+    torch.testing.assert_close(logits(is_training=False), taught)
 
 
 def test_the_pitch_of_the_calibration_moves_the_ground():
