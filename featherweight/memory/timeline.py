@@ -162,8 +162,9 @@ class Timeline:
                     series[category].append(totals[category])
         return series
 
+    @cached_property
     def numbered(self) -> list[tuple[int, int]]:
-        """Return (number, bytes) of each event, with one number for the birth and the end of a storage.
+        """(number, bytes) of each event, with one number for the birth and the end of a storage.
 
         What an allocator sees. Of equal storages the youngest ends first, as in a backward pass.
         """

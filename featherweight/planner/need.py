@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass, replace
 
-from featherweight.memory import replay
+from featherweight.memory import Calibration, Replay, replay
 from featherweight.planner.target import Target
 from featherweight.training.estimate import MemoryEstimate
 
@@ -55,16 +55,26 @@ def need_of(estimate: MemoryEstimate, target: Target) -> Need:
         target: the device.
     Cost: about 5 microseconds an event of the timeline, twice that under pressure.
     """
-    allocated = estimate.peak_bytes
     if target.calibration is None:
-        total = allocated + _HOST_PROCESS_BYTES
-        return Need(allocated, allocated, 0, _HOST_PROCESS_BYTES, int(total * 0.9), int(total * 1.1))
-    known = target.calibration
-    result = replay(estimate.timeline.numbered(), target.allocator)
+        total = estimate.peak_bytes + _HOST_PROCESS_BYTES
+        return Need(
+            estimate.peak_bytes, estimate.peak_bytes, 0, _HOST_PROCESS_BYTES, int(total * 0.9), int(total * 1.1)
+        )
+    return _under_budget(estimate, target, target.calibration, _free_replay(estimate, target))
+
+
+def _free_replay(estimate: MemoryEstimate, target: Target) -> Replay:
+    """Return what the allocator does on a device without end."""
+    return replay(estimate.timeline.numbered, target.allocator)
+
+
+def _under_budget(estimate: MemoryEstimate, target: Target, known: Calibration, free: Replay) -> Need:
+    """Return the need from a replay without end, or from one under the budget where the first would not fit."""
+    result, allocated = free, estimate.peak_bytes
     workspace, context = known.cublas_workspace_bytes, known.context_bytes
     room = target.usable_bytes - workspace - context
     if result.allocated_peak_bytes <= room < result.reserved_peak_bytes:
-        pressed = replay(estimate.timeline.numbered(), target.allocator, limit_bytes=room)
+        pressed = replay(estimate.timeline.numbered, target.allocator, limit_bytes=room)
         result = result if pressed.out_of_memory_at is not None else pressed
     reserved = result.reserved_peak_bytes
     low, high = known.interval("context_bytes")
@@ -88,13 +98,18 @@ def smallest_need_of(estimate: MemoryEstimate, target: Target) -> Need:
         target: a device of any size.
     Cost: one replay or a few where the allocator likes to keep much more than the tensors.
     """
-    free = need_of(estimate, replace(target, budget_bytes=_ENDLESS_BYTES))
+    endless = replace(target, budget_bytes=_ENDLESS_BYTES)
+    if target.calibration is None:
+        return need_of(estimate, endless)
+    replayed = _free_replay(estimate, target)
+    free = _under_budget(estimate, endless, target.calibration, replayed)
     beside = free.total_bytes - free.reserved_bytes
     for share in _SHARES:
         tried = int(share * free.allocated_bytes)
         if tried >= free.reserved_bytes:
             break
-        pressed = need_of(estimate, replace(target, budget_bytes=_budget_of(tried + beside, target)))
+        smaller = replace(target, budget_bytes=_budget_of(tried + beside, target))
+        pressed = _under_budget(estimate, smaller, target.calibration, replayed)
         if pressed.reserved_bytes <= tried:
             return pressed
     return free
