@@ -2,12 +2,16 @@
 
     scripts/bench layer_major_smollm2 --lengths 4096 8192 16384 32768     # rows in the CSV are skipped
     scripts/bench layer_major_smollm2 --perplexity [--steps 30]           # loss by position, before and after
+    scripts/bench layer_major_smollm2 --precision [--length 2048] --stretch 1 16     # what float32 itself is worth
 
 Steps: loss and gradients of one row (the standard library's sources, float32, no optimizer). `mst` is the whole
 sequence with activation checkpointing and MsT, whose gradients the others are compared with; `checkpointing` is
 transformers alone; `layer_major` goes layer by layer in chunks, MsT inside. Peaks are the tracker's, over all tensors,
 beside the simulated one of the same step; seconds are the processor's, of one pass. `--simulate` gives the simulated
 peaks alone, for lengths that this machine does not hold.
+
+Precision: the same gradients in float32 against whole sequences in float64, with positions `stretch` times as far apart
+(2048 tokens at 16 are as far apart as 32,768 are): a model is ill-conditioned beyond the positions that it learned.
 
 Perplexity: AdamW layer-wise, steps of one row of `--length` tokens; held-out are files that no step has seen. Mean loss
 of the tokens in each part of the row.
@@ -36,6 +40,7 @@ from featherweight.simulated import SimulatedDevice
 from featherweight.training import LayerMajor
 
 CSV, CURVE = RESULTS / "layer_major_smollm2.csv", RESULTS / "layer_major_positions.csv"
+PRECISION = "layer_major_precision"
 CHUNK = 2048
 WAYS = ("mst", "layer_major", "checkpointing")
 REFERENCE = "mst"
@@ -62,11 +67,11 @@ def document(length: int, held_out: bool, skip: int = 0) -> Tensor:
     raise SystemExit(f"the standard library has {len(tokens)} tokens of this kind; asked for {skip + length}")
 
 
-def prepared(model: nn.Module, way: str) -> Callable[[Tensor], Tensor]:
+def prepared(model: nn.Module, way: str, chunk: int = CHUNK) -> Callable[[Tensor], Tensor]:
     """Change a model for one way and return its pass, which leaves gradients."""
     if way == "layer_major":
         fw.apply(model, fw.MsT())
-        stream = LayerMajor(model, chunk_tokens=CHUNK)
+        stream = LayerMajor(model, chunk_tokens=chunk)
         return lambda ids: stream.step({"input_ids": ids, "labels": ids})
     if way == "mst":
         fw.apply(model, fw.MsT(checkpoint=True))
@@ -138,6 +143,28 @@ def compared(found: dict[str, Tensor], expected: dict[str, Tensor]) -> tuple[flo
     return max(errors[name] / norms[name] for name in expected), together
 
 
+def precision(length: int, stretch: float, chunk: int) -> None:
+    """Compare gradients of one row in float32, whole and layer by layer, with those of the whole row in float64."""
+    found: dict[str, dict[str, Tensor]] = {}
+    ids = document(length, held_out=False)
+    for name, way, dtype in (
+        ("exact", REFERENCE, torch.float64),
+        ("whole", REFERENCE, torch.float32),
+        ("layer_major", "layer_major", torch.float32),
+    ):
+        model = stretched(load_model("smollm2"), length).to(dtype)
+        model.model.rotary_emb.inv_freq *= stretch  # type: ignore[union-attr, operator]
+        prepared(model, way, chunk)(ids)
+        found[name] = {key: p.grad.double() for key, p in model.named_parameters() if p.grad is not None}
+    rows = []
+    for name, other in (("whole", "exact"), ("layer_major", "exact"), ("layer_major", "whole")):
+        worst, together = compared(found[name], found[other])
+        errors = {"gradient_error": f"{together:.2e}", "worst_gradient_error": f"{worst:.2e}"}
+        rows.append({"length": length, "stretch": stretch, "chunk": chunk, "way": name, "against": other, **errors})
+    print(*rows, sep="\n", flush=True)
+    write_rows(PRECISION, rows)
+
+
 def by_position(model: nn.Module, ids: Tensor) -> Tensor:
     """Return the (S - 1,) losses of a row, computed in pieces of the head."""
     with torch.no_grad():
@@ -204,13 +231,20 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "featherweight-smollm2")
     parser.add_argument("--simulate", action="store_true", help="print simulated peaks of all ways and do nothing else")
     parser.add_argument("--perplexity", action="store_true")
-    parser.add_argument("--length", type=int, default=4096, help="tokens of a row under --perplexity")
+    parser.add_argument("--precision", action="store_true")
+    parser.add_argument("--stretch", type=float, nargs="+", default=[1, 16], help="of positions under --precision")
+    parser.add_argument("--chunk", type=int, default=512, help="tokens of a chunk under --precision")
+    parser.add_argument("--length", type=int, default=4096, help="tokens of a row under --perplexity and --precision")
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--lr", type=float, default=2e-5)
     parser.add_argument("--rows", type=int, default=4, help="held-out rows")
     options = parser.parse_args()
     torch.set_num_threads(1)
     options.folder.mkdir(parents=True, exist_ok=True)
+    if options.precision:
+        for stretch in options.stretch:
+            precision(options.length, stretch, options.chunk)
+        return
     if options.perplexity:
         perplexity(options.length, options.steps, options.lr, options.rows, options.folder)
         return
