@@ -9,7 +9,8 @@ memory: cells out of the present view that one of three past frames saw. Feature
 are; decoder and fusion train for 200 steps of 6 frames on its 8 drives, with and without past frames; both are taught
 the cells that any of the frames saw.
 pitch: what the head of a network estimates on held-out pictures that are tilted by half a degree (normally distributed)
-and where their calibration is right, against the truth; rows of results/bev_pitch.csv.
+and where their calibration is right, against the truth; rows of results/bev_pitch.csv. Then scores on pictures that are
+tilted by a pitch and by a roll of half of its size, with the estimate and where the calibration tells the true pitch.
 """
 
 import argparse
@@ -28,7 +29,9 @@ from measurement import write_rows
 from torch import Tensor
 
 from featherweight.bev.augmentation import tilted
+from featherweight.bev.data.classes import find_classes
 from featherweight.bev.data.nuscenes import NuScenesIndex
+from featherweight.bev.geometry import tilt
 from featherweight.bev.image_processing_focusbev import normalized, read_image
 from featherweight.bev.labels import make_labels
 from featherweight.bev.losses import segmentation_losses
@@ -212,6 +215,35 @@ def pitch(folder: Path, run: str) -> None:
         }
         print(row)
         write_rows("bev_pitch", [row])
+    tilts = np.random.default_rng(5).normal(0, 1, (len(samples), 2)) * np.radians((TILT_DEG, TILT_DEG / 2))
+    for case in ("pitch estimated", "pitch told"):
+        scores = BEVConfusion(find_classes(model.config.classes).names, model.config.bev_grid)
+        for number in range(0, len(samples), 2):
+            lean, roll = tilts[number]
+            sample = tilted(samples[number], lean, roll)
+            logits = judged(model, sample, lean if case == "pitch told" else None)
+            scores.update(logits, torch.from_numpy(sample.labels)[None], torch.from_numpy(sample.seen)[None])
+        row = scores_of("pitch", case, run, scores, {"warned": "", "seconds": ""})
+        print(row)
+        write_rows("bev_trained", [row])
+
+
+@torch.inference_mode()
+def judged(model: Any, sample: Sample, told: float | None) -> Tensor:
+    """Return the logits of a picture, with the pitch that the network sees or with one that is told, radians."""
+    pose, head = sample.camera_to_ego.copy(), model.pitch_head
+    if told is not None:
+        pose[:3, :3] = pose[:3, :3] @ tilt(told).T
+        model.pitch_head = None
+    try:
+        logits: Tensor = model(
+            normalized(torch.from_numpy(np.ascontiguousarray(sample.pixels)))[None],
+            torch.from_numpy(sample.intrinsics)[None],
+            camera_to_ego=torch.from_numpy(pose)[None],
+        ).logits
+    finally:
+        model.pitch_head = head
+    return logits
 
 
 @torch.inference_mode()
