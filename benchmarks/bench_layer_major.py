@@ -5,8 +5,8 @@
 
 Llama of random weights (hidden 128, 4 layers, 4 heads, 2 of keys, feed-forward 352, vocabulary of bytes), one row,
 float32, AdamW layer-wise, one thread. Peaks are the tracker's, over all tensors on any device, copies on the host
-included: this machine has no card. Seconds are of the processor, in alternating rounds, median; the ratio is against
-activation checkpointing of the same length. A second call on a machine with a card measures there.
+included. Seconds are of the processor, in alternating rounds, median; the ratio is against activation checkpointing of
+the same length. It runs on a CPU, with or without a card beside it.
 """
 
 import argparse
