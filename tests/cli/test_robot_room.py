@@ -14,7 +14,7 @@ def test_three_processes_make_a_session_over_tls(tmp_path):
     room = str(tmp_path / "class")
     assert run(["robot", "class", "init", room, "--room", "lab1", "-m", "arm1:robot", "-m", "alice:operator"]) == 0
     common = ["--room", "lab1", "--class", room]
-    relay = start("relay", "--class", room, "--port", "0", "--duration", "30")
+    relay = start("relay", "--class", room, "--port", "0", "--duration", "90")
     try:
         address = relay.stdout.readline().split()[1]
         robot = start("serve", *common, "--relay", address, "--port", "sim", "--duration", "12", "--json")
