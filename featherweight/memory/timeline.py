@@ -162,9 +162,8 @@ class Timeline:
                     series[category].append(totals[category])
         return series
 
-    @cached_property
     def numbered(self) -> list[tuple[int, int]]:
-        """(number, bytes) of each event, with one number for the birth and the end of a storage.
+        """Return (number, bytes) of each event, with one number for the birth and the end of a storage.
 
         What an allocator sees. Of equal storages the youngest ends first, as in a backward pass.
         """

@@ -1,6 +1,7 @@
 """What a simulated step takes of a whole device: tensors, the allocator's segments, workspaces and the context."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from featherweight.memory import Calibration, Replay, replay
@@ -60,21 +61,17 @@ def need_of(estimate: MemoryEstimate, target: Target) -> Need:
         return Need(
             estimate.peak_bytes, estimate.peak_bytes, 0, _HOST_PROCESS_BYTES, int(total * 0.9), int(total * 1.1)
         )
-    return _under_budget(estimate, target, target.calibration, _free_replay(estimate, target))
+    events = estimate.timeline.numbered()
+    return _under_budget(events, target, target.calibration, replay(events, target.allocator))
 
 
-def _free_replay(estimate: MemoryEstimate, target: Target) -> Replay:
-    """Return what the allocator does on a device without end."""
-    return replay(estimate.timeline.numbered, target.allocator)
-
-
-def _under_budget(estimate: MemoryEstimate, target: Target, known: Calibration, free: Replay) -> Need:
+def _under_budget(events: Sequence[tuple[int, int]], target: Target, known: Calibration, free: Replay) -> Need:
     """Return the need from a replay without end, or from one under the budget where the first would not fit."""
-    result, allocated = free, estimate.peak_bytes
+    result, allocated = free, free.requested_peak_bytes
     workspace, context = known.cublas_workspace_bytes, known.context_bytes
     room = target.usable_bytes - workspace - context
     if result.allocated_peak_bytes <= room < result.reserved_peak_bytes:
-        pressed = replay(estimate.timeline.numbered, target.allocator, limit_bytes=room)
+        pressed = replay(events, target.allocator, limit_bytes=room)
         result = result if pressed.out_of_memory_at is not None else pressed
     reserved = result.reserved_peak_bytes
     low, high = known.interval("context_bytes")
@@ -101,15 +98,16 @@ def smallest_need_of(estimate: MemoryEstimate, target: Target) -> Need:
     endless = replace(target, budget_bytes=_ENDLESS_BYTES)
     if target.calibration is None:
         return need_of(estimate, endless)
-    replayed = _free_replay(estimate, target)
-    free = _under_budget(estimate, endless, target.calibration, replayed)
+    events = estimate.timeline.numbered()  # not kept with the timeline: a plan holds many of those
+    replayed = replay(events, target.allocator)
+    free = _under_budget(events, endless, target.calibration, replayed)
     beside = free.total_bytes - free.reserved_bytes
     for share in _SHARES:
         tried = int(share * free.allocated_bytes)
         if tried >= free.reserved_bytes:
             break
         smaller = replace(target, budget_bytes=_budget_of(tried + beside, target))
-        pressed = _under_budget(estimate, smaller, target.calibration, replayed)
+        pressed = _under_budget(events, smaller, target.calibration, replayed)
         if pressed.reserved_bytes <= tried:
             return pressed
     return free

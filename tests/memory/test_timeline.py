@@ -87,7 +87,7 @@ def test_a_series_for_a_picture_contains_the_peak(points):
 
 def test_a_timeline_without_events_is_empty():
     empty = Timeline([])
-    assert (empty.peak_bytes, empty.live_bytes, empty.marks, empty.numbered) == (0, [], [], [])
+    assert (empty.peak_bytes, empty.live_bytes, empty.marks, empty.numbered()) == (0, [], [], [])
     assert set(empty.max_by_category().values()) == {0}
     assert not any(empty.series().values())
 
@@ -102,7 +102,7 @@ def test_numbers_of_layers_become_stars():
 
 def check_pairs(timeline):
     """Each number is born once and ends at most once, later, with the bytes that it was born with."""
-    pairs, sizes, ended = timeline.numbered, {}, set()
+    pairs, sizes, ended = timeline.numbered(), {}, set()
     assert [size for _, size in pairs] == [one.change_bytes for one in timeline.events if one.change_bytes]
     for number, size in pairs:
         if size > 0:

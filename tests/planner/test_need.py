@@ -52,7 +52,7 @@ def test_a_budget_that_holds_the_tensors_but_not_what_the_allocator_likes_to_kee
     # before, which is gone by then: kept segments are of no use.
     sizes = [100 * 2**20 + number * 2**21 for number in range(10)]
     events = [event for number, size in enumerate(sizes) for event in ((number, size), (number, -1))]
-    estimate = SimpleNamespace(peak_bytes=sizes[-1], timeline=SimpleNamespace(numbered=events))
+    estimate = SimpleNamespace(peak_bytes=sizes[-1], timeline=SimpleNamespace(numbered=lambda: events))
     card = Target.of(device="rtx4090")
     free, small = need_of(estimate, card), smallest_need_of(estimate, card)
     assert free.retries == 0 and free.reserved_bytes == sum(sizes)

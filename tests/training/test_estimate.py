@@ -176,7 +176,7 @@ def test_few_layers_tell_of_all_to_the_byte_at_every_event(name, device, layers)
 @pytest.mark.parametrize("name", ["full", "galore layer-wise", pytest.param("mst", marks=pytest.mark.slow)])
 def test_an_allocator_can_follow_every_storage_of_an_extended_timeline(name):
     timeline, sizes = estimate(name, 6).timeline, {}
-    for number, size in timeline.numbered:
+    for number, size in timeline.numbered():
         if size > 0:
             assert number not in sizes
             sizes[number] = size
