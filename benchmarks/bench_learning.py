@@ -48,7 +48,7 @@ GRID: dict[str, Grid] = {
     "apollo_mini": ({"name": "apollo_mini", "update_proj_gap": GAP}, [1.25e-3, 2.5e-3, 5e-3], [4, 8, 16, 32]),
     "ldadam": ({"name": "ldadam", "rank": RANK}, [1.25e-3, 2.5e-3, 5e-3], [4, 8, 16, 32]),
     "gum": ({"name": "gum", **LOW_RANK}, [2.5e-3, 5e-3, 1e-2], [4, 8, 16, 32]),
-    "scale": ({"name": "scale"}, [5e-4, 1e-3, 2e-3], [1, 4, 8, 16]),
+    "scale": ({"name": "scale"}, [1e-3, 2e-3, 4e-3], [0.125, 0.25, 0.5, 1]),
     "muon": ({"name": "torch_muon"}, [5e-3, 1e-2, 2e-2], [1, 2, 4, 8]),
 }
 # Variants run at the best rates of the method that they vary: what differs is the named option alone.
