@@ -165,7 +165,7 @@ class Base4bitOptions(MethodOptions):
 class InRankOptions(MethodOptions):
     """Options of InRank."""
 
-    explained: float = Field(default=0.9, gt=0, le=1)
+    explained: float = Field(default=0.95, gt=0, le=1)
     """Share of the spectrum that the rank must explain; else it grows."""
     criterion: Literal["energy", "variance"] = "energy"
     """energy: sums of squares; variance: about the mean over all min(M, N) values, the official code's form."""

@@ -33,7 +33,7 @@ def test_the_rank_is_the_least_that_explains_enough_and_never_falls():
         if step > 1 and (step - 1) % 2 == 0:
             checked += 1
             for name, values in spectra.items():
-                need = explained_rank(values, 0.9)
+                need = explained_rank(values, method.explained)
                 # Within float32 rounding of the threshold either is right; no case of that here.
                 assert ranks[name] == min(max(need, before[name]), live[name])
         else:
