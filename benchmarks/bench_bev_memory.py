@@ -30,7 +30,7 @@ GALORE = {"name": "galore_8bit", "rank": 0.25}
 RECIPES: dict[str, dict[str, Any]] = {
     "AdamW": {"optimizer": {"name": "adamw"}},
     "GaLore, 8-bit states": {"optimizer": GALORE},
-    "Tensor-GaLore": {"optimizer": {"name": "tensor_galore", "rank": 0.25}},
+    "Tensor-GaLore": {"optimizer": {"name": "tensor_galore", "rank": 0.25, "proj_type": "tucker"}},
     "+ checkpointing": {"optimizer": GALORE, "activation_checkpointing": True},
     "+ 8 columns at once": {"optimizer": GALORE, "activation_checkpointing": True, "column_chunk": 8},
     "AdamW, 8 columns at once": {"optimizer": {"name": "adamw"}, "column_chunk": 8},

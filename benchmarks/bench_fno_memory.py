@@ -18,11 +18,14 @@ from featherweight.pde import FNO, param_groups
 OPTIMIZERS = (
     "adamw_16_bytes",
     "adamw",
+    "channels_25",
+    "channels_25_layerwise",
+    "channels_50_8bit",
     "tucker_25",
+    "tucker_25_layerwise",
     "tucker_25_8bit",
     "tucker_05",
     "tensorgrad",
-    "tucker_25_layerwise",
 )
 GIB = 2**30
 
@@ -66,8 +69,9 @@ def build_optimizer(name: str, model: FNO) -> LowRankOptimizer:
         return TensorGaLoreAdamW([{"params": list(model.parameters()), "low_rank": False}], complex_mode="real_pair")
     if name == "tensorgrad":
         return TensorGRaD(param_groups(model, rank=0.20, sparse_ratio=0.05))
-    rank, state_bits = (0.05 if "05" in name else 0.25), (8 if "8bit" in name else 32)
-    return TensorGaLoreAdamW(param_groups(model, rank=rank), state_bits=state_bits)
+    options: dict[str, Any] = {} if name.startswith("channels") else {"proj_type": "tucker", "residual": None}
+    rank = {"05": 0.05, "25": 0.25, "50": 0.5}[name.split("_")[1]]
+    return TensorGaLoreAdamW(param_groups(model, rank=rank, **options), state_bits=8 if "8bit" in name else 32)
 
 
 def measure(name: str, arguments: argparse.Namespace) -> dict[str, Any]:

@@ -59,7 +59,8 @@ def theirs(model: FNO) -> torch.optim.Optimizer:
 
 def ours(model: FNO, **options: Any) -> TensorGaLoreAdamW:
     """Return ours, with ranks counted as tensorly does."""
-    keys = {"rank": 0.25, "rank_counts": "tensorly", "update_proj_gap": GAP, "stagger": False, "scale": 1.0, **options}
+    keys = {"rank": 0.25, "rank_counts": "tensorly", "update_proj_gap": GAP, "stagger": False, "scale": 1.0}
+    keys |= {"proj_type": "tucker", "residual": None, **options}  # as theirs
     return TensorGaLoreAdamW(param_groups(model, **keys))
 
 

@@ -43,9 +43,9 @@ JUDGED: dict[str, dict[str, Any]] = {
 }
 CHOOSING = ("navier_stokes_long", "darcy", "navier_stokes", "darcy_long")
 ALL = {**{name: PROBLEMS[name] for name in CHOOSING}, **JUDGED}
-_TUCKER = {"name": "tensor_galore"}
-_CHANNELS = {"name": "tensor_galore", "proj_type": "tucker_channels"}
-_CHANNELS_8BIT = {"name": "tensor_galore_8bit", "proj_type": "tucker_channels", "rank": 0.5}
+_TUCKER: dict[str, Any] = {"name": "tensor_galore", "proj_type": "tucker", "residual": None}
+_CHANNELS = {**_TUCKER, "proj_type": "tucker_channels"}
+_CHANNELS_8BIT = {**_CHANNELS, "name": "tensor_galore_8bit", "rank": 0.5}
 METHODS: dict[str, dict[str, Any]] = {
     "adamw": {"name": "adamw"},
     "adamw_8bit": {"name": "adamw_8bit"},

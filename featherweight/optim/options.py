@@ -253,9 +253,10 @@ class TensorOptions(AdamWOptions, StoredBasisOptions, StaggerOptions, total=Fals
     """Factor of their update, beside lr."""
     sparse_reset: Annotated[bool, Field(True)]
     """Zero the moments of the entries when others are chosen."""
-    residual: Annotated[Literal["equalized"] | None, Field(None)]
+    residual: Annotated[Literal["auto", "equalized"] | None, Field(None)]
     """What becomes of the gradient outside the subspace: None drops it; equalized adds it without state, each frequency
-    of a complex tensor at one size, of a real one the sign. Needs whole gradients."""
+    of a complex tensor at one size, of a real one the sign; auto does so with complex tensors under rule=adamw, and
+    drops it of all others. Needs whole gradients."""
     residual_weight: Annotated[float, Field(0.3, ge=0)]
     """Factor of the equalized residual, beside lr."""
     max_workspace_bytes: Annotated[int, Field(MAX_WORKSPACE_BYTES, ge=1)]

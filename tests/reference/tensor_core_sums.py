@@ -31,12 +31,15 @@ class MeanOverProcesses:
         tensor /= self.world_size
 
 
+PAPER = {"proj_type": "tucker", "residual": None}  # cores can be summed, as nothing needs whole gradients
+
+
 def build(options: dict[str, Any]) -> tuple[torch.nn.Module, fw.optim.TensorGaLoreAdamW]:
     torch.manual_seed(0)
     model = fw.pde.FNO(n_modes=(6, 6), in_channels=1, out_channels=1, hidden_channels=8, n_layers=2)
     for p in model.parameters():  # in double precision, as Adam turns rounding near zero into steps
         p.data = p.data.to(torch.complex128 if p.is_complex() else torch.float64)
-    groups = fw.pde.param_groups(model, min_numel=1, update_proj_gap=GAP, **{"rank": 0.3, **options})
+    groups = fw.pde.param_groups(model, min_numel=1, update_proj_gap=GAP, **{"rank": 0.3, **PAPER, **options})
     return model, fw.optim.TensorGaLoreAdamW(groups, lr=1e-2)
 
 

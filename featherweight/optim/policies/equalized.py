@@ -17,24 +17,24 @@ from featherweight.linalg.subspace import MatrixSubspace
 from featherweight.optim.policies.residual import MIN_SHARE, ResidualPolicy, ServedMatrix, Update, residual_policies
 
 
-def equalized(rest: Tensor, grad: Tensor, *, by_frequency: bool) -> Tensor:
-    """Return what the projection has lost with each part at size 1.
+def equalize_(rest: Tensor, grad: Tensor, *, by_frequency: bool) -> Tensor:
+    """Bring each part of what the projection has lost to size 1, in place.
 
     A part below `MIN_SHARE` of the gradient's size is rounding, of the bases or of the products: it is divided by that
     share instead of its own size, so that it stays as small as it is.
 
     Args:
-        rest: what lies outside of the subspace, real or complex.
+        rest: what lies outside of the subspace, real or complex; written.
         grad: the gradient, of the same shape.
         by_frequency: whether modes after the first two count frequencies, so that a part is a frequency; otherwise
             each entry is a part.
     Returns:
-        Tensor of the same shape and dtype.
-    Cost: one temporary of the tensor's size.
+        `rest`.
+    Cost: one temporary of the sizes of the tensor's entries.
 
     Example:
         >>> rest = torch.tensor([[3.0, -0.5], [0.0, 2.0]])
-        >>> equalized(rest, rest, by_frequency=False)
+        >>> equalize_(rest, rest, by_frequency=False)
         tensor([[ 1., -1.],
                 [ 0.,  1.]])
     """
@@ -43,7 +43,7 @@ def equalized(rest: Tensor, grad: Tensor, *, by_frequency: bool) -> Tensor:
     else:
         size, whole = rest.abs(), _rms(grad, tuple(range(grad.ndim)))
     least = torch.finfo(size.dtype).tiny
-    return rest / torch.maximum(size, whole * MIN_SHARE).clamp_min_(least)
+    return rest.div_(torch.maximum(size, whole * MIN_SHARE).clamp_min_(least))
 
 
 def _rms(numbers: Tensor, dims: tuple[int, ...]) -> Tensor:
@@ -67,7 +67,7 @@ class EqualizedResidual(ResidualPolicy):
         """See `ResidualPolicy.update`."""
         assert grad_MN is not None
         scale, grad_MN = matrix.group["scale"], grad_MN.to(core.dtype)
-        extra = equalized(subspace.project_back(core.neg()).add_(grad_MN), grad_MN, by_frequency=False)
+        extra = equalize_(subspace.project_back(core.neg()).add_(grad_MN), grad_MN, by_frequency=False)
         return Update(matrix.core_direction(core), extra.mul_(matrix.group["residual_weight"] / scale), scale)
 
 

@@ -134,7 +134,9 @@ LOW_RANK_MUON = Arguments(
 SCALE = Arguments(
     ScaleOptions, {"momentum": 0.9}, fixed={"rank": None, "update_proj_gap": 1, "stagger": False, "rule": "scale"}
 )
-TENSOR_GALORE = Arguments(TensorOptions)
+TENSOR_GALORE = Arguments(
+    TensorOptions, {"proj_type": "tucker_channels", "residual": "auto", "residual_weight": 1.0}
+)
 TENSORGRAD = Arguments(TensorOptions, {"rank": 0.20, "sparse_ratio": 0.05})
 
 

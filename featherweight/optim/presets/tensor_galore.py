@@ -50,7 +50,7 @@ class TensorGaLoreAdamW(LowRankOptimizer):
         >>> weight = torch.nn.Parameter(torch.zeros(16, 16, 8, 5, dtype=torch.complex64))
         >>> optimizer = TensorGaLoreAdamW([weight], rank=0.25)
         >>> optimizer.state_bytes(), TensorGaLoreAdamW([weight], rank=1.0).state_bytes()
-        (38240, 122888)
+        (32800, 122888)
     """
 
     def __init__(

@@ -16,7 +16,7 @@ from torch import Tensor
 from featherweight.linalg.random import keyed_generator, mix_keys
 from featherweight.linalg.tucker import SliceSubspace, TensorSubspace, TuckerSubspace
 from featherweight.linalg.tucker_fit import fit_selection, fit_slices, fit_tucker
-from featherweight.optim.policies.equalized import equalized
+from featherweight.optim.policies.equalized import equalize_
 from featherweight.optim.policies.refresh import next_refresh
 from featherweight.optim.step.adam import TogetherInLists
 from featherweight.optim.step.layout import Group, Member, State, Stored, parts_of
@@ -216,12 +216,12 @@ class ProjectedTensor:
         if plan.residual is None:
             return None
         numbers = self._numbers(grad)
-        rest = numbers - self.subspace().project_back(core)
+        rest = self.subspace().project_back(core.neg()).add_(numbers)
         if plan.sparse_numel:
             rest.view(-1).index_fill_(0, self._sparse_index(grad.device), 0)
         # "matrix" unfolds the tensor; its frequencies are those of the parameter.
         shape = tuple(self.layout.shape[: grad.ndim - (plan.is_complex and not grad.is_complex())])
-        extra = equalized(rest.view(shape), numbers.view(shape), by_frequency=plan.is_complex)
+        extra = equalize_(rest.view(shape), numbers.view(shape), by_frequency=plan.is_complex)
         return extra.mul_(group["residual_weight"]).view(plan.shape)
 
     def update_(
@@ -237,8 +237,8 @@ class ProjectedTensor:
             extra: direction of full size beside both; see `residual`.
         """
         plan, group = self.plan, self.group
-        direction = self.subspace().project_back(self._direction("", core, rounding))
-        direction = direction * (plan.auto_scale if group["scale"] == "auto" else group["scale"])
+        scale = plan.auto_scale if group["scale"] == "auto" else group["scale"]
+        direction = self.subspace().project_back(self._direction("", core, rounding) * scale)
         if sparse is not None:
             entries = self._direction("sparse_", sparse, rounding) * group["sparse_weight"]
             direction.view(-1).index_add_(0, self._sparse_index(weight.device), entries)

@@ -263,8 +263,16 @@ def _projected(
         stores_sparse_index=sparse > 0 and group["sparse_select"] != "randk",
         may_skip=group["skip_tol"] > 0,
         budget=budget,
-        residual=group["residual"],
+        residual=_residual(group, is_complex),
     )
+
+
+def _residual(group: Mapping[str, Any], is_complex: bool) -> str | None:
+    """Return what a tensor does with its gradient outside of the subspace; measured for operators under Adam."""
+    asked: str | None = group["residual"]
+    if asked == "auto":
+        return "equalized" if is_complex and group["rule"] == "adamw" else None
+    return asked
 
 
 def _side_rank(rank: Any, size: int) -> int:

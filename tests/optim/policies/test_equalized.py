@@ -6,7 +6,7 @@ from torch import nn
 
 from featherweight.errors import ConfigError
 from featherweight.optim import AdamW, GaLoreAdamW, TensorGaLoreAdamW, TensorGRaD, layerwise
-from featherweight.optim.policies.equalized import equalized
+from featherweight.optim.policies.equalized import equalize_
 
 SHAPE = (10, 8, 5, 4)
 
@@ -28,7 +28,7 @@ def stepped(optimizer_type, grads, **options):
 @pytest.mark.parametrize("kind", ["tucker", "tucker_channels", "matrix", "slices", "select"])
 def test_each_frequency_of_what_is_lost_moves_by_the_weight_in_the_mean_square(kind):
     grad = normal(*SHAPE) * 10.0 ** -torch.arange(4)  # frequencies of very different energy
-    plain, _ = stepped(TensorGaLoreAdamW, [grad], rank=0.25, proj_type=kind)
+    plain, _ = stepped(TensorGaLoreAdamW, [grad], rank=0.25, proj_type=kind, residual=None)
     moved, _ = stepped(TensorGaLoreAdamW, [grad], rank=0.25, proj_type=kind, residual="equalized", residual_weight=0.3)
     extra = plain - moved
     rms = extra.abs().square().mean((0, 1)).sqrt()
@@ -64,7 +64,7 @@ def test_rounding_outside_of_the_subspace_is_not_raised_to_full_steps():
     moved, _ = stepped(GaLoreAdamW, [grad], rank=6, basis_method="svd", residual="equalized", residual_weight=1.0)
     assert (plain - moved).abs().max() < 1e-3
     zero = torch.zeros(3, 4, dtype=torch.complex64)
-    assert not equalized(zero, zero, by_frequency=True).any()
+    assert not equalize_(zero, zero, by_frequency=True).any()
 
 
 def test_at_full_rank_nothing_is_lost_and_it_is_adamw_bit_by_bit():
@@ -121,8 +121,24 @@ def test_pairs_of_reals_are_complex_numbers_here_too():
     assert torch.equal(torch.view_as_real(moved), pairs)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "rule", "expected"),
+    [
+        (torch.complex128, "adamw", "equalized"),
+        (torch.float64, "adamw", None),
+        (torch.complex128, "sgd", None),
+    ],
+)
+def test_by_default_operators_have_it_under_adam_and_real_tensors_do_not(dtype, rule, expected):
+    grads = [normal(*SHAPE, seed=seed, dtype=dtype) for seed in range(3)]
+    options = {"rank": 0.25, "rule": rule}
+    default, _ = stepped(TensorGaLoreAdamW, grads, **options)
+    said, _ = stepped(TensorGaLoreAdamW, grads, proj_type="tucker_channels", residual=expected, **options)
+    assert torch.equal(default, said)
+
+
 def test_what_only_matrices_have_is_refused_for_tensors():
-    with pytest.raises(ConfigError, match=r"residual='fira' is not allowed; expected None or one of equalized"):
+    with pytest.raises(ConfigError, match=r"residual='fira' is not allowed; expected None or one of auto, equalized"):
         stepped(TensorGaLoreAdamW, [normal(*SHAPE)], residual="fira")
     with pytest.raises(ConfigError, match="residual_weight=-1"):
         stepped(GaLoreAdamW, [normal(8, 8, dtype=torch.float64)], rank=2, residual_weight=-1)

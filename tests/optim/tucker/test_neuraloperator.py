@@ -16,7 +16,7 @@ def test_names_of_neuraloperator_are_understood():
     )  # fmt: skip
     group = optimizer.param_groups[1]
     assert (group["rank"], group["update_proj_gap"], group["scale"]) == (0.25, 50, 2.0)
-    assert optimizer.layouts[weight].plan.kind == "tucker" and optimizer.layouts[rest].rank is None
+    assert optimizer.layouts[weight].plan.kind == "tucker_channels" and optimizer.layouts[rest].rank is None
     grad = TensorGRaD(
         [{"params": [weight], "rank": 0.2, "lambda_sparse": 0.5, "sparse_type": "randk", "tensorgrad": True}]
     )
