@@ -112,6 +112,7 @@ def plot() -> None:
             f"{model}: the longest row that trains, by simulation",
             {name: points for name, points in lines.items() if points},
             labels=("card", "tokens of one row"),
+            y_ticks=[2**power for power in range(13, 21)],
             x_ticks={size_of(card): words for card, words in CARDS.items()},
         )
     )

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import matplotlib
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, NullFormatter
+from matplotlib.ticker import NullFormatter
 
 from featherweight.report.pictures import PALETTE, settings
 
@@ -18,8 +18,8 @@ def save_lines(
     lines: Mapping[str, Sequence[tuple[float, float]]],
     *,
     labels: tuple[str, str],
+    y_ticks: Sequence[int],
     x_ticks: Mapping[float, str] | None = None,
-    y_ticks: Sequence[float] | None = None,
 ) -> Path:
     """Draw points (x, y) by the name of their line, and return the path of the picture.
 
@@ -28,8 +28,8 @@ def save_lines(
         title: above the picture.
         lines: points by name; one alone is a mark.
         labels: of both axes.
+        y_ticks: numbers on the logarithmic axis.
         x_ticks: words by place on a logarithmic axis; None for a linear one.
-        y_ticks: numbers on the logarithmic axis; None for powers of two.
     """
     path = IMAGES / f"{name}.png"
     with matplotlib.rc_context(settings(title)):
@@ -42,10 +42,7 @@ def save_lines(
             axes.set_xscale("log", base=2)
             axes.set_xticks(list(x_ticks), list(x_ticks.values()))
         axes.set_yscale("log", base=2)
-        if y_ticks is not None:
-            axes.set_yticks(list(y_ticks), [f"{tick:g}" for tick in y_ticks])
-        else:
-            axes.yaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.set_yticks(list(y_ticks), [f"{tick:,}" for tick in y_ticks])
         axes.yaxis.set_minor_formatter(NullFormatter())
         axes.set_xlabel(labels[0])
         axes.set_ylabel(labels[1])
