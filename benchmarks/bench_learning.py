@@ -43,6 +43,14 @@ Grid = tuple[dict[str, Any], list[float], list[float]]
 GRID: dict[str, Grid] = {
     "adamw": ({"name": "adamw"}, [1e-3, 2e-3, 4e-3], [1, 4, 8, 16]),
     "galore": ({"name": "galore", **LOW_RANK}, [1e-2, 2e-2, 4e-2], [0.5, 1, 2, 4]),
+    **{  # the sign of what lies outside of the subspace, without state
+        f"galore_sign_{weight}": (
+            {"name": "galore", **LOW_RANK, "residual": "equalized", "residual_weight": weight},
+            [1e-2, 2e-2, 4e-2],
+            [0.5, 1, 2, 4],
+        )
+        for weight in (0.01, 0.03, 0.1)
+    },
     "fira": ({"name": "fira", **LOW_RANK}, [1e-2, 2e-2, 4e-2], [0.5, 1, 2, 4]),
     "apollo": ({"name": "apollo", **LOW_RANK}, [1e-2, 2e-2, 4e-2], [0.5, 1, 2, 4]),
     "apollo_mini": ({"name": "apollo_mini", "update_proj_gap": GAP}, [1.25e-3, 2.5e-3, 5e-3], [4, 8, 16, 32]),

@@ -12,7 +12,6 @@ included. Host: the inputs of all layers. One simulation of a length serves all 
 
 import argparse
 import csv
-from pathlib import Path
 from typing import Any
 
 from measurement import RESULTS, write_rows
@@ -24,7 +23,6 @@ from featherweight.planner.solve import largest_within
 from featherweight.training.estimate import MemoryEstimate, estimate_memory
 
 CSV = RESULTS / "longest.csv"
-IMAGE = Path(__file__).parent.parent / "docs" / "images" / "longest_rows.png"
 GIB = 2**30
 CARDS = {
     "8GB": "8 GB",
@@ -103,38 +101,26 @@ def _cell(row: dict[str, str]) -> str:
 
 def plot() -> None:
     """Draw the longest rows of the CSV."""
-    import matplotlib
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import EngFormatter
-
-    from featherweight.report.pictures import PALETTE, settings
+    from line_picture import save_lines
 
     model = next(iter(MODELS))
-    with matplotlib.rc_context(settings("longest rows")):
-        figure = Figure(figsize=(9, 3.8), layout="constrained", dpi=160)
-        axes = figure.subplots()
-        for number, name in enumerate(RECIPES):
-            points = [
-                (int(row["card"].removesuffix("GB")), int(row["tokens"]))
-                for row in known()
-                if row["model"] == model and row["recipe"] == name and row["tokens"] != "0"
-            ]
-            if points:
-                axes.plot(*zip(*sorted(points), strict=True), "o-", label=name, color=PALETTE[number][0])
-        sizes = [int(card.removesuffix("GB")) for card in CARDS]
-        axes.set_xscale("log", base=2)
-        axes.set_yscale("log", base=2)
-        axes.set_xticks(sizes, [f"{size} GB" for size in sizes])
-        axes.yaxis.set_major_formatter(EngFormatter(sep=""))
-        axes.set_xlabel("card")
-        axes.set_ylabel("tokens of one row")
-        axes.set_title(f"{model}: the longest row that trains, by simulation", fontsize=10, fontweight="bold")
-        axes.grid(axis="y")
-        axes.legend(fontsize=9)
-        partial = IMAGE.with_suffix(".partial.png")
-        figure.savefig(partial)
-    partial.replace(IMAGE)
-    print(IMAGE)
+    mine = [row for row in known() if row["model"] == model and row["tokens"] != "0"]
+    lines = {name: [(size_of(r["card"]), int(r["tokens"])) for r in mine if r["recipe"] == name] for name in RECIPES}
+    print(
+        save_lines(
+            "longest_rows",
+            f"{model}: the longest row that trains, by simulation",
+            {name: points for name, points in lines.items() if points},
+            labels=("card", "tokens of one row"),
+            y_ticks=[2**power for power in range(13, 21)],
+            x_ticks={size_of(card): words for card, words in CARDS.items()},
+        )
+    )
+
+
+def size_of(card: str) -> int:
+    """Return the GB of a card."""
+    return int(card.removesuffix("GB"))
 
 
 def main() -> None:

@@ -56,6 +56,9 @@ METHODS: dict[str, dict[str, Any]] = {
 for _name, _options in (("tucker_25", _TUCKER), ("channels_25", _CHANNELS), ("channels_50_8bit", _CHANNELS_8BIT)):
     for _weight in (0.1, 0.3, 1.0):
         METHODS[f"{_name}_w{_weight:g}"] = {**_options, "residual": "equalized", "residual_weight": _weight}
+# What the subspace still buys: next to none of it, the residual does the work.
+for _name, _rank in (("channels_05_w1", 0.05), ("channels_one_w1", 1)):
+    METHODS[_name] = {**_CHANNELS, "rank": _rank, "residual": "equalized", "residual_weight": 1.0}
 RATES = (1e-2, 2e-2, 3e-2, 5e-2)
 SEEDS = (0, 1, 2)
 ERRORS = ("validation_h1", "validation_l2", "h1", "l2")

@@ -19,7 +19,6 @@ import math
 import re
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,7 +32,6 @@ from featherweight.text.compress import token_stream
 from featherweight.text.perplexity import perplexity
 
 NAME = "welore_bytes"
-IMAGE = Path(__file__).parent.parent / "docs" / "images" / "welore_bytes.png"
 RATIOS = (0.95, 0.9, 0.8, 0.6)
 LIMITS = (1.1, 1.3, 2.0)
 JUDGES, CHOOSES, CALIBRATES = 4096, 1024, 16 * 512
@@ -142,30 +140,16 @@ def table() -> None:
 
 
 def plot() -> None:
-    """Draw perplexity over bytes."""
-    import matplotlib
-    from matplotlib.figure import Figure
+    """Draw perplexity over bytes, where it is below 200."""
+    from line_picture import save_lines
 
-    from featherweight.report.pictures import PALETTE, settings
-
-    with matplotlib.rc_context(settings("perplexity over bytes")):
-        figure = Figure(figsize=(9, 4.2), layout="constrained", dpi=160)
-        axes = figure.subplots()
-        for number, method in enumerate(dict.fromkeys(row["method"] for row in known())):
-            points = [(int(row["bytes"]) / 1e6, float(row["perplexity"])) for row in known() if row["method"] == method]
-            points = [(size, value) for size, value in points if value < 200]
-            style = "o-" if len(points) > 1 else "D"
-            axes.plot(*zip(*points, strict=True), style, label=method, color=PALETTE[number % len(PALETTE)][0])
-        axes.set_yscale("log")
-        axes.set_xlabel("bytes of the file (MB)")
-        axes.set_ylabel("perplexity")
-        axes.set_title("SmolLM2-135M: perplexity over bytes", fontsize=10, fontweight="bold")
-        axes.grid(axis="y")
-        axes.legend(fontsize=8)
-        partial = IMAGE.with_suffix(".partial.png")
-        figure.savefig(partial)
-    partial.replace(IMAGE)
-    print(IMAGE)
+    lines: dict[str, list[tuple[float, float]]] = {}
+    for row in known():
+        if (value := float(row["perplexity"])) < 200:
+            lines.setdefault(row["method"], []).append((int(row["bytes"]) / 1e6, value))
+    title = "SmolLM2-135M: perplexity over bytes"
+    labels = ("bytes of the file (MB)", "perplexity")
+    print(save_lines(NAME, title, lines, labels=labels, y_ticks=(12, 16, 24, 32, 48, 64, 96, 128, 192)))
 
 
 def main() -> None:
