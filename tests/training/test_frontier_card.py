@@ -1,4 +1,4 @@
-"""`scripts/bench frontier_card --smoke`: all parts of the benchmark for a card run, on a CPU, too, and write no rows."""
+"""`scripts/bench frontier_card --smoke`: all parts of the benchmark for a card run on a CPU, too, and write no rows."""
 
 import ast
 import subprocess

@@ -32,7 +32,15 @@ def test_two_processes_hold_equal_weights_which_are_those_of_one_with_the_whole_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [{}, {"rank": "auto", "rank_budget": 0.3}, {"sparse_ratio": 0.05}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"rank": "auto", "rank_budget": 0.3},
+        {"sparse_ratio": 0.05},
+        {"proj_type": "tucker_channels", "residual": "auto", "residual_weight": 1.0},
+    ],
+)
 def test_two_processes_exchange_cores_and_train_as_one_with_the_whole_batch(options, tmp_path):
     # Mutations: bases that a process fits to its own gradients, cores that are not averaged, gradients sent every step.
     arguments = (str(tmp_path / "store"), str(tmp_path / "run"), json.dumps(options))
@@ -57,7 +65,11 @@ def test_two_processes_exchange_cores_and_train_as_one_with_the_whole_batch(opti
     assert one["ranks"] == [list(layout.plan.ranks) for layout in layouts]
     plans = [layout.plan for layout in layouts]
     whole = sum(p.numel() * (2 if p.is_complex() else 1) for p in model.parameters())
-    saved = [2 * (math.prod(each.shape) - math.prod(each.core_shape) - each.sparse_numel) for each in plans]
-    # Two tensors whose refreshes are staggered: one whole gradient at each refresh, cores otherwise.
+    saved = [
+        0 if each.residual else 2 * (math.prod(each.shape) - math.prod(each.core_shape) - each.sparse_numel)
+        for each in plans
+    ]
+    # Two tensors whose refreshes are staggered: one whole gradient at each refresh, cores otherwise; with a residual
+    # whole gradients always.
     assert one["sent"][0] == whole and min(one["sent"]) == whole - sum(saved)
     assert one["sent"].count(whole - sum(saved)) >= reference["STEPS"] - 2 * reference["STEPS"] // reference["GAP"]
