@@ -30,7 +30,7 @@ def train(optimizer: torch.optim.Optimizer, weight: Tensor, grads: list[Tensor])
 
 def build(weight: Tensor, **options) -> TensorGaLoreAdamW:
     defaults = {"lr": 1e-2, "rank": 0.3, "min_numel": 1, "update_proj_gap": 4, "stagger": False}
-    defaults |= {"proj_type": "tucker", "residual": None}  # the paper's
+    defaults |= {"proj_type": "tucker", "residual": None, "scale": 1.0}  # the paper's
     return TensorGaLoreAdamW([weight], **{**defaults, **options})
 
 

@@ -135,7 +135,7 @@ SCALE = Arguments(
     ScaleOptions, {"momentum": 0.9}, fixed={"rank": None, "update_proj_gap": 1, "stagger": False, "rule": "scale"}
 )
 TENSOR_GALORE = Arguments(
-    TensorOptions, {"proj_type": "tucker_channels", "residual": "auto", "residual_weight": 1.0}
+    TensorOptions, {"proj_type": "tucker_channels", "residual": "auto", "residual_weight": 1.0, "scale": "auto"}
 )
 TENSORGRAD = Arguments(TensorOptions, {"rank": 0.20, "sparse_ratio": 0.05})
 
