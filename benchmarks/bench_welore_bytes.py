@@ -32,8 +32,8 @@ from featherweight.text.compress import token_stream
 from featherweight.text.perplexity import perplexity
 
 NAME = "welore_bytes"
-RATIOS = (0.95, 0.9, 0.8, 0.6)
-LIMITS = (1.1, 1.3, 2.0)
+RATIOS = {"plain": (0.95, 0.9, 0.8), "whitened": (0.95, 0.9, 0.8, 0.6), "refit": (0.95, 0.8, 0.6)}
+INT8_RATIOS, LIMITS, INT8_LIMITS = (0.8, 0.6), (1.1, 1.3), (1.3,)
 JUDGES, CHOOSES, CALIBRATES = 4096, 1024, 16 * 512
 CODING = re.compile("scale|absmax|quant|offset")
 Change = Callable[[nn.Module], Any]
@@ -46,13 +46,15 @@ def rows(chooses: Tensor, batches: list[Tensor]) -> dict[str, Change]:
         "int8": lambda model: fw.apply(model, fw.Int8()),
         "NF4": lambda model: fw.apply(model, fw.Base4bit()),
     }
-    for ratio in RATIOS:
-        for method in ("plain", "whitened", "refit"):
+    for ratio in sorted({ratio for ratios in RATIOS.values() for ratio in ratios}, reverse=True):
+        for method in (method for method, ratios in RATIOS.items() if ratio in ratios):
             found[f"{method} {ratio}"] = low_rank(batches, method=method, param_ratio=ratio)
+    for ratio in INT8_RATIOS:
         factored = low_rank(batches, method="whitened", param_ratio=ratio, storage="factored")
         found[f"whitened, int8 {ratio}"] = then_int8(factored)
     for limit in LIMITS:
         found[f"search {limit}"] = search(limit, chooses, batches, storage="auto")
+    for limit in INT8_LIMITS:
         found[f"search, int8 {limit}"] = then_int8(search(limit, chooses, batches, storage="factored"))
     return found
 
