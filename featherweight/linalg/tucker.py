@@ -151,7 +151,7 @@ class SliceSubspace:
     def project_back(self, core: Tensor) -> Tensor:
         """Return the tensor (n_1, n_2, m_1, .., m_d) whose slices are ``basis[m] C[m]``."""
         _require_shape("project_back", "core", core, self.core_shape)
-        return (self.basis @ upcast(core)).permute(1, 2, 0).reshape(self.shape)
+        return (self.basis @ upcast(core)).permute(1, 2, 0).reshape(self.shape).contiguous()
 
     def overlap(self, old: Self) -> tuple[Tensor | None, ...]:
         """Return (Q,) with ``Q[m] = new[m]^H old[m]``, shape (F, r, r)."""

@@ -125,7 +125,12 @@ _TABLE = (
     _Preset("scale", "scale:Scale", presets.SCALE),
     _Preset("tensor_galore", "tensor_galore:TensorGaLoreAdamW", presets.TENSOR_GALORE),
     _Preset("tensor_galore_8bit", "tensor_galore:TensorGaLoreAdamW", presets.TENSOR_GALORE, {"state_bits": 8}),
-    _Preset("tensorgrad", "tensor_galore:TensorGRaD", presets.TENSORGRAD, {"rank": 0.20, "sparse_ratio": 0.05}),
+    _Preset(
+        "tensorgrad",
+        "tensor_galore:TensorGRaD",
+        presets.TENSORGRAD,
+        {"rank": 0.20, "sparse_ratio": 0.05, "proj_type": "tucker", "residual": None, "residual_weight": 0.3},
+    ),
 )
 _BASES: dict[type, type[OptimizerConfig]] = {
     AdamWOptions: OptimizerConfig,

@@ -215,8 +215,8 @@ class TensorOptions(AdamWOptions, StoredBasisOptions, StaggerOptions, total=Fals
     its size or a rank for each mode; or auto: ranks that follow the spectrum of each tensor's first gradient. Of matrix
     and slices, for the one side that has a basis."""
     rank_budget: Annotated[float, Field(0.25, gt=0, le=1)]
-    """Largest share of the entries that a core has whose ranks are auto. Such a tensor is left as it is until its first
-    gradient that is not zero."""
+    """Largest share of the entries that a core has whose ranks are auto, or one entry for each frequency where these
+    have no basis. Such a tensor is left as it is until its first gradient that is not zero."""
     update_proj_gap: Annotated[int, Field(200, ge=1)]
     """Optimizer steps between refreshes of the bases."""
     scale: Annotated[float | Literal["auto"], Field(1.0)]

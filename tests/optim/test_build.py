@@ -6,7 +6,7 @@ from torch import nn
 
 from featherweight.errors import ConfigError
 from featherweight.optim import AdamW, GaLoreAdamW, build_optimizer, optimizers, parse_optimizer
-from featherweight.optim.named import inherited_options
+from featherweight.optim.named import NOT_IN_RECIPES, inherited_options
 
 
 class Tiny(nn.Module):
@@ -21,6 +21,15 @@ class Tiny(nn.Module):
 
     def forward(self, tokens):
         return self.head(self.mlp(self.embed(tokens)))
+
+
+@pytest.mark.parametrize("name", optimizers.names())
+def test_a_recipe_has_the_defaults_of_the_class(name):
+    config, own = parse_optimizer({"name": name}), optimizers.get(name).values
+    for key, default in optimizers.get(name).optimizer.__arguments__.defaults.items():
+        if key in ("lr", "betas", "weight_decay", "scale") or key in NOT_IN_RECIPES:  # recipes have their own
+            continue
+        assert getattr(config, key) == own.get(key, default), key
 
 
 @pytest.mark.parametrize("name", optimizers.names())

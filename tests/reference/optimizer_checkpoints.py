@@ -37,6 +37,7 @@ MATRICES = ((16, 1024), (24, 24), (16,))
 STACKED = ((3, 24, 32), (24, 24), (16,))
 TENSORS = ((12, 12, 8, 5), (6, 10), (16,))
 LOW: dict[str, Any] = {"rank": 4, "update_proj_gap": GAP}
+PAPER = {"update_proj_gap": GAP, "proj_type": "tucker", "residual": None, "residual_weight": 0.3, "scale": 1.0}
 
 CASES: dict[str, Case] = {
     "adamw": Case(fw.optim.AdamW, {}, ((32, 160), (16,))),
@@ -85,23 +86,23 @@ CASES: dict[str, Case] = {
     "gum": Case(fw.optim.GUM, {**LOW, "seed": 1}, STACKED),
     "gum_in_full_periods": Case(fw.optim.GUM, {**LOW, "full_rank_probability": 0.6}, ((16, 32), (24, 24), (16,))),
     "gum_8bit": Case(fw.optim.GUM, {**LOW, "state_bits": 8}, ((16, 1024), (16,))),
-    "tensor_galore": Case(fw.optim.TensorGaLoreAdamW, LOW | {"rank": 0.25}, TENSORS, torch.complex64),
-    "tensor_galore_real": Case(fw.optim.TensorGaLoreAdamW, LOW | {"rank": 0.25}, ((12, 12, 3, 3), (16,))),
+    "tensor_galore": Case(fw.optim.TensorGaLoreAdamW, PAPER | {"rank": 0.25}, TENSORS, torch.complex64),
+    "tensor_galore_real": Case(fw.optim.TensorGaLoreAdamW, PAPER | {"rank": 0.25}, ((12, 12, 3, 3), (16,))),
     "tensor_galore_8bit": Case(
-        fw.optim.TensorGaLoreAdamW, LOW | {"rank": 0.5, "state_bits": 8}, ((16, 16, 8, 5), (16,)), torch.complex64
+        fw.optim.TensorGaLoreAdamW, PAPER | {"rank": 0.5, "state_bits": 8}, ((16, 16, 8, 5), (16,)), torch.complex64
     ),
     "tensor_galore_auto": Case(
-        fw.optim.TensorGaLoreAdamW, LOW | {"rank": "auto", "skip_tol": 0.5}, TENSORS, torch.complex64
+        fw.optim.TensorGaLoreAdamW, PAPER | {"rank": "auto", "skip_tol": 0.5}, TENSORS, torch.complex64
     ),
     "tensor_galore_slices": Case(
-        fw.optim.TensorGaLoreAdamW, LOW | {"rank": 0.25, "proj_type": "slices", "moment_policy": "align"}, TENSORS
+        fw.optim.TensorGaLoreAdamW, PAPER | {"rank": 0.25, "proj_type": "slices", "moment_policy": "align"}, TENSORS
     ),
     "tensor_galore_select": Case(
-        fw.optim.TensorGaLoreAdamW, LOW | {"rank": 0.25, "proj_type": "select", "complex_mode": "real_pair"}, TENSORS
+        fw.optim.TensorGaLoreAdamW, PAPER | {"rank": 0.25, "proj_type": "select", "complex_mode": "real_pair"}, TENSORS
     ),
     "tensor_galore_matrix": Case(
         fw.optim.TensorGaLoreAdamW,
-        LOW | {"rank": 0.25, "proj_type": "matrix", "scale": "auto"},
+        PAPER | {"rank": 0.25, "proj_type": "matrix", "scale": "auto"},
         TENSORS,
         torch.complex64,
     ),
@@ -124,7 +125,7 @@ CASES: dict[str, Case] = {
     "ldadam_accumulated": Case(fw.optim.LDAdamW, {"rank": 4}, STACKED, layerwise={"accumulation_steps": 2}),
     "fira_accumulated": Case(fw.optim.Fira, LOW, STACKED, layerwise={"accumulation_steps": 2}),
     "tensor_galore_accumulated": Case(
-        fw.optim.TensorGaLoreAdamW, LOW | {"rank": 0.25}, TENSORS, torch.complex64, {"accumulation_steps": 2}
+        fw.optim.TensorGaLoreAdamW, PAPER | {"rank": 0.25}, TENSORS, torch.complex64, {"accumulation_steps": 2}
     ),
 }
 

@@ -47,7 +47,10 @@ def equalize_(rest: Tensor, grad: Tensor, *, by_frequency: bool) -> Tensor:
 
 
 def _rms(numbers: Tensor, dims: tuple[int, ...]) -> Tensor:
-    return numbers.abs().square_().mean(dims, keepdim=True).sqrt_()
+    sizes = numbers.abs()
+    # Scaled, as the square of a small number is zero, and what is divided by nothing is no direction.
+    largest = sizes.amax(dims, keepdim=True).clamp_min_(torch.finfo(sizes.dtype).tiny)
+    return sizes.div_(largest).square_().mean(dims, keepdim=True).sqrt_().mul_(largest)
 
 
 class EqualizedResidual(ResidualPolicy):

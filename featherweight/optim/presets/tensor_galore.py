@@ -25,13 +25,17 @@ def in_our_words(optimizer: LowRankOptimizer, options: Mapping[str, Any]) -> dic
 class TensorGaLoreAdamW(LowRankOptimizer):
     """AdamW in a Tucker subspace of each gradient tensor, real or complex.
 
-    Every `update_proj_gap` steps a tensor G (n_1, .., n_D) gets bases U_k (n_k, r_k), one for each mode. Each step::
+    Every `update_proj_gap` steps a tensor G (n_1, .., n_D) gets bases U_k (n_k, r_k) of its first two modes, the
+    channels, or of every mode. Each step::
 
         C = G x_1 U_1^H .. x_D U_D^H                     the core, (r_1, .., r_D)
         M = b1 M + (1 - b1) C;   V = b2 V + (1 - b2) |C|^2      V is real
-        W <- (1 - lr wd) W - lr scale (M / (1 - b1^t)) / (sqrt(V / (1 - b2^t)) + eps) x_1 U_1 .. x_D U_D
+        D = scale (M / (1 - b1^t)) / (sqrt(V / (1 - b2^t)) + eps) x_1 U_1 .. x_D U_D
+        R = G - C x_1 U_1 .. x_D U_D                     what the subspace loses, moved without state if complex
+        W <- (1 - lr wd) W - lr (D + residual_weight R / rms(R))        rms over the channels of each frequency
 
-    A mode with r_k = n_k has no basis, so at full rank this is AdamW. Vectors, matrices and tensors of fewer than
+    A mode with r_k = n_k has no basis, so at full rank this is AdamW. ``proj_type="tucker", residual=None`` is the
+    paper's. Vectors, matrices and tensors of fewer than
     `min_numel` numbers keep AdamW's moments and run at lr.
 
     Args:
@@ -41,9 +45,11 @@ class TensorGaLoreAdamW(LowRankOptimizer):
         neuraloperator: options under neuraloperator's names, such as `galore_rank` and `warm_restart`.
     Raises:
         ConfigError: for an option out of range.
-    Cost: a projection and a back-projection a step, each 2 N r_k FLOPs for its first product (8 for complex numbers)
-        and less for each other. State: two moments of the core and sum(n_k r_k) basis entries instead of 2 N.
-    Source: arXiv 2501.02379. Differs from the official code: a real second moment, a conjugated matrix projection,
+    Cost: a projection and a back-projection a step, with the residual two of them, each 2 N r_k FLOPs for its first
+        product (8 for complex numbers) and less for each other. State: two moments of the core and sum(n_k r_k) basis
+        entries instead of 2 N.
+    Source: arXiv 2501.02379. Differs from the paper: bases for the channels alone and the residual, which is ours (see
+        docs/tensor_galore.md). Differs from the official code: a real second moment, a conjugated matrix projection,
         refreshes when they are due, moments that follow the basis, no basis at full rank, plain-tensor state.
     Example:
         >>> import torch

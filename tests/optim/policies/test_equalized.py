@@ -67,6 +67,15 @@ def test_rounding_outside_of_the_subspace_is_not_raised_to_full_steps():
     assert not equalize_(zero, zero, by_frequency=True).any()
 
 
+@pytest.mark.parametrize("factor", [1e-18, 1e-23, 1e-30, 1e-38])
+def test_frequencies_whose_squares_are_zero_take_no_longer_steps(factor):
+    grad = normal(*SHAPE, dtype=torch.complex64)
+    usual, _ = stepped(TensorGaLoreAdamW, [grad], rank=0.25)
+    grad[..., 2] *= factor
+    weight, _ = stepped(TensorGaLoreAdamW, [grad], rank=0.25)
+    assert weight.abs().max() < 2 * usual.abs().max()
+
+
 def test_at_full_rank_nothing_is_lost_and_it_is_adamw_bit_by_bit():
     grads = [normal(*SHAPE, seed=seed, dtype=torch.complex64) for seed in range(3)]
     full, _ = stepped(TensorGaLoreAdamW, grads, rank=1.0, residual="equalized")

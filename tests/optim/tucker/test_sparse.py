@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from tensor_steps import SHAPE, build, gradients, train, weight_of
+from tensor_steps import KINDS, SHAPE, build, gradients, train, weight_of
 
 from featherweight.optim import AdamW, TensorGRaD
 from featherweight.optim.step.tensor import ProjectedTensor
@@ -56,6 +56,21 @@ def test_sparse_branch_adds_chosen_entries_and_leaves_the_gradient_alone(select,
     if select == "topk":
         assert float(reference.abs()[mask].min()) >= float(reference.abs()[~mask].max())
     assert ("sparse_index" in optimizer.state[weight]) == (select != "randk")
+
+
+@pytest.mark.parametrize("residual", [None, "equalized"])
+@pytest.mark.parametrize("order", ["low_rank_first", "sparse_first"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_stands_beside_every_kind_of_core(kind, order, residual):
+    moved = []
+    for sparse_ratio in (0.0, 0.1):
+        weight, (grad,) = weight_of(), gradients(1)
+        options = {"proj_type": kind, "sparse_order": order, "residual": residual, "sparse_ratio": sparse_ratio}
+        optimizer = build(weight, **options)
+        train(optimizer, weight, [grad])
+        moved.append(weight.detach())
+    index = optimizer.state[weight]["sparse_index"].long()
+    assert ((moved[0] - moved[1]).view(-1)[index] != 0).all()
 
 
 def test_scattered_entries_are_different_and_cost_no_permutation():
