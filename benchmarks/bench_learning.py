@@ -72,6 +72,8 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "galore_svd": ("galore", {"basis_method": "svd"}),
     "galore_right": ("galore", {"proj_type": "right"}),
     "galore_random": ("galore", {"basis_method": "random"}),
+    "galore_sign_rank_4": ("galore_sign_0.03", {"rank": 4}),
+    "galore_sign_8bit": ("galore_sign_0.03", {"name": "galore_8bit"}),
     "galore_core": ("galore", {"core_gradient": True}),
     "galore_core_right": ("galore", {"core_gradient": True, "proj_type": "right"}),
     "galore_shared": ("galore", {"core_gradient": {"share_basis": True}, "proj_type": "right"}),
