@@ -46,16 +46,17 @@ def rows(chooses: Tensor, batches: list[Tensor]) -> dict[str, Change]:
         "int8": lambda model: fw.apply(model, fw.Int8()),
         "NF4": lambda model: fw.apply(model, fw.Base4bit()),
     }
-    for ratio in sorted({ratio for ratios in RATIOS.values() for ratio in ratios}, reverse=True):
-        for method in (method for method, ratios in RATIOS.items() if ratio in ratios):
-            found[f"{method} {ratio}"] = low_rank(batches, method=method, param_ratio=ratio)
-    for ratio in INT8_RATIOS:
-        factored = low_rank(batches, method="whitened", param_ratio=ratio, storage="factored")
-        found[f"whitened, int8 {ratio}"] = then_int8(factored)
+    for method in ("plain", "whitened"):
+        found |= {f"{method} {ratio}": low_rank(batches, method=method, param_ratio=ratio) for ratio in RATIOS[method]}
     for limit in LIMITS:
         found[f"search {limit}"] = search(limit, chooses, batches, storage="auto")
     for limit in INT8_LIMITS:
         found[f"search, int8 {limit}"] = then_int8(search(limit, chooses, batches, storage="factored"))
+    for ratio in INT8_RATIOS:
+        factored = low_rank(batches, method="whitened", param_ratio=ratio, storage="factored")
+        found[f"whitened, int8 {ratio}"] = then_int8(factored)
+    for ratio in RATIOS["refit"]:
+        found[f"refit {ratio}"] = low_rank(batches, method="refit", param_ratio=ratio)
     return found
 
 
