@@ -53,9 +53,9 @@ def adapted(name: str, model: nn.Module) -> nn.Module:
     return peft.get_peft_model(model, configs[name]())
 
 
-def questions(folder: Path, split: str) -> list[Instruction]:
+def questions(folder: Path, split: str, task: str = "ARC-Easy") -> list[Instruction]:
     """Return the cloze questions of a split."""
-    found = (as_cloze(one) for one in load_instructions(folder / "ARC-Easy" / f"{split}.json"))
+    found = (as_cloze(one) for one in load_instructions(folder / task / f"{split}.json"))
     return [one for one in found if one is not None]
 
 
@@ -77,10 +77,20 @@ def held_out_loss(model: nn.Module, batches: list[dict[str, torch.Tensor]]) -> f
     return total / tokens
 
 
-def train(model: nn.Module, batches: list[dict[str, torch.Tensor]], lr: float) -> tuple[float, int]:
-    """Make one step for each batch; return the median seconds of a step and the tracker's peak in one."""
+def train(
+    model: nn.Module,
+    batches: list[dict[str, torch.Tensor]],
+    lr: float,
+    optimizer: torch.optim.Optimizer | None = None,
+) -> tuple[float, int]:
+    """Make one step for each batch, by AdamW if nothing else is given.
+
+    Returns:
+        The median seconds of a step, and the tracker's peak in one.
+    """
     trained = [one for one in model.parameters() if one.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=lr, weight_decay=0.0)
+    if optimizer is None:
+        optimizer = torch.optim.AdamW(trained, lr=lr, weight_decay=0.0)
     warm_up = max(1, len(batches) // 10)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min((step + 1) / warm_up, (len(batches) - step) / max(1, len(batches) - warm_up))

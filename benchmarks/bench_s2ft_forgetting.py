@@ -1,0 +1,198 @@
+"""What fine-tuning forgets at equal held-out loss, and what it learns for other tasks: curves over learning rates.
+
+    scripts/bench s2ft_forgetting --data FOLDER                  # what the CSV lacks, as it comes; hours of a core
+    scripts/bench s2ft_forgetting --data FOLDER --judge          # accuracy of the chosen rates on all three tasks
+    scripts/bench s2ft_forgetting --table
+
+SmolLM2-135M is trained on 600 questions of one task (ARC-Easy as cloze) in 100 steps of 6. Every method has four rates,
+each with three seeds; a row says the loss on 60 other training questions and the KL divergence from the model before,
+on 512 tokens of Python's documentation. `--table` reads the KL off each method's curve at equal losses. `--judge` takes
+the rate of least loss, trains again and measures accuracy on 1,000 test questions of ARC-Easy, BoolQ and OpenBookQA,
+of which two were never trained on. FOLDER is that of LLM-Adapters' data: ARC-Easy/train.json, boolq/test.json, ...
+S2FT, LoRA, DoRA and SHiRA change the same matrices (o_proj, down_proj) with equal numbers of parameters.
+"""
+
+import argparse
+import copy
+import csv
+import math
+import random
+import statistics
+from pathlib import Path
+from typing import Any
+
+import torch
+from bench_s2ft_learning import TARGETS, autocast, held_out_loss, neutral_rows, questions, train
+from measurement import RESULTS, write_rows
+from torch import Tensor, nn
+
+import featherweight as fw
+from featherweight.models import load_model, load_tokenizer
+from featherweight.optim import GaLoreAdamW, param_groups
+from featherweight.text.forgetting import measure_forgetting
+from featherweight.text.instructions import encode_instruction, pad_batch
+from featherweight.text.multiple_choice import evaluate_multiple_choice
+
+NAME, JUDGED = "s2ft_forgetting", "s2ft_forgetting_judged"
+TASK, TASKS = "ARC-Easy", ("ARC-Easy", "boolq", "openbookqa")
+STEPS, BATCH, HELD_OUT, SEEDS = 100, 6, 60, (0, 1, 2)
+S2FT_RATES, LORA_RATES = (2.5e-3, 5e-3, 1e-2, 2e-2), (7.5e-4, 1.5e-3, 3e-3, 6e-3)
+RATES: dict[str, tuple[float, ...]] = {
+    "s2ft": S2FT_RATES,
+    "lora": LORA_RATES,
+    "shira": S2FT_RATES,
+    "dora": LORA_RATES,
+    "s2ft activation, smallest": S2FT_RATES,
+    "s2ft gradient, largest": S2FT_RATES,
+    "full": (4e-5, 8e-5, 1.7e-4, 3.4e-4),
+    "galore": (3.75e-4, 7.5e-4, 1.5e-3, 3e-3),
+}
+Batches = list[dict[str, Tensor]]
+
+
+def adapted(method: str, model: nn.Module, batches: Batches) -> nn.Module:
+    """Return the model of a method; only what it trains requires gradients."""
+    import peft
+
+    if method in ("full", "galore"):
+        return model
+    if method == "shira":
+        return peft.get_peft_model(model, peft.ShiraConfig(r=8, target_modules=TARGETS, random_seed=0))
+    if method in ("lora", "dora"):
+        options = {"r": 8, "lora_alpha": 16, "target_modules": TARGETS, "use_dora": method == "dora"}
+        return peft.get_peft_model(model, peft.LoraConfig(**options))
+    config = fw.S2FTConfig(r_equivalent=8, multiple_of=1)
+    if method != "s2ft":
+        selection, select = method.removeprefix("s2ft ").split(", ")
+        chosen: dict[str, Any] = {"selection": selection, "select": select}
+        config = fw.s2ft.select(model, batches[:8], fw.S2FTConfig(r_equivalent=8, multiple_of=1, **chosen))
+    return peft.get_peft_model(model, config)
+
+
+def trained(method: str, lr: float, seed: int, pretrained: nn.Module, folder: Path) -> tuple[nn.Module, dict[str, Any]]:
+    """Fine-tune a copy of the model; return it and its row."""
+    torch.manual_seed(seed)
+    tokenizer = load_tokenizer("smollm2")
+    found = questions(folder, "train", TASK)
+    checked, training = found[:HELD_OUT], found[HELD_OUT:]
+    random.Random(seed).shuffle(training)
+
+    def batches(chosen: list[Any]) -> Batches:
+        encoded = [encode_instruction(one, tokenizer, max_tokens=96) for one in chosen]
+        parts = [encoded[at : at + BATCH] for at in range(0, len(encoded), BATCH)]
+        return [pad_batch(part, tokenizer.eos_token_id) for part in parts]
+
+    steps = batches(training[: STEPS * BATCH])
+    model = copy.deepcopy(pretrained)
+    if method not in ("full", "galore"):
+        model.to(torch.bfloat16)
+    model = adapted(method, model, steps)
+    optimizer = GaLoreAdamW(param_groups(model, rank=64, update_proj_gap=50), lr=lr) if method == "galore" else None
+    step_s, peak = train(model, steps, lr, optimizer)
+    loss = held_out_loss(model, batches(sorted(checked, key=lambda one: len(one.instruction))))
+    with torch.autocast("cpu", torch.bfloat16):
+        forgotten = measure_forgetting(model, pretrained, neutral_rows(tokenizer, 4, 128))
+    return model, {
+        "method": method,
+        "lr": lr,
+        "seed": seed,
+        "trained_parameters": sum(one.numel() for one in model.parameters() if one.requires_grad),
+        "held_out_loss": round(loss, 4),
+        "kl": round(forgotten["kl"], 4),
+        "perplexity": round(forgotten["perplexity"], 3),
+        "step_s": round(step_s, 3),
+        "peak_mib": round(peak / 2**20, 1),
+    }
+
+
+def judged(method: str, lr: float, seed: int, pretrained: nn.Module, options: argparse.Namespace) -> dict[str, Any]:
+    """Train once more and measure accuracy on the test questions of all tasks."""
+    model, row = trained(method, lr, seed, pretrained, options.data)
+    tokenizer = load_tokenizer("smollm2")
+    for task in TASKS:
+        with autocast(model):
+            found = evaluate_multiple_choice(
+                model, tokenizer, questions(options.data, "test", task)[: options.questions]
+            )
+        row[f"{task}_accuracy"] = round(found["accuracy"], 4)
+        row[f"{task}_questions"] = int(found["questions"])
+    return row
+
+
+def known(name: str) -> list[dict[str, str]]:
+    """Return the rows of a CSV."""
+    path = RESULTS / f"{name}.csv"
+    return list(csv.DictReader(path.open())) if path.exists() else []
+
+
+def is_known(name: str, method: str, lr: float, seed: int) -> bool:
+    """Tell whether a run stands in a CSV."""
+    return any((row["method"], float(row["lr"]), int(row["seed"])) == (method, lr, seed) for row in known(name))
+
+
+def curve(method: str) -> list[tuple[float, float, float, int]]:
+    """Return (held-out loss, KL, rate, seeds) of each rate, means over the seeds, from the smallest rate."""
+    rows = [row for row in known(NAME) if row["method"] == method]
+    found = []
+    for lr in sorted({float(row["lr"]) for row in rows}):
+        mine = [row for row in rows if float(row["lr"]) == lr]
+        loss, kl = (statistics.mean(float(row[key]) for row in mine) for key in ("held_out_loss", "kl"))
+        found.append((loss, kl, lr, len(mine)))
+    return found
+
+
+def kl_at(points: list[tuple[float, float, float, int]], loss: float) -> float:
+    """Return the KL where a curve first comes down to a loss, in the logarithm between its rates; NaN if nowhere."""
+    for (high, kl_high, *_), (low, kl_low, *_) in zip(points, points[1:], strict=False):
+        if high >= loss >= low and high > low:
+            share = (high - loss) / (high - low)
+            return math.exp((1 - share) * math.log(kl_high) + share * math.log(kl_low))
+    return math.nan
+
+
+def table() -> None:
+    """Print each method's curve, and its KL at losses that several reach."""
+    curves = {method: curve(method) for method in RATES if curve(method)}
+    least = sorted(min(point[0] for point in points) for points in curves.values())
+    losses = [round(least[len(least) // 2] + extra, 2) for extra in (0.0, 0.05, 0.1)]
+    heads = ["method", "rate: loss, KL", *(f"KL at a loss of {loss}" for loss in losses)]
+    print("| " + " | ".join(heads) + " |")
+    print("|---" * len(heads) + "|")
+    for method, points in curves.items():
+        cells = "; ".join(f"{lr:g}: {loss:.3f}, {kl:.3f} ({seeds})" for loss, kl, lr, seeds in points)
+        print(f"| {method} | {cells} | " + " | ".join(f"{kl_at(points, loss):.3f}" for loss in losses) + " |")
+
+
+def main() -> None:
+    """Run what the CSVs lack, or print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--methods", nargs="+", default=list(RATES), choices=list(RATES))
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
+    parser.add_argument("--questions", type=int, default=1000)
+    parser.add_argument("--judge", action="store_true")
+    parser.add_argument("--table", action="store_true")
+    options = parser.parse_args()
+    if options.table:
+        table()
+        return
+    if options.data is None:
+        parser.error("--data is missing; give the folder that holds ARC-Easy/train.json and test.json")
+    pretrained = load_model("smollm2")
+    for seed in options.seeds:
+        for method in options.methods:
+            if options.judge:
+                lr = min(curve(method))[2]
+                if not is_known(JUDGED, method, lr, seed):
+                    write_rows(JUDGED, [judged(method, lr, seed, pretrained, options)])
+                continue
+            for lr in RATES[method]:
+                if not is_known(NAME, method, lr, seed):
+                    _, row = trained(method, lr, seed, pretrained, options.data)
+                    print(row, flush=True)
+                    write_rows(NAME, [row])
+    table()
+
+
+if __name__ == "__main__":
+    main()
