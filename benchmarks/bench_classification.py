@@ -29,7 +29,7 @@ from featherweight.training.events import Event
 
 NAME = "classification"
 SEEDS = (0, 1, 2)
-FULL, LOW, ADAPTER = (2.5e-4, 5e-4, 1e-3), (2.5e-3, 5e-3, 1e-2), (1e-3, 2e-3, 4e-3)
+FULL, LOW, ADAPTER = (5e-4, 1e-3, 2e-3), (5e-3, 1e-2, 2e-2), (2e-3, 4e-3, 8e-3)
 # Method: (optimizer, methods, learning rates).
 METHODS: dict[str, tuple[dict[str, Any], list[Any], tuple[float, ...]]] = {
     "adamw": ({"name": "adamw"}, [], FULL),

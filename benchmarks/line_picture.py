@@ -36,7 +36,7 @@ def save_lines(
         figure = Figure(figsize=(9, 4.2), layout="constrained", dpi=160)
         axes = figure.subplots()
         for number, (line, points) in enumerate(lines.items()):
-            style = "o-" if len(points) > 1 else "D"
+            style = "o-" if len(points) > 1 else "Ds"[number // len(PALETTE) % 2]
             axes.plot(*zip(*sorted(points), strict=True), style, label=line, color=PALETTE[number % len(PALETTE)][0])
         if x_ticks is not None:
             axes.set_xscale("log", base=2)
