@@ -134,7 +134,8 @@ def chosen(method: str) -> list[dict[str, str]]:
     """Return the runs of a method at the rate that the validation questions chose on seed 0, by seed."""
     mine = [row for row in known() if row["method"] == method]
     first = max((r for r in mine if r["seed"] == "0"), key=lambda r: float(r["validation_accuracy"]), default=None)
-    return [row for row in mine if first is not None and row["lr"] == first["lr"]]
+    runs = [row for row in mine if first is not None and row["lr"] == first["lr"]]
+    return sorted(runs, key=lambda row: int(row["seed"]))
 
 
 def table() -> None:
