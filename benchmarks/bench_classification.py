@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from measurement import RESULTS, write_rows
+from measurement import read_rows, write_rows
 
 import featherweight as fw
 from featherweight.text.classification_task import ClassificationConfig, ClassificationTask
@@ -100,7 +100,7 @@ def data(options: argparse.Namespace, split: str) -> dict[str, Any]:
 
 def run(options: argparse.Namespace, test: ClassificationTask, method: str, lr: float, seed: int) -> None:
     """Train once and write the row, unless it stands there."""
-    if any((row["method"], float(row["lr"]), int(row["seed"])) == (method, lr, seed) for row in known()):
+    if any((row["method"], float(row["lr"]), int(row["seed"])) == (method, lr, seed) for row in read_rows(NAME)):
         return
     folder = options.work / f"{method}-{lr:g}-{options.batch}x{options.steps}-seed{seed}"
     measured, started = Measured(test), time.process_time()
@@ -124,15 +124,9 @@ def run(options: argparse.Namespace, test: ClassificationTask, method: str, lr: 
     print(row, flush=True)
 
 
-def known() -> list[dict[str, str]]:
-    """Return the rows of the CSV."""
-    path = RESULTS / f"{NAME}.csv"
-    return list(csv.DictReader(path.open())) if path.exists() else []
-
-
 def chosen(method: str) -> list[dict[str, str]]:
     """Return the runs of a method at the rate that the validation questions chose on seed 0, by seed."""
-    mine = [row for row in known() if row["method"] == method]
+    mine = [row for row in read_rows(NAME) if row["method"] == method]
     first = max((r for r in mine if r["seed"] == "0"), key=lambda r: float(r["validation_accuracy"]), default=None)
     runs = [row for row in mine if first is not None and row["lr"] == first["lr"]]
     return sorted(runs, key=lambda row: int(row["seed"]))
@@ -147,7 +141,7 @@ def table() -> None:
         runs = chosen(method)
         if not runs:
             continue
-        tried = [row for row in known() if row["method"] == method and row["seed"] == "0"]
+        tried = [row for row in read_rows(NAME) if row["method"] == method and row["seed"] == "0"]
         rates = ", ".join(f"{float(row['lr']):g}: {float(row['validation_accuracy']):.1%}" for row in tried)
         found = [float(row["test_accuracy"]) for row in runs]
         error = statistics.stdev(found) / len(found) ** 0.5 if len(found) > 1 else float("nan")

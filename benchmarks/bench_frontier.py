@@ -12,10 +12,9 @@ each way for PCIe 4 and 5. Arithmetic: FLOPs of the step at 80 and 400 TFLOP/s.
 """
 
 import argparse
-import csv
 from typing import Any
 
-from measurement import RESULTS, write_rows
+from measurement import read_rows, write_rows
 
 from featherweight.planner import Target
 from featherweight.planner.candidates import family_called
@@ -25,7 +24,7 @@ from featherweight.planner.need import expandable_need_of, smallest_need_of
 from featherweight.planner.plan import base_recipe
 from featherweight.training.estimate import estimate_memory
 
-CSV = RESULTS / "frontier.csv"
+NAME = "frontier"
 TOKENS = 8192
 GIB = 2**30
 CARDS_GIB = (8, 12, 16, 24, 32, 48, 80, 141)
@@ -107,18 +106,13 @@ def run(shape: str, name: str, tokens: int) -> dict[str, Any]:
     }
 
 
-def known() -> list[dict[str, str]]:
-    """Return the rows of the CSV."""
-    return list(csv.DictReader(CSV.open())) if CSV.exists() else []
-
-
 def print_table() -> None:
     """Print the CSV as a table."""
     print(
         "| model | recipe | tokens | tensors, GiB | card | expandable | host, GiB | of it | link, s | arithmetic, s |"
     )
     print("|" + "---|" * 10)
-    for row in known():
+    for row in read_rows(NAME):
         parts = f"weights {row['host_weights_gib']}, states {row['host_states_gib']}, inputs {row['host_inputs_gib']}"
         print(
             f"| {row['model']} | {row['recipe']} | {row['tokens']} | {row['tensors_gib']} | "
@@ -142,10 +136,10 @@ def main() -> None:
     for shape in options.models:
         for name in options.recipes:
             key = (shape, name, str(options.tokens))
-            if key not in [(row["model"], row["recipe"], row["tokens"]) for row in known()]:
+            if key not in [(row["model"], row["recipe"], row["tokens"]) for row in read_rows(NAME)]:
                 found = run(shape, name, options.tokens)
                 print(found, flush=True)
-                write_rows(CSV.stem, [found])
+                write_rows(NAME, [found])
 
 
 if __name__ == "__main__":

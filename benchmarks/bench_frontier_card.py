@@ -1,6 +1,6 @@
 """Steps layer by layer on a real card: what the link carries, what of the copies is hidden, tokens a second, peaks.
 
-    scripts/bench frontier_card                        # all parts; each in a process of its own, rows as they come
+    scripts/bench frontier_card                        # all parts; each row is written as soon as it is measured
     scripts/bench frontier_card --parts link hidden    # some of them
     scripts/bench frontier_card --smoke                # the same code with tiny sizes, on a CPU, too; writes no rows
 
@@ -10,20 +10,22 @@ hidden: a step with the weights on the host against one with them on the device,
     in the step. And the share of the step in which no kernel runs, by torch's profiler.
 tokens: tokens a second and peak of the device: layer by layer (weights, states, inputs on the host; attention repeated
     and kept), MsT with `tokenwise` and offloaded inputs, activation checkpointing, FSDP2's own offload with
-    checkpointing; in alternating rounds. What does not fit says so.
+    checkpointing; medians of three steps, one way after the other.
 peak: simulated against measured peaks, and host bytes against the plan: Llama-3-8B with Q-GaLore, one row of 131,072
     tokens, and Llama-3-70B with Q-GaLore of rank 1/16, one row of 8192, if the host holds it.
 
-Rows go to results/frontier_card_PART.csv with the name of the card.
+Each row but those of `link` comes from a process of its own; one that fails, or does not fit, leaves a row that says so
+(`failed`). Rows go to results/frontier_card_PART.csv with the name of the card.
 """
 
 import argparse
 import json
 import resource
+import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -31,7 +33,6 @@ from measurement import synchronize, take_turns, write_rows
 from torch import Tensor, nn
 
 import featherweight as fw
-from featherweight.errors import FeatherweightError
 from featherweight.memory import measure_memory
 from featherweight.models import load_model
 from featherweight.optim import build_optimizer, layerwise, parse_optimizer
@@ -43,6 +44,7 @@ from featherweight.planner.plan import base_recipe
 from featherweight.training import LayerMajor
 from featherweight.training.estimate import estimate_memory
 from featherweight.training.loop import Loop
+from featherweight.training.recipe import Recipe
 
 GIB = 2**30
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -68,6 +70,15 @@ SMOKE: dict[str, Any] = {
     "peaks": (("tiny", "Q-GaLore, rank 1/16, 4-bit, int8 embeddings", 512),),
 }
 Row = dict[str, Any]
+COLUMNS: dict[str, tuple[str, ...]] = {
+    "link": ("what", "to_device_gib_s", "to_host_gib_s", "each_way_of_both_gib_s", "spread", "assumed_gib_s"),
+    "hidden": ("what", "device_s", "host_s", "spread", "read_gib", "written_gib", "copies_s", "hidden_share")
+    + ("idle_share_device", "idle_share_host", "failed"),
+    "tokens": ("what", "row", "tokens_s", "spread", "peak_gib", "host_gib", "failed"),
+    "peak": ("what", "row", "predicted_gib", "measured_gib", "error", "planned_host_gib", "host_gib", "pinned_gib")
+    + ("step_s", "failed"),
+}
+"""What the rows of a part say; what a failed one does not know stays empty."""
 
 
 def llama(sizes: dict[str, Any], length: int) -> nn.Module:
@@ -99,9 +110,9 @@ def tokens_of(sizes: dict[str, Any], length: int) -> Tensor:
 # --- link
 
 
-def link(sizes: dict[str, Any]) -> list[Row]:
+def link(sizes: dict[str, Any]) -> Iterator[Row]:
     """Measure the copies from and to pinned memory."""
-    return [link_row(mib * 2**20) for mib in sizes["link_mib"]]
+    yield from (link_row(mib * 2**20) for mib in sizes["link_mib"])
 
 
 def link_row(size_bytes: int, copies: int = 8) -> Row:
@@ -131,7 +142,6 @@ def link_row(size_bytes: int, copies: int = 8) -> Row:
     timings = take_turns({"to_device": to_device, "to_host": to_host, "both": both}, rounds=5)
     rates = {name: copies * size_bytes / timing.median_s / GIB for name, timing in timings.items()}
     return {
-        "part": "link",
         "what": f"{size_bytes // 2**20} MiB",
         "to_device_gib_s": round(rates["to_device"], 2),
         "to_host_gib_s": round(rates["to_host"], 2),
@@ -150,14 +160,15 @@ def assumed_link() -> float:
 # --- hidden
 
 
-def hidden(sizes: dict[str, Any]) -> list[Row]:
+def hidden(sizes: dict[str, Any]) -> Iterator[Row]:
     """Compare steps with the weights on the host and on the device."""
-    rates = link_row(max(sizes["link_mib"]) * 2**20)
-    return [hidden_row(sizes, chunk, rates) for chunk in sizes["chunks"]]
+    for chunk in sizes["chunks"]:
+        yield {"what": f"chunks of {chunk}, a row of {sizes['row']}"} | ask(sizes, "hidden", {"chunk": chunk})
 
 
-def hidden_row(sizes: dict[str, Any], chunk: int, rates: Row) -> Row:
+def hidden_row(sizes: dict[str, Any], chunk: int) -> Row:
     """Measure one chunk size."""
+    rates = link_row(max(sizes["link_mib"]) * 2**20)
     ids, streams = tokens_of(sizes, sizes["row"]), {}
     for place in ("device", "host"):
         model = llama(sizes, sizes["row"])
@@ -171,8 +182,6 @@ def hidden_row(sizes: dict[str, Any], chunk: int, rates: Row) -> Row:
     back = written / GIB / rates["each_way_of_both_gib_s"]
     shown = timings["host"].median_s - timings["device"].median_s
     return {
-        "part": "hidden",
-        "what": f"chunks of {chunk}, a row of {sizes['row']}",
         "device_s": round(timings["device"].median_s, 4),
         "host_s": round(timings["host"].median_s, 4),
         "spread": round(max(timing.spread for timing in timings.values()), 3),
@@ -217,31 +226,24 @@ def idle_share(step: Callable[[], Any]) -> float:
 WAYS = ("layer_major", "layer_major_keep", "mst_offload", "checkpointing", "fsdp2_offload")
 
 
-def tokens(sizes: dict[str, Any]) -> list[Row]:
-    """Compare ways of training long rows; each in a process of its own, as one that does not fit leaves no trace."""
-    return [ask(sizes, {"way": way, "length": length}) for length in sizes["rows"] for way in WAYS]
+def tokens(sizes: dict[str, Any]) -> Iterator[Row]:
+    """Compare ways of training long rows."""
+    for length in sizes["rows"]:
+        for way in WAYS:
+            yield {"what": way, "row": length} | ask(sizes, "tokens", {"way": way, "length": length})
 
 
 def tokens_row(sizes: dict[str, Any], way: str, length: int) -> Row:
     """Train one way and measure."""
-    base = {"part": "tokens", "what": way, "row": length}
-    try:
-        step = step_of(sizes, way, length)
-        step()
-        reset_peak()
-        began, peak = time.perf_counter(), 0
-        for _ in range(sizes["rounds"]):
-            step()
-            synchronize()
-        seconds = (time.perf_counter() - began) / sizes["rounds"]
-        peak = torch.cuda.max_memory_allocated() if DEVICE.type == "cuda" else 0
-    except torch.OutOfMemoryError:
-        return {**base, "fits": False, "tokens_s": "", "peak_gib": "", "host_gib": ""}
+    step = step_of(sizes, way, length)
+    step()
+    reset_peak()
+    seconds = [timed(step) for _ in range(sizes["rounds"])]
+    median = statistics.median(seconds)
     return {
-        **base,
-        "fits": True,
-        "tokens_s": round(length / seconds, 1),
-        "peak_gib": round(peak / GIB, 3),
+        "tokens_s": round(length / median, 1),
+        "spread": round((max(seconds) - min(seconds)) / median, 3),
+        "peak_gib": round(torch.cuda.max_memory_allocated() / GIB, 3) if DEVICE.type == "cuda" else "",
         "host_gib": round(resident_bytes() / GIB, 2),
     }
 
@@ -291,42 +293,47 @@ def fsdp2_step(model: nn.Module, ids: Tensor) -> Callable[[], Any]:
 # --- peak
 
 
-def peak(sizes: dict[str, Any]) -> list[Row]:
-    """Compare simulated peaks and host bytes with those of a run; each in a process of its own."""
-    return [
-        ask(sizes, {"model": model, "recipe": recipe, "length": length}) for model, recipe, length in sizes["peaks"]
-    ]
+def peak(sizes: dict[str, Any]) -> Iterator[Row]:
+    """Compare simulated peaks and host bytes with those of a run; simulated here, run in another process."""
+    for model, name, length in sizes["peaks"]:
+        recipe = recipe_of(model, name, length)
+        target = Target.of(device=DEVICE)
+        need, host = need_of(estimate_memory(None, recipe, device=target.device), target), host_need(recipe)
+        found = ask(sizes, "peak", {"model": model, "name": name, "length": length})
+        error = round(need.allocated_bytes / found["measured"] - 1, 5) if "measured" in found else ""
+        yield {
+            "what": f"{model}, {name}",
+            "row": length,
+            "predicted_gib": round(need.allocated_bytes / GIB, 4),
+            "planned_host_gib": round(host.total_bytes / GIB, 2),
+            "measured_gib": round(found.pop("measured") / GIB, 4) if "measured" in found else "",
+            "error": error,
+            **found,
+        }
 
 
-def peak_row(model: str, recipe: str, length: int) -> Row:
-    """Simulate and run two steps."""
+def recipe_of(model: str, name: str, length: int) -> Recipe:
+    """Return a recipe whose steps go layer by layer, weights and states on the host."""
     stretched = [] if model == "tiny" else [f"task.max_positions={length}"]
     base = base_recipe(model, None, 1024).override([*stretched, f"task.seq_len={length}", "memory_steps=[]"])
-    full = layered_recipe(base, family_called(recipe), "both")
-    target = Target.of(device=DEVICE)
-    need, host = need_of(estimate_memory(None, full, device=target.device), target), host_need(full)
-    before = resident_bytes()
-    row = {"part": "peak", "what": f"{model}, {recipe}", "row": length}
-    unknown = ("measured_gib", "host_gib", "pinned_gib", "step_s")
-    row |= {"predicted_gib": round(need.allocated_bytes / GIB, 4), "planned_host_gib": round(host.total_bytes / GIB, 2)}
-    try:
-        loop = Loop(full, task=full.task_class.skeleton(full.task_config(), seed=full.seed))
-        if DEVICE.type == "cuda":
-            reset_peak()
+    return layered_recipe(base, family_called(name), "both")
+
+
+def peak_row(sizes: dict[str, Any], model: str, name: str, length: int) -> Row:
+    """Run two steps of a recipe."""
+    recipe = recipe_of(model, name, length)
+    loop = Loop(recipe, task=recipe.task_class.skeleton(recipe.task_config(), seed=recipe.seed))
+    reset_peak()
+    if DEVICE.type == "cuda":
+        seconds = [timed(loop.step) for _ in range(2)]
+        measured = torch.cuda.max_memory_allocated()
+    else:
+        with measure_memory(loop.model, loop.optimizer) as memory:
             seconds = [timed(loop.step) for _ in range(2)]
-            measured = torch.cuda.max_memory_allocated()
-        else:
-            with measure_memory(loop.model, loop.optimizer) as memory:
-                seconds = [timed(loop.step) for _ in range(2)]
-            measured = memory.peak_bytes
-    except (torch.OutOfMemoryError, FeatherweightError) as error:
-        return {**row, "error": str(error).partition(". ")[0], **dict.fromkeys(unknown, "")}
-    grown = resident_bytes() - before
+        measured = memory.peak_bytes
     return {
-        **row,
-        "measured_gib": round(measured / GIB, 4),
-        "error": round(need.allocated_bytes / measured - 1, 5),
-        "host_gib": round(grown / GIB, 2),
+        "measured": measured,
+        "host_gib": round(resident_bytes() / GIB, 2),
         "pinned_gib": round(pinned_bytes() / GIB, 2),
         "step_s": round(min(seconds), 3),
     }
@@ -359,20 +366,22 @@ def resident_bytes() -> int:
 
 # --- main
 
-PARTS: dict[str, Callable[[dict[str, Any]], list[Row]]] = {
+PARTS: dict[str, Callable[[dict[str, Any]], Iterator[Row]]] = {
     "link": link,
     "hidden": hidden,
     "tokens": tokens,
     "peak": peak,
 }
+ROWS: dict[str, Callable[..., Row]] = {"hidden": hidden_row, "tokens": tokens_row, "peak": peak_row}
 
 
-def ask(sizes: dict[str, Any], what: dict[str, Any]) -> Row:
-    """Measure one row in a process that does nothing else."""
-    command = [sys.executable, __file__, "--one", json.dumps(what)] + (["--smoke"] if sizes is SMOKE else [])
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+def ask(sizes: dict[str, Any], part: str, what: dict[str, Any]) -> Row:
+    """Measure one row in a process that does nothing else; one that fails says why, as far as it can."""
+    command = [sys.executable, __file__, "--parts", part, "--one", json.dumps(what)]
+    done = subprocess.run(command + ["--smoke"] * (sizes is SMOKE), capture_output=True, text=True, check=False)
     if done.returncode:
-        raise SystemExit(f"bench frontier_card: {what} failed.\n{done.stderr[-3000:]}")
+        said = done.stderr.strip().splitlines()
+        return {"failed": f"{said[-1] if said else 'no word'} (status {done.returncode})"}
     row: Row = json.loads(done.stdout.splitlines()[-1])
     return row
 
@@ -386,13 +395,13 @@ def main() -> None:
     options = parser.parse_args()
     sizes = SMOKE if options.smoke else CARD
     if options.one:
-        what = json.loads(options.one)
-        print(json.dumps(tokens_row(sizes, **what) if "way" in what else peak_row(**what)))
+        print(json.dumps(ROWS[options.parts[0]](sizes, **json.loads(options.one))))
         return
     if DEVICE.type != "cuda" and not options.smoke:
         raise SystemExit("bench frontier_card: no GPU is here; expected one. --smoke runs the same code on a CPU.")
     for part in options.parts:
-        for row in PARTS[part](sizes):
+        for found in PARTS[part](sizes):
+            row = {name: found.get(name, "") for name in COLUMNS[part]}
             print(row, flush=True)
             if not options.smoke:
                 write_rows(f"frontier_card_{part}", [row])

@@ -16,7 +16,6 @@ were two rates.
 """
 
 import argparse
-import csv
 import itertools
 import statistics
 import time
@@ -25,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measurement import RESULTS, write_rows
+from measurement import read_rows, write_rows
 from torch import nn
 
 import featherweight as fw
@@ -60,12 +59,6 @@ ROWS: dict[str, dict[str, Any] | None] = {
 }
 RANK_OF = {"fixed": "inrank", "fixed_95": "inrank_95", "fixed_mlp": "inrank_mlp", "fixed_cola": "inrank"}
 """Whose mean rank a row of fixed rank takes."""
-
-
-def rows_of(name: str) -> list[dict[str, str]]:
-    """Return the rows of a CSV."""
-    path = RESULTS / f"{name}.csv"
-    return list(csv.DictReader(path.open())) if path.exists() else []
 
 
 def run(row: str, seed: int, matrix_lr: float, pictures: Path | None) -> dict[str, Any]:
@@ -151,7 +144,7 @@ def method_of(row: str) -> fw.InRank | None:
 
 def chosen(row: str) -> list[dict[str, str]]:
     """Return the runs of a row at the rate with the lowest validation loss on seed 0, by seed."""
-    mine = [found for found in rows_of(NAME) if found["row"] == row]
+    mine = [found for found in read_rows(NAME) if found["row"] == row]
     first = min((r for r in mine if r["seed"] == "0"), key=lambda r: float(r["validation_loss"]), default=None)
     if first is None:
         return []
@@ -216,7 +209,7 @@ def main() -> None:
 
 def run_missing(row: str, seed: int, matrix_lr: float, pictures: Path | None) -> None:
     """Make a run and its line in the CSV unless it stands there."""
-    if any((r["row"], int(r["seed"]), float(r["matrix_lr"])) == (row, seed, matrix_lr) for r in rows_of(NAME)):
+    if any((r["row"], int(r["seed"]), float(r["matrix_lr"])) == (row, seed, matrix_lr) for r in read_rows(NAME)):
         return
     result = run(row, seed, matrix_lr, pictures)
     write_rows(NAME, [result])

@@ -16,7 +16,6 @@ without that freedom AdamW looks far worse than it is.
 """
 
 import argparse
-import csv
 import itertools
 import json
 import math
@@ -24,7 +23,7 @@ import statistics
 from typing import Any
 
 import torch
-from measurement import RESULTS, take_turns, write_rows
+from measurement import read_rows, take_turns, write_rows
 from rich.console import Console
 from rich.table import Table
 from torch import nn
@@ -161,9 +160,7 @@ Key = tuple[str, str, str]
 
 def read() -> dict[Key, dict[str, str]]:
     """Return the rows of the CSV by (method, options, seed); of several with the same key the newest."""
-    path = RESULTS / "learning.csv"
-    rows = list(csv.DictReader(path.open())) if path.exists() else []
-    return {(row["method"], row["options"], row["seed"]): row for row in rows}
+    return {(row["method"], row["options"], row["seed"]): row for row in read_rows("learning")}
 
 
 def run(method: str, options: dict[str, Any], seed: int, tasks: dict[int, TextTask], known: set[Key]) -> None:

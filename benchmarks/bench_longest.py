@@ -11,10 +11,9 @@ included. Host: the inputs of all layers. One simulation of a length serves all 
 """
 
 import argparse
-import csv
 from typing import Any
 
-from measurement import RESULTS, write_rows
+from measurement import read_rows, write_rows
 
 from featherweight.planner import Target, need_of
 from featherweight.planner.candidates import ACTIVATION_STRATEGIES, family_called, recipe_of
@@ -22,7 +21,7 @@ from featherweight.planner.plan import base_recipe
 from featherweight.planner.solve import largest_within
 from featherweight.training.estimate import MemoryEstimate, estimate_memory
 
-CSV = RESULTS / "longest.csv"
+NAME = "longest"
 GIB = 2**30
 CARDS = {
     "8GB": "8 GB",
@@ -74,15 +73,10 @@ class Rows:
         return {**row, "tokens": found, "device_gib": device_gib, "host_gib": round(host_bytes / GIB, 1)}
 
 
-def known() -> list[dict[str, str]]:
-    """Return the rows of the CSV."""
-    return list(csv.DictReader(CSV.open())) if CSV.exists() else []
-
-
 def print_table() -> None:
     """Print tokens by recipe and card, with the host memory in brackets."""
     for model in MODELS:
-        rows = [row for row in known() if row["model"] == model]
+        rows = [row for row in read_rows(NAME) if row["model"] == model]
         if not rows:
             continue
         print(f"| {model} | " + " | ".join(CARDS.values()) + " |")
@@ -104,7 +98,7 @@ def plot() -> None:
     from line_picture import save_lines
 
     model = next(iter(MODELS))
-    mine = [row for row in known() if row["model"] == model and row["tokens"] != "0"]
+    mine = [row for row in read_rows(NAME) if row["model"] == model and row["tokens"] != "0"]
     lines = {name: [(size_of(r["card"]), int(r["tokens"])) for r in mine if r["recipe"] == name] for name in RECIPES}
     print(
         save_lines(
@@ -142,11 +136,11 @@ def main() -> None:
         for name in options.recipes:
             rows = Rows(model, name)
             for card in options.cards:
-                if (model, name, card) in [(row["model"], row["recipe"], row["card"]) for row in known()]:
+                if (model, name, card) in [(row["model"], row["recipe"], row["card"]) for row in read_rows(NAME)]:
                     continue
                 found = rows.longest(card)
                 print(found, len(rows.simulated), flush=True)
-                write_rows(CSV.stem, [found])
+                write_rows(NAME, [found])
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ S2FT, LoRA, DoRA and SHiRA change the same matrices (o_proj, down_proj) with equ
 
 import argparse
 import copy
-import csv
 import math
 import random
 import statistics
@@ -22,15 +21,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bench_s2ft_learning import TARGETS, autocast, held_out_loss, neutral_rows, questions, train
-from measurement import RESULTS, write_rows
+from bench_s2ft_learning import TARGETS, adapted, autocast, batches_of, held_out_loss, neutral_rows, questions, train
+from measurement import read_rows, write_rows
 from torch import Tensor, nn
 
 import featherweight as fw
 from featherweight.models import load_model, load_tokenizer
 from featherweight.optim import GaLoreAdamW, param_groups
 from featherweight.text.forgetting import measure_forgetting
-from featherweight.text.instructions import encode_instruction, pad_batch
 from featherweight.text.multiple_choice import evaluate_multiple_choice
 
 NAME, JUDGED = "s2ft_forgetting", "s2ft_forgetting_judged"
@@ -50,23 +48,20 @@ RATES: dict[str, tuple[float, ...]] = {
 Batches = list[dict[str, Tensor]]
 
 
-def adapted(method: str, model: nn.Module, batches: Batches) -> nn.Module:
+def changed(method: str, model: nn.Module, batches: Batches) -> nn.Module:
     """Return the model of a method; only what it trains requires gradients."""
     import peft
 
-    if method in ("full", "galore"):
+    if method == "galore":
         return model
-    if method == "shira":
-        return peft.get_peft_model(model, peft.ShiraConfig(r=8, target_modules=TARGETS, random_seed=0))
-    if method in ("lora", "dora"):
-        options = {"r": 8, "lora_alpha": 16, "target_modules": TARGETS, "use_dora": method == "dora"}
+    if method == "dora":
+        options = {"r": 8, "lora_alpha": 16, "target_modules": TARGETS, "use_dora": True}
         return peft.get_peft_model(model, peft.LoraConfig(**options))
-    config = fw.S2FTConfig(r_equivalent=8, multiple_of=1)
-    if method != "s2ft":
-        selection, select = method.removeprefix("s2ft ").split(", ")
-        chosen: dict[str, Any] = {"selection": selection, "select": select}
-        config = fw.s2ft.select(model, batches[:8], fw.S2FTConfig(r_equivalent=8, multiple_of=1, **chosen))
-    return peft.get_peft_model(model, config)
+    if not method.startswith("s2ft "):
+        return adapted(method, model)
+    selection, select = method.removeprefix("s2ft ").split(", ")
+    chosen: dict[str, Any] = {"selection": selection, "select": select, "r_equivalent": 8, "multiple_of": 1}
+    return peft.get_peft_model(model, fw.s2ft.select(model, batches[:8], fw.S2FTConfig(**chosen)))
 
 
 def trained(method: str, lr: float, seed: int, pretrained: nn.Module, folder: Path) -> tuple[nn.Module, dict[str, Any]]:
@@ -76,20 +71,15 @@ def trained(method: str, lr: float, seed: int, pretrained: nn.Module, folder: Pa
     found = questions(folder, "train", TASK)
     checked, training = found[:HELD_OUT], found[HELD_OUT:]
     random.Random(seed).shuffle(training)
-
-    def batches(chosen: list[Any]) -> Batches:
-        encoded = [encode_instruction(one, tokenizer, max_tokens=96) for one in chosen]
-        parts = [encoded[at : at + BATCH] for at in range(0, len(encoded), BATCH)]
-        return [pad_batch(part, tokenizer.eos_token_id) for part in parts]
-
-    steps = batches(training[: STEPS * BATCH])
+    steps = batches_of(training[: STEPS * BATCH], tokenizer, BATCH)
     model = copy.deepcopy(pretrained)
     if method not in ("full", "galore"):
         model.to(torch.bfloat16)
-    model = adapted(method, model, steps)
+    model = changed(method, model, steps)
     optimizer = GaLoreAdamW(param_groups(model, rank=64, update_proj_gap=50), lr=lr) if method == "galore" else None
     step_s, peak = train(model, steps, lr, optimizer)
-    loss = held_out_loss(model, batches(sorted(checked, key=lambda one: len(one.instruction))))
+    checks = batches_of(sorted(checked, key=lambda one: len(one.instruction)), tokenizer, BATCH)
+    loss = held_out_loss(model, checks)
     with torch.autocast("cpu", torch.bfloat16):
         forgotten = measure_forgetting(model, pretrained, neutral_rows(tokenizer, 4, 128))
     return model, {
@@ -119,20 +109,14 @@ def judged(method: str, lr: float, seed: int, pretrained: nn.Module, options: ar
     return row
 
 
-def known(name: str) -> list[dict[str, str]]:
-    """Return the rows of a CSV."""
-    path = RESULTS / f"{name}.csv"
-    return list(csv.DictReader(path.open())) if path.exists() else []
-
-
 def is_known(name: str, method: str, lr: float, seed: int) -> bool:
     """Tell whether a run stands in a CSV."""
-    return any((row["method"], float(row["lr"]), int(row["seed"])) == (method, lr, seed) for row in known(name))
+    return any((row["method"], float(row["lr"]), int(row["seed"])) == (method, lr, seed) for row in read_rows(name))
 
 
 def curve(method: str) -> list[tuple[float, float, float, int]]:
     """Return (held-out loss, KL, rate, seeds) of each rate, means over the seeds, from the smallest rate."""
-    rows = [row for row in known(NAME) if row["method"] == method]
+    rows = [row for row in read_rows(NAME) if row["method"] == method]
     found = []
     for lr in sorted({float(row["lr"]) for row in rows}):
         mine = [row for row in rows if float(row["lr"]) == lr]

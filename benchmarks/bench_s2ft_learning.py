@@ -59,6 +59,13 @@ def questions(folder: Path, split: str, task: str = "ARC-Easy") -> list[Instruct
     return [one for one in found if one is not None]
 
 
+def batches_of(chosen: list[Instruction], tokenizer: Any, batch: int) -> list[dict[str, torch.Tensor]]:
+    """Return questions in batches, padded."""
+    encoded = [encode_instruction(one, tokenizer, max_tokens=96) for one in chosen]
+    parts = [encoded[at : at + batch] for at in range(0, len(encoded), batch)]
+    return [pad_batch(part, tokenizer.eos_token_id) for part in parts]
+
+
 def autocast(model: nn.Module) -> Any:
     """Let matrix products of a float32 model run in bfloat16."""
     return torch.autocast("cpu", torch.bfloat16, enabled=next(model.parameters()).dtype == torch.float32)
@@ -132,18 +139,12 @@ def run(method: str, lr: float, pretrained: nn.Module, tokenizer: Any, options: 
     training = questions(options.data, "train")
     held_out, training = training[:HELD_OUT], training[HELD_OUT:]
     random.Random(options.seed).shuffle(training)
-
-    def batches(chosen: list[Instruction]) -> list[dict[str, torch.Tensor]]:
-        encoded = [encode_instruction(one, tokenizer, max_tokens=96) for one in chosen]
-        parts = [encoded[at : at + options.batch] for at in range(0, len(encoded), options.batch)]
-        return [pad_batch(part, tokenizer.eos_token_id) for part in parts]
-
     model = copy.deepcopy(pretrained)
     if method != "full":
         model.to(torch.bfloat16)
     model = adapted(method, model)
-    steps = batches(training[: options.steps * options.batch])
-    checks = batches(sorted(held_out, key=lambda one: len(one.instruction)))
+    steps = batches_of(training[: options.steps * options.batch], tokenizer, options.batch)
+    checks = batches_of(sorted(held_out, key=lambda one: len(one.instruction)), tokenizer, options.batch)
     if method == "base":
         model.requires_grad_(False)
         steps = []

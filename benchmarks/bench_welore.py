@@ -15,7 +15,6 @@ Toy: Llama, hidden 128, 4 layers, bytes of the English corpus, 1300 steps of 8 x
 
 import argparse
 import copy
-import csv
 import itertools
 import math
 import os
@@ -25,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measurement import RESULTS, take_turns, write_rows
+from measurement import read_rows, take_turns, write_rows
 from torch import Tensor, nn
 
 import featherweight as fw
@@ -109,7 +108,7 @@ def smollm2(arguments: argparse.Namespace) -> None:
     from featherweight.models import load_model, load_tokenizer
 
     deadline = time.time() + arguments.seconds
-    known = {(row["rule"], row["rank_reduction_asked"]) for row in rows_of("welore_smollm2")}
+    known = {(row["rule"], row["rank_reduction_asked"]) for row in read_rows("welore_smollm2")}
     wanted = [(rule, share) for rule in RULES for share in SHARES if (rule, str(share)) not in known]
     model, tokenizer = load_model("smollm2").eval(), load_tokenizer("smollm2")
     tokens = encode(tokenizer, arguments.text)[: arguments.tokens]
@@ -355,18 +354,12 @@ def large(arguments: argparse.Namespace) -> None:
 # ---- tables and pictures
 
 
-def rows_of(name: str) -> list[dict[str, str]]:
-    """Return the rows of a CSV."""
-    path = RESULTS / f"{name}.csv"
-    return list(csv.DictReader(path.open())) if path.exists() else []
-
-
 def table() -> None:
     """Print the tables as Markdown and draw the pictures."""
     from featherweight.report import Report
 
     report = Report("WeLore")
-    newest = {(row["rule"], float(row["rank_reduction_asked"])): row for row in rows_of("welore_smollm2")}
+    newest = {(row["rule"], float(row["rank_reduction_asked"])): row for row in read_rows("welore_smollm2")}
     rules = list(dict.fromkeys(rule for rule, _ in newest if rule != "dense"))
     dense = newest.get(("dense", 0.0))
     if dense:
@@ -388,7 +381,7 @@ def table() -> None:
         report.save_picture(
             Path(__file__).parents[1] / "docs/images/welore_perplexity.png", "Perplexity of SmolLM2-135M"
         )
-    toys = rows_of("welore_toy")
+    toys = read_rows("welore_toy")
     for share in sorted({row["rank_reduction"] for row in toys}):
         for rule in dict.fromkeys(row["rule"] for row in toys if row["rank_reduction"] == share):
             by_seed = {

@@ -14,7 +14,6 @@ one, for a perplexity of so many times. `whitened, int8`, `search, int8`: factor
 
 import argparse
 import copy
-import csv
 import math
 import re
 import time
@@ -22,7 +21,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from measurement import RESULTS, write_rows
+from measurement import read_rows, write_rows
 from torch import Tensor, nn
 
 import featherweight as fw
@@ -126,8 +125,7 @@ def measured(name: str, model: nn.Module, change: Change, judges: Tensor) -> dic
 
 def known() -> list[dict[str, str]]:
     """Return the rows of the CSV, from small to large files."""
-    path = RESULTS / f"{NAME}.csv"
-    return sorted(csv.DictReader(path.open()), key=lambda row: int(row["bytes"])) if path.exists() else []
+    return sorted(read_rows(NAME), key=lambda row: int(row["bytes"]))
 
 
 def table() -> None:

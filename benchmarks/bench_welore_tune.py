@@ -12,7 +12,6 @@ those of the processor, of whole steps, one thread; peaks are the tracker's. A c
 """
 
 import argparse
-import csv
 import math
 import statistics
 import time
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measurement import RESULTS, write_rows
+from measurement import read_rows, write_rows
 from torch import Tensor, nn
 
 import featherweight as fw
@@ -31,7 +30,7 @@ from featherweight.text.perplexity import perplexity
 
 NAME = "welore_tune"
 CALIBRATES, CHOOSES, JUDGES, ROW, ROWS = 16 * 512, 1024, 2048, 256, 2
-RATES = {"lrc": (3e-4, 1e-3, 3e-3), "all": (3e-5, 1e-4, 3e-4)}
+RATES = {"lrc": (3e-5, 1e-4, 3e-4), "all": (3e-5, 1e-4, 3e-4)}
 SEEDS = (0, 1, 2)
 
 
@@ -107,9 +106,7 @@ def run(share: float, way: str, lr: float, seed: int, stream: Tensor, options: a
 
 def known(steps: int) -> list[dict[str, str]]:
     """Return the rows of the CSV with so many steps."""
-    path = RESULTS / f"{NAME}.csv"
-    rows = list(csv.DictReader(path.open())) if path.exists() else []
-    return [row for row in rows if int(row["steps"]) == steps]
+    return [row for row in read_rows(NAME) if int(row["steps"]) == steps]
 
 
 def chosen(share: float, way: str, steps: int) -> list[dict[str, str]]:

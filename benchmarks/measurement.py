@@ -82,12 +82,26 @@ def synchronize() -> None:
         torch.cuda.synchronize()
 
 
+def read_rows(name: str) -> list[dict[str, str]]:
+    """Return the rows of results/<name>.csv; none if there is no such file."""
+    path = RESULTS / f"{name}.csv"
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
 def write_rows(name: str, rows: list[dict[str, Any]]) -> Path:
-    """Append rows to results/<name>.csv, each with the facts of the machine and the date; return the path."""
+    """Append rows to results/<name>.csv, each with the facts of the machine and the date; return the path.
+
+    A file with other columns is left as it is, and the rows are printed.
+    """
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.csv"
     complete = [{**row, **machine(), "date": time.strftime("%Y-%m-%d")} for row in rows]
     is_new = not path.exists()
+    if not is_new and (found := path.read_text().partition("\n")[0]) != ",".join(complete[0]):
+        raise SystemExit(f"bench: {path} has the columns {found}; expected {','.join(complete[0])}. Not added: {rows}")
     with path.open("a", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=list(complete[0]), lineterminator="\n")
         if is_new:

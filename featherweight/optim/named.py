@@ -13,7 +13,14 @@ from pydantic import Field, create_model
 
 from featherweight.config import Config
 from featherweight.errors import ConfigError
-from featherweight.optim.options import AdafactorOptions, AdamWOptions, ScaleOptions, TensorOptions, options_of
+from featherweight.optim.options import (
+    ALWAYS_GIVEN,
+    AdafactorOptions,
+    AdamWOptions,
+    ScaleOptions,
+    TensorOptions,
+    options_of,
+)
 from featherweight.optim.presets import arguments as presets
 from featherweight.optim.presets.arguments import Arguments
 from featherweight.registry import Registry
@@ -113,24 +120,14 @@ _TABLE = (
     _Preset("q_galore", "q_galore:QGaLoreAdamW", presets.Q_GALORE, methods=("int8",)),
     _Preset("galore_adafactor", "galore_adafactor:GaLoreAdafactor", presets.GALORE_ADAFACTOR),
     _Preset("apollo", "apollo:Apollo", presets.APOLLO),
-    _Preset(
-        "apollo_mini",
-        "apollo:ApolloMini",
-        presets.APOLLO_MINI,
-        {"rank": 1, "scale": 128.0, "residual": "apollo_tensor"},
-    ),
+    _Preset("apollo_mini", "apollo:ApolloMini", presets.APOLLO_MINI),
     _Preset("fira", "fira:Fira", presets.FIRA),
     _Preset("ldadam", "ldadam:LDAdamW", presets.LDADAM),
     _Preset("gum", "gum:GUM", presets.LOW_RANK_MUON),
     _Preset("scale", "scale:Scale", presets.SCALE),
     _Preset("tensor_galore", "tensor_galore:TensorGaLoreAdamW", presets.TENSOR_GALORE),
     _Preset("tensor_galore_8bit", "tensor_galore:TensorGaLoreAdamW", presets.TENSOR_GALORE, {"state_bits": 8}),
-    _Preset(
-        "tensorgrad",
-        "tensor_galore:TensorGRaD",
-        presets.TENSORGRAD,
-        {"rank": 0.20, "sparse_ratio": 0.05, "proj_type": "tucker", "residual": None, "residual_weight": 0.3},
-    ),
+    _Preset("tensorgrad", "tensor_galore:TensorGRaD", presets.TENSORGRAD),
 )
 _BASES: dict[type, type[OptimizerConfig]] = {
     AdamWOptions: OptimizerConfig,
@@ -163,14 +160,21 @@ def _config_of(arguments: Arguments) -> type[OptimizerConfig]:
     return model
 
 
+def _values_of(row: _Preset, first: Arguments) -> dict[str, Any]:
+    """Return in what a name differs from the first of its family, whose defaults their shared class has."""
+    shared = (*ALWAYS_GIVEN, *_OF_RECIPES.get(row.arguments.family, {}))
+    own = {name: value for name, value in row.arguments.defaults.items() if value != first.defaults[name]}
+    return {name: value for name, value in own.items() if name not in shared} | dict(row.values)
+
+
 optimizers: Registry[NamedOptimizer] = Registry("optimizer", "featherweight.optimizers")
-_configs: dict[type, type[OptimizerConfig]] = {}
+_firsts: dict[type, tuple[Arguments, type[OptimizerConfig]]] = {}
 for _row in _TABLE:
-    if _row.arguments.family not in _configs:  # names of one family share a class; the first has its defaults
-        _configs[_row.arguments.family] = _config_of(_row.arguments)
+    if _row.arguments.family not in _firsts:  # names of one family share a class; the first has its defaults
+        _firsts[_row.arguments.family] = _row.arguments, _config_of(_row.arguments)
+    _first, _config = _firsts[_row.arguments.family]
     _place = f"featherweight.optim.presets.{_row.place}"
-    _config = _configs[_row.arguments.family]
-    optimizers.register(_row.name, NamedOptimizer(_config, _row.values, _place, _row.methods))
+    optimizers.register(_row.name, NamedOptimizer(_config, _values_of(_row, _first), _place, _row.methods))
 
 
 def parse_optimizer(value: str | Mapping[str, Any]) -> OptimizerConfig:

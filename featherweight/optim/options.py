@@ -390,9 +390,10 @@ SCHEDULER_KEYS = ("initial_lr", "max_lr", "min_lr", "base_momentum", "max_moment
 MATRIX_FAMILIES = (GaLoreOptions, LDAdamOptions, GUMOptions)
 """Together they have every option of matrices."""
 
-_ALWAYS_GIVEN = ("lr", "betas", "eps", "weight_decay")
+ALWAYS_GIVEN = ("lr", "betas", "eps", "weight_decay")
+"""Options that every optimizer has."""
 
-LOW_RANK_DEFAULTS = {key: value for key, value in defaults_of(*MATRIX_FAMILIES).items() if key not in _ALWAYS_GIVEN}
+LOW_RANK_DEFAULTS = {key: value for key, value in defaults_of(*MATRIX_FAMILIES).items() if key not in ALWAYS_GIVEN}
 """What an optimizer does where its preset says nothing. `lazy` is kept as the plain options of `LazyRefresh`."""
 
 TENSOR_DEFAULTS = defaults_of(TensorOptions)

@@ -1,6 +1,7 @@
 """`scripts/bench frontier_card --smoke`: all parts of the benchmark for a card run on a CPU, too, and write no rows."""
 
 import ast
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -8,12 +9,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+PROGRAM = ROOT / "benchmarks" / "bench_frontier_card.py"
 pytestmark = pytest.mark.slow
 
 
 def rows(part):
     before = sorted((ROOT / "benchmarks" / "results").iterdir())
-    command = [sys.executable, ROOT / "benchmarks" / "bench_frontier_card.py", "--smoke", "--parts", part]
+    command = [sys.executable, PROGRAM, "--smoke", "--parts", part]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert sorted((ROOT / "benchmarks" / "results").iterdir()) == before
@@ -43,7 +45,14 @@ def test_every_way_of_training_a_long_row_runs():
         "checkpointing",
         "fsdp2_offload",
     ]
-    assert all(row["fits"] and row["tokens_s"] > 0 for row in found)
+    assert all(row["tokens_s"] > 0 and not row["failed"] for row in found)
+
+
+def test_a_row_that_fails_says_why(monkeypatch):
+    monkeypatch.syspath_prepend(str(PROGRAM.parent))
+    bench = importlib.import_module(PROGRAM.stem)
+    found = bench.ask(bench.SMOKE, "tokens", {"way": "checkpointing", "length": -1})
+    assert list(found) == ["failed"] and found["failed"].endswith("(status 1)") and "Error" in found["failed"]
 
 
 def test_the_simulated_peak_is_that_of_the_run():

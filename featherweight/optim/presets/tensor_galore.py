@@ -35,8 +35,7 @@ class TensorGaLoreAdamW(LowRankOptimizer):
         W <- (1 - lr wd) W - lr (D + residual_weight R / rms(R))        rms over the channels of each frequency
 
     A mode with r_k = n_k has no basis, so at full rank this is AdamW. ``proj_type="tucker", residual=None`` is the
-    paper's. Vectors, matrices and tensors of fewer than
-    `min_numel` numbers keep AdamW's moments and run at lr.
+    paper's. Vectors, matrices and tensors of fewer than `min_numel` numbers keep AdamW's moments and run at lr.
 
     Args:
         params: tensors or parameter groups; a flat list is projected wherever it saves something. See
