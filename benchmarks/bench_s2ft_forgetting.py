@@ -137,6 +137,8 @@ def kl_at(points: list[tuple[float, float, float, int]], loss: float) -> float:
 def table() -> None:
     """Print each method's curve, and its KL at losses that several reach."""
     curves = {method: curve(method) for method in RATES if curve(method)}
+    if not curves:
+        raise SystemExit(f"bench s2ft_forgetting: results/{NAME}.csv has no rows yet. Run it without --table first.")
     least = sorted(min(point[0] for point in points) for points in curves.values())
     losses = [round(least[len(least) // 2] + extra, 2) for extra in (0.0, 0.05, 0.1)]
     heads = ["method", "rate: loss, KL", *(f"KL at a loss of {loss}" for loss in losses)]
