@@ -4,7 +4,7 @@ import json
 import signal
 
 import pytest
-from robot_processes import start
+from robot_processes import start, stop
 
 from featherweight.cli import run
 
@@ -33,8 +33,7 @@ def test_a_class_is_made_its_links_hold_the_keys_of_people_alone_and_its_server_
         _, errors = server.communicate(timeout=30)
         assert server.returncode == 0 and "Traceback" not in errors
     finally:
-        server.kill()
-        server.communicate()
+        stop([server])
 
     assert run(["robot", "class", "export", str(folder), str(tmp_path / "class.zip"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["files"] == ["board.csv"]

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from robot_processes import start
+from robot_processes import start, stop
 
 from featherweight.cli import run
 
@@ -14,12 +14,13 @@ def test_three_processes_make_a_session_over_tls(tmp_path):
     room = str(tmp_path / "class")
     assert run(["robot", "class", "init", room, "--room", "lab1", "-m", "arm1:robot", "-m", "alice:operator"]) == 0
     common = ["--room", "lab1", "--class", room]
-    relay = start("relay", "--class", room, "--port", "0", "--duration", "90")
+    started = [start("relay", "--class", room, "--port", "0", "--duration", "90")]
     try:
-        address = relay.stdout.readline().split()[1]
-        robot = start("serve", *common, "--relay", address, "--port", "sim", "--duration", "12", "--json")
-        assert "arm1 serves in lab1" in robot.stdout.readline()
-        alice = start("join", *common, "--relay", address, "--leader", "sine", "--duration", "4", "--json")
+        address = started[0].stdout.readline().split()[1]
+        started.append(start("serve", *common, "--relay", address, "--port", "sim", "--duration", "12", "--json"))
+        assert "arm1 serves in lab1" in started[1].stdout.readline()
+        started.append(start("join", *common, "--relay", address, "--leader", "sine", "--duration", "4", "--json"))
+        _, robot, alice = started
         out, errors = alice.communicate(timeout=60)
         assert alice.returncode == 0, errors
         result = json.loads(out)
@@ -29,9 +30,7 @@ def test_three_processes_make_a_session_over_tls(tmp_path):
         status = json.loads(out)
         assert robot.returncode == 0 and status["accepted"] > 60 and status["mode"] == "HOLD"
     finally:
-        for process in (relay,):
-            process.terminate()
-            process.communicate()
+        stop(started)
 
 
 def test_files_of_another_room_are_refused(tmp_path, capsys):

@@ -6,7 +6,7 @@ import time
 import urllib.request
 
 import pytest
-from robot_processes import start
+from robot_processes import start, stop
 
 from featherweight.cli import run
 
@@ -23,8 +23,7 @@ def test_the_command_prints_an_address_that_a_browser_can_open_and_ends_with_ctr
         out, errors = server.communicate(timeout=20)
         assert server.returncode == 0 and json.loads(out) == {} and errors == ""
     finally:
-        server.kill()
-        server.communicate()
+        stop([server])
 
 
 def test_an_impairment_that_is_none_is_one_sentence(capsys):
@@ -62,6 +61,4 @@ def test_a_page_drives_a_robot_of_a_room_on_another_machine(tmp_path):
                 came = time.monotonic() * 1000
             assert state["q"][0] >= 5 and state["mine"] and state["by"] == "alice"
     finally:
-        for process in started:
-            process.kill()
-            process.communicate()
+        stop(started)

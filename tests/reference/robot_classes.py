@@ -1,5 +1,6 @@
 """People of a class for tests: pages without a browser, over TLS."""
 
+import asyncio
 import json
 import math
 import ssl
@@ -12,7 +13,7 @@ def token(folder, name):
 
 
 def connect(server, folder, path):
-    from websockets.sync.client import connect as open_socket
+    from websockets.asyncio.client import connect as open_socket
 
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.load_verify_locations(folder / "ca.pem")
@@ -42,30 +43,33 @@ class Person(threading.Thread):
         self.asked.append(request)
 
     def run(self):
+        asyncio.run(self._come_again())  # one thread for reading and writing, as TLS demands
+
+    async def _come_again(self):
         room = json.loads((self.folder / "relay.json").read_text())["room"]
         while not self.is_over:
             try:
-                with connect(self.server, self.folder, f"{room}/page") as link:
-                    self._talk(link)
+                async with connect(self.server, self.folder, f"{room}/page") as link:
+                    await self._talk(link)
             except Exception:  # the server is gone for a moment: try again, as a page does
-                time.sleep(0.2)
+                await asyncio.sleep(0.2)
 
-    def _talk(self, link):
-        link.send(json.dumps({"hello": token(self.folder, self.person), "robot": self.robot}))
-        self.welcome = json.loads(link.recv(timeout=10))
+    async def _talk(self, link):
+        await link.send(json.dumps({"hello": token(self.folder, self.person), "robot": self.robot}))
+        self.welcome = json.loads(await asyncio.wait_for(link.recv(), 10))
         echo = came = due = 0
         while not self.is_over:
             now = time.monotonic() * 1000
             while self.asked:
-                link.send(json.dumps(self.asked.pop(0)))
+                await link.send(json.dumps(self.asked.pop(0)))
             if now >= due:
                 due = now + 33
                 message = {"t": now, "e": echo, "h": now - came if came else 0, "s": self.state.get("s", 0)}
                 if self.is_driving:
                     message["w"] = ["angles", [25 * math.sin(now / 1000 + i) for i in range(5)] + [0]]
-                link.send(json.dumps(message))
+                await link.send(json.dumps(message))
             try:
-                text = link.recv(timeout=0.03)
+                text = await asyncio.wait_for(link.recv(), 0.03)
             except TimeoutError:
                 continue
             if isinstance(text, bytes):

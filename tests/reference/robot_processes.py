@@ -13,3 +13,10 @@ def start(*arguments, **environment):
         text=True,
         env={**os.environ, "PYTHONUNBUFFERED": "1", **environment},
     )
+
+
+def stop(processes):
+    """Kill what still runs, so that one failure leaves nothing for the next test."""
+    for process in processes:
+        process.kill()
+        process.communicate()

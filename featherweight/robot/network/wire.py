@@ -37,6 +37,10 @@ class Outbox:
         self._latest: OrderedDict[str, bytes] = OrderedDict()
         self._ordered: deque[str | bytes] = deque(maxlen=MAX_WAITING)
 
+    def __bool__(self) -> bool:
+        """Whether something waits."""
+        return bool(self._ordered or self._latest)
+
     def put(self, topic: str, message: bytes) -> None:
         """Add a message."""
         kind = topic.split("/")[3] if topic.count("/") >= 3 else ""

@@ -20,7 +20,8 @@ class Echo(SocketServer):
 
 
 def test_it_serves_whom_it_lets_in_until_it_is_closed():
-    client = import_websockets().sync.client
+    from websockets.sync import client
+
     server = Echo("echo", "127.0.0.1", 0, None, ping_timeout_s=4).start()
     with client.connect(f"ws://127.0.0.1:{server.port}/in") as connection:
         connection.send("hello")
