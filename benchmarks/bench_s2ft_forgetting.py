@@ -9,7 +9,8 @@ each with three seeds; a row says the loss on 60 other training questions and th
 on 512 tokens of Python's documentation. `--table` reads the KL off each method's curve at equal losses. `--judge` takes
 the rate of least loss, trains again and measures accuracy on 1,000 test questions of ARC-Easy, BoolQ and OpenBookQA,
 of which two were never trained on. FOLDER is that of LLM-Adapters' data: ARC-Easy/train.json, boolq/test.json, ...
-S2FT, LoRA, DoRA and SHiRA change the same matrices (o_proj, down_proj) with equal numbers of parameters.
+S2FT, LoRA, DoRA and SHiRA change the same matrices (o_proj, down_proj) with equal numbers of parameters; `both axes`
+changes columns of these and rows of v_proj and up_proj with 0.96 times as many.
 """
 
 import argparse
@@ -42,9 +43,11 @@ RATES: dict[str, tuple[float, ...]] = {
     "dora": LORA_RATES,
     "s2ft activation, smallest": S2FT_RATES,
     "s2ft gradient, largest": S2FT_RATES,
+    "s2ft both axes": S2FT_RATES,
     "full": (4e-5, 8e-5, 1.7e-4, 3.4e-4),
     "galore": (3.75e-4, 7.5e-4, 1.5e-3, 3e-3),
 }
+AXES = {"o_proj": "input", "down_proj": "input", "v_proj": "output", "up_proj": "output"}
 Batches = list[dict[str, Tensor]]
 
 
@@ -57,6 +60,10 @@ def changed(method: str, model: nn.Module, batches: Batches) -> nn.Module:
     if method == "dora":
         options = {"r": 8, "lora_alpha": 16, "target_modules": TARGETS, "use_dora": True}
         return peft.get_peft_model(model, peft.LoraConfig(**options))
+    if method == "s2ft both axes":
+        return peft.get_peft_model(
+            model, fw.S2FTConfig(r_equivalent=4, multiple_of=1, target_modules=list(AXES), axis_pattern=AXES)
+        )
     if not method.startswith("s2ft "):
         return adapted(method, model)
     selection, select = method.removeprefix("s2ft ").split(", ")
