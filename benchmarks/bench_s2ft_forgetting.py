@@ -4,7 +4,7 @@
     scripts/bench s2ft_forgetting --data FOLDER --judge          # accuracy of the chosen rates on all three tasks
     scripts/bench s2ft_forgetting --table
 
-SmolLM2-135M is trained on 600 questions of one task (ARC-Easy as cloze) in 100 steps of 6. Every method has four rates,
+SmolLM2-135M is trained on 600 questions of one task (ARC-Easy as cloze) in 100 steps of 6. Every method has five rates,
 each with three seeds; a row says the loss on 60 other training questions and the KL divergence from the model before,
 on 512 tokens of Python's documentation. `--table` reads the KL off each method's curve at equal losses. `--judge` takes
 the rate of least loss, trains again and measures accuracy on 1,000 test questions of ARC-Easy, BoolQ and OpenBookQA,
@@ -18,6 +18,7 @@ import copy
 import math
 import random
 import statistics
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -35,20 +36,21 @@ from featherweight.text.multiple_choice import evaluate_multiple_choice
 NAME, JUDGED = "s2ft_forgetting", "s2ft_forgetting_judged"
 TASK, TASKS = "ARC-Easy", ("ARC-Easy", "boolq", "openbookqa")
 STEPS, BATCH, HELD_OUT, SEEDS = 100, 6, 60, (0, 1, 2)
-S2FT_RATES, LORA_RATES = (2.5e-3, 5e-3, 1e-2, 2e-2), (7.5e-4, 1.5e-3, 3e-3, 6e-3)
+S2FT_RATES, LORA_RATES = (1.25e-3, 2.5e-3, 5e-3, 1e-2, 2e-2), (3.75e-4, 7.5e-4, 1.5e-3, 3e-3, 6e-3)
 RATES: dict[str, tuple[float, ...]] = {
     "s2ft": S2FT_RATES,
     "lora": LORA_RATES,
     "shira": S2FT_RATES,
     "dora": LORA_RATES,
-    "s2ft activation, smallest": S2FT_RATES,
+    "s2ft activation, smallest": (2.5e-3, 5e-3, 1e-2, 2e-2, 4e-2),
     "s2ft gradient, largest": S2FT_RATES,
     "s2ft both axes": S2FT_RATES,
-    "full": (4e-5, 8e-5, 1.7e-4, 3.4e-4),
-    "galore": (3.75e-4, 7.5e-4, 1.5e-3, 3e-3),
+    "full": (2e-5, 4e-5, 8e-5, 1.7e-4, 3.4e-4),
+    "galore": (1.9e-4, 3.75e-4, 7.5e-4, 1.5e-3, 3e-3),
 }
 AXES = {"o_proj": "input", "down_proj": "input", "v_proj": "output", "up_proj": "output"}
 Batches = list[dict[str, Tensor]]
+Point = tuple[float, float, float]
 
 
 def changed(method: str, model: nn.Module, batches: Batches) -> nn.Module:
@@ -121,18 +123,19 @@ def is_known(name: str, method: str, lr: float, seed: int) -> bool:
     return any((row["method"], float(row["lr"]), int(row["seed"])) == (method, lr, seed) for row in read_rows(name))
 
 
-def curve(method: str) -> list[tuple[float, float, float, int]]:
-    """Return (held-out loss, KL, rate, seeds) of each rate, means over the seeds, from the smallest rate."""
-    rows = [row for row in read_rows(NAME) if row["method"] == method]
+def curve(method: str, seeds: Collection[int]) -> list[Point]:
+    """Return each rate's (held-out loss, KL, rate), means over the seeds; only of rates that all have."""
+    rows = [row for row in read_rows(NAME) if row["method"] == method and int(row["seed"]) in seeds]
     found = []
     for lr in sorted({float(row["lr"]) for row in rows}):
         mine = [row for row in rows if float(row["lr"]) == lr]
-        loss, kl = (statistics.mean(float(row[key]) for row in mine) for key in ("held_out_loss", "kl"))
-        found.append((loss, kl, lr, len(mine)))
+        if len(mine) == len(seeds):
+            loss, kl = (statistics.mean(float(row[key]) for row in mine) for key in ("held_out_loss", "kl"))
+            found.append((loss, kl, lr))
     return found
 
 
-def kl_at(points: list[tuple[float, float, float, int]], loss: float) -> float:
+def kl_at(points: list[Point], loss: float) -> float:
     """Return the KL where a curve first comes down to a loss, in the logarithm between its rates; NaN if nowhere."""
     for (high, kl_high, *_), (low, kl_low, *_) in zip(points, points[1:], strict=False):
         if high >= loss >= low and high > low:
@@ -141,19 +144,19 @@ def kl_at(points: list[tuple[float, float, float, int]], loss: float) -> float:
     return math.nan
 
 
-def table() -> None:
-    """Print each method's curve, and its KL at losses that several reach."""
-    curves = {method: curve(method) for method in RATES if curve(method)}
+def table(seeds: Collection[int], losses: Collection[float]) -> None:
+    """Print each method's curve, and its KL at losses that several reach; only rates that all seeds have."""
+    curves = {method: curve(method, seeds) for method in RATES if curve(method, seeds)}
     if not curves:
         raise SystemExit(f"bench s2ft_forgetting: results/{NAME}.csv has no rows yet. Run it without --table first.")
-    least = sorted(min(point[0] for point in points) for points in curves.values())
-    losses = [round(least[len(least) // 2] + extra, 2) for extra in (0.0, 0.05, 0.1)]
-    heads = ["method", "rate: loss, KL", *(f"KL at a loss of {loss}" for loss in losses)]
+    heads = ["method", "rate: loss, KL", *(f"KL at a loss of {loss}" for loss in losses), "least loss"]
     print("| " + " | ".join(heads) + " |")
     print("|---" * len(heads) + "|")
     for method, points in curves.items():
-        cells = "; ".join(f"{lr:g}: {loss:.3f}, {kl:.3f} ({seeds})" for loss, kl, lr, seeds in points)
-        print(f"| {method} | {cells} | " + " | ".join(f"{kl_at(points, loss):.3f}" for loss in losses) + " |")
+        cells = ["; ".join(f"{lr:g}: {loss:.3f}, {kl:.3f}" for loss, kl, lr in points)]
+        at_losses = [kl_at(points, loss) for loss in losses]
+        cells += ["" if math.isnan(kl) else f"{kl:.3f}" for kl in at_losses]
+        print(f"| {method} | " + " | ".join([*cells, f"{min(points)[0]:.3f}"]) + " |")
 
 
 def main() -> None:
@@ -163,11 +166,12 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=list(RATES), choices=list(RATES))
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     parser.add_argument("--questions", type=int, default=1000)
+    parser.add_argument("--losses", type=float, nargs="+", default=[2.3, 2.27], help="of the table")
     parser.add_argument("--judge", action="store_true")
     parser.add_argument("--table", action="store_true")
     options = parser.parse_args()
     if options.table:
-        table()
+        table(options.seeds, options.losses)
         return
     if options.data is None:
         parser.error("--data is missing; give the folder that holds ARC-Easy/train.json and test.json")
@@ -175,7 +179,7 @@ def main() -> None:
     for seed in options.seeds:
         for method in options.methods:
             if options.judge:
-                lr = min(curve(method))[2]
+                lr = min(curve(method, options.seeds))[2]
                 if not is_known(JUDGED, method, lr, seed):
                     write_rows(JUDGED, [judged(method, lr, seed, pretrained, options)])
                 continue
@@ -184,7 +188,7 @@ def main() -> None:
                     _, row = trained(method, lr, seed, pretrained, options.data)
                     print(row, flush=True)
                     write_rows(NAME, [row])
-    table()
+    table(options.seeds, options.losses)
 
 
 if __name__ == "__main__":
