@@ -6,9 +6,9 @@
 
 SmolLM2-135M is trained on 600 questions of one task (ARC-Easy as cloze) in 100 steps of 6. Every method has five rates,
 each with three seeds; a row says the loss on 60 other training questions and the KL divergence from the model before,
-on 512 tokens of Python's documentation. `--table` reads the KL off each method's curve at equal losses. `--judge` takes
-the rate of least loss, trains again and measures accuracy on 1,000 test questions of ARC-Easy, BoolQ and OpenBookQA,
-of which two were never trained on. FOLDER is that of LLM-Adapters' data: ARC-Easy/train.json, boolq/test.json, ...
+on 512 tokens of Python's documentation. `--table` reads the KL off each method's curve at equal losses and draws the
+curves. `--judge` takes the rate of least loss, trains again and measures accuracy on 1,000 test questions of ARC-Easy,
+BoolQ and OpenBookQA, of which two were never trained on. FOLDER is that of LLM-Adapters' data: ARC-Easy/train.json, ...
 S2FT, LoRA, DoRA and SHiRA change the same matrices (o_proj, down_proj) with equal numbers of parameters; `both axes`
 changes columns of these and rows of v_proj and up_proj with 0.96 times as many.
 """
@@ -34,6 +34,7 @@ from featherweight.text.forgetting import measure_forgetting
 from featherweight.text.multiple_choice import evaluate_multiple_choice
 
 NAME, JUDGED = "s2ft_forgetting", "s2ft_forgetting_judged"
+PICTURE = Path(__file__).parents[1] / "docs/images/s2ft_forgetting.svg"
 TASK, TASKS = "ARC-Easy", ("ARC-Easy", "boolq", "openbookqa")
 STEPS, BATCH, HELD_OUT, SEEDS = 100, 6, 60, (0, 1, 2)
 S2FT_RATES, LORA_RATES = (1.25e-3, 2.5e-3, 5e-3, 1e-2, 2e-2), (3.75e-4, 7.5e-4, 1.5e-3, 3e-3, 6e-3)
@@ -145,18 +146,48 @@ def kl_at(points: list[Point], loss: float) -> float:
 
 
 def table(seeds: Collection[int], losses: Collection[float]) -> None:
-    """Print each method's curve, and its KL at losses that several reach; only rates that all seeds have."""
-    curves = {method: curve(method, seeds) for method in RATES if curve(method, seeds)}
+    """Print each method's KL at losses that several reach, and its best rate; only rates that all seeds have."""
+    curves = {method: curve(method, seeds) for method in RATES if len(curve(method, seeds)) > 1}
     if not curves:
         raise SystemExit(f"bench s2ft_forgetting: results/{NAME}.csv has no rows yet. Run it without --table first.")
-    heads = ["method", "rate: loss, KL", *(f"KL at a loss of {loss}" for loss in losses), "least loss"]
+    heads = ["method", "trained", *(f"KL at a loss of {loss:.2f}" for loss in losses)]
+    heads += ["least loss", "its KL", "its rate", "peak (MiB)"]
     print("| " + " | ".join(heads) + " |")
     print("|---" * len(heads) + "|")
     for method, points in curves.items():
-        cells = ["; ".join(f"{lr:g}: {loss:.3f}, {kl:.3f}" for loss, kl, lr in points)]
+        row = next(row for row in read_rows(NAME) if row["method"] == method)
         at_losses = [kl_at(points, loss) for loss in losses]
-        cells += ["" if math.isnan(kl) else f"{kl:.3f}" for kl in at_losses]
-        print(f"| {method} | " + " | ".join([*cells, f"{min(points)[0]:.3f}"]) + " |")
+        least, kl, lr = min(points)
+        cells = [
+            method,
+            f"{int(row['trained_parameters']):,}",
+            *("" if math.isnan(x) else f"{x:.3f}" for x in at_losses),
+        ]
+        print("| " + " | ".join([*cells, f"{least:.3f}", f"{kl:.3f}", f"{lr:g}", row["peak_mib"]]) + " |")
+
+
+def draw(seeds: Collection[int]) -> None:
+    """Draw KL over held-out loss, a line for each method and a point for each rate."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    from featherweight.report.pictures import settings
+
+    with matplotlib.rc_context(settings(NAME)):
+        figure = Figure(figsize=(9, 5), layout="constrained")
+        axes = figure.add_subplot()
+        for method, style in zip(RATES, ("o-", "s-", "D-", "^-", "v-", "P-", "X-", "*--", "h--"), strict=True):
+            if points := curve(method, seeds):
+                axes.plot([one[0] for one in points], [one[1] for one in points], style, markersize=5, label=method)
+        axes.set_xlim(2.15, 2.6)
+        axes.set_ylim(0.005, 2)
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.set_xlabel("held-out loss (nats/token)")
+        axes.set_ylabel("KL to the model before")
+        axes.grid()
+        axes.legend()
+        figure.savefig(PICTURE, metadata={"Date": None})
 
 
 def main() -> None:
@@ -172,6 +203,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.table:
         table(options.seeds, options.losses)
+        draw(options.seeds)
         return
     if options.data is None:
         parser.error("--data is missing; give the folder that holds ARC-Easy/train.json and test.json")
