@@ -7,8 +7,9 @@
 SmolLM2-135M is trained on 600 questions of one task (ARC-Easy as cloze) in 100 steps of 6. Every method has five rates,
 each with three seeds; a row says the loss on 60 other training questions and the KL divergence from the model before,
 on 512 tokens of Python's documentation. `--table` reads the KL off each method's curve at equal losses and draws the
-curves. `--judge` takes the rate of least loss, trains again and measures accuracy on 1,000 test questions of ARC-Easy,
-BoolQ and OpenBookQA, of which two were never trained on. FOLDER is that of LLM-Adapters' data: ARC-Easy/train.json, ...
+curves. `--judge` takes the rate of least loss of seed 0, trains again and measures accuracy on 1,000 test questions of
+ARC-Easy, BoolQ and OpenBookQA, of which two were never trained on. FOLDER is that of LLM-Adapters' data:
+ARC-Easy/train.json, ...
 S2FT, LoRA, DoRA and SHiRA change the same matrices (o_proj, down_proj) with equal numbers of parameters; `both axes`
 changes columns of these and rows of v_proj and up_proj with 0.96 times as many.
 """
@@ -23,7 +24,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bench_s2ft_learning import TARGETS, adapted, autocast, batches_of, held_out_loss, neutral_rows, questions, train
+from bench_s2ft_learning import (
+    NAMES,
+    TARGETS,
+    adapted,
+    autocast,
+    batches_of,
+    held_out_loss,
+    neutral_rows,
+    questions,
+    train,
+)
 from measurement import read_rows, write_rows
 from torch import Tensor, nn
 
@@ -48,6 +59,13 @@ RATES: dict[str, tuple[float, ...]] = {
     "s2ft both axes": S2FT_RATES,
     "full": (2e-5, 4e-5, 8e-5, 1.7e-4, 3.4e-4),
     "galore": (1.9e-4, 3.75e-4, 7.5e-4, 1.5e-3, 3e-3),
+}
+LABELS = NAMES | {
+    "dora": "DoRA",
+    "s2ft activation, smallest": "S2FT, smallest activations",
+    "s2ft gradient, largest": "S2FT, largest gradients",
+    "s2ft both axes": "S2FT, rows and columns",
+    "galore": "GaLore",
 }
 AXES = {"o_proj": "input", "down_proj": "input", "v_proj": "output", "up_proj": "output"}
 Batches = list[dict[str, Tensor]]
@@ -149,7 +167,10 @@ def table(seeds: Collection[int], losses: Collection[float]) -> None:
     """Print each method's KL at losses that several reach, and its best rate; only rates that all seeds have."""
     curves = {method: curve(method, seeds) for method in RATES if len(curve(method, seeds)) > 1}
     if not curves:
-        raise SystemExit(f"bench s2ft_forgetting: results/{NAME}.csv has no rows yet. Run it without --table first.")
+        raise SystemExit(
+            f"bench s2ft_forgetting: results/{NAME}.csv has no two rates of one method that all of seeds="
+            f"{list(seeds)} have. Choose others with --seeds, or run what is missing without --table."
+        )
     heads = ["method", "trained", *(f"KL at a loss of {loss:.2f}" for loss in losses)]
     heads += ["least loss", "its KL", "its rate", "peak (MiB)"]
     print("| " + " | ".join(heads) + " |")
@@ -159,7 +180,7 @@ def table(seeds: Collection[int], losses: Collection[float]) -> None:
         at_losses = [kl_at(points, loss) for loss in losses]
         least, kl, lr = min(points)
         cells = [
-            method,
+            LABELS[method],
             f"{int(row['trained_parameters']):,}",
             *("" if math.isnan(x) else f"{x:.3f}" for x in at_losses),
         ]
@@ -178,7 +199,9 @@ def draw(seeds: Collection[int]) -> None:
         axes = figure.add_subplot()
         for method, style in zip(RATES, ("o-", "s-", "D-", "^-", "v-", "P-", "X-", "*--", "h--"), strict=True):
             if points := curve(method, seeds):
-                axes.plot([one[0] for one in points], [one[1] for one in points], style, markersize=5, label=method)
+                axes.plot(
+                    [one[0] for one in points], [one[1] for one in points], style, markersize=5, label=LABELS[method]
+                )
         axes.set_xlim(2.15, 2.6)
         axes.set_ylim(0.005, 2)
         axes.set_yscale("log")
@@ -211,7 +234,7 @@ def main() -> None:
     for seed in options.seeds:
         for method in options.methods:
             if options.judge:
-                lr = min(curve(method, options.seeds))[2]
+                lr = min(curve(method, SEEDS[:1]))[2]
                 if not is_known(JUDGED, method, lr, seed):
                     write_rows(JUDGED, [judged(method, lr, seed, pretrained, options)])
                 continue
