@@ -41,7 +41,9 @@ from torch import Tensor, nn
 import featherweight as fw
 from featherweight.models import load_model, load_tokenizer
 from featherweight.optim import GaLoreAdamW, param_groups
+from featherweight.optim.group_rates import scale_embedding_lr
 from featherweight.text.forgetting import measure_forgetting
+from featherweight.text.instructions import as_cloze, load_instructions
 from featherweight.text.multiple_choice import evaluate_multiple_choice
 
 NAME, JUDGED = "s2ft_forgetting", "s2ft_forgetting_judged"
@@ -59,6 +61,7 @@ RATES: dict[str, tuple[float, ...]] = {
     "s2ft both axes": S2FT_RATES,
     "full": (2e-5, 4e-5, 8e-5, 1.7e-4, 3.4e-4),
     "galore": (1.9e-4, 3.75e-4, 7.5e-4, 1.5e-3, 3e-3),
+    "galore one rate": (1.9e-4, 3.75e-4, 7.5e-4, 1.5e-3, 3e-3),
 }
 LABELS = NAMES | {
     "dora": "DoRA",
@@ -66,7 +69,10 @@ LABELS = NAMES | {
     "s2ft gradient, largest": "S2FT, largest gradients",
     "s2ft both axes": "S2FT, rows and columns",
     "galore": "GaLore",
+    "galore one rate": "GaLore, embeddings at the matrices' rate",
 }
+BASE = "before training"
+GALORE, GALORE_SCALE = ("galore", "galore one rate"), 0.25
 AXES = {"o_proj": "input", "down_proj": "input", "v_proj": "output", "up_proj": "output"}
 Batches = list[dict[str, Tensor]]
 Point = tuple[float, float, float]
@@ -76,7 +82,7 @@ def changed(method: str, model: nn.Module, batches: Batches) -> nn.Module:
     """Return the model of a method; only what it trains requires gradients."""
     import peft
 
-    if method == "galore":
+    if method in GALORE:
         return model
     if method == "dora":
         options = {"r": 8, "lora_alpha": 16, "target_modules": TARGETS, "use_dora": True}
@@ -92,49 +98,75 @@ def changed(method: str, model: nn.Module, batches: Batches) -> nn.Module:
     return peft.get_peft_model(model, fw.s2ft.select(model, batches[:8], fw.S2FTConfig(**chosen)))
 
 
+def galore(method: str, model: nn.Module, lr: float) -> GaLoreAdamW:
+    """Return GaLore's optimizer; its matrices move at `GALORE_SCALE` times the rate, and embeddings too if so named."""
+    groups = param_groups(model, rank=64, update_proj_gap=50, scale=GALORE_SCALE)
+    if method == "galore one rate":
+        groups = scale_embedding_lr(groups, model, lr, GALORE_SCALE)
+    return GaLoreAdamW(groups, lr=lr)
+
+
+def measured(model: nn.Module, pretrained: nn.Module, folder: Path) -> dict[str, Any]:
+    """Return the loss on held-out questions and what was forgotten."""
+    tokenizer = load_tokenizer("smollm2")
+    checked = sorted(questions(folder, "train", TASK)[:HELD_OUT], key=lambda one: len(one.instruction))
+    loss = held_out_loss(model, batches_of(checked, tokenizer, BATCH))
+    with torch.autocast("cpu", torch.bfloat16):
+        forgotten = measure_forgetting(model, pretrained, neutral_rows(tokenizer, 4, 128))
+    return {
+        "held_out_loss": round(loss, 4),
+        "kl": round(forgotten["kl"], 4),
+        "perplexity": round(forgotten["perplexity"], 3),
+    }
+
+
 def trained(method: str, lr: float, seed: int, pretrained: nn.Module, folder: Path) -> tuple[nn.Module, dict[str, Any]]:
     """Fine-tune a copy of the model; return it and its row."""
     torch.manual_seed(seed)
-    tokenizer = load_tokenizer("smollm2")
-    found = questions(folder, "train", TASK)
-    checked, training = found[:HELD_OUT], found[HELD_OUT:]
+    training = questions(folder, "train", TASK)[HELD_OUT:]
     random.Random(seed).shuffle(training)
-    steps = batches_of(training[: STEPS * BATCH], tokenizer, BATCH)
+    steps = batches_of(training[: STEPS * BATCH], load_tokenizer("smollm2"), BATCH)
     model = copy.deepcopy(pretrained)
-    if method not in ("full", "galore"):
+    if method not in ("full", *GALORE):
         model.to(torch.bfloat16)
     model = changed(method, model, steps)
-    optimizer = GaLoreAdamW(param_groups(model, rank=64, update_proj_gap=50), lr=lr) if method == "galore" else None
-    step_s, peak = train(model, steps, lr, optimizer)
-    checks = batches_of(sorted(checked, key=lambda one: len(one.instruction)), tokenizer, BATCH)
-    loss = held_out_loss(model, checks)
-    with torch.autocast("cpu", torch.bfloat16):
-        forgotten = measure_forgetting(model, pretrained, neutral_rows(tokenizer, 4, 128))
+    step_s, peak = train(model, steps, lr, galore(method, model, lr) if method in GALORE else None)
     return model, {
         "method": method,
         "lr": lr,
         "seed": seed,
         "trained_parameters": sum(one.numel() for one in model.parameters() if one.requires_grad),
-        "held_out_loss": round(loss, 4),
-        "kl": round(forgotten["kl"], 4),
-        "perplexity": round(forgotten["perplexity"], 3),
+        **measured(model, pretrained, folder),
         "step_s": round(step_s, 3),
         "peak_mib": round(peak / 2**20, 1),
     }
 
 
-def judged(method: str, lr: float, seed: int, pretrained: nn.Module, options: argparse.Namespace) -> dict[str, Any]:
-    """Train once more and measure accuracy on the test questions of all tasks."""
-    model, row = trained(method, lr, seed, pretrained, options.data)
-    tokenizer = load_tokenizer("smollm2")
+def accuracies(model: nn.Module, options: argparse.Namespace) -> dict[str, Any]:
+    """Return the accuracy on the test questions of all tasks; those with options of their own words are cloze."""
+    tokenizer, found = load_tokenizer("smollm2"), {}
     for task in TASKS:
+        asked = load_instructions(options.data / task / "test.json")[: options.questions]
         with autocast(model):
-            found = evaluate_multiple_choice(
-                model, tokenizer, questions(options.data, "test", task)[: options.questions]
-            )
-        row[f"{task}_accuracy"] = round(found["accuracy"], 4)
-        row[f"{task}_questions"] = int(found["questions"])
-    return row
+            values = evaluate_multiple_choice(model, tokenizer, [as_cloze(one) or one for one in asked])
+        found[f"{task}_accuracy"] = round(values["accuracy"], 4)
+        found[f"{task}_questions"] = int(values["questions"])
+    return found
+
+
+def judge(method: str, lr: float, seed: int, pretrained: nn.Module, options: argparse.Namespace) -> None:
+    """Train once more and measure accuracy; the row of a run that the curves lack goes there too."""
+    model, row = trained(method, lr, seed, pretrained, options.data)
+    if not is_known(NAME, method, lr, seed):
+        write_rows(NAME, [row])
+    write_rows(JUDGED, [row | accuracies(model, options)])
+
+
+def judge_base(pretrained: nn.Module, options: argparse.Namespace) -> None:
+    """Measure the model before any training."""
+    row = {"method": BASE, "lr": 0.0, "seed": 0, "trained_parameters": 0}
+    row |= measured(pretrained, pretrained, options.data) | {"step_s": 0.0, "peak_mib": 0.0}
+    write_rows(JUDGED, [row | accuracies(pretrained, options)])
 
 
 def is_known(name: str, method: str, lr: float, seed: int) -> bool:
@@ -187,6 +219,24 @@ def table(seeds: Collection[int], losses: Collection[float]) -> None:
         print("| " + " | ".join([*cells, f"{least:.3f}", f"{kl:.3f}", f"{lr:g}", row["peak_mib"]]) + " |")
 
 
+def judged_table(seeds: Collection[int]) -> None:
+    """Print accuracy at each method's chosen rate: mean over the seeds and standard error among them."""
+    rows = read_rows(JUDGED)
+    print("| method | rate | seeds | KL | " + " | ".join(f"{task} (%)" for task in TASKS) + " |")
+    print("|---" * (4 + len(TASKS)) + "|")
+    for method in (BASE, *RATES):
+        mine = [row for row in rows if row["method"] == method and int(row["seed"]) in seeds]
+        if not mine:
+            continue
+        cells = [LABELS.get(method, method), f"{float(mine[0]['lr']):g}", str(len(mine))]
+        cells.append(f"{statistics.mean(float(row['kl']) for row in mine):.3f}")
+        for task in TASKS:
+            found = [100 * float(row[f"{task}_accuracy"]) for row in mine]
+            error = statistics.stdev(found) / math.sqrt(len(found)) if len(found) > 1 else math.nan
+            cells.append(f"{statistics.mean(found):.1f}" + ("" if math.isnan(error) else f" ± {error:.1f}"))
+        print("| " + " | ".join(cells) + " |")
+
+
 def draw(seeds: Collection[int]) -> None:
     """Draw KL over held-out loss, a line for each method and a point for each rate."""
     import matplotlib
@@ -197,7 +247,7 @@ def draw(seeds: Collection[int]) -> None:
     with matplotlib.rc_context(settings(NAME)):
         figure = Figure(figsize=(9, 5), layout="constrained")
         axes = figure.add_subplot()
-        for method, style in zip(RATES, ("o-", "s-", "D-", "^-", "v-", "P-", "X-", "*--", "h--"), strict=True):
+        for method, style in zip(RATES, ("o-", "s-", "D-", "^-", "v-", "P-", "X-", "*--", "h--", "p--"), strict=True):
             if points := curve(method, seeds):
                 axes.plot(
                     [one[0] for one in points], [one[1] for one in points], style, markersize=5, label=LABELS[method]
@@ -226,17 +276,20 @@ def main() -> None:
     options = parser.parse_args()
     if options.table:
         table(options.seeds, options.losses)
+        judged_table(options.seeds)
         draw(options.seeds)
         return
     if options.data is None:
         parser.error("--data is missing; give the folder that holds ARC-Easy/train.json and test.json")
     pretrained = load_model("smollm2")
+    if options.judge and not is_known(JUDGED, BASE, 0.0, 0):
+        judge_base(pretrained, options)
     for seed in options.seeds:
         for method in options.methods:
             if options.judge:
                 lr = min(curve(method, SEEDS[:1]))[2]
                 if not is_known(JUDGED, method, lr, seed):
-                    write_rows(JUDGED, [judged(method, lr, seed, pretrained, options)])
+                    judge(method, lr, seed, pretrained, options)
                 continue
             for lr in RATES[method]:
                 if not is_known(NAME, method, lr, seed):
