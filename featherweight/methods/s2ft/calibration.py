@@ -3,6 +3,7 @@
 Shapes: T tokens of a batch, C channels of an axis, U units, K the other axis.
 """
 
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -19,6 +20,8 @@ from featherweight.methods.s2ft.targets import Target
 
 SEQUENCES, TOKENS = 128, 512
 """How much data is looked at: so many sequences, so many tokens of each."""
+MASSIVE = 100
+"""Activation over the median one of its module from which on a channel is warned of."""
 
 
 def select(model: nn.Module, data: Iterable[Any], config: S2FTConfig | None = None, **options: Any) -> S2FTConfig:
@@ -35,6 +38,8 @@ def select(model: nn.Module, data: Iterable[Any], config: S2FTConfig | None = No
         A configuration whose `selection` is explicit.
     Raises:
         ConfigError: if there is no data, or the configuration does not fit the model.
+    Warns: if a chosen channel is a hundred times as active as the median of its module. Language models have a few
+        such channels, on which every output rests, and a small change of their weights is a large one of the model.
     Cost: a forward pass of the data; with selection="gradient" a backward pass too, and one weight gradient at a time.
     Source: arXiv 2412.06289, section 4.
     """
@@ -44,9 +49,32 @@ def select(model: nn.Module, data: Iterable[Any], config: S2FTConfig | None = No
     chosen = choose_channels(
         targets, config, lambda name: by_channel(base_weight(targets[name], None), targets[name].axis), statistics
     )
+    _warn_of_massive_activations(chosen, targets, statistics, config)
     config.selection = chosen
     config.channel_pattern = {}
     return config
+
+
+def _warn_of_massive_activations(
+    chosen: Mapping[str, Tensor],
+    targets: Mapping[str, Target],
+    statistics: Mapping[str, ChannelStatistics],
+    config: S2FTConfig,
+) -> None:
+    times = {}
+    for name, indices in chosen.items():
+        norm_U = statistics[name].unit_norm
+        if len(indices) and (median := norm_U.median()) > 0:
+            times[name] = float(norm_U[indices.long().div(targets[name].unit, rounding_mode="floor")].max() / median)
+    name = max(times, key=lambda one: times[one], default="")
+    if name and times[name] > MASSIVE:
+        warnings.warn(
+            f"fw.s2ft.select: selection={config.selection!r} with select={config.select!r} trains a channel of "
+            f"'{name}' that is {times[name]:.0f} times as active as the median there; a small change of it changes "
+            "every output, and much is forgotten. Choose at random or select='smallest', or watch "
+            "measure_forgetting and lower the learning rate.",
+            stacklevel=3,
+        )
 
 
 def calibrate(

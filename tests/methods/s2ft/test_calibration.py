@@ -1,5 +1,7 @@
 """Choosing channels by data."""
 
+import warnings
+
 import peft
 import pytest
 import torch
@@ -48,6 +50,23 @@ def test_select_makes_a_configuration_that_names_its_channels(selection):
     assert indices_of(tuned) == chosen and len(chosen) == 4
     with pytest.raises(ConfigError, match="Call config = fw.s2ft.select"):
         selecting(num_channels=8, selection=selection)
+
+
+@pytest.mark.parametrize(("select", "is_warned"), [("largest", True), ("smallest", False)])
+def test_a_channel_of_massive_activation_is_warned_of_where_it_is_chosen(select, is_warned):
+    # Real models have such channels: 537 times the median in down_proj of SmolLM2-135M's layer 11.
+    model = causal_model("llama")
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight[5] *= 1000
+    options = {"num_channels": 8, "selection": "activation", "select": select}
+
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        config = fw.s2ft.select(model, [batch()], **options)
+
+    assert (5 in config.selection["model.layers.1.mlp.down_proj"].tolist()) == is_warned
+    told = [str(one.message) for one in seen if "as active as the median" in str(one.message)]
+    assert len(told) == is_warned and all("layers.1.mlp.down_proj" in one for one in told)
 
 
 def test_select_cleans_up_after_an_error():
