@@ -5,7 +5,7 @@
     scripts/bench learning_bpe --work FOLDER --size 24m --corpus FILE --device cuda
     scripts/bench learning_bpe --table [--size 24m]
 
-`6m`: hidden 256, 6 layers, 4,096 tokens of BPE, 5.8 M parameters, 2 M tokens: two thirds of a pass over the sources of
+`6m`: hidden 256, 6 layers, 4,096 tokens of BPE, 5.8 M parameters, 2 M tokens: six tenths of a pass over the sources of
 Python's standard library. `24m`: hidden 384, 8 layers, 8,192 tokens of BPE, 60 M tokens. Batches of 16 x 256, bfloat16
 autocast, warm-up over 10 % of the steps, cosine to 10 %, no weight decay, no clipping. Low-rank methods: rank a
 quarter of the hidden size, gap 50, else their defaults. Every method has five points in runs of an eighth of the
