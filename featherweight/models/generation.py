@@ -93,7 +93,8 @@ def prefill(
         Where the prompts end.
 
     Raises:
-        ConfigError: if the model is in training mode, whose dropout and checkpointing fit no cache.
+        ConfigError: if the model is in training mode, whose dropout and checkpointing fit no cache, or adds virtual
+            tokens, see `adds_virtual_tokens`.
         ShapeError: if a prompt is empty, or padding stands elsewhere than on the left.
 
     Example:
@@ -106,6 +107,7 @@ def prefill(
         raise ConfigError(
             f"prefill: model={type(model).__name__} is in training mode; expected evaluation mode. Call model.eval()."
         )
+    _require_no_virtual_tokens(model)
     device = next(model.parameters()).device
     token_ids = token_ids.to(device)
     mask = _checked_mask(token_ids, attention_mask)
@@ -271,6 +273,7 @@ def prefill_branch(
         Where the prompts end, to be used after the block, but for its logits and states; where the further tokens end;
         and the logits after those, as of `extend`.
     """
+    _require_no_virtual_tokens(model)
     device, count = next(model.parameters()).device, len(further_ids)
     token_ids, further_ids = token_ids.to(device), further_ids.to(device)
     length = token_ids.shape[1]
@@ -349,6 +352,28 @@ def _checked_mask(token_ids_BL: Tensor, mask_BL: Tensor | None) -> Tensor | None
             'Call the tokenizer with padding_side="left".'
         )
     return None if bool(mask_BL.all()) else mask_BL
+
+
+def adds_virtual_tokens(model: nn.Module) -> bool:
+    """Tell whether PEFT puts trained virtual tokens in front of every pass (prompt tuning, prefix tuning and kin).
+
+    Such a model cannot go on from a cache in this loop: the second pass would get the virtual tokens again, or lose
+    what the first has read.
+    """
+    wrapped = unwrap_model(model)
+    known, active = getattr(wrapped, "peft_config", None), getattr(wrapped, "active_adapters", None)
+    if not isinstance(known, dict) or not isinstance(active, list):  # active_adapters is a method of plain models
+        return False
+    return any(getattr(known.get(name), "is_prompt_learning", False) for name in active)
+
+
+def _require_no_virtual_tokens(model: nn.Module) -> None:
+    if adds_virtual_tokens(model):
+        raise ConfigError(
+            f"prefill: model={type(model).__name__} has an active adapter of prompt or prefix tuning, which puts its "
+            "virtual tokens in front of every pass; expected a model that reads further tokens behind a cache. "
+            "Generate with the model's own generate, or take an adapter such as LoRA or S2FT."
+        )
 
 
 @functools.cache

@@ -10,8 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from featherweight.errors import ConfigError
+from featherweight.models.decoding_rows import keep_rows
+from featherweight.models.generation import adds_virtual_tokens, extend, prefill
 from featherweight.text.instructions import Instruction, Template, prompt_tokens
 from featherweight.training.share import Share
+from featherweight.unwrap import unwrap_model
 
 ANSWER_PREFIX = "the correct answer is "
 """How the responses of the commonsense tasks begin."""
@@ -39,7 +42,9 @@ def evaluate_multiple_choice(
         accuracy, questions, and chance: the accuracy of guessing.
     Raises:
         ConfigError: if a question has no options, or its answer is none of them.
-    Cost: one forward pass for each question, with a row for each option if they differ in more than one token.
+    Cost: the tokens of each question once and those of its options, in two forward passes, or in one where the options
+        differ in one token. Several processes, whose passes must match, make one pass for each question, with a row of
+        prompt and option for each option if they differ in more than one token.
     """
     asked, share = list(examples), share or Share()
     for example in asked:  # all of them before the first pass, so that no process is left waiting for another one
@@ -58,7 +63,12 @@ def evaluate_multiple_choice(
             prompt = prompt_tokens(example.instruction, tokenizer, template=template, for_training=False)
             begin = "" if example.texts else prefix
             scores = option_scores(
-                model, tokenizer, prompt, [f"{begin}{option}" for option in options], per_token=bool(example.texts)
+                model,
+                tokenizer,
+                prompt,
+                [f"{begin}{option}" for option in options],
+                per_token=bool(example.texts),
+                one_pass=share.processes > 1,
             )
             if counts:
                 right += options[int(scores.argmax())] == answer
@@ -97,7 +107,13 @@ def answer_prefix(examples: Iterable[Instruction]) -> str:
 
 @torch.no_grad()
 def option_scores(
-    model: nn.Module, tokenizer: Any, prompt: Sequence[int], responses: Sequence[str], *, per_token: bool = False
+    model: nn.Module,
+    tokenizer: Any,
+    prompt: Sequence[int],
+    responses: Sequence[str],
+    *,
+    per_token: bool = False,
+    one_pass: bool = False,
 ) -> Tensor:
     """Return the log-probability of each response after a prompt, in nats; (options,) float64.
 
@@ -107,6 +123,8 @@ def option_scores(
         prompt: token ids.
         responses: texts.
         per_token: mean over the tokens of a response instead of their sum, so that long ones are not at a disadvantage.
+        one_pass: read the prompt with every response, for models whose passes are counted; else it is read once, where
+            the model has a cache.
     """
     encoded = [tokenizer(response, add_special_tokens=False)["input_ids"] for response in responses]
     shared = _shared_length(encoded)
@@ -117,10 +135,18 @@ def option_scores(
         return torch.stack([logits[tokens[-1]] for tokens in encoded]).cpu()
     # Padded behind their end, where causal attention does not look.
     longest = max(map(len, encoded))
-    padded = [[*prompt, *tokens, *[0] * (longest - len(tokens))] for tokens in encoded]
-    logits_BLV = model(input_ids=torch.tensor(padded, device=device), use_cache=False).logits[:, len(prompt) - 1 : -1]
+    padded_BP = torch.tensor([[*tokens, *[0] * (longest - len(tokens))] for tokens in encoded], device=device)
+    prompt_L = torch.tensor(prompt, device=device)
+    if one_pass or not hasattr(unwrap_model(model), "config") or adds_virtual_tokens(model):
+        ids = torch.cat([prompt_L.expand(len(encoded), -1), padded_BP], dim=1)
+        # From the end, because virtual tokens of prompt tuning have logits too.
+        logits_BPV = model(input_ids=ids, use_cache=False).logits[:, -longest - 1 : -1]
+    else:
+        decoding = prefill(model, prompt_L[None])
+        keep_rows(decoding, [0] * len(encoded))
+        logits_BPV = torch.cat([decoding.logits[:, None], extend(decoding, padded_BP)[:, :-1]], dim=1)
     scores = []
-    for logits_LV, tokens in zip(logits_BLV, encoded, strict=True):
+    for logits_LV, tokens in zip(logits_BPV, encoded, strict=True):
         log_probabilities = logits_LV[: len(tokens)].double().log_softmax(-1)
         chosen = log_probabilities.gather(-1, torch.tensor(tokens, device=device)[:, None])
         scores.append(chosen.mean() if per_token else chosen.sum())

@@ -27,6 +27,11 @@ class Share:
         self._world = world
         self._rank, self._size = (0, 1) if world is None else (world.rank, world.size)
 
+    @property
+    def processes(self) -> int:
+        """How many processes share."""
+        return self._size
+
     def of(self, items: Iterable[Item]) -> Iterator[tuple[Item, bool]]:
         """Yield the items of this process, and whether they count.
 

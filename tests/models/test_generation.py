@@ -206,6 +206,18 @@ def test_a_model_inside_peft_generates_with_its_adapter():
     )
 
 
+@pytest.mark.parametrize("kind", ["PromptTuningConfig", "PrefixTuningConfig"])
+def test_virtual_tokens_of_an_adapter_are_refused_instead_of_read_at_every_pass(kind):
+    # PEFT puts them in front of each pass: a cache would get them again with every token, and other logits come out.
+    peft = pytest.importorskip("peft")
+    config = getattr(peft, kind)(task_type="CAUSAL_LM", num_virtual_tokens=3)
+    model = peft.get_peft_model(copy.deepcopy(tiny_model("llama")), config).eval()
+    with pytest.raises(ConfigError, match="virtual tokens in front of every pass"):
+        prefill(model, prompt())
+    with pytest.raises(ConfigError, match="virtual tokens"), prefill_branch(model, prompt(), prompt(1, 2)[0]):
+        pass
+
+
 def test_stop_tokens_come_from_the_generation_settings():
     model = tiny_model("llama")
     assert stop_token_ids_of(model) == ()

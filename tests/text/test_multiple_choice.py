@@ -1,5 +1,6 @@
 import pytest
 import torch
+from tiny_models import CROPPED, RECURRENT, VOCABULARY, tiny_model
 from torch import nn
 
 from featherweight.errors import ConfigError
@@ -53,6 +54,35 @@ def test_scores_are_log_probabilities_of_the_responses(responses, per_token):
     else:
         # Norms of the model are float32 inside.
         torch.testing.assert_close(scores, torch.tensor(expected, dtype=torch.float64), rtol=1e-5, atol=1e-5)
+
+
+def letters(text, add_special_tokens=True):
+    """A tokenizer of few tokens: one for each letter."""
+    return {"input_ids": [ord(one) % VOCABULARY for one in text]}
+
+
+@pytest.mark.parametrize("name", [*CROPPED, *RECURRENT])
+def test_the_prompt_is_read_once_and_each_option_behind_it(name):
+    # Options shorter and longer than the sliding windows. Mutation: rows of the cache that are not repeated fail.
+    model, prompt, responses = tiny_model(name), [7, 3, 60, 12, 5, 9, 2, 11, 40], ["rain", "a wet, grey cloud", "sun"]
+    together = option_scores(model, letters, prompt, responses, one_pass=True)
+    read = []
+    hook = model.get_input_embeddings().register_forward_hook(lambda module, args, _: read.append(args[0].numel()))
+    try:
+        scores = option_scores(model, letters, prompt, responses)
+    finally:
+        hook.remove()
+    torch.testing.assert_close(scores, together, rtol=0, atol=1e-4 * together.abs().max().item())
+    assert read == [9, 3 * 17]
+
+
+def test_virtual_tokens_of_an_adapter_are_read_once_with_each_option():
+    peft = pytest.importorskip("peft")
+    config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
+    model = peft.get_peft_model(load_model("tiny"), config).eval()
+    scores = option_scores(model, byte_tokenizer(), [7, 3, 60], ["rain", "a wet, grey cloud"])
+    by_hand_scores = [by_hand(model, [7, 3, 60], list(one.encode())) for one in ("rain", "a wet, grey cloud")]
+    torch.testing.assert_close(scores, torch.tensor(by_hand_scores, dtype=torch.float64), rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize("cloze", [False, True])
