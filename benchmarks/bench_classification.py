@@ -35,7 +35,7 @@ FULL, LOW, ADAPTER = (5e-4, 1e-3, 2e-3), (5e-3, 1e-2, 2e-2), (2e-3, 4e-3, 8e-3)
 METHODS: dict[str, tuple[dict[str, Any], list[Any], tuple[float, ...]]] = {
     "adamw": ({"name": "adamw"}, [], FULL),
     # Matrices at a quarter of the rate of embeddings and head, as GaLore has them.
-    "adamw_two_rates": ({"name": "adamw", "matrix_lr_factor": 0.25}, [], (2e-3, 4e-3, 8e-3)),
+    "adamw_two_rates": ({"name": "adamw", "matrix_lr_factor": 0.25}, [], (1e-3, 2e-3, 4e-3, 8e-3)),
     "galore_8": ({"name": "galore", "rank": 8}, [], LOW),
     "lora_8": ({"name": "adamw"}, [{"lora": {"r": 8, "lora_alpha": 16}}], ADAPTER),
     "galore_64": ({"name": "galore", "rank": 64}, [], LOW),

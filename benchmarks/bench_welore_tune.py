@@ -7,9 +7,9 @@ The cut is whitened on 16 rows of 512 tokens and takes `shares` of all ranks by 
 that lose half of theirs are cut (`train: lrc`). `lrc` trains their factors and the norms, `all` every weight of the cut
 model. English text of any Python installation: after what calibrates, 1,024 tokens choose, 2,048 judge, the rest
 trains: `steps` steps of two rows of 256 tokens, the same rows for both; AdamW, warm-up over a tenth, cosine to a tenth.
-Each way has three rates with seed 0, the low-rank components one more, because their best one at 30 % stood at the edge;
-the rate with the lowest perplexity on what chooses also has seeds 1 and 2. Seconds are those of the processor, of whole
-steps, one thread; peaks are the tracker's. A cut is kept in `--work` for the next run.
+Each way has three rates with seed 0, the low-rank components one more, because their best one at 30 % stood at the
+edge; the rate with the lowest perplexity on what chooses also has seeds 1 and 2. Seconds are those of the processor, of
+whole steps, one thread; peaks are the tracker's. A cut is kept in `--work` for the next run.
 """
 
 import argparse
